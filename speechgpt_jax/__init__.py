@@ -1,0 +1,1 @@
+"""A language model that listens and speaks: SpeechGPT in JAX, from a laptop to a TPU pod."""

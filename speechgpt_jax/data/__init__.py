@@ -1,0 +1,1 @@
+"""From SeqIO tasks and mixtures to packed batches of this host."""

@@ -1,0 +1,1 @@
+"""From prompts to tokens, text and sound."""

@@ -1,0 +1,1 @@
+"""Audio, HuBERT units and the unit vocoder; knows no language model."""
