@@ -1,0 +1,124 @@
+"""Short-time Fourier transforms and mel spectrograms, differentiable, as matrix products.
+
+A matrix product is several times faster on a CPU than an FFT of these sizes under XLA, and as fast on an accelerator.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@functools.cache
+def hann_window(size: int) -> np.ndarray:
+    """The periodic Hann window, float32 [size]."""
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)).astype(np.float32)
+
+
+@functools.cache
+def _analysis_matrix(n_fft: int) -> np.ndarray:
+    """Windowed frame [n_fft] -> real parts then imaginary parts [n_fft + 2]."""
+    angle = 2 * np.pi * np.outer(np.arange(n_fft), np.arange(n_fft // 2 + 1)) / n_fft
+    basis = np.concatenate([np.cos(angle), -np.sin(angle)], axis=1)
+    return (hann_window(n_fft)[:, None] * basis).astype(np.float32)
+
+
+@functools.cache
+def _synthesis_matrix(n_fft: int) -> np.ndarray:
+    """Real parts then imaginary parts [n_fft + 2] -> windowed frame [n_fft]."""
+    angle = 2 * np.pi * np.outer(np.arange(n_fft // 2 + 1), np.arange(n_fft)) / n_fft
+    # Every bin but the first and the last stands for a conjugate pair.
+    weight = np.full((n_fft // 2 + 1, 1), 2.0 / n_fft)
+    weight[[0, -1]] = 1.0 / n_fft
+    basis = np.concatenate([weight * np.cos(angle), -weight * np.sin(angle)])
+    return (basis * hann_window(n_fft)).astype(np.float32)
+
+
+def _check_hop(n_fft: int, hop: int) -> None:
+    if n_fft % 2 or n_fft % hop:
+        raise ValueError(f"n_fft {n_fft} must be even and a multiple of the hop {hop}.")
+
+
+def stft(wav: jax.Array, n_fft: int, hop: int) -> tuple[jax.Array, jax.Array]:
+    """Real and imaginary parts of the centred Hann STFT, as `torch.stft(center=True)`.
+
+    wav [B, S], S a multiple of `hop` -> two of [B, S / hop + 1, n_fft / 2 + 1]. Raises ValueError otherwise.
+    """
+    _check_hop(n_fft, hop)
+    if wav.shape[1] % hop:
+        raise ValueError(
+            f"{wav.shape[1]} samples is no multiple of the hop {hop}; pad or cut the wav."
+        )
+    padded = jnp.pad(wav, ((0, 0), (n_fft // 2, n_fft // 2)), mode="reflect")
+    blocks = padded.reshape(len(wav), -1, hop)
+    num_frames = wav.shape[1] // hop + 1
+    overlap = n_fft // hop
+    # Frame f is blocks f .. f + overlap - 1: shifted slices instead of a gather.
+    frames = jnp.concatenate([blocks[:, i : i + num_frames] for i in range(overlap)], axis=-1)
+    return tuple(jnp.split(frames @ _analysis_matrix(n_fft), 2, axis=-1))
+
+
+def _overlap_add(frames: jax.Array, hop: int) -> jax.Array:
+    """Frames [B, F, N] starting `hop` samples apart -> their sum [B, (F - 1) * hop + N]."""
+    batch, num_frames, size = frames.shape
+    overlap = size // hop
+    blocks = frames.reshape(batch, num_frames, overlap, hop)
+    shifted = (
+        jnp.pad(blocks[:, :, i], ((0, 0), (i, overlap - 1 - i), (0, 0))) for i in range(overlap)
+    )
+    return sum(shifted).reshape(batch, -1)
+
+
+def istft(
+    real: jax.Array, imag: jax.Array, n_fft: int, hop: int, frame_mask: jax.Array | None = None
+) -> jax.Array:
+    """The inverse of `stft`, as `torch.istft(center=True)`.
+
+    real, imag [B, F, n_fft / 2 + 1] -> wav [B, (F - 1) * hop]. Frames whose `frame_mask` [B, F] is 0 are taken for absent,
+    so that a shorter item of a batch ends as it would alone.
+    """
+    _check_hop(n_fft, hop)
+    mask = jnp.ones(real.shape[:2], real.dtype) if frame_mask is None else frame_mask
+    frames = jnp.concatenate([real, imag], axis=-1) @ _synthesis_matrix(n_fft)
+    wav = _overlap_add(frames * mask[..., None], hop)
+    envelope = _overlap_add(mask[..., None] * hann_window(n_fft) ** 2, hop)
+    inside = slice(n_fft // 2, wav.shape[1] - n_fft // 2)
+    return wav[:, inside] / jnp.maximum(envelope[:, inside], 1e-8)
+
+
+def _hz_to_mel(hz):
+    """Slaney's scale: linear below 1 kHz (15 mels), logarithmic above."""
+    return np.where(
+        hz < 1000, 3 * hz / 200, 15 + 27 * np.log(np.maximum(hz, 1) / 1000) / np.log(6.4)
+    )
+
+
+def _mel_to_hz(mel):
+    return np.where(mel < 15, 200 * mel / 3, 1000 * 6.4 ** ((mel - 15) / 27))
+
+
+@functools.cache
+def mel_filterbank(
+    sample_rate: int, n_fft: int, num_mels: int, fmin: float, fmax: float
+) -> np.ndarray:
+    """Triangular filters of unit area on Slaney's mel scale (librosa's default), float32 [n_fft / 2 + 1, num_mels]."""
+    corners = _mel_to_hz(np.linspace(_hz_to_mel(fmin), _hz_to_mel(fmax), num_mels + 2))
+    hz = np.linspace(0, sample_rate / 2, n_fft // 2 + 1)[:, None]
+    left, centre, right = corners[:-2], corners[1:-1], corners[2:]
+    triangles = np.minimum((hz - left) / (centre - left), (right - hz) / (right - centre))
+    return (np.maximum(triangles, 0) * 2 / (right - left)).astype(np.float32)
+
+
+def magnitude(real: jax.Array, imag: jax.Array) -> jax.Array:
+    """The absolute value with a floor of 1e-4 inside the root: its gradient at silence stays finite."""
+    return jnp.sqrt(real**2 + imag**2 + 1e-8)
+
+
+def log_mel(
+    wav: jax.Array, sample_rate: int, n_fft: int, hop: int, num_mels: int, fmax: float
+) -> jax.Array:
+    """log(max(mel magnitude, 1e-5)) of HiFi-GAN; wav [B, S] -> [B, S / hop + 1, num_mels]."""
+    spectrum = magnitude(*stft(wav, n_fft, hop))
+    mel = spectrum @ mel_filterbank(sample_rate, n_fft, num_mels, 0.0, fmax)
+    return jnp.log(jnp.maximum(mel, 1e-5))
