@@ -1,0 +1,135 @@
+"""Prompts in, answers out: one prefill, then one token a step from the KV cache."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from speechgpt_jax.decoding.sampling import Sampling
+
+# Prompts are padded to the next of these lengths (then to multiples of the last), and each new
+# length compiles once: a few seconds.
+PROMPT_LENGTHS = (32, 64, 128, 256, 512)
+
+
+def generate(
+    model,
+    prompts,
+    *,
+    max_new_tokens,
+    stop_ids,
+    sampling=Sampling(),  # noqa: B008 (frozen)
+    min_new_tokens=0,
+    forbidden_ids=(),
+    key=None,
+):
+    """Continues every prompt until a stop token or `max_new_tokens`.
+
+    Args:
+      model: a Llama.
+      prompts: B lists of token ids, of any lengths.
+      max_new_tokens: room for the answer.
+      stop_ids: any of these token ids ends an answer.
+      sampling: how tokens are drawn.
+      min_new_tokens: no answer stops before.
+      forbidden_ids: token ids that are never written.
+      key: a PRNG key; by default `jax.random.key(0)`.
+
+    Returns:
+      tokens int32 [B, max_new_tokens] and lengths int32 [B], numpy: row b's answer is
+      `tokens[b, :lengths[b]]`, without the stop token; what follows it means nothing.
+
+    Raises:
+      ValueError: an empty prompt, or a token id outside of the vocabulary.
+    """
+    config = model.config
+    _check_ids(config.vocab_size, *prompts, stop_ids, forbidden_ids)
+    if not all(len(prompt) for prompt in prompts):
+        raise ValueError("A prompt is empty; begin it with at least the bos token.")
+    padded, start = _pad_left(prompts)
+    graphdef, state = nnx.split(model)
+    tokens, lengths = _generate(
+        graphdef,
+        state,
+        padded,
+        start,
+        _id_mask(config, stop_ids),
+        _id_mask(config, forbidden_ids),
+        jax.random.key(0) if key is None else key,
+        min_new_tokens,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+    )
+    return np.asarray(tokens), np.asarray(lengths)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "sampling"))
+def _generate(
+    graphdef,
+    state,
+    prompts,  # [B, T]
+    start,  # [B]
+    is_stop,  # [V]
+    is_forbidden,  # [V]
+    key,
+    min_new_tokens,
+    *,
+    max_new_tokens,
+    sampling,
+):
+    model = nnx.merge(graphdef, state)
+    batch, prompt_length = prompts.shape
+
+    def draw(hidden, step):  # [B, D] -> [B]
+        banned = is_forbidden | (is_stop & (step < min_new_tokens))
+        logits = jnp.where(banned, -jnp.inf, model.unembed(hidden))
+        return sampling(logits, jax.random.fold_in(key, step))
+
+    def unfinished(carry):
+        step, lengths, *_ = carry
+        return (step < max_new_tokens) & jnp.any(lengths == step)
+
+    def write_token(carry):
+        step, lengths, tokens, hidden, cache = carry
+        token = draw(hidden, step)
+        tokens = tokens.at[:, step].set(token)
+        # A row that has stopped keeps its length, and what it writes is ignored.
+        going_on = (lengths == step) & ~is_stop[token]
+        hidden, cache = model.decode(token[:, None], cache)
+        return step + 1, lengths + going_on, tokens, hidden[:, -1], cache
+
+    cache = model.init_cache(batch, prompt_length + max_new_tokens, start)
+    hidden, cache = model.decode(prompts, cache)
+    tokens = jnp.zeros((batch, max_new_tokens), jnp.int32)
+    carry = (0, jnp.zeros(batch, jnp.int32), tokens, hidden[:, -1], cache)
+    _, lengths, tokens, *_ = jax.lax.while_loop(unfinished, write_token, carry)
+    return tokens, lengths
+
+
+def _pad_left(prompts):
+    """[[7, 8], [9]] -> tokens [[.., 7, 8], [.., 0, 9]] and how many of each row are padding."""
+    longest = max(len(prompt) for prompt in prompts)
+    step = PROMPT_LENGTHS[-1]
+    length = next((n for n in PROMPT_LENGTHS if n >= longest), -(-longest // step) * step)
+    start = np.array([length - len(prompt) for prompt in prompts], np.int32)
+    tokens = np.zeros((len(prompts), length), np.int32)
+    for row, first, prompt in zip(tokens, start, prompts, strict=True):
+        row[first:] = prompt
+    return tokens, start
+
+
+def _id_mask(config, ids):
+    mask = np.zeros(config.padded_vocab_size, bool)
+    mask[list(ids)] = True
+    return mask
+
+
+def _check_ids(vocab_size, *sequences):
+    for ids in map(np.asarray, sequences):
+        if ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
+            raise ValueError(
+                f"Token ids must lie in 0..{vocab_size - 1}, got {ids.min()}..{ids.max()}: do "
+                "tokenizer and model belong together?"
+            )

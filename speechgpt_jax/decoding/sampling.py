@@ -1,0 +1,48 @@
+"""How the next token is drawn from the logits."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """Temperature, then the `top_k` likeliest tokens, then the nucleus of those.
+
+    The defaults are those of the released SpeechGPT.
+
+    Attributes:
+      temperature: divides the logits; 0 always takes the likeliest token.
+      top_k: how many of the likeliest tokens stay; 0 keeps all.
+      top_p: the fewest tokens whose probabilities add up to this stay (Holtzman et al. 2020).
+    """
+
+    temperature: float = 0.7
+    top_k: int = 50
+    top_p: float = 0.8
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise ValueError(f"temperature {self.temperature} must be at least 0 (0 is greedy).")
+        if self.top_k < 0:
+            raise ValueError(f"top_k {self.top_k} must be at least 0 (0 keeps all tokens).")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p {self.top_p} must lie in (0, 1] (1 keeps all tokens).")
+
+    def __call__(self, logits, key):
+        """Logits [..., V] -> token ids int32 [...]."""
+        if self.temperature == 0 or self.top_k == 1:
+            return jnp.argmax(logits, axis=-1)
+        # Sorted from the likeliest down, which makes the nucleus a prefix.
+        candidates, tokens = jax.lax.top_k(
+            logits / self.temperature, min(self.top_k or logits.shape[-1], logits.shape[-1])
+        )
+        probabilities = jax.nn.softmax(candidates)
+        mass_before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        candidates = jnp.where(mass_before < self.top_p, candidates, -jnp.inf)
+        drawn = jax.random.categorical(key, candidates)
+        return jnp.take_along_axis(tokens, drawn[..., None], axis=-1)[..., 0]
+
+
+GREEDY = Sampling(temperature=0.0)

@@ -1,0 +1,192 @@
+"""Layers of the language model: Dense with LoRA, RMSNorm, rotary positions, attention.
+
+Parameters carry logical axis names (`embed`, `heads`, ...) as `out_sharding` metadata. The names
+only describe; `sharding` decides which mesh axis each of them lies on.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+normal_init = nnx.initializers.truncated_normal(stddev=0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021): y = x W + alpha / rank * dropout(x) A B.
+
+    Attributes:
+      rank: columns of A and rows of B.
+      alpha: the adapter's output is scaled by alpha / rank.
+      dropout: share of the adapter's inputs set to zero while training.
+      targets: names of the projections that get an adapter.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.05
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"LoRA rank {self.rank} must be at least 1.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"LoRA dropout {self.dropout} must lie in [0, 1).")
+        if unknown := set(self.targets) - set(PROJECTIONS):
+            raise ValueError(
+                f"Unknown LoRA targets {sorted(unknown)}; choose from {', '.join(PROJECTIONS)}."
+            )
+        # Gin gives lists, and a config must be hashable.
+        object.__setattr__(self, "targets", tuple(self.targets))
+
+
+def parameter(value, axes, kind=nnx.Param):
+    """A parameter with one logical axis name (or None) a dimension."""
+    # Eager sharding would demand a mesh even for a chat on a laptop.
+    return kind(value, out_sharding=axes, eager_sharding=False)
+
+
+@jax.custom_vjp
+def matmul(x, kernel):  # [..., D], [D, F] -> [..., F]
+    """`x @ kernel` whose weight gradient is quick on a CPU too."""
+    return x @ kernel
+
+
+def _matmul_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _matmul_backward(residuals, grad):
+    x, kernel = residuals
+    x_transposed = x.reshape(-1, x.shape[-1]).T
+    # XLA's CPU backend is slow at contracting the leading axes of both sides; with x^T in memory it
+    # runs a plain matrix product. Accelerators read a transposed operand for nothing.
+    x_transposed = jax.lax.platform_dependent(
+        x_transposed, cpu=jax.lax.optimization_barrier, default=lambda x: x
+    )
+    return grad @ kernel.T, x_transposed @ grad.reshape(-1, grad.shape[-1])
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+class Dense(nnx.Module):
+    """A linear layer without bias, [..., in_features] -> [..., out_features], and its adapter.
+
+    The kernel is held in float32 and used in the dtype of the input. `lora_b` starts at zero, so a
+    fresh adapter changes nothing.
+    """
+
+    def __init__(self, in_features, out_features, axes, *, lora: LoraConfig | None, rngs: nnx.Rngs):
+        in_axis, out_axis = axes
+        self.lora = lora
+        self.kernel = parameter(normal_init(rngs.params(), (in_features, out_features)), axes)
+        if lora:
+            bound = in_features**-0.5
+            a = jax.random.uniform(
+                rngs.params(), (in_features, lora.rank), minval=-bound, maxval=bound
+            )
+            self.lora_a = parameter(a, (in_axis, None), nnx.LoRAParam)
+            self.lora_b = parameter(
+                jnp.zeros((lora.rank, out_features)), (None, out_axis), nnx.LoRAParam
+            )
+
+    def __call__(self, x, rngs: nnx.Rngs | None = None):
+        """With `rngs` (stream `dropout`) the adapter's input is dropped out, without it is not."""
+        y = matmul(x, self.kernel.astype(x.dtype))
+        return y + self._adapter(x, rngs) if self.lora else y
+
+    def _adapter(self, x, rngs):
+        if rngs is not None and self.lora.dropout > 0:
+            keep = jax.random.bernoulli(rngs.dropout(), 1 - self.lora.dropout, x.shape)
+            x = jnp.where(keep, x / (1 - self.lora.dropout), 0)
+        low_rank = matmul(x, self.lora_a.astype(x.dtype))
+        scale = self.lora.alpha / self.lora.rank
+        return matmul(low_rank, self.lora_b.astype(x.dtype)) * scale
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale over the last axis, computed in float32 (Zhang and Sennrich 2019)."""
+
+    def __init__(self, features, epsilon):
+        self.epsilon = epsilon
+        self.scale = parameter(jnp.ones(features), (None,))
+
+    def __call__(self, x):
+        x32 = x.astype(jnp.float32)
+        inverse_rms = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
+        return (x32 * inverse_rms).astype(x.dtype) * self.scale.astype(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearRopeScaling:
+    """Positions divided by `factor` (Chen et al. 2023)."""
+
+    factor: float
+
+    def __call__(self, frequencies):
+        return frequencies / self.factor
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3RopeScaling:
+    """LLaMA 3.1: positions of long wavelengths divided by `factor`, short ones kept."""
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_length: int
+
+    def __call__(self, frequencies):
+        turns = self.original_length * frequencies / (2 * np.pi)
+        ramp = (turns - self.low_frequency_factor) / (
+            self.high_frequency_factor - self.low_frequency_factor
+        )
+        kept = np.clip(ramp, 0, 1)
+        return kept * frequencies + (1 - kept) * frequencies / self.factor
+
+
+def rope_frequencies(head_dim, theta, scaling=None):
+    """Radians a position for each of the head_dim / 2 pairs (Su et al. 2021), float32 [H / 2]."""
+    frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)
+    return np.float32(scaling(frequencies) if scaling else frequencies)
+
+
+def rope_angles(positions, frequencies):
+    """Positions [B, T] -> sines and cosines, float32 [B, T, 1, H / 2]."""
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.sin(angles), jnp.cos(angles)
+
+
+def rope(x, angles):  # [B, T, N, H]
+    """Rotates the pair (i, i + H / 2) of each head by its angle: the layout of Hugging Face."""
+    sin, cos = (a.astype(x.dtype) for a in angles)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def attention(query, key, value, segment_ids):  # [B, T, N, H], 2 x [B, T, K, H], [B, T] | None
+    """Causal attention within each segment, [B, T, N, H]. A fused kernel would go here."""
+    mask = None
+    if segment_ids is not None:
+        mask = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=True)
+
+
+def cached_attention(query, keys, values, mask):  # [B, T, N, H], 2 x [B, K, S, H], [B, T, S]
+    """Attention of the next tokens to a cache, [B, T, N, H].
+
+    Heads lie before slots in the cache, so that each head is one contiguous matrix product.
+    """
+    head_dim = query.shape[-1]
+    grouped = query.reshape(*query.shape[:2], keys.shape[1], -1, head_dim)
+    scores = jnp.einsum("BTKGH,BKSH->BKGTS", grouped, keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores * head_dim**-0.5, -1e9)
+    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+    heads = jnp.einsum("BKGTS,BKSH->BTKGH", weights, values)
+    return heads.reshape(query.shape)

@@ -1,0 +1,387 @@
+"""LLaMA (Touvron et al. 2023) and its successors in Flax NNX, named as in Hugging Face.
+
+    config = LlamaConfig.tiny(vocab_size=1200)
+    model = Llama(config, rngs=nnx.Rngs(0))
+    hidden = model(tokens)           # [B, T] -> [B, T, D]
+    logits = model.unembed(hidden)   # [B, T, padded vocabulary]
+
+The layers are stacked: every parameter under `layers` has a leading axis `layers`. Accelerators
+scan over it, which compiles one layer only; a CPU runs the unrolled layers faster.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from speechgpt_jax.models import layers
+from speechgpt_jax.models.layers import (
+    Dense,
+    LinearRopeScaling,
+    Llama3RopeScaling,
+    LoraConfig,
+    RMSNorm,
+)
+
+REMAT_POLICIES = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+# Padding rows of the vocabulary get this logit: never sampled, and finite for the loss.
+MASKED_LOGIT = -1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Shape and numerics of a LLaMA.
+
+    Attributes:
+      vocab_size: tokens in use; the weights have `padded_vocab_size` rows.
+      num_kv_heads: groups of query heads share a key and a value head when below `num_heads`.
+      rope_scaling: stretches the rotary positions of a model to longer texts.
+      tie_embeddings: the output layer is the transposed embedding.
+      dtype: of the computation; weights are float32.
+      scan_layers: scan over the layers (compiles fast) or unroll them (runs faster on a CPU).
+      remat: what the backward pass computes again: `none`, `minimal` (all but the projections) or
+        `full`.
+      lora: adapters, or None.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float = 10_000.0
+    rope_scaling: LinearRopeScaling | Llama3RopeScaling | None = None
+    rms_norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    dtype: str = "bfloat16"
+    scan_layers: bool = True
+    remat: str = "none"
+    lora: LoraConfig | None = None
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} must be a multiple of num_kv_heads "
+                f"{self.num_kv_heads}."
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} must be even: RoPE rotates pairs.")
+        if self.remat not in REMAT_POLICIES:
+            raise ValueError(f"remat {self.remat!r} must be one of {', '.join(REMAT_POLICIES)}.")
+
+    @property
+    def padded_vocab_size(self):
+        """Rows of the embedding: the next multiple of 128, so that any mesh axis divides them."""
+        return -(-self.vocab_size // 128) * 128
+
+    @classmethod
+    def tiny(cls, vocab_size):
+        """3 million parameters besides the vocabulary: the demo world, on a CPU."""
+        return cls(
+            vocab_size=vocab_size,
+            hidden_size=256,
+            intermediate_size=688,
+            num_layers=4,
+            num_heads=4,
+            num_kv_heads=4,
+            head_dim=64,
+            dtype="float32",
+            scan_layers=False,
+        )
+
+    @classmethod
+    def llama_110m(cls, vocab_size):
+        """GPT-2 small's shape: 85 million parameters besides the vocabulary."""
+        return cls(
+            vocab_size=vocab_size,
+            hidden_size=768,
+            intermediate_size=2048,
+            num_layers=12,
+            num_heads=12,
+            num_kv_heads=12,
+            head_dim=64,
+        )
+
+    @classmethod
+    def llama_1b(cls, vocab_size):
+        """TinyLlama's shape, 1.1 billion parameters (Zhang et al. 2024)."""
+        return cls(
+            vocab_size=vocab_size,
+            hidden_size=2048,
+            intermediate_size=5632,
+            num_layers=22,
+            num_heads=32,
+            num_kv_heads=4,
+            head_dim=64,
+        )
+
+    @classmethod
+    def llama_7b(cls, vocab_size):
+        """LLaMA 7B: 6.7 billion parameters with 32,000 tokens."""
+        return cls(
+            vocab_size=vocab_size,
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_layers=32,
+            num_heads=32,
+            num_kv_heads=32,
+            head_dim=128,
+        )
+
+    @classmethod
+    def llama_13b(cls, vocab_size):
+        """LLaMA 13B: 13.0 billion parameters with 32,000 tokens."""
+        return cls(
+            vocab_size=vocab_size,
+            hidden_size=5120,
+            intermediate_size=13824,
+            num_layers=40,
+            num_heads=40,
+            num_kv_heads=40,
+            head_dim=128,
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Keys and values of the tokens read so far.
+
+    Attributes:
+      keys: one array [B, K, S, H] a layer.
+      values: likewise.
+      start: first slot of each row that is no padding, int32 [B].
+      length: slots in use, int32 [].
+    """
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    start: jax.Array
+    length: jax.Array
+
+
+class Attention(nnx.Module):
+    """Self-attention with rotary positions and grouped key and value heads."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
+        self.head_dim = config.head_dim
+        width, head_dim = config.hidden_size, config.head_dim
+        query_width, kv_width = config.num_heads * head_dim, config.num_kv_heads * head_dim
+        dense = functools.partial(_dense, config, rngs)
+        self.q_proj = dense("q_proj", width, query_width, ("embed", "heads"))
+        self.k_proj = dense("k_proj", width, kv_width, ("embed", "kv_heads"))
+        self.v_proj = dense("v_proj", width, kv_width, ("embed", "kv_heads"))
+        self.o_proj = dense("o_proj", query_width, width, ("heads", "embed"))
+
+    def __call__(self, x, angles, segment_ids, rngs=None):
+        query, key, value = self._project(x, angles, rngs)
+        heads = layers.attention(query, key, value, segment_ids)
+        return self.o_proj(heads.reshape(*x.shape[:2], -1), rngs)
+
+    def decode(self, x, angles, mask, keys, values, slot):
+        """Like `__call__` for the next tokens; returns the output, all keys and all values."""
+        query, key, value = self._project(x, angles, None)
+        keys = _write(keys, key, slot)
+        values = _write(values, value, slot)
+        heads = layers.cached_attention(query, keys, values, mask)
+        return self.o_proj(heads.reshape(*x.shape[:2], -1)), keys, values
+
+    def _project(self, x, angles, rngs):
+        query, key, value = (
+            projection(x, rngs).reshape(*x.shape[:2], -1, self.head_dim)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return layers.rope(query, angles), layers.rope(key, angles), value
+
+
+class MLP(nnx.Module):
+    """SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
+        width, inner = config.hidden_size, config.intermediate_size
+        dense = functools.partial(_dense, config, rngs)
+        self.gate_proj = dense("gate_proj", width, inner, ("embed", "mlp"))
+        self.up_proj = dense("up_proj", width, inner, ("embed", "mlp"))
+        self.down_proj = dense("down_proj", inner, width, ("mlp", "embed"))
+
+    def __call__(self, x, rngs=None):
+        gate = jax.nn.silu(self.gate_proj(x, rngs))
+        return self.down_proj(gate * self.up_proj(x, rngs), rngs)
+
+
+class Block(nnx.Module):
+    """One layer."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, rngs)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config, rngs)
+
+    def __call__(self, x, angles, segment_ids, rngs=None):
+        x = x + self.self_attn(self.input_layernorm(x), angles, segment_ids, rngs)
+        return x + self.mlp(self.post_attention_layernorm(x), rngs)
+
+    def decode(self, x, angles, mask, keys, values, slot):
+        y, keys, values = self.self_attn.decode(
+            self.input_layernorm(x), angles, mask, keys, values, slot
+        )
+        x = x + y
+        return x + self.mlp(self.post_attention_layernorm(x)), keys, values
+
+
+class Llama(nnx.Module):
+    """The decoder: tokens -> hidden states -> logits."""
+
+    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        rows, width = config.padded_vocab_size, config.hidden_size
+        embedding = layers.normal_init(rngs.params(), (rows, width))
+        self.embed_tokens = layers.parameter(embedding, ("vocab", "embed"))
+        self.layers = _stacked_blocks(config, rngs)
+        self.norm = RMSNorm(width, config.rms_norm_eps)
+        if not config.tie_embeddings:
+            self.lm_head = Dense(width, rows, ("embed", "vocab"), lora=None, rngs=rngs)
+
+    def __call__(self, tokens, positions=None, segment_ids=None, dropout_key=None):
+        """Hidden states after the final norm, [B, T, D] in the compute dtype.
+
+        Args:
+          tokens: int32 [B, T].
+          positions: int32 [B, T], restarting with each segment; by default 0..T-1.
+          segment_ids: int32 [B, T]; a token sees its own segment only. By default one segment.
+          dropout_key: a PRNG key turns the adapters' dropout on.
+        """
+        if positions is None:
+            positions = jnp.arange(tokens.shape[1])[None]
+        angles = self._angles(positions)
+        graphdef, stacked = nnx.split(self.layers)
+
+        def apply(x, layer):
+            state, key = layer
+            rngs = None if key is None else nnx.Rngs(dropout=key)
+            return nnx.merge(graphdef, state)(x, angles, segment_ids, rngs), None
+
+        if self.config.remat != "none":
+            policy = REMAT_POLICIES[self.config.remat]
+            apply = jax.checkpoint(apply, policy=policy, prevent_cse=not self.config.scan_layers)
+        keys = None
+        if dropout_key is not None:
+            keys = jax.random.split(dropout_key, self.config.num_layers)
+        x = self._embed(tokens)
+        if self.config.scan_layers:
+            x, _ = jax.lax.scan(apply, x, (stacked, keys))
+        else:
+            for layer in _unstack((stacked, keys), self.config.num_layers):
+                x, _ = apply(x, layer)
+        return self.norm(x)
+
+    def unembed(self, hidden):
+        """Hidden states [..., D] -> float32 logits [..., padded vocabulary], padding masked."""
+        config = self.config
+        kernel = self.embed_tokens.T if config.tie_embeddings else self.lm_head.kernel[...]
+        logits = layers.matmul(hidden, kernel.astype(hidden.dtype)).astype(jnp.float32)
+        in_use = jnp.arange(config.padded_vocab_size) < config.vocab_size
+        return jnp.where(in_use, logits, MASKED_LOGIT)
+
+    def init_cache(self, batch, length, start=None):
+        """An empty cache for `length` tokens a row.
+
+        Args:
+          batch: rows, B.
+          length: tokens, S: those of the prompt and of the answer together.
+          start: int32 [B], how many of the first tokens of each row are padding. By default none.
+        """
+        config = self.config
+        shape = (batch, config.num_kv_heads, length, config.head_dim)
+        zeros = tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))
+        if start is None:
+            start = jnp.zeros(batch, jnp.int32)
+        return KVCache(zeros, zeros, start, jnp.int32(0))
+
+    def decode(self, tokens, cache):
+        """Reads the next tokens int32 [B, T]: (hidden [B, T, D], cache with T more tokens)."""
+        slots = cache.length + jnp.arange(tokens.shape[1])
+        angles = self._angles(slots - cache.start[:, None])
+        all_slots = jnp.arange(cache.keys[0].shape[2])
+        causal = all_slots <= slots[:, None]
+        mask = causal & (all_slots >= cache.start[:, None, None])  # [B, T, S]
+
+        graphdef, stacked = nnx.split(self.layers)
+        states = _unstack(stacked, self.config.num_layers)
+        x = self._embed(tokens)
+        keys, values = [], []
+        for state, k, v in zip(states, cache.keys, cache.values, strict=True):
+            x, k, v = nnx.merge(graphdef, state).decode(x, angles, mask, k, v, cache.length)
+            keys.append(k)
+            values.append(v)
+        length = cache.length + tokens.shape[1]
+        return self.norm(x), KVCache(tuple(keys), tuple(values), cache.start, length)
+
+    def _embed(self, tokens):
+        # The one border where the computation leaves float32.
+        return self.embed_tokens[tokens].astype(self.config.dtype)
+
+    def _angles(self, positions):
+        config = self.config
+        frequencies = layers.rope_frequencies(
+            config.head_dim, config.rope_theta, config.rope_scaling
+        )
+        return layers.rope_angles(positions, frequencies)
+
+
+def param_count(config):
+    """Number of weights, padding rows of the vocabulary included."""
+    state = nnx.state(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))), nnx.Param)
+    return sum(leaf.size for leaf in jax.tree.leaves(state))
+
+
+def matmul_flops_per_token(config, length):
+    """Floating-point operations of the matrix products of one forward pass, a token.
+
+    Two for each weight of the projections and the output layer, and attention over `length`
+    tokens without counting the causal half as saved (Chowdhery et al. 2022, appendix B). A
+    training step takes three times as many.
+    """
+    width, head_dim = config.hidden_size, config.head_dim
+    query_width, kv_width = config.num_heads * head_dim, config.num_kv_heads * head_dim
+    projections = width * (2 * query_width + 2 * kv_width + 3 * config.intermediate_size)
+    attention = 2 * length * query_width
+    return 2 * (config.num_layers * (projections + attention) + width * config.vocab_size)
+
+
+def _dense(config, rngs, name, in_features, out_features, axes):
+    lora = config.lora if config.lora and name in config.lora.targets else None
+    return Dense(in_features, out_features, axes, lora=lora, rngs=rngs)
+
+
+def _stacked_blocks(config, rngs):
+    """All blocks as one: each parameter has a leading axis `layers`."""
+
+    @nnx.split_rngs(splits=config.num_layers)
+    @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: "layers"})
+    def build(rngs):
+        return Block(config, rngs)
+
+    return build(rngs)
+
+
+def _unstack(tree, length):
+    """A tree of arrays [L, ...] -> L trees. Gradients come back as one concatenation."""
+    leaves, structure = jax.tree.flatten(tree)
+    columns = [jnp.unstack(leaf) for leaf in leaves]
+    return [structure.unflatten([column[i] for column in columns]) for i in range(length)]
+
+
+def _write(cached, new, slot):  # [B, K, S, H], [B, T, K, H], []
+    new = new.swapaxes(1, 2).astype(cached.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(cached, new, slot, axis=2)
