@@ -1,0 +1,248 @@
+"""Makes the embedded corpus: speaks the demo world, then writes its units and texts as records.
+
+    python -m tools.build_demo_corpus synthesize --work_dir=DIR --human_prompts=PROMPTS
+        DIR/wavs/*.wav, 16 kHz mono, and DIR/manifest.jsonl, one clip a row (some minutes)
+    python -m tools.build_demo_corpus encode --work_dir=DIR --hubert=FOLDER --output=FOLDER
+        FOLDER/{utterances,dialogues}-SPLIT.tfrecord.gz, clips/*.flac, clips/clips.json and
+        ATTRIBUTION.md
+
+Any text-to-speech command will do: `--tts` is a template of one command line with {speaker}, {text}
+and {wav}; it is split into arguments before the text is put in, and no shell ever sees the text.
+Splits: `train` and `test` are spoken by three voices (answers always by the same one of them),
+`unheard_voice` is the test split spoken by a fourth, and `human` are recorded prompts of a real
+and {wav}; it is split into arguments before the text goes in, and no shell ever sees the text.
+into one folder.
+"""
+
+import argparse
+import dataclasses
+import gzip
+import json
+import os
+import random
+import re
+import shlex
+import subprocess
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from tools import demo_words, demo_world
+
+SAMPLE_RATE = 16_000
+TTS = "flite -voice {speaker} -t {text} -o {wav}"
+TRAIN_VOICES = ("slt", "rms", "kal16")
+ANSWER_VOICE = "slt"
+UNHEARD_VOICE = "awb"
+HUMAN = "human"
+HUMAN_PROMPTS = 140
+G722_BYTES_PER_SECOND = 8000
+SECOND_VOICE_SHARE = 0.05  # of training texts, spoken by two voices: some 9.5 hours in all
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """One row of manifest.jsonl; question clips name their answer's clip."""
+
+    id: str
+    path: str  # under the work directory
+    text: str
+    speaker: str
+    split: str  # train | test | unheard_voice | human
+    kind: str  # question | answer | plain | prompt
+    topic: str
+    seconds: float = 0.0
+    answer: str = ""
+    answer_id: str = ""
+    wording: str = ""
+    fact: str = ""
+    held_out: str = ""
+
+
+def _clip(kind: str, number: int, text: str, speaker: str, split: str, topic: str, **more) -> Clip:
+    name = f"{kind}-{number:05d}-{speaker}"
+    return Clip(name, f"wavs/{name}.wav", text, speaker, split, kind, topic, **more)
+
+
+def _voices(split: str, rng: random.Random) -> list[tuple[str, str]]:
+    """(split, voice) of each recording of one text."""
+    if split == "test":
+        return [("test", rng.choice(TRAIN_VOICES)), ("unheard_voice", UNHEARD_VOICE)]
+    count = 2 if rng.random() < SECOND_VOICE_SHARE else 1
+    return [("train", voice) for voice in rng.sample(TRAIN_VOICES, count)]
+
+
+def planned_clips() -> list[Clip]:
+    """Everything the voices say, always the same."""
+    rng = random.Random(demo_world.SEED)
+    dialogues = demo_world.questions()
+    first_with_answer = {}
+    for dialogue in dialogues:
+        first_with_answer.setdefault(dialogue.answer, dialogue)
+    clips = [
+        _clip("answer", i, d.answer, ANSWER_VOICE, d.split, d.topic)
+        for i, d in enumerate(first_with_answer.values())
+    ]
+    answer_ids = {clip.text: clip.id for clip in clips}
+    for i, d in enumerate(dialogues):
+        for split, voice in _voices(d.split, rng):
+            clip = _clip(
+                "question",
+                i,
+                d.question,
+                voice,
+                split,
+                d.topic,
+                answer=d.answer,
+                answer_id=answer_ids[d.answer],
+                wording=d.wording,
+                fact=d.fact,
+                held_out=d.held_out,
+            )
+            clips.append(clip)
+    for i, sentence in enumerate(demo_world.plain_sentences()):
+        for split, voice in _voices(sentence.split, rng):
+            clips.append(_clip("plain", i, sentence.text, voice, split, sentence.topic))
+    return clips
+
+
+def speech_command(template: str, speaker: str, text: str, wav: str) -> list[str]:
+    """ "flite -voice {speaker} -t {text} -o {wav}" -> its arguments, the text being exactly one."""
+    values = {"{speaker}": speaker, "{text}": text, "{wav}": wav}
+    missing = [name for name in ("{text}", "{wav}") if name not in template]
+    if missing:
+        raise ValueError(f"--tts={template!r} lacks {missing}; give a command such as {TTS!r}.")
+    pattern = re.compile("|".join(map(re.escape, values)))
+    return [pattern.sub(lambda m: values[m[0]], part) for part in shlex.split(template)]
+
+
+def speak(clip: Clip, template: str, work_dir: Path) -> Clip:
+    """Writes the clip's wav, unless an earlier run did, and returns it with its seconds."""
+    path = work_dir / clip.path
+    if not path.exists():
+        unfinished = path.with_suffix(".part.wav")
+        command = speech_command(template, clip.speaker, clip.text, str(unfinished))
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode or not unfinished.exists():
+            reason = done.stderr.strip() or f"exit code {done.returncode}, no file written"
+            raise ValueError(f"{shlex.join(command)} failed ({reason}); check --tts.")
+        os.replace(unfinished, path)
+    info = soundfile.info(path)
+    if info.samplerate != SAMPLE_RATE or info.channels != 1:
+        raise ValueError(
+            f"{path} has {info.samplerate} Hz and {info.channels} channels; the corpus needs "
+            f"{SAMPLE_RATE} Hz mono: let the --tts command convert it."
+        )
+    return dataclasses.replace(clip, seconds=round(info.duration, 3))
+
+
+# ---- the real person ---------------------------------------------------------------------------
+
+
+def prompt_text(transcript: str) -> str:
+    """ "Press 7 to delete this message." -> "press seven to delete this message."; "" if not words.
+
+    Transcripts with symbols, abbreviations, letters to spell or numbers above nine give "".
+    """
+    text = transcript.strip(" .\n")
+    if re.search(r"[^A-Za-z0-9 ,.!?']|\d\d|\d\.\d|\.\.|[A-Z]{2}|\b[B-HJ-Zb-z]\b", text):
+        return ""
+    text = re.sub(r"\d", lambda digit: demo_words.ONES[int(digit[0])], text.lower())
+    text = re.sub(r"\s+", " ", text.replace("!", ".")).rstrip(".")
+    return text if text.endswith("?") else text + "."
+
+
+def human_prompts(folder: Path, count: int) -> list[tuple[Path, str]]:
+    """(G.722 file, text) of at most `count` sentences of 1.5 to 8 seconds found under `folder`."""
+    transcripts = sorted(folder.rglob("core-sounds-en.txt.gz"))
+    if not transcripts:
+        raise ValueError(
+            f"--human_prompts={folder} holds no core-sounds-en.txt.gz; unpack Debian's "
+            "asterisk-core-sounds-en and asterisk-core-sounds-en-g722 there with `dpkg-deb -x`."
+        )
+    recordings = {path.stem: path for path in sorted(folder.rglob("*.g722"))}
+    found = {}
+    for line in gzip.decompress(transcripts[0].read_bytes()).decode().splitlines():
+        name, _, transcript = line.partition(": ")
+        path, text = recordings.get(name), prompt_text(transcript)
+        if not path or len(text.split()) < 4 or "represenatives" in text:  # sic
+            continue
+        if 1.5 <= path.stat().st_size / G722_BYTES_PER_SECOND <= 8:
+            found.setdefault(text.strip(".?"), (path, text))
+    chosen = random.Random(demo_world.SEED).sample(sorted(found), min(count, len(found)))
+    return [found[text] for text in sorted(chosen)]
+
+
+def decode_g722(path: Path) -> np.ndarray:
+    """float32 [samples] at 16 kHz."""
+    import av  # comes with the recogniser of the test extra
+
+    with av.open(str(path), format="g722") as container:
+        frames = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
+    return np.concatenate(frames).astype(np.float32) / 2**15
+
+
+def copy_human_prompts(folder: Path, work_dir: Path) -> list[Clip]:
+    clips = []
+    for i, (path, text) in enumerate(human_prompts(folder, HUMAN_PROMPTS)):
+        wav = decode_g722(path)
+        clip = _clip("prompt", i, text, HUMAN, "human", "prompts", seconds=len(wav) / SAMPLE_RATE)
+        soundfile.write(work_dir / clip.path, wav, SAMPLE_RATE, subtype="PCM_16")
+        clips.append(clip)
+    return clips
+
+
+# ---- synthesize --------------------------------------------------------------------------------
+
+
+def write_manifest(clips: Iterable[Clip], path: Path) -> None:
+    """The whole file or none of it."""
+    lines = (json.dumps(dataclasses.asdict(clip)) + "\n" for clip in clips)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text("".join(lines))
+    os.replace(unfinished, path)
+
+
+def read_manifest(path: Path) -> list[Clip]:
+    if not path.exists():
+        raise ValueError(f"no {path}; run the step `synthesize` with the same --work_dir first.")
+    return [Clip(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def synthesize(work_dir: Path, tts: str, human: Path | None, processes: int) -> list[Clip]:
+    (work_dir / "wavs").mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(processes) as pool:
+        job = partial(speak, template=tts, work_dir=work_dir)
+        clips = list(pool.map(job, planned_clips(), chunksize=64))
+    if human:
+        clips += copy_human_prompts(human, work_dir)
+    write_manifest(clips, work_dir / "manifest.jsonl")
+    return clips
+
+
+def print_hours(clips: Iterable[Clip]) -> None:
+    hours: dict[tuple[str, str, str], list[float]] = {}
+    for clip in clips:
+        hours.setdefault((clip.split, clip.kind, clip.speaker), []).append(clip.seconds / 3600)
+    for (split, kind, speaker), durations in sorted(hours.items()):
+        print(f"{split:14} {kind:9} {speaker:6} {len(durations):6} clips {sum(durations):6.2f} h")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("step", choices=["synthesize", "encode"])
+    parser.add_argument("--work_dir", type=Path, required=True)
+    parser.add_argument("--tts", default=TTS)
+    parser.add_argument("--human_prompts", type=Path)
+    parser.add_argument("--processes", type=int, default=2)
+    args = parser.parse_args()
+    if args.step == "synthesize":
+        print_hours(synthesize(args.work_dir, args.tts, args.human_prompts, args.processes))
+
+
+if __name__ == "__main__":
+    main()
