@@ -1,0 +1,330 @@
+"""Checkpoints: what is trained, the input position and how the run was configured, by Orbax.
+
+A run's folder holds `checkpoints/<step>/` with three items: `state` (every array of the train state
+under its dotted name), `input` (one file of bytes a process) and `metadata` (JSON). A step appears
+under its number only when all of it is on disk, so a killed run leaves no half of a checkpoint.
+
+A run that trains a part of a model, such as an adapter, saves that part alone; its metadata names
+the checkpoint of the rest as `base`.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+PARAMS = "params."
+
+
+class InputPositionHandler(ocp.CheckpointHandler):
+    """Saves one `bytes` a process: where each host's input pipeline stands."""
+
+    def save(self, directory: epath.Path, args: "InputPositionSave"):
+        self._file(directory).write_bytes(args.position)
+
+    def restore(self, directory: epath.Path, args: "InputPositionRestore") -> bytes | None:
+        del args
+        file = self._file(directory)
+        return file.read_bytes() if file.exists() else None
+
+    def _file(self, directory):
+        return directory / f"process_{jax.process_index()}_of_{jax.process_count()}"
+
+
+@ocp.args.register_with_handler(InputPositionHandler, for_save=True)
+@dataclasses.dataclass
+class InputPositionSave(ocp.args.CheckpointArgs):
+    position: bytes
+
+
+@ocp.args.register_with_handler(InputPositionHandler, for_restore=True)
+@dataclasses.dataclass
+class InputPositionRestore(ocp.args.CheckpointArgs):
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay on disk.
+
+    Attributes:
+      last: so many of the newest.
+      every: and all whose step is a multiple of this; None for no others.
+    """
+
+    last: int = 2
+    every: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint that was read.
+
+    Attributes:
+      step: the step it was saved after.
+      state: like the state that was asked for.
+      input_position: where this process's input stood, or None if the run had another number of
+        processes when it was saved.
+    """
+
+    step: int
+    state: object
+    input_position: bytes | None
+
+
+class Damaged(Exception):
+    """A checkpoint's files are missing, cut short or not what was written."""
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      output_dir: the run's folder, local or gs://.
+      keep: which ones stay.
+      metadata: JSON values saved with each: `config`, the operative gin; `model`, the fields of the
+        model's config.
+      base: the checkpoint of all that this run does not train, or None.
+    """
+
+    def __init__(self, output_dir, keep: Keep = Keep(), metadata: Mapping | None = None, base=None):
+        self.folder = _absolute(output_dir) / FOLDER
+        self.metadata = {**(metadata or {}), "base": _pointer(self.folder, base)}
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep.last, keep_period=keep.every, cleanup_tmp_directories=True
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, step: int, state, input_position: bytes = b""):
+        """Copies the state off the devices, then writes it in the background."""
+        if step == self.latest_step():
+            return
+        arrays = flatten(state)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(arrays),
+                input=InputPositionSave(input_position),
+                metadata=ocp.args.JsonSave(self.metadata | {"checksums": checksums(arrays)}),
+            ),
+        )
+
+    def restore_latest(self, state) -> Restored | None:
+        """The newest sound checkpoint, laid out as `state` (arrays or abstract arrays) is.
+
+        A damaged one is named in the log, moved aside, and the one before it is tried. None if
+        there is no checkpoint; ValueError if none is sound or if they belong to another model.
+        """
+        targets = flatten(state)
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            folder = self.folder / str(step)
+            try:
+                _check_same(_saved_shapes(folder), targets, folder)
+                arrays = _read(folder, targets)
+                position = _read_input_position(folder)
+            except Damaged as error:
+                logger.warning("Checkpoint %s is damaged and left out: %s", folder, error)
+                self._move_aside(folder)
+            else:
+                return Restored(step, unflatten(state, arrays), position)
+        if steps:
+            raise ValueError(
+                f"none of the checkpoints {steps} in {self.folder} can be read; train again into"
+                " another folder."
+            )
+        return None
+
+    def wait(self):
+        """Returns when everything saved so far is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self):
+        self._manager.close()
+
+    def _move_aside(self, folder):
+        folder.rename(self.folder / f"damaged_{folder.name}")
+        self._manager.reload()
+
+
+def latest(path) -> epath.Path:
+    """The newest step under a run's folder (or its `checkpoints`, or one step itself)."""
+    path = _absolute(path)
+    if (path / "state").exists():
+        return path
+    for folder in (path / FOLDER, path):
+        steps = [int(child.name) for child in folder.glob("*") if child.name.isdigit()]
+        if steps:
+            return folder / str(max(steps))
+    raise ValueError(
+        f"no checkpoint in {path}; give a run's folder or one step of its checkpoints."
+    )
+
+
+def read_metadata(path) -> dict:
+    """What was saved beside the newest checkpoint in `path`: config, model, base, checksums."""
+    return _read_metadata(latest(path))
+
+
+def parameter_shapes(path) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every parameter in `path`, its bases' included.
+
+    Names start at the model: "layers.mlp.up_proj.kernel".
+    """
+    shapes = {}
+    for folder in _with_bases(path):
+        shapes = _parameters(_saved_shapes(folder)) | shapes
+    return shapes
+
+
+def restore_parameters(path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Reads parameters by name into the dtypes and shardings of `targets`.
+
+    What an adapter's checkpoint lacks comes from the one it is based on. Shapes must be those of
+    `parameter_shapes`; a damaged checkpoint raises ValueError.
+    """
+    arrays = {}
+    for folder in _with_bases(path):
+        saved = _parameters(_saved_shapes(folder))
+        wanted = {PARAMS + n: x for n, x in targets.items() if n in saved and n not in arrays}
+        try:
+            arrays |= _parameters(_read(folder, wanted))
+        except Damaged as error:
+            raise ValueError(f"checkpoint {folder} is damaged: {error}") from None
+    return arrays
+
+
+def flatten(tree) -> dict[str, jax.Array]:
+    """{"params.layers.mlp.up_proj.kernel": array, ...}: plain names, whatever the pytree's classes.
+
+    The `.value` of Flax variables is left out.
+    """
+    named = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        named[name.removesuffix(".value")] = leaf
+    return named
+
+
+def unflatten(like, arrays: Mapping[str, jax.Array]):
+    """The inverse of `flatten`, in the structure of `like`."""
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in flatten(like)])
+
+
+def checksums(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
+    """Sum of each array's bits as uint32 words, modulo 2^32; the same on any mesh."""
+    return {name: int(value) for name, value in jax.device_get(_bit_sums(dict(arrays))).items()}
+
+
+@jax.jit
+def _bit_sums(arrays):
+    def bit_sum(x):
+        words = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+        return jnp.sum(words.astype(jnp.uint32))
+
+    return jax.tree.map(bit_sum, arrays)
+
+
+def _check_same(saved, targets, folder):
+    """ValueError unless the checkpoint has exactly the arrays that the run has."""
+    for name in sorted(saved.keys() ^ targets.keys()):
+        side = "lacks" if name in targets else "has an unknown"
+        raise ValueError(
+            f"checkpoint {folder} {side} {name}: it was written by another configuration; use its"
+            " configuration or another output folder."
+        )
+    for name, target in targets.items():
+        if saved[name].shape != target.shape:
+            raise ValueError(
+                f"checkpoint {folder} has {name} of shape {saved[name].shape}, this run"
+                f" {target.shape}; use its configuration or another output folder."
+            )
+
+
+def _read(folder, targets):
+    """Arrays by name in the shardings and dtypes of `targets`; Damaged if they can't be had."""
+    saved = _saved_shapes(folder)
+    stored = {
+        name: jax.ShapeDtypeStruct(saved[name].shape, saved[name].dtype, sharding=_sharding(x))
+        for name, x in targets.items()
+    }
+    args = ocp.args.PyTreeRestore(
+        stored, ocp.checkpoint_utils.construct_restore_args(stored), partial_restore=True
+    )
+    with _reading(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        arrays = reader.restore(folder / "state", args=args)
+    expected = _read_metadata(folder)["checksums"]
+    for name, value in checksums(arrays).items():
+        if value != expected[name]:
+            raise Damaged(f"the bits of {name} have changed since they were written")
+    return {name: x.astype(targets[name].dtype) for name, x in arrays.items()}
+
+
+def _saved_shapes(folder) -> dict[str, jax.ShapeDtypeStruct]:
+    with _reading(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(folder / "state").item_metadata.tree
+        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tree.items()}
+
+
+def _read_metadata(folder) -> dict:
+    with _reading(folder), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(folder / "metadata")
+
+
+def _read_input_position(folder) -> bytes | None:
+    with _reading(folder), ocp.Checkpointer(InputPositionHandler()) as reader:
+        return reader.restore(folder / "input", args=InputPositionRestore())
+
+
+@contextlib.contextmanager
+def _reading(folder):
+    """Whatever Orbax, TensorStore or JSON say of files that are not as written becomes Damaged."""
+    try:
+        yield
+    except Exception as error:
+        raise Damaged(str(error).splitlines()[0] or type(error).__name__) from error
+
+
+def _with_bases(path):
+    """The checkpoint at `path`, the one it is based on, and so on."""
+    while path is not None:
+        folder = latest(path)
+        yield folder
+        path = _read_metadata(folder)["base"]
+        if path and "://" not in path:
+            path = os.path.normpath(folder.parent / path)
+
+
+def _pointer(folder, base) -> str | None:
+    """`base` as seen from `folder`, so that runs can be moved together; gs:// stays as it is."""
+    if base is None:
+        return None
+    base = latest(base)
+    return str(base) if "://" in str(base) else os.path.relpath(base, folder)
+
+
+def _parameters(by_name):
+    return {n.removeprefix(PARAMS): x for n, x in by_name.items() if n.startswith(PARAMS)}
+
+
+def _sharding(x):
+    """Where to put an array; by default on the first device."""
+    return x.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def _absolute(path) -> epath.Path:
+    return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().absolute()

@@ -1,0 +1,142 @@
+"""Devices: the mesh, the one table from array dimensions to mesh axes, and where batches go.
+
+Parameters name their dimensions ("vocab", "embed", ...: the model's `out_sharding=` names) and this
+module alone decides which mesh axis cuts which dimension:
+
+    mesh = create_mesh(MeshConfig(data=1, fsdp=-1, model=1))       # every device on `fsdp`
+    with use_mesh(mesh):
+        params = nnx.state(nnx.jit(build)())                 # born in pieces, on its own devices
+    batch = place_batch(numpy_batch_of_this_host, mesh)      # one global array a key
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "model")
+
+# Logical axis -> mesh axis, for parameters and activations alike. Weights are cut over `fsdp`
+# along `embed` (ZeRO-3) and over `model` along the dimension that heads, MLP or vocabulary own
+# (Megatron); the batch is cut over both data axes.
+LOGICAL_AXIS_RULES = (
+    ("batch", ("data", "fsdp")),
+    ("length", None),
+    ("embed", "fsdp"),
+    ("mlp", "model"),
+    ("heads", "model"),
+    ("kv_heads", "model"),
+    ("head_dim", None),
+    ("vocab", "model"),
+    ("layers", None),
+    ("rank", None),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes.
+
+    Attributes:
+      data: copies of the whole model that see different batches; gradients are summed over them.
+      fsdp: pieces the weights and the optimizer state are cut into; batches are cut here too.
+      model: tensor parallelism.
+      slices: TPU slices joined by the data-centre network; `data` must be a multiple of it, so
+        that only the gradient sum crosses the slow network.
+
+    One of data, fsdp and model may be -1: all devices that the others leave.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    model: int = 1
+    slices: int = 1
+
+
+def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
+    """MeshConfig(data=2, fsdp=-1, model=1) on 8 devices -> (2, 4, 1). ValueError if it can't be."""
+    sizes = [config.data, config.fsdp, config.model]
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ValueError(
+            f"mesh {config}: sizes must be positive; one of data, fsdp and model may be -1."
+        )
+    if -1 in sizes:
+        given = math.prod(size for size in sizes if size != -1)
+        sizes[sizes.index(-1)] = num_devices // given
+    if math.prod(sizes) != num_devices:
+        raise ValueError(
+            f"mesh {config} does not fill {num_devices} devices: data * fsdp * model must be"
+            f" {num_devices}; set one of them to -1 to take what the others leave."
+        )
+    if sizes[0] % config.slices:
+        raise ValueError(
+            f"mesh {config}: data must be a multiple of slices, got {sizes[0]} and {config.slices}."
+        )
+    return tuple(sizes)
+
+
+def create_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Devices (default: all) in an order that keeps neighbours on the fast network."""
+    devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(config, len(devices))
+    if config.slices > 1:
+        slice_shape = (shape[0] // config.slices, *shape[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(
+            slice_shape, (config.slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+    else:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh):
+    """Inside, logical axis names mean axes of `mesh`: build models and trace steps here."""
+    with jax.set_mesh(mesh), nnx.logical_axis_rules(LOGICAL_AXIS_RULES):
+        yield
+
+
+def abstract(make: Callable[[], object], mesh: Mesh):
+    """Shapes, dtypes and shardings of what `make()` would return, without computing anything."""
+    with use_mesh(mesh):
+        shapes = jax.eval_shape(make)
+        shardings = nnx.get_named_sharding(shapes, mesh)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
+def create_sharded(make: Callable[[], object], mesh: Mesh):
+    """`make()`, each device computing only its own pieces: no host ever holds the whole."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract(make, mesh))
+    with use_mesh(mesh):
+        return jax.jit(make, out_shardings=shardings)()
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over `data` and `fsdp`; every device of one `model` group has the same."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Rows read by this process, {key: [rows of this process, ...]} -> global arrays [B, ...]."""
+    sharding = batch_sharding(mesh)
+    pieces = mesh.shape["data"] * mesh.shape["fsdp"]
+    for key, rows in batch.items():
+        total = len(rows) * jax.process_count()
+        if total % pieces:
+            raise ValueError(
+                f"batch of {total} rows ({key}) can't be cut over data x fsdp = {pieces} pieces;"
+                f" try a batch size of {math.ceil(total / pieces) * pieces}."
+            )
+    return {
+        key: jax.make_array_from_process_local_data(sharding, rows) for key, rows in batch.items()
+    }

@@ -1,0 +1,24 @@
+"""The C library's allocator, told to keep the memory of a step for the next one."""
+
+import ctypes
+import logging
+import sys
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+INT_MAX = 2**31 - 1
+
+logger = logging.getLogger(__name__)
+
+
+def keep_freed_memory():
+    """Makes glibc reuse freed buffers instead of returning them to the kernel.
+
+    A jitted CPU step allocates its temporary buffer anew each time. By default glibc maps and
+    unmaps it, and the kernel clears every page again. Peak memory rises a little.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    # Other C libraries (musl) have no such switch, or one that does nothing.
+    if mallopt is None or not (mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, INT_MAX)):
+        logger.info("This C library's allocator can't be told to keep freed memory.")

@@ -1,0 +1,146 @@
+"""What a run says while it trains: metrics to files, a progress bar or plain lines, a plot."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+
+import jax
+import rich.progress
+from etils import epath
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Writes {name: value} of some steps to `metrics.jsonl` and to TensorBoard's event files.
+
+    Lines of steps after `first_step` stem from a run that was killed after it logged and before it
+    saved; they are taken back, for those steps will be taken again.
+    """
+
+    def __init__(self, output_dir, first_step: int = 0):
+        self._file = epath.Path(output_dir) / METRICS_FILE
+        self._lines = [line for line in _read_lines(self._file) if line["step"] <= first_step]
+        self._is_writer = jax.process_index() == 0
+        if self._is_writer:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
+            # Imports TensorFlow, which takes seconds.
+            from clu import metric_writers
+
+            self._events = metric_writers.SummaryWriter(str(output_dir))
+
+    def write(self, step: int, values: Mapping[str, float]):
+        if self._is_writer:
+            with self._file.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            self._events.write_scalars(step, values)
+
+    def close(self):
+        if self._is_writer:
+            self._events.close()
+
+
+def read_metrics(output_dir) -> list[dict[str, float]]:
+    """The lines of a run's `metrics.jsonl`: [{"step": 10, "loss": 3.2, ...}, ...]."""
+    return _read_lines(epath.Path(output_dir) / METRICS_FILE)
+
+
+def _read_lines(file) -> list[dict]:
+    if not file.exists():
+        return []
+    lines = []
+    for line in file.read_text().splitlines():
+        # A kill may have cut the last line short.
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(line))
+    return lines
+
+
+class Averages:
+    """Means over some steps of metrics given as a value or as (total, weight).
+
+    A metric whose weights sum to zero, such as the text loss of batches without text, is left out.
+    """
+
+    def __init__(self):
+        self._sums = {}
+
+    def __bool__(self):
+        return bool(self._sums)
+
+    def add(self, metrics: Mapping[str, float | tuple[float, float]]):
+        for name, value in metrics.items():
+            total, weight = value if isinstance(value, tuple) else (value, 1.0)
+            old_total, old_weight = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = (old_total + float(total), old_weight + float(weight))
+
+    def means(self) -> dict[str, float]:
+        return {name: total / weight for name, (total, weight) in self._sums.items() if weight > 0}
+
+
+class Progress:
+    """A progress bar on a terminal; elsewhere one line a report.
+
+    Args:
+      name: what is trained.
+      first_step, steps: where the run starts and ends.
+      rate: what is counted, such as "tokens".
+    """
+
+    def __init__(self, name: str, first_step: int, steps: int, rate: str):
+        self._steps, self._rate = steps, rate
+        self._bar = None
+        if sys.stdout.isatty() and jax.process_index() == 0:
+            bar = rich.progress.BarColumn(bar_width=20)
+            self._bar = rich.progress.Progress("{task.description}", bar, "{task.fields[report]}")
+            self._task = self._bar.add_task(
+                name, total=steps, completed=first_step, report="compiling"
+            )
+            self._bar.start()
+
+    def report(self, step: int, means: Mapping[str, float]):
+        text = f"step {step}/{self._steps}  {self._describe(step, means)}"
+        if self._bar:
+            self._bar.update(self._task, completed=step, report=text)
+        elif jax.process_index() == 0:
+            print(text, flush=True)
+
+    def close(self):
+        if self._bar:
+            self._bar.stop()
+
+    def _describe(self, step, means) -> str:
+        losses = [f"{k.replace('_', ' ')} {v:.3f}" for k, v in means.items() if k.endswith("loss")]
+        if "seconds_per_step" not in means:
+            return "  ".join(losses)
+        left = duration_text((self._steps - step) * means["seconds_per_step"])
+        speed = means[f"{self._rate}_per_second"]
+        return "  ".join([*losses, f"{speed:,.0f} {self._rate}/s", f"{left} left"])
+
+
+def duration_text(seconds: float) -> str:
+    """75.2 -> "1:15", 3675 -> "1:01:15"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def draw_losses(output_dirs: Sequence[str], image):
+    """The losses of one run after another, from their metrics.jsonl, as one PNG."""
+    # Slow to import, and a training host needs no plot.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(output_dirs) + 1, 4), dpi=120, layout="tight")
+    panels = figure.subplots(1, len(output_dirs), sharey=True, squeeze=False)[0]
+    for panel, folder in zip(panels, output_dirs):
+        lines = read_metrics(folder)
+        for name in ("loss", "text_loss", "unit_loss"):
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            if points:
+                panel.plot(*zip(*points), label=name.replace("_", " "))
+                panel.legend()
+        panel.set(title=epath.Path(folder).name, xlabel="step")
+    panels[0].set(ylabel="cross entropy, nats a token", ylim=(0, None))
+    figure.savefig(image)

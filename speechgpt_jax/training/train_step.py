@@ -1,0 +1,200 @@
+"""One step of training: packed tokens -> loss -> gradients -> new parameters.
+
+What is trained is chosen by a filter; the rest of the model is `frozen`, gets no gradient and no
+optimizer state, and stays outside the train state (so checkpoints hold what is trained, no more):
+
+    graphdef, params, frozen = nnx.split(model, TRAINABLE["lora"], ...)
+    state = TrainState.create(params, optimizer)
+    step = make_train_step(graphdef, optimizer, unit_ids=(1000, 1200))
+    state, metrics = jax.jit(step, donate_argnums=0)(state, frozen, batch)
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+EMBEDDINGS = ("embed_tokens", "lm_head")
+
+
+def _is_embedding(path, value) -> bool:
+    return isinstance(value, nnx.Param) and path[0] in EMBEDDINGS
+
+
+# Which parameters are trained.
+TRAINABLE = {
+    "all": nnx.Param,
+    "embeddings": _is_embedding,
+    "lora": nnx.LoRAParam,
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What training changes, and all that a checkpoint needs besides the input position.
+
+    Attributes:
+      step: steps taken, int32 [].
+      params: the trained parameters, any pytree.
+      opt_state: optax's state for `params`.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+    @classmethod
+    def create(cls, params, optimizer: optax.GradientTransformation) -> "TrainState":
+        return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def token_losses(
+    unembed: Callable[[jax.Array], jax.Array],
+    hidden: jax.Array,  # [B, T, D]
+    targets: jax.Array,  # [B, T]
+    chunk: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Cross entropy float32 [B, T] and whether the most likely token is the target, bool [B, T].
+
+    Float32 logits exist for `chunk` positions of every row at a time, and the backward pass makes
+    them again: at most [B, chunk, V], never [B, T, V].
+    """
+
+    def chunk_losses(_, hidden_and_targets):
+        hidden, targets = hidden_and_targets
+        logits = unembed(hidden)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        return None, (losses, jnp.argmax(logits, axis=-1) == targets)
+
+    length = targets.shape[1]
+    if length <= chunk:
+        return chunk_losses(None, (hidden, targets))[1]
+
+    def cut(x):  # [B, T, ...] -> [chunks, B, chunk, ...]
+        padding = [(0, 0), (0, -length % chunk)] + [(0, 0)] * (x.ndim - 2)
+        padded = jnp.pad(x, padding)
+        return padded.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+    _, pieces = jax.lax.scan(jax.checkpoint(chunk_losses), None, (cut(hidden), cut(targets)))
+    return tuple(x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :length] for x in pieces)
+
+
+def batch_metrics(losses, correct, batch, unit_ids: tuple[int, int]) -> dict[str, tuple]:
+    """Sums over a batch as {name: (total, weight)}; the mean is total / weight.
+
+    `unit_ids` = (first, end) token ids of the units; every other target is text.
+    """
+    targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
+    weights = weights.astype(jnp.float32)
+    is_unit = (targets >= unit_ids[0]) & (targets < unit_ids[1])
+
+    def mean_of(values, weights):
+        return jnp.sum(values * weights), jnp.sum(weights)
+
+    return {
+        "loss": mean_of(losses, weights),
+        "text_loss": mean_of(losses, weights * ~is_unit),
+        "unit_loss": mean_of(losses, weights * is_unit),
+        "accuracy": mean_of(correct, weights),
+        "non_padding": mean_of(non_padding(batch), jnp.ones(targets.shape)),
+    }
+
+
+def non_padding(batch) -> jax.Array:
+    """True where a token is part of an example, [B, T]: segment 0 is padding."""
+    return batch["decoder_segment_ids"] > 0
+
+
+def forward(model, batch, chunk: int, dropout_key=None) -> tuple[jax.Array, jax.Array]:
+    """Cross entropy and correctness of every target, [B, T]."""
+    hidden = model(
+        batch["decoder_input_tokens"],
+        positions=batch["decoder_positions"],
+        segment_ids=batch["decoder_segment_ids"],
+        dropout_key=dropout_key,
+    )
+    return token_losses(model.unembed, hidden, batch["decoder_target_tokens"], chunk)
+
+
+def microbatches(batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
+    """[B, ...] -> [count, B / count, ...], each taking every `count`-th row.
+
+    Strided, so that a batch cut over devices stays where it is.
+    """
+    rows = len(batch["decoder_target_tokens"])
+    if rows % count:
+        raise ValueError(
+            f"batch of {rows} rows can't be accumulated in {count} parts;"
+            f" try a batch size of {-(-rows // count) * count}."
+        )
+    return {
+        key: x.reshape(rows // count, count, *x.shape[1:]).swapaxes(0, 1)
+        for key, x in batch.items()
+    }
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    *,
+    unit_ids: tuple[int, int],
+    accumulation: int = 1,
+    chunk: int = 256,
+    seed: int = 0,
+):
+    """A function (state, frozen, batch) -> (state, metrics), to be jitted.
+
+    The loss is sum(loss_weights * cross entropy) / sum(loss_weights) over the whole batch, however
+    many microbatches (`accumulation`) it is computed in. Batches have SeqIO's decoder_* keys.
+    """
+
+    def weighted_sum(params, frozen, batch, key):
+        model = nnx.merge(graphdef, params, frozen)
+        losses, correct = forward(model, batch, chunk, key)
+        metrics = batch_metrics(losses, correct, batch, unit_ids)
+        return metrics["loss"][0], metrics
+
+    def gradients(params, frozen, batch, key):
+        return jax.grad(weighted_sum, has_aux=True)(params, frozen, batch, key)
+
+    def accumulated_gradients(params, frozen, batch, key):
+        def add(total, part_and_key):
+            part = gradients(params, frozen, *part_and_key)
+            return jax.tree.map(jnp.add, total, part), None
+
+        parts = (microbatches(batch, accumulation), jax.random.split(key, accumulation))
+        shapes = jax.eval_shape(gradients, params, frozen, *jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.scan(add, zeros, parts)[0]
+
+    def train_step(state: TrainState, frozen, batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        compute = gradients if accumulation == 1 else accumulated_gradients
+        grads, metrics = compute(state.params, frozen, batch, key)
+        # A batch without any weighted target must not divide by zero.
+        weight = jnp.maximum(metrics["loss"][1], 1)
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics |= {
+            "grad_norm": optax.global_norm(grads),
+            "tokens": jnp.sum(non_padding(batch)),
+        }
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(graphdef: nnx.GraphDef, *, unit_ids: tuple[int, int], chunk: int = 256):
+    """A function (params, frozen, batch) -> metrics: the losses without a step."""
+
+    def eval_step(params, frozen, batch):
+        losses, correct = forward(nnx.merge(graphdef, params, frozen), batch, chunk)
+        return batch_metrics(losses, correct, batch, unit_ids)
+
+    return eval_step
