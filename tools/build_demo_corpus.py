@@ -3,15 +3,14 @@
     python -m tools.build_demo_corpus synthesize --work_dir=DIR --human_prompts=PROMPTS
         DIR/wavs/*.wav, 16 kHz mono, and DIR/manifest.jsonl, one clip a row (some minutes)
     python -m tools.build_demo_corpus encode --work_dir=DIR --hubert=FOLDER --output=FOLDER
-        FOLDER/{utterances,dialogues}-SPLIT.tfrecord.gz, clips/*.flac, clips/clips.json and
-        ATTRIBUTION.md
+        FOLDER/{utterances,dialogues}-SPLIT.tfrecord.gz, clips/*.flac and clips/clips.json; whom to
+        credit for the shipped ones is in the ATTRIBUTION.md beside them
 
 Any text-to-speech command will do: `--tts` is a template of one command line with {speaker}, {text}
-and {wav}; it is split into arguments before the text is put in, and no shell ever sees the text.
+and {wav}; it is split into arguments before the text goes in, and no shell ever sees the text.
 Splits: `train` and `test` are spoken by three voices (answers always by the same one of them),
 `unheard_voice` is the test split spoken by a fourth, and `human` are recorded prompts of a real
-and {wav}; it is split into arguments before the text goes in, and no shell ever sees the text.
-into one folder.
+person, Debian's asterisk-core-sounds-en and -g722 unpacked with `dpkg-deb -x` into one folder.
 """
 
 import argparse
@@ -24,16 +23,21 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import soundfile
+from tqdm import tqdm
 
+from speechgpt_jax.speech import audio
+from speechgpt_jax.speech.audio import SAMPLE_RATE
+from speechgpt_jax.speech.speech2unit import SHIPPED as SHIPPED_HUBERT
+from speechgpt_jax.speech.speech2unit import Speech2Unit
+from speechgpt_jax.unit_text import reduce_units
 from tools import demo_words, demo_world
 
-SAMPLE_RATE = 16_000
+SHIPPED_CORPUS = Path(audio.__file__).parents[1] / "assets" / "corpus"
 TTS = "flite -voice {speaker} -t {text} -o {wav}"
 TRAIN_VOICES = ("slt", "rms", "kal16")
 ANSWER_VOICE = "slt"
@@ -41,6 +45,18 @@ UNHEARD_VOICE = "awb"
 HUMAN = "human"
 HUMAN_PROMPTS = 140
 G722_BYTES_PER_SECOND = 8000
+SPLITS = ("train", "test", "unheard_voice", "human")
+SHIPPED_CLIPS = {
+    ("test", "question"): 12,
+    ("unheard_voice", "question"): 6,
+    ("test", "plain"): 6,
+    ("unheard_voice", "plain"): 3,
+    ("human", "prompt"): 15,
+}
+ENCODE_BATCH = 16
+
+Units = tuple[np.ndarray, np.ndarray]  # reduced units [N], durations [N] in frames of 20 ms
+Fields = dict[str, str | np.ndarray]
 SECOND_VOICE_SHARE = 0.05  # of training texts, spoken by two voices: some 9.5 hours in all
 
 
@@ -126,7 +142,10 @@ def speak(clip: Clip, template: str, work_dir: Path) -> Clip:
     if not path.exists():
         unfinished = path.with_suffix(".part.wav")
         command = speech_command(template, clip.speaker, clip.text, str(unfinished))
-        done = subprocess.run(command, capture_output=True, text=True)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except OSError as error:
+            raise ValueError(f"{command[0]} can't be run ({error}); check --tts.") from error
         if done.returncode or not unfinished.exists():
             reason = done.stderr.strip() or f"exit code {done.returncode}, no file written"
             raise ValueError(f"{shlex.join(command)} failed ({reason}); check --tts.")
@@ -146,7 +165,7 @@ def speak(clip: Clip, template: str, work_dir: Path) -> Clip:
 def prompt_text(transcript: str) -> str:
     """ "Press 7 to delete this message." -> "press seven to delete this message."; "" if not words.
 
-    Transcripts with symbols, abbreviations, letters to spell or numbers above nine give "".
+    Transcripts with symbols, abbreviations, single letters or numbers above nine give "".
     """
     text = transcript.strip(" .\n")
     if re.search(r"[^A-Za-z0-9 ,.!?']|\d\d|\d\.\d|\.\.|[A-Z]{2}|\b[B-HJ-Zb-z]\b", text):
@@ -191,7 +210,7 @@ def copy_human_prompts(folder: Path, work_dir: Path) -> list[Clip]:
     for i, (path, text) in enumerate(human_prompts(folder, HUMAN_PROMPTS)):
         wav = decode_g722(path)
         clip = _clip("prompt", i, text, HUMAN, "human", "prompts", seconds=len(wav) / SAMPLE_RATE)
-        soundfile.write(work_dir / clip.path, wav, SAMPLE_RATE, subtype="PCM_16")
+        audio.save_audio(work_dir / clip.path, wav)
         clips.append(clip)
     return clips
 
@@ -215,9 +234,9 @@ def read_manifest(path: Path) -> list[Clip]:
 
 def synthesize(work_dir: Path, tts: str, human: Path | None, processes: int) -> list[Clip]:
     (work_dir / "wavs").mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(processes) as pool:
-        job = partial(speak, template=tts, work_dir=work_dir)
-        clips = list(pool.map(job, planned_clips(), chunksize=64))
+    with ThreadPoolExecutor(processes) as pool:  # the work is done by the --tts processes
+        spoken = pool.map(lambda clip: speak(clip, tts, work_dir), planned_clips())
+        clips = list(tqdm(spoken, total=len(planned_clips()), desc="speech", unit="clip"))
     if human:
         clips += copy_human_prompts(human, work_dir)
     write_manifest(clips, work_dir / "manifest.jsonl")
@@ -232,6 +251,102 @@ def print_hours(clips: Iterable[Clip]) -> None:
         print(f"{split:14} {kind:9} {speaker:6} {len(durations):6} clips {sum(durations):6.2f} h")
 
 
+# ---- encode ------------------------------------------------------------------------------------
+
+
+def encode_clips(clips: list[Clip], work_dir: Path, speech2unit: Speech2Unit) -> dict[str, Units]:
+    """Clip id -> reduced units, durations; in batches of like length, so that little is padded."""
+    clips = sorted(clips, key=lambda clip: clip.seconds)
+    encoded = {}
+    for start in tqdm(range(0, len(clips), ENCODE_BATCH), desc="units", unit="batch"):
+        batch = clips[start : start + ENCODE_BATCH]
+        wavs = [audio.load_audio(work_dir / clip.path) for clip in batch]
+        for clip, cluster_ids in zip(batch, speech2unit.cluster_ids(wavs)):
+            encoded[clip.id] = reduce_units(cluster_ids)
+    return encoded
+
+
+def utterance(clip: Clip, encoded: dict[str, Units]) -> Fields:
+    units, durations = encoded[clip.id]
+    about = {name: getattr(clip, name) for name in ("id", "text", "speaker", "topic", "kind")}
+    return about | {"units": units, "durations": durations}
+
+
+def dialogue(question: Clip, answer: Clip, encoded: dict[str, Units]) -> Fields:
+    question_units, question_durations = encoded[question.id]
+    answer_units, answer_durations = encoded[answer.id]
+    return {
+        "id": question.id,
+        "topic": question.topic,
+        "held_out": question.held_out,
+        "question": question.text,
+        "question_speaker": question.speaker,
+        "question_units": question_units,
+        "question_durations": question_durations,
+        "answer": answer.text,
+        "answer_speaker": answer.speaker,
+        "answer_units": answer_units,
+        "answer_durations": answer_durations,
+    }
+
+
+def serialize(fields: Fields) -> bytes:
+    """A tf.train.Example: texts as bytes, arrays as int64 lists."""
+    import tensorflow as tf  # takes seconds, and `synthesize` has no use of it
+
+    features = {}
+    for name, value in fields.items():
+        if isinstance(value, str):
+            features[name] = tf.train.Feature(bytes_list={"value": [value.encode()]})
+        else:
+            features[name] = tf.train.Feature(int64_list={"value": value})
+    return tf.train.Example(features={"feature": features}).SerializeToString()
+
+
+def write_records(path: Path, rows: list[Fields]) -> None:
+    """Shuffled, so that any first part is a fair sample; the whole file or none of it."""
+    import tensorflow as tf
+
+    unfinished = path.with_suffix(".part")
+    with tf.io.TFRecordWriter(str(unfinished), options="GZIP") as writer:
+        for fields in random.Random(demo_world.SEED).sample(rows, len(rows)):
+            writer.write(serialize(fields))
+    os.replace(unfinished, path)
+    print(f"{path.name:38} {len(rows):6} records {path.stat().st_size / 1e6:6.2f} MB")
+
+
+def copy_clips(clips: list[Clip], work_dir: Path, folder: Path) -> None:
+    """A few recordings of each held-out kind as FLAC, and clips.json that says what they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.flac"):
+        old.unlink()
+    rng = random.Random(demo_world.SEED)
+    rows = []
+    for (split, kind), count in SHIPPED_CLIPS.items():
+        members = [c for c in clips if (c.split, c.kind) == (split, kind) and c.seconds <= 5]
+        for clip in sorted(rng.sample(members, min(count, len(members))), key=lambda c: c.id):
+            audio.save_audio(folder / f"{clip.id}.flac", audio.load_audio(work_dir / clip.path))
+            row = {name: getattr(clip, name) for name in ("text", "speaker", "kind", "answer")}
+            rows.append({"file": f"{clip.id}.flac"} | row)
+    (folder / "clips.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def encode(work_dir: Path, speech2unit: Speech2Unit, output: Path) -> None:
+    clips = read_manifest(work_dir / "manifest.jsonl")
+    by_id = {clip.id: clip for clip in clips}
+    encoded = encode_clips(clips, work_dir, speech2unit)
+    output.mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        members = [clip for clip in clips if clip.split == split]
+        rows = [utterance(clip, encoded) for clip in members]
+        write_records(output / f"utterances-{split}.tfrecord.gz", rows)
+        questions = [clip for clip in members if clip.kind == "question"]
+        if questions:
+            rows = [dialogue(clip, by_id[clip.answer_id], encoded) for clip in questions]
+            write_records(output / f"dialogues-{split}.tfrecord.gz", rows)
+    copy_clips(clips, work_dir, output / "clips")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("step", choices=["synthesize", "encode"])
@@ -239,9 +354,13 @@ def main() -> None:
     parser.add_argument("--tts", default=TTS)
     parser.add_argument("--human_prompts", type=Path)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--hubert", type=Path, default=SHIPPED_HUBERT)
+    parser.add_argument("--output", type=Path, default=SHIPPED_CORPUS)
     args = parser.parse_args()
     if args.step == "synthesize":
         print_hours(synthesize(args.work_dir, args.tts, args.human_prompts, args.processes))
+    else:
+        encode(args.work_dir, Speech2Unit.from_pretrained(args.hubert), args.output)
 
 
 if __name__ == "__main__":

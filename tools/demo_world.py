@@ -13,8 +13,9 @@ Two things are held out for `test`, and `Dialogue.held_out` says which:
 
 - `combination`: the fact's combination ("three + two", in whatever order) never occurs in training,
   in no wording and in no form of the same family: a model has to generalise over the parts.
-- `wording`: the fact is trained and the wording is trained, but never the two together. What cannot
-  be put together from parts (capitals, animal sounds) is held out only this way.
+- `wording`: fact and wording are both trained, but never the two together (a greeting's
+  wording is new altogether). What cannot be put together from parts (capitals, animal sounds) is
+  held out only this way.
 
 Plain sentences for ASR and TTS are templated (with pairs of fillers held out in each pattern) or in
 free word order: shuffled decks of the whole vocabulary, cut into strings of 4 to 9 words, so that
