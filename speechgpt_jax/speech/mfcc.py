@@ -1,0 +1,30 @@
+"""Mel-frequency cepstral coefficients: the features HuBERT's first iteration clusters."""
+
+import numpy as np
+import scipy.fft
+
+from speechgpt_jax.speech.mel import mel_filterbank
+
+N_FFT, WINDOW, HOP, NUM_MELS, NUM_COEFFICIENTS = 512, 400, 320, 40, 13
+
+
+def mfcc(wav: np.ndarray) -> np.ndarray:
+    """wav [S] at 16 kHz -> [T, 39]: 13 coefficients, their first and second differences.
+
+    Frames stand where HuBERT's do: 400 samples every 320, so 16000 samples give 49.
+    """
+    num_frames = max(0, (len(wav) - WINDOW) // HOP + 1)
+    if num_frames == 0:
+        return np.zeros((0, 3 * NUM_COEFFICIENTS), np.float32)
+    starts = np.arange(num_frames)[:, None] * HOP
+    frames = wav[starts + np.arange(WINDOW)] * np.hamming(WINDOW)
+    power = np.square(np.abs(np.fft.rfft(frames, N_FFT)))
+    mel = np.log(power @ mel_filterbank(16_000, N_FFT, NUM_MELS, 20.0, 8_000.0) + 1e-10)
+    cepstra = scipy.fft.dct(mel, norm="ortho")[:, :NUM_COEFFICIENTS]
+    cepstra = cepstra - cepstra.mean(0)
+    if num_frames == 1:
+        deltas = [np.zeros_like(cepstra)] * 2
+    else:
+        first = np.gradient(cepstra, axis=0)
+        deltas = [first, np.gradient(first, axis=0)]
+    return np.concatenate([cepstra, *deltas], axis=1).astype(np.float32)

@@ -1,0 +1,132 @@
+"""HuBERT against `transformers`, alone against in a batch, and the audio that goes in."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+
+from speechgpt_jax.speech.hubert import Hubert, HubertConfig
+
+SMALL = HubertConfig(
+    conv_dim=(16, 16, 24, 24, 32, 32, 32),
+    hidden_size=48,
+    num_layers=3,
+    num_heads=4,
+    intermediate_size=96,
+    position_kernel=16,
+    position_groups=4,
+    feature_layer=2,
+)
+
+
+def oracle(config: HubertConfig, seed: int = 0) -> transformers.HubertModel:
+    torch.manual_seed(seed)
+    model = transformers.HubertModel(
+        transformers.HubertConfig(
+            conv_dim=config.conv_dim,
+            conv_kernel=config.conv_kernel,
+            conv_stride=config.conv_stride,
+            conv_bias=False,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            intermediate_size=config.intermediate_size,
+            num_conv_pos_embeddings=config.position_kernel,
+            num_conv_pos_embedding_groups=config.position_groups,
+            feat_extract_norm="group",
+            do_stable_layer_norm=False,
+        )
+    ).eval()
+    with torch.no_grad():  # Trained weights: biases are not zero, norms not one.
+        for name, weight in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                weight.add_(0.1 * torch.randn_like(weight))
+    return model
+
+
+def copy_weights(model: transformers.HubertModel, hubert: Hubert) -> None:
+    def put(param, tensor):
+        value = tensor.detach().numpy()
+        assert param.shape == value.shape, (param.shape, value.shape)
+        param[...] = jnp.asarray(value)
+
+    def linear(ours, theirs):
+        put(ours.kernel, theirs.weight.T)
+        put(ours.bias, theirs.bias)
+
+    def norm(ours, theirs):
+        put(ours.scale, theirs.weight)
+        put(ours.bias, theirs.bias)
+
+    front = model.feature_extractor.conv_layers
+    for ours, theirs in zip(hubert.conv_layers, front):
+        put(ours.kernel, theirs.conv.weight.permute(2, 1, 0))
+    norm(hubert.group_norm, front[0].layer_norm)
+    norm(hubert.feature_layer_norm, model.feature_projection.layer_norm)
+    linear(hubert.feature_projection, model.feature_projection.projection)
+    position = model.encoder.pos_conv_embed.conv
+    put(hubert.positions.kernel, position.weight.permute(2, 1, 0))
+    put(hubert.positions.bias, position.bias)
+    norm(hubert.layer_norm, model.encoder.layer_norm)
+    for ours, theirs in zip(hubert.layers, model.encoder.layers):
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            linear(getattr(ours.attention, name), getattr(theirs.attention, name))
+        norm(ours.layer_norm, theirs.layer_norm)
+        linear(ours.intermediate_dense, theirs.feed_forward.intermediate_dense)
+        linear(ours.output_dense, theirs.feed_forward.output_dense)
+        norm(ours.final_layer_norm, theirs.final_layer_norm)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMALL,
+        dataclasses.replace(SMALL, position_kernel=15, feature_layer=3),
+        HubertConfig.tiny(),
+        # The base shape at its real widths, two layers deep.
+        dataclasses.replace(HubertConfig.base(), num_layers=2, feature_layer=2),
+    ],
+    ids=["small", "odd_position_kernel", "tiny", "base"],
+)
+def test_features_are_those_of_transformers(config):
+    model = oracle(config)
+    hubert = Hubert(config, rngs=nnx.Rngs(0))
+    copy_weights(model, hubert)
+    wav = np.random.default_rng(0).standard_normal((2, 8_000)).astype(np.float32)
+
+    features = hubert(jnp.asarray(wav), jnp.array([8_000, 8_000]))
+
+    with torch.no_grad():
+        states = model(torch.from_numpy(wav), output_hidden_states=True).hidden_states
+    expected = states[config.feature_layer].numpy()
+    assert features.shape == expected.shape == (2, config.num_frames(8_000), config.hidden_size)
+    error = np.abs(np.asarray(features) - expected).max() / np.abs(expected).max()
+    assert error < 1e-4
+
+
+def test_a_clip_has_the_same_features_alone_and_in_a_batch():
+    hubert = Hubert(SMALL, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(1)
+    lengths = np.array([4_000, 9_111, 400])
+    wav = np.zeros((3, 12_000), np.float32)
+    for row, length in zip(wav, lengths):
+        row[:length] = rng.standard_normal(length)
+
+    together = np.asarray(hubert(jnp.asarray(wav), jnp.asarray(lengths)))
+
+    for row, length, features in zip(wav, lengths, together):
+        alone = np.asarray(hubert(jnp.asarray(row[None, :length]), jnp.array([length])))[0]
+        np.testing.assert_allclose(features[: len(alone)], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("samples", "frames"), [(16_000, 49), (400, 1), (399, 0), (0, 0), (719, 1), (720, 2)]
+)
+def test_number_of_frames(samples, frames):
+    assert HubertConfig.base().num_frames(samples) == frames
+    assert HubertConfig.base().hop == 320
+    assert HubertConfig.base().receptive_field == 400

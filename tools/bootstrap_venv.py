@@ -1,0 +1,40 @@
+"""Makes a virtual environment with pip where Python has no `ensurepip` (Debian without python3-venv).
+
+    python3.11 tools/bootstrap_venv.py .venv
+
+Needs the standard library alone: it takes pip's newest wheel from the package index (PIP_INDEX_URL,
+or PyPI) and lets that wheel install itself.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import urllib.parse
+import urllib.request
+import venv
+
+
+def newest_pip_wheel(index: str) -> str:
+    """The address of pip's last wheel on a PEP 503 index."""
+    page_url = index.rstrip("/") + "/pip/"
+    page = urllib.request.urlopen(page_url).read().decode()
+    wheels = re.findall(r'href="([^"]+-py3-none-any\.whl[^"]*)"', page)
+    if not wheels:
+        sys.exit(f"{page_url} lists no wheel of pip; set PIP_INDEX_URL or install python3-venv.")
+    return urllib.parse.urljoin(page_url, wheels[-1])
+
+
+def main(folder: str) -> None:
+    venv.create(folder, with_pip=False, clear=True)
+    url = newest_pip_wheel(os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple"))
+    with tempfile.TemporaryDirectory() as temporary:
+        wheel = os.path.join(temporary, os.path.basename(urllib.parse.urlparse(url).path))
+        urllib.request.urlretrieve(url, wheel)
+        command = [f"{folder}/bin/python", f"{wheel}/pip", "install", "-q", wheel]
+        subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,167 @@
+"""How well units stand for phones: on voices that were heard, on one that was not, on a human.
+
+    python -m tools.eval_units --manifest=corpus/manifest.jsonl [--hubert=FOLDER]
+
+Prints, for the HuBERT units and for k-means of MFCCs with as many clusters:
+
+- PNMI: the share of the phones' entropy that the units explain (Hsu et al. 2021);
+- units a second after merging repeats;
+- accuracy of the map unit -> phone that is right most often on the heard voices, applied to
+  frames of each group of speakers.
+
+Phones of synthesised clips are flite's own (`flite` must be installed); those of the human are
+aligned by pocketsphinx.
+"""
+
+import argparse
+import pathlib
+import re
+import subprocess
+
+import numpy as np
+import rich
+from rich.progress import track
+from rich.table import Table
+
+from speechgpt_jax.speech import kmeans
+from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
+from speechgpt_jax.speech.mfcc import mfcc
+from speechgpt_jax.speech.speech2unit import SHIPPED, Speech2Unit
+from speechgpt_jax.unit_text import reduce_units
+from tools.manifest import read_manifest
+
+SAME_PHONES = {"ax": "ah", "pau": "sil"}
+
+
+def flite_phones(text: str, voice: str) -> list[tuple[str, float]]:
+    """[(phone, its end in seconds), ...] as flite itself planned them."""
+    command = ["flite", "-voice", voice, "-psdur", "-t", text, "-o", "none"]
+    spoken = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    pairs = (item.split(":") for item in spoken.split())
+    return [(SAME_PHONES.get(phone, phone), float(end)) for phone, end in pairs]
+
+
+class PocketsphinxAligner:
+    """phones = aligner(wav, text), in the same form as flite's; [] where it finds none."""
+
+    def __init__(self):
+        import pocketsphinx
+
+        self._decoder = pocketsphinx.Decoder(samprate=SAMPLE_RATE, bestpath=False, loglevel="FATAL")
+
+    def __call__(self, wav: np.ndarray, text: str) -> list[tuple[str, float]]:
+        decoder = self._decoder
+        words = [word for word in re.findall(r"[a-z']+", text.lower()) if decoder.lookup_word(word)]
+        pcm = (np.clip(wav, -1, 1) * 32767).astype(np.int16).tobytes()
+        try:
+            decoder.set_align_text(" ".join(words))
+            decode(decoder, pcm)
+            decoder.set_alignment()
+            decode(decoder, pcm)
+        except RuntimeError:
+            return []
+        phones = [
+            (p.name.lower(), (p.start + p.duration) / 100)
+            for w in decoder.get_alignment() or []
+            for p in w
+        ]
+        return [("sil" if name in ("sil", "+spn+", "+nsn+") else name, end) for name, end in phones]
+
+
+def decode(decoder, pcm: bytes) -> None:
+    decoder.start_utt()
+    decoder.process_raw(pcm, full_utt=True)
+    decoder.end_utt()
+
+
+def frame_phones(phones: list[tuple[str, float]], num_frames: int) -> list[str]:
+    """The phone at the middle of each frame (12.5 ms into it)."""
+    ends = [end for _, end in phones]
+    at = np.searchsorted(ends, np.arange(num_frames) * 0.02 + 0.0125)
+    return [phones[min(i, len(phones) - 1)][0] for i in at]
+
+
+def pnmi(units: np.ndarray, phones: np.ndarray) -> float:
+    """I(unit; phone) / H(phone) of two equally long sequences of numbers from 0."""
+    joint = np.zeros((units.max() + 1, phones.max() + 1))
+    np.add.at(joint, (units, phones), 1)
+    joint /= joint.sum()
+    p_phone = joint.sum(0, keepdims=True)
+    independent = joint.sum(1, keepdims=True) * p_phone
+    seen = joint > 0
+    information = (joint[seen] * np.log(joint[seen] / independent[seen])).sum()
+    entropy = -(p_phone[p_phone > 0] * np.log(p_phone[p_phone > 0])).sum()
+    return float(information / entropy)
+
+
+def best_phone(units: np.ndarray, phones: np.ndarray, num_units: int) -> np.ndarray:
+    """The phone each unit stands for most often: [num_units]; -1 for a unit never seen."""
+    counts = np.zeros((num_units, phones.max() + 1), int)
+    np.add.at(counts, (units, phones), 1)
+    return np.where(counts.any(1), counts.argmax(1), -1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--manifest", required=True, help="written by tools.build_demo_corpus")
+    parser.add_argument("--hubert", type=pathlib.Path, default=SHIPPED)
+    parser.add_argument("--clips", type=int, default=300, help="of each group of speakers")
+    args = parser.parse_args()
+
+    rng = np.random.default_rng(0)
+    groups = {
+        "fit": "train",
+        "heard voices": "test",
+        "unheard voice": "unheard_voice",
+        "human": "human",
+    }
+    clips, labels = {}, {}
+    align = PocketsphinxAligner()
+    numbers: dict[str, int] = {}
+    for group, split in groups.items():
+        chosen = read_manifest(args.manifest, split)
+        chosen = [chosen[i] for i in rng.permutation(len(chosen))[: args.clips]]
+        clips[group], labels[group] = [], []
+        for row in track(chosen, description=f"phones, {group}"):
+            wav = load_audio(row["path"])
+            human = split == "human"
+            phones = align(wav, row["text"]) if human else flite_phones(row["text"], row["speaker"])
+            if phones:
+                names = frame_phones(phones, (len(wav) - 400) // 320 + 1)
+                labels[group].append(np.array([numbers.setdefault(n, len(numbers)) for n in names]))
+                clips[group].append(wav)
+
+    speech2unit = Speech2Unit.from_pretrained(args.hubert)
+    vectors = {group: [mfcc(wav) for wav in wavs] for group, wavs in clips.items()}
+    centroids = kmeans.fit(np.concatenate(vectors["fit"]), speech2unit.num_units, steps=30, seed=0)
+    encoders = {
+        "HuBERT": {g: [speech2unit.cluster_ids([wav])[0] for wav in w] for g, w in clips.items()},
+        "MFCC": {
+            g: [np.asarray(kmeans.assign(v, centroids)) for v in vs] for g, vs in vectors.items()
+        },
+    }
+    table = Table(title=f"{speech2unit.num_units} units, {len(numbers)} phones")
+    for column in ("units", "PNMI", "units/s", *list(groups)[1:]):
+        table.add_column(column)
+    for name, units in encoders.items():
+        table.add_row(name, *score(units, labels, speech2unit.num_units))
+    rich.print(table)
+
+
+def score(units: dict, labels: dict, num_units: int) -> list[str]:
+    """A row of the table: PNMI and rate on the heard voices, then accuracy of each group."""
+    flat = {group: np.concatenate(ids) for group, ids in units.items()}
+    phones = {group: np.concatenate(ids) for group, ids in labels.items()}
+    phone_of = best_phone(flat["fit"], phones["fit"], num_units)
+    merged = sum(len(reduce_units(ids)[0]) for ids in units["heard voices"])
+    return [
+        f"{pnmi(flat['heard voices'], phones['heard voices']):.3f}",
+        f"{merged / len(flat['heard voices']) * 50:.1f}",
+        *(f"{(phone_of[flat[g]] == phones[g]).mean():.3f}" for g in list(units)[1:]),
+    ]
+
+
+if __name__ == "__main__":
+    main()

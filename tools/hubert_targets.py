@@ -1,0 +1,89 @@
+"""Prepares HuBERT's training data: clips and, frame by frame, the cluster ids of a teacher.
+
+    python -m tools.hubert_targets --manifest=corpus/manifest.jsonl --output=targets --hours=4
+
+The teacher is `whisper` (features of Whisper tiny.en's encoder) or `mfcc` (HuBERT's own first
+iteration). More than half of the clips are resampled by up to a quarter first, pitch, formants
+and speed together, so that the student hears more voices than were recorded; the teacher hears
+the same resampled sound.
+
+Output: `sound.npy` int16 [samples], `clip_ends.npy` [clips], `targets.npy` int16 [frames],
+`target_ends.npy` [clips]: everything concatenated, ready to be memory-mapped.
+"""
+
+import argparse
+import pathlib
+
+import numpy as np
+import soxr
+from rich.progress import track
+
+from speechgpt_jax.speech import kmeans
+from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
+from speechgpt_jax.speech.mfcc import mfcc
+from tools.manifest import read_manifest
+from tools.whisper_features import WhisperFeatures
+
+# Whisper's third block of four carries phones best from one voice to another.
+TEACHERS = {"whisper": lambda: WhisperFeatures(blocks=3), "mfcc": lambda: mfcc_features}
+
+
+def mfcc_features(wavs: list[np.ndarray]) -> list[np.ndarray]:
+    """13 MFCCs with first and second differences, 50 a second: one [T, 39] array a clip."""
+    return [mfcc(wav) for wav in wavs]
+
+
+def load_clips(paths: list[str], seconds: float, rng: np.random.Generator) -> list[np.ndarray]:
+    """Clips in random order until there are `seconds` of sound, most of them resampled."""
+    clips, total = [], 0.0
+    for path in rng.permutation(paths):
+        wav = load_audio(path)
+        if rng.random() < 0.65:
+            wav = soxr.resample(wav, SAMPLE_RATE, SAMPLE_RATE * np.exp(rng.uniform(-0.22, 0.22)))
+        clips.append(wav)
+        total += len(wav) / SAMPLE_RATE
+        if total > seconds:
+            break
+    return sorted(clips, key=len)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--manifest", required=True, help="JSONL with `path` and `split` a row")
+    parser.add_argument("--output", required=True, type=pathlib.Path)
+    parser.add_argument("--teacher", choices=TEACHERS, default="whisper")
+    parser.add_argument("--num_clusters", type=int, default=500)
+    parser.add_argument("--hours", type=float, default=4.0)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    rng = np.random.default_rng(args.seed)
+    paths = [row["path"] for row in read_manifest(args.manifest, "train")]
+    clips = load_clips(paths, args.hours * 3600, rng)
+
+    teacher = TEACHERS[args.teacher]()
+    batches = [clips[i : i + 16] for i in range(0, len(clips), 16)]
+    features = []
+    for batch in track(batches, description="teacher features"):
+        features += [rows.astype(np.float16) for rows in teacher(batch)]
+    sample = np.concatenate([features[i] for i in rng.permutation(len(features))])[:200_000]
+    centroids = kmeans.fit(sample.astype(np.float32), args.num_clusters, steps=40, seed=args.seed)
+    targets = [
+        np.asarray(kmeans.assign(rows.astype(np.float32), centroids), np.int16)
+        for rows in track(features, description="cluster ids")
+    ]
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    sound = [(np.clip(clip, -1, 1) * 32767).astype(np.int16) for clip in clips]
+    for name, arrays in (("sound", sound), ("targets", targets)):
+        np.save(args.output / f"{name}.npy", np.concatenate(arrays))
+    np.save(args.output / "clip_ends.npy", np.cumsum([len(clip) for clip in clips]))
+    np.save(args.output / "target_ends.npy", np.cumsum([len(ids) for ids in targets]))
+    hours = sum(map(len, clips)) / SAMPLE_RATE / 3600
+    print(f"{len(clips)} clips, {hours:.2f} h, {args.num_clusters} clusters -> {args.output}")
+
+
+if __name__ == "__main__":
+    main()
