@@ -12,12 +12,13 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import nnx
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +136,7 @@ class Checkpoints:
             folder = self.folder / str(step)
             try:
                 _check_same(_saved_shapes(folder), targets, folder)
+                self._check_base(folder)
                 arrays = _read(folder, targets)
                 position = _read_input_position(folder)
             except Damaged as error:
@@ -155,6 +157,14 @@ class Checkpoints:
 
     def close(self):
         self._manager.close()
+
+    def _check_base(self, folder):
+        base = _read_metadata(folder)["base"]
+        if base != self.metadata["base"]:
+            raise ValueError(
+                f"checkpoint {folder} was trained on {base}, not on {self.metadata['base']}: start"
+                " from that again, or use another output folder."
+            )
 
     def _move_aside(self, folder):
         folder.rename(self.folder / f"damaged_{folder.name}")
@@ -206,6 +216,17 @@ def restore_parameters(path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dic
         except Damaged as error:
             raise ValueError(f"checkpoint {folder} is damaged: {error}") from None
     return arrays
+
+
+def load_model(path, build: Callable[[dict], nnx.Module]) -> nnx.Module:
+    """The trained model in `path`, adapters on their base included, on the first device.
+
+    `build(fields)` makes the model from the fields of its config that were saved with it.
+    """
+    fields = read_metadata(path)["model"]
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: build(fields)))
+    arrays = restore_parameters(path, flatten(abstract))
+    return nnx.merge(graphdef, unflatten(abstract, arrays))
 
 
 def flatten(tree) -> dict[str, jax.Array]:

@@ -102,10 +102,10 @@ def use_mesh(mesh: Mesh):
         yield
 
 
-def abstract(make: Callable[[], object], mesh: Mesh):
-    """Shapes, dtypes and shardings of what `make()` would return, without computing anything."""
+def abstract(make: Callable, mesh: Mesh, *args):
+    """Shapes, dtypes and shardings of what `make(*args)` would return, computing nothing."""
     with use_mesh(mesh):
-        shapes = jax.eval_shape(make)
+        shapes = jax.eval_shape(make, *args)
         shardings = nnx.get_named_sharding(shapes, mesh)
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -114,11 +114,11 @@ def abstract(make: Callable[[], object], mesh: Mesh):
     )
 
 
-def create_sharded(make: Callable[[], object], mesh: Mesh):
-    """`make()`, each device computing only its own pieces: no host ever holds the whole."""
-    shardings = jax.tree.map(lambda x: x.sharding, abstract(make, mesh))
+def create_sharded(make: Callable, mesh: Mesh, *args):
+    """`make(*args)`, each device computing only its own pieces: no host ever holds the whole."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract(make, mesh, *args))
     with use_mesh(mesh):
-        return jax.jit(make, out_shardings=shardings)()
+        return jax.jit(make, out_shardings=shardings)(*args)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -5,7 +5,7 @@ optimizer state, and stays outside the train state (so checkpoints hold what is 
 
     graphdef, params, frozen = nnx.split(model, TRAINABLE["lora"], ...)
     state = TrainState.create(params, optimizer)
-    step = make_train_step(graphdef, optimizer, unit_ids=(1000, 1200))
+    step = make_train_step(graphdef, optimizer, unit_ids=range(1000, 1200))
     state, metrics = jax.jit(step, donate_argnums=0)(state, frozen, batch)
 """
 
@@ -84,14 +84,14 @@ def token_losses(
     return tuple(x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :length] for x in pieces)
 
 
-def batch_metrics(losses, correct, batch, unit_ids: tuple[int, int]) -> dict[str, tuple]:
+def batch_metrics(losses, correct, batch, unit_ids: range) -> dict[str, tuple]:
     """Sums over a batch as {name: (total, weight)}; the mean is total / weight.
 
-    `unit_ids` = (first, end) token ids of the units; every other target is text.
+    A target in `unit_ids` is a unit; every other is text.
     """
     targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
     weights = weights.astype(jnp.float32)
-    is_unit = (targets >= unit_ids[0]) & (targets < unit_ids[1])
+    is_unit = (targets >= unit_ids.start) & (targets < unit_ids.stop)
 
     def mean_of(values, weights):
         return jnp.sum(values * weights), jnp.sum(weights)
@@ -142,7 +142,7 @@ def make_train_step(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     *,
-    unit_ids: tuple[int, int],
+    unit_ids: range,
     accumulation: int = 1,
     chunk: int = 256,
     seed: int = 0,
@@ -190,7 +190,7 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(graphdef: nnx.GraphDef, *, unit_ids: tuple[int, int], chunk: int = 256):
+def make_eval_step(graphdef: nnx.GraphDef, *, unit_ids: range, chunk: int = 256):
     """A function (params, frozen, batch) -> metrics: the losses without a step."""
 
     def eval_step(params, frozen, batch):

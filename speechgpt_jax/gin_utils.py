@@ -1,0 +1,186 @@
+"""Gin: configuration files -> calls of plain functions; the only library module that knows gin.
+
+    def main():
+        gin_utils.call(lm.train, output_dir="runs/stage1")
+
+    gin_utils.run(main)      # --gin_file=... --gin.train.steps=100 --gin_search_paths=...
+
+Files start with `from __gin__ import dynamic_registration` and import what they bind, so nothing in
+the library is decorated. Whatever a user got wrong ends as one line on the terminal.
+"""
+
+import ast
+import contextlib
+import logging
+import re
+import sys
+import tokenize
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+import gin
+
+PROJECT = Path(__file__).parent.parent
+OUR_PACKAGES = ("speechgpt_jax", "tasks", "tools")
+
+# What gin raises for a mistake in a file or a binding.
+CONFIG_ERRORS = (
+    AttributeError,
+    ImportError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+)
+
+
+class ConfigError(ValueError):
+    """A mistake in a gin file or binding, said in one line."""
+
+
+# Files are found from the project's root, wherever the command is run.
+gin.add_config_file_search_path(str(PROJECT))
+
+
+def define_flags():
+    """--gin_file and --gin_search_paths."""
+    flags.DEFINE_multi_string("gin_file", [], "A gin file; of several, the later ones win.")
+    flags.DEFINE_list("gin_search_paths", [], "Folders where gin files and includes are found.")
+
+
+def run(main: Callable[[], None]):
+    """Reads flags and gin, then calls `main()`; what the user got wrong is one line.
+
+    Besides those of `define_flags` and of the caller: --gin.NAME=VALUE, as in T5X.
+    """
+    define_flags()
+    with one_line_errors():
+        argv, bindings = split_arguments(sys.argv)
+
+        def parse_and_call(_):
+            parse(flags.FLAGS.gin_file, bindings, flags.FLAGS.gin_search_paths)
+            main()
+
+        app.run(parse_and_call, argv)
+
+
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """["train", "--gin.train.steps=9", "--v=1"] -> ["train", "--v=1"], ["train.steps = 9"].
+
+    A value that is no Python literal, %MACRO or @reference is a string, so that
+    --gin.train.start_from=runs/stage1 needs no quotes.
+    """
+    rest = [argument for argument in argv if not argument.startswith("--gin.")]
+    bindings = []
+    for argument in argv:
+        if argument.startswith("--gin."):
+            name, equals, value = argument.removeprefix("--gin.").partition("=")
+            if not (name and equals):
+                raise ConfigError(f"{argument}: write --gin.NAME=VALUE.")
+            bindings.append(f"{name} = {_quoted(value)}")
+    return rest, bindings
+
+
+def _quoted(value: str) -> str:
+    if value.startswith(("%", "@")):
+        return value
+    try:
+        ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return repr(value)
+    return value
+
+
+def parse(files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()):
+    """Reads files, then bindings on top; ConfigError names a missing file or a misspelt name."""
+    gin.clear_config()
+    for path in search_paths:
+        gin.add_config_file_search_path(path)
+    with _quiet():
+        for file in files:
+            with _config_errors():
+                gin.parse_config_file(file)
+        for binding in bindings:
+            with _config_errors(f"--gin.{binding}: "):
+                _require_known_macro(binding)
+                gin.parse_config(binding)
+        with _config_errors():
+            gin.finalize()
+
+
+def call(function: Callable, **kwargs):
+    """`function` with `kwargs`, and everything else that gin binds."""
+    with _config_errors():
+        configured = gin.get_configurable(function)
+    return configured(**kwargs)
+
+
+def operative_config() -> str:
+    """All values in use, defaults included, as a gin file that gives the same again."""
+    return gin.operative_config_str()
+
+
+@contextlib.contextmanager
+def one_line_errors():
+    """Ends the program with one line, not a traceback, where the user has to change something.
+
+    That is what gin says of a configuration, and what this package says by raising a ValueError or
+    a FloatingPointError itself. Anything else is a bug and keeps its traceback.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_for_user(error):
+            raise
+        sys.exit(f"Error: {_message(error)}")
+
+
+def _is_for_user(error) -> bool:
+    if isinstance(error, ConfigError):
+        return True
+    origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    if origin.is_relative_to(Path(gin.__file__).parent):
+        return isinstance(error, CONFIG_ERRORS)
+    is_ours = any(origin.is_relative_to(PROJECT / name) for name in OUR_PACKAGES)
+    return is_ours and isinstance(error, (ValueError, FloatingPointError))
+
+
+def _message(error) -> str:
+    """What gin says over many lines, in one: the problem, the file and the line."""
+    text = str(error.args[0] if isinstance(error, tokenize.TokenError) else error)
+    text = text.partition("\n  In call to configurable")[0].partition("\n  In bindings string")[0]
+    # Here gin quotes the whole configuration.
+    text = re.sub(r"(?s)No bindings specified for '(\w+)/.*", r"%\1 is not set.", text)
+    return " ".join(text.split())
+
+
+def _require_known_macro(binding):
+    """Gin takes any new macro, so that a misspelt --gin.MACRO=... would change nothing."""
+    name = binding.partition("=")[0].strip()
+    if "." not in name:
+        try:
+            gin.query_parameter(f"{name}/macro.value")
+        except ValueError:
+            raise ConfigError(f"no gin file defines the macro {name}.") from None
+
+
+@contextlib.contextmanager
+def _config_errors(where: str = ""):
+    try:
+        yield
+    except CONFIG_ERRORS as error:
+        raise ConfigError(where + _message(error)) from error
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Gin logs an error for every folder in which a file is not."""
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)

@@ -1,0 +1,160 @@
+"""Training of the language model: one stage, from its start to its last checkpoint.
+
+train(
+    model=LlamaConfig.tiny(tokenizer.vocab_size),
+    tokenizer=Tokenizer.from_pretrained(folder),
+    batches=load_batches("demo_modality_adaptation", ...),
+    optimizer=AdamW(learning_rate=1e-3),
+    steps=400,
+    output_dir="runs/stage1",
+)
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+from etils import epath
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from speechgpt_jax import sharding
+from speechgpt_jax.checkpoints import Checkpoints, Keep
+from speechgpt_jax.models.llama import Llama, LlamaConfig
+from speechgpt_jax.sharding import MeshConfig
+from speechgpt_jax.tokenizer import Tokenizer
+from speechgpt_jax.training.loop import Batches, fit
+from speechgpt_jax.training.optimizer import AdamW, make_optimizer
+from speechgpt_jax.training.progress import draw_losses
+from speechgpt_jax.training.start import initial_parameters, number_of_tokens
+from speechgpt_jax.training.train_step import TRAINABLE, TrainState, make_train_step
+
+
+def train(
+    *,
+    model: LlamaConfig,
+    tokenizer: Tokenizer,
+    batches: Batches,
+    optimizer: AdamW,
+    steps: int,
+    output_dir: str,
+    start_from: str | None = None,
+    trainable: str = "all",
+    mesh: MeshConfig = MeshConfig(),  # noqa: B008 (frozen)
+    accumulation: int = 1,
+    loss_chunk: int = 256,
+    keep: Keep = Keep(),  # noqa: B008 (frozen)
+    save_every: int = 1000,
+    log_every: int = 10,
+    seed: int = 0,
+    config_text: Callable[[], str] = lambda: "",
+) -> TrainState:
+    """Trains a LLaMA; goes on where it was if `output_dir` holds a checkpoint.
+
+    Args:
+      model: its shape; with `lora` set, adapters are part of it.
+      tokenizer: saved with the run; names the unit tokens.
+      batches: this process's rows of each batch, SeqIO's decoder_* keys.
+      optimizer: its schedule ends at `steps`.
+      steps: number of optimizer steps.
+      output_dir: gets checkpoints/, metrics.jsonl, TensorBoard events, loss.png, config.gin and
+        tokenizer/.
+      start_from: a run, or one of its checkpoints, whose parameters are the start.
+      trainable: "all", "embeddings" or "lora"; the rest is frozen and not saved again.
+      mesh: how many devices along data, fsdp and model.
+      accumulation: microbatches a step, to save memory.
+      loss_chunk: positions whose logits exist at a time.
+      keep: which checkpoints stay.
+      save_every, log_every: in steps.
+      seed: of the initial parameters and of dropout.
+      config_text: gives the text saved as config.gin.
+
+    Raises:
+      ValueError: the arguments, the tokenizer and the checkpoints don't fit one another.
+    """
+    _check(model, tokenizer, start_from, trainable)
+    devices = sharding.create_mesh(mesh)
+    parameters = initial_parameters(model, devices, start_from=start_from, seed=seed)
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Llama(model, rngs=nnx.Rngs(seed))))
+    params, frozen = nnx.split_state(parameters, TRAINABLE[trainable], ...)
+    tx = make_optimizer(optimizer, steps)
+    new_state = functools.partial(TrainState.create, optimizer=tx)
+    state = sharding.create_sharded(new_state, devices, params)
+    step = make_train_step(
+        graphdef,
+        tx,
+        unit_ids=tokenizer.unit_ids,
+        accumulation=accumulation,
+        chunk=loss_chunk,
+        seed=seed,
+    )
+    step = jax.jit(step, donate_argnums=0, out_shardings=_step_shardings(state, devices))
+
+    metadata = {"config": config_text(), "model": dataclasses.asdict(model)}
+    _describe(output_dir, tokenizer, metadata["config"])
+    base = start_from if trainable != "all" else None
+    with (
+        sharding.use_mesh(devices),
+        contextlib.closing(Checkpoints(output_dir, keep, metadata, base)) as checkpoints,
+    ):
+        state = fit(
+            state,
+            lambda state, batch: step(state, frozen, batch),
+            batches,
+            steps=steps,
+            checkpoints=checkpoints,
+            output_dir=output_dir,
+            place_batch=functools.partial(sharding.place_batch, mesh=devices),
+            save_every=save_every,
+            log_every=log_every,
+            name=epath.Path(output_dir).name,
+        )
+    _say_where_to_go_next(output_dir)
+    return state
+
+
+def _check(model, tokenizer, start_from, trainable):
+    """ValueError if the arguments of `train` don't fit one another."""
+    if model.vocab_size != tokenizer.vocab_size:
+        raise ValueError(
+            f"the model has vocab_size {model.vocab_size} and the tokenizer"
+            f" {tokenizer.vocab_size} tokens: set the model's to {tokenizer.vocab_size}."
+        )
+    if trainable not in TRAINABLE:
+        raise ValueError(f"trainable {trainable!r} is unknown; take one of {list(TRAINABLE)}.")
+    if trainable != "all" and start_from is None:
+        raise ValueError(
+            f"trainable {trainable!r} trains a part of a model: start_from must name the run or the"
+            " checkpoint that has the rest."
+        )
+    if trainable == "lora" and model.lora is None:
+        raise ValueError("trainable 'lora' needs a model with lora set.")
+    if trainable == "lora" and number_of_tokens(start_from) < model.vocab_size:
+        raise ValueError(
+            f"the model has {model.vocab_size} tokens and {start_from} only"
+            f" {number_of_tokens(start_from)}: a frozen base never learns new ones."
+        )
+
+
+def _step_shardings(state, devices):
+    """The new state lies as the old one does, and every device has the metrics."""
+    everywhere = NamedSharding(devices, PartitionSpec())
+    return jax.tree.map(lambda x: x.sharding, state), everywhere
+
+
+def _describe(output_dir, tokenizer, config_text):
+    if jax.process_index() == 0:
+        folder = epath.Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.gin").write_text(config_text)
+        tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def _say_where_to_go_next(output_dir):
+    if jax.process_index() == 0:
+        draw_losses([output_dir], epath.Path(output_dir) / "loss.png")
+        print(f"Checkpoints, metrics and loss.png are in {output_dir}.")
+        print(f"Curves:      tensorboard --logdir={output_dir}")
+        print(f"Next stage:  --gin.train.start_from={output_dir}")
