@@ -1,1 +1,3 @@
-"""SeqIO registrations."""
+"""SeqIO registrations: `import tasks` makes them known by name."""
+
+from tasks import demo_corpus  # noqa: F401

@@ -1,0 +1,136 @@
+"""From a pair of speech and text to the tokens of a dialogue.
+
+    utterance or dialogue record -> {prefix, plain_text}    one function a direction
+    {prefix, plain_text}         -> {inputs, targets}       `tokenize_dialogues`, shared by all
+
+`inputs` are the tokens of the prefix, `targets` those of the dialogue, user turn included: SeqIO's
+`PrefixLMFeatureConverter` then puts the loss on what SpeechGPT was trained on.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import seqio
+import tensorflow as tf
+
+from speechgpt_jax import prompts, unit_text
+from speechgpt_jax.data import descriptions
+
+Example = dict[str, tf.Tensor]
+
+# Strings are encoded by the dozen: most of the cost of encoding one dialogue is the call.
+_ENCODE_BATCH = 32
+
+
+def units_to_text(units: tf.Tensor) -> tf.Tensor:
+    """`[5, 9]` -> `"<sosp><5><9><eosp>"`, in the graph."""
+    tags = tf.strings.join(["<", tf.strings.as_string(units), ">"])
+    return tf.strings.join([unit_text.START, tf.strings.reduce_join(tags), unit_text.END])
+
+
+def fill(template: str, **values: tf.Tensor | str) -> tf.Tensor:
+    """`template.format(**values)`, in the graph."""
+    # Splitting on a group alternates: text, name, text, name, text.
+    parts = re.split(r"\{(\w+)\}", template)
+    return tf.strings.join([values[p] if i % 2 else p for i, p in enumerate(parts)])
+
+
+def choose(options: Sequence[str], seed: tf.Tensor) -> tf.Tensor:
+    """One of `options`, drawn by a stateless seed [2]."""
+    index = tf.random.stateless_uniform([], seed, maxval=len(options), dtype=tf.int32)
+    return tf.constant(options)[index]
+
+
+@seqio.map_over_dataset(num_seeds=1)
+def speech_recognition(utterance: Example, seed: tf.Tensor) -> Example:
+    """Units in, text out, under one of the ASR descriptions."""
+    plain_text = fill(
+        prompts.CROSS_MODAL,
+        description=choose(descriptions.ASR, seed),
+        source=units_to_text(utterance["units"]),
+        target=utterance["text"],
+    )
+    return _dialogue(plain_text)
+
+
+@seqio.map_over_dataset(num_seeds=1)
+def speech_synthesis(utterance: Example, seed: tf.Tensor) -> Example:
+    """Text in, units out, under one of the TTS descriptions."""
+    plain_text = fill(
+        prompts.CROSS_MODAL,
+        description=choose(descriptions.TTS, seed),
+        source=utterance["text"],
+        target=units_to_text(utterance["units"]),
+    )
+    return _dialogue(plain_text)
+
+
+def question_and_answer(template: str) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+    """A preprocessor: dialogue records in one of the forms of `prompts`."""
+
+    @seqio.map_over_dataset
+    def fill_template(dialogue: Example) -> Example:
+        plain_text = fill(
+            template,
+            question=dialogue["question"],
+            answer=dialogue["answer"],
+            question_units=units_to_text(dialogue["question_units"]),
+            answer_units=units_to_text(dialogue["answer_units"]),
+        )
+        return _dialogue(plain_text)
+
+    return fill_template
+
+
+def only(feature: str, value: str) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+    """A preprocessor that keeps the records with that value, e.g. of one speaker."""
+    return lambda dataset: dataset.filter(lambda record: record[feature] == value)
+
+
+def tokenize_dialogues(
+    dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
+) -> tf.data.Dataset:
+    """`{prefix, plain_text}` -> `{inputs, targets}`, cut before the first role token.
+
+    Prefix and dialogue are encoded as one string, since the white space between them goes with
+    the role token that follows it.
+    """
+    vocabulary = output_features["targets"].vocabulary
+    human_id = vocabulary.tokenizer.token_to_id(prompts.HUMAN)
+
+    def encode(dialogues: Example) -> tf.RaggedTensor:
+        return vocabulary.encode_tf(tf.strings.join([dialogues["prefix"], dialogues["plain_text"]]))
+
+    def cut(tokens: tf.Tensor) -> Example:
+        starts = tf.where(tokens == human_id)[:, 0]
+        tf.debugging.assert_positive(
+            tf.size(starts), f"A dialogue has no {prompts.HUMAN} in its plain_text."
+        )
+        return {"inputs": tokens[: starts[0]], "targets": tokens[starts[0] :]}
+
+    tokens = dataset.batch(_ENCODE_BATCH).map(encode, num_parallel_calls=tf.data.AUTOTUNE)
+    return tokens.unbatch().map(cut, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def concatenate_and_cut(
+    dataset: tf.data.Dataset,
+    output_features: Mapping[str, seqio.Feature],
+    sequence_length: Mapping[str, int],
+) -> tf.data.Dataset:
+    """`{unit_text}` -> `{targets}`: one stream of tokens, cut every `sequence_length["targets"]`."""
+    vocabulary = output_features["targets"].vocabulary
+    tokens = dataset.batch(_ENCODE_BATCH).map(
+        lambda example: vocabulary.encode_tf(example["unit_text"]).flat_values,
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+    windows = tokens.rebatch(sequence_length["targets"])
+    return windows.map(lambda window: {"targets": window}, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+@seqio.map_over_dataset
+def utterance_to_unit_text(utterance: Example) -> Example:
+    return {"unit_text": units_to_text(utterance["units"])}
+
+
+def _dialogue(plain_text: tf.Tensor) -> Example:
+    return {"prefix": tf.constant(prompts.DEFAULT_PREFIX), "plain_text": plain_text}

@@ -1,0 +1,151 @@
+"""The embedded corpus of a small world of everyday talk, for all three stages.
+
+| name | what is learned | splits |
+|---|---|---|
+| demo_modality_adaptation | units alone, concatenated and cut | train, test, unheard_voice, human |
+| demo_asr | units -> text | train, test, unheard_voice, human |
+| demo_asr_free_order | the part of demo_asr in free word order | train, test, unheard_voice |
+| demo_tts | text -> units of one voice | train, test |
+| demo_text_instruction | written question -> written answer | train, test |
+| demo_speech_to_speech, ..., demo_text_to_text | the four forms of chain of modality | train, test, unheard_voice |
+| demo_cross_modal_instruction | mixture of demo_asr, demo_tts, demo_text_instruction | |
+| demo_chain_of_modality | mixture of the four forms | |
+"""
+
+import seqio
+import tensorflow as tf
+
+from speechgpt_jax import prompts
+from speechgpt_jax.data import preprocessors
+from speechgpt_jax.data.sources import DEMO_CORPUS, RecordsInMemory
+from speechgpt_jax.data.vocabulary import Vocabulary
+from speechgpt_jax.evaluation import metrics
+from speechgpt_jax.tokenizer import DEMO_TOKENIZER
+
+# Answers and TTS targets are always spoken by this voice.
+TARGET_VOICE = "slt"
+
+_TEXT = tf.io.FixedLenFeature([], tf.string)
+_UNITS = tf.io.RaggedFeature(tf.int64)
+_UTTERANCE = {"text": _TEXT, "speaker": _TEXT, "topic": _TEXT, "units": _UNITS}
+_QUESTION_AND_ANSWER = {
+    "question": _TEXT,
+    "answer": _TEXT,
+    "question_units": _UNITS,
+    "answer_units": _UNITS,
+}
+
+
+def _source(kind: str, features: dict, splits: tuple[str, ...]) -> RecordsInMemory:
+    files = {split: str(DEMO_CORPUS / f"{kind}-{split}.tfrecord.gz") for split in splits}
+    return RecordsInMemory(files, features)
+
+
+def _utterances(*splits: str) -> RecordsInMemory:
+    return _source("utterances", _UTTERANCE, splits)
+
+
+def _dialogues(*splits: str) -> RecordsInMemory:
+    return _source("dialogues", _QUESTION_AND_ANSWER, splits)
+
+
+_VOCABULARY = Vocabulary.from_pretrained(DEMO_TOKENIZER)
+_TARGETS = {"targets": seqio.Feature(_VOCABULARY, add_eos=False)}
+_DIALOGUE = {
+    "inputs": seqio.Feature(_VOCABULARY, add_eos=False),
+    "targets": seqio.Feature(_VOCABULARY, add_eos=True),
+}
+_TOKENIZE = (preprocessors.tokenize_dialogues, seqio.preprocessors.append_eos)
+
+seqio.TaskRegistry.add(
+    "demo_modality_adaptation",
+    source=_utterances("train", "test", "unheard_voice", "human"),
+    preprocessors=[preprocessors.utterance_to_unit_text, preprocessors.concatenate_and_cut],
+    output_features=_TARGETS,
+    shuffle_buffer_size=None,
+)
+
+seqio.TaskRegistry.add(
+    "demo_asr",
+    source=_utterances("train", "test", "unheard_voice", "human"),
+    preprocessors=[preprocessors.speech_recognition, *_TOKENIZE],
+    output_features=_DIALOGUE,
+    shuffle_buffer_size=None,
+    postprocess_fn=metrics.read_response,
+    metric_fns=[metrics.word_error_rate],
+)
+
+seqio.TaskRegistry.add(
+    "demo_tts",
+    source=_utterances("train", "test"),
+    preprocessors=[
+        preprocessors.only("speaker", TARGET_VOICE),
+        preprocessors.speech_synthesis,
+        *_TOKENIZE,
+    ],
+    output_features=_DIALOGUE,
+    shuffle_buffer_size=None,
+    postprocess_fn=metrics.read_response,
+    metric_fns=[metrics.unit_error_rate],
+)
+
+# Free word order: here a model can't guess a word from its neighbours, it has to hear it.
+seqio.TaskRegistry.add(
+    "demo_asr_free_order",
+    source=_utterances("train", "test", "unheard_voice"),
+    preprocessors=[
+        preprocessors.only("topic", "free_order"),
+        preprocessors.speech_recognition,
+        *_TOKENIZE,
+    ],
+    output_features=_DIALOGUE,
+    shuffle_buffer_size=None,
+    postprocess_fn=metrics.read_response,
+    metric_fns=[metrics.word_error_rate],
+)
+
+
+def _add_dialogue_task(name: str, template: str, metric_fns: list) -> None:
+    seqio.TaskRegistry.add(
+        name,
+        source=_dialogues("train", "test", "unheard_voice"),
+        preprocessors=[preprocessors.question_and_answer(template), *_TOKENIZE],
+        output_features=_DIALOGUE,
+        shuffle_buffer_size=None,
+        postprocess_fn=metrics.read_response,
+        metric_fns=metric_fns,
+    )
+
+
+_add_dialogue_task("demo_text_instruction", prompts.TEXT_INSTRUCTION, [metrics.answer_accuracy])
+_add_dialogue_task(
+    "demo_speech_to_speech",
+    prompts.SPEECH_TO_SPEECH,
+    [metrics.question_word_error_rate, metrics.answer_accuracy, metrics.unit_error_rate],
+)
+_add_dialogue_task(
+    "demo_speech_to_text",
+    prompts.SPEECH_TO_TEXT,
+    [metrics.question_word_error_rate, metrics.answer_accuracy],
+)
+_add_dialogue_task(
+    "demo_text_to_speech",
+    prompts.TEXT_TO_SPEECH,
+    [metrics.answer_accuracy, metrics.unit_error_rate],
+)
+_add_dialogue_task("demo_text_to_text", prompts.TEXT_TO_TEXT, [metrics.answer_accuracy])
+
+seqio.MixtureRegistry.add(
+    "demo_cross_modal_instruction",
+    [("demo_asr", 0.45), ("demo_tts", 0.35), ("demo_text_instruction", 0.2)],
+)
+
+seqio.MixtureRegistry.add(
+    "demo_chain_of_modality",
+    [
+        ("demo_speech_to_speech", 0.4),
+        ("demo_speech_to_text", 0.2),
+        ("demo_text_to_speech", 0.2),
+        ("demo_text_to_text", 0.2),
+    ],
+)
