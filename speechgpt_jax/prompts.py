@@ -19,6 +19,10 @@ ROLE_TOKENS = ("<sosp>", "<eosp>", HUMAN, SPEECHGPT, END_OF_HUMAN, "<eos>")
 # Our own system prompt; SpeechInstruct records bring theirs, and so must a released checkpoint.
 DEFAULT_PREFIX = "SpeechGPT listens, reads, writes and speaks.\n"
 
+# The descriptions that our own mains ask with; training has many (data/descriptions.py).
+TRANSCRIBE = "Transcribe this speech"
+SPEAK = "Say this text aloud"
+
 # Cross-modal instruction: {source} is text and {target} unit text, or the other way round.
 CROSS_MODAL_PROMPT = "[Human]: {description}. This is input: {source}<eoh> [SpeechGPT]:"
 CROSS_MODAL = CROSS_MODAL_PROMPT + " {target}<eoa> "

@@ -1,15 +1,17 @@
 """The embedded corpus of a small world of everyday talk, for all three stages.
 
-| name | what is learned | splits |
-|---|---|---|
-| demo_modality_adaptation | units alone, concatenated and cut | train, test, unheard_voice, human |
-| demo_asr | units -> text | train, test, unheard_voice, human |
-| demo_asr_free_order | the part of demo_asr in free word order | train, test, unheard_voice |
-| demo_tts | text -> units of one voice | train, test |
-| demo_text_instruction | written question -> written answer | train, test |
-| demo_speech_to_speech, ..., demo_text_to_text | the four forms of chain of modality | train, test, unheard_voice |
-| demo_cross_modal_instruction | mixture of demo_asr, demo_tts, demo_text_instruction | |
-| demo_chain_of_modality | mixture of the four forms | |
+demo_modality_adaptation      units alone, concatenated and cut
+demo_asr                      units -> text
+demo_asr_free_order           the part of demo_asr in free word order
+demo_tts                      text -> units of one voice
+demo_text_instruction         written question -> written answer
+demo_speech_to_speech, demo_speech_to_text, demo_text_to_speech, demo_text_to_text
+                              the four forms of chain of modality
+demo_cross_modal_instruction  mixture of demo_asr, demo_tts, demo_text_instruction
+demo_chain_of_modality        mixture of the four forms
+
+Splits: train, test (other texts), unheard_voice (a voice that is not in train) and, where somebody
+reads, human (a person; all other voices are synthetic).
 """
 
 import seqio

@@ -1,6 +1,6 @@
 """Mixture -> packed batches of this host.
 
-batches = load_batches("demo_cross_modal_instruction", "train", batch_size=8, sequence_length=256)
+batches = load_batches("demo_asr", "train", batch_size=8, sequence_length=256)
 batch = next(batches)        # SeqIO's decoder_* features, int32 [8, 256] each
 position = batches.state()   # of what was handed out so far
 batches.restore(position)    # the next batch is the one that came after it

@@ -117,7 +117,7 @@ def concatenate_and_cut(
     output_features: Mapping[str, seqio.Feature],
     sequence_length: Mapping[str, int],
 ) -> tf.data.Dataset:
-    """`{unit_text}` -> `{targets}`: one stream of tokens, cut every `sequence_length["targets"]`."""
+    """`{unit_text}` -> `{targets}`: one stream, cut every `sequence_length["targets"]` tokens."""
     vocabulary = output_features["targets"].vocabulary
     tokens = dataset.batch(_ENCODE_BATCH).map(
         lambda example: vocabulary.encode_tf(example["unit_text"]).flat_values,

@@ -8,22 +8,7 @@ import tensorflow as tf
 
 from speechgpt_jax.data.sources import RecordsInMemory
 
-WORDS = [
-    "what",
-    "is",
-    "two",
-    "plus",
-    "three",
-    "red",
-    "blue",
-    "dog",
-    "cat",
-    "big",
-    "small",
-    "monday",
-    "spring",
-    "rain",
-]
+WORDS = ("what", "is", "two", "plus", "three", "red", "dog", "cat", "big", "monday", "rain")
 SPEAKERS = ("slt", "rms", "kal16")
 
 
