@@ -80,6 +80,7 @@ def _generate(
     sampling,
 ):
     model = nnx.merge(graphdef, state)
+    blocks = model.blocks()
     batch, prompt_length = prompts.shape
 
     def draw(hidden, step):  # [B, D] -> [B]
@@ -97,11 +98,11 @@ def _generate(
         tokens = tokens.at[:, step].set(token)
         # A row that has stopped keeps its length, and what it writes is ignored.
         going_on = (lengths == step) & ~is_stop[token]
-        hidden, cache = model.decode(token[:, None], cache)
+        hidden, cache = model.decode(token[:, None], cache, blocks)
         return step + 1, lengths + going_on, tokens, hidden[:, -1], cache
 
     cache = model.init_cache(batch, prompt_length + max_new_tokens, start)
-    hidden, cache = model.decode(prompts, cache)
+    hidden, cache = model.decode(prompts, cache, blocks)
     tokens = jnp.zeros((batch, max_new_tokens), jnp.int32)
     carry = (0, jnp.zeros(batch, jnp.int32), tokens, hidden[:, -1], cache)
     _, lengths, tokens, *_ = jax.lax.while_loop(unfinished, write_token, carry)

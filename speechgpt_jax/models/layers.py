@@ -178,15 +178,22 @@ def attention(query, key, value, segment_ids):  # [B, T, N, H], 2 x [B, T, K, H]
     return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=True)
 
 
-def cached_attention(query, keys, values, mask):  # [B, T, N, H], 2 x [B, K, S, H], [B, T, S]
-    """Attention of the next tokens to a cache, [B, T, N, H].
+def cached_attention(query, keys, values, mask):  # [B, T, N, H], 2 x [B K, S, H], [B, T, S]
+    """Attention of the next tokens to a cache, [B, T, N, H]."""
+    batch, length, _, head_dim = query.shape
+    # [B, T, K G, H] -> [B K, G T, H]: one matrix product a key head, with the cache as it lies.
+    grouped = query.reshape(batch, length, len(keys) // batch, -1, head_dim)
+    grouped = grouped.transpose(0, 2, 3, 1, 4)
+    flat = grouped.reshape(len(keys), -1, head_dim)
+    scores = jnp.einsum("ath,ash->ats", flat, keys, preferred_element_type=jnp.float32)
+    scores = scores.reshape(*grouped.shape[:4], -1) * head_dim**-0.5
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e9), axis=-1)
+    weights = weights.reshape(*flat.shape[:2], -1).astype(query.dtype)
+    heads = jnp.einsum("ats,ash->ath", weights, values).reshape(grouped.shape)
+    return heads.transpose(0, 3, 1, 2, 4).reshape(query.shape)
 
-    Heads lie before slots in the cache, so that each head is one contiguous matrix product.
-    """
-    head_dim = query.shape[-1]
-    grouped = query.reshape(*query.shape[:2], keys.shape[1], -1, head_dim)
-    scores = jnp.einsum("BTKGH,BKSH->BKGTS", grouped, keys, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores * head_dim**-0.5, -1e9)
-    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-    heads = jnp.einsum("BKGTS,BKSH->BTKGH", weights, values)
-    return heads.reshape(query.shape)
+
+def write_cache(cached, new, slot):  # [B K, S, H], [B, T, K, H], []
+    """The cache with the next tokens' keys (or values) from `slot` on."""
+    new = new.swapaxes(1, 2).reshape(len(cached), new.shape[1], new.shape[3])
+    return jax.lax.dynamic_update_slice_in_dim(cached, new, slot, axis=1)

@@ -157,7 +157,8 @@ class KVCache:
     """Keys and values of the tokens read so far.
 
     Attributes:
-      keys: one array [B, K, S, H] a layer.
+      keys: one array [B K, S, H] a layer: rows and key heads are one axis, because XLA then updates
+        the cache in place and multiplies it without a copy.
       values: likewise.
       start: first slot of each row that is no padding, int32 [B].
       length: slots in use, int32 [].
@@ -190,8 +191,8 @@ class Attention(nnx.Module):
     def decode(self, x, angles, mask, keys, values, slot):
         """Like `__call__` for the next tokens; returns the output, all keys and all values."""
         query, key, value = self._project(x, angles, None)
-        keys = _write(keys, key, slot)
-        values = _write(values, value, slot)
+        keys = layers.write_cache(keys, key, slot)
+        values = layers.write_cache(values, value, slot)
         heads = layers.cached_attention(query, keys, values, mask)
         return self.o_proj(heads.reshape(*x.shape[:2], -1)), keys, values
 
@@ -302,26 +303,39 @@ class Llama(nnx.Module):
           start: int32 [B], how many of the first tokens of each row are padding. By default none.
         """
         config = self.config
-        shape = (batch, config.num_kv_heads, length, config.head_dim)
+        shape = (batch * config.num_kv_heads, length, config.head_dim)
         zeros = tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))
         if start is None:
             start = jnp.zeros(batch, jnp.int32)
         return KVCache(zeros, zeros, start, jnp.int32(0))
 
-    def decode(self, tokens, cache):
-        """Reads the next tokens int32 [B, T]: (hidden [B, T, D], cache with T more tokens)."""
+    def blocks(self):
+        """The layers one by one. Copies the weights, so call it outside of a decoding loop."""
+        graphdef, stacked = nnx.split(self.layers)
+        states = _unstack(stacked, self.config.num_layers)
+        return [nnx.merge(graphdef, state) for state in states]
+
+    def decode(self, tokens, cache, blocks=None):
+        """Reads the next tokens.
+
+        Args:
+          tokens: int32 [B, T].
+          cache: what was read before; there must be room for T more.
+          blocks: `self.blocks()`, by default taken anew.
+
+        Returns:
+          hidden states [B, T, D] after the final norm, and the cache with T more tokens.
+        """
         slots = cache.length + jnp.arange(tokens.shape[1])
         angles = self._angles(slots - cache.start[:, None])
-        all_slots = jnp.arange(cache.keys[0].shape[2])
+        all_slots = jnp.arange(cache.keys[0].shape[1])
         causal = all_slots <= slots[:, None]
         mask = causal & (all_slots >= cache.start[:, None, None])  # [B, T, S]
 
-        graphdef, stacked = nnx.split(self.layers)
-        states = _unstack(stacked, self.config.num_layers)
         x = self._embed(tokens)
         keys, values = [], []
-        for state, k, v in zip(states, cache.keys, cache.values, strict=True):
-            x, k, v = nnx.merge(graphdef, state).decode(x, angles, mask, k, v, cache.length)
+        for block, k, v in zip(blocks or self.blocks(), cache.keys, cache.values, strict=True):
+            x, k, v = block.decode(x, angles, mask, k, v, cache.length)
             keys.append(k)
             values.append(v)
         length = cache.length + tokens.shape[1]
@@ -380,8 +394,3 @@ def _unstack(tree, length):
     leaves, structure = jax.tree.flatten(tree)
     columns = [jnp.unstack(leaf) for leaf in leaves]
     return [structure.unflatten([column[i] for column in columns]) for i in range(length)]
-
-
-def _write(cached, new, slot):  # [B, K, S, H], [B, T, K, H], []
-    new = new.swapaxes(1, 2).astype(cached.dtype)
-    return jax.lax.dynamic_update_slice_in_dim(cached, new, slot, axis=2)
