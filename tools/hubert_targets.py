@@ -8,7 +8,8 @@ and speed together, so that the student hears more voices than were recorded; th
 the same resampled sound.
 
 Output: `sound.npy` int16 [samples], `clip_ends.npy` [clips], `targets.npy` int16 [frames],
-`target_ends.npy` [clips]: everything concatenated, ready to be memory-mapped.
+`target_ends.npy` [clips]: everything concatenated, ready to be memory-mapped; `centroids.npy`
+float32 [clusters, size], each dimension of mean 0 and variance 1.
 """
 
 import argparse
@@ -79,6 +80,8 @@ def main() -> None:
     sound = [(np.clip(clip, -1, 1) * 32767).astype(np.int16) for clip in clips]
     for name, arrays in (("sound", sound), ("targets", targets)):
         np.save(args.output / f"{name}.npy", np.concatenate(arrays))
+    centroids = (centroids - centroids.mean(0)) / centroids.std(0)
+    np.save(args.output / "centroids.npy", centroids.astype(np.float32))
     np.save(args.output / "clip_ends.npy", np.cumsum([len(clip) for clip in clips]))
     np.save(args.output / "target_ends.npy", np.cumsum([len(ids) for ids in targets]))
     hours = sum(map(len, clips)) / SAMPLE_RATE / 3600

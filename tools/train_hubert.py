@@ -1,7 +1,7 @@
-"""Trains a small HuBERT to predict a teacher's cluster ids, masked and unmasked.
+"""Trains a small HuBERT to predict a teacher's clusters.
 
     python -m tools.hubert_targets --manifest=corpus/manifest.jsonl --output=targets
-    python -m tools.train_hubert --targets=targets --output_dir=runs/hubert_tiny --steps=2400
+    python -m tools.train_hubert --targets=targets --output_dir=runs/hubert_tiny --steps=4000
     python -m tools.train_kmeans --hubert=runs/hubert_tiny/hubert --manifest=... --num_clusters=200
 
 Interrupted, the same command goes on where it was. The HuBERT without its classifier ends up in
@@ -13,6 +13,7 @@ import dataclasses
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -21,9 +22,8 @@ from speechgpt_jax.checkpoints import Checkpoints, Keep
 from speechgpt_jax.speech.hubert import HubertConfig
 from speechgpt_jax.speech.hubert_training import (
     HubertBatches,
-    HubertPretraining,
-    MaskingConfig,
-    masked_prediction_loss,
+    HubertStudent,
+    distillation_loss,
 )
 from speechgpt_jax.speech.speech2unit import save_hubert
 from speechgpt_jax.training.loop import fit
@@ -31,15 +31,13 @@ from speechgpt_jax.training.optimizer import AdamW, make_optimizer
 from speechgpt_jax.training.train_step import TrainState
 
 SIZES = {"tiny": HubertConfig.tiny, "base": HubertConfig.base}
-BUCKET_SECONDS = (1.5, 2, 2.5, 3, 3.5, 4, 5, 6)
 
 
-def make_train_step(graphdef, optimizer, masking: MaskingConfig):
+def make_train_step(graphdef, optimizer, centroids: jax.Array):
     """(state, batch) -> (state, metrics), to be jitted."""
 
     def loss_fn(params, batch):
-        model = nnx.merge(graphdef, params)
-        return masked_prediction_loss(model, batch, masking.unmasked_weight)
+        return distillation_loss(nnx.merge(graphdef, params), batch, centroids)
 
     def train_step(state: TrainState, batch):
         grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch)
@@ -67,32 +65,27 @@ def main() -> None:
     parser.add_argument("--targets", required=True, type=pathlib.Path)
     parser.add_argument("--output_dir", required=True, type=pathlib.Path)
     parser.add_argument("--size", choices=SIZES, default="tiny")
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--seconds", type=float, default=32.0, help="of sound in a batch")
-    parser.add_argument("--learning_rate", type=float, default=1.5e-3)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--rows", type=int, default=5, help="crops in a batch")
+    parser.add_argument("--crop_seconds", type=float, default=2.5)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     clips, targets = load_targets(args.targets)
-    config, masking = SIZES[args.size](), MaskingConfig()
+    centroids = jnp.asarray(np.load(args.targets / "centroids.npy"))
+    config = SIZES[args.size]()
     batches = HubertBatches(
-        clips,
-        targets,
-        config,
-        masking,
-        seconds=args.seconds,
-        bucket_seconds=BUCKET_SECONDS,
-        seed=args.seed,
+        clips, targets, config, rows=args.rows, crop_seconds=args.crop_seconds, seed=args.seed
     )
-    num_clusters = 1 + max(int(ids.max()) for ids in targets if len(ids))
-    model = HubertPretraining(config, num_clusters, rngs=nnx.Rngs(args.seed))
+    model = HubertStudent(config, centroids, rngs=nnx.Rngs(args.seed))
     graphdef, params = nnx.split(model, nnx.Param)
-    adamw = AdamW(args.learning_rate, warmup=0.06, b2=0.98, weight_decay=0.01)
+    adamw = AdamW(args.learning_rate, warmup=0.02, b2=0.98, weight_decay=0.01)
     optimizer = make_optimizer(adamw, args.steps)
     metadata = {"model": dataclasses.asdict(config)}
     state = fit(
         TrainState.create(params, optimizer),
-        jax.jit(make_train_step(graphdef, optimizer, masking), donate_argnums=0),
+        jax.jit(make_train_step(graphdef, optimizer, centroids), donate_argnums=0),
         batches,
         steps=args.steps,
         checkpoints=Checkpoints(args.output_dir, Keep(last=2), metadata),
