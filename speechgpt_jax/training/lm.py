@@ -76,12 +76,11 @@ def train(
     """
     _check(model, tokenizer, start_from, trainable)
     devices = sharding.create_mesh(mesh)
-    parameters = initial_parameters(model, devices, start_from=start_from, seed=seed)
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Llama(model, rngs=nnx.Rngs(seed))))
-    params, frozen = nnx.split_state(parameters, TRAINABLE[trainable], ...)
     tx = make_optimizer(optimizer, steps)
-    new_state = functools.partial(TrainState.create, optimizer=tx)
-    state = sharding.create_sharded(new_state, devices, params)
+    parameters = initial_parameters(model, devices, start_from=start_from, seed=seed)
+    state, frozen = _split(parameters, trainable, tx, devices)
+    del parameters
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Llama(model, rngs=nnx.Rngs(seed))))
     step = make_train_step(
         graphdef,
         tx,
@@ -136,6 +135,13 @@ def _check(model, tokenizer, start_from, trainable):
             f"the model has {model.vocab_size} tokens and {start_from} only"
             f" {number_of_tokens(start_from)}: a frozen base never learns new ones."
         )
+
+
+def _split(parameters, trainable, tx, devices) -> tuple[TrainState, nnx.State]:
+    """The state of what is trained, and the parameters that are not."""
+    params, frozen = nnx.split_state(parameters, TRAINABLE[trainable], ...)
+    create = functools.partial(TrainState.create, optimizer=tx)
+    return sharding.create_sharded(create, devices, params), frozen
 
 
 def _step_shardings(state, devices):

@@ -100,6 +100,10 @@ def resume(state, batches: Batches, checkpoints: Checkpoints) -> tuple[Any, int]
     restored = checkpoints.restore_latest(state)
     if restored is None:
         return state, 0
+    for array in jax.tree.leaves(state):
+        # The caller may still hold it, and there may be no room for two.
+        if isinstance(array, jax.Array):
+            array.delete()
     if restored.input_position is None:
         print("The run had another number of processes: its input starts from the beginning.")
     else:

@@ -9,9 +9,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from toy import CONFIG, UNITS, random_batch
 
 from speechgpt_jax.models.layers import LoraConfig
-from speechgpt_jax.models.llama import Llama, LlamaConfig
+from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
 from speechgpt_jax.training.train_step import (
     TRAINABLE,
@@ -21,36 +22,6 @@ from speechgpt_jax.training.train_step import (
     make_train_step,
     token_losses,
 )
-
-CONFIG = LlamaConfig(
-    vocab_size=60,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    dtype="float32",
-)
-UNITS = range(40, 60)
-
-
-def random_batch(lengths, seed=0, prefix=2):
-    """One example a row, [B, T]: targets are random, `prefix` of them without a loss."""
-    rng = np.random.default_rng(seed)
-    length = max(lengths)
-    batch = {
-        key: np.zeros((len(lengths), length), np.int32)
-        for key in ("input_tokens", "target_tokens", "loss_weights", "segment_ids", "positions")
-    }
-    for row, n in enumerate(lengths):
-        tokens = rng.integers(3, 60, n)
-        batch["target_tokens"][row, :n] = tokens
-        batch["input_tokens"][row, :n] = [1, *tokens[:-1]]
-        batch["loss_weights"][row, prefix:n] = 1
-        batch["segment_ids"][row, :n] = 1
-        batch["positions"][row, :n] = np.arange(n)
-    return {f"decoder_{key}": value for key, value in batch.items()}
 
 
 def pack(batch):

@@ -1,0 +1,176 @@
+"""Checkpoints on disk: what comes back, what stays, and what happens to damaged ones."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from speechgpt_jax import checkpoints
+from speechgpt_jax.checkpoints import Checkpoints, Keep
+from speechgpt_jax.training.train_step import TrainState
+
+TX = optax.adam(1e-3)
+
+
+def make_state(seed=0):
+    a, b = jax.random.split(jax.random.key(seed))
+    params = {
+        "w": jax.random.normal(a, (50, 40)),
+        "b": jax.random.normal(b, (40,), jnp.bfloat16),
+    }
+    return TrainState.create(params, TX)
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Checkpoints 1, 2 and 3, each with another state."""
+    store = Checkpoints(tmp_path, Keep(last=3), {"config": "a.b = 3"})
+    for step in (1, 2, 3):
+        store.save(step, make_state(step), b"position %d" % step)
+    store.close()
+    return tmp_path
+
+
+def test_state_input_position_and_metadata_come_back(saved):
+    restored = Checkpoints(saved).restore_latest(make_state())
+    assert (restored.step, restored.input_position) == (3, b"position 3")
+    assert_same(restored.state, make_state(3))
+    assert restored.state.params["b"].dtype == jnp.bfloat16
+    assert checkpoints.read_metadata(saved)["config"] == "a.b = 3"
+    assert checkpoints.latest(saved).name == "3"
+
+
+def test_no_checkpoint(tmp_path):
+    assert Checkpoints(tmp_path).restore_latest(make_state()) is None
+    with pytest.raises(ValueError, match=r"no checkpoint in .*; give a run's folder"):
+        checkpoints.latest(tmp_path)
+
+
+def test_the_last_ones_and_every_kth_stay(tmp_path):
+    store = Checkpoints(tmp_path, Keep(last=2, every=4))
+    for step in range(1, 8):
+        store.save(step, {"x": jnp.arange(3)})
+    store.close()
+    assert {int(path.name) for path in store.folder.iterdir()} == {4, 6, 7}
+
+
+def test_the_same_step_is_saved_once(saved):
+    store = Checkpoints(saved)
+    store.save(3, make_state(9))
+    store.close()
+    assert_same(Checkpoints(saved).restore_latest(make_state()).state, make_state(3))
+
+
+def _largest_file(folder):
+    return max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+def cut_short(folder):
+    file = _largest_file(folder)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_a_bit(folder):
+    file = _largest_file(folder)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def lose_a_file(folder):
+    (folder / "state" / "manifest.ocdbt").unlink()
+
+
+def spoil_the_metadata(folder):
+    (folder / "metadata" / "metadata").write_text('{"config": ')
+
+
+@pytest.mark.parametrize("damage", [cut_short, flip_a_bit, lose_a_file, spoil_the_metadata])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(saved, damage, caplog):
+    damage(saved / "checkpoints" / "3")
+    store = Checkpoints(saved)
+    restored = store.restore_latest(make_state())
+    assert restored.step == 2
+    assert_same(restored.state, make_state(2))
+    assert "checkpoints/3 is damaged" in caplog.text
+    # The step is taken again, and saved again.
+    store.save(3, make_state(3))
+    store.close()
+    assert Checkpoints(saved).restore_latest(make_state()).step == 3
+    assert (saved / "checkpoints" / "damaged_3").exists()
+
+
+def test_all_damaged(saved):
+    for step in "123":
+        lose_a_file(saved / "checkpoints" / step)
+    with pytest.raises(ValueError, match=r"none of the checkpoints \[3, 2, 1\]"):
+        Checkpoints(saved).restore_latest(make_state())
+
+
+def test_a_state_of_another_shape_is_no_damage(saved):
+    state = make_state()
+    other = TrainState.create({**state.params, "w": jnp.zeros((50, 41))}, TX)
+    with pytest.raises(ValueError, match=r"has params.w of shape \(50, 40\), this run \(50, 41\)"):
+        Checkpoints(saved).restore_latest(other)
+    other = TrainState.create({**state.params, "v": jnp.zeros(3)}, TX)
+    with pytest.raises(ValueError, match=r"lacks opt_state.0.mu.v"):
+        Checkpoints(saved).restore_latest(other)
+    assert Checkpoints(saved).latest_step() == 3
+
+
+def test_a_killed_save_leaves_no_step(saved):
+    # What Orbax leaves when the process dies while it writes.
+    os.rename(saved / "checkpoints" / "3", saved / "checkpoints" / "3.orbax-checkpoint-tmp-7")
+    assert Checkpoints(saved).restore_latest(make_state()).step == 2
+
+
+def test_parameters_by_name(saved):
+    shapes = checkpoints.parameter_shapes(saved)
+    assert {name: x.shape for name, x in shapes.items()} == {"b": (40,), "w": (50, 40)}
+    w = jax.ShapeDtypeStruct((50, 40), jnp.bfloat16)
+    arrays = checkpoints.restore_parameters(saved / "checkpoints" / "2", {"w": w})
+    np.testing.assert_array_equal(arrays["w"], make_state(2).params["w"].astype(jnp.bfloat16))
+
+
+PROGRAM = """
+import jax, jax.numpy as jnp, numpy as np, sys
+from jax.sharding import NamedSharding, PartitionSpec as P
+from speechgpt_jax.checkpoints import Checkpoints, checksums
+from speechgpt_jax.sharding import MeshConfig, create_mesh
+
+x = jax.random.normal(jax.random.key(0), (16, 8))
+def on(sizes, spec):
+    return {"x": jax.device_put(x, NamedSharding(create_mesh(MeshConfig(*sizes)), spec))}
+saved, wanted = on((1, 8, 1), P("fsdp")), on((2, 1, 4), P("data", "model"))
+assert checksums(saved) == checksums(wanted)
+store = Checkpoints(sys.argv[1])
+store.save(1, saved)
+store.close()
+got = Checkpoints(sys.argv[1]).restore_latest(wanted).state["x"]
+assert got.sharding == wanted["x"].sharding, got.sharding
+np.testing.assert_array_equal(got, x)
+print("equal")
+"""
+
+
+def test_restoring_on_another_mesh(tmp_path):
+    flags = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, tmp_path],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith("equal"), done.stderr[-3000:]

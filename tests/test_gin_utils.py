@@ -1,0 +1,114 @@
+"""Gin files and bindings: what they give, and what mistakes look like."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from speechgpt_jax import gin_utils
+from speechgpt_jax.gin_utils import ConfigError
+from speechgpt_jax.models.llama import LlamaConfig
+from speechgpt_jax.training.optimizer import AdamW
+
+ROOT = Path(__file__).parent.parent
+
+FILE = """
+from __gin__ import dynamic_registration
+from speechgpt_jax.training import optimizer
+
+RATE = 1e-3
+optimizer.AdamW.learning_rate = %RATE
+optimizer.AdamW.schedule = 'linear'
+"""
+
+
+def parse(tmp_path, text=FILE, bindings=()):
+    (tmp_path / "a.gin").write_text(text)
+    gin_utils.parse([str(tmp_path / "a.gin")], bindings)
+    return gin_utils.call(AdamW)
+
+
+def test_values_come_from_files_then_from_bindings(tmp_path):
+    assert parse(tmp_path) == AdamW(1e-3, "linear")
+    assert parse(tmp_path, bindings=["AdamW.b2 = 0.9"]) == AdamW(1e-3, "linear", b2=0.9)
+    assert parse(tmp_path, bindings=["RATE = 2.0"]) == AdamW(2.0, "linear")
+
+
+def test_the_operative_config_gives_the_same_again(tmp_path):
+    config = parse(tmp_path, bindings=["AdamW.b2 = 0.9"])
+    text = gin_utils.operative_config()
+    assert "AdamW.clip_norm = 1.0" in text, "defaults are recorded too"
+    assert parse(tmp_path, text) == config
+
+
+def test_search_paths(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.gin").write_text(FILE)
+    gin_utils.parse(["b.gin"], search_paths=[str(tmp_path / "elsewhere")])
+    assert gin_utils.call(AdamW).learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "bindings", "message"),
+    [
+        (FILE, ["AdamW.learning_rat = 1"], "AdamW.learning_rat = 1: .*no.*parameter named 'learn"),
+        (FILE, ["AdamV.b2 = 1"], "AdamV.b2 = 1: No configurable matching 'AdamV'"),
+        (FILE, ["RATES = 1"], "--gin.RATES = 1: no gin file defines the macro RATES"),
+        (FILE, ["AdamW.b2 = (1"], r"--gin.AdamW.b2 = \(1: EOF"),
+        (FILE, ["AdamW.b2 = @no()"], "No configurable matching reference '@no()'|@no"),
+        (FILE + "RATE = %gin.REQUIRED", [], "RATE.* set to `%gin.REQUIRED` but not"),
+        (FILE + "optimizer.AdamV.b2 = 1", [], r"AdamV.* In file .*a.gin"),
+        (FILE + "optimizer.AdamW.b2 = %NO", [], "%NO is not set"),
+        (FILE + "include 'gone.gin'", [], "Unable to open file: gone.gin"),
+        (FILE + "from speechgpt_jax import gone", [], "gone"),
+        (FILE.replace("optimizer.AdamW.learning_rate = %RATE", ""), [], "learning_rate"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, text, bindings, message):
+    with (
+        pytest.raises(SystemExit, match=message) as stopped,
+        gin_utils.one_line_errors(),
+    ):
+        parse(tmp_path, text, bindings)
+    assert "\n" not in str(stopped.value)
+
+
+def test_missing_file():
+    with pytest.raises(ConfigError, match=r"Unable to open file: no.gin"):
+        gin_utils.parse(["no.gin"])
+
+
+def test_arguments_after_gin_are_bindings():
+    argv = [
+        "train",
+        "--gin.train.steps=9",
+        "--v=1",
+        "--gin.train.start_from=runs/a=b",
+        "--gin.M=%N",
+    ]
+    rest, bindings = gin_utils.split_arguments(argv)
+    assert rest == ["train", "--v=1"]
+    assert bindings == ["a.steps = 9", "a.start_from = 'runs/a=b'", "M = %N"]
+    with pytest.raises(ConfigError, match=r"write --gin\.NAME=VALUE"):
+        gin_utils.split_arguments(["train", "--gin.train.steps"])
+
+
+def test_bugs_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError), gin_utils.one_line_errors():
+        print(1 / 0)
+    # A ValueError of another library says nothing about what the user did.
+    with pytest.raises(ValueError), gin_utils.one_line_errors():
+        dataclasses.make_dataclass("A", ["x", "x"])
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("tiny", LlamaConfig.tiny(1706)),
+        ("llama_7b", dataclasses.replace(LlamaConfig.llama_7b(33006), remat="full")),
+        ("llama_13b", dataclasses.replace(LlamaConfig.llama_13b(33006), remat="full")),
+    ],
+)
+def test_model_files_are_the_named_sizes(name, config):
+    gin_utils.parse([f"gin/models/{name}.gin"], [f"LlamaConfig.vocab_size = {config.vocab_size}"])
+    assert gin_utils.call(LlamaConfig) == config

@@ -1,0 +1,100 @@
+"""Meshes, and the same losses and gradients on each of them."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from speechgpt_jax import sharding
+from speechgpt_jax.sharding import MeshConfig, mesh_shape
+
+# Eight simulated devices need a flag that is read before JAX starts, so: another process.
+PROGRAM = """
+import sys
+sys.path.insert(0, "tests/training")
+import dataclasses, jax, jax.numpy as jnp, numpy as np, optax
+from flax import nnx
+from toy import CONFIG, UNITS, random_batch
+from speechgpt_jax import sharding
+from speechgpt_jax.models.llama import Llama
+from speechgpt_jax.training.train_step import TrainState, make_train_step
+
+config = dataclasses.replace(CONFIG, num_kv_heads=4)
+batch = random_batch([12, 5, 9, 12, 3, 7, 11, 12])
+
+def make():
+    return nnx.state(Llama(config, rngs=nnx.Rngs(0)), nnx.Param)
+
+graphdef = nnx.graphdef(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
+tx = optax.sgd(1.0)  # The parameters' change is the gradient.
+step = jax.jit(make_train_step(graphdef, tx, unit_ids=UNITS, chunk=4))
+
+def run(mesh_config, devices):
+    mesh = sharding.create_mesh(mesh_config, devices)
+    params = sharding.create_sharded(make, mesh)
+    with sharding.use_mesh(mesh):
+        placed = sharding.place_batch(batch, mesh)
+        state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+        state, metrics = step(state, nnx.State({}), placed)
+    return jax.device_get((params, state.params, metrics)), params
+
+expected, _ = run(sharding.MeshConfig(), jax.devices()[:1])
+for sizes in [(8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 2, 2), (1, 2, 4)]:
+    num_devices = int(np.prod(sizes))
+    got, params = run(sharding.MeshConfig(*sizes), jax.devices()[:num_devices])
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    kernel = params["layers"]["mlp"]["up_proj"]["kernel"][...]
+    piece = kernel.addressable_shards[0].data
+    assert piece.size == kernel.size // (sizes[1] * sizes[2]), (sizes, piece.shape)
+    print("equal on", sizes)
+"""
+
+
+def test_every_mesh_gives_the_loss_and_gradients_of_one_device():
+    flags = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.count("equal on") == 5, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("config", "devices", "shape"),
+    [
+        (MeshConfig(), 8, (1, 8, 1)),
+        (MeshConfig(data=2, fsdp=-1, model=2), 8, (2, 2, 2)),
+        (MeshConfig(data=-1, fsdp=1), 4, (4, 1, 1)),
+        (MeshConfig(data=2, fsdp=4, slices=2), 8, (2, 4, 1)),
+    ],
+)
+def test_mesh_shape(config, devices, shape):
+    assert mesh_shape(config, devices) == shape
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MeshConfig(data=3, fsdp=1), r"does not fill 8 devices.*set one of them to -1"),
+        (MeshConfig(data=3, fsdp=-1), "does not fill 8 devices"),
+        (MeshConfig(data=-1, fsdp=-1), "one of data, fsdp and model may be -1"),
+        (MeshConfig(data=0), "sizes must be positive"),
+        (MeshConfig(data=1, fsdp=-1, slices=2), "data must be a multiple of slices, got 1 and 2"),
+    ],
+)
+def test_impossible_meshes(config, message):
+    with pytest.raises(ValueError, match=message):
+        mesh_shape(config, 8)
+
+
+def test_batches_must_divide_over_the_mesh():
+    mesh = jax.sharding.AbstractMesh((2, 4, 1), sharding.MESH_AXES)
+    with pytest.raises(ValueError, match=r"6 rows \(x\) .* 8 pieces; try a batch size of 8"):
+        sharding.place_batch({"x": np.zeros((6, 3))}, mesh)

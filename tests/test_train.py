@@ -1,0 +1,86 @@
+"""The main, as users start it: a gin file, a signal, a mistake."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from speechgpt_jax import checkpoints
+
+ROOT = Path(__file__).parent.parent
+
+GIN = """
+from __gin__ import dynamic_registration
+import toy
+
+from speechgpt_jax import tokenizer
+from speechgpt_jax.models import llama
+from speechgpt_jax.training import lm
+from speechgpt_jax.training import optimizer
+
+include 'gin/models/tiny.gin'
+
+llama.LlamaConfig.hidden_size = 32
+llama.LlamaConfig.num_layers = 1
+tokenizer.Tokenizer.from_pretrained.folder = 'speechgpt_jax/assets/tokenizer'
+lm.train.model = @llama.LlamaConfig()
+lm.train.tokenizer = @tokenizer.Tokenizer.from_pretrained()
+lm.train.optimizer = @optimizer.AdamW()
+lm.train.batches = @toy.RandomBatches()
+lm.train.steps = 1_000_000
+lm.train.log_every = 1
+optimizer.AdamW.learning_rate = 1e-3
+"""
+
+
+def start(tmp_path, *arguments, gin=GIN):
+    (tmp_path / "run.gin").write_text(gin)
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "speechgpt_jax.train", f"--gin_file={tmp_path}/run.gin"),
+            *(f"--output_dir={tmp_path}/run", *arguments),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": "tests/training"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
+    process = start(tmp_path)
+    assert process.stdout.readline().startswith("step 1/"), process.stderr.read()
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "The same command goes on from there." in out
+    step = int(checkpoints.latest(tmp_path / "run").name)
+
+    process = start(tmp_path, f"--gin.train.steps={step + 2}")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.startswith(f"Going on from step {step} ")
+    assert "Next stage:  --gin.train.start_from=" in out
+    assert int(checkpoints.latest(tmp_path / "run").name) == step + 2
+    assert f"lm.train.steps = {step + 2}" in (tmp_path / "run" / "config.gin").read_text()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--gin.train.stepz=3", "Error: --gin.train.stepz = 3: "),
+        ("--gin.LlamaConfig.vocab_size=9", "Error: the model has vocab_size 9 and the tokenizer"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, argument, message):
+    process = start(tmp_path, argument)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    lines = [line for line in err.splitlines() if not line.startswith(("WARNING", "E0000"))]
+    assert lines[-1].startswith(message)
+    assert "Traceback" not in err
+    assert out == ""

@@ -1,0 +1,195 @@
+"""Whole stages on a tiny LLaMA: going on, starting from one another, adapters on their base."""
+
+import dataclasses
+import os
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from toy import CONFIG, RandomBatches
+
+from speechgpt_jax import checkpoints
+from speechgpt_jax.models.layers import LoraConfig
+from speechgpt_jax.models.llama import Llama, LlamaConfig
+from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
+from speechgpt_jax.training.lm import train
+from speechgpt_jax.training.optimizer import AdamW
+from speechgpt_jax.training.progress import read_metrics
+
+TOKENIZER = Tokenizer.from_files(DEMO_TOKENIZER / "tokenizer.model", ["<0>", "<1>", "<sosp>"])
+CONFIG = dataclasses.replace(CONFIG, vocab_size=TOKENIZER.vocab_size)
+LORA = dataclasses.replace(CONFIG, lora=LoraConfig(rank=2, dropout=0.1))
+
+
+def run(folder, steps=3, model=CONFIG, **kwargs):
+    kwargs = {"batches": RandomBatches(), "tokenizer": TOKENIZER, "log_every": 1} | kwargs
+    return train(
+        model=model,
+        optimizer=AdamW(1e-2, schedule="constant"),
+        steps=steps,
+        output_dir=str(folder),
+        **kwargs,
+    )
+
+
+def build(fields):
+    lora = fields.pop("lora")
+    config = LlamaConfig(**fields, lora=lora and LoraConfig(**lora))
+    return Llama(config, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def stage1(tmp_path_factory):
+    """A run of three steps, and its last state."""
+    folder = tmp_path_factory.mktemp("stage1")
+    return folder, run(folder)
+
+
+@pytest.fixture(scope="module")
+def stage3(stage1, tmp_path_factory):
+    """An adapter of three steps on `stage1`."""
+    folder = tmp_path_factory.mktemp("stage3")
+    state = run(folder, model=LORA, start_from=str(stage1[0]), trainable="lora")
+    return folder, state
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+        np.testing.assert_array_equal(x, y)
+
+
+class Interrupted(RandomBatches):
+    """Asks for the end of the process before the second batch."""
+
+    def __next__(self):
+        if self.count == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__next__()
+
+
+def test_going_on_equals_never_stopping(tmp_path, stage1):
+    folder, state = stage1
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, batches=Interrupted())
+    assert stopped.value.code == 0
+    assert_same(run(tmp_path), state)
+    parts, whole = read_metrics(tmp_path), read_metrics(folder)
+    assert [line["loss"] for line in parts] == [line["loss"] for line in whole]
+
+
+def test_an_adapter_that_goes_on_equals_one_that_never_stopped(tmp_path, stage1, stage3):
+    lora = {"model": LORA, "start_from": str(stage1[0]), "trainable": "lora"}
+    with pytest.raises(SystemExit):
+        run(tmp_path, batches=Interrupted(), **lora)
+    assert_same(run(tmp_path, **lora), stage3[1])
+
+
+def test_the_run_folder_describes_itself(stage1):
+    folder, _ = stage1
+    assert Tokenizer.from_pretrained(folder / "tokenizer").vocab_size == CONFIG.vocab_size
+    assert checkpoints.read_metadata(folder)["model"] == dataclasses.asdict(CONFIG)
+    assert {"config.gin", "metrics.jsonl", "loss.png"} <= {path.name for path in folder.iterdir()}
+    assert {"loss", "text_loss", "accuracy", "grad_norm", "non_padding"} <= set(
+        read_metrics(folder)[-1]
+    )
+
+
+def test_a_trained_model_is_loaded(stage1):
+    folder, state = stage1
+    model = checkpoints.load_model(folder, build)
+    assert_same(nnx.state(model, nnx.Param), state.params)
+
+
+def test_only_the_adapter_is_saved_and_loads_on_its_base(stage1, stage3):
+    folder, state = stage3
+    base = nnx.state(checkpoints.load_model(stage1[0], build))
+    saved = checkpoints.latest(folder)
+    assert checkpoints.read_metadata(folder)["base"].endswith("/checkpoints/3")
+    size = sum(file.stat().st_size for file in (saved / "state").rglob("*") if file.is_file())
+    trained = sum(x.nbytes for x in jax.tree.leaves(state))
+    assert size < trained + 50_000 < sum(x.nbytes for x in jax.tree.leaves(base))
+
+    model = checkpoints.load_model(folder, build)
+    adapter, rest = nnx.split_state(nnx.state(model, nnx.Param), nnx.LoRAParam, ...)
+    assert_same(adapter, state.params)
+    assert_same(rest, base)
+
+
+def test_runs_can_be_moved_together(stage1, stage3, tmp_path):
+    apart = os.path.relpath(stage1[0], stage3[0])
+    shutil.copytree(stage3[0], tmp_path / "here")
+    shutil.copytree(stage1[0], tmp_path / "here" / apart)
+    model = checkpoints.load_model(tmp_path / "here", build)
+    assert_same(nnx.state(model, nnx.LoRAParam), stage3[1].params)
+
+
+def test_new_tokens_start_at_the_mean(tmp_path, stage1):
+    folder, old_state = stage1
+    tokenizer = Tokenizer.from_files(
+        DEMO_TOKENIZER / "tokenizer.model", ["<0>", "<1>", "<sosp>", *map(str, range(200, 340))]
+    )
+    model = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size)
+    assert model.padded_vocab_size > CONFIG.padded_vocab_size
+    state = run(tmp_path, 0, model, tokenizer=tokenizer, start_from=str(folder))
+    for name, axis in (("embed_tokens", 0), ("lm_head.kernel", 1)):
+        old = checkpoints.flatten(old_state.params)[name]
+        new = checkpoints.flatten(state.params)[name]
+        old, new = np.moveaxis(old, axis, 0), np.moveaxis(new, axis, 0)
+        used = CONFIG.vocab_size
+        np.testing.assert_array_equal(new[:used], old[:used])
+        np.testing.assert_allclose(
+            new[used:], np.broadcast_to(old[:used].mean(0), new[used:].shape), atol=1e-6
+        )
+
+
+def test_new_tokens_within_the_padding_start_at_the_mean_too(tmp_path, stage1):
+    folder, old_state = stage1
+    tokenizer = Tokenizer.from_files(
+        DEMO_TOKENIZER / "tokenizer.model", ["<0>", "<1>", "<sosp>", "<eosp>"]
+    )
+    model = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size)
+    assert model.padded_vocab_size == CONFIG.padded_vocab_size
+    state = run(tmp_path, 0, model, tokenizer=tokenizer, start_from=str(folder))
+    old, new = old_state.params["embed_tokens"][...], state.params["embed_tokens"][...]
+    used = CONFIG.vocab_size
+    np.testing.assert_allclose(new[used], jnp.mean(old[:used], 0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("message", "kwargs"),
+    [
+        (r"vocab_size 60 and the tokenizer .* set the model's to", {"vocab_size": 60}),
+        ("trainable 'loar' is unknown; take one of", {"trainable": "loar"}),
+        ("start_from must name", {"trainable": "lora"}),
+        ("needs a model with lora", {"trainable": "lora", "start_from": "stage1"}),
+        ("no checkpoint in", {"start_from": "nowhere"}),
+        (r"embed_tokens of shape .*, this model", {"start_from": "stage1", "hidden_size": 64}),
+        ("has the adapter", {"start_from": "stage3"}),
+        ("which this model lacks", {"start_from": "stage1", "tie_embeddings": True}),
+    ],
+)
+def test_mistakes_are_one_line(message, kwargs, tmp_path, stage1, stage3):
+    runs = {"stage1": str(stage1[0]), "stage3": str(stage3[0])}
+    fields = {field.name for field in dataclasses.fields(CONFIG)}
+    model = dataclasses.replace(CONFIG, **{k: v for k, v in kwargs.items() if k in fields})
+    kwargs = {k: runs.get(v, v) for k, v in kwargs.items() if k not in fields}
+    with pytest.raises(ValueError, match=message) as error:
+        run(tmp_path, model=model, **kwargs)
+    assert "\n" not in str(error.value)
+
+
+def test_another_model_in_the_same_folder(stage1):
+    model = dataclasses.replace(CONFIG, hidden_size=64)
+    with pytest.raises(ValueError, match=r"has params.embed_tokens of shape .*, this run"):
+        run(stage1[0], model=model)
+
+
+def test_another_base_in_the_same_folder(stage1, stage3, tmp_path):
+    run(tmp_path, 1)
+    with pytest.raises(ValueError, match="was trained on"):
+        run(stage3[0], model=LORA, start_from=str(tmp_path), trainable="lora")
