@@ -75,7 +75,7 @@ def parse_response(text: str) -> Response:
     body = body.partition(END_OF_ANSWER)[0]
     words, _, speech = body.partition("<sosp>")
     units = [int(unit) for unit in re.findall(r"<(\d+)>", speech.partition("<eosp>")[0])]
-    question, chained, answer = words.replace("[ua]", "").partition("[ta]")
+    question, chained, answer = words.partition("[ua]")[0].partition("[ta]")
     if not chained:
         question, answer = "", question
     return Response(_clean(question.removeprefix("[tq]")), _clean(answer), units)

@@ -176,8 +176,13 @@ def _load_examples(mixture_or_task, split, sequence_length, **options) -> tf.dat
     dataset = provider.get_dataset(
         lengths, split, trim_output_features=False, try_in_mem_cache=False, **options
     )
-    features = converter(dataset, lengths)
+    return _decoder_features(dataset, converter, lengths)
+
+
+@tf.autograph.experimental.do_not_convert
+def _decoder_features(dataset, converter, lengths) -> tf.data.Dataset:
     # The model is causal over the prefix too, so SeqIO's mask of it has no reader.
+    features = converter(dataset, lengths)
     return features.map(lambda f: {k: v for k, v in f.items() if k != "decoder_causal_attention"})
 
 

@@ -7,6 +7,7 @@
 `PrefixLMFeatureConverter` then puts the loss on what SpeechGPT was trained on.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -17,6 +18,10 @@ from speechgpt_jax import prompts, unit_text
 from speechgpt_jax.data import descriptions
 
 Example = dict[str, tf.Tensor]
+
+# AutoGraph would rewrite every function below, at some tenths of a second each; they are graph code
+# as they stand.
+as_graph = tf.autograph.experimental.do_not_convert
 
 # Strings are encoded by the dozen: most of the cost of encoding one dialogue is the call.
 _ENCODE_BATCH = 32
@@ -41,6 +46,7 @@ def choose(options: Sequence[str], seed: tf.Tensor) -> tf.Tensor:
     return tf.constant(options)[index]
 
 
+@as_graph
 @seqio.map_over_dataset(num_seeds=1)
 def speech_recognition(utterance: Example, seed: tf.Tensor) -> Example:
     """Units in, text out, under one of the ASR descriptions."""
@@ -53,6 +59,7 @@ def speech_recognition(utterance: Example, seed: tf.Tensor) -> Example:
     return _dialogue(plain_text)
 
 
+@as_graph
 @seqio.map_over_dataset(num_seeds=1)
 def speech_synthesis(utterance: Example, seed: tf.Tensor) -> Example:
     """Text in, units out, under one of the TTS descriptions."""
@@ -65,9 +72,28 @@ def speech_synthesis(utterance: Example, seed: tf.Tensor) -> Example:
     return _dialogue(plain_text)
 
 
+@as_graph
+@seqio.map_over_dataset
+def parse_json_dialogue(line: tf.Tensor) -> Example:
+    """A line of SpeechInstruct JSONL -> its `prefix` and `plain_text`."""
+
+    def parse(line: bytes) -> tuple[str, str]:
+        try:
+            record = json.loads(line)
+            return record["prefix"], record["plain_text"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"Expected JSON with `prefix` and `plain_text`, got {line[:60]!r}: {error!r}."
+            ) from error
+
+    prefix, plain_text = tf.numpy_function(parse, [line], [tf.string, tf.string], stateful=False)
+    return {"prefix": tf.ensure_shape(prefix, []), "plain_text": tf.ensure_shape(plain_text, [])}
+
+
 def question_and_answer(template: str) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
     """A preprocessor: dialogue records in one of the forms of `prompts`."""
 
+    @as_graph
     @seqio.map_over_dataset
     def fill_template(dialogue: Example) -> Example:
         plain_text = fill(
@@ -84,9 +110,10 @@ def question_and_answer(template: str) -> Callable[[tf.data.Dataset], tf.data.Da
 
 def only(feature: str, value: str) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
     """A preprocessor that keeps the records with that value, e.g. of one speaker."""
-    return lambda dataset: dataset.filter(lambda record: record[feature] == value)
+    return as_graph(lambda dataset: dataset.filter(lambda record: record[feature] == value))
 
 
+@as_graph
 def tokenize_dialogues(
     dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
 ) -> tf.data.Dataset:
@@ -112,6 +139,7 @@ def tokenize_dialogues(
     return tokens.unbatch().map(cut, num_parallel_calls=tf.data.AUTOTUNE)
 
 
+@as_graph
 def concatenate_and_cut(
     dataset: tf.data.Dataset,
     output_features: Mapping[str, seqio.Feature],
@@ -127,9 +155,16 @@ def concatenate_and_cut(
     return windows.map(lambda window: {"targets": window}, num_parallel_calls=tf.data.AUTOTUNE)
 
 
+@as_graph
 @seqio.map_over_dataset
 def utterance_to_unit_text(utterance: Example) -> Example:
     return {"unit_text": units_to_text(utterance["units"])}
+
+
+@as_graph
+@seqio.map_over_dataset
+def line_to_unit_text(line: tf.Tensor) -> Example:
+    return {"unit_text": line}
 
 
 def _dialogue(plain_text: tf.Tensor) -> Example:

@@ -1,7 +1,6 @@
 """Where examples come from, as SeqIO data sources."""
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import seqio
@@ -35,6 +34,7 @@ class RecordsInMemory(seqio.DataSource):
     def list_shards(self, split: str) -> list[str]:
         return [self._split_to_file[split]]
 
+    @tf.autograph.experimental.do_not_convert
     def get_dataset(
         self,
         split: str = "train",
@@ -66,20 +66,3 @@ def read_records(file: str) -> tf.Tensor:
         raise ValueError(f"{file} has no records.") from None
     except tf.errors.OpError as error:
         raise ValueError(f"{file} is not a GZIP TFRecord file: {error.message}") from error
-
-
-def text_lines(split_to_files: Mapping[str, str | Iterable[str]]) -> seqio.TextLineDataSource:
-    """Lines of text files, as `{"text": line}` once `seqio`'s preprocessors have seen them."""
-    return seqio.TextLineDataSource(split_to_files)
-
-
-@seqio.map_over_dataset
-def parse_json_dialogue(line: tf.Tensor) -> dict[str, tf.Tensor]:
-    """A line of SpeechInstruct JSONL -> its `prefix` and `plain_text`."""
-
-    def parse(line: bytes) -> tuple[str, str]:
-        record = json.loads(line)
-        return record["prefix"], record["plain_text"]
-
-    prefix, plain_text = tf.numpy_function(parse, [line], [tf.string, tf.string], stateful=False)
-    return {"prefix": tf.ensure_shape(prefix, []), "plain_text": tf.ensure_shape(plain_text, [])}

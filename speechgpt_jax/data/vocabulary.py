@@ -63,6 +63,7 @@ class Vocabulary(seqio.Vocabulary):
     def _decode(self, ids: Iterable[int]) -> str:
         return self.tokenizer.decode(ids)
 
+    @tf.autograph.experimental.do_not_convert
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
         s = tf.convert_to_tensor(s)
         if s.shape.rank == 0:

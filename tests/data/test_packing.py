@@ -1,0 +1,84 @@
+"""Rows of whole examples."""
+
+import numpy as np
+import pytest
+
+from speechgpt_jax.data.packing import (
+    POOL_SIZE,
+    Packer,
+    concatenate,
+    from_bytes,
+    pack,
+    split,
+    to_bytes,
+)
+
+
+def example(*targets):
+    targets = np.array(targets, np.int32)
+    return {"decoder_target_tokens": targets, "decoder_loss_weights": np.ones_like(targets)}
+
+
+def rows_of(packer, sizes):
+    for size in sizes:
+        packer.add(example(*range(1, size + 1)))
+        while len(packer) >= POOL_SIZE:
+            yield packer.fill_row()
+    while len(packer):
+        yield packer.fill_row()
+
+
+def test_a_row():
+    row = pack([example(7, 8, 2), example(9, 2)], length=6)
+    assert {key: value.tolist() for key, value in row.items()} == {
+        "decoder_target_tokens": [7, 8, 2, 9, 2, 0],
+        "decoder_loss_weights": [1, 1, 1, 1, 1, 0],
+        "decoder_segment_ids": [1, 1, 1, 2, 2, 0],
+        "decoder_positions": [0, 1, 2, 0, 1, 0],
+    }
+    assert all(value.dtype == np.int32 for value in row.values())
+
+
+def test_little_stays_empty_at_the_lengths_of_speech_dialogues():
+    lengths = np.random.default_rng(0).lognormal(np.log(180), 0.6, 3000)
+    packer = Packer(512)
+    rows = list(rows_of(packer, np.clip(lengths, 1, 512).astype(int)))
+    used = [sum(len(e["decoder_target_tokens"]) for e in row) for row in rows]
+    assert max(used) <= 512
+    assert sum(map(len, rows)) == 3000
+    assert np.mean(used) / 512 > 0.97
+
+
+def test_too_long_is_dropped_and_counted(caplog):
+    packer = Packer(4)
+    assert [len(row) for row in rows_of(packer, [3, 5, 4, 9])] == [1, 1]
+    assert (packer.taken, packer.dropped) == (4, 2)
+    assert "Dropped 2 of 4 examples (50.0 %) longer than 4 tokens" in caplog.text
+
+
+def test_nothing_fits():
+    with pytest.raises(ValueError, match="None of the first 1000 examples fits into 4 tokens"):
+        list(rows_of(Packer(4), [5] * 1000))
+
+
+def test_state_is_everything():
+    sizes = np.random.default_rng(0).integers(1, 20, 50)
+    packer, again = Packer(32), Packer(32)
+    for size in sizes:
+        packer.add(example(*range(size)))
+    packer.fill_row()
+    again.restore(from_bytes(to_bytes(packer.state())))
+    assert (again.taken, again.dropped) == (50, 0)
+    while len(packer):
+        for a, b in zip(packer.fill_row(), again.fill_row(), strict=True):
+            np.testing.assert_array_equal(a["decoder_target_tokens"], b["decoder_target_tokens"])
+    assert not len(again)
+
+
+def test_concatenated_examples_come_apart_again():
+    examples = [example(1, 2), example(3)]
+    assert [e["decoder_target_tokens"].tolist() for e in split(concatenate(examples))] == [
+        [1, 2],
+        [3],
+    ]
+    assert split(concatenate([])) == []

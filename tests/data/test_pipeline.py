@@ -1,0 +1,176 @@
+"""Packed batches, and that a restart goes on with the very next one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import seqio
+
+from speechgpt_jax.data.pipeline import load_batches, load_once
+from tasks import modality_adaptation, speech_instruct
+from tests.data.synthetic_corpus import mixture_on, task_on
+
+ROWS, LENGTH = 4, 192
+
+
+@pytest.fixture(scope="module")
+def mixture(corpus):
+    return mixture_on(corpus, "demo_cross_modal_instruction")
+
+
+def batches_of(provider, **kwargs):
+    return load_batches(provider, "train", batch_size=ROWS, sequence_length=LENGTH, **kwargs)
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def examples_in(batch):
+    """(targets, inputs, weights) of each packed example."""
+    for row in zip(*(batch[f"decoder_{k}"] for k in KEYS)):
+        row = dict(zip(KEYS, row))
+        for segment in range(1, row["segment_ids"].max() + 1):
+            yield {key: value[row["segment_ids"] == segment] for key, value in row.items()}
+
+
+KEYS = ("target_tokens", "input_tokens", "loss_weights", "segment_ids", "positions")
+
+
+def test_batches_are_what_the_contract_says(mixture):
+    batch = next(batches_of(mixture))
+    assert sorted(batch) == sorted(f"decoder_{key}" for key in KEYS)
+    assert all(v.shape == (ROWS, LENGTH) and v.dtype == np.int32 for v in batch.values())
+    vocabulary = mixture.output_features["targets"].vocabulary
+    human = vocabulary.tokenizer.token_to_id("[Human]")
+    for example in examples_in(batch):
+        targets, inputs = example["target_tokens"], example["input_tokens"]
+        assert inputs[0] == vocabulary.bos_id and targets[-1] == vocabulary.eos_id
+        np.testing.assert_array_equal(inputs[1:], targets[:-1])
+        np.testing.assert_array_equal(example["positions"], np.arange(len(targets)))
+        start = int(np.argmax(targets == human))
+        assert start > 0
+        np.testing.assert_array_equal(example["loss_weights"], np.arange(len(targets)) >= start)
+
+
+def test_most_of_a_batch_is_not_padding(mixture):
+    batches = batches_of(mixture)
+    share = np.mean([np.mean(next(batches)["decoder_segment_ids"] > 0) for _ in range(20)])
+    assert share > 0.9  # far below 0.97: rows of 192 hold two or three of these examples
+
+
+def test_restored_batches_go_on_exactly(mixture):
+    batches = batches_of(mixture, seed=3)
+    for _ in range(7):
+        next(batches)
+    position = batches.state()
+    expected = [next(batches) for _ in range(12)]  # well into the next epochs
+    restarted = batches_of(mixture, seed=3)
+    next(restarted)
+    restarted.restore(position)
+    for batch in expected:
+        assert_same(next(restarted), batch)
+    assert restarted.state() != position
+
+
+def test_saving_disturbs_nothing(mixture):
+    undisturbed, saved = batches_of(mixture), batches_of(mixture)
+    for _ in range(3):
+        saved.state()
+        assert_same(next(saved), next(undisturbed))
+
+
+def test_seeds_shuffle_differently(mixture):
+    a, b = next(batches_of(mixture, seed=0)), next(batches_of(mixture, seed=1))
+    assert (a["decoder_target_tokens"] != b["decoder_target_tokens"]).any()
+
+
+def test_a_position_of_other_data_is_refused(mixture, corpus):
+    position = batches_of(mixture).state()
+    with pytest.raises(ValueError, match="another input pipeline"):
+        batches_of(task_on(corpus, "demo_modality_adaptation")).restore(position)
+
+
+def test_hosts_share_the_data(corpus):
+    task = task_on(corpus, "demo_text_to_text")
+
+    def read(**kwargs):
+        batches, seen = batches_of(task, **kwargs), set()
+        for _ in range(30):
+            seen |= {tuple(e["target_tokens"].tolist()) for e in examples_in(next(batches))}
+        return seen
+
+    whole, first, second = read(), read(num_shards=2), read(num_shards=2, shard_index=1)
+    assert len(whole) == 60 and first | second == whole and not first & second
+
+
+def test_once_gives_every_example_once(corpus):
+    task = task_on(corpus, "demo_text_to_text")
+    batches = list(load_once(task, "test", batch_size=ROWS, sequence_length=LENGTH))
+    texts = [tuple(e["target_tokens"].tolist()) for b in batches for e in examples_in(b)]
+    assert len(texts) == len(set(texts)) == 60
+    assert all(v.shape == (ROWS, LENGTH) for b in batches for v in b.values())
+
+
+def test_packed_features_are_those_of_seqio(corpus):
+    task = task_on(corpus, "demo_text_to_text")
+    lengths = {"inputs": 64, "targets": 64}
+    dataset = task.get_dataset(lengths, "test", shuffle=False)
+    padded = seqio.PrefixLMFeatureConverter(pack=False, bos_id=1)(dataset, lengths)
+    reference = {
+        tuple(e["decoder_target_tokens"][e["decoder_target_tokens"] > 0].tolist()): e
+        for e in padded.as_numpy_iterator()
+    }
+    (batch, *_) = load_once(task, "test", batch_size=ROWS, sequence_length=LENGTH)
+    for example in examples_in(batch):
+        size = len(example["target_tokens"])
+        expected = reference[tuple(example["target_tokens"].tolist())]
+        for key in ("input_tokens", "loss_weights"):
+            np.testing.assert_array_equal(example[key], expected[f"decoder_{key}"][:size])
+
+
+def test_units_are_concatenated_and_cut(corpus):
+    task = task_on(corpus, "demo_modality_adaptation")
+    batch = next(batches_of(task))
+    assert (batch["decoder_segment_ids"] == 1).all() and (batch["decoder_loss_weights"] == 1).all()
+    assert (batch["decoder_input_tokens"][:, 0] == 1).all()
+    stream = [
+        token
+        for b in load_once(task, "test", batch_size=ROWS, sequence_length=LENGTH)
+        for e in examples_in(b)
+        for token in e["target_tokens"].tolist()
+    ]
+    assert stream.count(task.output_features["targets"].vocabulary.encode("<sosp>")[0]) == 60
+
+
+def test_files_of_your_own(tmp_path):
+    dialogues = tmp_path / "dialogues.jsonl"
+    rows = [
+        {"prefix": "Be kind.\n", "plain_text": f"[Human]: {'ha ' * i}<eoh> [SpeechGPT]: no<eoa> "}
+        for i in range(40)
+    ]
+    dialogues.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    units = tmp_path / "units.txt"
+    units.write_text("".join(f"<sosp><{i}><7><eosp>\n" for i in range(200)))
+    golden = str(Path(__file__).parent.parent / "testdata" / "golden")
+    for name in (
+        speech_instruct.dialogue_lines("test_dialogues", {"train": str(dialogues)}, golden),
+        modality_adaptation.unit_lines({"train": str(units)}, golden, "test_units"),
+    ):
+        batches = batches_of(name)
+        next(batches)
+        position = batches.state()
+        expected = next(batches)
+        restarted = batches_of(name)
+        restarted.restore(position)
+        assert_same(next(restarted), expected)
+
+
+def test_mistakes_are_named(corpus):
+    with pytest.raises(ValueError, match=r"No task or mixture is called 'demo_asrr'.*demo_asr,"):
+        batches_of("demo_asrr")
+    with pytest.raises(ValueError, match="demo_tts has no split 'human'; it has test, train"):
+        load_batches("demo_tts", "human", batch_size=1, sequence_length=64)

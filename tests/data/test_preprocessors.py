@@ -1,0 +1,94 @@
+"""Records to dialogues to tokens."""
+
+from pathlib import Path
+
+import pytest
+import seqio
+import tensorflow as tf
+
+from speechgpt_jax import prompts
+from speechgpt_jax.data import descriptions, preprocessors
+from speechgpt_jax.data.vocabulary import Vocabulary
+
+GOLDEN = Path(__file__).parent.parent / "testdata" / "golden"
+UTTERANCE = {"text": "hello {there}", "speaker": "slt", "units": tf.constant([5, 9], tf.int64)}
+UNITS = "<sosp><5><9><eosp>"
+
+
+def records(example, count=1):
+    return tf.data.Dataset.from_tensors(example).repeat(count)
+
+
+@pytest.fixture(scope="module")
+def features():
+    vocabulary = Vocabulary.from_pretrained(GOLDEN)
+    return {k: seqio.Feature(vocabulary, add_eos=k == "targets") for k in ("inputs", "targets")}
+
+
+def test_fill_is_format():
+    text = preprocessors.fill(prompts.CROSS_MODAL, description="D", source="{x}", target="é")
+    expected = prompts.CROSS_MODAL.format(description="D", source="{x}", target="é")
+    assert text.numpy().decode() == expected
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "options", "source", "target"),
+    [
+        (
+            preprocessors.speech_recognition,
+            descriptions.ASR,
+            UNITS,
+            UTTERANCE["text"],
+        ),
+        (preprocessors.speech_synthesis, descriptions.TTS, UTTERANCE["text"], UNITS),
+    ],
+)
+def test_pairs_under_random_descriptions(preprocessor, options, source, target):
+    with seqio.utils.map_seed_manager(0):
+        dialogues = list(preprocessor(records(UTTERANCE, 200)).as_numpy_iterator())
+    texts = {dialogue["plain_text"].decode() for dialogue in dialogues}
+    possible = {
+        prompts.CROSS_MODAL.format(description=d, source=source, target=target) for d in options
+    }
+    assert texts <= possible and len(texts) > len(possible) / 2
+    assert {d["prefix"].decode() for d in dialogues} == {prompts.DEFAULT_PREFIX}
+
+
+def test_descriptions_are_many_and_apart():
+    for options in (descriptions.ASR, descriptions.TTS):
+        assert len(options) == len(set(options)) >= 30
+        assert not any(option.endswith(".") for option in options)
+    assert not set(descriptions.ASR) & set(descriptions.TTS)
+    assert prompts.TRANSCRIBE in descriptions.ASR and prompts.SPEAK in descriptions.TTS
+
+
+def test_prefix_and_dialogue_are_cut_before_the_first_role(features):
+    dialogue = {"prefix": "Be kind. \n", "plain_text": "[Human]: hi [Human]<eoh>"}
+    (tokens,) = preprocessors.tokenize_dialogues(records(dialogue), features)
+    vocabulary = features["targets"].vocabulary
+    assert tokens["inputs"].numpy().tolist() == vocabulary.encode("Be kind.")
+    assert tokens["targets"].numpy().tolist() == vocabulary.encode("[Human]: hi [Human]<eoh>")
+
+
+def test_a_dialogue_without_a_role_is_an_error(features):
+    dialogue = {"prefix": "", "plain_text": "hello"}
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"has no \[Human\]"):
+        list(preprocessors.tokenize_dialogues(records(dialogue), features))
+
+
+def test_lines_of_json():
+    lines = tf.data.Dataset.from_tensors('{"prefix": "p\\n", "plain_text": "\\u00e9"}')
+    (dialogue,) = preprocessors.parse_json_dialogue(lines).as_numpy_iterator()
+    assert dialogue == {"prefix": b"p\n", "plain_text": "é".encode()}
+
+
+@pytest.mark.parametrize("line", ["not json", '{"prefix": ""}', "[1]"])
+def test_a_broken_line_is_quoted(line):
+    dataset = preprocessors.parse_json_dialogue(tf.data.Dataset.from_tensors(line))
+    with pytest.raises(tf.errors.OpError, match="Expected JSON with `prefix` and `plain_text`"):
+        list(dataset)
+
+
+def test_only_keeps_one_speaker():
+    dataset = tf.data.Dataset.from_tensor_slices({"speaker": ["slt", "rms", "slt"]})
+    assert len(list(preprocessors.only("speaker", "slt")(dataset))) == 2

@@ -1,0 +1,98 @@
+"""Ids from the graph are the ids from Python, for every string."""
+
+import json
+import pickle
+import random
+from pathlib import Path
+
+import hypothesis
+import pytest
+import seqio
+import tensorflow as tf
+from hypothesis import strategies as st
+
+from speechgpt_jax.data.vocabulary import Vocabulary
+
+GOLDEN = Path(__file__).parent.parent / "testdata" / "golden"
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return Vocabulary.from_pretrained(GOLDEN)
+
+
+@pytest.fixture(scope="module")
+def encode_batch(vocabulary):
+    """Strings -> lists of ids, by one call of a compiled graph."""
+    graph = tf.function(
+        vocabulary.encode_tf, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
+    )
+    return lambda texts: graph(tf.constant(texts, tf.string)).to_list()
+
+
+def test_golden_ids(encode_batch):
+    cases = json.loads((GOLDEN / "llama_tokenizer.json").read_text())["cases"]
+    ids = encode_batch([case["text"] for case in cases])
+    assert [[1, *row] for row in ids] == [case["ids"] for case in cases]
+
+
+ADDED = ["[Human]", "[SpeechGPT]", "<sosp>", "<eosp>", "<eoh>", "<eos>"]
+BROKEN = ["<", ">", "<1000>", "<01>", "< 5>", "<5", "5>", "[Human", "human]", "<eo", "<sosp", "<s>"]
+SPACES = [" ", "  ", "\n", "\t", "\r\n", "\v", "\f", "\x1c", "\x85", "\xa0", "\u1680", "\u2003"]
+SPACES += ["\u2028", "\u202f", "\u205f", "\u3000", "\u200b", "\ufeff", "\u180e"]
+WORDS = ["hello", "the license", "a.", "[ta]", "; [ua]", "</s>", "<unk>", "<eoa>", "\x00", "▁", "é"]
+
+
+def _mix(rng: random.Random, texts: list[str]) -> str:
+    def fragment():
+        kind = rng.randrange(6)
+        if kind == 0:
+            return "".join(f"<{rng.randrange(1000)}>" for _ in range(rng.randrange(1, 6)))
+        return rng.choice([ADDED, BROKEN, SPACES, WORDS, texts][kind - 1])
+
+    return "".join(fragment() for _ in range(rng.randrange(9)))
+
+
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+@hypothesis.given(
+    seed=st.integers(0, 2**32),
+    texts=st.lists(st.text(max_size=12), min_size=1, max_size=20),
+)
+def test_graph_equals_python_on_random_mixes(vocabulary, encode_batch, seed, texts):
+    rng = random.Random(seed)
+    mixes = [_mix(rng, texts) for _ in range(400)]  # 25 x 400 = 10,000
+    for text, ids in zip(mixes, encode_batch(mixes)):
+        assert ids == vocabulary.encode(text), repr(text)
+
+
+def test_one_string_and_none(vocabulary):
+    assert vocabulary.encode_tf(tf.constant("a <5> b")).numpy().tolist() == [260, 2005, 285]
+    assert vocabulary.encode_tf(tf.constant("")).shape == (0,)
+    assert vocabulary.encode_tf(tf.constant([], tf.string)).to_list() == []
+    assert vocabulary.encode_tf(tf.constant("")).dtype == tf.int32
+
+
+def test_a_plain_model(vocabulary):
+    plain = Vocabulary.from_files(GOLDEN / "tokenizer.model", [])
+    ids = plain.encode_tf(tf.constant("hello <5>")).numpy().tolist()
+    assert ids == plain.encode("hello <5>") != vocabulary.encode("hello <5>")
+
+
+def test_decoding_stops_at_eos_and_leaves_out_control_tokens(vocabulary):
+    ids = [1, 3002, 2005, 260, 2, 285]
+    assert vocabulary.decode(ids) == "[Human] <5> a"
+    assert vocabulary.decode_tf(tf.constant(ids)).numpy().decode() == "[Human] <5> a"
+    batch = vocabulary.decode_tf(tf.constant([ids, [2006, 2, 0, 0, 0, 0]]))
+    assert batch.numpy().tolist() == [b"[Human] <5> a", b"<6>"]
+
+
+def test_decode_tf_in_a_dataset(vocabulary):
+    dataset = tf.data.Dataset.from_tensors(tf.constant([2005, 260])).map(vocabulary.decode_tf)
+    assert list(dataset.as_numpy_iterator()) == [b"<5> a"]
+
+
+def test_is_a_seqio_vocabulary(vocabulary):
+    assert isinstance(vocabulary, seqio.Vocabulary)
+    assert (vocabulary.vocab_size, vocabulary.pad_id, vocabulary.eos_id) == (3006, 0, 2)
+    assert vocabulary == pickle.loads(pickle.dumps(vocabulary))
+    assert vocabulary != Vocabulary.from_files(GOLDEN / "tokenizer.model", ["<0>"])

@@ -1,0 +1,85 @@
+"""Templates as published, and what is read from a response."""
+
+import pytest
+
+from speechgpt_jax import prompts
+from speechgpt_jax.prompts import Response, parse_response
+
+X, Y = "<sosp><1><2><eosp>", "<sosp><7><8><eosp>"
+
+
+def test_cross_modal_as_published():
+    text = prompts.CROSS_MODAL.format(description="Say it", source="hello", target=Y)
+    assert text == f"[Human]: Say it. This is input: hello<eoh> [SpeechGPT]: {Y}<eoa> "
+
+
+def test_chain_of_modality_as_published():
+    text = prompts.SPEECH_TO_SPEECH.format(
+        question_units=X, question="what is it?", answer="a cat", answer_units=Y
+    )
+    assert text == f"[Human]: {X}<eoh>. [SpeechGPT]: what is it?; [ta] a cat; [ua] {Y}<eoa>."
+
+
+def test_released_prompt_as_published():
+    assert prompts.RELEASED_PROMPT.format(question="hi") == "[Human]: hi <eoh>. [SpeechGPT]: "
+
+
+FORMS = {
+    "cross_modal": (
+        prompts.CROSS_MODAL.format(description="Say it", source="hello", target=Y),
+        Response("", "", [7, 8]),
+    ),
+    "text_instruction": (
+        prompts.TEXT_INSTRUCTION.format(question="what is it?", answer="a cat."),
+        Response("", "a cat.", []),
+    ),
+    "speech_to_speech": (
+        prompts.SPEECH_TO_SPEECH.format(
+            question_units=X, question="what is it?", answer="a cat.", answer_units=Y
+        ),
+        Response("what is it?", "a cat.", [7, 8]),
+    ),
+    "speech_to_text": (
+        prompts.SPEECH_TO_TEXT.format(question_units=X, question="what is it?", answer="a cat."),
+        Response("what is it?", "a cat.", []),
+    ),
+    "text_to_speech": (
+        prompts.TEXT_TO_SPEECH.format(question="what is it?", answer="a cat.", answer_units=Y),
+        Response("", "a cat.", [7, 8]),
+    ),
+    "text_to_text": (
+        prompts.TEXT_TO_TEXT.format(question="what is it?", answer="a cat."),
+        Response("", "a cat.", []),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("decoded", [False, True])
+def test_every_form_is_read_back(form, decoded):
+    text, response = FORMS[form]
+    if decoded:  # A tokenizer puts spaces around added tokens.
+        for token in ("<7>", "<8>", *prompts.ROLE_TOKENS):
+            text = text.replace(token, f" {token} ")
+    assert parse_response(text) == response
+
+
+@pytest.mark.parametrize(
+    ("text", "response"),
+    [
+        ("", Response("", "", [])),
+        ("[tq] who; what?; [ta] me; [ua] <sosp>", Response("who; what?", "me", [])),
+        ("a; [ta] b; [ua] <sosp> <7> <8>", Response("a", "b", [7, 8])),
+        ("a; [ta] b; [ua] c", Response("a", "b", [])),
+        ("<sosp><7><eosp> and more", Response("", "", [7])),
+    ],
+)
+def test_broken_responses_keep_what_they_have(text, response):
+    assert parse_response(text) == response
+
+
+@pytest.mark.parametrize("name", [n for n in dir(prompts) if n.endswith("_PROMPT")])
+def test_a_prompt_begins_its_dialogue(name):
+    if name != "RELEASED_PROMPT":
+        dialogue = getattr(prompts, name.removesuffix("_PROMPT"))
+        assert dialogue.startswith(getattr(prompts, name) + " ")

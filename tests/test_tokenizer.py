@@ -1,0 +1,113 @@
+"""Ids of transformers 4.33.1, for every string."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from speechgpt_jax.prompts import ROLE_TOKENS
+from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer, any_of
+
+GOLDEN = Path(__file__).parent / "testdata" / "golden"
+CASES = json.loads((GOLDEN / "llama_tokenizer.json").read_text())["cases"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.from_pretrained(GOLDEN)
+
+
+def test_golden_ids(tokenizer):
+    for case in CASES:
+        assert [tokenizer.bos_id, *tokenizer.encode(case["text"])] == case["ids"], case["text"]
+
+
+def test_golden_decoded_text(tokenizer):
+    for case in CASES:
+        assert tokenizer.decode(case["ids"]) == case["decoded"], case["text"]
+
+
+@pytest.mark.parametrize("text", ["<s>", "</s>", "<unk>", "a <s> b</s><5>", "<0x41>"])
+def test_control_tokens_in_text_are_text(tokenizer, text):
+    control = {tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id}
+    ids = tokenizer.encode(text)
+    assert not control & set(ids)
+    assert tokenizer.decode(ids).replace(" ", "") == text.replace(" ", "")
+
+
+def test_spaces_around_added_tokens_go_in_every_alphabet(tokenizer):
+    tight = tokenizer.encode("a<5>b")
+    for space in (" ", "\n", "\t", "\x1c", "\x85", "\xa0", "\u2003", "\u3000"):
+        assert tokenizer.encode(f"a{space}<5>{space}{space}b") == tight
+    assert tokenizer.encode("a\u200b<5>b") != tight  # a zero-width space is none
+
+
+def test_sizes_are_read_not_assumed(tokenizer):
+    assert tokenizer.vocab_size == 3006
+    assert tokenizer.unit_ids == range(2000, 3000)
+    assert (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id) == (0, 1, 2)
+    assert tokenizer.token_to_id("<sosp>") == 3000
+    assert tokenizer.id_to_token(3005) == "<eos>"
+
+
+def test_added_tokens_of_a_newer_folder(tmp_path, tokenizer):
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer.model)
+    decoder = {
+        str(id_): {"content": token} for id_, token in enumerate(["<unk>", "<s>", "</s>"])
+    } | {str(id_): {"content": token} for token, id_ in tokenizer.added_tokens.items()}
+    config = {"added_tokens_decoder": decoder}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert Tokenizer.from_pretrained(tmp_path).added_tokens == tokenizer.added_tokens
+
+
+def test_from_files_gives_the_ids_after_the_pieces(tokenizer):
+    built = Tokenizer.from_files(GOLDEN / "tokenizer.model", ["<0>", "<1>", "<sosp>"])
+    assert built.encode("<sosp><1>") == [2002, 2001]
+    assert built.unit_ids == range(2000, 2002)
+
+
+def test_a_plain_model_has_no_units():
+    plain = Tokenizer.from_files(GOLDEN / "tokenizer.model", [])
+    assert len(plain.unit_ids) == 0
+    assert plain.decode(plain.encode("hello there")) == "hello there"
+
+
+def test_save_and_load(tmp_path, tokenizer):
+    tokenizer.save_pretrained(tmp_path)
+    again = Tokenizer.from_pretrained(tmp_path)
+    assert again.model == tokenizer.model
+    assert again.added_tokens == tokenizer.added_tokens
+
+
+def test_shipped_tokenizer():
+    shipped = Tokenizer.from_pretrained(DEMO_TOKENIZER)
+    assert len(shipped.unit_ids) == 200
+    first = shipped.unit_ids.stop
+    assert [shipped.token_to_id(token) for token in ROLE_TOKENS] == [*range(first, first + 6)]
+    assert len(shipped.encode("what is two plus three")) == 5
+
+
+def test_mistakes_are_named(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match="No SentencePiece model"):
+        Tokenizer.from_pretrained(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"not a model")
+    with pytest.raises(ValueError, match="is not a SentencePiece model"):
+        Tokenizer.from_pretrained(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer.model)
+    (tmp_path / "added_tokens.json").write_text('{"<0>": 5}')
+    with pytest.raises(ValueError, match="'<0>' has id 5"):
+        Tokenizer.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="neither an added token nor a piece"):
+        tokenizer.token_to_id("<1000>")
+    with pytest.raises(ValueError, match="No token has id 3006"):
+        tokenizer.decode([3006])
+
+
+def test_patterns_match_the_longest_and_nothing_else():
+    tokens = ["<eos>", "<eosp>", *(f"<{n}>" for n in range(1000)), "ab", "abc"]
+    pattern = re.compile(any_of(tokens))
+    assert all(pattern.fullmatch(token) for token in tokens)
+    assert not any(map(pattern.fullmatch, ["<1000>", "<01>", "<>", "<eo>", "a", ""]))
+    assert pattern.match("abcd").group() == "abc"
+    assert len(pattern.pattern) < 200
