@@ -4,7 +4,8 @@
         DIR/wavs/*.wav, 16 kHz mono, and DIR/manifest.jsonl, one clip a row (some minutes)
     python -m tools.build_demo_corpus encode --work_dir=DIR --hubert=FOLDER --output=FOLDER
         FOLDER/{utterances,dialogues}-SPLIT.tfrecord.gz, clips/*.flac and clips/clips.json; whom to
-        credit for the shipped ones is in the ATTRIBUTION.md beside them
+        credit for the shipped ones is in the ATTRIBUTION.md beside them; and DIR/units.jsonl, the
+        manifest with units and durations
 
 Any text-to-speech command will do: `--tts` is a template of one command line with {speaker}, {text}
 and {wav}; it is split into arguments before the text goes in, and no shell ever sees the text.
@@ -28,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from tqdm import tqdm
+from rich.progress import track
 
 from speechgpt_jax.speech import audio
 from speechgpt_jax.speech.audio import SAMPLE_RATE
@@ -236,7 +237,7 @@ def synthesize(work_dir: Path, tts: str, human: Path | None, processes: int) -> 
     (work_dir / "wavs").mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(processes) as pool:  # the work is done by the --tts processes
         spoken = pool.map(lambda clip: speak(clip, tts, work_dir), planned_clips())
-        clips = list(tqdm(spoken, total=len(planned_clips()), desc="speech", unit="clip"))
+        clips = list(track(spoken, "speech", total=len(planned_clips())))
     if human:
         clips += copy_human_prompts(human, work_dir)
     write_manifest(clips, work_dir / "manifest.jsonl")
@@ -258,12 +259,21 @@ def encode_clips(clips: list[Clip], work_dir: Path, speech2unit: Speech2Unit) ->
     """Clip id -> reduced units, durations; in batches of like length, so that little is padded."""
     clips = sorted(clips, key=lambda clip: clip.seconds)
     encoded = {}
-    for start in tqdm(range(0, len(clips), ENCODE_BATCH), desc="units", unit="batch"):
+    for start in track(range(0, len(clips), ENCODE_BATCH), "units"):
         batch = clips[start : start + ENCODE_BATCH]
         wavs = [audio.load_audio(work_dir / clip.path) for clip in batch]
         for clip, cluster_ids in zip(batch, speech2unit.cluster_ids(wavs)):
             encoded[clip.id] = reduce_units(cluster_ids)
     return encoded
+
+
+def write_units(clips: list[Clip], encoded: dict[str, Units], path: Path) -> None:
+    """The manifest with units and durations: what tools.train_vocoder learns from."""
+    with open(path, "w") as file:
+        for clip in clips:
+            units, durations = (values.tolist() for values in encoded[clip.id])
+            row = dataclasses.asdict(clip) | {"units": units, "durations": durations}
+            file.write(json.dumps(row) + "\n")
 
 
 def utterance(clip: Clip, encoded: dict[str, Units]) -> Fields:
@@ -335,6 +345,7 @@ def encode(work_dir: Path, speech2unit: Speech2Unit, output: Path) -> None:
     clips = read_manifest(work_dir / "manifest.jsonl")
     by_id = {clip.id: clip for clip in clips}
     encoded = encode_clips(clips, work_dir, speech2unit)
+    write_units(clips, encoded, work_dir / "units.jsonl")
     output.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         members = [clip for clip in clips if clip.split == split]
