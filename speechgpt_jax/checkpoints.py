@@ -82,8 +82,11 @@ class Restored:
     input_position: bytes | None
 
 
-class Damaged(Exception):
+class Damaged(ValueError):
     """A checkpoint's files are missing, cut short or not what was written."""
+
+    def __init__(self, folder, problem):
+        super().__init__(f"checkpoint {folder} is damaged: {problem}")
 
 
 class Checkpoints:
@@ -131,8 +134,8 @@ class Checkpoints:
         there is no checkpoint; ValueError if none is sound or if they belong to another model.
         """
         targets = flatten(state)
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        damaged = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
             folder = self.folder / str(step)
             try:
                 _check_same(_saved_shapes(folder), targets, folder)
@@ -140,14 +143,15 @@ class Checkpoints:
                 arrays = _read(folder, targets)
                 position = _read_input_position(folder)
             except Damaged as error:
-                logger.warning("Checkpoint %s is damaged and left out: %s", folder, error)
-                self._move_aside(folder)
+                logger.warning("%s", error)
+                damaged.append(folder)
             else:
+                self._move_aside(damaged)
                 return Restored(step, unflatten(state, arrays), position)
-        if steps:
+        if damaged:
             raise ValueError(
-                f"none of the checkpoints {steps} in {self.folder} can be read; train again into"
-                " another folder."
+                f"no checkpoint in {self.folder} can be read, of {[f.name for f in damaged]};"
+                " train again into another folder."
             )
         return None
 
@@ -166,8 +170,9 @@ class Checkpoints:
                 " from that again, or use another output folder."
             )
 
-    def _move_aside(self, folder):
-        folder.rename(self.folder / f"damaged_{folder.name}")
+    def _move_aside(self, folders):
+        for folder in folders:
+            folder.rename(self.folder / f"damaged_{folder.name}")
         self._manager.reload()
 
 
@@ -205,16 +210,13 @@ def restore_parameters(path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dic
     """Reads parameters by name into the dtypes and shardings of `targets`.
 
     What an adapter's checkpoint lacks comes from the one it is based on. Shapes must be those of
-    `parameter_shapes`; a damaged checkpoint raises ValueError.
+    `parameter_shapes`; a damaged checkpoint raises Damaged, a ValueError.
     """
     arrays = {}
     for folder in _with_bases(path):
         saved = _parameters(_saved_shapes(folder))
         wanted = {PARAMS + n: x for n, x in targets.items() if n in saved and n not in arrays}
-        try:
-            arrays |= _parameters(_read(folder, wanted))
-        except Damaged as error:
-            raise ValueError(f"checkpoint {folder} is damaged: {error}") from None
+        arrays |= _parameters(_read(folder, wanted))
     return arrays
 
 
@@ -291,7 +293,7 @@ def _read(folder, targets):
     expected = _read_metadata(folder)["checksums"]
     for name, value in checksums(arrays).items():
         if value != expected[name]:
-            raise Damaged(f"the bits of {name} have changed since they were written")
+            raise Damaged(folder, f"the bits of {name} are not those that were written")
     return {name: x.astype(targets[name].dtype) for name, x in arrays.items()}
 
 
@@ -317,7 +319,7 @@ def _reading(folder):
     try:
         yield
     except Exception as error:
-        raise Damaged(str(error).splitlines()[0] or type(error).__name__) from error
+        raise Damaged(folder, f"{error!r}"[:200].partition("\\n")[0]) from error
 
 
 def _with_bases(path):

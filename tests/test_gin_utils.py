@@ -51,7 +51,11 @@ def test_search_paths(tmp_path):
 @pytest.mark.parametrize(
     ("text", "bindings", "message"),
     [
-        (FILE, ["AdamW.learning_rat = 1"], "AdamW.learning_rat = 1: .*no.*parameter named 'learn"),
+        (
+            FILE,
+            ["AdamW.learning_rat = 1"],
+            "learning_rat = 1: .*doesn't have a parameter",
+        ),
         (FILE, ["AdamV.b2 = 1"], "AdamV.b2 = 1: No configurable matching 'AdamV'"),
         (FILE, ["RATES = 1"], "--gin.RATES = 1: no gin file defines the macro RATES"),
         (FILE, ["AdamW.b2 = (1"], r"--gin.AdamW.b2 = \(1: EOF"),
@@ -98,7 +102,7 @@ def test_bugs_keep_their_traceback():
         print(1 / 0)
     # A ValueError of another library says nothing about what the user did.
     with pytest.raises(ValueError), gin_utils.one_line_errors():
-        dataclasses.make_dataclass("A", ["x", "x"])
+        int("nine")
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,15 @@
 """Training of the language model: one stage, from its start to its last checkpoint.
 
-train(
-    model=LlamaConfig.tiny(tokenizer.vocab_size),
-    tokenizer=Tokenizer.from_pretrained(folder),
-    batches=load_batches("demo_modality_adaptation", ...),
-    optimizer=AdamW(learning_rate=1e-3),
-    steps=400,
-    output_dir="runs/stage1",
-)
+    train(
+        model=LlamaConfig.tiny(tokenizer.vocab_size),
+        tokenizer=tokenizer,
+        batches=load_host_batches("demo_modality_adaptation", batch_size=8, sequence_length=256),
+        optimizer=AdamW(learning_rate=1e-3),
+        steps=400,
+        output_dir="runs/stage1",
+    )
+
+The next stage names this one's folder as `start_from`.
 """
 
 import contextlib

@@ -72,6 +72,7 @@ def fit(
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     state, first_step = resume(state, batches, checkpoints)
+    stopping = False
     with (
         contextlib.closing(MetricsLog(output_dir, first_step)) as log,
         contextlib.closing(Progress(name, first_step, steps, rate)) as progress,
@@ -84,13 +85,14 @@ def fit(
                 raise ValueError(f"the input ended after {step - 1} of {steps} steps: repeat it.")
             state, metrics = train_step(state, place_batch(batch))
             reporter.add(step, metrics)
-            if step % save_every == 0 or step == steps or received:
+            stopping = bool(received)
+            if step % save_every == 0 or step == steps or stopping:
                 reporter.catch_up()
                 checkpoints.save(step, state, batches.state())
-            if received:
+            if stopping:
                 break
     checkpoints.wait()
-    if received:
+    if stopping:
         leave(received[0], step, checkpoints)
     return state
 

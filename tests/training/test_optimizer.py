@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 from toy import CONFIG
 
+from speechgpt_jax.checkpoints import flatten
 from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.training.optimizer import (
     AdamW,
@@ -44,8 +45,7 @@ def test_unknown_schedule():
 
 def test_norms_are_not_decayed():
     params = nnx.state(nnx.eval_shape(lambda: Llama(CONFIG, rngs=nnx.Rngs(0))), nnx.Param)
-    mask = nnx.to_flat_state(decay_mask(params))
-    kept = {".".join(path) for path, decayed in mask if not decayed[...]}
+    kept = {name for name, decayed in flatten(decay_mask(params)).items() if not decayed}
     assert kept == {
         "layers.input_layernorm.scale",
         "layers.post_attention_layernorm.scale",
