@@ -1,6 +1,7 @@
 """Short-time Fourier transforms and mel spectrograms, differentiable, as matrix products.
 
-A matrix product is several times faster on a CPU than an FFT of these sizes under XLA, and as fast on an accelerator.
+A matrix product is several times faster on a CPU than an FFT of these sizes under XLA, and as
+fast on an accelerator.
 """
 
 import functools
@@ -40,17 +41,20 @@ def _check_hop(n_fft: int, hop: int) -> None:
         raise ValueError(f"n_fft {n_fft} must be even and a multiple of the hop {hop}.")
 
 
-def stft(wav: jax.Array, n_fft: int, hop: int) -> tuple[jax.Array, jax.Array]:
+def stft(
+    wav: jax.Array, n_fft: int, hop: int, pad_mode: str = "reflect"
+) -> tuple[jax.Array, jax.Array]:
     """Real and imaginary parts of the centred Hann STFT, as `torch.stft(center=True)`.
 
-    wav [B, S], S a multiple of `hop` -> two of [B, S / hop + 1, n_fft / 2 + 1]. Raises ValueError otherwise.
+    wav [B, S], S a multiple of `hop` -> two of [B, S / hop + 1, n_fft / 2 + 1]. Raises ValueError
+    otherwise.
     """
     _check_hop(n_fft, hop)
     if wav.shape[1] % hop:
         raise ValueError(
             f"{wav.shape[1]} samples is no multiple of the hop {hop}; pad or cut the wav."
         )
-    padded = jnp.pad(wav, ((0, 0), (n_fft // 2, n_fft // 2)), mode="reflect")
+    padded = jnp.pad(wav, ((0, 0), (n_fft // 2, n_fft // 2)), mode=pad_mode)
     blocks = padded.reshape(len(wav), -1, hop)
     num_frames = wav.shape[1] // hop + 1
     overlap = n_fft // hop
@@ -75,8 +79,8 @@ def istft(
 ) -> jax.Array:
     """The inverse of `stft`, as `torch.istft(center=True)`.
 
-    real, imag [B, F, n_fft / 2 + 1] -> wav [B, (F - 1) * hop]. Frames whose `frame_mask` [B, F] is 0 are taken for absent,
-    so that a shorter item of a batch ends as it would alone.
+    real, imag [B, F, n_fft / 2 + 1] -> wav [B, (F - 1) * hop]. Frames whose `frame_mask` [B, F] is
+    0 are taken for absent, so that a shorter item of a batch ends as it would alone.
     """
     _check_hop(n_fft, hop)
     mask = jnp.ones(real.shape[:2], real.dtype) if frame_mask is None else frame_mask
@@ -102,7 +106,10 @@ def _mel_to_hz(mel):
 def mel_filterbank(
     sample_rate: int, n_fft: int, num_mels: int, fmin: float, fmax: float
 ) -> np.ndarray:
-    """Triangular filters of unit area on Slaney's mel scale (librosa's default), float32 [n_fft / 2 + 1, num_mels]."""
+    """Triangular filters of unit area on Slaney's mel scale (librosa's default).
+
+    float32 [n_fft / 2 + 1, num_mels].
+    """
     corners = _mel_to_hz(np.linspace(_hz_to_mel(fmin), _hz_to_mel(fmax), num_mels + 2))
     hz = np.linspace(0, sample_rate / 2, n_fft // 2 + 1)[:, None]
     left, centre, right = corners[:-2], corners[1:-1], corners[2:]
@@ -111,7 +118,7 @@ def mel_filterbank(
 
 
 def magnitude(real: jax.Array, imag: jax.Array) -> jax.Array:
-    """The absolute value with a floor of 1e-4 inside the root: its gradient at silence stays finite."""
+    """The absolute value, with a floor of 1e-4: its gradient at silence stays finite."""
     return jnp.sqrt(real**2 + imag**2 + 1e-8)
 
 

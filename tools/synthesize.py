@@ -1,0 +1,51 @@
+"""Speaks sequences of units: one wav a row.
+
+    python -m tools.synthesize --units=units.jsonl --output=wavs
+
+Rows are {"id": "a", "units": [5, 9]}, with "durations" (in codes of 20 ms) and "speaker" (name or
+index) if wanted; each becomes OUTPUT/id.wav.
+"""
+
+import argparse
+import json
+import pathlib
+
+from speechgpt_jax.speech.audio import save_audio
+from speechgpt_jax.speech.vocoder import SHIPPED, UnitVocoder
+
+
+def read_rows(path: pathlib.Path) -> list[dict]:
+    """The rows of a JSONL file; ValueError naming the line that lacks an id or units."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for number, row in enumerate(rows, 1):
+        if not {"id", "units"} <= row.keys():
+            raise ValueError(f"{path}:{number}: expected id and units, got {sorted(row)}.")
+    return rows
+
+
+def speak(vocoder: UnitVocoder, row: dict, duration_scale: float):
+    """ValueError names the row."""
+    try:
+        return vocoder(row["units"], row.get("durations"), row.get("speaker", 0), duration_scale)
+    except ValueError as error:
+        raise ValueError(f"{row['id']}: {error}") from error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--units", required=True, type=pathlib.Path)
+    parser.add_argument("--vocoder", default=SHIPPED, type=pathlib.Path)
+    parser.add_argument("--output", required=True, type=pathlib.Path)
+    parser.add_argument("--duration_scale", type=float, default=1.0, help="2: half the speed")
+    args = parser.parse_args()
+    rows, vocoder = read_rows(args.units), UnitVocoder.from_pretrained(args.vocoder)
+    args.output.mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        save_audio(args.output / f"{row['id']}.wav", speak(vocoder, row, args.duration_scale))
+    print(f"{len(rows)} wavs are in {args.output}.")
+
+
+if __name__ == "__main__":
+    main()
