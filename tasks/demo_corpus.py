@@ -7,7 +7,9 @@ demo_tts                      text -> units of one voice
 demo_text_instruction         written question -> written answer
 demo_speech_to_speech, demo_speech_to_text, demo_text_to_speech, demo_text_to_text
                               the four forms of chain of modality
-demo_cross_modal_instruction  mixture of demo_asr, demo_tts, demo_text_instruction
+demo_cross_modal_instruction  mixture of demo_asr, demo_asr_free_order (nearly half of what is heard
+                              is in free word order: else hearing is guessing), demo_tts and
+                              demo_text_instruction
 demo_chain_of_modality        mixture of the four forms
 
 Splits: train, test (other texts), unheard_voice (a voice that is not in train) and, where somebody
@@ -139,7 +141,12 @@ _add_dialogue_task("demo_text_to_text", prompts.TEXT_TO_TEXT, [metrics.answer_ac
 
 seqio.MixtureRegistry.add(
     "demo_cross_modal_instruction",
-    [("demo_asr", 0.45), ("demo_tts", 0.35), ("demo_text_instruction", 0.2)],
+    [
+        ("demo_asr", 0.35),
+        ("demo_asr_free_order", 0.15),
+        ("demo_tts", 0.25),
+        ("demo_text_instruction", 0.25),
+    ],
 )
 
 seqio.MixtureRegistry.add(

