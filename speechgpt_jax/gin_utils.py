@@ -114,9 +114,9 @@ def parse(files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequ
 
 def call(function: Callable, **kwargs):
     """`function` with `kwargs`, and everything else that gin binds."""
-    with _config_errors():
-        configured = gin.get_configurable(function)
-    return configured(**kwargs)
+    with contextlib.suppress(ValueError):  # If no gin file imports it, nothing is bound.
+        function = gin.get_configurable(function)
+    return function(**kwargs)
 
 
 def operative_config() -> str:

@@ -51,6 +51,15 @@ class Conversation:
     sampling: Sampling = GREEDY
     max_new_tokens: int = 384
 
+    def __post_init__(self):
+        counts = {
+            "tokenizer": len(self.tokenizer.unit_ids),
+            "HuBERT": self.speech2unit.num_units,
+            "vocoder": self.vocoder.config.num_embeddings,
+        }
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"These must have the same number of units, but have {counts}.")
+
     @classmethod
     def from_run(
         cls,
@@ -68,11 +77,7 @@ class Conversation:
         tokenizer = Tokenizer.from_pretrained(pathlib.Path(path) / "tokenizer")
         model = checkpoints.load_model(path, build_llama)
         speech2unit = Speech2Unit.from_pretrained(hubert)
-        conversation = cls(
-            model, tokenizer, speech2unit, UnitVocoder.from_pretrained(vocoder), **kwargs
-        )
-        conversation._check_units()
-        return conversation
+        return cls(model, tokenizer, speech2unit, UnitVocoder.from_pretrained(vocoder), **kwargs)
 
     def answer(self, question: str | np.ndarray, *, aloud: bool = True) -> Reply:
         """Answers a question, written or spoken (float32 [samples] at 16 kHz).
@@ -123,15 +128,6 @@ class Conversation:
         response = prompts.parse_response(self.complete(prompt))
         wav = self.vocoder(response.units, speaker=self.speaker) if response.units else np.zeros(0)
         return Reply(response.question, response.text, response.units, np.float32(wav))
-
-    def _check_units(self) -> None:
-        counts = {
-            "tokenizer": len(self.tokenizer.unit_ids),
-            "HuBERT": self.speech2unit.num_units,
-            "vocoder": self.vocoder.config.num_embeddings,
-        }
-        if len(set(counts.values())) > 1:
-            raise ValueError(f"These must have the same number of units, but have {counts}.")
 
 
 def build_llama(fields: dict) -> Llama:
