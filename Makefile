@@ -14,7 +14,7 @@ demo: $(VENV)/core.stamp
 
 test: $(VENV)/test.stamp
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2
 
 lint: $(VENV)/test.stamp
 	$(RUN) -m ruff format .
