@@ -2,8 +2,6 @@
 PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
-# Quiet C++ start-up messages of TensorFlow and XLA.
-export TF_CPP_MIN_LOG_LEVEL := 2
 # Imports of TensorFlow are slow where byte code is not kept.
 unexport PYTHONDONTWRITEBYTECODE
 

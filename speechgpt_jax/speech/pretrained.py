@@ -45,7 +45,9 @@ def load_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} is missing or damaged ({error}); convert or copy it again.") from error
+        raise ValueError(
+            f"{path} is missing or damaged ({error}); convert or copy it again."
+        ) from error
 
 
 def load_model(folder: str | os.PathLike, build: Callable[[], Module]) -> Module:

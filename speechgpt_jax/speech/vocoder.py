@@ -134,8 +134,8 @@ class UnitVocoder(nnx.Module):
             )
         if units.max() >= self.config.num_embeddings:
             raise ValueError(
-                f"Unit {units.max()} is not among the vocoder's {self.config.num_embeddings}; units "
-                "and vocoder must be of one clustering."
+                f"Unit {units.max()} is not among the vocoder's {self.config.num_embeddings}; "
+                "units and vocoder must be of one clustering."
             )
         return units.astype(np.int32)
 
