@@ -144,8 +144,8 @@ seqio.MixtureRegistry.add(
     [
         ("demo_asr", 0.35),
         ("demo_asr_free_order", 0.15),
-        ("demo_tts", 0.25),
-        ("demo_text_instruction", 0.25),
+        ("demo_tts", 0.2),
+        ("demo_text_instruction", 0.3),
     ],
 )
 

@@ -32,6 +32,8 @@ EVALUATIONS = (
     (3, ("demo_speech_to_speech", "demo_text_to_text"), "test", 64),
 )
 CLIPS = DEMO_CORPUS / "clips"
+# Held out; whoever hears it has the answer: the place and the weather.
+QUESTION = "question-06244-rms.flac"
 
 
 def run_of(output_dir: pathlib.Path, stage: int) -> str:
@@ -51,8 +53,9 @@ def train_stage(output_dir: pathlib.Path, stage: int) -> None:
 
 def losses(output_dir: pathlib.Path) -> Table:
     table = Table(title="Loss, nats a token: mean of the first and of the last 10 steps")
-    for column in ("stage", "text before", "text after", "units before", "units after"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
+    table.add_column("stage", no_wrap=True)
+    for column in ("text before", "text after", "units before", "units after"):
+        table.add_column(column, justify="right")
     for stage, name in enumerate(STAGES, 1):
         lines = read_metrics(run_of(output_dir, stage))
         values = [
@@ -81,24 +84,26 @@ def evaluation(output_dir: pathlib.Path) -> Table:
 
 
 def recorded_question() -> dict:
-    """The first shipped recording of a question, in a voice that training heard."""
+    """The row of clips.json about `QUESTION`."""
     rows = json.loads((CLIPS / "clips.json").read_text())
-    return next(row for row in rows if row["kind"] == "question" and row["speaker"] != "awb")
+    return next(row for row in rows if row["file"] == QUESTION)
+
+
+def say(label: str, text: object) -> None:
+    rich.get_console().print(f"[bold]{label:<10}[/]", text, soft_wrap=True, highlight=False)
 
 
 def ask(output_dir: pathlib.Path, path: pathlib.Path) -> Reply:
     """Asks the last stage and writes answer.wav."""
     conversation = Conversation.from_run(run_of(output_dir, 3), speaker="slt")
     reply = conversation.answer(load_audio(path))
-    rich.print(f"[bold]Question[/]        {path}")
-    rich.print(f"[bold]It heard[/]        {reply.transcript or '(nothing)'}")
-    rich.print(f"[bold]It answers[/]      {reply.text or '(nothing)'}")
-    units = "".join(f"<{unit}>" for unit in reply.units)
-    rich.print(f"[bold]In units[/]        {units or '(none)'}")
+    say("Question", path)
+    say("It heard", reply.transcript or "(nothing)")
+    say("It answers", reply.text or "(nothing)")
+    say("In units", "".join(f"<{unit}>" for unit in reply.units) or "(none)")
     if reply.units:
         save_audio(output_dir / "answer.wav", reply.wav)
-        seconds = len(reply.wav) / 16_000
-        rich.print(f"[bold]As sound[/]        {output_dir / 'answer.wav'}, {seconds:.1f} s")
+        say("As sound", f"{output_dir / 'answer.wav'}, {len(reply.wav) / 16_000:.1f} s")
     return reply
 
 
