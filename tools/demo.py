@@ -12,6 +12,7 @@ import sys
 import time
 
 import rich
+import rich.markup
 from rich.table import Table
 
 from speechgpt_jax import gin_utils
@@ -90,7 +91,8 @@ def recorded_question() -> dict:
 
 
 def say(label: str, text: object) -> None:
-    rich.get_console().print(f"[bold]{label:<10}[/]", text, soft_wrap=True, highlight=False)
+    line = f"[bold]{label:<10}[/] {rich.markup.escape(str(text))}"
+    rich.get_console().print(line, soft_wrap=True, highlight=False)
 
 
 def ask(output_dir: pathlib.Path, path: pathlib.Path) -> Reply:

@@ -1,0 +1,41 @@
+"""What the demo says of its own answer."""
+
+import json
+
+import numpy as np
+import pytest
+
+from speechgpt_jax.decoding.conversation import Reply
+from tools import demo
+
+WAV = np.zeros(320, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (Reply("What is it?", "a cat", [1], WAV), "Heard and answered rightly."),
+        (Reply("what was it", "a cat.", [1], WAV), "it misheard"),
+        (Reply("what is it", "a dog.", [1], WAV), "its answer is wrong: right is 'a cat.'"),
+        (Reply("what is it", "a cat.", [], WAV), "said nothing aloud"),
+    ],
+)
+def test_the_verdict_is_honest(reply, expected):
+    assert expected in demo.verdict(reply, "what is it?", "a cat.")
+
+
+def test_the_recorded_question_is_shipped():
+    row = demo.recorded_question()
+    assert (demo.CLIPS / row["file"]).exists() and row["kind"] == "question" and row["answer"]
+
+
+def test_losses_before_and_after_each_stage(tmp_path):
+    for stage in (1, 2, 3):
+        folder = tmp_path / f"stage{stage}"
+        folder.mkdir()
+        lines = [{"step": 10, "text_loss": 6.5, "unit_loss": 7.25}, {"step": 20, "unit_loss": 1.5}]
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    table = demo.losses(tmp_path)
+    cells = [list(column.cells) for column in table.columns]
+    assert [cell[0] for cell in cells[1:]] == ["6.50", "-", "7.25", "1.50"]
+    assert cells[0] == [f"{n} {name}" for n, name in enumerate(demo.STAGES, 1)]
