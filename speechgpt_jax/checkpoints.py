@@ -143,7 +143,7 @@ class Checkpoints:
                 arrays = _read(folder, targets)
                 position = _read_input_position(folder)
             except Damaged as error:
-                logger.warning("%s", error)
+                logger.error("%s", error)
                 damaged.append(folder)
             else:
                 self._move_aside(damaged)

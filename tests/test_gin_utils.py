@@ -83,13 +83,7 @@ def test_missing_file():
 
 
 def test_arguments_after_gin_are_bindings():
-    argv = [
-        "train",
-        "--gin.train.steps=9",
-        "--v=1",
-        "--gin.train.start_from=runs/a=b",
-        "--gin.M=%N",
-    ]
+    argv = ["train", "--gin.a.steps=9", "--v=1", "--gin.a.start_from=runs/a=b", "--gin.M=%N"]
     rest, bindings = gin_utils.split_arguments(argv)
     assert rest == ["train", "--v=1"]
     assert bindings == ["a.steps = 9", "a.start_from = 'runs/a=b'", "M = %N"]

@@ -36,32 +36,41 @@ optimizer.AdamW.learning_rate = 1e-3
 """
 
 
-def start(tmp_path, *arguments, gin=GIN):
-    (tmp_path / "run.gin").write_text(gin)
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "speechgpt_jax.train", f"--gin_file={tmp_path}/run.gin"),
-            *(f"--output_dir={tmp_path}/run", *arguments),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": "tests/training"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def start(tmp_path):
+    """Starts the main with some arguments; what still runs after the test is killed."""
+    (tmp_path / "run.gin").write_text(GIN)
+    processes = []
+
+    def start(*arguments):
+        command = [sys.executable, "-m", "speechgpt_jax.train", f"--gin_file={tmp_path}/run.gin"]
+        process = subprocess.Popen(
+            [*command, f"--output_dir={tmp_path}/run", *arguments],
+            cwd=ROOT,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": "tests/training"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
-    process = start(tmp_path)
+def test_sigterm_saves_and_the_same_command_goes_on(start, tmp_path):
+    process = start()
     assert process.stdout.readline().startswith("step 1/"), process.stderr.read()
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate()
     assert process.returncode == 0, err
     assert "The same command goes on from there." in out
     step = int(checkpoints.latest(tmp_path / "run").name)
 
-    process = start(tmp_path, f"--gin.train.steps={step + 2}")
-    out, err = process.communicate(timeout=120)
+    out, err = (process := start(f"--gin.train.steps={step + 2}")).communicate()
     assert process.returncode == 0, err
     assert out.startswith(f"Going on from step {step} ")
     assert "Next stage:  --gin.train.start_from=" in out
@@ -76,9 +85,8 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
         ("--gin.LlamaConfig.vocab_size=9", "Error: the model has vocab_size 9 and the tokenizer"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, argument, message):
-    process = start(tmp_path, argument)
-    out, err = process.communicate(timeout=120)
+def test_mistakes_are_one_line(start, argument, message):
+    out, err = (process := start(argument)).communicate()
     assert process.returncode == 1
     lines = [line for line in err.splitlines() if not line.startswith(("WARNING", "E0000"))]
     assert lines[-1].startswith(message)
