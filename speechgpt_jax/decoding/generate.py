@@ -42,12 +42,14 @@ def generate(
       `tokens[b, :lengths[b]]`, without the stop token; what follows it means nothing.
 
     Raises:
-      ValueError: an empty prompt, or a token id outside of the vocabulary.
+      ValueError: no prompt or an empty one, or a token id outside of the vocabulary.
     """
     config = model.config
-    _check_ids(config.vocab_size, *prompts, stop_ids, forbidden_ids)
+    if not len(prompts):
+        raise ValueError("Got no prompts; give at least one prompt.")
     if not all(len(prompt) for prompt in prompts):
         raise ValueError("A prompt is empty; begin it with at least the bos token.")
+    _check_ids(config.vocab_size, *prompts, stop_ids, forbidden_ids)
     padded, start = _pad_left(prompts)
     graphdef, state = nnx.split(model)
     tokens, lengths = _generate(

@@ -5,11 +5,14 @@ only describe; `sharding` decides which mesh axis each of them lies on.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.core import spmd
+from jax.sharding import PartitionSpec
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -44,6 +47,10 @@ class LoraConfig:
         # Gin gives lists, and a config must be hashable.
         object.__setattr__(self, "targets", tuple(self.targets))
 
+    @property
+    def scale(self):
+        return self.alpha / self.rank
+
 
 def parameter(value, axes, kind=nnx.Param):
     """A parameter with one logical axis name (or None) a dimension."""
@@ -51,18 +58,28 @@ def parameter(value, axes, kind=nnx.Param):
     return kind(value, out_sharding=axes, eager_sharding=False)
 
 
-@jax.custom_vjp
-def matmul(x, kernel):  # [..., D], [D, F] -> [..., F]
-    """`x @ kernel` whose weight gradient is quick on a CPU too."""
-    return x @ kernel
+def constrain(x, axes):
+    """`x` laid over the mesh by its logical axes; outside of `nnx.logical_axis_rules` just `x`."""
+    rules = dict(spmd.get_logical_axis_rules())
+    if not rules:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*map(rules.get, axes)))
 
 
-def _matmul_forward(x, kernel):
-    return x @ kernel, (x, kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x, kernel, dtype=None):  # [..., D], [D, F] -> [..., F]
+    """`x @ kernel`, in `dtype` if given, whose weight gradient is quick on a CPU too."""
+    return jnp.matmul(x, kernel, preferred_element_type=dtype)
 
 
-def _matmul_backward(residuals, grad):
+def _matmul_forward(x, kernel, dtype):
+    return matmul(x, kernel, dtype), (x, kernel)
+
+
+def _matmul_backward(dtype, residuals, grad):
+    del dtype
     x, kernel = residuals
+    grad = grad.astype(x.dtype)
     x_transposed = x.reshape(-1, x.shape[-1]).T
     # XLA's CPU backend is slow at contracting the leading axes of both sides; with x^T in memory it
     # runs a plain matrix product. Accelerators read a transposed operand for nothing.
@@ -91,9 +108,9 @@ class Dense(nnx.Module):
             a = jax.random.uniform(
                 rngs.params(), (in_features, lora.rank), minval=-bound, maxval=bound
             )
-            self.lora_a = parameter(a, (in_axis, None), nnx.LoRAParam)
+            self.lora_a = parameter(a, (in_axis, "rank"), nnx.LoRAParam)
             self.lora_b = parameter(
-                jnp.zeros((lora.rank, out_features)), (None, out_axis), nnx.LoRAParam
+                jnp.zeros((lora.rank, out_features)), ("rank", out_axis), nnx.LoRAParam
             )
 
     def __call__(self, x, rngs: nnx.Rngs | None = None):
@@ -106,8 +123,14 @@ class Dense(nnx.Module):
             keep = jax.random.bernoulli(rngs.dropout(), 1 - self.lora.dropout, x.shape)
             x = jnp.where(keep, x / (1 - self.lora.dropout), 0)
         low_rank = matmul(x, self.lora_a.astype(x.dtype))
-        scale = self.lora.alpha / self.lora.rank
-        return matmul(low_rank, self.lora_b.astype(x.dtype)) * scale
+        return matmul(low_rank, self.lora_b.astype(x.dtype)) * self.lora.scale
+
+    def merge_adapter(self):
+        """Adds the adapter to the kernel: the same function, one product instead of three."""
+        if self.lora:
+            self.kernel[...] += self.lora.scale * self.lora_a @ self.lora_b
+            del self.lora_a, self.lora_b
+            self.lora = None
 
 
 class RMSNorm(nnx.Module):

@@ -26,7 +26,7 @@ from speechgpt_jax.models.layers import (
 )
 
 REMAT_POLICIES = {
-    "none": jax.checkpoint_policies.everything_saveable,
+    "none": None,
     "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -82,6 +82,17 @@ class LlamaConfig:
     def padded_vocab_size(self):
         """Rows of the embedding: the next multiple of 128, so that any mesh axis divides them."""
         return -(-self.vocab_size // 128) * 128
+
+    @classmethod
+    def from_dict(cls, fields):
+        """The inverse of `dataclasses.asdict`."""
+        fields = dict(fields)
+        if fields["lora"]:
+            fields["lora"] = LoraConfig(**fields["lora"])
+        if scaling := fields["rope_scaling"]:
+            kind = Llama3RopeScaling if "original_length" in scaling else LinearRopeScaling
+            fields["rope_scaling"] = kind(**scaling)
+        return cls(**fields)
 
     @classmethod
     def tiny(cls, vocab_size):
@@ -230,7 +241,8 @@ class Block(nnx.Module):
 
     def __call__(self, x, angles, segment_ids, rngs=None):
         x = x + self.self_attn(self.input_layernorm(x), angles, segment_ids, rngs)
-        return x + self.mlp(self.post_attention_layernorm(x), rngs)
+        x = x + self.mlp(self.post_attention_layernorm(x), rngs)
+        return layers.constrain(x, ("batch", "length", None))
 
     def decode(self, x, angles, mask, keys, values, slot):
         y, keys, values = self.self_attn.decode(
@@ -272,8 +284,7 @@ class Llama(nnx.Module):
             rngs = None if key is None else nnx.Rngs(dropout=key)
             return nnx.merge(graphdef, state)(x, angles, segment_ids, rngs), None
 
-        if self.config.remat != "none":
-            policy = REMAT_POLICIES[self.config.remat]
+        if policy := REMAT_POLICIES[self.config.remat]:
             apply = jax.checkpoint(apply, policy=policy, prevent_cse=not self.config.scan_layers)
         keys = None
         if dropout_key is not None:
@@ -290,7 +301,7 @@ class Llama(nnx.Module):
         """Hidden states [..., D] -> float32 logits [..., padded vocabulary], padding masked."""
         config = self.config
         kernel = self.embed_tokens.T if config.tie_embeddings else self.lm_head.kernel[...]
-        logits = layers.matmul(hidden, kernel.astype(hidden.dtype)).astype(jnp.float32)
+        logits = layers.matmul(hidden, kernel.astype(hidden.dtype), jnp.float32)
         in_use = jnp.arange(config.padded_vocab_size) < config.vocab_size
         return jnp.where(in_use, logits, MASKED_LOGIT)
 
@@ -310,10 +321,13 @@ class Llama(nnx.Module):
         return KVCache(zeros, zeros, start, jnp.int32(0))
 
     def blocks(self):
-        """The layers one by one. Copies the weights, so call it outside of a decoding loop."""
+        """The layers one by one, adapters merged, in the compute dtype: ready to decode.
+
+        Copies the weights, so call it outside of the loop over tokens.
+        """
         graphdef, stacked = nnx.split(self.layers)
         states = _unstack(stacked, self.config.num_layers)
-        return [nnx.merge(graphdef, state) for state in states]
+        return [_without_adapters(nnx.merge(graphdef, x), self.config.dtype) for x in states]
 
     def decode(self, tokens, cache, blocks=None):
         """Reads the next tokens.
@@ -343,7 +357,8 @@ class Llama(nnx.Module):
 
     def _embed(self, tokens):
         # The one border where the computation leaves float32.
-        return self.embed_tokens[tokens].astype(self.config.dtype)
+        x = self.embed_tokens[tokens].astype(self.config.dtype)
+        return layers.constrain(x, ("batch", "length", None))
 
     def _angles(self, positions):
         config = self.config
@@ -387,6 +402,14 @@ def _stacked_blocks(config, rngs):
         return Block(config, rngs)
 
     return build(rngs)
+
+
+def _without_adapters(block, dtype):
+    for _, node in nnx.iter_graph(block):
+        if isinstance(node, Dense):
+            node.merge_adapter()
+    nnx.update(block, jax.tree.map(lambda weights: weights.astype(dtype), nnx.state(block)))
+    return block
 
 
 def _unstack(tree, length):
