@@ -17,7 +17,7 @@ HUMAN, SPEECHGPT, END_OF_HUMAN, END_OF_ANSWER = "[Human]", "[SpeechGPT]", "<eoh>
 ROLE_TOKENS = ("<sosp>", "<eosp>", HUMAN, SPEECHGPT, END_OF_HUMAN, "<eos>")
 
 # Our own system prompt; SpeechInstruct records bring theirs, and so must a released checkpoint.
-DEFAULT_PREFIX = "SpeechGPT listens, reads, writes and speaks.\n"
+DEFAULT_PREFIX = "This is SpeechGPT.\n"
 
 # The descriptions that our own mains ask with; training has many (data/descriptions.py).
 TRANSCRIBE = "Transcribe this speech"

@@ -7,6 +7,7 @@ defaults make the tokenizer that is shipped in speechgpt_jax/assets/tokenizer.
 """
 
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from absl import app, flags
 
 from speechgpt_jax import prompts
 from speechgpt_jax.data import descriptions
-from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
+from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer, any_of
 from tools import demo_world
 
 _TEXT = flags.DEFINE_string("text", None, "Text to learn from, one sentence a line.")
@@ -45,20 +46,20 @@ def train_sentencepiece(sentences: Iterable[str], vocab_size: int) -> bytes:
 
 
 def demo_sentences() -> list[str]:
-    """The training texts of the demo world, and every template around every description."""
-    asked = [
-        prompts.CROSS_MODAL.format(description=description, source="", target="")
+    """The training texts of the demo world, and every template around every description.
+
+    The templates come in the pieces that the tokenizer will cut them into at its added tokens.
+    """
+    templates = [
+        prompts.CROSS_MODAL.format(description=description, source="<sosp>", target="<sosp>")
         for description in descriptions.ASR + descriptions.TTS
-    ]
-    chains = [
-        prompts.SPEECH_TO_TEXT.format(question_units="", question="", answer=""),
-        prompts.TEXT_TO_SPEECH.format(question="", answer="", answer_units=""),
-    ]
+    ] + [prompts.SPEECH_TO_SPEECH, prompts.SPEECH_TO_TEXT, prompts.TEXT_TO_SPEECH]
+    cut = re.compile(any_of(prompts.ROLE_TOKENS) + r"|\{\w+\}").split
+    pieces = [piece.strip() for template in templates for piece in cut(template)]
+    pieces.append(prompts.DEFAULT_PREFIX.strip())
+    world = [sentence.text for sentence in demo_world.all_sentences() if sentence.split == "train"]
     # Often enough that the words of the templates become single pieces.
-    trained = [
-        sentence.text for sentence in demo_world.all_sentences() if sentence.split == "train"
-    ]
-    return trained + 20 * (asked + chains + [prompts.DEFAULT_PREFIX.strip()])
+    return world + 20 * [piece for piece in pieces if piece]
 
 
 def main(_) -> None:
