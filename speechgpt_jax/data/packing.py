@@ -60,7 +60,7 @@ class Packer:
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         state = dict(state)
         self.taken, self.dropped = state.pop("counts").tolist()
-        self._pool = split(state)
+        self._pool = separate(state)
 
     def _drop(self) -> None:
         self.dropped += 1
@@ -102,7 +102,7 @@ def concatenate(examples: list[Example]) -> dict[str, np.ndarray]:
     return {"sizes": np.array([_size(e) for e in examples]), **features}
 
 
-def split(features: Mapping[str, np.ndarray]) -> list[Example]:
+def separate(features: Mapping[str, np.ndarray]) -> list[Example]:
     """The inverse of `concatenate`."""
     features = dict(features)
     ends = np.cumsum(features.pop("sizes"))[:-1]

@@ -6,6 +6,7 @@ position = batches.state()   # of what was handed out so far
 batches.restore(position)    # the next batch is the one that came after it
 """
 
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from speechgpt_jax.data.packing import (
     concatenate,
     from_bytes,
     pack,
-    split,
+    separate,
     to_bytes,
 )
 
@@ -60,7 +61,7 @@ class Batches(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         rows = [self._next_row() for _ in range(self._batch_size)]
-        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        return _stack(rows)
 
     def state(self) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
@@ -91,12 +92,12 @@ class Batches(Iterator[Batch]):
                     "same mixture, split, seed and number of hosts."
                 ) from error
         self._packer.restore(_group(arrays, "packer"))
-        self._waiting = split(_group(arrays, "waiting"))
+        self._waiting = separate(_group(arrays, "waiting"))
 
     def _next_row(self) -> Batch:
         while len(self._packer) < POOL_SIZE:
             if not self._waiting:
-                self._waiting = _split_ragged(next(self._iterator))
+                self._waiting = _next_examples(self._iterator)
             self._packer.add(self._waiting.pop(0))
         return pack(self._packer.fill_row(), self._packer.length)
 
@@ -148,18 +149,18 @@ def load_once(
     examples = _load_examples(
         mixture_or_task, split, sequence_length, shuffle=False, seed=0, num_epochs=1
     )
+    iterator = iter(examples.ragged_batch(_READ_BATCH))
     packer = Packer(sequence_length)
-    for group in examples.ragged_batch(_READ_BATCH):
-        for example in _split_ragged(group):
+    while group := _next_examples(iterator):
+        for example in group:
             packer.add(example)
     rows = []
     while packer:
         rows.append(pack(packer.fill_row(), sequence_length))
-    empty = {key: np.zeros_like(row) for key, row in rows[0].items()} if rows else {}
-    rows += [empty] * (-len(rows) % batch_size)
+    empty_rows = -len(rows) % batch_size
+    rows += [{key: np.zeros_like(row) for key, row in rows[0].items()} for _ in range(empty_rows)]
     for start in range(0, len(rows), batch_size):
-        chunk = rows[start : start + batch_size]
-        yield {key: np.stack([row[key] for row in chunk]) for key in empty}
+        yield _stack(rows[start : start + batch_size])
 
 
 def _load_examples(mixture_or_task, split, sequence_length, **options) -> tf.data.Dataset:
@@ -198,11 +199,26 @@ def _get_provider(mixture_or_task: str | seqio.Task | seqio.Mixture):
     return seqio.get_mixture_or_task(mixture_or_task)
 
 
-def _split_ragged(group: dict[str, tf.RaggedTensor]) -> list[dict[str, np.ndarray]]:
-    """A ragged batch -> its examples."""
+def _next_examples(iterator) -> list[dict[str, np.ndarray]]:
+    """The examples of the next ragged batch; none at the end of the data.
+
+    Raises:
+      ValueError: what a preprocessor says of a record, without TensorFlow's account of where.
+    """
+    try:
+        group = next(iterator)
+    except StopIteration:
+        return []
+    except (tf.errors.InvalidArgumentError, tf.errors.UnknownError) as error:
+        message = re.sub(r"\{\{.*?\}\} ?", "", error.message)
+        raise ValueError(f"The data can't be read: {message.splitlines()[0]}") from error
     flat = {key: value.flat_values.numpy() for key, value in group.items()}
     sizes = group["decoder_target_tokens"].row_lengths().numpy()
-    return split({"sizes": sizes, **flat})
+    return separate({"sizes": sizes, **flat})
+
+
+def _stack(rows: list[Batch]) -> Batch:
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
 def _group(arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from speechgpt_jax.data.packing import (
     concatenate,
     from_bytes,
     pack,
-    split,
+    separate,
     to_bytes,
 )
 
@@ -77,8 +77,8 @@ def test_state_is_everything():
 
 def test_concatenated_examples_come_apart_again():
     examples = [example(1, 2), example(3)]
-    assert [e["decoder_target_tokens"].tolist() for e in split(concatenate(examples))] == [
+    assert [e["decoder_target_tokens"].tolist() for e in separate(concatenate(examples))] == [
         [1, 2],
         [3],
     ]
-    assert split(concatenate([])) == []
+    assert separate(concatenate([])) == []
