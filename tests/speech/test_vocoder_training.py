@@ -203,7 +203,7 @@ def test_learns(rows):
     assert state["step"] == 60
     for name in ("stft_loss", "mel_loss", "duration_loss", "pitch_loss"):
         assert mean(history[-5:], name) < 0.8 * mean(history[:5], name), name
-    assert history[0]["seconds"] <= 4 * 32 / 50
+    assert history[0]["seconds"] < 4 * 32 / 50 + 1e-3
 
 
 def test_learns_with_discriminators(rows):

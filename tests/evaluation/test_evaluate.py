@@ -1,0 +1,87 @@
+"""Decoding a split and scoring it, on a tiny real model."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import seqio
+from flax import nnx
+
+import tasks  # noqa: F401 (registers them)
+from speechgpt_jax.evaluation import evaluate
+from speechgpt_jax.models.llama import Llama, LlamaConfig
+from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
+from tests.data.synthetic_corpus import task_on, write_corpus
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.from_pretrained(DEMO_TOKENIZER)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    config = dataclasses.replace(
+        LlamaConfig.tiny(tokenizer.vocab_size),
+        hidden_size=16,
+        intermediate_size=16,
+        num_layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=16,
+        dtype="float32",
+    )
+    return Llama(config, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder, size=6)
+    task = task_on(folder, "demo_asr").replace(name="test_asr")
+    seqio.TaskRegistry.add_provider("test_asr", task)
+    yield task
+    seqio.TaskRegistry.remove("test_asr")
+
+
+def test_prompt_ends_where_the_response_begins(tokenizer):
+    dialogue = "Be kind.[Human]: [SpeechGPT]<eoh> [SpeechGPT]: hello<eoa>"
+    tokens = [*tokenizer.encode(dialogue), tokenizer.eos_id, 0, 0]
+    features = {"decoder_target_tokens": np.array(tokens)}
+    prompt, answer = evaluate.split_reference(tokenizer, features)
+    assert prompt == [1, *tokenizer.encode("Be kind.[Human]: [SpeechGPT]<eoh> [SpeechGPT]:")]
+    assert tokenizer.decode(answer) == "hello<eoa>"
+
+
+def test_scores_of_a_model_that_knows_nothing(model, tokenizer, task):
+    metrics = evaluate.evaluate(model, tokenizer, "test_asr", "test", batch_size=4)
+    assert metrics["test_asr"]["wer"] >= 0.9
+    assert "wer_of_another_sentence" in evaluate.table(metrics)
+
+
+def test_answers_come_in_the_order_of_the_questions(model, tokenizer, task, monkeypatch):
+    """With the reference for an answer, there is no error."""
+    references = {}
+
+    def split_reference(tokenizer, features):
+        prompt, answer = split(tokenizer, features)
+        references[tuple(prompt)] = answer[:-1]
+        return prompt, answer
+
+    def know_all(model, prompts, *, max_new_tokens, **unused):
+        answers = [references[tuple(prompt)] for prompt in prompts]
+        tokens = np.zeros((len(answers), max_new_tokens), np.int32)
+        for row, answer in zip(tokens, answers):
+            row[: len(answer)] = answer
+        return tokens, np.array(list(map(len, answers)))
+
+    split = evaluate.split_reference
+    monkeypatch.setattr(evaluate, "split_reference", split_reference)
+    monkeypatch.setattr(evaluate, "generate", know_all)
+    metrics = evaluate.evaluate(model, tokenizer, "test_asr", "test", batch_size=4)
+    assert metrics["test_asr"]["wer"] == 0.0
+
+
+def test_a_missing_split_is_named(model, tokenizer, task):
+    with pytest.raises(ValueError, match="test_asr has no metrics or no split 'dev'"):
+        evaluate.evaluate(model, tokenizer, "test_asr", "dev")

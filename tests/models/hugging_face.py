@@ -1,0 +1,106 @@
+"""Copies the weights of a `transformers` LLaMA, the reference, into ours."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import torch
+import transformers
+from flax import nnx
+
+from speechgpt_jax.models.layers import Llama3RopeScaling
+from speechgpt_jax.models.llama import Llama, LlamaConfig
+
+PROJECTIONS = {
+    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+}
+
+# Odd on purpose: a padded vocabulary, grouped heads, width unequal to heads times head size.
+CONFIG = LlamaConfig(
+    vocab_size=150,
+    hidden_size=48,
+    intermediate_size=80,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    dtype="float32",
+    scan_layers=False,
+)
+
+
+def reference(config: LlamaConfig, seed=0) -> transformers.LlamaForCausalLM:
+    """A random `transformers` model of this shape, with weights large enough to matter."""
+    torch.manual_seed(seed)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            rms_norm_eps=config.rms_norm_eps,
+            tie_word_embeddings=config.tie_embeddings,
+            rope_parameters=_rope_parameters(config),
+            initializer_range=0.1,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def _rope_parameters(config):
+    scaling = config.rope_scaling
+    parameters = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if isinstance(scaling, Llama3RopeScaling):
+        parameters |= {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_frequency_factor,
+            "high_freq_factor": scaling.high_frequency_factor,
+            "original_max_position_embeddings": scaling.original_length,
+        }
+    elif scaling:
+        parameters |= {"rope_type": "linear", "factor": scaling.factor}
+    return parameters
+
+
+def to_jax(config: LlamaConfig, model: transformers.LlamaForCausalLM) -> Llama:
+    """Our model with the weights of theirs."""
+    ours = Llama(config, rngs=nnx.Rngs(0))
+    theirs = model.model
+    padding = config.padded_vocab_size - config.vocab_size
+    ours.embed_tokens[...] = jnp.pad(_array(theirs.embed_tokens.weight), ((0, padding), (0, 0)))
+    ours.norm.scale[...] = _array(theirs.norm.weight)
+    if not config.tie_embeddings:
+        ours.lm_head.kernel[...] = jnp.pad(_array(model.lm_head.weight).T, ((0, 0), (0, padding)))
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        getattr(ours.layers, norm).scale[...] = _stack(theirs, lambda x, n=norm: getattr(x, n))
+    for part, names in PROJECTIONS.items():
+        for name in names:
+            kernels = _stack(theirs, lambda x, p=part, n=name: getattr(getattr(x, p), n))
+            getattr(getattr(ours.layers, part), name).kernel[...] = kernels.swapaxes(1, 2)
+    return ours
+
+
+def with_config(model: Llama, **changes) -> Llama:
+    """The same weights under a changed config, such as `scan_layers=True`."""
+    changed = Llama(dataclasses.replace(model.config, **changes), rngs=nnx.Rngs(0))
+    nnx.update(changed, nnx.state(model))
+    return changed
+
+
+def _array(tensor):
+    return jnp.asarray(tensor.detach().numpy())
+
+
+def _stack(theirs, pick):
+    return jnp.stack([_array(pick(layer).weight) for layer in theirs.layers])

@@ -1,0 +1,74 @@
+"""Dense with its adapter against PEFT, and the parts no whole model shows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import torch
+from flax import nnx
+
+from speechgpt_jax.models import layers
+from speechgpt_jax.models.layers import Dense, LoraConfig
+
+
+def test_lora_equals_peft():
+    torch.manual_seed(0)
+    theirs = peft.get_peft_model(
+        torch.nn.Sequential(torch.nn.Linear(6, 5, bias=False)),
+        peft.LoraConfig(r=3, lora_alpha=12, lora_dropout=0.1, target_modules=["0"]),
+    ).eval()
+    linear = theirs.base_model.model[0]
+    torch.nn.init.normal_(linear.lora_B.default.weight)
+    lora = LoraConfig(rank=3, alpha=12, dropout=0.1)
+    ours = Dense(6, 5, ("embed", "heads"), lora=lora, rngs=nnx.Rngs(0))
+    ours.kernel[...] = linear.base_layer.weight.detach().numpy().T
+    ours.lora_a[...] = linear.lora_A.default.weight.detach().numpy().T
+    ours.lora_b[...] = linear.lora_B.default.weight.detach().numpy().T
+    x = np.random.default_rng(0).normal(size=(2, 4, 6)).astype(np.float32)
+    expected = theirs(torch.tensor(x)).detach().numpy()
+    np.testing.assert_allclose(ours(x), expected, atol=1e-5)
+
+
+def test_dropout_is_only_before_the_adapter_and_keeps_the_mean():
+    lora = LoraConfig(rank=4, alpha=4, dropout=0.25)
+    dense = Dense(8, 8, ("embed", "mlp"), lora=lora, rngs=nnx.Rngs(0))
+    x = jnp.ones((20_000, 8))
+    np.testing.assert_array_equal(dense(x, nnx.Rngs(dropout=0)), dense(x))
+    dense.lora_b[...] = jax.random.normal(jax.random.key(0), (4, 8))
+    dropped = dense(x, nnx.Rngs(dropout=0))
+    assert np.std(dropped, axis=0).min() > 0
+    np.testing.assert_allclose(dropped.mean(axis=0), dense(x)[0], atol=0.05)
+
+
+def test_matmul_has_the_gradients_of_a_matrix_product():
+    x, kernel = jax.random.normal(jax.random.key(0), (2, 3, 4)), jnp.eye(4, 5) + 0.1
+    for argument in (0, 1):
+        actual = jax.grad(lambda x, w: jnp.sum(layers.matmul(x, w) ** 2), argument)(x, kernel)
+        expected = jax.grad(lambda x, w: jnp.sum((x @ w) ** 2), argument)(x, kernel)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_norm_of_bfloat16_is_taken_in_float32():
+    norm = layers.RMSNorm(512, 1e-5)
+    x = jax.random.normal(jax.random.key(0), (4, 512)).astype(jnp.bfloat16)
+    expected = norm(x.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(norm(x), expected)
+
+
+def test_constraints_need_no_mesh():
+    x = jnp.ones((2, 3))
+    assert layers.constrain(x, ("batch", "length")) is x
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"rank": 0}, "rank 0 must be at least 1"),
+        ({"dropout": 1.0}, r"dropout 1.0 must lie in \[0, 1\)"),
+        ({"targets": ("query",)}, r"Unknown LoRA targets \['query'\]; choose from q_proj"),
+    ],
+)
+def test_impossible_adapters(fields, message):
+    with pytest.raises(ValueError, match=message):
+        LoraConfig(**fields)

@@ -1,0 +1,206 @@
+"""LLaMA against `transformers` with the same weights, and against itself computed otherwise."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from speechgpt_jax.models.layers import LinearRopeScaling, Llama3RopeScaling, LoraConfig
+from speechgpt_jax.models.llama import (
+    MASKED_LOGIT,
+    Llama,
+    LlamaConfig,
+    matmul_flops_per_token,
+    param_count,
+)
+from tests.models.hugging_face import CONFIG, reference, to_jax, with_config
+
+VARIANTS = {
+    "grouped heads": {},
+    "all heads": {"num_kv_heads": 4},
+    "tied": {"tie_embeddings": True},
+    "linear scaling": {"rope_scaling": LinearRopeScaling(4.0)},
+    "llama 3": {"rope_theta": 5e5, "rope_scaling": Llama3RopeScaling(8.0, 1.0, 4.0, 16)},
+}
+
+
+def random_tokens(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, CONFIG.vocab_size, shape)
+
+
+def random_model(**changes):
+    return Llama(dataclasses.replace(CONFIG, **changes), rngs=nnx.Rngs(0))
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    """Largest difference relative to the largest value."""
+    difference = np.abs(np.asarray(actual) - np.asarray(expected)).max()
+    assert difference < tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_equals_transformers(variant):
+    config = dataclasses.replace(CONFIG, **VARIANTS[variant])
+    theirs = reference(config)
+    ours = to_jax(config, theirs)
+    tokens = random_tokens(2, 40)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).logits.numpy()
+    logits = ours.unembed(ours(tokens))
+    assert logits.dtype == jnp.float32
+    assert_close(logits[..., : config.vocab_size], expected, 1e-4)
+    np.testing.assert_array_equal(logits[..., config.vocab_size :], MASKED_LOGIT)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, targets=("k_proj", "up_proj"))])
+def test_cached_equals_uncached(lora):
+    model = random_model(lora=lora)
+    if lora:
+        model.layers.mlp.up_proj.lora_b[...] += 0.1
+    tokens = random_tokens(2, 12)
+    cache = model.init_cache(2, 16)
+    pieces = []
+    for piece in np.split(tokens, [7, 8, 9], axis=1):
+        hidden, cache = model.decode(piece, cache)
+        pieces.append(hidden)
+    assert_close(jnp.concatenate(pieces, axis=1), model(tokens))
+    assert cache.length == 12
+
+
+def test_left_padding_changes_nothing():
+    model = random_model()
+    tokens = random_tokens(1, 9)
+    padded = np.concatenate([random_tokens(1, 4, seed=1), tokens], axis=1)
+    hidden, _ = model.decode(padded, model.init_cache(1, 13, start=jnp.array([4])))
+    assert_close(hidden[:, 4:], model(tokens))
+
+
+def test_packed_equals_apart():
+    """[a a a b b 0 0] with positions [0 1 2 0 1 0 0] gives the hidden states of a and of b."""
+    model = random_model()
+    first, second = random_tokens(1, 7), random_tokens(1, 5, seed=1)
+    tokens = np.concatenate([first, second, np.zeros((1, 3), int)], axis=1)
+    segment_ids = np.array([[1] * 7 + [2] * 5 + [0] * 3])
+    positions = np.array([[*range(7), *range(5), 0, 0, 0]])
+    packed = model(tokens, positions=positions, segment_ids=segment_ids)
+    assert_close(packed[:, :7], model(first))
+    assert_close(packed[:, 7:12], model(second))
+    assert np.isfinite(packed).all()
+
+
+def loss_and_gradients(model, tokens, dropout_key=None):
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(state):
+        model = nnx.merge(graphdef, state)
+        log_probs = jax.nn.log_softmax(model.unembed(model(tokens, dropout_key=dropout_key)))
+        return -jnp.mean(jnp.take_along_axis(log_probs, tokens[..., None], axis=-1))
+
+    return loss(state)
+
+
+@pytest.fixture(scope="module")
+def adapted_and_its_gradients():
+    """A model with adapters and dropout, whose random numbers must be repeated too."""
+    model = random_model(lora=LoraConfig(rank=2, dropout=0.5))
+    model.layers.self_attn.q_proj.lora_b[...] += 0.1
+    return model, loss_and_gradients(model, random_tokens(2, 8), jax.random.key(1))
+
+
+@pytest.mark.parametrize(
+    "scan_layers, remat", [(False, "full"), (True, "none"), (True, "minimal"), (True, "full")]
+)
+def test_scan_and_remat_give_the_same_gradients(adapted_and_its_gradients, scan_layers, remat):
+    model, expected = adapted_and_its_gradients
+    changed = with_config(model, scan_layers=scan_layers, remat=remat)
+    actual = loss_and_gradients(changed, random_tokens(2, 8), jax.random.key(1))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), actual, expected)
+
+
+def test_gradients_equal_transformers():
+    theirs = reference(CONFIG)
+    ours = to_jax(CONFIG, theirs)
+    tokens = random_tokens(2, 10)
+    logits = theirs(torch.tensor(tokens)).logits
+    torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), torch.tensor(tokens).flatten()
+    ).backward()
+    _, gradients = loss_and_gradients(ours, tokens)
+    kernels = gradients["layers"]["mlp"]["up_proj"]["kernel"]
+    for layer, kernel in zip(theirs.model.layers, kernels, strict=True):
+        assert_close(kernel, layer.mlp.up_proj.weight.grad.T.numpy(), 1e-4)
+    embedding = gradients["embed_tokens"][: CONFIG.vocab_size]
+    assert_close(embedding, theirs.model.embed_tokens.weight.grad.numpy(), 1e-4)
+
+
+def test_computes_in_bfloat16_with_float32_weights():
+    model = random_model(dtype="bfloat16", scan_layers=True)
+    tokens = random_tokens(2, 9)
+    hidden = model(tokens)
+    assert hidden.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
+    assert_close(hidden.astype(jnp.float32), with_config(model, dtype="float32")(tokens), 0.05)
+    decoded, cache = model.decode(tokens, model.init_cache(2, 9))
+    assert decoded.dtype == cache.keys[0].dtype == jnp.bfloat16
+
+
+def test_fresh_adapters_change_nothing():
+    targets = ("q_proj", "v_proj", "down_proj")
+    adapted = random_model(lora=LoraConfig(rank=4, targets=targets))
+    assert {path[-2] for path, _ in nnx.to_flat_state(nnx.state(adapted, nnx.LoRAParam))} == set(
+        targets
+    )
+    plain = random_model()
+    nnx.update(plain, nnx.state(adapted, lambda _, value: type(value) is nnx.Param))
+    tokens = random_tokens(1, 6)
+    np.testing.assert_array_equal(adapted(tokens), plain(tokens))
+
+
+def test_every_parameter_names_its_axes():
+    state = nnx.eval_shape(lambda: nnx.state(random_model(lora=LoraConfig())))
+    for path, variable in nnx.to_flat_state(state):
+        assert len(variable.out_sharding) == len(variable.shape), path
+        if path[0] == "layers":
+            assert variable.out_sharding[0] == "layers"
+
+
+@pytest.mark.parametrize(
+    "name, weights",
+    [("llama_1b", 1_100_048_384), ("llama_7b", 6_738_415_616), ("llama_13b", 13_015_864_320)],
+)
+def test_published_sizes(name, weights):
+    assert param_count(getattr(LlamaConfig, name)(32000)) == weights
+
+
+def test_flops_are_two_a_weight_and_attention():
+    config = LlamaConfig.llama_7b(32000)
+    norms = (2 * config.num_layers + 1) * config.hidden_size
+    weights = param_count(config) - norms - 32000 * config.hidden_size
+    assert matmul_flops_per_token(config, 0) == 2 * weights
+    assert matmul_flops_per_token(config, 1024) - 2 * weights == 4 * 32 * 4096 * 1024
+
+
+def test_config_survives_a_dict():
+    config = dataclasses.replace(CONFIG, lora=LoraConfig(), rope_scaling=LinearRopeScaling(2.0))
+    assert LlamaConfig.from_dict(dataclasses.asdict(config)) == config
+    config = dataclasses.replace(CONFIG, rope_scaling=Llama3RopeScaling(8.0, 1.0, 4.0, 8192))
+    assert LlamaConfig.from_dict(dataclasses.asdict(config)) == config
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_kv_heads": 3}, "num_heads 4 must be a multiple of num_kv_heads 3"),
+        ({"head_dim": 15}, "head_dim 15 must be even"),
+        ({"remat": "all"}, "remat 'all' must be one of none, minimal, full"),
+    ],
+)
+def test_impossible_configs(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **changes)

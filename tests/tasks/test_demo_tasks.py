@@ -1,0 +1,88 @@
+"""What the demo tasks make of a record."""
+
+import re
+
+import pytest
+import seqio
+
+import tasks  # noqa: F401 (registers them)
+from speechgpt_jax import prompts
+from speechgpt_jax.data import descriptions
+from tests.data.synthetic_corpus import task_on, write_corpus
+
+HUMAN, SPEECHGPT = r"\[Human\] :", r"\[SpeechGPT\] :"
+UNITS = r"<sosp>(?: <\d+>)+ <eosp>"
+TEXT = r"[a-z ]+"
+ASR = "|".join(descriptions.ASR).replace("?", r"\?")
+TTS = "|".join(descriptions.TTS).replace("?", r"\?")
+
+# As decoded: added tokens stand apart.
+DIALOGUES = {
+    "demo_asr": rf"{HUMAN} (?:{ASR})\. This is input: {UNITS} <eoh> {SPEECHGPT} {TEXT}<eoa> ",
+    "demo_tts": rf"{HUMAN} (?:{TTS})\. This is input: {TEXT} <eoh> {SPEECHGPT} {UNITS} <eoa> ",
+    "demo_text_instruction": rf"{HUMAN} {TEXT}\? <eoh> {SPEECHGPT} {TEXT}\.<eoa> ",
+    "demo_speech_to_speech": rf"{HUMAN} {UNITS} <eoh> \. {SPEECHGPT} {TEXT}\?; "
+    rf"\[ta\] {TEXT}\.; \[ua\] {UNITS} <eoa>\.",
+    "demo_speech_to_text": rf"{HUMAN} {UNITS} Answer in writing\. <eoh> \. {SPEECHGPT} "
+    rf"{TEXT}\?; \[ta\] {TEXT}\.<eoa>\.",
+    "demo_text_to_speech": rf"{HUMAN} {TEXT}\? Answer aloud\. <eoh> \. {SPEECHGPT} "
+    rf"\[ta\] {TEXT}\.; \[ua\] {UNITS} <eoa>\.",
+    "demo_text_to_text": rf"{HUMAN} {TEXT}\? <eoh> \. {SPEECHGPT} \[ta\] {TEXT}\.<eoa>\.",
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder, size=12)
+    return folder
+
+
+def examples(corpus, name, split="train"):
+    dataset = task_on(corpus, name).get_dataset(None, split, shuffle=False, seed=0)
+    return list(dataset.as_numpy_iterator())
+
+
+@pytest.mark.parametrize("name", DIALOGUES)
+def test_dialogues(corpus, name):
+    features = seqio.TaskRegistry.get(name).output_features
+    vocabulary = features["targets"].vocabulary
+    found = examples(corpus, name)
+    assert len(found) == (4 if name == "demo_tts" else 12)
+    for example in found:
+        assert vocabulary.decode(example["inputs"]) == prompts.DEFAULT_PREFIX.strip()
+        assert example["targets"][-1] == vocabulary.eos_id
+        assert re.fullmatch(DIALOGUES[name], vocabulary.decode(example["targets"]))
+
+
+def test_free_order_is_a_part_of_asr(corpus):
+    assert len(examples(corpus, "demo_asr_free_order")) == 6
+
+
+def test_mixtures_have_all_their_tasks():
+    cross_modal = seqio.MixtureRegistry.get("demo_cross_modal_instruction")
+    assert [t.name for t in cross_modal.tasks] == [
+        "demo_asr",
+        "demo_asr_free_order",
+        "demo_text_instruction",
+        "demo_tts",
+    ]
+    chain = seqio.MixtureRegistry.get("demo_chain_of_modality")
+    assert len(chain.tasks) == 4
+
+
+@pytest.mark.parametrize("name", DIALOGUES)
+def test_targets_are_read_back_by_the_metrics(corpus, name):
+    """A model that says exactly the reference has no errors."""
+    task = seqio.TaskRegistry.get(name)
+    vocabulary = task.output_features["targets"].vocabulary
+    said = [
+        task.postprocess_fn(vocabulary.decode(example["targets"]))
+        for example in examples(corpus, name)
+    ]
+    for metric_fn in task.metric_fns:
+        for figure, value in metric_fn(said, said).items():
+            if not figure.endswith("another_sentence"):
+                assert value == (1.0 if figure == "answer_accuracy" else 0.0), figure
+            else:
+                assert value > 0.5
