@@ -83,16 +83,18 @@ def pulse_train(hz: jax.Array, voiced: jax.Array, sampling_rate: int, hop: int) 
     """Band-limited pulses of unit power, silence where not voiced: two of [B, T] -> [B, S].
 
     All harmonics below half the sampling rate, in phase, in closed form (Dirichlet's kernel); the
-    pitch moves on a straight line from one frame's start to the next one's.
+    pitch moves on a straight line from one frame's start to the next one's, if that is voiced.
     """
-    step = hz / sampling_rate
-    slope = jnp.diff(step, axis=1, append=step[:, -1:]) / hop
+    # An untrained predictor may ask for any pitch; at least two harmonics must fit.
+    step = jnp.clip(hz / sampling_rate, 1e-4, 0.25)
+    next_voiced = jnp.pad(voiced[:, 1:], ((0, 0), (0, 1)))
+    slope = jnp.diff(step, axis=1, append=step[:, -1:]) / hop * next_voiced
     # Phase in periods at each frame's start, kept small for float32.
     advance = hop * step + slope * hop**2 / 2
     phase = jnp.cumsum(advance, axis=1) - advance
     n = jnp.arange(hop)
     phase = (phase % 1.0)[..., None] + step[..., None] * n + slope[..., None] * n**2 / 2
-    harmonics = jnp.floor(0.5 / jnp.maximum(step, 1e-4))[..., None]
+    harmonics = jnp.floor(0.5 / step)[..., None]
     angle = jnp.pi * (phase - jnp.round(phase))
     peak = jnp.abs(jnp.sin(angle)) < 1e-4
     kernel = jnp.sin((2 * harmonics + 1) * angle) / jnp.where(peak, 1.0, jnp.sin(angle))
