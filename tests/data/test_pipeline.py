@@ -19,6 +19,11 @@ def mixture(corpus):
     return mixture_on(corpus, "demo_cross_modal_instruction")
 
 
+@pytest.fixture(scope="module")
+def task(corpus):
+    return task_on(corpus, "demo_text_to_text")
+
+
 def batches_of(provider, **kwargs):
     return load_batches(provider, "train", batch_size=ROWS, sequence_length=LENGTH, **kwargs)
 
@@ -56,12 +61,6 @@ def test_batches_are_what_the_contract_says(mixture):
         np.testing.assert_array_equal(example["loss_weights"], np.arange(len(targets)) >= start)
 
 
-def test_most_of_a_batch_is_not_padding(mixture):
-    batches = batches_of(mixture)
-    share = np.mean([np.mean(next(batches)["decoder_segment_ids"] > 0) for _ in range(20)])
-    assert share > 0.9  # far below 0.97: rows of 192 hold two or three of these examples
-
-
 def test_restored_batches_go_on_exactly(mixture):
     batches = batches_of(mixture, seed=3)
     for _ in range(7):
@@ -76,27 +75,25 @@ def test_restored_batches_go_on_exactly(mixture):
     assert restarted.state() != position
 
 
-def test_saving_disturbs_nothing(mixture):
-    undisturbed, saved = batches_of(mixture), batches_of(mixture)
+def test_saving_disturbs_nothing(task):
+    undisturbed, saved = batches_of(task), batches_of(task)
     for _ in range(3):
         saved.state()
         assert_same(next(saved), next(undisturbed))
 
 
-def test_seeds_shuffle_differently(mixture):
-    a, b = next(batches_of(mixture, seed=0)), next(batches_of(mixture, seed=1))
+def test_seeds_shuffle_differently(task):
+    a, b = next(batches_of(task, seed=0)), next(batches_of(task, seed=1))
     assert (a["decoder_target_tokens"] != b["decoder_target_tokens"]).any()
 
 
-def test_a_position_of_other_data_is_refused(mixture, corpus):
-    position = batches_of(mixture).state()
+def test_a_position_of_other_data_is_refused(task, corpus):
+    position = batches_of(task).state()
     with pytest.raises(ValueError, match="another input pipeline"):
         batches_of(task_on(corpus, "demo_modality_adaptation")).restore(position)
 
 
-def test_hosts_share_the_data(corpus):
-    task = task_on(corpus, "demo_text_to_text")
-
+def test_hosts_share_the_data(task):
     def read(**kwargs):
         batches, seen = batches_of(task, **kwargs), set()
         for _ in range(30):
@@ -107,16 +104,14 @@ def test_hosts_share_the_data(corpus):
     assert len(whole) == 60 and first | second == whole and not first & second
 
 
-def test_once_gives_every_example_once(corpus):
-    task = task_on(corpus, "demo_text_to_text")
+def test_once_gives_every_example_once(task):
     batches = list(load_once(task, "test", batch_size=ROWS, sequence_length=LENGTH))
     texts = [tuple(e["target_tokens"].tolist()) for b in batches for e in examples_in(b)]
     assert len(texts) == len(set(texts)) == 60
     assert all(v.shape == (ROWS, LENGTH) for b in batches for v in b.values())
 
 
-def test_packed_features_are_those_of_seqio(corpus):
-    task = task_on(corpus, "demo_text_to_text")
+def test_packed_features_are_those_of_seqio(task):
     lengths = {"inputs": 64, "targets": 64}
     dataset = task.get_dataset(lengths, "test", shuffle=False)
     padded = seqio.PrefixLMFeatureConverter(pack=False, bos_id=1)(dataset, lengths)
@@ -156,10 +151,11 @@ def test_files_of_your_own(tmp_path):
     units = tmp_path / "units.txt"
     units.write_text("".join(f"<sosp><{i}><7><eosp>\n" for i in range(200)))
     golden = str(Path(__file__).parent.parent / "testdata" / "golden")
-    for name in (
-        speech_instruct.dialogue_lines("test_dialogues", {"train": str(dialogues)}, golden),
-        modality_adaptation.unit_lines({"train": str(units)}, golden, "test_units"),
-    ):
+    names = (
+        speech_instruct.dialogue_lines("test_dialogues", {"train": str(dialogues)}, golden, 20),
+        modality_adaptation.unit_lines({"train": str(units)}, golden, "test_units", 20),
+    )
+    for name in names:
         batches = batches_of(name)
         next(batches)
         position = batches.state()
