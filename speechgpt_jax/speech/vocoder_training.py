@@ -67,7 +67,8 @@ def mel_loss(wav: jax.Array, target: jax.Array, sampling_rate: int) -> jax.Array
 def duration_loss(vocoder: UnitVocoder, batch, rngs: nnx.Rngs) -> jax.Array:
     """Squared error of log(duration + 1); a duration of 0 marks padding."""
     real = batch["durations"] > 0
-    predicted = vocoder.log_durations(batch["units"], real.astype(jnp.float32), rngs)
+    mask = real.astype(jnp.float32)
+    predicted = vocoder.log_durations(batch["units"], batch["speakers"], mask, rngs)
     error = (predicted - jnp.log1p(batch["durations"])) ** 2
     return (error * real).sum() / real.sum()
 

@@ -60,6 +60,11 @@ def test_pulses_come_at_the_pitch_with_unit_power():
     np.testing.assert_allclose(harmonics[:60], harmonics[0], rtol=0.05)
 
 
+def test_an_absurd_pitch_makes_finite_pulses():
+    hz = np.array([[0.0, 1e-9, 1e9, 7000.0]], np.float32)
+    assert np.isfinite(pulse_train(hz, np.ones_like(hz), RATE, HOP)).all()
+
+
 def test_pulses_follow_a_moving_pitch():
     """The number of pulses is the integral of the pitch."""
     hz = np.linspace(100, 200, 100)[None].astype(np.float32)

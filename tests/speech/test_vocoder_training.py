@@ -33,6 +33,7 @@ CONFIG = VocoderConfig(
     num_embeddings=6,
     embedding_dim=8,
     speakers=("low", "high"),
+    duration_embed_dim=16,
     upsample_rates=(2, 2),
     upsample_kernel_sizes=(4, 4),
     upsample_initial_channel=32,
