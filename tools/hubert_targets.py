@@ -1,11 +1,13 @@
 """Prepares HuBERT's training data: clips and, frame by frame, the cluster ids of a teacher.
 
-    python -m tools.hubert_targets --manifest=corpus/manifest.jsonl --output=targets --hours=4
+    python -m tools.hubert_targets --manifest=corpus/manifest.jsonl --output=targets --hours=3
+    ... --people=FOLDER      # recordings of people besides, G.722 as in Debian's asterisk sounds
 
 The teacher is `whisper` (features of Whisper tiny.en's encoder) or `mfcc` (HuBERT's own first
 iteration). More than half of the clips are resampled by up to a quarter first, pitch, formants
 and speed together, so that the student hears more voices than were recorded; the teacher hears
-the same resampled sound.
+the same resampled sound. What people say needs no transcript and may be in any language: without
+them, units of synthetic voices carry over to a person hardly better than a spectrum's do.
 
 Output: `sound.npy` int16 [samples], `clip_ends.npy` [clips], `targets.npy` int16 [frames],
 `target_ends.npy` [clips]: everything concatenated, ready to be memory-mapped; `centroids.npy`
@@ -22,6 +24,7 @@ from rich.progress import track
 from speechgpt_jax.speech import kmeans
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.mfcc import mfcc
+from tools.build_demo_corpus import G722_BYTES_PER_SECOND, decode_g722
 from tools.manifest import read_manifest
 from tools.whisper_features import WhisperFeatures
 
@@ -34,18 +37,32 @@ def mfcc_features(wavs: list[np.ndarray]) -> list[np.ndarray]:
     return [mfcc(wav) for wav in wavs]
 
 
+def resampled(wav: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """In two cases of three another voice, at most a quarter higher or lower."""
+    if rng.random() < 0.35:
+        return wav
+    return soxr.resample(wav, SAMPLE_RATE, SAMPLE_RATE * np.exp(rng.uniform(-0.22, 0.22)))
+
+
 def load_clips(paths: list[str], seconds: float, rng: np.random.Generator) -> list[np.ndarray]:
     """Clips in random order until there are `seconds` of sound, most of them resampled."""
     clips, total = [], 0.0
     for path in rng.permutation(paths):
-        wav = load_audio(path)
-        if rng.random() < 0.65:
-            wav = soxr.resample(wav, SAMPLE_RATE, SAMPLE_RATE * np.exp(rng.uniform(-0.22, 0.22)))
-        clips.append(wav)
-        total += len(wav) / SAMPLE_RATE
+        clips.append(resampled(load_audio(path), rng))
+        total += len(clips[-1]) / SAMPLE_RATE
         if total > seconds:
             break
-    return sorted(clips, key=len)
+    return clips
+
+
+def load_people(folder: pathlib.Path, rng: np.random.Generator) -> list[np.ndarray]:
+    """Each recording of half a second to 20 s below `folder`, as it is and as another voice."""
+    files = sorted(folder.rglob("*.g722"))
+    if not files:
+        raise ValueError(f"No .g722 file below {folder}; unpack the packages there.")
+    seconds = [path.stat().st_size / G722_BYTES_PER_SECOND for path in files]
+    wavs = [decode_g722(path) for path, length in zip(files, seconds) if 0.5 <= length <= 20]
+    return wavs + [resampled(wav, rng) for wav in wavs]
 
 
 def main() -> None:
@@ -57,12 +74,16 @@ def main() -> None:
     parser.add_argument("--teacher", choices=TEACHERS, default="whisper")
     parser.add_argument("--num_clusters", type=int, default=500)
     parser.add_argument("--hours", type=float, default=4.0)
+    parser.add_argument("--people", type=pathlib.Path, help="folder of .g722 files to hear too")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     rng = np.random.default_rng(args.seed)
     paths = [row["path"] for row in read_manifest(args.manifest, "train")]
     clips = load_clips(paths, args.hours * 3600, rng)
+    if args.people:
+        clips += load_people(args.people, rng)
+    clips.sort(key=len)
 
     teacher = TEACHERS[args.teacher]()
     batches = [clips[i : i + 16] for i in range(0, len(clips), 16)]
