@@ -25,7 +25,7 @@ from speechgpt_jax.speech.hubert_training import (
     HubertStudent,
     distillation_loss,
 )
-from speechgpt_jax.speech.speech2unit import save_hubert
+from speechgpt_jax.speech.speech2unit import load_hubert, save_hubert
 from speechgpt_jax.training.loop import fit
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
 from speechgpt_jax.training.train_step import TrainState
@@ -64,6 +64,9 @@ def main() -> None:
     )
     parser.add_argument("--targets", required=True, type=pathlib.Path)
     parser.add_argument("--output_dir", required=True, type=pathlib.Path)
+    parser.add_argument(
+        "--start_from", help="folder of a trained HuBERT of this size to go on with"
+    )
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--rows", type=int, default=5, help="crops in a batch")
@@ -79,6 +82,8 @@ def main() -> None:
         clips, targets, config, rows=args.rows, crop_seconds=args.crop_seconds, seed=args.seed
     )
     model = HubertStudent(config, centroids, rngs=nnx.Rngs(args.seed))
+    if args.start_from:
+        nnx.update(model.hubert, nnx.state(load_hubert(args.start_from)))
     graphdef, params = nnx.split(model, nnx.Param)
     adamw = AdamW(args.learning_rate, warmup=0.02, b2=0.98, weight_decay=0.01)
     optimizer = make_optimizer(adamw, args.steps)
