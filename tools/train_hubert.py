@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--targets", required=True, type=pathlib.Path)
     parser.add_argument("--output_dir", required=True, type=pathlib.Path)
     parser.add_argument(
-        "--start_from", help="folder of a trained HuBERT of this size to go on with"
+        "--start_from", help="folder of a trained HuBERT to go on with"
     )
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--steps", type=int, default=4000)
