@@ -12,18 +12,24 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
+from jax.experimental import multihost_utils
+from orbax.checkpoint.experimental import v1 as ocp_v1
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 PARAMS = "params."
+
+# Arrays of a whole model are stored in pieces of 64 MiB: a host reads little besides its own part.
+CHUNK_BYTES = 2**26
 
 
 class InputPositionHandler(ocp.CheckpointHandler):
@@ -89,8 +95,15 @@ class Damaged(ValueError):
         super().__init__(f"checkpoint {folder} is damaged: {problem}")
 
 
+class NotSaved(OSError):
+    """A checkpoint could not be written, most often because the disk is full."""
+
+
 class Checkpoints:
     """The checkpoints of one run.
+
+    Saving goes on in the background; what goes wrong there is raised as NotSaved by the next call
+    of any method that writes or waits.
 
     Args:
       output_dir: the run's folder, local or gs://.
@@ -118,14 +131,13 @@ class Checkpoints:
         if step == self.latest_step():
             return
         arrays = flatten(state)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(arrays),
-                input=InputPositionSave(input_position),
-                metadata=ocp.args.JsonSave(self.metadata | {"checksums": checksums(arrays)}),
-            ),
+        args = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(arrays),
+            input=InputPositionSave(input_position),
+            metadata=ocp.args.JsonSave(self.metadata | {"checksums": checksums(arrays)}),
         )
+        with self._writing():
+            self._manager.save(step, args=args)
 
     def restore_latest(self, state) -> Restored | None:
         """The newest sound checkpoint, laid out as `state` (arrays or abstract arrays) is.
@@ -155,12 +167,32 @@ class Checkpoints:
             )
         return None
 
+    def check(self):
+        """Raises what has gone wrong in the background so far."""
+        with self._writing():
+            self._manager.check_for_errors()
+
     def wait(self):
         """Returns when everything saved so far is on disk."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self):
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except Exception as error:
+            # A step has its number only when all of it is written.
+            steps = [int(child.name) for child in self.folder.glob("*") if child.name.isdigit()]
+            kept = f"step {max(steps)} is untouched" if steps else "there is none before it"
+            raise NotSaved(
+                f"a checkpoint could not be written to {self.folder}; {kept}. Make room, and the same"
+                f" command goes on from there. The cause: {_first_line(error)}"
+            ) from error
 
     def _check_base(self, folder):
         base = _read_metadata(folder)["base"]
@@ -171,9 +203,46 @@ class Checkpoints:
             )
 
     def _move_aside(self, folders):
-        for folder in folders:
-            folder.rename(self.folder / f"damaged_{folder.name}")
+        if not folders:
+            return
+        if jax.process_index() == 0:
+            for folder in folders:
+                folder.rename(self.folder / f"damaged_{folder.name}")
+        multihost_utils.sync_global_devices("damaged checkpoints are moved aside")
         self._manager.reload()
+
+
+def save_parameters(
+    output_dir,
+    parameters: Iterable[tuple[str, np.ndarray]],
+    metadata: Mapping | None = None,
+    base=None,
+) -> epath.Path:
+    """Writes step 0 of a new run one parameter at a time: memory holds only one of them.
+
+    Args:
+      output_dir, metadata, base: as of `Checkpoints`.
+      parameters: names as those of `parameter_shapes`, and arrays of any dtype.
+
+    Raises:
+      ValueError: it can't be written.
+    """
+    runs = _absolute(output_dir) / FOLDER
+    step = runs / "0"
+    sums = {}
+    context = ocp_v1.Context()
+    context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
+    with context:
+        for name, array in parameters:
+            with _writing(step):
+                ocp_v1.partial.save(step, {PARAMS + name: array})
+            sums |= checksums({PARAMS + name: array})
+        with _writing(step):
+            ocp_v1.partial.finalize(step)
+    described = {**(metadata or {}), "base": _pointer(runs, base), "checksums": sums}
+    with _writing(step), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
+        writer.save(step / "metadata", described)
+    return step
 
 
 def latest(path) -> epath.Path:
@@ -319,7 +388,22 @@ def _reading(folder):
     try:
         yield
     except Exception as error:
-        raise Damaged(folder, f"{error!r}"[:200].partition("\\n")[0]) from error
+        raise Damaged(folder, f"{type(error).__name__}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """What the error says, without the long tail that TensorStore and Orbax hang on to it."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+@contextlib.contextmanager
+def _writing(folder):
+    """Whatever Orbax says of a full disk or a forbidden folder becomes one line."""
+    try:
+        yield
+    except Exception as error:
+        problem = str(error).partition("\n")[0][:200]
+        raise ValueError(f"checkpoint {folder} can't be written: {problem}") from error
 
 
 def _with_bases(path):
