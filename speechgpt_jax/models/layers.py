@@ -60,10 +60,15 @@ def parameter(value, axes, kind=nnx.Param):
 
 def constrain(x, axes):
     """`x` laid over the mesh by its logical axes; outside of `nnx.logical_axis_rules` just `x`."""
-    rules = dict(spmd.get_logical_axis_rules())
-    if not rules:
+    if not spmd.get_logical_axis_rules():
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*map(rules.get, axes)))
+    return jax.lax.with_sharding_constraint(x, logical_spec(axes))
+
+
+def logical_spec(axes):
+    """Where the rules in use lay an array with these logical axes; nowhere without rules."""
+    rules = dict(spmd.get_logical_axis_rules())
+    return PartitionSpec(*map(rules.get, axes))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -191,14 +196,6 @@ def rope(x, angles):  # [B, T, N, H]
     sin, cos = (a.astype(x.dtype) for a in angles)
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def attention(query, key, value, segment_ids):  # [B, T, N, H], 2 x [B, T, K, H], [B, T] | None
-    """Causal attention within each segment, [B, T, N, H]. A fused kernel would go here."""
-    mask = None
-    if segment_ids is not None:
-        mask = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=True)
 
 
 def cached_attention(query, keys, values, mask):  # [B, T, N, H], 2 x [B K, S, H], [B, T, S]

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from speechgpt_jax.models import layers
+from speechgpt_jax.models.attention import attention
 from speechgpt_jax.models.layers import (
     Dense,
     LinearRopeScaling,
@@ -196,7 +197,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x, angles, segment_ids, rngs=None):
         query, key, value = self._project(x, angles, rngs)
-        heads = layers.attention(query, key, value, segment_ids)
+        heads = attention(query, key, value, segment_ids)
         return self.o_proj(heads.reshape(*x.shape[:2], -1), rngs)
 
     def decode(self, x, angles, mask, keys, values, slot):
