@@ -21,8 +21,6 @@ import json
 import os
 import random
 import re
-import shlex
-import subprocess
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,10 +34,9 @@ from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.speech2unit import SHIPPED as SHIPPED_HUBERT
 from speechgpt_jax.speech.speech2unit import Speech2Unit
 from speechgpt_jax.unit_text import reduce_units
-from tools import demo_words, demo_world
+from tools import demo_words, demo_world, text_to_speech
 
 SHIPPED_CORPUS = Path(audio.__file__).parents[1] / "assets" / "corpus"
-TTS = "flite -voice {speaker} -t {text} -o {wav}"
 TRAIN_VOICES = ("slt", "rms", "kal16")
 ANSWER_VOICE = "slt"
 UNHEARD_VOICE = "awb"
@@ -127,30 +124,11 @@ def planned_clips() -> list[Clip]:
     return clips
 
 
-def speech_command(template: str, speaker: str, text: str, wav: str) -> list[str]:
-    """ "flite -voice {speaker} -t {text} -o {wav}" -> its arguments, the text being exactly one."""
-    values = {"{speaker}": speaker, "{text}": text, "{wav}": wav}
-    missing = [name for name in ("{text}", "{wav}") if name not in template]
-    if missing:
-        raise ValueError(f"--tts={template!r} lacks {missing}; give a command such as {TTS!r}.")
-    pattern = re.compile("|".join(map(re.escape, values)))
-    return [pattern.sub(lambda m: values[m[0]], part) for part in shlex.split(template)]
-
-
 def speak(clip: Clip, template: str, work_dir: Path) -> Clip:
     """Writes the clip's wav, unless an earlier run did, and returns it with its seconds."""
     path = work_dir / clip.path
     if not path.exists():
-        unfinished = path.with_suffix(".part.wav")
-        command = speech_command(template, clip.speaker, clip.text, str(unfinished))
-        try:
-            done = subprocess.run(command, capture_output=True, text=True)
-        except OSError as error:
-            raise ValueError(f"{command[0]} can't be run ({error}); check --tts.") from error
-        if done.returncode or not unfinished.exists():
-            reason = done.stderr.strip() or f"exit code {done.returncode}, no file written"
-            raise ValueError(f"{shlex.join(command)} failed ({reason}); check --tts.")
-        os.replace(unfinished, path)
+        text_to_speech.speak(template, clip.speaker, clip.text, path)
     info = soundfile.info(path)
     if info.samplerate != SAMPLE_RATE or info.channels != 1:
         raise ValueError(
@@ -362,7 +340,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("step", choices=["synthesize", "encode"])
     parser.add_argument("--work_dir", type=Path, required=True)
-    parser.add_argument("--tts", default=TTS)
+    parser.add_argument("--tts", default=text_to_speech.FLITE)
     parser.add_argument("--human_prompts", type=Path)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--hubert", type=Path, default=SHIPPED_HUBERT)

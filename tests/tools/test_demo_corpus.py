@@ -64,17 +64,6 @@ def read(path):
         }
 
 
-def test_the_text_is_one_argument_whatever_is_in_it():
-    text = 'it\'s {wav}; $(rm -rf ~) "or" not?'
-    command = build_demo_corpus.speech_command(build_demo_corpus.TTS, "slt", text, "/a b.wav")
-    assert command == ["flite", "-voice", "slt", "-t", text, "-o", "/a b.wav"]
-
-
-def test_a_template_without_text_is_refused():
-    with pytest.raises(ValueError, match=r"lacks \['{text}'\]"):
-        build_demo_corpus.speech_command("flite -o {wav}", "slt", "hello", "a.wav")
-
-
 def test_a_failing_command_is_named(tmp_path):
     clip = build_demo_corpus.planned_clips()[0]
     with pytest.raises(ValueError, match=r"nothing\.py.* failed .*check --tts"):
