@@ -1,0 +1,194 @@
+"""Recordings -> units: HuBERT and k-means over any number of files, by Apache Beam.
+
+    python -m tools.extract_units --input=recordings --output=units
+    python -m tools.extract_units --input=manifest.tsv --hubert=mhubert --output=units \\
+        --direct_num_workers=2 --direct_running_mode=multi_threading
+
+--input is a folder (every wav, flac, mp3 and ogg file under it), or a manifest: JSONL or TSV with a
+`path` a row, relative to the manifest, and what else is to be kept (`text`, `speaker`). OUTPUT gets
+
+    units-00000-of-00004.jsonl    the rows, with `units` (repeats merged) and `durations` (in frames
+                                  of 20 ms), in the order of the input
+    rejects-00000-of-00004.jsonl  rows whose recording gives no units, with the `reason`
+    summary.tsv, histogram.png    how long the recordings are, in frames and in units
+    manifest.jsonl, plan.json     what was asked for
+
+The same command goes on after a kill: finished shards are kept, and none is ever half-written.
+Units and their order do not depend on the number of workers. All other flags are Beam's; --runner
+takes the work to Dataflow, Spark or Flink. Paths may be of any file system that Beam knows (gs://).
+"""
+
+import argparse
+import dataclasses
+import functools
+import io
+import json
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from speechgpt_jax.gin_utils import one_line_errors
+from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
+from speechgpt_jax.speech.speech2unit import SHIPPED, Speech2Unit, pad
+from speechgpt_jax.unit_text import reduce_units
+from tools import shards
+from tools.shards import FileSystems
+
+SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+Sound = np.ndarray | str  # float32 [S] at 16 kHz, or why there is none
+# Reduced units [N] and durations [N] in frames of 20 ms, or why there are none.
+Heard = tuple[np.ndarray, np.ndarray] | str
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--input", required=True, help="folder of recordings, or manifest")
+    parser.add_argument("--hubert", default=str(SHIPPED), help="folder of HuBERT and centroids")
+    parser.add_argument("--output", required=True, help="folder")
+    parser.add_argument("--shard_size", type=int, default=250, help="recordings a shard")
+    parser.add_argument("--batch_seconds", type=int, default=32, help="sound encoded at a time")
+    args, beam_arguments = parser.parse_known_args()
+
+    output, hubert = absolute(args.output), absolute(args.hubert)
+    rows = find_recordings(absolute(args.input))
+    work = shards.cut(rows, output, args.shard_size, {"hubert": hubert})
+    job = shards.Job(
+        name="extract_units",
+        kinds=("units",),
+        make_worker=functools.partial(Extractor.from_pretrained, hubert, args.batch_seconds),
+        measure=measure,
+    )
+    shards.print_summary(shards.run(job, work, output, beam_arguments), output)
+
+
+def absolute(path: str) -> str:
+    """A path that means the same in whatever folder a worker runs."""
+    return path if "://" in path else os.path.abspath(path)
+
+
+def find_recordings(source: str) -> Iterator[dict]:
+    """The rows of a manifest, or one a recording of a folder, sorted by name.
+
+    Raises:
+      ValueError: there is no such manifest, a line of it won't do, or the folder has no recording.
+    """
+    if source.endswith((".jsonl", ".tsv")):
+        yield from read_rows(source)
+        return
+    paths = [p for p in shards.find_files(source, "**") if p.lower().endswith(SUFFIXES)]
+    if not paths:
+        raise ValueError(
+            f"--input={source} has no {', '.join(SUFFIXES)} file; give a folder that has some, or "
+            "a manifest named .jsonl or .tsv."
+        )
+    yield from ({"path": path} for path in paths)
+
+
+def read_rows(manifest: str) -> Iterator[dict]:
+    folder = FileSystems.split(manifest)[0]
+    for row in shards.read_table(manifest, ("path",)):
+        if "://" not in row["path"]:
+            row["path"] = FileSystems.join(folder, row["path"])
+        yield row
+
+
+def measure(line: str) -> dict[str, int]:
+    row = json.loads(line)
+    return {"frames": sum(row["durations"]), "units": len(row["units"])}
+
+
+@dataclasses.dataclass(frozen=True)
+class Extractor:
+    """Rows with a `path` -> lines with `units` and `durations` too, and lines of what has none."""
+
+    speech2unit: Speech2Unit
+    batch_seconds: int
+
+    @classmethod
+    def from_pretrained(cls, hubert: str, batch_seconds: int) -> "Extractor":
+        return cls(Speech2Unit.from_pretrained(hubert), batch_seconds)
+
+    def __call__(self, rows: list[dict]) -> dict[str, list[str]]:
+        lines = {"units": [], shards.REJECTS: []}
+        sound = in_advance(load, [row["path"] for row in rows])
+        for row, heard in zip(rows, self.encode(sound)):
+            if isinstance(heard, str):
+                lines[shards.REJECTS].append(json.dumps(row | {"reason": heard}))
+            else:
+                units, durations = (values.tolist() for values in heard)
+                lines["units"].append(json.dumps(row | {"units": units, "durations": durations}))
+        return lines
+
+    def encode(self, sound: Iterable[Sound]) -> list[Heard]:
+        """What is heard of each item."""
+        heard = {}
+        for batch in self._batches(sound, heard):
+            for number, ids in zip(batch, self._cluster_ids([*batch.values()])):
+                samples = len(batch[number])
+                too_short = f"{samples} samples are shorter than a frame of units"
+                heard[number] = reduce_units(ids) if len(ids) else too_short
+        return [heard[number] for number in sorted(heard)]
+
+    def _batches(self, sound, heard) -> Iterator[dict[int, np.ndarray]]:
+        """Sound of like length together, as soon as there is enough: memory stays flat."""
+        waiting = defaultdict(dict)
+        for number, wav in enumerate(sound):
+            if isinstance(wav, str):
+                heard[number] = wav
+                continue
+            samples = padded_length(wav)
+            waiting[samples][number] = wav
+            if len(waiting[samples]) == self._rows(samples):
+                yield waiting.pop(samples)
+        yield from waiting.values()
+
+    def _rows(self, samples: int) -> int:
+        return max(1, self.batch_seconds * SAMPLE_RATE // samples)
+
+    def _cluster_ids(self, wavs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        # Silence fills the batch, so that each padded length compiles once.
+        missing = self._rows(padded_length(wavs[0])) - len(wavs)
+        silence = [np.zeros(SAMPLE_RATE // 10, np.float32)] * missing
+        return self.speech2unit.cluster_ids([*wavs, *silence])[: len(wavs)]
+
+
+def padded_length(wav: np.ndarray) -> int:
+    """To how many samples Speech2Unit pads it."""
+    return pad([wav])[0].shape[1]
+
+
+def load(path: str) -> Sound:
+    try:
+        with FileSystems.open(path) as file:
+            source = io.BytesIO(file.read())
+        source.name = path
+        return load_audio(source)
+    except (ValueError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        return " ".join(str(error).split())
+
+
+def in_advance(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int = 8
+) -> Iterator[Result]:
+    """`map(function, items)`, in threads that are a few items ahead."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
