@@ -160,7 +160,7 @@ def _numbered(names, pattern):
 
 
 def _strides(text: str | None, count: int) -> tuple[int, ...]:
-    """ "[(512,10,5)] + [(512,3,2)] * 4" -> (5, 2, 2, 2, 2); fairseq's own where there is no text."""
+    """[(512,10,5)] + [(512,3,2)] * 4 -> (5, 2, 2, 2, 2); fairseq's own where there is no text."""
     if text is None:
         return HubertConfig.conv_stride[:count]
     strides = []

@@ -1,0 +1,156 @@
+"""The README.md of an exported model: what it is, what it was trained on, what was measured."""
+
+import ast
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+
+from speechgpt_jax import checkpoints
+from speechgpt_jax.models.llama import LlamaConfig, param_count
+from speechgpt_jax.tokenizer import Tokenizer
+from speechgpt_jax.training.progress import read_metrics
+
+CARD = """---
+library_name: {library}
+tags: [speech, speechgpt, {tag}]
+---
+# {name}
+
+A LLaMA that reads and writes speech as units: `<sosp><17><103><eosp>` stands for sound. Made with
+speechgpt_jax after SpeechGPT (Zhang et al. 2023, arXiv 2305.11000).
+
+{shape}
+
+## Stages
+
+{stages}
+
+## Figures
+
+{figures}
+
+## Use
+
+```python
+{usage}
+```
+
+The tokenizer puts bos in front of a prompt, cuts text at added tokens and drops the white space
+around them; the prompt's templates are those of the training data.
+
+## Configuration of the last stage
+
+```
+{config}
+```
+"""
+FULL_USAGE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained("{name}")"""
+ADAPTER_USAGE = """from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoPeftModelForCausalLM.from_pretrained("{name}")"""
+
+
+def write(
+    run: pathlib.Path,
+    config: LlamaConfig,
+    tokenizer: Tokenizer | None,
+    folder: pathlib.Path,
+    *,
+    name: str,
+    is_adapter: bool,
+):
+    """Writes README.md of the run's newest checkpoint into `folder`."""
+    tokens = {"tokens": f"{config.vocab_size:,}"}
+    if tokenizer:
+        tokens["units"] = f"{len(tokenizer.unit_ids):,}"
+    shape = {
+        "parameters": f"{param_count(config):,} with padding rows",
+        "layers": config.num_layers,
+        "width": config.hidden_size,
+        **tokens,
+    }
+    card = CARD.format(
+        library="peft" if is_adapter else "transformers",
+        tag="lora" if is_adapter else "llama",
+        name=name,
+        shape=_table(["what", "value"], shape.items()),
+        stages=_table(["run", "data", "steps", "loss at the end"], stages(run)),
+        figures=_figures(run),
+        usage=(ADAPTER_USAGE if is_adapter else FULL_USAGE).format(name=name),
+        config=checkpoints.read_metadata(run)["config"].strip() or "(none was saved)",
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def stages(run: pathlib.Path) -> list[tuple]:
+    """Run, data, steps and last loss of this run and of those it started from, oldest first."""
+    return [
+        (
+            folder.name,
+            bindings.get("load_host_batches.mixture", "not known"),
+            bindings.get("train.steps", "not known"),
+            _last_loss(folder),
+        )
+        for folder, bindings in reversed(list(_ancestors(run)))
+    ]
+
+
+def _ancestors(run) -> Iterator[tuple[pathlib.Path, dict]]:
+    """The run and those before it, as far as their folders are still there, with their bindings."""
+    while run is not None:
+        folder = _run_folder(run)
+        metadata = checkpoints.read_metadata(run)
+        bindings = _bindings(metadata["config"])
+        yield folder, bindings
+        base = metadata["base"]
+        if base and "://" not in base:
+            run = os.path.normpath(folder / checkpoints.FOLDER / base)
+        else:
+            run = bindings.get("train.start_from")
+        if run is not None and not pathlib.Path(run).is_dir():
+            return
+
+
+def _run_folder(path) -> pathlib.Path:
+    return pathlib.Path(checkpoints.latest(path)).parent.parent
+
+
+def _bindings(config_text: str) -> dict:
+    """ "lm.train.steps = 250" -> {"train.steps": 250}, of an operative gin file."""
+    bindings = {}
+    for line in re.findall(r"^(?:[\w.]+\.)?(\w+\.\w+) = (.+)$", config_text, re.MULTILINE):
+        try:
+            bindings[line[0]] = ast.literal_eval(line[1])
+        except (SyntaxError, ValueError):
+            continue
+    return bindings
+
+
+def _last_loss(folder) -> str:
+    losses = [line["loss"] for line in read_metrics(folder) if "loss" in line]
+    return f"{losses[-1]:.3f}" if losses else "not known"
+
+
+def _figures(run) -> str:
+    path = _run_folder(run) / "evaluation.json"
+    if not path.exists():
+        return "None were measured: run `python -m speechgpt_jax.evaluate` before the export."
+    rows = [
+        (split, task, metric, f"{value:.3f}")
+        for split, tasks in json.loads(path.read_text()).items()
+        for task, metrics in tasks.items()
+        for metric, value in metrics.items()
+    ]
+    return _table(["split", "task", "figure", "value"], rows)
+
+
+def _table(header, rows) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
