@@ -103,9 +103,13 @@ class PitchPredictor(nnx.Module):
     It sees 1.8 s to either side: the melody of a sentence, not of a sound.
     """
 
+    DILATIONS = (1, 3, 9, 27)
+    # Codes on either side that a prediction depends on.
+    CONTEXT = 3 + sum(2 * (dilation + 1) for dilation in DILATIONS)
+
     def __init__(self, in_channels, hidden, *, rngs):
         self.conv_pre = Conv(in_channels, hidden, 7, rngs=rngs)
-        self.block = ResidualBlock(hidden, 5, (1, 3, 9, 27), rngs=rngs)
+        self.block = ResidualBlock(hidden, 5, self.DILATIONS, rngs=rngs)
         self.proj = Conv(hidden, 2, 1, rngs=rngs)
 
     def __call__(self, x, mask=None):
@@ -137,12 +141,16 @@ class Generator(nnx.Module):
                 resblocks.append(ResidualBlock(channels, *block, rngs=rngs))
         self.ups, self.resblocks = nnx.List(ups), nnx.List(resblocks)
         self.n_fft, self.hop = config.istft_n_fft, config.istft_hop_size
+        self.code_hop_size = config.code_hop_size
         parts = 3 if config.pitch_hidden_dim else 2
         out_channels = parts * (self.n_fft // 2 + 1) if self.n_fft else 1
         self.conv_post = Conv(channels, out_channels, 7, rngs=rngs)
 
-    def __call__(self, x, mask=None, pulses=None):
-        """x [B, T, C], pulses [B, S] where the config has a pitch predictor -> wav [B, S]."""
+    def __call__(self, x, mask=None, pulses=None, first_code=0):
+        """x [B, T, C], pulses [B, S] where the config has a pitch predictor -> wav [B, S].
+
+        The first code may be one from the middle of what is said; its noise is then that place's.
+        """
         x = self.conv_pre(masked(x, mask))
         for up, blocks in zip(self.ups, self._blocks_by_stage()):
             x = up(masked(jax.nn.leaky_relu(x, 0.1), mask))
@@ -153,7 +161,7 @@ class Generator(nnx.Module):
             return jnp.tanh(self.conv_post(x))[..., 0]
         # One frame more than steps (the first one, reflected) makes steps * hop samples.
         x = self.conv_post(jnp.concatenate([x[:, 1:2], x], axis=1))
-        spectrum = spectrum_of(x) if pulses is None else self._filtered(x, mask, pulses)
+        spectrum = self._spectrum(x, mask, pulses, first_code)
         frames = None if mask is None else jnp.pad(mask, ((0, 0), (1, 0)), constant_values=1)
         return mel.istft(*spectrum, self.n_fft, self.hop, frames)
 
@@ -161,10 +169,11 @@ class Generator(nnx.Module):
         size = len(self.resblocks) // len(self.ups)
         return [self.resblocks[i * size : (i + 1) * size] for i in range(len(self.ups))]
 
-    def _filtered(self, x, mask, pulses):
-        """Filters x [B, F, 3 bins], pulses [B, S] -> real and imaginary parts of their sum."""
-        # The same noise at any length and in any row: an item sounds as it would alone.
-        noise = jax.random.normal(jax.random.key(0), pulses.shape[1:])[None]
+    def _spectrum(self, x, mask, pulses, first_code):
+        """What conv_post says [B, F, parts * bins] -> real and imaginary parts [B, F, bins]."""
+        if pulses is None:
+            return spectrum_of(x)
+        noise = code_noise(first_code, pulses.shape[1] // self.code_hop_size, self.code_hop_size)
         if mask is not None:
             noise = noise * jnp.repeat(mask, self.hop, axis=1)
         pulse_real, pulse_imag = mel.stft(pulses, self.n_fft, self.hop, "constant")
@@ -175,6 +184,18 @@ class Generator(nnx.Module):
         real = filter_real * pulse_real - filter_imag * pulse_imag + noise_gain * noise_real
         imag = filter_real * pulse_imag + filter_imag * pulse_real + noise_gain * noise_imag
         return real, imag
+
+
+def code_noise(first_code, num_codes, hop):
+    """White noise [1, num_codes * hop] that is a code's own, by its place in what is said.
+
+    So an item sounds in a batch as it would alone, and a chunk as it would in the whole.
+    """
+
+    def noise(place):
+        return jax.random.normal(jax.random.fold_in(jax.random.key(0), place), (hop,))
+
+    return jax.vmap(noise)(first_code + jnp.arange(num_codes)).reshape(1, -1)
 
 
 def spectrum_of(x, log_level=0.0):

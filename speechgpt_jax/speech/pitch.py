@@ -79,21 +79,19 @@ def _peak_near(similarity: np.ndarray, lags: np.ndarray) -> np.ndarray:
     return best + np.clip(0.5 * (left - right) / curvature, -0.5, 0.5)
 
 
-def pulse_train(hz: jax.Array, voiced: jax.Array, sampling_rate: int, hop: int) -> jax.Array:
+def pulse_train(
+    hz: jax.Array, voiced: jax.Array, sampling_rate: int, hop: int, start: jax.Array | float = 0.0
+) -> jax.Array:
     """Band-limited pulses of unit power, silence where not voiced: two of [B, T] -> [B, S].
 
     All harmonics below half the sampling rate, in phase, in closed form (Dirichlet's kernel); the
     pitch moves on a straight line from one frame's start to the next one's, if that is voiced.
+    `start` is the phase of the first frame's start, see `phases`.
     """
-    # An untrained predictor may ask for any pitch; at least two harmonics must fit.
-    step = jnp.clip(hz / sampling_rate, 1e-4, 0.25)
-    next_voiced = jnp.pad(voiced[:, 1:], ((0, 0), (0, 1)))
-    slope = jnp.diff(step, axis=1, append=step[:, -1:]) / hop * next_voiced
-    # Phase in periods at each frame's start, kept small for float32.
-    advance = hop * step + slope * hop**2 / 2
-    phase = jnp.cumsum(advance, axis=1) - advance
+    step, slope = _steps(hz, voiced, sampling_rate, hop)
+    phase = phases(hz, voiced, sampling_rate, hop, start)
     n = jnp.arange(hop)
-    phase = (phase % 1.0)[..., None] + step[..., None] * n + slope[..., None] * n**2 / 2
+    phase = phase[..., None] + step[..., None] * n + slope[..., None] * n**2 / 2
     harmonics = jnp.floor(0.5 / step)[..., None]
     angle = jnp.pi * (phase - jnp.round(phase))
     peak = jnp.abs(jnp.sin(angle)) < 1e-4
@@ -101,3 +99,22 @@ def pulse_train(hz: jax.Array, voiced: jax.Array, sampling_rate: int, hop: int) 
     kernel = jnp.where(peak, 2 * harmonics + 1, kernel) - 1
     pulses = kernel / jnp.sqrt(2 * harmonics) * voiced[..., None]
     return pulses.reshape(len(hz), -1)
+
+
+def phases(
+    hz: jax.Array, voiced: jax.Array, sampling_rate: int, hop: int, start: jax.Array | float = 0.0
+) -> jax.Array:
+    """The phase at each frame's start, in periods from 0 to 1: hz, voiced [B, T] -> [B, T]."""
+    step, slope = _steps(hz, voiced, sampling_rate, hop)
+    advance = (hop * step + slope * hop**2 / 2)[:, :-1]
+    advance = jnp.concatenate([jnp.full((len(hz), 1), start), advance], axis=1) % 1.0
+    # Wrapped at every sum: minutes later it is as exact as at the start.
+    return jax.lax.associative_scan(lambda a, b: (a + b) % 1.0, advance, axis=1)
+
+
+def _steps(hz, voiced, sampling_rate, hop):
+    """Periods a sample at each frame's start, and their change a sample; both [B, T]."""
+    # An untrained predictor may ask for any pitch; at least two harmonics must fit.
+    step = jnp.clip(hz / sampling_rate, 1e-4, 0.25)
+    next_voiced = jnp.pad(voiced[:, 1:], ((0, 0), (0, 1)))
+    return step, jnp.diff(step, axis=1, append=step[:, -1:]) / hop * next_voiced

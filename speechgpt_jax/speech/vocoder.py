@@ -81,9 +81,11 @@ class UnitVocoder(nnx.Module):
             don't fit.
         """
         spoken = [np.asarray(sequence).reshape(-1) >= 0 for sequence in units]
-        units = [self._checked(np.asarray(u).reshape(-1)[keep]) for u, keep in zip(units, spoken)]
+        units = [
+            self.checked_units(np.asarray(u).reshape(-1)[keep]) for u, keep in zip(units, spoken)
+        ]
         speakers = np.array(
-            [self._speaker_index(speaker) for speaker in speakers or [0] * len(units)], np.int32
+            [self.speaker_index(speaker) for speaker in speakers or [0] * len(units)], np.int32
         )
         if durations is None:
             durations = self.predict_durations(units, speakers, duration_scale)
@@ -115,12 +117,15 @@ class UnitVocoder(nnx.Module):
 
     def generate(self, codes, speakers, mask=None):
         """Codes [B, T], speakers [B] -> wav [B, S]."""
-        x = self.embed(codes, speakers)
         if not self.config.pitch_hidden_dim:
-            return self.generator(x, mask)
-        log_hz, voiced = self.pitch_predictor(x, mask)
-        voiced = (voiced > 0) * (1.0 if mask is None else mask)
-        return self.generator(x, mask, self.pulses(jnp.exp(log_hz), voiced))
+            return self.generator(self.embed(codes, speakers), mask)
+        hz, voiced = self.predict_pitch(codes, speakers, mask)
+        return self.generator(self.embed(codes, speakers), mask, self.pulses(hz, voiced))
+
+    def predict_pitch(self, codes, speakers, mask=None):
+        """Codes [B, T], speakers [B] -> pitch in Hz [B, T], 1 where voiced and else 0 [B, T]."""
+        log_hz, voiced = self.pitch_predictor(self.embed(codes, speakers), mask)
+        return jnp.exp(log_hz), (voiced > 0) * (1.0 if mask is None else mask)
 
     def embed(self, codes, speakers):
         """Codes [B, T], speakers [B] -> [B, T, model_in_dim]."""
@@ -130,11 +135,13 @@ class UnitVocoder(nnx.Module):
         speaker = self.speaker_embedding(speakers)[:, None]
         return jnp.concatenate([x, jnp.broadcast_to(speaker, x.shape)], axis=-1)
 
-    def pulses(self, hz, voiced):
+    def pulses(self, hz, voiced, start=0.0):
         """Pitch [B, T] of each code and whether it is voiced, 0 or 1 -> a pulse train [B, S]."""
-        return pulse_train(hz, voiced, self.config.sampling_rate, self.config.code_hop_size)
+        config = self.config
+        return pulse_train(hz, voiced, config.sampling_rate, config.code_hop_size, start)
 
-    def _checked(self, units: np.ndarray) -> np.ndarray:
+    def checked_units(self, units: np.ndarray) -> np.ndarray:
+        """[N] int32; ValueError if they are none, or not the vocoder's."""
         if units.ndim != 1 or not units.size or not np.issubdtype(units.dtype, np.integer):
             raise ValueError(
                 f"Expected at least one unit (an integer), got {units.dtype} {units.shape}."
@@ -146,7 +153,8 @@ class UnitVocoder(nnx.Module):
             )
         return units.astype(np.int32)
 
-    def _speaker_index(self, speaker: int | str) -> int:
+    def speaker_index(self, speaker: int | str) -> int:
+        """The index of a voice given by name or index; ValueError if the vocoder lacks it."""
         names = self.config.speakers
         if isinstance(speaker, str) and speaker in names:
             return names.index(speaker)

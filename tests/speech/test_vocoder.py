@@ -13,6 +13,7 @@ from flax import nnx
 
 from speechgpt_jax.speech.hifigan import DurationPredictor, Generator
 from speechgpt_jax.speech.vocoder import UnitVocoder, VocoderConfig, _bucket, _generate
+from tests.speech.random_vocoder import build
 
 SMALL = VocoderConfig(
     num_embeddings=20,
@@ -40,18 +41,6 @@ PUBLISHED = dataclasses.replace(
     duration_embed_dim=32,
     upsample_initial_channel=128,
 )
-
-
-def build(config: VocoderConfig, seed: int = 0) -> UnitVocoder:
-    """A vocoder whose biases are not zero, as a trained one's."""
-    rng = np.random.default_rng(seed)
-
-    def draw(x):
-        scale = 1.5 / np.prod(x.shape[:2]) ** 0.5 if x.ndim == 3 else 0.5
-        return jnp.asarray(scale * rng.standard_normal(x.shape), jnp.float32)
-
-    graph, shapes = nnx.split(nnx.eval_shape(lambda: UnitVocoder(config, rngs=nnx.Rngs(0))))
-    return nnx.merge(graph, jax.tree.map(draw, shapes))
 
 
 def assert_close(ours, theirs):
