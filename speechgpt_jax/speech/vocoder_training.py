@@ -14,6 +14,7 @@ import soundfile
 from flax import nnx
 
 from speechgpt_jax.speech import mel
+from speechgpt_jax.speech.batches import NumberedBatches
 from speechgpt_jax.speech.discriminators import (
     Discriminators,
     adversarial_loss,
@@ -113,10 +114,8 @@ def sound_losses(
     return losses
 
 
-class VocoderBatches:
+class VocoderBatches(NumberedBatches):
     """Endless batches of random segments of a manifest's recordings.
-
-    Batch n is a function of (seed, n) alone, so the position is one number.
 
     Args:
       rows: see `prepare_rows`; sound is read from the files as it is needed.
@@ -132,17 +131,12 @@ class VocoderBatches:
         segment_codes: int,
         seed: int,
     ):
+        super().__init__(seed)
         self._rows, self._config = rows, config
-        self._batch_size, self._segment_codes, self._seed = batch_size, segment_codes, seed
+        self._batch_size, self._segment_codes = batch_size, segment_codes
         self._ends = np.cumsum([sum(row["durations"]) for row in rows])
-        self._position = 0
 
-    def __iter__(self):
-        return self
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng([self._seed, self._position])
-        self._position += 1
+    def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         # A recording is drawn in proportion to its length.
         places = rng.integers(self._ends[-1], size=self._batch_size)
         rows = [self._rows[i] for i in np.searchsorted(self._ends, places, side="right")]
@@ -168,12 +162,6 @@ class VocoderBatches:
             "units": _padded(row["units"][first : first + size], size, np.int32),
             "durations": _padded(row["durations"][first : first + size], size, np.float32),
         }
-
-    def state(self) -> bytes:
-        return str(self._position).encode()
-
-    def restore(self, state: bytes) -> None:
-        self._position = int(state)
 
 
 def _padded(values, size: int, dtype) -> np.ndarray:
