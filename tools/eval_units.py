@@ -23,6 +23,7 @@ import rich
 from rich.progress import track
 from rich.table import Table
 
+from speechgpt_jax.gin_utils import one_line_errors
 from speechgpt_jax.speech import kmeans
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.mfcc import mfcc
@@ -101,6 +102,15 @@ def best_phone(units: np.ndarray, phones: np.ndarray, num_units: int) -> np.ndar
     return np.where(counts.any(1), counts.argmax(1), -1)
 
 
+# What a table calls the recordings of a split; on those of the first the map is learned.
+GROUPS = {
+    "fit": "train",
+    "heard voices": "test",
+    "unheard voice": "unheard_voice",
+    "human": "human",
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -109,45 +119,47 @@ def main() -> None:
     parser.add_argument("--hubert", type=pathlib.Path, default=SHIPPED)
     parser.add_argument("--clips", type=int, default=300, help="of each group of speakers")
     args = parser.parse_args()
+    with one_line_errors():
+        speech2unit = Speech2Unit.from_pretrained(args.hubert)
+        clips, labels = load_labelled(args.manifest, args.clips)
+        encoders = {"HuBERT": hubert_units, "MFCC": mfcc_units}
+        num_phones = 1 + max(ids.max() for group in labels.values() for ids in group)
+        table = Table(title=f"{speech2unit.num_units} units, {num_phones} phones")
+        for column in ("units", "PNMI", "units/s", *list(GROUPS)[1:]):
+            table.add_column(column)
+        for name, encode in encoders.items():
+            table.add_row(name, *score(encode(speech2unit, clips), labels, speech2unit.num_units))
+        rich.print(table)
 
-    rng = np.random.default_rng(0)
-    groups = {
-        "fit": "train",
-        "heard voices": "test",
-        "unheard voice": "unheard_voice",
-        "human": "human",
-    }
+
+def load_labelled(manifest: str, count: int) -> tuple[dict, dict]:
+    """Clips [S] of each group, and their phones as numbers [T]; at most `count` of a group."""
+    rng, align, numbers = np.random.default_rng(0), PocketsphinxAligner(), {}
     clips, labels = {}, {}
-    align = PocketsphinxAligner()
-    numbers: dict[str, int] = {}
-    for group, split in groups.items():
-        chosen = read_manifest(args.manifest, split)
-        chosen = [chosen[i] for i in rng.permutation(len(chosen))[: args.clips]]
+    for group, split in GROUPS.items():
+        rows = read_manifest(manifest, split)
+        rows = [rows[i] for i in rng.permutation(len(rows))[:count]]
         clips[group], labels[group] = [], []
-        for row in track(chosen, description=f"phones, {group}"):
-            wav = load_audio(row["path"])
-            human = split == "human"
-            phones = align(wav, row["text"]) if human else flite_phones(row["text"], row["speaker"])
+        for row in track(rows, description=f"phones, {group}"):
+            wav, text = load_audio(row["path"]), row["text"]
+            phones = align(wav, text) if split == "human" else flite_phones(text, row["speaker"])
             if phones:
                 names = frame_phones(phones, (len(wav) - 400) // 320 + 1)
                 labels[group].append(np.array([numbers.setdefault(n, len(numbers)) for n in names]))
                 clips[group].append(wav)
+    return clips, labels
 
-    speech2unit = Speech2Unit.from_pretrained(args.hubert)
+
+def hubert_units(speech2unit: Speech2Unit, clips: dict) -> dict:
+    """Clips of each group -> their units [T]."""
+    return {g: [speech2unit.cluster_ids([wav])[0] for wav in wavs] for g, wavs in clips.items()}
+
+
+def mfcc_units(speech2unit: Speech2Unit, clips: dict) -> dict:
+    """The same by as many clusters of MFCCs, fitted on the first group."""
     vectors = {group: [mfcc(wav) for wav in wavs] for group, wavs in clips.items()}
     centroids = kmeans.fit(np.concatenate(vectors["fit"]), speech2unit.num_units, steps=30, seed=0)
-    encoders = {
-        "HuBERT": {g: [speech2unit.cluster_ids([wav])[0] for wav in w] for g, w in clips.items()},
-        "MFCC": {
-            g: [np.asarray(kmeans.assign(v, centroids)) for v in vs] for g, vs in vectors.items()
-        },
-    }
-    table = Table(title=f"{speech2unit.num_units} units, {len(numbers)} phones")
-    for column in ("units", "PNMI", "units/s", *list(groups)[1:]):
-        table.add_column(column)
-    for name, units in encoders.items():
-        table.add_row(name, *score(units, labels, speech2unit.num_units))
-    rich.print(table)
+    return {g: [np.asarray(kmeans.assign(v, centroids)) for v in vs] for g, vs in vectors.items()}
 
 
 def score(units: dict, labels: dict, num_units: int) -> list[str]:

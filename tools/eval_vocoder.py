@@ -19,6 +19,7 @@ import jiwer
 import numpy as np
 from absl import app, flags
 
+from speechgpt_jax.gin_utils import one_line_errors
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.vocoder import UnitVocoder
 
@@ -124,4 +125,5 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    with one_line_errors():
+        app.run(main)

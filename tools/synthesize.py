@@ -10,16 +10,24 @@ import argparse
 import json
 import pathlib
 
+from speechgpt_jax.gin_utils import one_line_errors
 from speechgpt_jax.speech.audio import save_audio
 from speechgpt_jax.speech.vocoder import SHIPPED, UnitVocoder
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
-    """The rows of a JSONL file; ValueError naming the line that lacks an id or units."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    for number, row in enumerate(rows, 1):
-        if not {"id", "units"} <= row.keys():
-            raise ValueError(f"{path}:{number}: expected id and units, got {sorted(row)}.")
+    """The rows of a JSONL file; ValueError naming the line that is no row with an id and units."""
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}; expected JSONL with id and units a row.")
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            rows.append(row | {"id": str(row["id"]), "units": list(row["units"])})
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}:{number}: expected a JSON object with id and units: {error}"
+            ) from error
     return rows
 
 
@@ -40,11 +48,12 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=pathlib.Path)
     parser.add_argument("--duration_scale", type=float, default=1.0, help="2: half the speed")
     args = parser.parse_args()
-    rows, vocoder = read_rows(args.units), UnitVocoder.from_pretrained(args.vocoder)
-    args.output.mkdir(parents=True, exist_ok=True)
-    for row in rows:
-        save_audio(args.output / f"{row['id']}.wav", speak(vocoder, row, args.duration_scale))
-    print(f"{len(rows)} wavs are in {args.output}.")
+    with one_line_errors():
+        rows, vocoder = read_rows(args.units), UnitVocoder.from_pretrained(args.vocoder)
+        args.output.mkdir(parents=True, exist_ok=True)
+        for row in rows:
+            save_audio(args.output / f"{row['id']}.wav", speak(vocoder, row, args.duration_scale))
+        print(f"{len(rows)} wavs are in {args.output}.")
 
 
 if __name__ == "__main__":

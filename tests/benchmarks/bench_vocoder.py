@@ -1,14 +1,13 @@
-"""The unit HiFi-GAN beside the same generator in PyTorch: seconds, interleaved medians.
+"""The unit HiFi-GAN beside the same generator in PyTorch, and how soon a stream speaks.
 
-    .venv/bin/python tests/benchmarks/bench_vocoder.py --runs=7
+    .venv/bin/python -m tests.benchmarks.bench_vocoder
+    taskset -c 0 .venv/bin/python -m tests.benchmarks.bench_vocoder --cpu_time    # busy machine
 
-The published shape, 13.5 M parameters, float32, one sequence; then the shipped shape alone.
+Interleaved medians, float32, one sequence. First the published shape, 13.5 M parameters, beside
+torch's, and the shipped vocoder alone; then the first chunk of `stream` for half a second of units.
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -17,20 +16,10 @@ import transformers
 from flax import nnx
 
 from speechgpt_jax.speech.hifigan import Generator
+from speechgpt_jax.speech.streaming import stream
 from speechgpt_jax.speech.vocoder import UnitVocoder, VocoderConfig
-
-
-def medians(runs: int, *functions: Callable[[], object]) -> list[float]:
-    """Seconds of each, taken in turns, so that a busy machine slows all of them alike."""
-    for function in functions:
-        function()
-    seconds = [[] for _ in functions]
-    for _ in range(runs):
-        for function, taken in zip(functions, seconds):
-            start = time.perf_counter()
-            function()
-            taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in seconds]
+from speechgpt_jax.training.host_memory import keep_freed_memory
+from tests.benchmarks import timing
 
 
 def torch_generator(config: VocoderConfig) -> torch.nn.Module:
@@ -50,16 +39,17 @@ def torch_generator(config: VocoderConfig) -> torch.nn.Module:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=7)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    timing.add_arguments(parser, rounds=7)
     parser.add_argument("--seconds", type=float, nargs="+", default=[1.0, 5.0], help="of sound")
     args = parser.parse_args()
+    keep_freed_memory()
     config = VocoderConfig.unit_hifigan()
     theirs = torch_generator(config)
     graph, params = nnx.split(Generator(config, rngs=nnx.Rngs(0)))
     ours = jax.jit(lambda params, x: nnx.merge(graph, params)(x))
-    tiny = UnitVocoder(VocoderConfig.tiny(), rngs=nnx.Rngs(0))
-    print(f"{'sound s':>8}{'torch s':>10}{'ours s':>10}{'ratio':>8}{'tiny s':>10}")
+    shipped = UnitVocoder.from_pretrained()
+    print(f"{'sound s':>8}{'torch s':>10}{'ours s':>10}{'ratio':>8}{'shipped s':>12}")
     for seconds in args.seconds:
         codes = round(seconds * 50)
         x = np.random.default_rng(0).standard_normal((1, codes, config.model_in_dim), np.float32)
@@ -71,11 +61,16 @@ def main() -> None:
         def run_ours(x=x):
             return jax.block_until_ready(ours(params, x))
 
-        def run_tiny(codes=codes):
-            return tiny(np.arange(codes) % 200, durations=[1] * codes)
+        def run_shipped(codes=codes):
+            return shipped(np.arange(codes) % 200, durations=[1] * codes)
 
-        a, b, c = medians(args.runs, run_torch, run_ours, run_tiny)
-        print(f"{seconds:8.1f}{a:10.3f}{b:10.3f}{a / b:8.2f}{c:10.3f}", flush=True)
+        a, b, c = timing.medians(args, run_torch, run_ours, run_shipped)
+        print(f"{seconds:8.1f}{a:10.3f}{b:10.3f}{a / b:8.2f}{c:12.3f}", flush=True)
+    published = UnitVocoder(config, rngs=nnx.Rngs(0))
+    units = [np.arange(16)]  # What half a second has, merged.
+    soon = (lambda v=v: next(stream(v, units)) for v in (published, shipped))
+    for name, seconds in zip(("published", "shipped"), timing.medians(args, *soon)):
+        print(f"first chunk for half a second of units, {name}: {1000 * seconds:.0f} ms")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def test_synthesize_names_the_bad_row(tmp_path, monkeypatch, row, message):
     UnitVocoder(CONFIG, rngs=nnx.Rngs(0)).save_pretrained(tmp_path / "vocoder")
     write_rows(tmp_path / "units.jsonl", [row])
     arguments = ["--units", tmp_path / "units.jsonl", "--vocoder", tmp_path / "vocoder"]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SystemExit, match=f"^Error: .*{message}"):
         run(monkeypatch, synthesize.main, *arguments, "--output", tmp_path / "wavs")
 
 
