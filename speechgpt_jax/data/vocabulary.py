@@ -17,6 +17,9 @@ _SPACES = (
     r"\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]+"
 )
 
+# A byte that no UTF-8 string has.
+_CUT = b"\xff"
+
 
 class Vocabulary(seqio.Vocabulary):
     """`encode_tf(text)` gives the ids of `Tokenizer.encode(text)`, for every UTF-8 string.
@@ -73,21 +76,16 @@ class Vocabulary(seqio.Vocabulary):
     def _encode_batch(self, texts: tf.Tensor) -> tf.RaggedTensor:  # [B] -> [B, (N)]
         if not self.tokenizer.added_tokens:
             return self._sentencepiece.tokenize(texts)
-        parts = tf_text.regex_split(texts, self._pattern, keep_delim_regex_pattern=".+")
-        ids = self._added_ids.lookup(parts.flat_values)  # [P], -1 for text
-        added, text = tf.where(ids >= 0)[:, 0], tf.where(ids < 0)[:, 0]
-        pieces = self._sentencepiece.tokenize(_strip_beside_added_tokens(parts, text))
-        lengths = _interleave(added, tf.ones_like(added), text, pieces.row_lengths())
-        is_added = tf.repeat(ids >= 0, lengths)  # [N]
-        tokens = _interleave(
-            tf.where(is_added)[:, 0],
-            tf.gather(ids, added),
-            tf.where(~is_added)[:, 0],
-            pieces.flat_values,
-        )
-        return tf.RaggedTensor.from_row_lengths(
-            tokens, tf.reduce_sum(parts.with_flat_values(lengths), axis=1)
-        )
+        # Now text, added token, text, added token, text in every row.
+        texts = tf.strings.regex_replace(texts, self._pattern, _CUT + rb"\0" + _CUT)
+        parts = tf.strings.split(texts, _CUT)
+        rows = self._added_rows.lookup(parts.flat_values)  # [P], -1 for text
+        text = tf.where(rows < 0)
+        pieces = self._sentencepiece.tokenize(_strip_beside_added_tokens(parts, text[:, 0]))
+        ids = tf.concat([self._added_ids, pieces], axis=0)
+        numbers = self._added_ids.nrows(tf.int32) + tf.range(pieces.nrows(tf.int32))
+        rows = tf.tensor_scatter_nd_update(rows, text, numbers)
+        return parts.with_flat_values(tf.gather(ids, rows)).merge_dims(1, 2)
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:  # [N] -> [], [B, N] -> [B]
         # In Python: nothing decodes on the way to the model.
@@ -104,13 +102,20 @@ class Vocabulary(seqio.Vocabulary):
         return any_of(self.tokenizer.added_tokens)
 
     @functools.cached_property
-    def _added_ids(self) -> tf.lookup.StaticHashTable:
-        added = self.tokenizer.added_tokens
+    def _added_rows(self) -> tf.lookup.StaticHashTable:
+        """Added token -> its row of `_added_ids`; "" is an empty row."""
+        tokens = [*self.tokenizer.added_tokens, ""]
         with tf.init_scope():
             table = tf.lookup.KeyValueTensorInitializer(
-                list(added), list(added.values()), tf.string, tf.int32
+                tokens, list(range(len(tokens))), tf.string, tf.int32
             )
             return tf.lookup.StaticHashTable(table, -1)
+
+    @property
+    def _added_ids(self) -> tf.RaggedTensor:
+        return tf.ragged.constant(
+            [*([id_] for id_ in self.tokenizer.added_tokens.values()), []], tf.int32
+        )
 
     @functools.cached_property
     def _sentencepiece(self) -> tf_text.SentencepieceTokenizer:
@@ -145,10 +150,3 @@ def _strip_beside_added_tokens(parts: tf.RaggedTensor, text: tf.Tensor) -> tf.Te
     texts = tf.gather(parts.flat_values, text)
     texts = tf.where(is_first, texts, tf.strings.regex_replace(texts, "^" + _SPACES, "", False))
     return tf.where(is_last, texts, tf.strings.regex_replace(texts, _SPACES + "$", "", False))
-
-
-def _interleave(a_indices, a_values, b_indices, b_values) -> tf.Tensor:
-    """[0, 3], [7, 8] and [1, 2], [5, 6] -> [7, 5, 6, 8]."""
-    return tf.dynamic_stitch(
-        [tf.cast(a_indices, tf.int32), tf.cast(b_indices, tf.int32)], [a_values, b_values]
-    )
