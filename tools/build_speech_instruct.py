@@ -63,14 +63,14 @@ Utterance = tuple[str, str]  # text, voice
 Spoken = Sequence[int] | str  # reduced units, or why there are none
 
 
-def main() -> None:
-    args, beam_arguments = parse_arguments()
+def main(arguments: Sequence[str] | None = None) -> None:
+    args, beam_arguments = parser().parse_known_args(arguments)
     job, work = STEPS[args.step](args)
     output = absolute(args.output)
     shards.print_summary(shards.run(job, work, output, beam_arguments), output)
 
 
-def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
     )
@@ -87,7 +87,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--max_answer_words", type=int, default=35, help="longer ones are rejected")
     parser.add_argument("--max_new_tokens", type=int, default=512, help="of --text_to_unit")
     parser.add_argument("--shard_size", type=int, default=250, help="dialogues a shard")
-    return parser.parse_known_args()
+    return parser
 
 
 # ---- the steps ---------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ Sound = np.ndarray | str  # float32 [S] at 16 kHz, or why there is none
 Heard = tuple[np.ndarray, np.ndarray] | str
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
     )
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="folder")
     parser.add_argument("--shard_size", type=int, default=250, help="recordings a shard")
     parser.add_argument("--batch_seconds", type=int, default=32, help="sound encoded at a time")
-    args, beam_arguments = parser.parse_known_args()
+    args, beam_arguments = parser.parse_known_args(arguments)
 
     output, hubert = absolute(args.output), absolute(args.hubert)
     rows = find_recordings(absolute(args.input))
