@@ -285,7 +285,8 @@ def restore_parameters(path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dic
     for folder in _with_bases(path):
         saved = _parameters(_saved_shapes(folder))
         wanted = {PARAMS + n: x for n, x in targets.items() if n in saved and n not in arrays}
-        arrays |= _parameters(_read(folder, wanted))
+        if wanted:
+            arrays |= _parameters(_read(folder, wanted))
     return arrays
 
 
