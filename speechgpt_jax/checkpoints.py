@@ -95,8 +95,8 @@ class Damaged(ValueError):
         super().__init__(f"checkpoint {folder} is damaged: {problem}")
 
 
-class NotSaved(OSError):
-    """A checkpoint could not be written, most often because the disk is full."""
+class NotSaved(ValueError):
+    """A checkpoint can't be written, most often because the disk is full."""
 
 
 class Checkpoints:
@@ -136,7 +136,7 @@ class Checkpoints:
             input=InputPositionSave(input_position),
             metadata=ocp.args.JsonSave(self.metadata | {"checksums": checksums(arrays)}),
         )
-        with self._writing():
+        with _writing(self.folder):
             self._manager.save(step, args=args)
 
     def restore_latest(self, state) -> Restored | None:
@@ -169,30 +169,17 @@ class Checkpoints:
 
     def check(self):
         """Raises what has gone wrong in the background so far."""
-        with self._writing():
+        with _writing(self.folder):
             self._manager.check_for_errors()
 
     def wait(self):
         """Returns when everything saved so far is on disk."""
-        with self._writing():
+        with _writing(self.folder):
             self._manager.wait_until_finished()
 
     def close(self):
-        with self._writing():
+        with _writing(self.folder):
             self._manager.close()
-
-    @contextlib.contextmanager
-    def _writing(self):
-        try:
-            yield
-        except Exception as error:
-            # A step has its number only when all of it is written.
-            steps = [int(child.name) for child in self.folder.glob("*") if child.name.isdigit()]
-            kept = f"step {max(steps)} is untouched" if steps else "there is none before it"
-            raise NotSaved(
-                f"a checkpoint could not be written to {self.folder}; {kept}. Make room, and the same"
-                f" command goes on from there. The cause: {_first_line(error)}"
-            ) from error
 
     def _check_base(self, folder):
         base = _read_metadata(folder)["base"]
@@ -225,7 +212,7 @@ def save_parameters(
       parameters: names as those of `parameter_shapes`, and arrays of any dtype.
 
     Raises:
-      ValueError: it can't be written.
+      NotSaved: it can't be written.
     """
     runs = _absolute(output_dir) / FOLDER
     step = runs / "0"
@@ -234,13 +221,13 @@ def save_parameters(
     context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
     with context:
         for name, array in parameters:
-            with _writing(step):
+            with _writing(runs):
                 ocp_v1.partial.save(step, {PARAMS + name: array})
             sums |= checksums({PARAMS + name: array})
-        with _writing(step):
+        with _writing(runs):
             ocp_v1.partial.finalize(step)
     described = {**(metadata or {}), "base": _pointer(runs, base), "checksums": sums}
-    with _writing(step), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
+    with _writing(runs), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
         writer.save(step / "metadata", described)
     return step
 
@@ -399,12 +386,19 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _writing(folder):
-    """Whatever Orbax says of a full disk or a forbidden folder becomes one line."""
+    """Whatever Orbax says of a full disk or a forbidden folder becomes NotSaved."""
     try:
         yield
+    except NotSaved:
+        raise
     except Exception as error:
-        problem = str(error).partition("\n")[0][:200]
-        raise ValueError(f"checkpoint {folder} can't be written: {problem}") from error
+        # A step has its number only when all of it is written.
+        steps = [int(child.name) for child in folder.glob("*") if child.name.isdigit()]
+        kept = f"step {max(steps)} is untouched" if steps else "none was there before"
+        raise NotSaved(
+            f"a checkpoint can't be written to {folder}: {_first_line(error)} ({kept}). Make room;"
+            " the same command then goes on from the last one."
+        ) from error
 
 
 def _with_bases(path):
