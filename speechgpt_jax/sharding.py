@@ -9,6 +9,7 @@ module alone decides which mesh axis cuts which dimension:
     batch = place_batch(numpy_batch_of_this_host, mesh)      # one global array a key
 """
 
+import collections
 import contextlib
 import dataclasses
 import math
@@ -126,12 +127,35 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def process_share(mesh: Mesh) -> tuple[int, int]:
+    """Which share of every batch this process reads, and how many there are: (index, shares).
+
+    There are as many as processes, but for those that hold one `model` group together: they read
+    the same rows.
+    """
+    if jax.process_count() == 1:
+        return 0, 1
+    pieces = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    rows = collections.defaultdict(list)
+    for row, group in enumerate(pieces):
+        for process in {device.process_index for device in group}:
+            rows[process].append(row)
+    shares = sorted({tuple(own) for own in rows.values()})
+    if sum(map(len, shares)) != len(pieces) or len({len(own) for own in shares}) > 1:
+        raise ValueError(
+            f"mesh {dict(mesh.shape)} gives the processes unequal shares of a batch: let `model`"
+            " divide, or be a multiple of, the devices of a process."
+        )
+    return shares.index(tuple(rows[jax.process_index()])), len(shares)
+
+
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Rows read by this process, {key: [rows of this process, ...]} -> global arrays [B, ...]."""
     sharding = batch_sharding(mesh)
     pieces = mesh.shape["data"] * mesh.shape["fsdp"]
+    _, shares = process_share(mesh)
     for key, rows in batch.items():
-        total = len(rows) * jax.process_count()
+        total = len(rows) * shares
         if total % pieces:
             raise ValueError(
                 f"batch of {total} rows ({key}) can't be cut over data x fsdp = {pieces} pieces;"

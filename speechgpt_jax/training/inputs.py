@@ -1,12 +1,18 @@
 """The language model's input: every process reads its own rows of the global batches."""
 
-import jax
-
+from speechgpt_jax import sharding
 from speechgpt_jax.data.pipeline import Batches, load_batches
+from speechgpt_jax.sharding import MeshConfig
 
 
 def load_host_batches(
-    mixture: str, *, batch_size: int, sequence_length: int, split: str = "train", seed: int = 0
+    mixture: str,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    split: str = "train",
+    seed: int = 0,
+    mesh: MeshConfig = MeshConfig(),  # noqa: B008 (frozen)
 ) -> Batches:
     """This process's rows of packed batches [batch_size, sequence_length], without end.
 
@@ -16,17 +22,20 @@ def load_host_batches(
       sequence_length: tokens of a row.
       split: e.g. "train".
       seed: of shuffling and mixing.
+      mesh: says which rows are this process's.
     """
-    if batch_size % jax.process_count():
+    index, shares = sharding.process_share(sharding.create_mesh(mesh))
+    if batch_size % shares:
         raise ValueError(
-            f"batch_size {batch_size} must be a multiple of {jax.process_count()} processes."
+            f"batch_size {batch_size} must be a multiple of the {shares} processes that read;"
+            f" try {-(-batch_size // shares) * shares}."
         )
     return load_batches(
         mixture,
         split,
-        batch_size=batch_size // jax.process_count(),
+        batch_size=batch_size // shares,
         sequence_length=sequence_length,
         seed=seed,
-        shard_index=jax.process_index(),
-        num_shards=jax.process_count(),
+        shard_index=index,
+        num_shards=shares,
     )

@@ -18,6 +18,8 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+import optax
 from etils import epath
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
@@ -27,9 +29,16 @@ from speechgpt_jax.checkpoints import Checkpoints, Keep
 from speechgpt_jax.models.llama import Llama, LlamaConfig
 from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.tokenizer import Tokenizer
-from speechgpt_jax.training.loop import Batches, fit
-from speechgpt_jax.training.optimizer import AdamW, make_optimizer
-from speechgpt_jax.training.progress import draw_losses
+from speechgpt_jax.training import utilization
+from speechgpt_jax.training.loop import REJECTED, Batches, fit
+from speechgpt_jax.training.optimizer import (
+    AdamW,
+    Guard,
+    guarded,
+    learning_rate_schedule,
+    make_optimizer,
+)
+from speechgpt_jax.training.progress import draw_losses, say
 from speechgpt_jax.training.start import initial_parameters, number_of_tokens
 from speechgpt_jax.training.train_step import TRAINABLE, TrainState, make_train_step
 
@@ -47,9 +56,11 @@ def train(
     mesh: MeshConfig = MeshConfig(),  # noqa: B008 (frozen)
     accumulation: int = 1,
     loss_chunk: int = 256,
+    guard: Guard | None = None,
     keep: Keep = Keep(),  # noqa: B008 (frozen)
     save_every: int = 1000,
     log_every: int = 10,
+    profile_steps: tuple[int, int] | None = None,
     seed: int = 0,
     config_text: Callable[[], str] = lambda: "",
 ) -> TrainState:
@@ -68,8 +79,10 @@ def train(
       mesh: how many devices along data, fsdp and model.
       accumulation: microbatches a step, to save memory.
       loss_chunk: positions whose logits exist at a time.
+      guard: which batches are rejected; without it, a loss that is not finite stops the run.
       keep: which checkpoints stay.
       save_every, log_every: in steps.
+      profile_steps: first and last step of a jax.profiler trace, written to profile/.
       seed: of the initial parameters and of dropout.
       config_text: gives the text saved as config.gin.
 
@@ -79,6 +92,8 @@ def train(
     _check(model, tokenizer, start_from, trainable)
     devices = sharding.create_mesh(mesh)
     tx = make_optimizer(optimizer, steps)
+    if guard:
+        tx = guarded(tx, guard)
     parameters = initial_parameters(model, devices, start_from=start_from, seed=seed)
     state, frozen = _split(parameters, trainable, tx, devices)
     del parameters
@@ -91,6 +106,7 @@ def train(
         chunk=loss_chunk,
         seed=seed,
     )
+    step = _measured(step, model, trainable, learning_rate_schedule(optimizer, steps))
     step = jax.jit(step, donate_argnums=0, out_shardings=_step_shardings(state, devices))
 
     metadata = {"config": config_text(), "model": dataclasses.asdict(model)}
@@ -110,6 +126,9 @@ def train(
             place_batch=functools.partial(sharding.place_batch, mesh=devices),
             save_every=save_every,
             log_every=log_every,
+            patience=guard.patience if guard else 0,
+            profile_steps=profile_steps,
+            peak_flops=utilization.peak_flops(devices.devices.flat),
             name=epath.Path(output_dir).name,
         )
     _say_where_to_go_next(output_dir)
@@ -146,6 +165,24 @@ def _split(parameters, trainable, tx, devices) -> tuple[TrainState, nnx.State]:
     return sharding.create_sharded(create, devices, params), frozen
 
 
+def _measured(step, model, trainable, schedule):
+    """`step`, whose metrics also say what only the run knows."""
+
+    def measured(state, frozen, batch):
+        length = batch["decoder_target_tokens"].shape[1]
+        flops = utilization.training_flops_per_token(model, length, trainable)
+        learning_rate = schedule(state.step)
+        state, metrics = step(state, frozen, batch)
+        metrics |= {
+            "learning_rate": jnp.asarray(learning_rate),
+            "model_flops": metrics["tokens"] * flops,
+        }
+        rejected = optax.tree_utils.tree_get(state.opt_state, REJECTED)
+        return state, metrics if rejected is None else metrics | {REJECTED: rejected}
+
+    return measured
+
+
 def _step_shardings(state, devices):
     """The new state lies as the old one does, and every device has the metrics."""
     everywhere = NamedSharding(devices, PartitionSpec())
@@ -163,6 +200,6 @@ def _describe(output_dir, tokenizer, config_text):
 def _say_where_to_go_next(output_dir):
     if jax.process_index() == 0:
         draw_losses([output_dir], epath.Path(output_dir) / "loss.png")
-        print(f"Checkpoints, metrics and loss.png are in {output_dir}.")
-        print(f"Curves:      tensorboard --logdir={output_dir}")
-        print(f"Next stage:  --gin.train.start_from={output_dir}")
+    say(f"Checkpoints, metrics and loss.png are in {output_dir}.")
+    say(f"Curves:      tensorboard --logdir={output_dir}")
+    say(f"Next stage:  --gin.train.start_from={output_dir}")

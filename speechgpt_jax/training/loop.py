@@ -17,10 +17,15 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from etils import epath
+from jax.experimental.multihost_utils import reached_preemption_sync_point
 
 from speechgpt_jax.checkpoints import Checkpoints
 from speechgpt_jax.training.host_memory import keep_freed_memory
-from speechgpt_jax.training.progress import Averages, MetricsLog, Progress
+from speechgpt_jax.training.progress import Averages, MetricsLog, Progress, say
+
+# The metric of a train step that may reject its batch: whether it did and left the state as it was.
+REJECTED = "rejected"
 
 
 class Batches(Protocol):
@@ -46,23 +51,34 @@ def fit(
     place_batch: Callable = jax.device_put,
     save_every: int = 1000,
     log_every: int = 10,
+    patience: int = 0,
+    profile_steps: tuple[int, int] | None = None,
+    peak_flops: float | None = None,
     rate: str = "tokens",
     name: str = "training",
 ):
     """Trains up to `steps` steps, going on from the newest checkpoint if there is one.
 
     SIGTERM or Ctrl-C saves after the step under way and leaves by SystemExit (0 or 130); the same
-    command goes on from there. A metric that is not finite raises FloatingPointError naming the
-    step; a state after such a step is never saved.
+    command goes on from there. Of several processes, one that gets SIGTERM is enough: all save
+    after the same step and leave.
+
+    A metric that is not finite raises FloatingPointError naming the step and a file with its
+    batch; a state after such a step is never saved. Batches that the step itself rejects (see
+    `optimizer.Guard`) are named too and passed over, up to `patience` of them in a row.
 
     Args:
       state: the start, any pytree; a checkpoint of the same layout takes its place.
       train_step, batches: see above; the step may donate its state.
       steps: number of the last step, counted from 1.
       checkpoints: where states are saved.
-      output_dir: where metrics are written.
+      output_dir: where metrics, rejected batches and the profile are written.
       place_batch: puts a batch of host arrays on the devices.
       save_every, log_every: in steps.
+      patience: so many rejected batches in a row don't stop the run.
+      profile_steps: first and last step of a jax.profiler trace, written to `profile`.
+      peak_flops: of all devices together, a second. With it, the metric `model_flops` is reported
+        as `mfu`, the share of that peak.
       rate: the metric whose sum a second is reported.
       name: what the progress bar calls this run.
 
@@ -72,20 +88,33 @@ def fit(
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     state, first_step = resume(state, batches, checkpoints)
+    profile_first, profile_last = profile_steps or (None, None)
+    if profile_steps and not first_step < profile_first <= profile_last <= steps:
+        raise ValueError(
+            f"profile_steps {profile_steps} must be steps of this run: {first_step + 1} to {steps}."
+        )
     stopping = False
     with (
         contextlib.closing(MetricsLog(output_dir, first_step)) as log,
         contextlib.closing(Progress(name, first_step, steps, rate)) as progress,
-        contextlib.closing(Reporter(log, progress, rate, log_every)) as reporter,
+        contextlib.closing(
+            Reporter(log, progress, Review(output_dir, patience), rate, log_every, peak_flops)
+        ) as reporter,
         stop_signals() as received,
     ):
         for step in range(first_step + 1, steps + 1):
             batch = next(batches, None)
             if batch is None:
                 raise ValueError(f"the input ended after {step - 1} of {steps} steps: repeat it.")
+            if step == profile_first:
+                jax.profiler.start_trace(str(epath.Path(output_dir) / "profile"))
             state, metrics = train_step(state, place_batch(batch))
-            reporter.add(step, metrics)
-            stopping = bool(received)
+            reporter.add(step, metrics, batch)
+            if step == profile_last:
+                reporter.catch_up()
+                jax.profiler.stop_trace()
+            checkpoints.check()
+            stopping = bool(received) or reached_preemption_sync_point(step)
             if step % save_every == 0 or step == steps or stopping:
                 reporter.catch_up()
                 checkpoints.save(step, state, batches.state())
@@ -93,7 +122,7 @@ def fit(
                 break
     checkpoints.wait()
     if stopping:
-        leave(received[0], step, checkpoints)
+        leave(received[0] if received else signal.SIGTERM, step, checkpoints)
     return state
 
 
@@ -107,10 +136,10 @@ def resume(state, batches: Batches, checkpoints: Checkpoints) -> tuple[Any, int]
         if isinstance(array, jax.Array):
             array.delete()
     if restored.input_position is None:
-        print("The run had another number of processes: its input starts from the beginning.")
+        say("The run had another number of processes: its input starts from the beginning.")
     else:
         batches.restore(restored.input_position)
-    print(f"Going on from step {restored.step} of {checkpoints.folder}.", flush=True)
+    say(f"Going on from step {restored.step} of {checkpoints.folder}.")
     return restored.state, restored.step
 
 
@@ -120,16 +149,24 @@ class Reporter:
     Read at once, they would leave the devices idle between two steps.
     """
 
-    def __init__(self, log: MetricsLog, progress: Progress, rate: str, log_every: int):
-        self._log, self._progress = log, progress
-        self._rate, self._log_every = rate, log_every
+    def __init__(
+        self,
+        log: MetricsLog,
+        progress: Progress,
+        review: "Review",
+        rate: str,
+        log_every: int,
+        peak_flops: float | None,
+    ):
+        self._log, self._progress, self._review = log, progress, review
+        self._rate, self._log_every, self._peak_flops = rate, log_every, peak_flops
         self._unread = []
         self._averages = Averages()
         self._timed = collections.Counter()
         self._last_read = None
 
-    def add(self, step: int, metrics: Mapping):
-        self._unread.append((step, metrics))
+    def add(self, step: int, metrics: Mapping, batch: Mapping):
+        self._unread.append((step, metrics, batch))
         if len(self._unread) > 1:
             self._read()
 
@@ -144,41 +181,94 @@ class Reporter:
             self._report()
 
     def _read(self):
-        self._step, metrics = self._unread.pop(0)
+        self._step, metrics, batch = self._unread.pop(0)
         metrics = jax.device_get(metrics)
-        require_finite(self._step, metrics)
-        self._averages.add(metrics)
+        self._time(metrics)
+        if self._review.accepts(self._step, metrics, batch):
+            self._averages.add({k: v for k, v in metrics.items() if k != REJECTED})
+        if self._step % self._log_every == 0 and self._averages:
+            self._report()
+
+    def _time(self, metrics):
         now = time.perf_counter()
         if self._last_read is not None:  # The first step compiles: its time says nothing.
-            amount = float(metrics[self._rate])
-            self._timed.update(steps=1, seconds=now - self._last_read, amount=amount)
+            amounts = {
+                name: float(metrics[name])
+                for name in (self._rate, "model_flops")
+                if name in metrics
+            }
+            self._timed.update(steps=1, seconds=now - self._last_read, **amounts)
         self._last_read = now
-        if self._step % self._log_every == 0:
-            self._report()
 
     def _report(self):
         means = self._averages.means()
         if self._timed:
-            means[f"{self._rate}_per_second"] = self._timed["amount"] / self._timed["seconds"]
-            means["seconds_per_step"] = self._timed["seconds"] / self._timed["steps"]
+            seconds = self._timed["seconds"]
+            means[f"{self._rate}_per_second"] = self._timed[self._rate] / seconds
+            means["seconds_per_step"] = seconds / self._timed["steps"]
+            if self._peak_flops:
+                means["mfu"] = self._timed["model_flops"] / seconds / self._peak_flops
         self._log.write(self._step, means)
         self._progress.report(self._step, means)
         self._averages, self._timed = Averages(), collections.Counter()
 
 
-def require_finite(step: int, metrics: Mapping):
-    """FloatingPointError naming the step and the metrics that are NaN or infinite."""
-    bad = [name for name, value in metrics.items() if not np.isfinite(value).all()]
-    if bad:
+class Review:
+    """Finds the steps that went wrong and keeps their batches.
+
+    Args:
+      output_dir: gets `rejected/step_<N>.npz`, one a process, with the rows of that process.
+      patience: so many rejected batches in a row don't stop the run.
+    """
+
+    def __init__(self, output_dir, patience: int):
+        self._folder = epath.Path(output_dir) / "rejected"
+        self._patience = patience
+        self._in_a_row = 0
+
+    def accepts(self, step: int, metrics: Mapping, batch: Mapping) -> bool:
+        """Whether all went well; FloatingPointError naming step and batch if the run must stop."""
+        problem = _problem(metrics)
+        if problem is None:
+            self._in_a_row = 0
+            return True
+        self._in_a_row += 1
+        file = self._save(step, batch)
+        rejected = bool(metrics.get(REJECTED, False))
+        if rejected and self._in_a_row <= self._patience:
+            say(f"step {step}: {problem}; skipped. Its batch is in {file}.")
+            return False
         raise FloatingPointError(
-            f"step {step}: {', '.join(bad)} not finite; nothing was saved since. Usual causes: the"
-            " input, or too high a learning rate."
+            f"step {step}: {problem}; nothing was saved since. Its batch is in {file}. Usual"
+            " causes: the input, or too high a learning rate."
         )
+
+    def _save(self, step, batch):
+        name = f"step_{step}.npz"
+        if jax.process_count() > 1:
+            name = f"step_{step}_process_{jax.process_index()}.npz"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / name).open("wb") as file:
+            np.savez_compressed(file, **batch)
+        return self._folder / name
+
+
+def _problem(metrics: Mapping) -> str | None:
+    """What is wrong with a step, or None."""
+    if bad := [name for name, value in metrics.items() if not np.isfinite(value).all()]:
+        return f"{', '.join(bad)} not finite"
+    if metrics.get(REJECTED, False):
+        total, weight = metrics["loss"]
+        return f"loss {total / weight:.3f} far above its running mean"
+    return None
 
 
 @contextlib.contextmanager
 def stop_signals():
-    """A list that gets the first SIGTERM or SIGINT; the second one acts as usual."""
+    """A list that gets the first SIGTERM or SIGINT; the second one acts as usual.
+
+    Of several processes, JAX itself hears SIGTERM and tells the others.
+    """
     received = []
 
     def remember(number, _):
@@ -186,7 +276,8 @@ def stop_signals():
         for stop, handler in previous.items():
             signal.signal(stop, handler)
 
-    previous = {stop: signal.signal(stop, remember) for stop in (signal.SIGTERM, signal.SIGINT)}
+    stops = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+    previous = {stop: signal.signal(stop, remember) for stop in stops}
     try:
         yield received
     finally:
@@ -196,6 +287,6 @@ def stop_signals():
 
 def leave(stop: signal.Signals, step: int, checkpoints: Checkpoints):
     """Ends the process: 0 for SIGTERM (a preemption went well), 130 for Ctrl-C as shells expect."""
-    print(f"{stop.name}: step {step} is saved in {checkpoints.folder}.")
-    print("The same command goes on from there.", flush=True)
+    say(f"{stop.name}: step {step} is saved in {checkpoints.folder}.")
+    say("The same command goes on from there.")
     raise SystemExit(130 if stop == signal.SIGINT else 0)

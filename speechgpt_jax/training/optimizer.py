@@ -1,8 +1,10 @@
 """AdamW as language models are trained with: warm-up, decay, clipping, and what is not decayed."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -18,6 +20,9 @@ class AdamW:
       weight_decay: of all matrices, embeddings included; norms and biases are never decayed
         (the convention of GPT-3 and of the LLaMA trainers after it).
       clip_norm: gradients are scaled down to this global norm.
+      moments_dtype: "float32", or "bfloat16" to keep both moments in half the memory. They are
+        still updated in float32, but what changes a moment by less than its 1/512 is lost: take a
+        b2 of 0.98 or less with it.
     """
 
     learning_rate: float
@@ -28,6 +33,44 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    moments_dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard:
+    """Batches that would do harm are rejected: their step changes nothing.
+
+    That is a batch whose loss or gradient is not finite, or whose loss is a spike: over `spike`
+    times the mean of the losses before it, which forgets at a rate of 1/100 a step.
+
+    Attributes:
+      spike: a loss of so many times the running mean; must be over 1.
+      patience: so many rejected batches in a row are passed over; one more stops the run. With 0
+        the first one does.
+    """
+
+    spike: float = 2.0
+    patience: int = 0
+
+    def __post_init__(self):
+        if self.spike <= 1:
+            raise ValueError(f"spike {self.spike} must be over 1: it is compared with a mean.")
+
+
+class GuardState(NamedTuple):
+    """What the guard remembers, and the state of the optimizer that it guards.
+
+    Attributes:
+      mean_loss: running mean of the accepted losses, float32 [].
+      accepted: how many there were, int32 [].
+      rejected: whether the last batch was, bool [].
+      inner: of the optimizer.
+    """
+
+    mean_loss: jax.Array
+    accepted: jax.Array
+    rejected: jax.Array
+    inner: Any
 
 
 def cosine_schedule(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
@@ -81,14 +124,62 @@ def decay_mask(params):
 
 def make_optimizer(config: AdamW, total_steps: int) -> optax.GradientTransformation:
     """Clip, then AdamW with the schedule."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate_schedule(config, total_steps),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=decay_mask,
-        ),
+    adamw = optax.adamw(
+        learning_rate_schedule(config, total_steps),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decay_mask,
     )
+    if config.moments_dtype != "float32":
+        adamw = keep_state_in(config.moments_dtype, adamw)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+def keep_state_in(dtype: str, optimizer: optax.GradientTransformation):
+    """`optimizer`, whose arrays rest in `dtype` between two updates in float32."""
+
+    def cast(state, dtype):
+        # Step counts are whole numbers and stay as they are.
+        return jax.tree.map(
+            lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
+        )
+
+    def init(params):
+        return cast(optimizer.init(params), dtype)
+
+    def update(grads, state, params=None):
+        updates, state = optimizer.update(grads, cast(state, jnp.float32), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(init, update)
+
+
+def guarded(
+    optimizer: optax.GradientTransformation, guard: Guard
+) -> optax.GradientTransformationExtraArgs:
+    """`optimizer`, which learns nothing from what `guard` rejects; `update` takes the loss too."""
+
+    def init(params):
+        zero = jnp.zeros((), jnp.int32)
+        return GuardState(jnp.float32(0), zero, jnp.array(False), optimizer.init(params))
+
+    def update(grads, state, params=None, *, value, **_):
+        is_spike = (state.accepted > 0) & (value > guard.spike * state.mean_loss)
+        is_finite = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(grads))
+        rejected = is_spike | ~is_finite
+        updates, inner = optimizer.update(grads, state.inner, params)
+        updates = jax.tree.map(lambda x: jnp.where(rejected, 0, x), updates)
+        # The mean of all at first, and of about the last hundred later.
+        weight = jnp.maximum(1 / (state.accepted + 1), 0.01)
+        new = GuardState(
+            mean_loss=state.mean_loss + weight * (value - state.mean_loss),
+            accepted=state.accepted + 1,
+            rejected=rejected,
+            inner=inner,
+        )
+        old = state._replace(rejected=rejected)
+        return updates, jax.tree.map(lambda a, b: jnp.where(rejected, a, b), old, new)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -12,6 +12,12 @@ from etils import epath
 METRICS_FILE = "metrics.jsonl"
 
 
+def say(text: str):
+    """Prints a line, once for all processes."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
 class MetricsLog:
     """Writes {name: value} of some steps to `metrics.jsonl` and to TensorBoard's event files.
 
@@ -104,8 +110,8 @@ class Progress:
         text = f"step {step}/{self._steps}  {self._describe(step, means)}"
         if self._bar:
             self._bar.update(self._task, completed=step, report=text)
-        elif jax.process_index() == 0:
-            print(text, flush=True)
+        else:
+            say(text)
 
     def close(self):
         if self._bar:

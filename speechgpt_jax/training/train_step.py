@@ -172,6 +172,8 @@ def make_train_step(
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.scan(add, zeros, parts)[0]
 
+    optimizer = optax.with_extra_args_support(optimizer)
+
     def train_step(state: TrainState, frozen, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         compute = gradients if accumulation == 1 else accumulated_gradients
@@ -179,7 +181,8 @@ def make_train_step(
         # A batch without any weighted target must not divide by zero.
         weight = jnp.maximum(metrics["loss"][1], 1)
         grads = jax.tree.map(lambda g: g / weight, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        loss = metrics["loss"][0] / weight
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=loss)
         params = optax.apply_updates(state.params, updates)
         metrics |= {
             "grad_norm": optax.global_norm(grads),
