@@ -1,48 +1,143 @@
-"""Trains a small HuBERT to predict a teacher's clusters.
+"""Trains a HuBERT on the clusters of other features.
 
     python -m tools.hubert_targets --manifest=corpus/manifest.jsonl --output=targets
-    python -m tools.train_hubert --targets=targets --output_dir=runs/hubert_tiny --steps=4000
+    python -m tools.train_hubert --gin_file=gin/runs/hubert_tiny.gin --targets=targets \\
+        --output_dir=runs/hubert_tiny --steps=2300
     python -m tools.train_kmeans --hubert=runs/hubert_tiny/hubert --manifest=... --num_clusters=200
 
-Interrupted, the same command goes on where it was. The HuBERT without its classifier ends up in
+Interrupted, the same command goes on where it was. The HuBERT without its heads ends up in
 OUTPUT_DIR/hubert, stored in float16.
 """
 
-import argparse
 import dataclasses
+import functools
 import pathlib
+import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import app, flags
 from flax import nnx
 
+from speechgpt_jax import checkpoints, gin_utils, sharding
 from speechgpt_jax.checkpoints import Checkpoints, Keep
+from speechgpt_jax.sharding import MeshConfig
+from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.hubert import HubertConfig
-from speechgpt_jax.speech.hubert_training import (
-    HubertBatches,
-    HubertStudent,
-    distillation_loss,
-)
+from speechgpt_jax.speech.hubert_training import Distillation, HubertBatches, MaskedPrediction
 from speechgpt_jax.speech.speech2unit import load_hubert, save_hubert
 from speechgpt_jax.training.loop import fit
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
 from speechgpt_jax.training.train_step import TrainState
 
-SIZES = {"tiny": HubertConfig.tiny, "base": HubertConfig.base}
+# Short flags -> what they bind.
+SHORT = {
+    "start_from": "train_hubert.train.start_from",
+    "steps": "train_hubert.train.steps",
+    "learning_rate": "optimizer.AdamW.learning_rate",
+}
 
 
-def make_train_step(graphdef, optimizer, centroids: jax.Array):
+def train(
+    *,
+    targets: str,
+    output_dir: str,
+    model: HubertConfig,
+    objective: Distillation | MaskedPrediction,
+    optimizer: AdamW,
+    steps: int,
+    batch_size: int,
+    crop_seconds: float,
+    distorted: bool,
+    start_from: str | None = None,
+    mesh: MeshConfig = MeshConfig(),  # noqa: B008 (frozen)
+    save_every: int = 200,
+    seed: int = 0,
+) -> None:
+    """Trains a HuBERT; goes on where it was if `output_dir` holds a checkpoint.
+
+    Args:
+      targets: folder that tools.hubert_targets wrote.
+      output_dir: gets checkpoints/, metrics.jsonl and hubert/.
+      model: its shape; `feature_layer` is the layer that units are made of.
+      objective: what it learns.
+      optimizer: its schedule ends at `steps`.
+      steps: number of optimizer steps.
+      batch_size, crop_seconds: crops in a batch and their length.
+      distorted: whether each crop gets a room and a microphone of its own.
+      start_from: folder of a trained HuBERT of the same shape to go on with.
+      mesh: how many devices along data, fsdp and model.
+      save_every: in steps.
+      seed: of the initial parameters, the crops and the gaps.
+    """
+    folder, devices = pathlib.Path(targets), sharding.create_mesh(mesh)
+    centroids = np.load(folder / "centroids.npy")
+
+    def make_learner():
+        return objective.learner(model, centroids, nnx.Rngs(seed))
+
+    graphdef, _, constants = nnx.split(make_learner(), nnx.Param, ...)
+    params = sharding.create_sharded(lambda: nnx.state(make_learner(), nnx.Param), devices)
+    if start_from:
+        params["hubert"] = placed_like(params["hubert"], nnx.state(load_hubert(start_from)))
+    tx = make_optimizer(optimizer, steps)
+    state = sharding.create_sharded(
+        functools.partial(TrainState.create, optimizer=tx), devices, params
+    )
+    step = jax.jit(
+        make_train_step(graphdef, constants, tx, seed),
+        donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
+    )
+    with sharding.use_mesh(devices):
+        state = fit(
+            state,
+            step,
+            HubertBatches(
+                *load_targets(folder),
+                model,
+                rows=batch_size,
+                crop_seconds=crop_seconds,
+                distorted=distorted,
+                seed=seed,
+            ),
+            steps=steps,
+            checkpoints=Checkpoints(output_dir, Keep(last=2), {"model": dataclasses.asdict(model)}),
+            output_dir=output_dir,
+            place_batch=functools.partial(sharding.place_batch, mesh=devices),
+            save_every=save_every,
+            rate="seconds",
+            name="hubert",
+        )
+    learner = nnx.merge(graphdef, state.params, constants)
+    save_hubert(pathlib.Path(output_dir) / "hubert", learner.hubert, np.float16)
+    print(f"The trained HuBERT is in {output_dir}/hubert.")
+
+
+def placed_like(params, start):
+    """`start`, each array on the devices where that of `params` lies; ValueError if they differ."""
+    targets, arrays = checkpoints.flatten(params), checkpoints.flatten(start)
+    wanted, got = ({(name, x.shape) for name, x in tree.items()} for tree in (targets, arrays))
+    if wanted != got:
+        wrong = sorted(wanted ^ got)[:4]
+        raise ValueError(f"start_from is not of the run's shape: they differ in {wrong}.")
+    placed = {name: jax.device_put(x, targets[name].sharding) for name, x in arrays.items()}
+    return checkpoints.unflatten(params, placed)
+
+
+def make_train_step(graphdef, constants, optimizer: optax.GradientTransformation, seed: int):
     """(state, batch) -> (state, metrics), to be jitted."""
 
-    def loss_fn(params, batch):
-        return distillation_loss(nnx.merge(graphdef, params), batch, centroids)
+    def loss_fn(params, batch, key):
+        loss, metrics = nnx.merge(graphdef, params, constants).loss(batch, key)
+        return loss, {"loss": loss, **metrics}
 
     def train_step(state: TrainState, batch):
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics |= {"seconds": batch["lengths"].sum() / 16_000}
+        metrics |= {"seconds": batch["lengths"].sum() / SAMPLE_RATE}
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -58,50 +153,27 @@ def load_targets(folder: pathlib.Path) -> tuple[list[np.ndarray], list[np.ndarra
     return pieces("sound.npy", "clip_ends.npy"), pieces("targets.npy", "target_ends.npy")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--targets", required=True, type=pathlib.Path)
-    parser.add_argument("--output_dir", required=True, type=pathlib.Path)
-    parser.add_argument(
-        "--start_from", help="folder of a trained HuBERT to go on with"
-    )
-    parser.add_argument("--size", choices=SIZES, default="tiny")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--rows", type=int, default=5, help="crops in a batch")
-    parser.add_argument("--crop_seconds", type=float, default=2.5)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+def define_flags():
+    flags.DEFINE_string("targets", None, "Folder of tools.hubert_targets.", required=True)
+    flags.DEFINE_string("output_dir", None, "Folder of the run.", required=True)
+    for name, binding in SHORT.items():
+        flags.DEFINE_string(name, None, f"Short for --gin.{binding}.")
+    gin_utils.define_flags()
 
-    clips, targets = load_targets(args.targets)
-    centroids = jnp.asarray(np.load(args.targets / "centroids.npy"))
-    config = SIZES[args.size]()
-    batches = HubertBatches(
-        clips, targets, config, rows=args.rows, crop_seconds=args.crop_seconds, seed=args.seed
-    )
-    model = HubertStudent(config, centroids, rngs=nnx.Rngs(args.seed))
-    if args.start_from:
-        nnx.update(model.hubert, nnx.state(load_hubert(args.start_from)))
-    graphdef, params = nnx.split(model, nnx.Param)
-    adamw = AdamW(args.learning_rate, warmup=0.02, b2=0.98, weight_decay=0.01)
-    optimizer = make_optimizer(adamw, args.steps)
-    metadata = {"model": dataclasses.asdict(config)}
-    state = fit(
-        TrainState.create(params, optimizer),
-        jax.jit(make_train_step(graphdef, optimizer, centroids), donate_argnums=0),
-        batches,
-        steps=args.steps,
-        checkpoints=Checkpoints(args.output_dir, Keep(last=2), metadata),
-        output_dir=args.output_dir,
-        save_every=200,
-        rate="seconds",
-        name=f"hubert_{args.size}",
-    )
-    save_hubert(args.output_dir / "hubert", nnx.merge(graphdef, state.params).hubert, np.float16)
-    print(f"The trained HuBERT is in {args.output_dir / 'hubert'}.")
+
+def main(bindings: list[str]):
+    args = flags.FLAGS
+    short = [f"--gin.{binding}={args[name].value}" for name, binding in SHORT.items()]
+    _, more = gin_utils.split_arguments([flag for flag in short if not flag.endswith("=None")])
+    gin_files = args.gin_file or ["gin/runs/hubert_tiny.gin"]
+    gin_utils.parse(gin_files, bindings + more, args.gin_search_paths)
+    from tools import train_hubert  # The name that gin files bind, not __main__.
+
+    gin_utils.call(train_hubert.train, targets=args.targets, output_dir=args.output_dir)
 
 
 if __name__ == "__main__":
-    main()
+    with gin_utils.one_line_errors():
+        argv, bindings = gin_utils.split_arguments(sys.argv)
+        define_flags()
+        app.run(lambda _: main(bindings), argv)

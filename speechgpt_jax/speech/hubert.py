@@ -1,7 +1,8 @@
 """HuBERT (Hsu et al. 2021, arXiv 2106.07447): 16 kHz sound -> 50 feature vectors a second.
 
 Shapes: B batch, S samples, T frames, C convolution channels, D hidden size, N heads, H head size.
-Layer names are those of `transformers.HubertModel`, so weights convert by a table.
+Layer names are those of `transformers.HubertModel`, so weights convert by a table. Large parameters
+carry the logical axis names of `sharding`, so that pre-training shards as the language model does.
 """
 
 import dataclasses
@@ -68,6 +69,16 @@ class HubertConfig:
         return samples * (samples > 0)
 
 
+def _linear(c_in: int, c_out: int, axes: tuple, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer whose kernel names its two dimensions."""
+    return nnx.Linear(c_in, c_out, kernel_metadata=_named(axes), rngs=rngs)
+
+
+def _named(axes: tuple) -> dict:
+    # Eager sharding would demand a mesh even for a chat on a laptop.
+    return {"out_sharding": axes, "eager_sharding": False}
+
+
 class Conv(nnx.Module):
     """A 1-D convolution without padding: [B, T, C_in] -> [B, T', C_out]."""
 
@@ -82,7 +93,7 @@ class Conv(nnx.Module):
         )
 
 
-class MaskedGroupNorm(nnx.Module):
+class ChannelNorm(nnx.Module):
     """GroupNorm with one group a channel: each channel is normalised over its own clip's frames."""
 
     def __init__(self, channels: int, eps: float):
@@ -90,12 +101,17 @@ class MaskedGroupNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
 
-    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:  # BTC, BT -> BTC
-        # Padding takes no part, so a clip is normalised alike alone and in a batch.
-        weights = mask[..., None] / jnp.maximum(mask.sum(-1), 1)[:, None, None]
-        mean = (x * weights).sum(1, keepdims=True)
-        variance = (jnp.square(x - mean) * weights).sum(1, keepdims=True)
+    def __call__(self, x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
+        """x [B, T, C], mean and variance [B, 1, C] -> [B, T, C]."""
         return (x - mean) * lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]
+
+
+def channel_moments(x: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance [B, 1, C] of the first `frames` [B] of x [B, T, C]."""
+    # Padding takes no part, so a clip is normalised alike alone and in a batch.
+    weights = (jnp.arange(x.shape[1]) < frames[:, None]) / jnp.maximum(frames, 1)[:, None]
+    mean = jnp.einsum("BTC,BT->BC", x, weights)[:, None]
+    return mean, jnp.einsum("BTC,BT->BC", jnp.square(x - mean), weights)[:, None]
 
 
 class PositionalConv(nnx.Module):
@@ -107,7 +123,8 @@ class PositionalConv(nnx.Module):
         shape = (kernel, width // self.groups, width)
         # As in wav2vec 2.0: variance 4 / (kernel * width).
         scale = math.sqrt(4 / (kernel * width))
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape) * scale)
+        kernel = jax.random.normal(rngs.params(), shape) * scale
+        self.kernel = nnx.Param(kernel, **_named((None, None, "embed")))
         self.bias = nnx.Param(jnp.zeros(width))
 
     def __call__(self, x: jax.Array) -> jax.Array:  # BTD -> BTD
@@ -131,10 +148,10 @@ class Attention(nnx.Module):
     def __init__(self, config: HubertConfig, rngs: nnx.Rngs):
         self.num_heads = config.num_heads
         width = config.hidden_size
-        self.q_proj = nnx.Linear(width, width, rngs=rngs)
-        self.k_proj = nnx.Linear(width, width, rngs=rngs)
-        self.v_proj = nnx.Linear(width, width, rngs=rngs)
-        self.out_proj = nnx.Linear(width, width, rngs=rngs)
+        self.q_proj = _linear(width, width, ("embed", "heads"), rngs)
+        self.k_proj = _linear(width, width, ("embed", "heads"), rngs)
+        self.v_proj = _linear(width, width, ("embed", "heads"), rngs)
+        self.out_proj = _linear(width, width, ("heads", "embed"), rngs)
 
     def __call__(self, x: jax.Array, lengths: jax.Array) -> jax.Array:  # BTD, B -> BTD
         batch, frames, width = x.shape
@@ -150,11 +167,11 @@ class EncoderLayer(nnx.Module):
     """A post-LayerNorm Transformer layer."""
 
     def __init__(self, config: HubertConfig, rngs: nnx.Rngs):
-        width, eps = config.hidden_size, config.layer_norm_eps
+        width, inner, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
         self.attention = Attention(config, rngs)
         self.layer_norm = nnx.LayerNorm(width, epsilon=eps, rngs=rngs)
-        self.intermediate_dense = nnx.Linear(width, config.intermediate_size, rngs=rngs)
-        self.output_dense = nnx.Linear(config.intermediate_size, width, rngs=rngs)
+        self.intermediate_dense = _linear(width, inner, ("embed", "mlp"), rngs)
+        self.output_dense = _linear(inner, width, ("mlp", "embed"), rngs)
         self.final_layer_norm = nnx.LayerNorm(width, epsilon=eps, rngs=rngs)
 
     def __call__(self, x: jax.Array, lengths: jax.Array) -> jax.Array:  # BTD, B -> BTD
@@ -179,9 +196,11 @@ class Hubert(nnx.Module):
             for shape in zip(widths, widths[1:], config.conv_kernel, config.conv_stride)
         )
         eps = config.layer_norm_eps
-        self.group_norm = MaskedGroupNorm(config.conv_dim[0], eps)
+        self.group_norm = ChannelNorm(config.conv_dim[0], eps)
         self.feature_layer_norm = nnx.LayerNorm(config.conv_dim[-1], epsilon=eps, rngs=rngs)
-        self.feature_projection = nnx.Linear(config.conv_dim[-1], config.hidden_size, rngs=rngs)
+        self.feature_projection = _linear(
+            config.conv_dim[-1], config.hidden_size, (None, "embed"), rngs
+        )
         self.positions = PositionalConv(config, rngs)
         self.layer_norm = nnx.LayerNorm(config.hidden_size, epsilon=eps, rngs=rngs)
         self.layers = nnx.List(EncoderLayer(config, rngs) for _ in range(config.num_layers))
@@ -191,22 +210,33 @@ class Hubert(nnx.Module):
 
         Frames past `config.num_frames(lengths)` hold nothing of meaning.
         """
-        return self.encode(self.project(wav, lengths), self.config.num_frames(lengths))
+        frames = self.config.num_frames(lengths)
+        return self.encode(self.project(wav, lengths), frames, self.config.feature_layer)
 
-    def project(self, wav: jax.Array, lengths: jax.Array) -> jax.Array:
-        """The front end: wav [B, S], lengths [B] in samples -> [B, T, D] before the Transformer."""
-        x = self.conv_layers[0](wav[..., None])
-        frames = (lengths - self.config.conv_kernel[0]) // self.config.conv_stride[0] + 1
-        x = self.group_norm(x, jnp.arange(x.shape[1]) < frames[:, None])
-        x = jax.nn.gelu(x, approximate=False)
+    def moments(self, wav: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """wav [B, S], lengths [B] -> mean and variance [B, 1, C] that `project` normalises by."""
+        return self._first_layer(wav, lengths)[1]
+
+    def project(self, wav: jax.Array, lengths: jax.Array, moments=None) -> jax.Array:
+        """The front end: wav [B, S], lengths [B] in samples -> [B, T, D] before the Transformer.
+
+        It is the same for a clip and for a piece of it that is given the `moments` of the whole.
+        """
+        x, own_moments = self._first_layer(wav, lengths)
+        x = jax.nn.gelu(self.group_norm(x, *(moments or own_moments)), approximate=False)
         for conv in self.conv_layers[1:]:
             x = jax.nn.gelu(conv(x), approximate=False)
         return self.feature_projection(self.feature_layer_norm(x))
 
-    def encode(self, x: jax.Array, frames: jax.Array) -> jax.Array:
-        """The Transformer: x [B, T, D], frames [B] -> features [B, T, D] of `feature_layer`."""
+    def _first_layer(self, wav, lengths):
+        x = self.conv_layers[0](wav[..., None])
+        frames = (lengths - self.config.conv_kernel[0]) // self.config.conv_stride[0] + 1
+        return x, channel_moments(x, jnp.maximum(frames, 0))
+
+    def encode(self, x: jax.Array, frames: jax.Array, layer: int) -> jax.Array:
+        """The Transformer: x [B, T, D], frames [B] -> features [B, T, D] of `layer`, from 1."""
         x = x * (jnp.arange(x.shape[1]) < frames[:, None])[..., None]
         x = self.layer_norm(x + self.positions(x))
-        for layer in self.layers[: self.config.feature_layer]:
-            x = layer(x, frames)
+        for encoder_layer in self.layers[:layer]:
+            x = encoder_layer(x, frames)
         return x

@@ -1,12 +1,18 @@
-"""A small HuBERT learns another model's clusters: batches and loss.
+"""How a HuBERT learns from the clusters of other features: batches and two objectives.
 
-HuBERT (Hsu et al. 2021) predicts cluster ids of another model's features; from a small start and in
-minutes that signal is too thin for the convolutions to find any spectrum. So, as in DistilHuBERT
-(Chang et al. 2022), nothing is masked, the centroid itself is regressed too, and the front end
-alone must tell the log-mel spectrum.
+`MaskedPrediction` is HuBERT's own (Hsu et al. 2021, arXiv 2106.07447): spans of frames are hidden,
+and their clusters are told from what is around them. From a small start and in minutes that signal
+is too thin for the convolutions to find any spectrum; `Distillation`, like DistilHuBERT (Chang et
+al. 2022), hides nothing, also regresses the centroid, and has the front end tell the log-mel
+spectrum.
 
-Shapes: B batch, S samples, T frames, K clusters, E size of the teacher's features.
+An objective makes a `learner`: a module that holds the HuBERT and its heads, with
+`learner.loss(batch, key) -> (loss, metrics)`.
+
+Shapes: B batch, S samples, T frames, K clusters, E size of the clustered features.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -15,71 +21,156 @@ import optax
 import scipy.signal
 from flax import nnx
 
+from speechgpt_jax.speech.audio import SAMPLE_RATE
+from speechgpt_jax.speech.batches import NumberedBatches
 from speechgpt_jax.speech.hubert import Hubert, HubertConfig
 from speechgpt_jax.speech.mel import log_mel
 
-NUM_MELS = 40
-CLUSTER_WEIGHT = 0.1
+
+@dataclasses.dataclass(frozen=True)
+class MaskedPrediction:
+    """HuBERT's objective; the defaults are the paper's.
+
+    Attributes:
+      mask_start: share of the frames at which a hidden span begins; spans may overlap.
+      mask_frames: length of a span.
+      unmasked_weight: of the frames that are not hidden; those that are weigh 1 less it.
+      temperature: divides the cosine of a frame's and a cluster's vectors.
+      vector_size: of both vectors.
+    """
+
+    mask_start: float = 0.08
+    mask_frames: int = 10
+    unmasked_weight: float = 0.0
+    temperature: float = 0.1
+    vector_size: int = 256
+
+    def learner(self, config: HubertConfig, centroids: np.ndarray, rngs: nnx.Rngs):
+        return MaskedHubert(config, len(centroids), self, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """Squared errors of centroid and mel, and cross-entropy of the cluster.
+
+    Attributes:
+      cluster_weight: of the cross-entropy; the two errors weigh 1.
+      num_mels: bands of the spectrum.
+    """
+
+    cluster_weight: float = 0.1
+    num_mels: int = 40
+
+    def learner(self, config: HubertConfig, centroids: np.ndarray, rngs: nnx.Rngs):
+        return HubertStudent(config, centroids, self, rngs=rngs)
+
+
+class MaskedHubert(nnx.Module):
+    """A HuBERT whose input has gaps, and vectors of the clusters that belong there."""
+
+    def __init__(self, config: HubertConfig, num_clusters: int, objective, *, rngs: nnx.Rngs):
+        self.objective = objective
+        self.hubert = Hubert(config, rngs=rngs)
+        self.gap = nnx.Param(jax.random.uniform(rngs.params(), (config.hidden_size,)))
+        self.vector_head = nnx.Linear(config.hidden_size, objective.vector_size, rngs=rngs)
+        vectors = jax.random.normal(rngs.params(), (num_clusters, objective.vector_size))
+        self.cluster_vectors = nnx.Param(vectors)
+
+    def __call__(self, wav: jax.Array, lengths: jax.Array, hidden: jax.Array) -> jax.Array:
+        """wav [B, S], lengths [B] in samples, hidden [B, T] (bool) -> logits [B, T, K]."""
+        config = self.hubert.config
+        x = jnp.where(hidden[..., None], self.gap[...], self.hubert.project(wav, lengths))
+        features = self.hubert.encode(x, config.num_frames(lengths), config.num_layers)
+        told, clusters = self.vector_head(features), self.cluster_vectors[...]
+        return _unit_length(told) @ _unit_length(clusters).T / self.objective.temperature
+
+    def loss(self, batch: dict[str, jax.Array], key: jax.Array):
+        """Cross-entropy of the hidden clusters; batch as `HubertBatches` gives it."""
+        targets, weight = batch["targets"], self.objective.unmasked_weight
+        hidden = spans(key, targets.shape, self.objective.mask_start, self.objective.mask_frames)
+        logits = self(batch["wav"], batch["lengths"], hidden)
+        masked_loss, masked_accuracy = _of_clusters(logits, targets, hidden)
+        unmasked_loss, unmasked_accuracy = _of_clusters(logits, targets, ~hidden)
+        return (1 - weight) * masked_loss + weight * unmasked_loss, {
+            "masked_loss": masked_loss,
+            "unmasked_loss": unmasked_loss,
+            "accuracy": masked_accuracy,
+            "unmasked_accuracy": unmasked_accuracy,
+        }
 
 
 class HubertStudent(nnx.Module):
     """A HuBERT with three heads: centroid and cluster from its features, mel from its front end."""
 
-    def __init__(self, config: HubertConfig, centroids: np.ndarray, *, rngs: nnx.Rngs):
+    def __init__(self, config: HubertConfig, centroids: np.ndarray, objective, *, rngs: nnx.Rngs):
         num_clusters, teacher_size = centroids.shape
+        self.objective = objective
+        self.centroids = nnx.Variable(jnp.asarray(centroids))
         self.hubert = Hubert(config, rngs=rngs)
         self.centroid_head = nnx.Linear(config.hidden_size, teacher_size, rngs=rngs)
         self.cluster_head = nnx.Linear(config.hidden_size, num_clusters, rngs=rngs)
-        self.mel_head = nnx.Linear(config.hidden_size, NUM_MELS, rngs=rngs)
+        self.mel_head = nnx.Linear(config.hidden_size, objective.num_mels, rngs=rngs)
 
     def __call__(self, wav: jax.Array, lengths: jax.Array):
         """wav [B, S], lengths [B] in samples -> centroids [B, T, E], logits [B, T, K], mels."""
+        config = self.hubert.config
         x = self.hubert.project(wav, lengths)
-        features = self.hubert.encode(x, self.hubert.config.num_frames(lengths))
+        features = self.hubert.encode(x, config.num_frames(lengths), config.feature_layer)
         return self.centroid_head(features), self.cluster_head(features), self.mel_head(x)
 
+    def loss(self, batch: dict[str, jax.Array], key: jax.Array):
+        """The three parts' weighted sum; batch as `HubertBatches` gives it."""
+        del key  # Nothing is drawn.
+        centroids, logits, mel = self(batch["wav"], batch["lengths"])
+        config, targets = self.hubert.config, batch["targets"]
+        frames = config.num_frames(batch["lengths"])
+        true_mel = standard_mel(batch["wav"], frames, config.hop, self.objective.num_mels)
+        cluster_loss, accuracy = _of_clusters(logits, targets, True)
+        true_centroids = self.centroids[...][jnp.maximum(targets, 0)]
+        metrics = {
+            "centroid_error": _mean(jnp.square(centroids - true_centroids).mean(-1), targets >= 0),
+            "mel_error": _mean(
+                jnp.square(mel - true_mel[:, : mel.shape[1]]).mean(-1), targets >= 0
+            ),
+            "cluster_loss": cluster_loss,
+            "accuracy": accuracy,
+        }
+        loss = self.objective.cluster_weight * cluster_loss
+        return loss + metrics["centroid_error"] + metrics["mel_error"], metrics
 
-def standard_mel(wav: jax.Array, frames: jax.Array, hop: int) -> jax.Array:
+
+def spans(key: jax.Array, shape: tuple[int, int], start: float, length: int) -> jax.Array:
+    """Hidden frames, bool [B, T]: from each frame on, with probability `start`, `length` frames."""
+    begins = jax.random.bernoulli(key, start, shape)
+    padded = jnp.pad(begins, ((0, 0), (length - 1, 0)))
+    return sum(padded[:, i : i + shape[1]] for i in range(length)) > 0
+
+
+def _of_clusters(logits, targets, chosen) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy and accuracy over the chosen frames that have a target (-1: none)."""
+    known = jnp.maximum(targets, 0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, known)
+    chosen = chosen & (targets >= 0)
+    return _mean(losses, chosen), _mean(logits.argmax(-1) == known, chosen)
+
+
+def _mean(values, chosen):
+    """Of the chosen ones; 0 if there are none."""
+    return (values * chosen).sum() / jnp.maximum(chosen.sum(), 1)
+
+
+def _unit_length(x):
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-6)
+
+
+def standard_mel(wav: jax.Array, frames: jax.Array, hop: int, num_mels: int) -> jax.Array:
     """wav [B, S], frames [B] -> log-mel [B, T, M], each band standardised within its clip."""
     wav = jnp.pad(wav, ((0, 0), (0, -wav.shape[1] % hop)))
-    mel = jnp.maximum(log_mel(wav, 16_000, 2 * hop, hop, NUM_MELS, 8_000.0), -9.0)
+    mel = jnp.maximum(log_mel(wav, SAMPLE_RATE, 2 * hop, hop, num_mels, SAMPLE_RATE / 2), -9.0)
     weights = (jnp.arange(mel.shape[1]) < frames[:, None])[..., None]
     weights = weights / jnp.maximum(weights.sum(1, keepdims=True), 1)
     mel = mel - (mel * weights).sum(1, keepdims=True)
     return mel * jax.lax.rsqrt((jnp.square(mel) * weights).sum(1, keepdims=True) + 1e-2)
-
-
-def distillation_loss(
-    model: HubertStudent, batch: dict[str, jax.Array], centroids: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Squared errors of centroid and mel, and cross-entropy of the cluster.
-
-    Args:
-      model: the student.
-      batch: `wav` [B, S], `lengths` [B] in samples, and `targets` [B, T], cluster ids with -1
-        where a clip has ended.
-      centroids: [K, E], of mean 0 and variance 1 in each dimension.
-
-    Returns:
-      the loss, and its three parts with the accuracy of the cluster.
-    """
-    predicted, logits, mel = model(batch["wav"], batch["lengths"])
-    config, targets = model.hubert.config, batch["targets"]
-    true_mel = standard_mel(batch["wav"], config.num_frames(batch["lengths"]), config.hop)
-    true_mel = true_mel[:, : mel.shape[1]]
-    valid = targets >= 0
-    targets = jnp.maximum(targets, 0)
-
-    def mean(values):  # BT -> the mean over valid frames
-        return (values * valid).sum() / jnp.maximum(valid.sum(), 1)
-
-    losses = {
-        "centroid_error": mean(jnp.square(predicted - centroids[targets]).mean(-1)),
-        "mel_error": mean(jnp.square(mel - true_mel).mean(-1)),
-        "cluster_loss": mean(optax.softmax_cross_entropy_with_integer_labels(logits, targets)),
-    }
-    loss = losses["centroid_error"] + losses["mel_error"] + CLUSTER_WEIGHT * losses["cluster_loss"]
-    return loss, {"loss": loss, **losses, "accuracy": mean(logits.argmax(-1) == targets)}
 
 
 def distort(rng: np.random.Generator, wav: np.ndarray) -> np.ndarray:
@@ -95,47 +186,39 @@ def distort(rng: np.random.Generator, wav: np.ndarray) -> np.ndarray:
     return (out + level * rng.standard_normal(len(out))).astype(np.float32)
 
 
-class HubertBatches:
+class HubertBatches(NumberedBatches):
     """Endless batches of random crops of `crop_seconds`, `rows` at a time; short clips are padded.
 
-    Batch n is a function of (seed, n) alone, so the position is one number.
+    {"wav": float32 [B, S], "lengths": int32 [B] in samples, "targets": int32 [B, T] cluster ids, -1
+    where a clip has ended}
     """
 
     def __init__(
         self,
-        clips: list[np.ndarray],  # [S] each, of any scale: it is drawn anew
+        clips: list[np.ndarray],  # int16 [S] each
         targets: list[np.ndarray],  # [T] each, 50 a second
         config: HubertConfig,
         *,
         rows: int,
         crop_seconds: float,
+        distorted: bool,
         seed: int,
     ):
+        super().__init__(seed)
         self._clips, self._targets, self._config = clips, targets, config
-        self._rows, self._seed, self._position = rows, seed, 0
-        self._samples = round(crop_seconds * 16_000)
+        self._rows, self._distorted = rows, distorted
+        self._samples = round(crop_seconds * SAMPLE_RATE)
 
-    def __iter__(self):
-        return self
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng([self._seed, self._position])
-        self._position += 1
+    def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         wav = np.zeros((self._rows, self._samples), np.float32)
         targets = np.full((self._rows, self._config.num_frames(self._samples)), -1, np.int32)
         lengths = np.zeros(self._rows, np.int32)
         for row, i in enumerate(rng.choice(len(self._clips), self._rows)):
             hop = self._config.hop
             first = rng.integers(max(0, len(self._clips[i]) - self._samples) // hop + 1)
-            clip = self._clips[i][first * hop :][: self._samples].astype(np.float32)
+            clip = self._clips[i][first * hop :][: self._samples] / np.float32(32768)
             lengths[row] = len(clip)
-            wav[row, : len(clip)] = distort(rng, clip)
+            wav[row, : len(clip)] = distort(rng, clip) if self._distorted else clip
             ids = self._targets[i][first:][: self._config.num_frames(len(clip))]
             targets[row, : len(ids)] = ids
         return {"wav": wav, "lengths": lengths, "targets": targets}
-
-    def state(self) -> bytes:
-        return str(self._position).encode()
-
-    def restore(self, position: bytes) -> None:
-        self._position = int(position)

@@ -1,38 +1,65 @@
 """Sound -> units: HuBERT features, nearest centroid, repeats merged."""
 
 import dataclasses
+import math
 import os
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from speechgpt_jax.speech import kmeans, pretrained
+from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.hubert import Hubert, HubertConfig
 from speechgpt_jax.unit_text import reduce_units
 
-# Sound is padded to one of these lengths, so that few shapes are compiled. A second is 16000.
-SECONDS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+# Sound is padded to one of these lengths, so that few shapes are compiled.
+SECONDS = (1, 2, 4, 6, 10, 16, 24, 32)
+# Of a recording longer than all of them, the Transformer sees windows of at most WINDOW frames, of
+# which CONTEXT at either end only serve the others: a second more hardly changes a unit.
+WINDOW, CONTEXT, FRAMES_PER_SECOND = 800, 50, 50
 SHIPPED = pathlib.Path(__file__).parent.parent / "assets" / "hubert_tiny"
 
 
-@nnx.jit
-def _cluster_ids(hubert: Hubert, wav, lengths, centroids):
-    return kmeans.assign(hubert(wav, lengths), centroids)
+def _heard(features, centroids):
+    return features if centroids is None else kmeans.assign(features, centroids)
 
 
 @nnx.jit
-def _features(hubert: Hubert, wav, lengths):
-    return hubert(wav, lengths)
+def _encode(hubert: Hubert, wav, lengths, centroids):
+    return _heard(hubert(wav, lengths), centroids)
+
+
+@nnx.jit
+def _encode_window(hubert: Hubert, x, centroids):
+    frames = jnp.full(len(x), x.shape[1])
+    return _heard(hubert.encode(x, frames, hubert.config.feature_layer), centroids)
+
+
+@nnx.jit
+def _moments(hubert: Hubert, wav, lengths):
+    return hubert.moments(wav, lengths)
+
+
+@nnx.jit
+def _project(hubert: Hubert, wav, moments):
+    return hubert.project(wav, jnp.full(len(wav), wav.shape[1]), moments)
 
 
 @dataclasses.dataclass(frozen=True)
 class Speech2Unit:
-    """speech2unit = Speech2Unit.from_pretrained(); units, durations = speech2unit(wav)."""
+    """speech2unit = Speech2Unit.from_pretrained(); units, durations = speech2unit(wav).
+
+    Attributes:
+      hubert, centroids: the ears; centroids [K, D], None where only features are wanted.
+      whole_seconds: longer recordings are heard in overlapping windows; every frame is kept.
+    """
 
     hubert: Hubert
-    centroids: np.ndarray  # [K, D]
+    centroids: np.ndarray | None
+    whole_seconds: float = SECONDS[-1]
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike = SHIPPED) -> "Speech2Unit":
@@ -59,17 +86,93 @@ class Speech2Unit:
         return reduce_units(self.cluster_ids([wav])[0])
 
     def cluster_ids(self, wavs: list[np.ndarray]) -> list[np.ndarray]:
-        """The unit of every frame: wavs of [S] -> one int32 [T] each, alike alone or together."""
-        ids = _cluster_ids(self.hubert, *pad(wavs), jnp.asarray(self.centroids))
-        return self._trim(ids, wavs)
+        """The unit of every frame: wavs of [S] -> one int32 [T] each, alike alone or together.
+
+        Raises:
+          ValueError: a wav is not float mono, or holds NaN or infinite samples.
+        """
+        return self._encode(wavs, jnp.asarray(self.centroids))
 
     def features(self, wavs: list[np.ndarray]) -> list[np.ndarray]:
         """HuBERT's features before clustering: wavs of [S] -> one float32 [T, D] each."""
-        return self._trim(_features(self.hubert, *pad(wavs)), wavs)
+        return self._encode(wavs, None)
 
-    def _trim(self, rows, wavs: list[np.ndarray]) -> list[np.ndarray]:
+    def _encode(self, wavs, centroids) -> list[np.ndarray]:
+        """Clips of one window go in one batch, longer recordings one by one."""
+        for wav in wavs:
+            _check(wav)
+        samples = self.whole_seconds * SAMPLE_RATE
+        together = iter(self._encode_batch([w for w in wavs if len(w) <= samples], centroids))
+        return [
+            next(together) if len(wav) <= samples else self._encode_long(wav, centroids)
+            for wav in wavs
+        ]
+
+    def _encode_batch(self, wavs, centroids) -> list[np.ndarray]:
+        if not wavs:
+            return []
+        rows = np.asarray(_encode(self.hubert, *pad(wavs), centroids))
         frames = [self.hubert.config.num_frames(len(wav)) for wav in wavs]
-        return [row[:n] for row, n in zip(np.asarray(rows), frames)]
+        return [row[:n] for row, n in zip(rows, frames)]
+
+    def _encode_long(self, wav, centroids) -> np.ndarray:
+        x, heard = self._project_long(wav), []
+        for start, size, first, end in windows(len(x), WINDOW, CONTEXT):
+            rows = _encode_window(self.hubert, x[None, start : start + size], centroids)
+            heard.append(np.asarray(rows)[0, first:end])
+        return np.concatenate(heard)
+
+    def _project_long(self, wav) -> np.ndarray:
+        """The front end's [T, D], piece by piece and yet the same as at once."""
+        config, moments = self.hubert.config, self._moments_long(wav)
+        # A piece of n frames reaches beyond n hops.
+        beyond = config.receptive_field - config.hop
+        pieces = []
+        for start, size, first, end in windows(config.num_frames(len(wav)), WINDOW, 0):
+            piece = wav[None, start * config.hop : (start + size) * config.hop + beyond]
+            pieces.append(np.asarray(_project(self.hubert, piece, moments))[0, first:end])
+        return np.concatenate(pieces)
+
+    def _moments_long(self, wav) -> tuple[jax.Array, jax.Array]:
+        """What the first layer is normalised by, over the whole recording: [1, 1, C] each."""
+        kernel, stride = self.hubert.config.conv_kernel[0], self.hubert.config.conv_stride[0]
+        size, beyond = WINDOW * self.hubert.config.hop, kernel - stride
+        moments, counts = [], []
+        for start in range(0, len(wav) - beyond, size):
+            piece = wav[start : start + size + beyond]
+            padded = np.pad(piece, (0, size + beyond - len(piece)))[None]
+            moments.append(_moments(self.hubert, padded, np.array([len(piece)])))
+            counts.append(max(0, (len(piece) - kernel) // stride + 1))
+        means, variances = np.array(moments, np.float64).swapaxes(0, 1)
+        mean = np.average(means, 0, counts)
+        variance = np.average(variances + np.square(means - mean), 0, counts)
+        return jnp.asarray(mean, jnp.float32), jnp.asarray(variance, jnp.float32)
+
+
+def windows(total: int, longest: int, context: int) -> list[tuple[int, int, int, int]]:
+    """Overlapping windows of one size over `total` frames, and which frames are kept of each.
+
+    windows(10, 6, 1) -> [(0, 6, 0, 5), (4, 6, 1, 6)]: start, size, and the slice of the window that
+    is kept; `context` frames are not, but at the two ends. Sizes are whole seconds where they fit,
+    so that few shapes are compiled.
+    """
+    count = math.ceil(max(total - 2 * context, 1) / (longest - 2 * context))
+    size = math.ceil((total - 2 * context) / count) + 2 * context
+    size = min(-(-size // FRAMES_PER_SECOND) * FRAMES_PER_SECOND, longest, total)
+    starts = [min(i * (size - 2 * context), total - size) for i in range(count)]
+    ends = [start + size - context for start in starts[:-1]] + [total]
+    firsts = [0, *ends[:-1]]
+    return [(s, size, first - s, end - s) for s, first, end in zip(starts, firsts, ends)]
+
+
+def _check(wav: np.ndarray) -> None:
+    if np.ndim(wav) != 1 or not np.issubdtype(np.asarray(wav).dtype, np.floating):
+        raise ValueError(
+            f"Expected mono sound, float [samples] in [-1, 1] at 16 kHz, got "
+            f"{np.asarray(wav).dtype} {list(np.shape(wav))}; load_audio reads files so."
+        )
+    if not np.isfinite(wav).all():
+        raise ValueError("The sound holds NaN or infinite samples; expected values in [-1, 1].")
 
 
 def load_hubert(folder: str | os.PathLike) -> Hubert:
@@ -92,9 +195,9 @@ def save_hubert(folder: str | os.PathLike, hubert: Hubert, dtype=np.float32) -> 
 def pad(wavs: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """wavs of [S] -> wav [B, S'] with S' from `SECONDS` (or whole 16 s), lengths [B] in samples."""
     lengths = np.array([len(wav) for wav in wavs], np.int32)
-    seconds = max(lengths.max(), 1) / 16_000
+    seconds = max(lengths.max(), 1) / SAMPLE_RATE
     bucket = next((edge for edge in SECONDS if edge >= seconds), -(-seconds // 16) * 16)
-    wav = np.zeros((len(wavs), int(bucket) * 16_000), np.float32)
+    wav = np.zeros((len(wavs), int(bucket) * SAMPLE_RATE), np.float32)
     for row, clip in zip(wav, wavs):
         row[: len(clip)] = clip
     return wav, lengths

@@ -1,14 +1,18 @@
 """The shipped ears on shipped recordings."""
 
+import dataclasses
 import json
 import shutil
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import nnx
 
 from speechgpt_jax.speech.audio import load_audio
-from speechgpt_jax.speech.speech2unit import SHIPPED, Speech2Unit
+from speechgpt_jax.speech.speech2unit import CONTEXT, SHIPPED, WINDOW, Speech2Unit, windows
 
 CLIPS = SHIPPED.parent / "corpus" / "clips"
 
@@ -38,6 +42,64 @@ def test_a_clip_has_the_same_units_alone_and_in_any_batch(speech2unit, wavs):
     alone = [speech2unit.cluster_ids([wav])[0] for wav in wavs]
     for ids, expected in zip(speech2unit.cluster_ids(wavs), alone):
         np.testing.assert_array_equal(ids, expected)
+
+
+def test_a_batch_may_hold_anything(speech2unit, wavs):
+    silence = np.zeros(16_000, np.float32)
+    batch = [wavs[0], np.zeros(0, np.float32), silence, silence[:399], silence[:400]]
+    ids = speech2unit.cluster_ids(batch)
+    assert [len(row) for row in ids] == [len(speech2unit.cluster_ids(wavs[:1])[0]), 0, 49, 0, 1]
+    np.testing.assert_array_equal(ids[2], speech2unit.cluster_ids([silence])[0])
+    assert speech2unit.cluster_ids([]) == []
+
+
+@pytest.mark.parametrize(
+    ("wav", "message"),
+    [
+        (np.zeros((2, 16_000), np.float32), r"mono sound.*float32 \[2, 16000\]"),
+        (np.zeros(16_000, np.int16), r"float \[samples\] in \[-1, 1\].*int16"),
+        (np.full(16_000, np.nan, np.float32), "NaN"),
+    ],
+)
+def test_what_is_no_sound_gives_one_clear_line(speech2unit, wav, message):
+    with pytest.raises(ValueError, match=message):
+        speech2unit.cluster_ids([wav])
+
+
+@pytest.fixture(scope="module")
+def minute(wavs):
+    """A minute of people, one recording after the other."""
+    rows = json.loads((CLIPS / "clips.json").read_text())
+    sound = np.concatenate([load_audio(CLIPS / row["file"]) for row in rows])
+    return np.resize(sound, 60 * 16_000 + 123)
+
+
+def test_a_long_recording_keeps_every_frame_and_most_units(speech2unit, minute):
+    whole = dataclasses.replace(speech2unit, whole_seconds=100).cluster_ids([minute])[0]
+    in_windows, short = speech2unit.cluster_ids([minute, minute[:8_000]])
+    assert len(in_windows) == len(whole) == speech2unit.hubert.config.num_frames(len(minute))
+    # What the Transformer attends to is the window: small ears, taught on 2.5 s, notice.
+    assert (in_windows == whole).mean() > 0.85
+    assert len(short) == 24
+
+
+def test_the_front_end_hears_a_piece_as_in_the_whole(speech2unit, minute):
+    x = speech2unit._project_long(minute)
+    project = nnx.jit(lambda hubert, *sound: hubert.project(*sound))
+    whole = project(speech2unit.hubert, minute[None], np.array([len(minute)]))[0]
+    np.testing.assert_allclose(x, whole, rtol=1e-3, atol=1e-3)
+
+
+@hypothesis.settings(deadline=None, max_examples=40)
+@hypothesis.given(st.integers(WINDOW + 1, 50_000), st.sampled_from([0, CONTEXT]))
+def test_windows_keep_every_frame_once_and_give_it_context(total, context):
+    kept = []
+    for start, size, first, end in windows(total, WINDOW, context):
+        assert start >= 0 and start + size <= total and size <= WINDOW and size % 50 == 0
+        assert first >= context or start == 0
+        assert size - end >= context or start + size == total
+        kept += range(start + first, start + end)
+    assert kept == list(range(total))
 
 
 def test_half_the_level_changes_little(speech2unit, wavs):
