@@ -1,0 +1,80 @@
+"""HuBERT base beside `transformers`: seconds, interleaved medians, and how many units agree.
+
+    .venv/bin/python -m tests.benchmarks.bench_hubert                    # 10 s and 60 s of speech
+    taskset -c 0 .venv/bin/python -m tests.benchmarks.bench_hubert --cpu_time    # on a busy machine
+
+Layer 11 of the base shape, float32, the same random weights, shipped recordings of people joined.
+Ours hears 60 s in windows. The last columns are the shares of units (the nearest of 100 features)
+that are equal in one window and in torch, and in windows and in one window. Where other work runs,
+wall times say little: compare one core's CPU time.
+"""
+
+import argparse
+import dataclasses
+import json
+
+import numpy as np
+import torch
+import transformers
+from flax import nnx
+
+from speechgpt_jax.speech import kmeans
+from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
+from speechgpt_jax.speech.hubert import Hubert, HubertConfig
+from speechgpt_jax.speech.speech2unit import SHIPPED, Speech2Unit
+from speechgpt_jax.training.host_memory import keep_freed_memory
+from tests.benchmarks import timing
+from tests.speech.test_hubert import copy_weights, oracle
+
+NUM_UNITS = 100
+
+
+def speech(seconds: float) -> np.ndarray:
+    clips = SHIPPED.parent / "corpus" / "clips"
+    rows = json.loads((clips / "clips.json").read_text())
+    sound = np.concatenate([load_audio(clips / row["file"]) for row in rows])
+    return np.resize(sound, round(seconds * SAMPLE_RATE))
+
+
+def torch_features(model: transformers.HubertModel, wav: np.ndarray, layer: int) -> np.ndarray:
+    with torch.inference_mode():
+        states = model(torch.from_numpy(wav[None]), output_hidden_states=True).hidden_states
+    return states[layer][0].numpy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 60.0], help="of sound")
+    timing.add_arguments(parser, rounds=5)
+    args = parser.parse_args()
+    keep_freed_memory()
+
+    # What lies beyond the layer that is used is not computed on either side.
+    config = dataclasses.replace(HubertConfig.base(), num_layers=11)
+    theirs, hubert = oracle(config), Hubert(config, rngs=nnx.Rngs(0))
+    copy_weights(theirs, hubert)
+    features = torch_features(theirs, speech(10), config.feature_layer)
+    rng = np.random.default_rng(0)
+    ours = Speech2Unit(hubert, features[rng.choice(len(features), NUM_UNITS, replace=False)])
+    whole = dataclasses.replace(ours, whole_seconds=1e9)
+    print(
+        f"{'sound s':>8}{'torch s':>10}{'ours s':>10}{'ratio':>8}{'equal, one window':>20}", end=""
+    )
+    print(f"{'in windows':>12}", flush=True)
+    for seconds in args.seconds:
+        wav = speech(seconds)
+        torch_time, our_time = timing.medians(
+            args,
+            lambda wav=wav: torch_features(theirs, wav, config.feature_layer),
+            lambda wav=wav: ours.features([wav]),
+        )
+        expected = torch_features(theirs, wav, config.feature_layer)
+        expected = np.asarray(kmeans.assign(expected, ours.centroids))
+        in_one, in_windows = whole.cluster_ids([wav])[0], ours.cluster_ids([wav])[0]
+        speed = f"{seconds:12.0f}{torch_time:12.2f}{our_time:12.2f}{torch_time / our_time:12.2f}"
+        equal = (in_one == expected).mean(), (in_windows == in_one).mean()
+        print(speed + "".join(f"{share:12.2%}" for share in equal), flush=True)
+
+
+if __name__ == "__main__":
+    main()
