@@ -33,7 +33,7 @@ from tools.conversion import key_table, model_card, output, tokenizer_format, we
 from tools.conversion import llama_format as llama
 
 # A shard is written when it has grown to this size.
-SHARD_BYTES = 2**31
+SHARD_BYTES = 2**29
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 

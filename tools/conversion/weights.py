@@ -70,7 +70,11 @@ def from_folder(folder: pathlib.Path, names: Iterable[str]) -> Weights:
 
 
 def from_torch(source, tensors: Mapping[str, torch.Tensor]) -> Weights:
-    """Tensors that `pickles.load_torch` opened."""
+    """Tensors that `pickles.load_torch` opened; ValueError if they are something else."""
+    if not (
+        isinstance(tensors, Mapping) and all(isinstance(x, torch.Tensor) for x in tensors.values())
+    ):
+        raise ValueError(f"{source} holds other things than named tensors.")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return Weights(str(source), shapes, lambda name: _to_numpy(tensors[name]))
 
@@ -107,7 +111,15 @@ def _open(path: pathlib.Path) -> Weights:
         raise ValueError(f"{path} is missing; get all shards that the index names.")
     if path.suffix == ".safetensors":
         return _open_safetensors(path)
-    return from_torch(path, pickles.load_torch(path))
+    return _open_torch(path)
+
+
+def _open_torch(path: pathlib.Path) -> Weights:
+    def read():
+        return from_torch(path, pickles.load_torch(path))
+
+    # Mapped anew for each tensor: what was read before no longer counts as memory in use.
+    return Weights(str(path), read().shapes, lambda name: read().fetch(name))
 
 
 def _open_safetensors(path: pathlib.Path) -> Weights:
@@ -115,7 +127,7 @@ def _open_safetensors(path: pathlib.Path) -> Weights:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
     def fetch(name):
-        # Opened anew for each tensor: what was read before no longer counts as memory in use.
+        # Opened anew, as PyTorch's are.
         with _safe_open(path) as file:
             return file.get_tensor(name)
 
