@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 FOLDER = "checkpoints"
 PARAMS = "params."
 
+# What JAX and Orbax raise when another process of the run is gone: nobody's files are to blame.
+LOST_PROCESS = (jax.errors.JaxRuntimeError, TimeoutError)
+
 # Arrays of a whole model are stored in pieces of 64 MiB: a host reads little besides its own part.
 CHUNK_BYTES = 2**26
 
@@ -168,9 +171,9 @@ class Checkpoints:
         return None
 
     def check(self):
-        """Raises what has gone wrong in the background so far."""
-        with _writing(self.folder):
-            self._manager.check_for_errors()
+        """Raises what has gone wrong in the background so far; takes microseconds."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self):
         """Returns when everything saved so far is on disk."""
@@ -192,6 +195,7 @@ class Checkpoints:
     def _move_aside(self, folders):
         if not folders:
             return
+        multihost_utils.sync_global_devices("all have found an older checkpoint")
         if jax.process_index() == 0:
             for folder in folders:
                 folder.rename(self.folder / f"damaged_{folder.name}")
@@ -375,13 +379,16 @@ def _reading(folder):
     """Whatever Orbax, TensorStore or JSON say of files that are not as written becomes Damaged."""
     try:
         yield
+    except LOST_PROCESS:
+        raise
     except Exception as error:
         raise Damaged(folder, f"{type(error).__name__}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
-    """What the error says, without the long tail that TensorStore and Orbax hang on to it."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    """What the error says, without the paths and codes that TensorStore puts around the cause."""
+    line = (str(error).splitlines() or [type(error).__name__])[0].partition(" [")[0]
+    return line if len(line) <= 200 else f"{line[:60]} ... {line[-120:]}"
 
 
 @contextlib.contextmanager
@@ -389,7 +396,7 @@ def _writing(folder):
     """Whatever Orbax says of a full disk or a forbidden folder becomes NotSaved."""
     try:
         yield
-    except NotSaved:
+    except (NotSaved, *LOST_PROCESS):
         raise
     except Exception as error:
         # A step has its number only when all of it is written.

@@ -1,8 +1,10 @@
 """Checkpoints on disk: what comes back, what stays, and what happens to damaged ones."""
 
 import os
+import resource
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import optax
 import pytest
 
 from speechgpt_jax import checkpoints
-from speechgpt_jax.checkpoints import Checkpoints, Keep
+from speechgpt_jax.checkpoints import Checkpoints, Keep, NotSaved
 from speechgpt_jax.training.train_step import TrainState
 
 TX = optax.adam(1e-3)
@@ -134,6 +136,40 @@ def test_a_killed_save_leaves_no_step(saved):
     # What Orbax leaves when the process dies while it writes.
     os.rename(saved / "checkpoints" / "3", saved / "checkpoints" / "3.orbax-checkpoint-tmp-7")
     assert Checkpoints(saved).restore_latest(make_state()).step == 2
+
+
+@pytest.fixture
+def full_disk():
+    """Calling it makes every write beyond a few kilobytes fail, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk(tmp_path, full_disk):
+    store = Checkpoints(tmp_path, Keep(last=1))
+    store.save(1, make_state(1))
+    store.wait()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    full_disk()
+    with pytest.raises(NotSaved, match=r"can't be written to .*\(step 1 is untouched\)") as error:
+        store.save(2, make_state(2))
+        # It goes wrong in the background, and is told while training goes on.
+        for _ in range(300):
+            time.sleep(0.1)
+            store.check()
+    assert "\n" not in str(error.value)
+    assert "too large" in str(error.value), "the cause"
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    # The last good one is there, and when there is room the run goes on in the same folder.
+    store = Checkpoints(tmp_path, Keep(last=1))
+    restored = store.restore_latest(make_state())
+    assert restored.step == 1
+    assert_same(restored.state, make_state(1))
+    store.save(2, make_state(2))
+    store.close()
+    assert [path.name for path in store.folder.iterdir()] == ["2"]
 
 
 def test_parameters_by_name(saved):

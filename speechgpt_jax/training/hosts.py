@@ -12,6 +12,8 @@ import sys
 
 import jax
 
+from speechgpt_jax.checkpoints import LOST_PROCESS
+
 # A process that was silent for so long is dead, and the others stop: within a minute.
 HEARTBEAT_SECONDS = 30
 # The first process may still draw a plot when the others are done.
@@ -91,11 +93,12 @@ def _leave_at_once():
         if isinstance(stop.code, str):  # What `sys.exit` would print.
             _exit(stop.code)
         raise
-    except jax.errors.JaxRuntimeError as error:
+    except LOST_PROCESS as error:
+        cause, _, _ = str(error).partition("\n")
         _exit(
             f"Error: process {jax.process_index()} of {jax.process_count()} stops, for another one"
             " is gone or a device failed. Start all of them again: the same command goes on from"
-            f" the last checkpoint. JAX says: {str(error).splitlines()[0]}"
+            f" the last checkpoint. JAX says: {cause}"
         )
     except BaseException:
         sys.excepthook(*sys.exc_info())

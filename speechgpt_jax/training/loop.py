@@ -136,7 +136,10 @@ def resume(state, batches: Batches, checkpoints: Checkpoints) -> tuple[Any, int]
         if isinstance(array, jax.Array):
             array.delete()
     if restored.input_position is None:
-        say("The run had another number of processes: its input starts from the beginning.")
+        say(
+            "The run had another number of processes: its input starts from the beginning. With"
+            " another seed of the input it sees the examples in another order than before."
+        )
     else:
         batches.restore(restored.input_position)
     say(f"Going on from step {restored.step} of {checkpoints.folder}.")

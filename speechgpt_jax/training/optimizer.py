@@ -63,7 +63,7 @@ class GuardState(NamedTuple):
     Attributes:
       mean_loss: running mean of the accepted losses, float32 [].
       accepted: how many there were, int32 [].
-      rejected: whether the last batch was, bool [].
+      rejected: 1 if the last batch was, else 0, int32 [].
       inner: of the optimizer.
     """
 
@@ -163,7 +163,7 @@ def guarded(
 
     def init(params):
         zero = jnp.zeros((), jnp.int32)
-        return GuardState(jnp.float32(0), zero, jnp.array(False), optimizer.init(params))
+        return GuardState(jnp.float32(0), zero, zero, optimizer.init(params))
 
     def update(grads, state, params=None, *, value, **_):
         is_spike = (state.accepted > 0) & (value > guard.spike * state.mean_loss)
@@ -176,10 +176,10 @@ def guarded(
         new = GuardState(
             mean_loss=state.mean_loss + weight * (value - state.mean_loss),
             accepted=state.accepted + 1,
-            rejected=rejected,
+            rejected=state.rejected,
             inner=inner,
         )
-        old = state._replace(rejected=rejected)
-        return updates, jax.tree.map(lambda a, b: jnp.where(rejected, a, b), old, new)
+        kept = jax.tree.map(lambda old, new: jnp.where(rejected, old, new), state, new)
+        return updates, kept._replace(rejected=rejected.astype(jnp.int32))
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -122,8 +122,10 @@ class Progress:
         if "seconds_per_step" not in means:
             return "  ".join(losses)
         left = duration_text((self._steps - step) * means["seconds_per_step"])
-        speed = means[f"{self._rate}_per_second"]
-        return "  ".join([*losses, f"{speed:,.0f} {self._rate}/s", f"{left} left"])
+        speed = [f"{means[f'{self._rate}_per_second']:,.0f} {self._rate}/s"]
+        if "mfu" in means:
+            speed.append(f"MFU {means['mfu']:.0%}")
+        return "  ".join([*losses, *speed, f"{left} left"])
 
 
 def duration_text(seconds: float) -> str:

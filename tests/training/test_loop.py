@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
 import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from speechgpt_jax.checkpoints import Checkpoints
-from speechgpt_jax.training.loop import fit
+from speechgpt_jax.training.loop import REJECTED, fit
+from speechgpt_jax.training.optimizer import Guard, guarded
 from speechgpt_jax.training.progress import draw_losses, duration_text, read_metrics
 
 
@@ -39,12 +42,26 @@ def train_step(state, batch):
     return {"w": w}, {"loss": (2 * loss, 2.0), "tokens": jnp.float32(4)}
 
 
-def run(folder, steps, batches=None, **kwargs):
+TX = guarded(optax.sgd(0.1), Guard(spike=3.0))
+
+
+@jax.jit
+def guarded_step(state, batch):
+    def loss_fn(w):
+        return jnp.sum((w - batch["x"]) ** 2)
+
+    loss, grads = jax.value_and_grad(loss_fn)(state["w"])
+    updates, opt = TX.update(grads, state["opt"], value=loss)
+    metrics = {"loss": (loss, 1.0), "tokens": jnp.float32(4), REJECTED: opt.rejected}
+    return {"w": state["w"] + updates, "opt": opt}, metrics
+
+
+def run(folder, steps, batches=None, state=None, step=train_step, **kwargs):
     checkpoints = Checkpoints(folder)
     try:
         return fit(
-            {"w": jnp.zeros(4)},
-            train_step,
+            state or {"w": jnp.zeros(4)},
+            step,
             batches or Numbers(),
             steps=steps,
             checkpoints=checkpoints,
@@ -89,9 +106,62 @@ def test_nan_names_the_step_and_is_not_saved(tmp_path):
             batch = super().__next__()
             return {"x": batch["x"] * np.float32("nan")} if self.count == 6 else batch
 
-    with pytest.raises(FloatingPointError, match="step 6: loss"):
+    with pytest.raises(FloatingPointError, match=r"step 6: loss not finite; .*/step_6.npz"):
         run(tmp_path, 20, Poisoned(), save_every=3)
     assert Checkpoints(tmp_path).latest_step() == 3
+    assert np.isnan(np.load(tmp_path / "rejected" / "step_6.npz")["x"]).all()
+
+
+class Spoilt(Numbers):
+    """Batches 6 and 7 do harm: one is far out, the other not finite."""
+
+    def __next__(self):
+        factor = np.float32({6: 100, 7: np.inf}.get(self.count + 1, 1))
+        return {key: factor * x for key, x in super().__next__().items()}
+
+
+def test_rejected_batches_teach_nothing_and_are_kept(tmp_path, capsys):
+    class Without(Numbers):
+        def __next__(self):
+            self.count += 2 * (self.count == 5)
+            return super().__next__()
+
+    start = {"w": jnp.zeros(4), "opt": TX.init(jnp.zeros(4))}
+    spoilt = run(tmp_path / "spoilt", 12, Spoilt(), start, guarded_step, patience=2)
+    without = run(tmp_path / "without", 10, Without(), start, guarded_step)
+    np.testing.assert_array_equal(spoilt["w"], without["w"])
+    out = capsys.readouterr().out
+    assert "step 6: loss" in out and "far above its running mean; skipped" in out
+    assert "step 7: loss not finite; skipped. Its batch is in" in out
+    kept = np.load(tmp_path / "spoilt" / "rejected" / "step_6.npz")["x"]
+    np.testing.assert_array_equal(kept, 100 * np.random.default_rng(6).normal(size=4).astype("f"))
+    assert all(np.isfinite(line["loss"]) for line in read_metrics(tmp_path / "spoilt"))
+
+
+def test_out_of_patience(tmp_path):
+    start = {"w": jnp.zeros(4), "opt": TX.init(jnp.zeros(4))}
+    with pytest.raises(FloatingPointError, match="step 7: loss not finite"):
+        run(tmp_path, 12, Spoilt(), start, guarded_step, patience=1)
+
+
+def test_mfu_is_the_share_of_the_peak(tmp_path, capsys):
+    def step(state, batch):
+        state, metrics = train_step(state, batch)
+        return state, metrics | {"model_flops": 50 * metrics["tokens"]}
+
+    run(tmp_path, 4, step=step, peak_flops=1e3)
+    assert re.search(r"tokens/s  MFU \d+%  0:00 left", capsys.readouterr().out)
+    line = read_metrics(tmp_path)[-1]
+    np.testing.assert_allclose(line["mfu"], 50 * line["tokens_per_second"] / 1e3, rtol=1e-6)
+
+
+def test_profile(tmp_path):
+    run(tmp_path, 4, profile_steps=(2, 3))
+    assert list(tmp_path.glob("profile/**/*.xplane.pb"))
+    with pytest.raises(
+        ValueError, match=r"profile_steps \(4, 5\) must be steps of this run: 5 to 6"
+    ):
+        run(tmp_path, 6, profile_steps=(4, 5))
 
 
 def test_input_that_ends_is_named(tmp_path):

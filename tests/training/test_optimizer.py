@@ -1,5 +1,7 @@
 """Schedules, what is decayed, clipping."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,9 @@ from speechgpt_jax.checkpoints import flatten
 from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.training.optimizer import (
     AdamW,
+    Guard,
     decay_mask,
+    guarded,
     learning_rate_schedule,
     make_optimizer,
 )
@@ -69,3 +73,56 @@ def test_clipping():
     _, state = tx.update({"w": jnp.array([30.0, 40.0])}, tx.init(params), params)
     mu = optax.tree_utils.tree_get(state, "mu")["w"]
     np.testing.assert_allclose(mu, 0.1 * np.array([0.6, 0.8]), rtol=1e-5)
+
+
+def test_moments_in_half_the_memory():
+    params = {"w": jnp.zeros(64)}
+    grads = jax.random.normal(jax.random.key(0), (50, 64))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def learn(dtype):
+        tx = make_optimizer(AdamW(1e-2, "constant", warmup=0, moments_dtype=dtype), 50)
+
+        def step(state, grad):
+            params, opt_state = state
+            updates, opt_state = tx.update({"w": grad}, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), None
+
+        return jax.lax.scan(step, (params, tx.init(params)), grads)[0]
+
+    whole, _ = learn("float32")
+    half, state = learn("bfloat16")
+    moments = [optax.tree_utils.tree_get(state, name)["w"] for name in ("mu", "nu")]
+    assert [x.dtype for x in moments] == [jnp.bfloat16] * 2
+    assert optax.tree_utils.tree_get_all_with_path(state, "count")[0][1] == 50
+    error = jnp.linalg.norm(whole["w"] - half["w"]) / jnp.linalg.norm(whole["w"])
+    assert 0 < error < 0.02
+
+
+def test_guard():
+    tx = guarded(optax.sgd(1.0), Guard(spike=2.0))
+    update = jax.jit(tx.update)
+    state = tx.init(jnp.zeros(2))
+    losses = (4.0, 2.0, 6.1, 5.9, np.nan, 1.0, np.inf)
+    rejected = []
+    for loss in losses:
+        updates, state = update(jnp.ones(2), state, None, value=loss)
+        rejected.append(bool(state.rejected))
+        np.testing.assert_array_equal(updates, 0.0 if rejected[-1] else -1.0)
+    # Mean 3 after two losses: 6.1 is over twice that, 5.9 is not.
+    assert rejected == [False, False, True, False, True, False, True]
+    np.testing.assert_allclose(state.mean_loss, np.mean([4.0, 2.0, 5.9, 1.0]), rtol=1e-6)
+
+
+def test_a_gradient_that_is_not_finite_is_rejected_too():
+    tx = guarded(optax.sgd(1.0, momentum=0.9), Guard())
+    start = tx.init(jnp.zeros(2))
+    updates, state = tx.update(jnp.array([1.0, np.nan]), start, None, value=1.0)
+    np.testing.assert_array_equal(updates, 0)
+    assert state.rejected and state.accepted == 0
+    np.testing.assert_array_equal(state.inner[0].trace, start.inner[0].trace)
+
+
+def test_spike_below_the_mean():
+    with pytest.raises(ValueError, match=r"spike 0\.5 must be over 1"):
+        Guard(spike=0.5)
