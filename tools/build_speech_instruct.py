@@ -65,9 +65,10 @@ Spoken = Sequence[int] | str  # reduced units, or why there are none
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args, beam_arguments = parser().parse_known_args(arguments)
+    options = shards.pipeline_options(beam_arguments)
     job, work = STEPS[args.step](args)
     output = absolute(args.output)
-    shards.print_summary(shards.run(job, work, output, beam_arguments), output)
+    shards.print_summary(shards.run(job, work, output, options), output)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch_seconds", type=int, default=32, help="sound encoded at a time")
     args, beam_arguments = parser.parse_known_args(arguments)
 
+    options = shards.pipeline_options(beam_arguments)
     output, hubert = absolute(args.output), absolute(args.hubert)
     rows = find_recordings(absolute(args.input))
     work = shards.cut(rows, output, args.shard_size, {"hubert": hubert})
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         make_worker=functools.partial(Extractor.from_pretrained, hubert, args.batch_seconds),
         measure=measure,
     )
-    shards.print_summary(shards.run(job, work, output, beam_arguments), output)
+    shards.print_summary(shards.run(job, work, output, options), output)
 
 
 def absolute(path: str) -> str:

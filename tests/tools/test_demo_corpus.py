@@ -1,8 +1,6 @@
 """Speaking and encoding the demo world with a small speech command and a tiny HuBERT."""
 
-import dataclasses
 import json
-import shlex
 import sys
 from pathlib import Path
 
@@ -10,46 +8,17 @@ import numpy as np
 import pytest
 import soundfile
 import tensorflow as tf
-from flax import nnx
 
 from speechgpt_jax.speech import audio
-from speechgpt_jax.speech.hubert import Hubert, HubertConfig
 from speechgpt_jax.speech.speech2unit import Speech2Unit
 from tools import build_demo_corpus, demo_world
 
 NUM_UNITS = 200
 
-# A voice of one tone a word; what it was told to say goes beside the wav.
-VOICE = """
-import pathlib, sys
-import numpy as np, soundfile
-wav, speaker, text = sys.argv[1:]
-pathlib.Path(wav).with_suffix(".json").write_text(text)
-pitch = [200 + 40 * len(word) for word in text.split()]
-tones = [np.sin(2 * np.pi * hz * np.arange(4000) / 16000) for hz in pitch]
-soundfile.write(wav, 0.3 * np.concatenate(tones), 16000)
-"""
-
 
 @pytest.fixture(scope="module")
-def voice(tmp_path_factory):
-    script = tmp_path_factory.mktemp("voice") / "voice.py"
-    script.write_text(VOICE)
-    return f"{shlex.quote(sys.executable)} {shlex.quote(str(script))} {{wav}} {{speaker}} {{text}}"
-
-
-@pytest.fixture(scope="module")
-def hubert():
-    config = dataclasses.replace(
-        HubertConfig.tiny(),
-        conv_dim=(8,) * 7,
-        hidden_size=32,
-        num_layers=1,
-        intermediate_size=32,
-        feature_layer=1,
-    )
-    centroids = np.random.default_rng(0).normal(size=(NUM_UNITS, 32)).astype(np.float32)
-    return Speech2Unit(Hubert(config, rngs=nnx.Rngs(0)), centroids)
+def hubert(small_hubert):
+    return Speech2Unit.from_pretrained(small_hubert)
 
 
 def read(path):

@@ -17,19 +17,11 @@ from hypothesis import strategies as st
 from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.speech.audio import load_audio, save_audio
 from speechgpt_jax.speech.speech2unit import Speech2Unit
-from tests.tools.small_hubert import save_small_hubert
 from tools import extract_units, shards
 from tools.manifest import parse_rows
 
 ROOT = Path(__file__).parents[2]
 CLIPS = sorted((DEMO_CORPUS / "clips").glob("*.flac"))[:9]
-
-
-@pytest.fixture(scope="module")
-def hubert(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hubert")
-    save_small_hubert(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +50,18 @@ def rows_of(output: Path, kind: str = "units") -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def extracted(recordings, hubert, tmp_path_factory):
+def extracted(recordings, small_hubert, tmp_path_factory):
     """The work of one worker."""
     output = tmp_path_factory.mktemp("extracted")
-    extract(recordings, hubert, output)
+    extract(recordings, small_hubert, output)
     return output
 
 
-def test_units_are_those_of_each_recording_alone(extracted, recordings, hubert):
+def test_units_are_those_of_each_recording_alone(extracted, recordings, small_hubert):
     rows = rows_of(extracted)
     paths = [row["path"] for row in rows]
     assert paths == sorted(map(str, recordings.rglob("*.wav"))) and len(paths) == 9
-    speech2unit = Speech2Unit.from_pretrained(hubert)
+    speech2unit = Speech2Unit.from_pretrained(small_hubert)
     for row in rows:
         wav = load_audio(row["path"])
         units, durations = speech2unit(wav)
@@ -91,13 +83,13 @@ def test_what_lies_in_the_folder_at_the_end(extracted):
     assert (extracted / "histogram.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_two_workers_write_the_same(extracted, recordings, hubert, tmp_path):
+def test_two_workers_write_the_same(extracted, recordings, small_hubert, tmp_path):
     workers = ("--direct_num_workers=2", "--direct_running_mode=multi_threading")
-    extract(recordings, hubert, tmp_path, *workers)
+    extract(recordings, small_hubert, tmp_path, *workers)
     assert shards_of(tmp_path) == shards_of(extracted)
 
 
-def test_after_a_kill_the_rest_is_made(extracted, recordings, hubert, tmp_path):
+def test_after_a_kill_the_rest_is_made(extracted, recordings, small_hubert, tmp_path):
     source = tmp_path / "recordings"
     shutil.copytree(recordings, source)
     last = sorted(source.rglob("*.wav"))[4]
@@ -106,7 +98,7 @@ def test_after_a_kill_the_rest_is_made(extracted, recordings, hubert, tmp_path):
     os.mkfifo(last)  # Whoever reads it waits for ever.
     output = tmp_path / "units"
     command = [sys.executable, "-m", "tools.extract_units", f"--input={source}"]
-    flags = [f"--hubert={hubert}", f"--output={output}", "--shard_size=2"]
+    flags = [f"--hubert={small_hubert}", f"--output={output}", "--shard_size=2"]
     process = subprocess.Popen(
         [*command, *flags],
         cwd=ROOT,
@@ -128,7 +120,7 @@ def test_after_a_kill_the_rest_is_made(extracted, recordings, hubert, tmp_path):
 
     last.unlink()
     last.write_bytes(kept)
-    extract(source, hubert, output)
+    extract(source, small_hubert, output)
     assert [path.stat().st_mtime_ns for path in made] == before
     assert not list(output.glob("*.part"))
     moved = {
@@ -138,7 +130,7 @@ def test_after_a_kill_the_rest_is_made(extracted, recordings, hubert, tmp_path):
     assert moved == shards_of(extracted)
 
 
-def test_what_can_not_be_heard_is_listed(recordings, hubert, tmp_path, capsys):
+def test_what_can_not_be_heard_is_listed(recordings, small_hubert, tmp_path, capsys):
     good = sorted(recordings.glob("*.wav"))[0]
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.flac").write_text("this is no sound")
@@ -147,7 +139,7 @@ def test_what_can_not_be_heard_is_listed(recordings, hubert, tmp_path, capsys):
     names = ["empty.wav", "text.flac", str(good), "cut.wav", "short.wav", "missing.wav"]
     lines = [f"{name}\ttext {i}\tslt\n" for i, name in enumerate(names)]
     (tmp_path / "manifest.tsv").write_text("path\ttext\tspeaker\n" + "".join(lines))
-    extract(tmp_path / "manifest.tsv", hubert, tmp_path / "units")
+    extract(tmp_path / "manifest.tsv", small_hubert, tmp_path / "units")
 
     (row,) = rows_of(tmp_path / "units")
     assert (row["path"], row["text"], row["speaker"]) == (str(good), "text 2", "slt")
@@ -160,11 +152,17 @@ def test_what_can_not_be_heard_is_listed(recordings, hubert, tmp_path, capsys):
     assert "Rejected rows: 5" in capsys.readouterr().out
 
 
-def test_another_input_does_not_go_on_with_the_same_output(extracted, recordings, hubert):
+def test_nothing_but_rejects_is_a_result_too(small_hubert, tmp_path):
+    (tmp_path / "text.wav").write_text("this is no sound")
+    extract(tmp_path, small_hubert, tmp_path / "units")
+    assert rows_of(tmp_path / "units") == [] and len(rows_of(tmp_path / "units", "rejects")) == 1
+
+
+def test_another_input_does_not_go_on_with_the_same_output(extracted, recordings, small_hubert):
     with pytest.raises(ValueError, match=r"was begun with rows .*another --output"):
-        extract(recordings / "more [1]", hubert, extracted)
+        extract(recordings / "more [1]", small_hubert, extracted)
     with pytest.raises(ValueError, match=r"was begun with shard_size 2, now it is 3"):
-        extract(recordings, hubert, extracted, "--shard_size=3")
+        extract(recordings, small_hubert, extracted, "--shard_size=3")
 
 
 @pytest.mark.parametrize(
@@ -177,18 +175,19 @@ def test_another_input_does_not_go_on_with_the_same_output(extracted, recordings
         ("none.jsonl", "There is no row to work on"),
     ],
 )
-def test_an_input_that_will_not_do_is_one_line(hubert, tmp_path, source, message):
+def test_an_input_that_will_not_do_is_one_line(small_hubert, tmp_path, source, message):
     (tmp_path / "rows.jsonl").write_text('{"path": "a.wav"}\n{"wav": "b.wav"}\n')
     (tmp_path / "cells.tsv").write_text("path\ttext\nonly a path\n")
     (tmp_path / "none.jsonl").write_text("\n")
     with pytest.raises(ValueError, match=message):
-        extract(tmp_path / source, hubert, tmp_path / "units")
+        extract(tmp_path / source, small_hubert, tmp_path / "units")
     assert not list(tmp_path.glob("units/*"))
 
 
-def test_a_misspelt_flag_is_named(recordings, hubert, tmp_path):
+def test_a_misspelt_flag_is_named(recordings, small_hubert, tmp_path):
     with pytest.raises(ValueError, match="--hubbert is unknown"):
-        extract(recordings, hubert, tmp_path, "--hubbert=x")
+        extract(recordings, small_hubert, tmp_path / "units", "--hubbert=x")
+    assert not (tmp_path / "units").exists()
 
 
 def test_ears_that_are_not_there_are_named(recordings, tmp_path):
@@ -196,7 +195,7 @@ def test_ears_that_are_not_there_are_named(recordings, tmp_path):
         extract(recordings, tmp_path / "ears", tmp_path / "units")
 
 
-def test_few_shapes_are_compiled(hubert):
+def test_few_shapes_are_compiled(small_hubert):
     shapes = set()
 
     class Watched(Speech2Unit):
@@ -204,7 +203,7 @@ def test_few_shapes_are_compiled(hubert):
             shapes.add((len(wavs), max(map(extract_units.padded_length, wavs))))
             return super().cluster_ids(wavs)
 
-    watched = Watched.from_pretrained(hubert)
+    watched = Watched.from_pretrained(small_hubert)
     lengths = np.random.default_rng(0).integers(400, 32 * 16_000, 60)
     heard = extract_units.Extractor(watched, batch_seconds=16).encode(map(np.zeros, lengths))
     assert len(shapes) <= 8
