@@ -22,6 +22,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
+from absl import logging
 from flax import nnx
 
 from speechgpt_jax import checkpoints
@@ -324,6 +325,8 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     with one_line_errors():
         hush_libraries()
+        # Orbax logs what it then raises.
+        logging.set_verbosity(logging.FATAL)
         _run(args)
         print(f"Written: {args.out}")
 
