@@ -5,8 +5,8 @@
 
 Clips of 1 to 30 seconds (uniform) are cut from the shipped recordings and written as FLAC. Both
 sides read the files, compute the features of layer 11 with the same random weights, and take the
-nearest of 1000 centroids. Rounds alternate; shapes are compiled before the first. With --cpu_time,
-for a busy machine, an hour is one of CPU time.
+nearest of 1000 centroids. Rounds alternate, after every shape was compiled; each ends in a line for
+all rounds so far. With --cpu_time, for a busy machine, an hour is one of CPU time.
 """
 
 import argparse
@@ -22,35 +22,43 @@ from flax import nnx
 from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio, save_audio
 from speechgpt_jax.speech.hubert import Hubert, HubertConfig
-from speechgpt_jax.speech.speech2unit import SECONDS, Speech2Unit
+from speechgpt_jax.speech.speech2unit import Speech2Unit
 from tests.speech.test_hubert import copy_weights
-from tools.extract_units import Extractor, in_advance, load
+from tools.extract_units import Extractor, in_advance, load, padded_length
 
-CLIPS_A_ROUND = 20
+# As many as some shards have: ours fills batches with silence at the end of each.
+CLIPS_A_ROUND = 100
 
 
 def main():
     arguments = parse_arguments()
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     ours, theirs = both_sides(arguments.batch_seconds)
-    warm_up(ours, theirs)
     with tempfile.TemporaryDirectory() as folder:
-        paths, seconds = write_clips(Path(folder), arguments.clips)
+        clips = write_clips(Path(folder), arguments.clips)
+        ours(one_of_each_length(clips))
+        theirs([clips[0][0]])
+        print(f"h of sound an hour of {clock.__name__}, {torch.get_num_threads()} torch threads")
+        print(f"{'clips':>6}{'minutes':>9}{'ours':>8}{'torch':>8}{'ratio':>8}{'equal units':>14}")
+        seconds = same = frames = 0
         spent = {ours: 0.0, theirs: 0.0}
-        same = frames = 0
-        for start in range(0, len(paths), CLIPS_A_ROUND):
+        for start in range(0, len(clips), CLIPS_A_ROUND):
+            paths, lengths = zip(*clips[start : start + CLIPS_A_ROUND])
             heard = {}
             for run in spent:
                 begin = clock()
-                heard[run] = run(paths[start : start + CLIPS_A_ROUND])
+                heard[run] = run(paths)
                 spent[run] += clock() - begin
-            for one, other in zip(heard[ours], heard[theirs]):
-                same, frames = same + (one == other).sum(), frames + len(one)
-    print(f"{len(paths)} clips, {seconds / 60:.1f} min, {torch.get_num_threads()} threads of torch")
-    print(f"equal units: {same / frames:.2%} of {frames} frames")
-    for name, run in (("ours", ours), ("torch", theirs)):
-        print(f"{name:6} {seconds / spent[run]:8.2f} h of sound an hour of {clock.__name__}")
-    print(f"ratio  {spent[theirs] / spent[ours]:8.2f}")
+            seconds += sum(lengths) / SAMPLE_RATE
+            same += sum((a == b).sum() for a, b in zip(heard[ours], heard[theirs]))
+            frames += sum(map(len, heard[ours]))
+            rates = seconds / spent[ours], seconds / spent[theirs], spent[theirs] / spent[ours]
+            print(
+                f"{start + len(paths):6}{seconds / 60:9.1f}"
+                + "".join(f"{rate:8.2f}" for rate in rates)
+                + f"{same / frames:14.2%}",
+                flush=True,
+            )
 
 
 def parse_arguments():
@@ -90,27 +98,23 @@ def both_sides(batch_seconds):
     return ours, theirs
 
 
-def warm_up(ours, theirs):
-    """Compiles every shape of ours; PyTorch, too, is slower at first."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = []
-        for seconds in SECONDS:
-            paths.append(f"{folder}/{seconds}.flac")
-            save_audio(paths[-1], np.zeros(seconds * SAMPLE_RATE, np.float32))
-        ours(paths)
-        theirs(paths[:4])
+def one_of_each_length(clips):
+    """A path for each shape that the clips are padded to: what has to be compiled first."""
+    paths = {padded_length(np.zeros(length, np.float32)): path for path, length in clips}
+    return list(paths.values())
 
 
 def write_clips(folder, count):
-    """`count` clips cut from the shipped recordings: their paths, and how long they are in all."""
-    clips = sorted((DEMO_CORPUS / "clips").glob("*.flac"))
-    sound = np.concatenate([load_audio(clip) for clip in clips])
+    """`count` clips cut from the shipped recordings: (path, samples) of each."""
+    files = sorted((DEMO_CORPUS / "clips").glob("*.flac"))
+    sound = np.concatenate([load_audio(file) for file in files])
     rng = np.random.default_rng(0)
-    lengths = rng.integers(SAMPLE_RATE, 30 * SAMPLE_RATE, count)
-    for i, length in enumerate(lengths):
+    clips = []
+    for i, length in enumerate(rng.integers(SAMPLE_RATE, 30 * SAMPLE_RATE, count)):
         start = rng.integers(len(sound) - length)
-        save_audio(folder / f"{i:05d}.flac", sound[start : start + length])
-    return sorted(map(str, folder.iterdir())), lengths.sum() / SAMPLE_RATE
+        clips.append((str(folder / f"{i:05d}.flac"), int(length)))
+        save_audio(clips[-1][0], sound[start : start + length])
+    return clips
 
 
 if __name__ == "__main__":
