@@ -41,5 +41,5 @@ def speak(template: str, speaker: str, text: str, wav: Path) -> None:
         raise ValueError(f"{command[0]} can't be run ({error}); check --tts.") from error
     if done.returncode or not unfinished.exists():
         reason = done.stderr.strip() or f"exit code {done.returncode}, no file written"
-        raise NotSpoken(f"{template} failed, {speaker} saying {text!r} ({reason}); check --tts.")
+        raise NotSpoken(f"{template} failed when {speaker} said {text!r} ({reason}); check --tts.")
     os.replace(unfinished, wav)
