@@ -64,7 +64,11 @@ _TOKENIZE = (preprocessors.tokenize_dialogues, seqio.preprocessors.append_eos)
 seqio.TaskRegistry.add(
     "demo_modality_adaptation",
     source=_utterances("train", "test", "unheard_voice", "human"),
-    preprocessors=[preprocessors.utterance_to_unit_text, preprocessors.concatenate_and_cut],
+    preprocessors=[
+        preprocessors.utterance_to_unit_text,
+        preprocessors.tokenize_unit_text,
+        preprocessors.concatenate_and_cut,
+    ],
     output_features=_TARGETS,
     shuffle_buffer_size=None,
 )
@@ -142,10 +146,10 @@ _add_dialogue_task("demo_text_to_text", prompts.TEXT_TO_TEXT, [metrics.answer_ac
 seqio.MixtureRegistry.add(
     "demo_cross_modal_instruction",
     [
-        ("demo_asr", 0.35),
+        ("demo_asr", 0.3),
         ("demo_asr_free_order", 0.15),
-        ("demo_tts", 0.2),
-        ("demo_text_instruction", 0.3),
+        ("demo_tts", 0.12),
+        ("demo_text_instruction", 0.43),
     ],
 )
 

@@ -1,42 +1,118 @@
-"""Stages 2 and 3 over SpeechInstruct files, JSON with `prefix` and `plain_text` a line.
+"""Stages 2 and 3 over files of your own: SpeechInstruct dialogues and written instructions.
+
+Bound from gin; gin/stages/cross_modal_mixture.gin mixes them for stage 2.
 
 from tasks import speech_instruct
 inputs.load_host_batches.mixture = @speech_instruct.dialogue_lines()
-speech_instruct.dialogue_lines.name = 'cross_modal_instruction'
-speech_instruct.dialogue_lines.files = {'train': 'gs://bucket/cross_modal_instruction-*.jsonl'}
+speech_instruct.dialogue_lines.name = 'chain_of_modality'
+speech_instruct.dialogue_lines.files = {'train': 'gs://bucket/chain_of_modality-*.jsonl'}
 speech_instruct.dialogue_lines.tokenizer = 'SpeechGPT-7B-cm'
+
+The tasks can be cached: call these functions in a module of your own and give it to SeqIO,
+
+    seqio_cache_tasks --module_import=my_tasks --tasks=asr --output_cache_dir=gs://bucket/cached
+
+then bind `cache_dir` where batches are loaded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import seqio
 
-from speechgpt_jax.data import preprocessors
+from speechgpt_jax.data import preprocessors, records
+from speechgpt_jax.data.sources import RecordFiles
 from speechgpt_jax.data.vocabulary import Vocabulary
 from speechgpt_jax.evaluation import metrics
+
+DIALOGUE = ("prefix", "plain_text")
 
 
 def dialogue_lines(
     name: str,
     files: Mapping[str, str],
     tokenizer: str,
+    direction: str | None = None,
+    on_error: str = "stop",
     shuffle_buffer_size: int = 10_000,
+    metric_fns: Sequence[Callable] = (metrics.answer_accuracy,),
 ) -> str:
-    """Registers a task and gives its name.
+    """Registers a task over SpeechInstruct records and gives its name.
 
     Args:
       name: of the task.
-      files: split -> file pattern.
+      files: split -> file pattern: JSONL, TFRecord or ArrayRecord with `prefix` and `plain_text`.
       tokenizer: folder with the tokenizer.
+      direction: keeps the dialogues of one, such as "speech_to_text"; all by default.
+      on_error: "stop" before the first record if any is bad, or "skip" those, counted and listed.
       shuffle_buffer_size: dialogues to draw from.
+      metric_fns: by which the task is evaluated.
     """
     vocabulary = Vocabulary.from_pretrained(tokenizer)
+    check = records.check_dialogues(len(vocabulary.unit_ids))
+    return _add_task(
+        name,
+        RecordFiles(files, DIALOGUE, check, on_error),
+        [preprocessors.only_direction(direction)] if direction else [],
+        vocabulary,
+        shuffle_buffer_size,
+        metric_fns,
+    )
+
+
+def tfds_dialogues(
+    name: str,
+    dataset: str,
+    tokenizer: str,
+    data_dir: str | None = None,
+    direction: str | None = None,
+    shuffle_buffer_size: int = 10_000,
+    metric_fns: Sequence[Callable] = (metrics.answer_accuracy,),
+) -> str:
+    """Registers a task over a TFDS dataset that was built, and gives its name.
+
+    Args:
+      name: of the task.
+      dataset: e.g. "speech_instruct/cross_modal_instruction:1.0.0".
+      tokenizer: folder with the tokenizer.
+      data_dir: where `tfds build` wrote it.
+      direction, shuffle_buffer_size, metric_fns: as for `dialogue_lines`.
+    """
+    return _add_task(
+        name,
+        seqio.TfdsDataSource(dataset, data_dir, read_only=True),
+        [preprocessors.only_direction(direction)] if direction else [],
+        Vocabulary.from_pretrained(tokenizer),
+        shuffle_buffer_size,
+        metric_fns,
+    )
+
+
+def text_instructions(
+    files: Mapping[str, str],
+    tokenizer: str,
+    name: str = "text_instruction",
+    on_error: str = "stop",
+    shuffle_buffer_size: int = 10_000,
+) -> str:
+    """Registers a task over records with a written `question` and `answer`, and gives its name."""
+    return _add_task(
+        name,
+        RecordFiles(files, ("question", "answer"), records.check_texts, on_error),
+        [preprocessors.text_instruction],
+        Vocabulary.from_pretrained(tokenizer),
+        shuffle_buffer_size,
+        [metrics.answer_accuracy],
+    )
+
+
+def _add_task(name, source, to_dialogues, vocabulary, shuffle_buffer_size, metric_fns) -> str:
     seqio.TaskRegistry.add(
         name,
-        source=seqio.TextLineDataSource(files),
+        source=source,
         preprocessors=[
-            preprocessors.parse_json_dialogue,
+            *to_dialogues,
             preprocessors.tokenize_dialogues,
+            seqio.CacheDatasetPlaceholder(),
             seqio.preprocessors.append_eos,
         ],
         output_features={
@@ -45,6 +121,6 @@ def dialogue_lines(
         },
         shuffle_buffer_size=shuffle_buffer_size,
         postprocess_fn=metrics.read_response,
-        metric_fns=[metrics.answer_accuracy],
+        metric_fns=list(metric_fns),
     )
     return name

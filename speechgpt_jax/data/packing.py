@@ -5,10 +5,12 @@ speech dialogues; picking from a pool of 256 examples leaves 1 to 3 %.
 """
 
 import io
+import logging
 from collections.abc import Mapping
 
 import numpy as np
-from absl import logging
+
+logger = logging.getLogger(__name__)
 
 Example = Mapping[str, np.ndarray]  # [N] each
 
@@ -70,7 +72,7 @@ class Packer:
                 "give a longer sequence_length."
             )
         if self.dropped & (self.dropped - 1) == 0:  # 1, 2, 4, 8, ...
-            logging.warning(
+            logger.warning(
                 "Dropped %d of %d examples (%.1f %%) longer than %d tokens.",
                 self.dropped,
                 self.taken,

@@ -6,6 +6,7 @@ position = batches.state()   # of what was handed out so far
 batches.restore(position)    # the next batch is the one that came after it
 """
 
+import logging
 import re
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from speechgpt_jax.data.packing import (
     separate,
     to_bytes,
 )
+
+logger = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]  # [B, T] int32 each
 
@@ -111,8 +114,12 @@ def load_batches(
     seed: int = 0,
     shard_index: int = 0,
     num_shards: int = 1,
+    cache_dir: str | None = None,
 ) -> Batches:
     """Shuffled batches without end, for training.
+
+    A host reads whole files of its own, or, where there are fewer files than hosts, every
+    `num_shards`-th record of all files. Either way each record is read once an epoch of its host.
 
     Args:
       mixture_or_task: a SeqIO provider, or the name of a registered one.
@@ -122,14 +129,20 @@ def load_batches(
       seed: of shuffling, mixing and the choice of task descriptions.
       shard_index: which share of the data this host reads.
       num_shards: number of hosts.
+      cache_dir: where `seqio_cache_tasks` wrote the tasks; by default they are made on the fly.
     """
+    provider = _get_provider(mixture_or_task, split)
+    if cache_dir:
+        _require_cached(provider, cache_dir)
+    _warn_of_uneven_files(provider, split, num_shards, cached=bool(cache_dir))
     examples = _load_examples(
-        mixture_or_task,
+        provider,
         split,
         sequence_length,
         shuffle=True,
         seed=seed,
         num_epochs=None,
+        use_cached=bool(cache_dir),
         shard_info=seqio.ShardInfo(shard_index, num_shards),
     )
     return Batches(examples, batch_size, sequence_length)
@@ -146,9 +159,8 @@ def load_once(
 
     The rows that are missing from the last batch are padding.
     """
-    examples = _load_examples(
-        mixture_or_task, split, sequence_length, shuffle=False, seed=0, num_epochs=1
-    )
+    provider = _get_provider(mixture_or_task, split)
+    examples = _load_examples(provider, split, sequence_length, shuffle=False, seed=0, num_epochs=1)
     iterator = iter(examples.ragged_batch(_READ_BATCH))
     packer = Packer(sequence_length)
     while group := _next_examples(iterator):
@@ -163,13 +175,8 @@ def load_once(
         yield _stack(rows[start : start + batch_size])
 
 
-def _load_examples(mixture_or_task, split, sequence_length, **options) -> tf.data.Dataset:
+def _load_examples(provider, split, sequence_length, **options) -> tf.data.Dataset:
     """Examples at their own length, with the decoder features that don't depend on packing."""
-    provider = _get_provider(mixture_or_task)
-    if split not in provider.splits:
-        raise ValueError(
-            f"{provider.name} has no split {split!r}; it has {', '.join(sorted(provider.splits))}."
-        )
     lengths = dict.fromkeys(provider.output_features, sequence_length)
     bos_id = provider.output_features["targets"].vocabulary.bos_id
     converter_cls = _PrefixLanguageModel if "inputs" in lengths else _LanguageModel
@@ -187,16 +194,53 @@ def _decoder_features(dataset, converter, lengths) -> tf.data.Dataset:
     return features.map(lambda f: {k: v for k, v in f.items() if k != "decoder_causal_attention"})
 
 
-def _get_provider(mixture_or_task: str | seqio.Task | seqio.Mixture):
-    if not isinstance(mixture_or_task, str):
-        return mixture_or_task
-    registered = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
-    if mixture_or_task not in registered:
+def _get_provider(mixture_or_task: str | seqio.Task | seqio.Mixture, split: str):
+    provider = mixture_or_task
+    if isinstance(provider, str):
+        registered = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+        if provider not in registered:
+            raise ValueError(
+                f"No task or mixture is called {provider!r}; "
+                f"there are {', '.join(sorted(registered))}."
+            )
+        provider = seqio.get_mixture_or_task(provider)
+    if split not in provider.splits:
         raise ValueError(
-            f"No task or mixture is called {mixture_or_task!r}; "
-            f"there are {', '.join(sorted(registered))}."
+            f"{provider.name} has no split {split!r}; it has {', '.join(sorted(provider.splits))}."
         )
-    return seqio.get_mixture_or_task(mixture_or_task)
+    return provider
+
+
+def _require_cached(provider: seqio.Task | seqio.Mixture, cache_dir: str) -> None:
+    """ValueError unless all of the provider's tasks are cached there."""
+    seqio.add_global_cache_dirs([cache_dir])
+    for task in seqio.get_subtasks(provider):
+        if not (task.supports_caching and task.cache_dir):
+            raise ValueError(
+                f"Task {task.name} is not in {cache_dir}; call seqio_cache_tasks"
+                f" --tasks={task.name} --output_cache_dir={cache_dir}, and name the module that"
+                " registers it as --module_import."
+            )
+
+
+def _warn_of_uneven_files(provider, split: str, num_shards: int, cached: bool) -> None:
+    for task in seqio.get_subtasks(provider):
+        if split not in task.splits or (task.source.supports_arbitrary_sharding and not cached):
+            continue
+        if cached:
+            files = tf.io.gfile.glob(seqio.get_cached_tfrecord_prefix(task.cache_dir, split) + "-*")
+        else:
+            files = task.source.list_shards(split)
+        if len(files) % num_shards:
+            effect = (
+                "every host reads all of them and keeps its share of the records"
+                if len(files) < num_shards
+                else "hosts with fewer begin their next epoch sooner"
+            )
+            logger.warning(
+                "%s has %d files for %d hosts: %s. Nothing is lost; best is a multiple of %d.",
+                *(task.name, len(files), num_shards, effect, num_shards),
+            )
 
 
 def _next_examples(iterator) -> list[dict[str, np.ndarray]]:

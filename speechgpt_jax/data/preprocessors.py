@@ -7,7 +7,6 @@
 `PrefixLMFeatureConverter` then puts the loss on what SpeechGPT was trained on.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,6 +17,8 @@ from speechgpt_jax import prompts, unit_text
 from speechgpt_jax.data import descriptions
 
 Example = dict[str, tf.Tensor]
+
+DIRECTIONS = ("speech_to_speech", "speech_to_text", "text_to_speech", "text_to_text")
 
 # AutoGraph would rewrite every function below, at some tenths of a second each; they are graph code
 # as they stand.
@@ -74,20 +75,9 @@ def speech_synthesis(utterance: Example, seed: tf.Tensor) -> Example:
 
 @as_graph
 @seqio.map_over_dataset
-def parse_json_dialogue(line: tf.Tensor) -> Example:
-    """A line of SpeechInstruct JSONL -> its `prefix` and `plain_text`."""
-
-    def parse(line: bytes) -> tuple[str, str]:
-        try:
-            record = json.loads(line)
-            return record["prefix"], record["plain_text"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"Expected JSON with `prefix` and `plain_text`, got {line[:60]!r}: {error!r}."
-            ) from error
-
-    prefix, plain_text = tf.numpy_function(parse, [line], [tf.string, tf.string], stateful=False)
-    return {"prefix": tf.ensure_shape(prefix, []), "plain_text": tf.ensure_shape(plain_text, [])}
+def text_instruction(record: Example) -> Example:
+    """A written `question` and its written `answer`."""
+    return _dialogue(fill(prompts.TEXT_INSTRUCTION, **record))
 
 
 def question_and_answer(template: str) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
@@ -111,6 +101,25 @@ def question_and_answer(template: str) -> Callable[[tf.data.Dataset], tf.data.Da
 def only(feature: str, value: str) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
     """A preprocessor that keeps the records with that value, e.g. of one speaker."""
     return as_graph(lambda dataset: dataset.filter(lambda record: record[feature] == value))
+
+
+def only_direction(direction: str) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+    """A preprocessor that keeps the dialogues of one direction, e.g. "speech_to_text".
+
+    The first half says what the user turn has, up to `<eoh>`, the second what the answer has.
+    """
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}.")
+    heard, spoken = (side == "speech" for side in direction.split("_to_"))
+
+    def keep(dialogue: Example) -> tf.Tensor:
+        question = r"(?s)^.*?<eoh>"
+        answer = tf.strings.regex_replace(dialogue["plain_text"], question, "")
+        size = tf.strings.length(dialogue["plain_text"]) - tf.strings.length(answer)
+        user_turn = tf.strings.substr(dialogue["plain_text"], 0, size)
+        return (_has_speech(user_turn) == heard) & (_has_speech(answer) == spoken)
+
+    return as_graph(lambda dataset: dataset.filter(keep))
 
 
 @as_graph
@@ -140,19 +149,27 @@ def tokenize_dialogues(
 
 
 @as_graph
-def concatenate_and_cut(
-    dataset: tf.data.Dataset,
-    output_features: Mapping[str, seqio.Feature],
-    sequence_length: Mapping[str, int],
+def tokenize_unit_text(
+    dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
 ) -> tf.data.Dataset:
-    """`{unit_text}` -> `{targets}`: one stream, cut every `sequence_length["targets"]` tokens."""
+    """`{unit_text}` -> `{targets}`."""
     vocabulary = output_features["targets"].vocabulary
     tokens = dataset.batch(_ENCODE_BATCH).map(
-        lambda example: vocabulary.encode_tf(example["unit_text"]).flat_values,
+        lambda example: {"targets": vocabulary.encode_tf(example["unit_text"])},
         num_parallel_calls=tf.data.AUTOTUNE,
     )
-    windows = tokens.rebatch(sequence_length["targets"])
-    return windows.map(lambda window: {"targets": window}, num_parallel_calls=tf.data.AUTOTUNE)
+    return tokens.unbatch()
+
+
+@as_graph
+def concatenate_and_cut(
+    dataset: tf.data.Dataset, sequence_length: Mapping[str, int]
+) -> tf.data.Dataset:
+    """One stream of `targets`, cut every `sequence_length["targets"]` tokens.
+
+    [1, 2, 3], [4, 5], [6] at length 4 -> [1, 2, 3, 4], [5, 6].
+    """
+    return dataset.rebatch(sequence_length["targets"])
 
 
 @as_graph
@@ -161,11 +178,9 @@ def utterance_to_unit_text(utterance: Example) -> Example:
     return {"unit_text": units_to_text(utterance["units"])}
 
 
-@as_graph
-@seqio.map_over_dataset
-def line_to_unit_text(line: tf.Tensor) -> Example:
-    return {"unit_text": line}
-
-
 def _dialogue(plain_text: tf.Tensor) -> Example:
     return {"prefix": tf.constant(prompts.DEFAULT_PREFIX), "plain_text": plain_text}
+
+
+def _has_speech(text: tf.Tensor) -> tf.Tensor:
+    return tf.strings.regex_full_match(text, r"(?s).*<sosp>.*")

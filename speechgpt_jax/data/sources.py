@@ -1,14 +1,215 @@
 """Where examples come from, as SeqIO data sources."""
 
-from collections.abc import Mapping
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import seqio
 import tensorflow as tf
+from array_record.python.array_record_module import ArrayRecordReader
+
+from speechgpt_jax.data import records
+from speechgpt_jax.data.records import Check, Texts
+
+logger = logging.getLogger(__name__)
 
 DEMO_CORPUS = Path(__file__).parents[1] / "assets" / "corpus"
 
 _ALL = 1 << 30
+
+# Records are parsed by the dozen: most of the cost of parsing one is the call.
+_PARSE_BATCH = 64
+
+# units-00000-of-00004.jsonl, dialogues.jsonl.gz, speech_instruct-train.tfrecord-00000-of-00001
+_FORMAT = re.compile(r"\.(jsonl|txt|tfrecord|array_record)(?:-\d+-of-\d+)?(\.gz)?$")
+_PARSERS = {
+    "jsonl": records.parse_json,
+    "txt": records.parse_lines,
+    "tfrecord": records.parse_examples,
+    "array_record": records.parse_examples,
+}
+_LISTED = 20
+
+
+class RecordFiles(seqio.DataSource):
+    """The text fields of records in files of one format, wherever TensorFlow reads (gs:// too).
+
+    .jsonl                     an object a line; a list of units becomes unit text
+    .txt                       a line is the only field
+    .tfrecord, .array_record   tf.train.Example; ArrayRecord from local disks only
+
+    Names may end in `-00000-of-00008`; all but ArrayRecord may be compressed (.gz).
+
+    Before the first record is given, all of this host's are read once and checked. Bad ones stop
+    everything, or, with `on_error="skip"`, are counted, listed in the log and left out.
+    """
+
+    def __init__(
+        self,
+        split_to_filepattern: Mapping[str, str | Sequence[str]],
+        fields: Sequence[str],
+        check: Check,
+        on_error: str = "stop",
+    ):
+        if on_error not in ("stop", "skip"):
+            raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}.")
+        super().__init__(splits=tuple(split_to_filepattern))
+        self._split_to_filepattern = dict(split_to_filepattern)
+        self._fields = tuple(fields)
+        self._check = check
+        self._on_error = on_error
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return False
+
+    def list_shards(self, split: str) -> list[str]:
+        pattern = self._split_to_filepattern[split]
+        files = sorted(tf.io.gfile.glob(pattern))
+        if not files:
+            raise ValueError(f"No file matches {pattern} (split {split!r}).")
+        return files
+
+    @tf.autograph.experimental.do_not_convert
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **unused,
+    ) -> tf.data.Dataset:
+        files = self.list_shards(split)
+        if shard_info:
+            files = files[shard_info.index :: shard_info.num_shards]
+        files = self._readable(files)
+        dataset = tf.data.Dataset.from_tensor_slices(files)
+        if shuffle:
+            dataset = dataset.shuffle(len(files), seed=seed)
+        format_ = file_format(files)
+        return dataset.interleave(
+            lambda file: self._good_records(file, format_),
+            cycle_length=16,
+            block_length=16,
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+
+    def _good_records(self, file: tf.Tensor, format_: tuple[str, str]) -> tf.data.Dataset:
+        def keep_good(texts, problems):
+            return {field: tf.boolean_mask(text, problems == "") for field, text in texts.items()}
+
+        return self._parsed(file, format_).map(keep_good).unbatch()
+
+    def _parsed(self, file, format_: tuple[str, str]) -> tf.data.Dataset:
+        """Fields and problems, batches of records [B]."""
+        name, compression = format_
+
+        def parse(batch: tf.Tensor) -> tuple[Texts, tf.Tensor]:
+            texts, problems = _PARSERS[name](batch, self._fields)
+            checks = [problems, records.encoding_problems(texts), self._check(texts)]
+            return texts, records.first_problem(checks)
+
+        dataset = read_file(file, name, compression).batch(_PARSE_BATCH)
+        return dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def _readable(self, files: list[str]) -> list[str]:
+        """The files that can be read; ValueError or a log of what can't, in files and records."""
+        format_ = file_format(files)
+        readable, problems, total = [], [], 0
+        for file in files:
+            try:
+                found = list(self._problems(file, format_))
+            except ValueError as error:
+                problems.append(str(error))
+                continue
+            readable.append(file)
+            total += len(found)
+            problems += [
+                f"{file}, record {number}: {problem}"
+                for number, problem in enumerate(found, 1)
+                if problem
+            ]
+        if problems:
+            self._report(problems, total)
+        if not readable:
+            raise ValueError(f"None of the files can be read: {problems[0]}.")
+        return readable
+
+    def _problems(self, file: str, format_: tuple[str, str]) -> Iterator[str]:
+        """The problem of every record, "" where there is none.
+
+        Raises:
+          ValueError: the file is empty or damaged.
+        """
+        if not tf.io.gfile.stat(file).length:
+            raise ValueError(f"{file} is empty")
+        try:
+            for _, problems in self._parsed(file, format_).as_numpy_iterator():
+                yield from map(bytes.decode, problems.tolist())
+        except (tf.errors.OpError, RuntimeError, ValueError) as error:  # ArrayRecord has the latter
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{file} is no {format_[0]} file, or damaged: {reason}") from error
+
+    def _report(self, problems: list[str], total: int) -> None:
+        if self._on_error == "stop":
+            raise ValueError(
+                f"{problems[0]}. {len(problems)} of {total} records are bad; correct them, or bind "
+                "on_error = 'skip' to leave them out."
+            )
+        share = 100 * len(problems) / max(total, 1)
+        logger.warning("Left out %d of %d records (%.2f %%):", len(problems), total, share)
+        for problem in problems[:_LISTED]:
+            logger.warning("  %s", problem)
+        if len(problems) > _LISTED:
+            logger.warning("  and %d more", len(problems) - _LISTED)
+
+
+def file_format(files: Sequence[str]) -> tuple[str, str]:
+    """["a.jsonl.gz", "b.jsonl.gz"] -> "jsonl", "GZIP"."""
+    formats = {}
+    for file in files:
+        match = _FORMAT.search(file)
+        if not match:
+            raise ValueError(f"{file}: expected .jsonl, .txt, .tfrecord or .array_record.")
+        formats[match.groups()] = file
+    if len(formats) > 1:
+        raise ValueError(f"Files of one split have one format, got {', '.join(formats.values())}.")
+    ((name, gz),) = formats
+    return name, "GZIP" if gz else ""
+
+
+def read_file(file: str | tf.Tensor, format_: str, compression: str) -> tf.data.Dataset:
+    """The records of a file, as bytes."""
+    if format_ == "array_record":
+        return _read_array_record(file)
+    if format_ == "tfrecord":
+        return tf.data.TFRecordDataset(file, compression)
+    return tf.data.TextLineDataset(file, compression)
+
+
+def _read_array_record(file: str | tf.Tensor) -> tf.data.Dataset:
+    def open_file(file) -> ArrayRecordReader:
+        return ArrayRecordReader(os.fsdecode(np.asarray(file).item()))
+
+    def count(file) -> np.int64:
+        return np.int64(open_file(file).num_records())
+
+    def read(file, start) -> np.ndarray:
+        reader = open_file(file)
+        stop = min(start + _PARSE_BATCH, reader.num_records())
+        return np.array(reader.read(int(start), int(stop)), object)
+
+    num_records = tf.numpy_function(count, [file], tf.int64, stateful=False)
+    starts = tf.data.Dataset.range(0, tf.ensure_shape(num_records, []), _PARSE_BATCH)
+    batches = starts.map(
+        lambda start: tf.ensure_shape(
+            tf.numpy_function(read, [file, start], tf.string, stateful=False), [None]
+        )
+    )
+    return batches.unbatch()
 
 
 class RecordsInMemory(seqio.DataSource):

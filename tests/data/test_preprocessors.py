@@ -76,17 +76,42 @@ def test_a_dialogue_without_a_role_is_an_error(features):
         list(preprocessors.tokenize_dialogues(records(dialogue), features))
 
 
-def test_lines_of_json():
-    lines = tf.data.Dataset.from_tensors('{"prefix": "p\\n", "plain_text": "\\u00e9"}')
-    (dialogue,) = preprocessors.parse_json_dialogue(lines).as_numpy_iterator()
-    assert dialogue == {"prefix": b"p\n", "plain_text": "é".encode()}
+def test_written_instructions():
+    pairs = records({"question": "why?", "answer": "so."})
+    (dialogue,) = preprocessors.text_instruction(pairs).as_numpy_iterator()
+    assert dialogue["plain_text"] == b"[Human]: why?<eoh> [SpeechGPT]: so.<eoa> "
 
 
-@pytest.mark.parametrize("line", ["not json", '{"prefix": ""}', "[1]"])
-def test_a_broken_line_is_quoted(line):
-    dataset = preprocessors.parse_json_dialogue(tf.data.Dataset.from_tensors(line))
-    with pytest.raises(tf.errors.OpError, match="Expected JSON with `prefix` and `plain_text`"):
-        list(dataset)
+@pytest.mark.parametrize("direction", preprocessors.DIRECTIONS)
+def test_directions(direction):
+    texts = {
+        name: f"[Human]: {question}<eoh>. [SpeechGPT]: ok; {answer}<eoa>."
+        for name, question, answer in [
+            ("speech_to_speech", UNITS, UNITS),
+            ("speech_to_text", UNITS + "\nWhy?", "so"),
+            ("text_to_speech", "why?", f"[ua] {UNITS}"),
+            ("text_to_text", "why?", "so"),
+        ]
+    }
+    dataset = tf.data.Dataset.from_tensor_slices({"plain_text": list(texts.values())})
+    (kept,) = preprocessors.only_direction(direction)(dataset).as_numpy_iterator()
+    assert kept["plain_text"].decode() == texts[direction]
+
+
+def test_an_unknown_direction():
+    with pytest.raises(ValueError, match="direction must be one of speech_to_speech,"):
+        preprocessors.only_direction("asr")
+
+
+def test_units_are_concatenated_and_cut(features):
+    units = [[1, 2, 3], [4, 5], [6]]
+    dataset = tf.data.Dataset.from_generator(
+        lambda: iter(units), output_signature=tf.TensorSpec([None], tf.int32)
+    )
+    windows = preprocessors.concatenate_and_cut(
+        dataset.map(lambda tokens: {"targets": tokens}), {"targets": 4}
+    )
+    assert [w["targets"].tolist() for w in windows.as_numpy_iterator()] == [[1, 2, 3, 4], [5, 6]]
 
 
 def test_only_keeps_one_speaker():

@@ -1,0 +1,30 @@
+"""Mixtures of tasks at rates bound from gin; gin/stages/cross_modal_mixture.gin is one."""
+
+from collections.abc import Sequence
+
+import seqio
+
+
+def mix(name: str, tasks: Sequence[str], rates: Sequence[float]) -> str:
+    """Registers a mixture and gives its name.
+
+    Args:
+      name: of the mixture.
+      tasks: names of registered tasks.
+      rates: how often an example of each task is drawn; only their proportions count.
+
+    Raises:
+      ValueError: an unknown task, or rates that are not shares of `tasks`.
+    """
+    for task in tasks:
+        if task not in seqio.TaskRegistry.names():
+            known = ", ".join(sorted(seqio.TaskRegistry.names()))
+            raise ValueError(f"Mixture {name!r} has an unknown task {task!r}; there are {known}.")
+    if len(tasks) != len(rates) or min(rates, default=0) < 0 or not sum(rates):
+        raise ValueError(
+            f"Mixture {name!r} has the rates {list(rates)} for {len(tasks)} tasks: give each a rate"
+            " of 0 or more, and one of them more than 0."
+        )
+    drawn = [(task, float(rate)) for task, rate in zip(tasks, rates) if rate]
+    seqio.MixtureRegistry.add(name, drawn)
+    return name

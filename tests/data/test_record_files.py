@@ -1,0 +1,171 @@
+"""Files of records: every format, shards, and what a bad one says."""
+
+import gzip
+import json
+import logging
+
+import pytest
+import seqio
+import tensorflow as tf
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from speechgpt_jax.data.records import check_dialogues, check_texts, check_unit_text
+from speechgpt_jax.data.sources import RecordFiles
+
+FIELDS = ("prefix", "plain_text")
+GOOD = {"prefix": "Be kind.\n", "plain_text": "[Human]: <sosp><5> <9><eosp><eoh> [SpeechGPT]: é"}
+
+
+def dialogues(files, on_error="stop"):
+    return RecordFiles({"train": str(files)}, FIELDS, check_dialogues(1000), on_error)
+
+
+def unit_text(files, on_error="stop"):
+    return RecordFiles({"train": str(files)}, ("units",), check_unit_text(1000), on_error)
+
+
+def read(source, **kwargs):
+    return list(source.get_dataset("train", **{"shuffle": False, **kwargs}).as_numpy_iterator())
+
+
+def rows(*texts):
+    return "".join(json.dumps(GOOD | {"plain_text": text}) + "\n" for text in texts)
+
+
+def example(record):
+    features = {
+        key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[text.encode()]))
+        for key, text in record.items()
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+def write_jsonl(file, records):
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    file.write_bytes(gzip.compress(lines) if file.suffix == ".gz" else lines)
+
+
+def write_tfrecord(file, records):
+    with tf.io.TFRecordWriter(str(file), "GZIP" if str(file).endswith(".gz") else "") as writer:
+        for record in records:
+            writer.write(example(record))
+
+
+def write_array_record(file, records):
+    writer = ArrayRecordWriter(str(file), "group_size:1")
+    for record in records:
+        writer.write(example(record))
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("d.jsonl", write_jsonl),
+        ("d-00000-of-00001.jsonl.gz", write_jsonl),
+        ("d.tfrecord-00000-of-00001", write_tfrecord),
+        ("d.tfrecord.gz", write_tfrecord),
+        ("d.array_record", write_array_record),
+    ],
+)
+def test_formats(tmp_path, name, write):
+    records = [GOOD | {"prefix": str(i)} for i in range(150)]
+    write(tmp_path / name, records)
+    read_back = read(dialogues(tmp_path / "d*"))
+    assert [{k: v.decode() for k, v in record.items()} for record in read_back] == records
+
+
+def test_unit_text_as_lines_and_as_lists(tmp_path):
+    (tmp_path / "u.txt").write_text("<sosp><1><2><eosp>\n<sosp><3><eosp>\n")
+    (tmp_path / "u.jsonl").write_text('{"path": "a", "units": [1, 2]}\n{"units": [3]}\n')
+    expected = [{"units": b"<sosp><1><2><eosp>"}, {"units": b"<sosp><3><eosp>"}]
+    assert read(unit_text(tmp_path / "u.txt")) == read(unit_text(tmp_path / "u.jsonl")) == expected
+
+
+@pytest.mark.parametrize("hosts", [2, 3])
+def test_hosts_share_files_of_uneven_number(tmp_path, hosts):
+    for file in range(5):
+        numbered = [f"[Human] {file} {record}" for record in range(file + 1)]
+        (tmp_path / f"d-{file}.jsonl").write_text(rows(*numbered))
+    source = dialogues(tmp_path / "d-*")
+    shares = [
+        {record["plain_text"] for record in read(source, shard_info=seqio.ShardInfo(i, hosts))}
+        for i in range(hosts)
+    ]
+    whole = [record["plain_text"] for record in read(source, shuffle=True)]
+    assert len(whole) == len(set(whole)) == sum(map(len, shares)) == 15
+    assert set().union(*shares) == set(whole)
+
+
+BAD = {
+    "no JSON": ("oops\n", "not JSON: Expecting value"),
+    "a list": ("[1]\n", "not a JSON object"),
+    "no plain_text": ('{"prefix": ""}\n', "no `plain_text`"),
+    "a number": ('{"prefix": "", "plain_text": 5}\n', "`plain_text` is 5, not text"),
+    "half a character": ('{"prefix": "", "plain_text": "\\ud800"}\n', "not UTF-8 text"),
+    "no role": (rows("hello"), r"no \[Human\] in its `plain_text`"),
+    "out of range": (rows("[Human] <sosp><5><1000><eosp>"), "a unit that is none of <0> to <999>"),
+    "unclosed": (rows("[Human] <sosp><5><eoh>"), "<sosp> unclosed"),
+    "text in speech": (rows("[Human] <sosp><5> a<eosp>"), "<sosp> unclosed, or followed by"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_record_is_named(tmp_path, name):
+    bad, message = BAD[name]
+    file = tmp_path / "d.jsonl"
+    file.write_text(rows("[Human] 1", "[Human] 2") + bad + rows("[Human] 3"))
+    with pytest.raises(ValueError, match=rf"d\.jsonl, record 3: {message}.* 1 of 4 records"):
+        read(dialogues(file))
+
+
+def test_bad_records_are_skipped_counted_and_listed(tmp_path, caplog):
+    for name in ("a", "b"):
+        bad = "".join(bad for bad, _ in BAD.values())
+        (tmp_path / f"{name}.jsonl").write_text(bad + rows("[Human] " + name))
+    (tmp_path / "c.jsonl").write_text("")
+    with caplog.at_level(logging.WARNING):
+        read_back = read(dialogues(tmp_path / "*.jsonl", "skip"))
+    assert [record["plain_text"] for record in read_back] == [b"[Human] a", b"[Human] b"]
+    assert f"Left out {2 * len(BAD) + 1} of {2 * len(BAD) + 2} records" in caplog.text
+    assert "b.jsonl, record 3: no `plain_text`" in caplog.text and "c.jsonl is empty" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("d.jsonl", b"", r"d\.jsonl is empty"),
+        ("d.jsonl", bytes(range(255, 0, -1)), r"d\.jsonl, record 1: not UTF-8 text"),
+        ("d.tfrecord", b"no records " * 9, r"d\.tfrecord is no tfrecord file, or damaged"),
+        ("d.tfrecord.gz", b"no records " * 9, r"d\.tfrecord\.gz is no tfrecord file, or damaged"),
+        ("d.array_record", b"no records " * 9, r"d\.array_record is no array_record file"),
+        ("d.csv", b"a,b", r"d\.csv: expected \.jsonl, \.txt, \.tfrecord or \.array_record"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read(dialogues(tmp_path / "d*"))
+
+
+def test_records_of_another_kind(tmp_path):
+    write_tfrecord(tmp_path / "d.tfrecord", [GOOD, {"text": "hello"}])
+    with pytest.raises(ValueError, match="record 2: no `prefix`"):
+        read(dialogues(tmp_path / "d.tfrecord"))
+    (tmp_path / "u.txt").write_text("<sosp><1><eosp>\nhello\n")
+    with pytest.raises(ValueError, match="record 2: not <sosp>, units and <eosp>"):
+        read(unit_text(tmp_path / "u.txt"))
+    (tmp_path / "q.jsonl").write_text('{"question": " ", "answer": "a"}\n')
+    with pytest.raises(ValueError, match="record 1: `question` is blank"):
+        read(RecordFiles({"train": str(tmp_path / "q*")}, ("question", "answer"), check_texts))
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"No file matches .*nothing\*"):
+        read(dialogues(tmp_path / "nothing*"))
+    with pytest.raises(ValueError, match="on_error must be 'stop' or 'skip', got 'ignore'"):
+        dialogues(tmp_path, "ignore")
+    (tmp_path / "d.jsonl").write_text(rows("[Human]"))
+    (tmp_path / "d.txt").write_text("a\n")
+    with pytest.raises(ValueError, match="Files of one split have one format"):
+        read(dialogues(tmp_path / "d.*"))

@@ -1,0 +1,150 @@
+"""SpeechInstruct mixed by rates, cached by SeqIO, shared by hosts, and read back."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import seqio
+
+from speechgpt_jax import gin_utils
+from speechgpt_jax.data.pipeline import load_batches, load_once
+from tasks import mixtures, speech_instruct
+
+GOLDEN = str(Path(__file__).parent.parent / "testdata" / "golden")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Ten dialogues of each direction a shard, in three shards."""
+    folder = tmp_path_factory.mktemp("speech_instruct")
+    rng = np.random.default_rng(0)
+
+    def units():
+        return "<sosp>" + "".join(f"<{u}>" for u in rng.integers(0, 1000, 8)) + "<eosp>"
+
+    for shard in range(3):
+        records = []
+        for i in range(10):
+            asr = f"[Human]: Hear {shard} {i}. This is input: {units()}<eoh> [SpeechGPT]: a<eoa> "
+            tts = f"[Human]: Say {shard} {i}. This is input: a<eoh> [SpeechGPT]: {units()}<eoa> "
+            records += [{"prefix": "Be kind.\n", "plain_text": text} for text in (asr, tts)]
+        file = folder / f"cross_modal_instruction-train-{shard:05d}-of-00003.jsonl"
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def asr_and_tts(folder):
+    files = {"train": str(folder / "*.jsonl")}
+    return [
+        speech_instruct.dialogue_lines(
+            f"test_{direction}", files, GOLDEN, direction, shuffle_buffer_size=20
+        )
+        for direction in ("speech_to_text", "text_to_speech")
+    ]
+
+
+def texts_of(batches, vocabulary):
+    """The text of every packed example."""
+    for batch in batches:
+        for tokens, segments in zip(
+            batch["decoder_target_tokens"], batch["decoder_segment_ids"], strict=True
+        ):
+            for segment in range(1, segments.max() + 1):
+                yield vocabulary.decode(tokens[segments == segment])
+
+
+def once(task):
+    vocabulary = seqio.get_mixture_or_task(task).output_features["targets"].vocabulary
+    batches = load_once(task, "train", batch_size=4, sequence_length=128)
+    return sorted(texts_of(batches, vocabulary))
+
+
+def test_rates_are_kept(asr_and_tts):
+    mixture = mixtures.mix("test_mixture", asr_and_tts, [3, 1])
+    vocabulary = seqio.get_mixture_or_task(mixture).output_features["targets"].vocabulary
+    batches = load_batches(mixture, "train", batch_size=16, sequence_length=256)
+    texts = list(texts_of((next(batches) for _ in range(8)), vocabulary))
+    assert np.mean(["Hear" in text for text in texts]) == pytest.approx(0.75, abs=0.06)
+
+
+def test_rates_are_bound_from_gin(folder, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"question": "why?", "answer": "so."}\n')
+    macros = {"TOKENIZER": GOLDEN, "DIALOGUES": f"{folder}/*", "INSTRUCTIONS": f"{tmp_path}/*"}
+    bindings = [f"{name} = {value!r}" for name, value in macros.items()]
+    gin_utils.parse(
+        ["gin/stages/cross_modal_mixture.gin"], [*bindings, "mixtures.mix.rates = [1, 2, 1]"]
+    )
+    mixture = seqio.get_mixture_or_task(gin_utils.call(mixtures.mix))
+    rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
+    assert rates == {"asr": 1.0, "tts": 2.0, "text_instruction": 1.0}
+    (text,) = once("text_instruction")
+    assert text.endswith("[Human] : why? <eoh> [SpeechGPT] : so.<eoa> ")
+
+
+@pytest.mark.parametrize(
+    ("names", "rates", "message"),
+    [
+        (["test_speech_to_text", "asr!"], [1, 1], "has an unknown task 'asr!'; there are .*demo_"),
+        (["test_speech_to_text"], [0], r"has the rates \[0\] for 1 tasks"),
+        (["test_speech_to_text"], [1, 1], r"has the rates \[1, 1\] for 1 tasks"),
+        (["test_speech_to_text", "test_text_to_speech"], [2, -1], r"has the rates \[2, -1\]"),
+    ],
+)
+def test_mixtures_that_can_not_be(asr_and_tts, names, rates, message):
+    with pytest.raises(ValueError, match=message):
+        mixtures.mix("test_never", names, rates)
+
+
+def test_uneven_files_are_warned_of(asr_and_tts, caplog):
+    options = {"batch_size": 1, "sequence_length": 128}
+    load_batches(asr_and_tts[0], "train", **options, num_shards=2)
+    assert "test_speech_to_text has 3 files for 2 hosts: hosts with fewer" in caplog.text
+    load_batches(asr_and_tts[0], "train", **options, num_shards=4)
+    assert "3 files for 4 hosts: every host reads all of them" in caplog.text
+
+
+def test_hosts_of_any_number_read_everything_once_an_epoch(asr_and_tts):
+    """Also those of a restart with another number of hosts, which begin an epoch of their own."""
+    task = seqio.get_mixture_or_task(asr_and_tts[0])
+    whole = once(task)
+    for hosts in (2, 4):
+        shares = []
+        for host in range(hosts):
+            dataset = task.get_dataset(
+                None, "train", shuffle=True, seed=0, shard_info=seqio.ShardInfo(host, hosts)
+            )
+            vocabulary = task.output_features["targets"].vocabulary
+            shares += [vocabulary.decode(e["targets"]) for e in dataset.as_numpy_iterator()]
+        assert sorted(shares) == whole
+
+
+def test_cached_tasks_are_the_same(folder, tmp_path, asr_and_tts):
+    module = tmp_path / "my_tasks.py"
+    files = {"train": str(folder / "*.jsonl")}
+    module.write_text(
+        "from tasks import speech_instruct\n"
+        f"speech_instruct.dialogue_lines('test_cached', {files}, {GOLDEN!r}, 'speech_to_text')\n"
+    )
+    command = [sys.executable, "-m", "seqio.scripts.cache_tasks_main", "--module_import=my_tasks"]
+    command += ["--tasks=test_cached", f"--output_cache_dir={tmp_path}", "--min_shards=2"]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    speech_instruct.dialogue_lines(
+        "test_cached", files, GOLDEN, "speech_to_text", shuffle_buffer_size=20
+    )
+    cached = load_batches(
+        "test_cached", "train", batch_size=4, sequence_length=128, cache_dir=str(tmp_path)
+    )
+    vocabulary = seqio.get_mixture_or_task("test_cached").output_features["targets"].vocabulary
+    texts = set(texts_of((next(cached) for _ in range(8)), vocabulary))
+    assert sorted(texts) == once(asr_and_tts[0])
+    with pytest.raises(ValueError, match=r"test_speech_to_text is not in .*seqio_cache_tasks"):
+        load_batches(
+            asr_and_tts[0], "train", batch_size=1, sequence_length=9, cache_dir=str(tmp_path)
+        )
