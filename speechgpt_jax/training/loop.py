@@ -200,13 +200,13 @@ class Reporter:
                 for name in (self._rate, "model_flops")
                 if name in metrics
             }
-            self._timed.update(steps=1, seconds=now - self._last_read, **amounts)
+            self._timed.update(steps=1, elapsed=now - self._last_read, **amounts)
         self._last_read = now
 
     def _report(self):
         means = self._averages.means()
         if self._timed:
-            seconds = self._timed["seconds"]
+            seconds = self._timed["elapsed"]
             means[f"{self._rate}_per_second"] = self._timed[self._rate] / seconds
             means["seconds_per_step"] = seconds / self._timed["steps"]
             if self._peak_flops:
