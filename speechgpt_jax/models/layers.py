@@ -100,14 +100,15 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 class Dense(nnx.Module):
     """A linear layer without bias, [..., in_features] -> [..., out_features], and its adapter.
 
-    The kernel is held in float32 and used in the dtype of the input. `lora_b` starts at zero, so a
-    fresh adapter changes nothing.
+    The kernel is held in float32, or in int8 with one scale an output, and used in the dtype of the
+    input. `lora_b` starts at zero, so a fresh adapter changes nothing.
     """
 
     def __init__(self, in_features, out_features, axes, *, lora: LoraConfig | None, rngs: nnx.Rngs):
         in_axis, out_axis = axes
         self.lora = lora
         self.kernel = parameter(normal_init(rngs.params(), (in_features, out_features)), axes)
+        self.kernel_scale = nnx.data(None)
         if lora:
             bound = in_features**-0.5
             a = jax.random.uniform(
@@ -121,6 +122,8 @@ class Dense(nnx.Module):
     def __call__(self, x, rngs: nnx.Rngs | None = None):
         """With `rngs` (stream `dropout`) the adapter's input is dropped out, without it is not."""
         y = matmul(x, self.kernel.astype(x.dtype))
+        if self.kernel_scale is not None:
+            y = y * self.kernel_scale.astype(x.dtype)
         return y + self._adapter(x, rngs) if self.lora else y
 
     def _adapter(self, x, rngs):
@@ -130,8 +133,25 @@ class Dense(nnx.Module):
         low_rank = matmul(x, self.lora_a.astype(x.dtype))
         return matmul(low_rank, self.lora_b.astype(x.dtype)) * self.lora.scale
 
+    def quantize(self):
+        """Rounds the kernel to int8, each output by its largest weight; stacked layers too."""
+        import qwix  # Takes a second, and only a frozen base needs it.
+
+        inputs, outputs = self.kernel.ndim - 2, self.kernel.ndim - 1
+        axes = list(self.kernel.get_metadata("out_sharding"))
+        quantized = qwix.quantize(
+            self.kernel[...], "int8", channelwise_axes=(*range(inputs), outputs)
+        )
+        self.kernel = parameter(quantized.qvalue, tuple(axes))
+        axes[inputs] = None
+        self.kernel_scale = parameter(quantized.scale, tuple(axes))
+
     def merge_adapter(self):
         """Adds the adapter to the kernel: the same function, one product instead of three."""
+        if self.kernel_scale is not None:
+            axes = self.kernel.get_metadata("out_sharding")
+            self.kernel = parameter(self.kernel * self.kernel_scale, axes)
+            self.kernel_scale = nnx.data(None)
         if self.lora:
             self.kernel[...] += self.lora.scale * self.lora_a @ self.lora_b
             del self.lora_a, self.lora_b

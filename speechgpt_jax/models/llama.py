@@ -306,6 +306,15 @@ class Llama(nnx.Module):
         in_use = jnp.arange(config.padded_vocab_size) < config.vocab_size
         return jnp.where(in_use, logits, MASKED_LOGIT)
 
+    def quantize(self):
+        """Rounds the projections of all layers to int8: a frozen base for adapters.
+
+        Embeddings, output layer and norms stay as they are.
+        """
+        for _, node in nnx.iter_graph(self.layers):
+            if isinstance(node, Dense):
+                node.quantize()
+
     def init_cache(self, batch, length, start=None):
         """An empty cache for `length` tokens a row.
 

@@ -72,3 +72,28 @@ def test_constraints_need_no_mesh():
 def test_impossible_adapters(fields, message):
     with pytest.raises(ValueError, match=message):
         LoraConfig(**fields)
+
+
+def test_int8_kernels_are_within_half_a_step_and_keep_their_gradient():
+    dense = Dense(64, 8, ("embed", "mlp"), lora=LoraConfig(rank=2), rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (5, 64))
+    kernel, exact = dense.kernel[...], dense(x)
+    dense.quantize()
+    assert dense.kernel.dtype == jnp.int8 and dense.kernel_scale.shape == (1, 8)
+    rounded = dense.kernel * dense.kernel_scale
+    half_a_step = jnp.abs(kernel).max(axis=0) / 127 / 2
+    assert (jnp.abs(rounded - kernel) <= half_a_step * 1.001).all()
+    np.testing.assert_allclose(dense(x), exact, atol=0.02)
+    gradient = jax.grad(lambda x: jnp.sum(dense(x)))(x)
+    np.testing.assert_allclose(gradient, jnp.ones((5, 8)) @ rounded.T, rtol=1e-5, atol=1e-6)
+
+
+def test_merging_an_adapter_into_an_int8_kernel_gives_floats_again():
+    dense = Dense(16, 8, ("embed", "mlp"), lora=LoraConfig(rank=2), rngs=nnx.Rngs(0))
+    dense.lora_b[...] += 0.1
+    dense.quantize()
+    x = jax.random.normal(jax.random.key(1), (5, 16))
+    expected = dense(x)
+    dense.merge_adapter()
+    assert dense.kernel.dtype == jnp.float32
+    np.testing.assert_allclose(dense(x), expected, rtol=1e-5, atol=1e-6)
