@@ -119,6 +119,7 @@ class Checkpoints:
     def __init__(self, output_dir, keep: Keep = Keep(), metadata: Mapping | None = None, base=None):
         self.folder = _absolute(output_dir) / FOLDER
         self.metadata = {**(metadata or {}), "base": _pointer(self.folder, base)}
+        self._saving = False
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -141,6 +142,7 @@ class Checkpoints:
         )
         with _writing(self.folder):
             self._manager.save(step, args=args)
+        self._saving = True
 
     def restore_latest(self, state) -> Restored | None:
         """The newest sound checkpoint, laid out as `state` (arrays or abstract arrays) is.
@@ -171,14 +173,15 @@ class Checkpoints:
         return None
 
     def check(self):
-        """Raises what has gone wrong in the background so far; takes microseconds."""
-        if not self._manager.is_saving_in_progress():
+        """Raises what has gone wrong in the background so far; costs a training step nothing."""
+        if self._saving and not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self):
         """Returns when everything saved so far is on disk."""
         with _writing(self.folder):
             self._manager.wait_until_finished()
+        self._saving = False
 
     def close(self):
         with _writing(self.folder):

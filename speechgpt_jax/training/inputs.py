@@ -12,6 +12,7 @@ def load_host_batches(
     sequence_length: int,
     split: str = "train",
     seed: int = 0,
+    cache_dir: str | None = None,
     mesh: MeshConfig = MeshConfig(),  # noqa: B008 (frozen)
 ) -> Batches:
     """This process's rows of packed batches [batch_size, sequence_length], without end.
@@ -22,6 +23,7 @@ def load_host_batches(
       sequence_length: tokens of a row.
       split: e.g. "train".
       seed: of shuffling and mixing.
+      cache_dir: where `seqio_cache_tasks` wrote the tasks; by default they are made on the fly.
       mesh: says which rows are this process's.
     """
     index, shares = sharding.process_share(sharding.create_mesh(mesh))
@@ -36,6 +38,7 @@ def load_host_batches(
         batch_size=batch_size // shares,
         sequence_length=sequence_length,
         seed=seed,
+        cache_dir=cache_dir,
         shard_index=index,
         num_shards=shares,
     )
