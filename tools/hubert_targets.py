@@ -3,11 +3,12 @@
     python -m tools.hubert_targets --manifest=corpus/manifest.jsonl --output=targets --hours=3
     ... --people=FOLDER      # recordings of people besides, G.722 as in Debian's asterisk sounds
 
-The teacher is `whisper` (features of Whisper tiny.en's encoder) or `mfcc` (HuBERT's own first
-iteration). More than half of the clips are resampled by up to a quarter first, pitch, formants
-and speed together, so that the student hears more voices than were recorded; the teacher hears
-the same resampled sound. What people say needs no transcript and may be in any language: without
-them, units of synthetic voices carry over to a person hardly better than a spectrum's do.
+The teacher is `whisper` (features of Whisper tiny.en's encoder), `mfcc` (HuBERT's own first
+iteration) or the folder of a HuBERT (its next iteration). More than half of the clips are resampled
+by up to a quarter first, pitch, formants and speed together, so that the student hears more voices
+than were recorded; the teacher hears the same resampled sound. What people say needs no transcript
+and may be in any language: without them, units of synthetic voices carry over to a person hardly
+better than a spectrum's do.
 
 Output: `sound.npy` int16 [samples], `clip_ends.npy` [clips], `targets.npy` int16 [frames],
 `target_ends.npy` [clips]: everything concatenated, ready to be memory-mapped; `centroids.npy`
@@ -21,15 +22,22 @@ import numpy as np
 import soxr
 from rich.progress import track
 
+from speechgpt_jax.gin_utils import one_line_errors
 from speechgpt_jax.speech import kmeans
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.mfcc import mfcc
+from speechgpt_jax.speech.speech2unit import Speech2Unit, load_hubert
 from tools.build_demo_corpus import G722_BYTES_PER_SECOND, decode_g722
 from tools.manifest import read_manifest
 from tools.whisper_features import WhisperFeatures
 
 # Whisper's third block of four carries phones best from one voice to another.
 TEACHERS = {"whisper": lambda: WhisperFeatures(blocks=3), "mfcc": lambda: mfcc_features}
+
+
+def make_teacher(name: str):
+    """A function of clips [S] that gives features [T, D] of each, 50 a second."""
+    return TEACHERS[name]() if name in TEACHERS else Speech2Unit(load_hubert(name), None).features
 
 
 def mfcc_features(wavs: list[np.ndarray]) -> list[np.ndarray]:
@@ -71,13 +79,17 @@ def main() -> None:
     )
     parser.add_argument("--manifest", required=True, help="JSONL with `path` and `split` a row")
     parser.add_argument("--output", required=True, type=pathlib.Path)
-    parser.add_argument("--teacher", choices=TEACHERS, default="whisper")
+    parser.add_argument("--teacher", default="whisper", help="whisper, mfcc or a HuBERT's folder")
     parser.add_argument("--num_clusters", type=int, default=500)
     parser.add_argument("--hours", type=float, default=4.0)
     parser.add_argument("--people", type=pathlib.Path, help="folder of .g722 files to hear too")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    with one_line_errors():
+        prepare(args)
 
+
+def prepare(args) -> None:
     rng = np.random.default_rng(args.seed)
     paths = [row["path"] for row in read_manifest(args.manifest, "train")]
     clips = load_clips(paths, args.hours * 3600, rng)
@@ -85,7 +97,7 @@ def main() -> None:
         clips += load_people(args.people, rng)
     clips.sort(key=len)
 
-    teacher = TEACHERS[args.teacher]()
+    teacher = make_teacher(args.teacher)
     batches = [clips[i : i + 16] for i in range(0, len(clips), 16)]
     features = []
     for batch in track(batches, description="teacher features"):
