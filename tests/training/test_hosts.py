@@ -1,0 +1,200 @@
+"""Several processes on this machine, connected by gloo: they train as one, stop as one, go on."""
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from toy import CONFIG, RandomBatches
+
+from speechgpt_jax import checkpoints, gin_utils, sharding
+from speechgpt_jax.sharding import MeshConfig
+from speechgpt_jax.training import hosts, progress
+
+STEPS = 40
+DEVICES = 4  # Of all processes together.
+
+# Imports once, then forks: a process that starts from nothing imports for seconds.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["speechgpt_jax.training.lm", "clu.metric_writers", "matplotlib.figure", "toy"]
+)
+
+
+@dataclasses.dataclass
+class Signal:
+    """What a process sends itself so many seconds after it asks for the batch of `step`."""
+
+    number: signal.Signals
+    step: int
+    seconds: float = 0.0
+
+    def send(self):
+        if self.seconds:
+            threading.Timer(self.seconds, os.kill, (os.getpid(), self.number)).start()
+        else:
+            os.kill(os.getpid(), self.number)
+            time.sleep(0.3)  # JAX hears SIGTERM in another thread.
+
+
+class Rows(RandomBatches):
+    """This process's rows of the global batches."""
+
+    def __init__(self, mesh: MeshConfig, stop: Signal | None):
+        super().__init__(rows=8, length=12)
+        self.share = sharding.process_share(sharding.create_mesh(mesh))
+        self.stop, self.given = stop, 0
+
+    def __next__(self):
+        batch = super().__next__()
+        if self.stop and self.count >= self.stop.step:
+            self.stop.send()
+            self.stop = None
+        index, shares = self.share
+        return {key: np.split(rows, shares)[index] for key, rows in batch.items()}
+
+
+def train_as_one_of(num_processes, process_id, port, folder, mesh, steps, stop):
+    """What train.main does, with a small model. Runs in a process of its own."""
+    log = os.open(folder / f"log_{process_id}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", DEVICES // num_processes)
+    others = (f"localhost:{port}", num_processes, process_id) if num_processes > 1 else ()
+    with hosts.connected(False, *others), gin_utils.one_line_errors():
+        run(folder, mesh, steps, Rows(mesh, stop))
+
+
+def run(folder, mesh, steps, batches):
+    from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
+    from speechgpt_jax.training.lm import train
+    from speechgpt_jax.training.optimizer import AdamW
+
+    tokenizer = Tokenizer.from_files(DEMO_TOKENIZER / "tokenizer.model", ["<0>", "<1>", "<sosp>"])
+    train(
+        model=dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size, num_kv_heads=4),
+        tokenizer=tokenizer,
+        batches=batches,
+        optimizer=AdamW(1e-2, schedule="constant", warmup=0),
+        mesh=mesh,
+        steps=steps,
+        output_dir=str(folder),
+        save_every=2,
+        log_every=1,
+    )
+
+
+def start(folder, num_processes, *, mesh=MeshConfig(), steps=8, stop=None):  # noqa: B008 (frozen)
+    """Runs all processes of a run to their end and gives their exit codes.
+
+    The last process gets `stop`.
+    """
+    folder.mkdir(exist_ok=True)
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [
+        PROCESSES.Process(
+            target=train_as_one_of,
+            args=(num_processes, i, port, folder, mesh, steps),
+            kwargs={"stop": stop if i == num_processes - 1 else None},
+        )
+        for i in range(num_processes)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+        process.kill()
+    return [process.exitcode for process in processes]
+
+
+def losses(folder):
+    return {line["step"]: line["loss"] for line in progress.read_metrics(folder)}
+
+
+def log(folder, process=0):
+    return (folder / f"log_{process}").read_text()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The losses of one process that is never stopped."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert start(folder, 1, steps=STEPS) == [0], log(folder)
+    return losses(folder)
+
+
+def test_two_processes_a_crash_a_preemption_and_four_processes(alone, tmp_path):
+    folder = tmp_path / "run"
+
+    # One is killed: the other one says so and stops.
+    codes = start(folder, 2, stop=Signal(signal.SIGKILL, step=6))
+    assert codes[0] not in (0, None) and codes[1] == -signal.SIGKILL, log(folder)
+    assert re.search("another one is gone|another task died", log(folder))
+    first = losses(folder)
+    assert set(first) >= {1, 2, 3, 4}
+
+    # The same command goes on exactly. One is told to stop: both save the same step and leave.
+    assert start(folder, 2, stop=Signal(signal.SIGTERM, step=5)) == [0, 0], log(folder)
+    assert re.search(r"Going on from step [24] ", log(folder))
+    assert "SIGTERM: step" in log(folder)
+    assert "SIGTERM: step" not in log(folder, 1), "one process speaks for all"
+    second = losses(folder)
+    assert {step: second[step] for step in first if step in second} == {
+        step: first[step] for step in first if step in second
+    }
+    saved = int(checkpoints.latest(folder).name)
+    assert max(second) == saved
+
+    # Four processes go on where two were. Up to there the losses are those of one process.
+    assert start(folder, 4, steps=saved + 2) == [0] * 4, log(folder)
+    assert f"Going on from step {saved} " in log(folder)
+    third = losses(folder)
+    assert list(third) == list(range(1, saved + 3))
+    np.testing.assert_allclose(
+        list(third.values())[:saved], list(alone.values())[:saved], rtol=1e-5
+    )
+
+
+def test_a_model_group_of_two_processes_reads_the_same_rows(alone, tmp_path):
+    mesh = MeshConfig(data=1, fsdp=1, model=4)
+    assert start(tmp_path, 2, mesh=mesh, steps=4) == [0, 0], log(tmp_path)
+    np.testing.assert_allclose(list(losses(tmp_path).values()), list(alone.values())[:4], rtol=1e-5)
+
+
+def test_flags_belong_together():
+    with (
+        pytest.raises(ValueError, match="num_processes, process_id must be given too"),
+        hosts.connected(coordinator_address="localhost:1"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("environment", "processes"),
+    [
+        ({}, 1),
+        ({"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}, 1),  # The shell that calls srun.
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "SLURM_STEP_NODELIST": "a[1-4]"}, 8),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, 1),
+        ({"TPU_WORKER_HOSTNAMES": "a-0,a-1,a-2,a-3", "TPU_WORKER_ID": "0"}, 4),
+        ({"TPU_WORKER_HOSTNAMES": "a-0,a-1", "MEGASCALE_NUM_SLICES": "2"}, 4),
+    ],
+)
+def test_what_schedulers_say(environment, processes, monkeypatch):
+    for name in [*os.environ]:
+        if name.startswith(("SLURM_", "TPU_", "MEGASCALE_")):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert hosts.scheduled_processes() == processes
