@@ -11,6 +11,8 @@ the library is decorated. Whatever a user got wrong ends as one line on the term
 
 import ast
 import contextlib
+import copy
+import inspect
 import logging
 import re
 import sys
@@ -53,8 +55,10 @@ def define_flags():
     flags.DEFINE_list("gin_search_paths", [], "Folders where gin files and includes are found.")
 
 
-def run(main: Callable[[], None]):
+def run(main: Callable[[], None], *, complete: bool = True):
     """Reads flags and gin, then calls `main()`; what the user got wrong is one line.
+
+    A main that only asks for some `arguments` is not `complete`: what it doesn't use may be unset.
 
     Besides those of `define_flags` and of the caller: --gin.NAME=VALUE, as in T5X.
     """
@@ -64,7 +68,7 @@ def run(main: Callable[[], None]):
 
         def parse_and_call(_):
             hush_libraries()
-            parse(flags.FLAGS.gin_file, bindings, flags.FLAGS.gin_search_paths)
+            parse(flags.FLAGS.gin_file, bindings, flags.FLAGS.gin_search_paths, complete)
             main()
 
         app.run(parse_and_call, argv)
@@ -103,7 +107,12 @@ def _quoted(value: str) -> str:
     return value
 
 
-def parse(files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()):
+def parse(
+    files: Sequence[str],
+    bindings: Sequence[str] = (),
+    search_paths: Sequence[str] = (),
+    complete: bool = True,
+):
     """Reads files, then bindings on top; ConfigError names a missing file or a misspelt name."""
     gin.clear_config()
     for path in search_paths:
@@ -116,8 +125,9 @@ def parse(files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequ
             with _config_errors(f"--gin.{binding}: "):
                 _require_known_macro(binding)
                 gin.parse_config(binding)
-        with _config_errors():
-            gin.finalize()
+        if complete:
+            with _config_errors():
+                gin.finalize()  # Every %gin.REQUIRED must be set.
 
 
 def call(function: Callable, **kwargs):
@@ -125,6 +135,22 @@ def call(function: Callable, **kwargs):
     with contextlib.suppress(ValueError):  # If no gin file imports it, nothing is bound.
         function = gin.get_configurable(function)
     return function(**kwargs)
+
+
+def arguments(function: Callable, names: Sequence[str]) -> dict:
+    """What `call` would give to some parameters of `function`; the others aren't even evaluated."""
+    bound = {}
+    with contextlib.suppress(ValueError):  # If no gin file imports it, nothing is bound.
+        bound = gin.get_bindings(function, resolve_references=False)
+    parameters = inspect.signature(function).parameters
+    values = {name: bound.get(name, parameters[name].default) for name in names}
+    # Gin evaluates its references when they are copied.
+    with _config_errors():
+        values = copy.deepcopy(values)
+    for name, value in values.items():
+        if value is inspect.Parameter.empty or value is gin.REQUIRED:
+            raise ConfigError(f"{function.__name__}.{name} is not set.")
+    return values
 
 
 def operative_config() -> str:

@@ -149,18 +149,22 @@ def process_share(mesh: Mesh) -> tuple[int, int]:
     return shares.index(tuple(rows[jax.process_index()])), len(shares)
 
 
+def check_rows(rows: int, mesh: Mesh):
+    """ValueError if a batch of so many rows can't be cut over the mesh."""
+    pieces = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % pieces:
+        raise ValueError(
+            f"batch of {rows} rows can't be cut over data x fsdp = {pieces} pieces;"
+            f" try a batch size of {math.ceil(rows / pieces) * pieces}."
+        )
+
+
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Rows read by this process, {key: [rows of this process, ...]} -> global arrays [B, ...]."""
     sharding = batch_sharding(mesh)
-    pieces = mesh.shape["data"] * mesh.shape["fsdp"]
     _, shares = process_share(mesh)
-    for key, rows in batch.items():
-        total = len(rows) * shares
-        if total % pieces:
-            raise ValueError(
-                f"batch of {total} rows ({key}) can't be cut over data x fsdp = {pieces} pieces;"
-                f" try a batch size of {math.ceil(total / pieces) * pieces}."
-            )
+    for rows in batch.values():
+        check_rows(len(rows) * shares, mesh)
     return {
         key: jax.make_array_from_process_local_data(sharding, rows) for key, rows in batch.items()
     }

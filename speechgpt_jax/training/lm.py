@@ -18,29 +18,23 @@ import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
-import optax
 from etils import epath
-from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 
 from speechgpt_jax import sharding
 from speechgpt_jax.checkpoints import Checkpoints, Keep
-from speechgpt_jax.models.llama import Llama, LlamaConfig
+from speechgpt_jax.models.llama import LlamaConfig
 from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.training import utilization
-from speechgpt_jax.training.loop import REJECTED, Batches, fit
+from speechgpt_jax.training.loop import Batches, fit
 from speechgpt_jax.training.optimizer import (
     AdamW,
     Guard,
-    guarded,
-    learning_rate_schedule,
-    make_optimizer,
 )
 from speechgpt_jax.training.progress import draw_losses, say
+from speechgpt_jax.training.stage import Stage, jit_train_step, prepare_parameters, split
 from speechgpt_jax.training.start import initial_parameters, number_of_tokens
-from speechgpt_jax.training.train_step import TRAINABLE, TrainState, make_train_step
+from speechgpt_jax.training.train_step import TrainState
 
 
 def train(
@@ -53,6 +47,7 @@ def train(
     output_dir: str,
     start_from: str | None = None,
     trainable: str = "all",
+    frozen_dtype: str = "float32",
     mesh: MeshConfig = MeshConfig(),  # noqa: B008 (frozen)
     accumulation: int = 1,
     loss_chunk: int = 256,
@@ -76,6 +71,8 @@ def train(
         tokenizer/.
       start_from: a run, or one of its checkpoints, whose parameters are the start.
       trainable: "all", "embeddings" or "lora"; the rest is frozen and not saved again.
+      frozen_dtype: "float32", or "int8" to hold the projections under adapters in a quarter of the
+        memory.
       mesh: how many devices along data, fsdp and model.
       accumulation: microbatches a step, to save memory.
       loss_chunk: positions whose logits exist at a time.
@@ -89,25 +86,24 @@ def train(
     Raises:
       ValueError: the arguments, the tokenizer and the checkpoints don't fit one another.
     """
-    _check(model, tokenizer, start_from, trainable)
-    devices = sharding.create_mesh(mesh)
-    tx = make_optimizer(optimizer, steps)
-    if guard:
-        tx = guarded(tx, guard)
-    parameters = initial_parameters(model, devices, start_from=start_from, seed=seed)
-    state, frozen = _split(parameters, trainable, tx, devices)
-    del parameters
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Llama(model, rngs=nnx.Rngs(seed))))
-    step = make_train_step(
-        graphdef,
-        tx,
-        unit_ids=tokenizer.unit_ids,
+    stage = Stage(
+        model=model,
+        optimizer=optimizer,
+        steps=steps,
+        trainable=trainable,
+        frozen_dtype=frozen_dtype,
         accumulation=accumulation,
-        chunk=loss_chunk,
+        loss_chunk=loss_chunk,
+        guard=guard,
         seed=seed,
     )
-    step = _measured(step, model, trainable, learning_rate_schedule(optimizer, steps))
-    step = jax.jit(step, donate_argnums=0, out_shardings=_step_shardings(state, devices))
+    _check(model, tokenizer, start_from, trainable)
+    devices = sharding.create_mesh(mesh)
+    parameters = initial_parameters(model, devices, start_from=start_from, seed=seed)
+    parameters = prepare_parameters(stage, parameters, devices)
+    state, frozen = split(stage, parameters, devices)
+    del parameters
+    step = jit_train_step(stage, state, devices, tokenizer.unit_ids)
 
     metadata = {"config": config_text(), "model": dataclasses.asdict(model)}
     _describe(output_dir, tokenizer, metadata["config"])
@@ -142,8 +138,6 @@ def _check(model, tokenizer, start_from, trainable):
             f"the model has vocab_size {model.vocab_size} and the tokenizer"
             f" {tokenizer.vocab_size} tokens: set the model's to {tokenizer.vocab_size}."
         )
-    if trainable not in TRAINABLE:
-        raise ValueError(f"trainable {trainable!r} is unknown; take one of {list(TRAINABLE)}.")
     if trainable != "all" and start_from is None:
         raise ValueError(
             f"trainable {trainable!r} trains a part of a model: start_from must name the run or the"
@@ -156,37 +150,6 @@ def _check(model, tokenizer, start_from, trainable):
             f"the model has {model.vocab_size} tokens and {start_from} only"
             f" {number_of_tokens(start_from)}: a frozen base never learns new ones."
         )
-
-
-def _split(parameters, trainable, tx, devices) -> tuple[TrainState, nnx.State]:
-    """The state of what is trained, and the parameters that are not."""
-    params, frozen = nnx.split_state(parameters, TRAINABLE[trainable], ...)
-    create = functools.partial(TrainState.create, optimizer=tx)
-    return sharding.create_sharded(create, devices, params), frozen
-
-
-def _measured(step, model, trainable, schedule):
-    """`step`, whose metrics also say what only the run knows."""
-
-    def measured(state, frozen, batch):
-        length = batch["decoder_target_tokens"].shape[1]
-        flops = utilization.training_flops_per_token(model, length, trainable)
-        learning_rate = schedule(state.step)
-        state, metrics = step(state, frozen, batch)
-        metrics |= {
-            "learning_rate": jnp.asarray(learning_rate),
-            "model_flops": metrics["tokens"] * flops,
-        }
-        rejected = optax.tree_utils.tree_get(state.opt_state, REJECTED)
-        return state, metrics if rejected is None else metrics | {REJECTED: rejected}
-
-    return measured
-
-
-def _step_shardings(state, devices):
-    """The new state lies as the old one does, and every device has the metrics."""
-    everywhere = NamedSharding(devices, PartitionSpec())
-    return jax.tree.map(lambda x: x.sharding, state), everywhere
 
 
 def _describe(output_dir, tokenizer, config_text):

@@ -1,0 +1,269 @@
+"""What a compiled program does, read from XLA's text: matrix products and collectives.
+
+XLA's own cost analysis counts the body of a loop once, so of a model scanned over its layers it
+sees one layer. Here everything counts as often as it runs:
+
+    cost = program_cost(compiled.as_text())
+    cost.matmul_flops, cost.collectives
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+
+BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}
+
+_COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%(?P<name>[\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%(?P<name>[\w.\-]+) = (?P<rest>.*)$")
+_ARRAY = re.compile(r"(?P<dtype>[a-z]\w*)\[(?P<sizes>[\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """All collectives of a kind in one run of the program, on one device.
+
+    Attributes:
+      op: "all-gather", "reduce-scatter", ...
+      count: how often it runs.
+      bytes: of the whole arrays: what is gathered, or what is summed before it is scattered. On a
+        ring each device sends about that much, and twice as much for an all-reduce.
+      asynchronous: whether other work goes on meanwhile.
+    """
+
+    op: str
+    count: int
+    bytes: int
+    asynchronous: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of one run on one device.
+
+    Attributes:
+      matmul_flops: of matrix products and convolutions, two for each multiplication and addition.
+        Those inside of custom kernels, such as splash attention, are not visible.
+      collectives: largest first.
+    """
+
+    matmul_flops: int
+    collectives: tuple[Collective, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """`%name = type opcode(operands), attributes`."""
+
+    name: str
+    type: str
+    opcode: str
+    operands: tuple[str, ...]
+    attributes: str
+    arguments: str
+
+    def attribute(self, name: str) -> str | None:
+        found = re.search(rf"\b{name}=(\{{[^}}]*\}}|[^,\s]+)", self.attributes)
+        return found[1] if found else None
+
+    def calls(self, name: str) -> list[str]:
+        """Names of the computations in an attribute, such as `body=%a` or `calls={%a, %b}`."""
+        return re.findall(r"%([\w.\-]+)", self.attribute(name) or "")
+
+
+def program_cost(text: str) -> Cost:
+    """The cost of `compiled.as_text()`."""
+    return _Walk(text).cost()
+
+
+class _Walk:
+    """From the entry into every computation that is called, as often as it is."""
+
+    def __init__(self, text):
+        self.computations, self.entry = parse(text)
+        instructions = [i for body in self.computations.values() for i in body]
+        self.types = {instruction.name: instruction.type for instruction in instructions}
+        # The pieces of an asynchronous gather repeat it wherever it goes on beside other work.
+        self.started = {
+            instruction.operands[0]
+            for instruction in instructions
+            if 'custom_call_target="AsyncCollectiveStart"' in instruction.attributes
+        }
+        self.flops = 0
+        self.found = collections.defaultdict(lambda: np.zeros(2, np.int64))
+
+    def cost(self) -> Cost:
+        self._visit(self.entry, 1)
+        rows = [Collective(op, *map(int, sums), a) for (op, a), sums in self.found.items()]
+        return Cost(self.flops, tuple(sorted(rows, key=lambda row: -row.bytes)))
+
+    def _visit(self, name, times):
+        for instruction in self.computations[name]:
+            self._count(instruction, times)
+            inner, loops = self._called(instruction)
+            for computation in inner:
+                self._visit(computation, times * loops)
+
+    def _called(self, instruction) -> tuple[list[str], int]:
+        """The computations an instruction runs, and how often."""
+        if instruction.opcode == "while":
+            return instruction.calls("body"), self._trip_count(instruction)
+        if self._is_fused_reduce_scatter(instruction):
+            return [], 0
+        return instruction.calls("calls") + instruction.calls("branch_computations"), 1
+
+    def _count(self, instruction, times):
+        opcode = instruction.opcode.removesuffix("-start")
+        if instruction.opcode == "dot":
+            self.flops += times * self._dot_flops(instruction)
+        elif instruction.opcode == "convolution":
+            self.flops += times * self._convolution_flops(instruction)
+        elif self._is_fused_reduce_scatter(instruction):
+            self._add("reduce-scatter", self._operand_bytes(instruction), False, times)
+        elif opcode in COLLECTIVES:
+            self._count_collective(opcode, instruction, times)
+
+    def _count_collective(self, op, instruction, times):
+        asynchronous = instruction.opcode.endswith("-start")
+        if "chain_id=" in instruction.attributes:
+            if instruction.name not in self.started:
+                return
+            asynchronous = True
+        size = max(num_bytes(instruction.type), self._operand_bytes(instruction))
+        if instruction.opcode == "all-gather-start":
+            size = num_bytes(instruction.type) - self._operand_bytes(instruction)
+        self._add(op, size, asynchronous, times)
+
+    def _add(self, op, size, asynchronous, times):
+        self.found[op, asynchronous] += (times, times * size)
+
+    def _is_fused_reduce_scatter(self, instruction) -> bool:
+        """TPUs fuse an all-reduce with the slice of it that a device keeps."""
+        called = instruction.calls("calls") if instruction.opcode == "fusion" else ()
+        return any(name.startswith("all-reduce-scatter") for name in called)
+
+    def _operand_bytes(self, instruction):
+        return sum(num_bytes(self.types[name]) for name in instruction.operands)
+
+    def _trip_count(self, loop) -> int:
+        known = re.search(r'known_trip_count"?:\{"?n"?:"(\d+)"', loop.attributes)
+        if known:
+            return int(known[1])
+        (condition,), (body,) = loop.calls("condition"), loop.calls("body")
+        counter, limit = self._counter_and_limit(condition)
+        return -(-limit // self._step(body, counter))
+
+    def _counter_and_limit(self, condition) -> tuple[int, int]:
+        """`i < 32`, where i is element 0 of the loop's state, -> 0, 32. Loops start at zero."""
+        own = {instruction.name: instruction for instruction in self.computations[condition]}
+        limits = [int(i.arguments) for i in own.values() if i.opcode == "constant"]
+        counters = [i for i in own.values() if i.opcode == "get-tuple-element"]
+        if len(limits) != 1 or len(counters) != 1:
+            raise ValueError(f"the loop condition {condition} is no comparison with a constant.")
+        return int(counters[0].attribute("index")), limits[0]
+
+    def _step(self, body, counter) -> int:
+        """What one turn adds to an element of the state: 1, or more in unrolled loops."""
+        *_, root = self.computations[body]
+        own = {instruction.name: instruction for instruction in self.computations[body]}
+        update = own[root.operands[counter]]
+        for name in update.operands:
+            if name in own and own[name].opcode == "constant":
+                return int(own[name].arguments)
+        return 1
+
+    def _dot_flops(self, dot) -> int:
+        left = shape(self.types[dot.operands[0]])
+        contracted = [int(i) for i in re.findall(r"\d+", dot.attribute("lhs_contracting_dims"))]
+        return 2 * math.prod(shape(dot.type)) * math.prod(left[i] for i in contracted)
+
+    def _convolution_flops(self, convolution) -> int:
+        """On a TPU matrix products are convolutions, batch dimensions spatial ones."""
+        left, kernel = (shape(self.types[name]) for name in convolution.operands)
+        in_labels, rest = convolution.attribute("dim_labels").split("_")
+        kernel_labels, out_labels = rest.split("->")
+        inputs = dict(zip(in_labels, left))
+        outputs = dict(zip(out_labels, shape(convolution.type)))
+        products = outputs["b"] * outputs["f"] * dict(zip(kernel_labels, kernel))["i"]
+        for i, window in enumerate(_windows(convolution)):
+            products *= _pairs(inputs[str(i)], outputs[str(i)], **window)
+        return 2 * products
+
+
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """Computations by name, and the name of the entry."""
+    computations, entry, current = {}, None, []
+    for line in text.splitlines():
+        if header := _COMPUTATION.match(line):
+            current = computations[header["name"]] = []
+            entry = header["name"] if header["entry"] else entry
+        elif found := _INSTRUCTION.match(line):
+            current.append(_instruction(found["name"], found["rest"]))
+    return computations, entry
+
+
+def shape(array_type: str) -> tuple[int, ...]:
+    """ "bf16[4,128]{1,0:T(8,128)}" -> (4, 128)."""
+    return tuple(int(size) for size in _ARRAY.match(array_type)["sizes"].split(",") if size)
+
+
+def num_bytes(any_type: str) -> int:
+    """Of an array, or of all arrays of a tuple."""
+    return sum(
+        _bits(found["dtype"]) * math.prod(shape(found[0])) // 8
+        for found in _ARRAY.finditer(any_type)
+    )
+
+
+def _bits(dtype) -> int:
+    return BITS.get(dtype) or int(re.search(r"\d+", dtype)[0])
+
+
+def _instruction(name, rest) -> Instruction:
+    end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
+    array_type, rest = rest[:end], rest[end:].lstrip()
+    opcode, _, _ = rest.partition("(")
+    end = _closing(rest, len(opcode))
+    arguments = rest[len(opcode) + 1 : end - 1]
+    operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
+    return Instruction(name, array_type, opcode, operands, rest[end:], arguments)
+
+
+def _closing(text, start) -> int:
+    """The position behind the parenthesis that closes the one at `start`."""
+    depth = 0
+    for found in re.finditer(r"[()]", text[start:]):
+        depth += 1 if found[0] == "(" else -1
+        if depth == 0:
+            return start + found.end()
+    return len(text)
+
+
+def _windows(convolution) -> Iterable[dict]:
+    """`window={size=1x4 pad=0_0x3_3}` -> a dict for each spatial dimension."""
+    fields = dict(re.findall(r"(\w+)=([\dx_\-]+)", convolution.attribute("window") or ""))
+    sizes = fields["size"].split("x") if "size" in fields else ()
+    ones = "x".join("1" * len(sizes))
+    columns = [fields.get(n, ones).split("x") for n in ("stride", "lhs_dilate", "rhs_dilate")]
+    pads = fields["pad"].split("x") if "pad" in fields else ["0_0"] * len(sizes)
+    for size, pad, *spacings in zip(sizes, pads, *columns):
+        stride, lhs_dilate, rhs_dilate = map(int, spacings)
+        yield {
+            "size": int(size),
+            "pad": int(pad.split("_")[0]),
+            "stride": stride,
+            "lhs_dilate": lhs_dilate,
+            "rhs_dilate": rhs_dilate,
+        }
+
+
+def _pairs(length, out_length, *, size, pad, stride, lhs_dilate, rhs_dilate) -> int:
+    """How many (output position, kernel position) pairs meet an input and no padding."""
+    positions = stride * np.arange(out_length)[:, None] + rhs_dilate * np.arange(size) - pad
+    inside = (positions >= 0) & (positions <= (length - 1) * lhs_dilate)
+    return int(np.sum(inside & (positions % lhs_dilate == 0)))

@@ -1,0 +1,136 @@
+"""Compiles a step for TPUs that aren't there, and says what it would need."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable
+
+import jax
+
+from speechgpt_jax.compilation.hlo import Collective, program_cost
+
+GIB = 2**30
+
+# What libtpu says when a program doesn't fit.
+_OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([MGT]) of ([\d.]+)([MGT]) hbm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What one step takes of each chip.
+
+    Attributes:
+      fits: into a chip's memory.
+      peak_gib: most memory in use at a time, arguments included; of a program that doesn't fit,
+        what XLA would have needed.
+      batch_per_chip: rows of the whole batch over the number of chips.
+      model_flops_per_chip: of the model's matrix products, as if nothing were computed twice and
+        without attention's, which flops_per_chip can't see on a TPU.
+      flops_per_chip: of the matrix products in the program; None if it doesn't fit, and so are:
+      argument_gib: parameters, optimizer state and batch.
+      collectives: by kind, with their bytes.
+      compile_seconds: tracing and XLA together.
+      available_gib: the memory of a chip; known only if the program doesn't fit.
+    """
+
+    fits: bool
+    peak_gib: float
+    batch_per_chip: float
+    model_flops_per_chip: float
+    flops_per_chip: float | None = None
+    argument_gib: float | None = None
+    collectives: tuple[Collective, ...] = ()
+    compile_seconds: float | None = None
+    available_gib: float | None = None
+
+
+class OutOfMemory(Exception):
+    """The program needs `needed` GiB of a chip that has `available`."""
+
+    def __init__(self, needed: float, available: float):
+        super().__init__(f"needs {needed:.2f} GiB of {available:.2f}")
+        self.needed, self.available = needed, available
+
+
+def compile_and_report(lower: Callable, batch_per_chip: float, model_flops: float) -> Report:
+    """Compiles what `lower()` gives, a jax.stages.Lowered; see `Report` for the other two."""
+    start = time.perf_counter()
+    sizes = {"batch_per_chip": batch_per_chip, "model_flops_per_chip": model_flops}
+    try:
+        compiled = compile_or_out_of_memory(lower())
+    except OutOfMemory as error:
+        return Report(fits=False, peak_gib=error.needed, available_gib=error.available, **sizes)
+    memory, cost = compiled.memory_analysis(), program_cost(compiled.as_text())
+    return Report(
+        fits=True,
+        peak_gib=memory.peak_memory_in_bytes / GIB,
+        argument_gib=memory.argument_size_in_bytes / GIB,
+        flops_per_chip=cost.matmul_flops,
+        collectives=cost.collectives,
+        compile_seconds=time.perf_counter() - start,
+        **sizes,
+    )
+
+
+def compile_or_out_of_memory(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """`lowered.compile()`, with an exception of its own where memory is short."""
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        found = _OUT_OF_MEMORY.search(str(error))
+        if found is None:
+            raise
+        raise OutOfMemory(*(_gib(*found.group(i, i + 1)) for i in (1, 3))) from None
+
+
+def _gib(number: str, unit: str) -> float:
+    return float(number) * {"M": 1 / 1024, "G": 1, "T": 1024}[unit]
+
+
+def largest_that_fits(report_of: Callable[[int], Report]) -> Report | None:
+    """The report of the largest n that fits, or None if not even 1 does.
+
+    Programs that fit take minutes to compile, others are rejected within seconds. So n grows by
+    factors of four, and then the line between what fits and what doesn't says where to look.
+    """
+    low, fitting = 0, None
+    high, failing = None, None
+    n = 1
+    while high is None or high - low > 1:
+        report = report_of(n)
+        if report.fits:
+            low, fitting = n, report
+        else:
+            high, failing = n, report
+        if fitting and failing:
+            slope = (failing.peak_gib - fitting.peak_gib) / (high - low)
+            guess = low + int((failing.available_gib - fitting.peak_gib) / slope)
+            n = max(low + 1, min(high - 1, guess))
+        else:
+            n = 4 * low
+    return fitting
+
+
+def table(report: Report) -> str:
+    """A report for the terminal."""
+    fits = "yes" if report.fits else f"no: a chip has {report.available_gib:.2f} GiB"
+    rows = [
+        ("fits", fits),
+        ("peak", f"{report.peak_gib:.3f} GiB a chip"),
+        ("batch", f"{report.batch_per_chip:g} rows a chip"),
+        ("flops of the model", f"{report.model_flops_per_chip:.4g} a chip"),
+    ]
+    if report.fits:
+        ratio = report.flops_per_chip / report.model_flops_per_chip
+        rows[2:2] = [("arguments", f"{report.argument_gib:.3f} GiB a chip")]
+        rows += [
+            ("flops of the program", f"{report.flops_per_chip:.4g} a chip, {ratio:.3f} times"),
+            ("compiled in", f"{report.compile_seconds:.0f} s"),
+        ]
+    lines = [f"{name:<22}{value}" for name, value in rows]
+    if report.collectives:
+        lines += ["", f"{'collective':<22}{'count':>7}{'GiB':>9}  asynchronous"]
+    for row in report.collectives:
+        asynchronous = "yes" if row.asynchronous else "no"
+        lines.append(f"{row.op:<22}{row.count:>7}{row.bytes / GIB:>9.3f}  {asynchronous}")
+    return "\n".join(lines)

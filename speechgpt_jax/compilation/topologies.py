@@ -1,0 +1,109 @@
+"""TPU slices by their product names, as devices to compile for on any machine with libtpu."""
+
+import dataclasses
+import importlib.util
+import os
+import re
+
+import jax
+from jax.experimental import topologies
+
+# Chips along each dimension of the slices that are sold.
+SHAPES_2D = {
+    1: (1, 1, 1),
+    4: (2, 2, 1),
+    8: (2, 4, 1),
+    16: (4, 4, 1),
+    32: (4, 8, 1),
+    64: (8, 8, 1),
+    128: (8, 16, 1),
+    256: (16, 16, 1),
+}
+SHAPES_3D = {
+    4: (2, 2, 1),
+    8: (2, 2, 2),
+    16: (2, 2, 4),
+    32: (2, 4, 4),
+    64: (4, 4, 4),
+    128: (4, 4, 8),
+    256: (4, 8, 8),
+    512: (8, 8, 8),
+    1024: (8, 8, 16),
+    2048: (8, 16, 16),
+    4096: (16, 16, 16),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """A TPU generation.
+
+    Attributes:
+      xla_name: what libtpu calls it.
+      shapes: number of chips -> chips along each dimension.
+      cores_per_chip: the number in a slice's product name counts cores, not chips.
+      ring: from so many chips on, a dimension is closed to a ring.
+      chip_config: libtpu's name of how cores make devices; here always one device a chip.
+    """
+
+    xla_name: str
+    shapes: dict[int, tuple[int, int, int]]
+    cores_per_chip: int
+    ring: int
+    chip_config: str
+
+
+GENERATIONS = {
+    "v4": Generation("v4", SHAPES_3D, 2, 4, "megacore"),
+    "v5p": Generation("v5", SHAPES_3D, 2, 4, "megacore"),
+    "v5e": Generation("v5e", SHAPES_2D, 1, 16, "default"),
+    "v6e": Generation("v6e", SHAPES_2D, 1, 16, "default"),
+}
+
+
+def slice_devices(name: str, num_slices: int = 1) -> list[jax.Device]:
+    """ "v5e-256" -> 256 devices that can be compiled for, but not run on.
+
+    The number is that of the product's name: chips of v5e and v6e, cores (two a chip) of v4 and
+    v5p, so that "v4-128" are 64 devices.
+
+    Raises:
+      ValueError: there is no such slice, or no libtpu.
+    """
+    generation, shape = parse_slice(name)
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(
+            "compiling for TPUs needs libtpu: pip install libtpu==0.0.42.1, or the extra `tpu`."
+        )
+    # Two compilations may run side by side, and nobody asks the cloud which machine this is.
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_WORKER_ID", "0")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-256")
+    topology = topologies.get_topology_desc(
+        platform="tpu",
+        topology_name=f"{generation.xla_name}:{'x'.join(map(str, shape))}",
+        chip_config_name=generation.chip_config,
+        chips_per_host_bounds=tuple(min(size, bound) for size, bound in zip(shape, (2, 2, 1))),
+        num_slices=num_slices,
+        wrap=tuple(size > 1 and size % generation.ring == 0 for size in shape),
+    )
+    return topology.devices
+
+
+def parse_slice(name: str) -> tuple[Generation, tuple[int, int, int]]:
+    """ "v4-16" -> generation v4 and the shape (2, 2, 2) of its 8 chips; ValueError if unknown."""
+    match = re.fullmatch(r"(\w+)-(\d+)", name)
+    generation = GENERATIONS.get(match[1]) if match else None
+    if generation is None:
+        raise ValueError(
+            f"topology {name!r} is unknown: write one of {', '.join(GENERATIONS)}, a dash and the"
+            " size, such as v5e-256 or v5p-128."
+        )
+    cores = generation.cores_per_chip
+    chips, rest = divmod(int(match[2]), cores)
+    if rest or chips not in generation.shapes:
+        sizes = ", ".join(str(size * cores) for size in generation.shapes)
+        raise ValueError(f"topology {name!r}: {match[1]} comes in sizes {sizes}.")
+    return generation, generation.shapes[chips]

@@ -1,0 +1,141 @@
+"""A stage of training without its data and disks: what shapes the train step.
+
+`lm.train` runs such a step and `precompile` compiles it for machines that aren't there.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from speechgpt_jax import sharding
+from speechgpt_jax.models.llama import Llama, LlamaConfig
+from speechgpt_jax.training import utilization
+from speechgpt_jax.training.loop import REJECTED
+from speechgpt_jax.training.optimizer import (
+    AdamW,
+    Guard,
+    guarded,
+    learning_rate_schedule,
+    make_optimizer,
+)
+from speechgpt_jax.training.train_step import TRAINABLE, TrainState, make_train_step
+
+FROZEN_DTYPES = ("float32", "int8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Arguments of `lm.train` of the same names."""
+
+    model: LlamaConfig
+    optimizer: AdamW
+    steps: int
+    trainable: str
+    frozen_dtype: str
+    accumulation: int
+    loss_chunk: int
+    guard: Guard | None
+    seed: int
+
+    def __post_init__(self):
+        if self.trainable not in TRAINABLE:
+            raise ValueError(
+                f"trainable {self.trainable!r} is unknown; take one of {list(TRAINABLE)}."
+            )
+        if self.frozen_dtype not in FROZEN_DTYPES:
+            raise ValueError(
+                f"frozen_dtype {self.frozen_dtype!r} is unknown; take one of {list(FROZEN_DTYPES)}."
+            )
+        if self.frozen_dtype == "int8" and self.trainable != "lora":
+            raise ValueError(
+                f"frozen_dtype 'int8' rounds every projection, and trainable {self.trainable!r}"
+                " needs some of them: set trainable to 'lora'."
+            )
+
+
+def build(stage: Stage) -> Llama:
+    """A random model in the form in which it is trained."""
+    return prepare(stage, Llama(stage.model, rngs=nnx.Rngs(stage.seed)))
+
+
+def prepare(stage: Stage, model: Llama) -> Llama:
+    """`model`, its projections rounded if the frozen base is int8."""
+    if stage.frozen_dtype == "int8":
+        model.quantize()
+    return model
+
+
+def abstract_parameters(stage: Stage, mesh: Mesh) -> nnx.State:
+    """Shapes and shardings of all parameters of the stage."""
+    return sharding.abstract(lambda: nnx.state(build(stage), nnx.Param), mesh)
+
+
+def prepare_parameters(stage: Stage, parameters: nnx.State, mesh: Mesh) -> nnx.State:
+    """A model's float32 parameters in the form in which they are trained or frozen."""
+    if stage.frozen_dtype == "float32":
+        return parameters
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Llama(stage.model, rngs=nnx.Rngs(stage.seed))))
+
+    def prepared(parameters):
+        return nnx.state(prepare(stage, nnx.merge(graphdef, parameters)), nnx.Param)
+
+    return sharding.create_sharded(prepared, mesh, parameters)
+
+
+def split(
+    stage: Stage, parameters: nnx.State, mesh: Mesh, create: Callable = sharding.create_sharded
+) -> tuple[TrainState, nnx.State]:
+    """The state of what is trained, and the parameters that are not.
+
+    With `sharding.abstract` as `create` from shapes to shapes.
+    """
+    params, frozen = nnx.split_state(parameters, TRAINABLE[stage.trainable], ...)
+    start = functools.partial(TrainState.create, optimizer=make_stage_optimizer(stage))
+    return create(start, mesh, params), frozen
+
+
+def make_stage_optimizer(stage: Stage) -> optax.GradientTransformation:
+    """The stage's optimizer, under guard if it has one."""
+    optimizer = make_optimizer(stage.optimizer, stage.steps)
+    return guarded(optimizer, stage.guard) if stage.guard else optimizer
+
+
+def jit_train_step(stage: Stage, state: TrainState, mesh: Mesh, unit_ids: range):
+    """The jitted step (state, frozen, batch) -> (state, metrics); it donates its state."""
+    step = make_train_step(
+        nnx.graphdef(nnx.eval_shape(lambda: build(stage))),
+        make_stage_optimizer(stage),
+        unit_ids=unit_ids,
+        accumulation=stage.accumulation,
+        chunk=stage.loss_chunk,
+        seed=stage.seed,
+    )
+    # The new state lies as the old one does, and every device has the metrics.
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    shardings = jax.tree.map(lambda x: x.sharding, state), everywhere
+    return jax.jit(_measured(step, stage), donate_argnums=0, out_shardings=shardings)
+
+
+def _measured(step, stage):
+    """`step`, whose metrics also say what only the run knows."""
+    schedule = learning_rate_schedule(stage.optimizer, stage.steps)
+
+    def train_step(state, frozen, batch):
+        length = batch["decoder_target_tokens"].shape[1]
+        flops = utilization.training_flops_per_token(stage.model, length, stage.trainable)
+        learning_rate = schedule(state.step)
+        state, metrics = step(state, frozen, batch)
+        metrics |= {
+            "learning_rate": jnp.asarray(learning_rate),
+            "model_flops": metrics["tokens"] * flops,
+        }
+        rejected = optax.tree_utils.tree_get(state.opt_state, REJECTED)
+        return state, metrics if rejected is None else metrics | {REJECTED: rejected}
+
+    return train_step
