@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import random
 import re
 import signal
 import socket
@@ -132,6 +133,18 @@ def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     assert start(folder, 1, steps=STEPS) == [0], log(folder)
     return losses(folder)
+
+
+def test_killed_at_any_moment_the_curve_is_that_of_an_undisturbed_run(alone, tmp_path):
+    moments = random.Random(0)
+    for step in (2, 15, 30):
+        stop = Signal(signal.SIGKILL, step, seconds=moments.uniform(0.01, 0.2))
+        assert start(tmp_path, 1, steps=10**6, stop=stop) == [-signal.SIGKILL], log(tmp_path)
+    assert "Going on from step" in log(tmp_path)
+    last = max(step for step in losses(tmp_path))
+    assert start(tmp_path, 1, steps=max(last, STEPS)) == [0], log(tmp_path)
+    curve = losses(tmp_path)
+    assert [curve[step] for step in alone] == list(alone.values())
 
 
 def test_two_processes_a_crash_a_preemption_and_four_processes(alone, tmp_path):
