@@ -231,8 +231,7 @@ def save_parameters(
             with _writing(runs):
                 ocp_v1.partial.save(step, {PARAMS + name: array})
             # On the host: a device would need several copies of what may be half a model.
-            words = array.view(f"uint{8 * array.itemsize}")
-            sums[PARAMS + name] = int(words.sum(dtype=np.uint32))
+            sums[PARAMS + name] = _bit_sum_on_host(array)
         with _writing(runs):
             ocp_v1.partial.finalize(step)
     described = {**(metadata or {}), "base": _pointer(runs, base), "checksums": sums}
@@ -326,6 +325,11 @@ def _bit_sums(arrays):
         return jnp.sum(words.astype(jnp.uint32))
 
     return jax.tree.map(bit_sum, arrays)
+
+
+def _bit_sum_on_host(x: np.ndarray) -> int:
+    """As `checksums`, without a copy."""
+    return int(x.view(f"uint{8 * x.itemsize}").sum(dtype=np.uint32))
 
 
 def _check_same(saved, targets, folder):
