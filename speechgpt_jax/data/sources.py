@@ -146,12 +146,16 @@ class RecordFiles(seqio.DataSource):
         """
         if not tf.io.gfile.stat(file).length:
             raise ValueError(f"{file} is empty")
+        number = 0
         try:
             for _, problems in self._parsed(file, format_).as_numpy_iterator():
+                number += len(problems)
                 yield from map(bytes.decode, problems.tolist())
         except (tf.errors.OpError, RuntimeError, ValueError) as error:  # ArrayRecord has the latter
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{file} is no {format_[0]} file, or damaged: {reason}") from error
+        if not number:  # To ArrayRecord a file of anything else is a file of none.
+            raise ValueError(f"{file} is no {format_[0]} file, or has no records")
 
     def _report(self, problems: list[str], total: int) -> None:
         if self._on_error == "stop":

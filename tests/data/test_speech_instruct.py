@@ -1,9 +1,6 @@
-"""SpeechInstruct mixed by rates, cached by SeqIO, shared by hosts, and read back."""
+"""SpeechInstruct mixed by rates, shared by hosts, and read back."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -121,30 +118,3 @@ def test_hosts_of_any_number_read_everything_once_an_epoch(asr_and_tts):
     assert len(set(whole)) == 30
     for hosts in (2, 4):
         assert sorted(e for host in range(hosts) for e in read(host, hosts)) == whole
-
-
-def test_cached_tasks_are_the_same(folder, tmp_path, asr_and_tts):
-    module = tmp_path / "my_tasks.py"
-    files = {"train": str(folder / "*.jsonl")}
-    module.write_text(
-        "from tasks import speech_instruct\n"
-        f"speech_instruct.dialogue_lines('test_cached', {files}, {GOLDEN!r}, 'speech_to_text')\n"
-    )
-    command = [sys.executable, "-m", "seqio.scripts.cache_tasks_main", "--module_import=my_tasks"]
-    command += ["--tasks=test_cached", f"--output_cache_dir={tmp_path}", "--min_shards=2"]
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    speech_instruct.dialogue_lines(
-        "test_cached", files, GOLDEN, "speech_to_text", shuffle_buffer_size=20
-    )
-    cached = load_batches(
-        "test_cached", "train", batch_size=4, sequence_length=128, cache_dir=str(tmp_path)
-    )
-    vocabulary = seqio.get_mixture_or_task("test_cached").output_features["targets"].vocabulary
-    texts = set(texts_of((next(cached) for _ in range(8)), vocabulary))
-    assert sorted(texts) == once(asr_and_tts[0])
-    with pytest.raises(ValueError, match=r"test_speech_to_text is not in .*seqio_cache_tasks"):
-        load_batches(
-            asr_and_tts[0], "train", batch_size=1, sequence_length=9, cache_dir=str(tmp_path)
-        )
