@@ -179,9 +179,9 @@ def test_two_processes_a_crash_a_preemption_and_four_processes(alone, tmp_path):
     )
 
 
-def test_a_model_group_of_two_processes_reads_the_same_rows(alone, tmp_path):
-    mesh = MeshConfig(data=1, fsdp=1, model=4)
-    assert start(tmp_path, 2, mesh=mesh, steps=4) == [0, 0], log(tmp_path)
+def test_four_processes_of_which_two_read_the_same_rows(alone, tmp_path):
+    mesh = MeshConfig(data=1, fsdp=2, model=2)
+    assert start(tmp_path, 4, mesh=mesh, steps=4) == [0] * 4, log(tmp_path)
     np.testing.assert_allclose(list(losses(tmp_path).values()), list(alone.values())[:4], rtol=1e-5)
 
 

@@ -1,14 +1,18 @@
 """The published recipes: the paper's numbers, and all three stages end to end at a tiny size."""
 
 import dataclasses
+import json
 
 import pytest
 
 import gin
-from speechgpt_jax import gin_utils
+from speechgpt_jax import checkpoints, gin_utils
 from speechgpt_jax.models.layers import LoraConfig
 from speechgpt_jax.models.llama import LlamaConfig
+from speechgpt_jax.tokenizer import DEMO_TOKENIZER
+from speechgpt_jax.training import lm
 from speechgpt_jax.training.optimizer import AdamW
+from speechgpt_jax.training.progress import read_metrics
 
 DATA = {1: "UNITS", 2: "DIALOGUES", 3: "DIALOGUES"}
 TASK = {1: "unit_lines", 2: "dialogue_lines", 3: "dialogue_lines"}
@@ -50,6 +54,47 @@ def test_the_papers_numbers(size, stage, length, batch_size, steps, rate, schedu
     }
     trainable = "lora" if stage == 3 else "all"
     assert gin.query_parameter("train.trainable") == trainable
+
+
+TINY = (
+    "LlamaConfig.vocab_size = 1706",
+    "LlamaConfig.hidden_size = 32",
+    "LlamaConfig.intermediate_size = 48",
+    "LlamaConfig.num_layers = 1",
+    "LlamaConfig.num_heads = 4",
+    "LlamaConfig.num_kv_heads = 4",
+    "LlamaConfig.head_dim = 8",
+    "load_host_batches.batch_size = 2",
+    "load_host_batches.sequence_length = 64",
+    "lm.train.log_every = 1",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Files of unit text and of dialogues."""
+    folder = tmp_path_factory.mktemp("data")
+    units = "".join(f"<{i}>" for i in range(60))
+    dialogue = "[Human]: hello<eoh> [SpeechGPT]: <sosp><1><2><eosp><eoa> "
+    record = json.dumps({"prefix": "You are kind.\n", "plain_text": dialogue})
+    (folder / "units.txt").write_text(f"<sosp>{units}<eosp>\n" * 20)
+    (folder / "dialogues.jsonl").write_text(f"{record}\n" * 20)
+    return {"UNITS": folder / "units.txt", "DIALOGUES": folder / "dialogues.jsonl"}
+
+
+def test_three_stages_one_from_another(data, tmp_path):
+    start_from = None
+    # The first run, from nothing, is what the first stage starts from.
+    for run, stage in enumerate((1, 1, 2, 3)):
+        # A task is registered once in a process.
+        more = [*TINY, "lm.train.steps = 2", f"{TASK[stage]}.name = 'tiny_{run}'"]
+        parse("7b", stage, data[DATA[stage]], DEMO_TOKENIZER, start_from, more)
+        output_dir = str(tmp_path / f"run{run}")
+        gin_utils.call(lm.train, output_dir=output_dir, config_text=gin_utils.operative_config)
+        start_from = output_dir
+        assert {"loss", "unit_loss", "learning_rate"} <= set(read_metrics(output_dir)[-1])
+    # What is saved of the last stage is the adapter, on the model of the second.
+    assert checkpoints.read_metadata(start_from)["base"].endswith("run2/checkpoints/2")
 
 
 def test_embeddings_only():
