@@ -6,8 +6,8 @@
 
 Rounds alternate between the two, and the medians are compared, so that other work on the machine
 meets both. Where that is much work, wall times say little (PyTorch's threads wait for one another):
-then compare the CPU time of one core. A training round is one step: forward, backward, clipping to norm 1 and AdamW (fused in
-PyTorch, attention by `sdpa`).
+then compare the CPU time of one core. A training round is one step: forward, backward, clipping to
+norm 1 and AdamW (fused in PyTorch, attention by `sdpa`).
 """
 
 import argparse
