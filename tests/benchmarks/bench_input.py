@@ -1,0 +1,101 @@
+"""The input of stage 2: packed batches from cached records, and what a v5p host would need.
+
+    .venv/bin/python -m tests.benchmarks.bench_input --cpu_time
+
+Records as `seqio_cache_tasks` writes them (tokens of SpeechInstruct-like dialogues, log-normal
+lengths with a median of 180, at most 512), shuffled, packed into rows of 512, to numpy. With
+--cpu_time a token costs what it costs one core, however many worked on it.
+
+A v5p host feeds 4 chips. A 7B model takes 6 x 6.74e9 flops a token: at 60 % of 459 TFLOP/s a chip
+eats 6,810 tokens/s and the host 27,240. Reading runs while the chips compute, so the share of one
+core that it takes is the most that could ever be waited for.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from speechgpt_jax.data.pipeline import load_batches
+from speechgpt_jax.data.vocabulary import Vocabulary
+from tests.benchmarks import timing
+
+GOLDEN = "tests/testdata/golden"
+LENGTH, ROWS, PREFIX = 512, 32, 20
+V5P_TOKENS = 4 * 0.6 * 459e12 / (6 * 6.74e9)
+
+
+def lengths_of_dialogues(count: int) -> np.ndarray:
+    lengths = np.random.default_rng(0).lognormal(np.log(180), 0.6, count)
+    return np.clip(lengths, PREFIX + 2, LENGTH).astype(int)
+
+
+def cache_task(folder: str, lengths: np.ndarray, shards: int = 8) -> str:
+    """A task, and its cache as SeqIO lays it out."""
+    vocabulary = Vocabulary.from_pretrained(GOLDEN)
+    seqio.TaskRegistry.add(
+        "bench_input",
+        source=seqio.FunctionDataSource(lambda split, shuffle_files: None, splits=["train"]),
+        preprocessors=[seqio.CacheDatasetPlaceholder(), seqio.preprocessors.append_eos],
+        output_features={
+            "inputs": seqio.Feature(vocabulary, add_eos=False),
+            "targets": seqio.Feature(vocabulary, add_eos=True),
+        },
+        shuffle_buffer_size=10_000,
+    )
+    cache = Path(folder) / seqio.get_task_dir_from_name("bench_input")
+    cache.mkdir()
+    features = {key: {"shape": [None], "dtype": "int32"} for key in ("inputs", "targets")}
+    info = {"num_shards": shards, "features": features, "seqio_version": "0.0.20"}
+    Path(seqio.get_cached_info_path(str(cache), "train")).write_text(json.dumps(info))
+    stats = json.dumps({"examples": len(lengths)})
+    Path(seqio.get_cached_stats_path(str(cache), "train")).write_text(stats)
+    rng = np.random.default_rng(0)
+    prefix = seqio.get_cached_tfrecord_prefix(str(cache), "train")
+    for shard in range(shards):
+        with tf.io.TFRecordWriter(f"{prefix}-{shard:05d}-of-{shards:05d}") as writer:
+            for length in lengths[shard::shards]:
+                tokens = rng.integers(3, vocabulary.vocab_size, length - 1, np.int32)
+                example = {"inputs": tokens[:PREFIX], "targets": tokens[PREFIX:]}
+                writer.write(seqio.dict_to_tfexample(example).SerializeToString())
+    (cache / "COMPLETED").touch()
+    return "bench_input"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    timing.add_arguments(parser, rounds=5)
+    parser.add_argument("--dialogues", type=int, default=20_000)
+    parser.add_argument("--batches", type=int, default=30, help="a round")
+    args = parser.parse_args()
+    lengths = lengths_of_dialogues(args.dialogues)
+    with tempfile.TemporaryDirectory() as folder:
+        batches = load_batches(
+            cache_task(folder, lengths),
+            "train",
+            batch_size=ROWS,
+            sequence_length=LENGTH,
+            cache_dir=folder,
+        )
+        used = []
+
+        def read():
+            for _ in range(args.batches):
+                used.append((next(batches)["decoder_segment_ids"] > 0).mean())
+
+        (seconds,) = timing.medians(args, read)
+    filled = float(np.mean(used))
+    tokens = args.batches * ROWS * LENGTH * filled / seconds
+    padded = lengths.reshape(-1, ROWS)
+    print(f"not padding: packed {filled:.3f}, ", end="")
+    print(f"padded to the longest of {ROWS} {padded.sum() / padded.max(1).sum() / ROWS:.3f}")
+    print(f"{tokens / 1e6:.2f} M tokens/s")
+    print(f"a v5p host eats {V5P_TOKENS:,.0f} tokens/s: {V5P_TOKENS / tokens:.1%} of one core")
+
+
+if __name__ == "__main__":
+    main()
