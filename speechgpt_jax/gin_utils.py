@@ -78,6 +78,8 @@ def hush_libraries():
     """Leaves the terminal to our own lines; what libraries log as errors still shows."""
     if "verbosity" not in flags.FLAGS or not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.ERROR)
+        # That silences Python's root logger, and what we drop or skip is never dropped silently.
+        logging.getLogger("speechgpt_jax").setLevel(logging.WARNING)
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
