@@ -27,10 +27,7 @@ from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.training import utilization
 from speechgpt_jax.training.loop import Batches, fit
-from speechgpt_jax.training.optimizer import (
-    AdamW,
-    Guard,
-)
+from speechgpt_jax.training.optimizer import AdamW, Guard
 from speechgpt_jax.training.progress import draw_losses, say
 from speechgpt_jax.training.stage import Stage, jit_train_step, prepare_parameters, split
 from speechgpt_jax.training.start import initial_parameters, number_of_tokens
