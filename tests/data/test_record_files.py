@@ -124,7 +124,7 @@ def test_bad_records_are_skipped_counted_and_listed(tmp_path, caplog):
         bad = "".join(bad for bad, _ in BAD.values())
         (tmp_path / f"{name}.jsonl").write_text(bad + rows("[Human] " + name))
     (tmp_path / "c.jsonl").write_text("")
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, "speechgpt_jax"):
         read_back = read(dialogues(tmp_path / "*.jsonl", "skip"))
     assert [record["plain_text"] for record in read_back] == [b"[Human] a", b"[Human] b"]
     assert f"Left out {2 * len(BAD) + 1} of {2 * len(BAD) + 2} records" in caplog.text

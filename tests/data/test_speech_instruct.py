@@ -1,6 +1,7 @@
 """SpeechInstruct mixed by rates, shared by hosts, and read back."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,7 @@ def test_mixtures_that_can_not_be(asr_and_tts, names, rates, message):
 
 def test_uneven_files_are_warned_of(asr_and_tts, caplog):
     options = {"batch_size": 1, "sequence_length": 128}
+    caplog.set_level(logging.WARNING, "speechgpt_jax")
     load_batches(asr_and_tts[0], "train", **options, num_shards=2)
     assert "test_speech_to_text has 3 files for 2 hosts: hosts with fewer" in caplog.text
     load_batches(asr_and_tts[0], "train", **options, num_shards=4)

@@ -65,6 +65,8 @@ def test_mixtures_have_all_their_tasks():
         "demo_asr",
         "demo_asr_free_order",
         "demo_text_instruction",
+        "demo_text_to_speech",
+        "demo_text_to_text",
         "demo_tts",
     ]
     chain = seqio.MixtureRegistry.get("demo_chain_of_modality")
