@@ -41,4 +41,5 @@ def _peak(kind: str) -> float | None:
 def training_flops_per_token(model: LlamaConfig, length: int, trainable: str) -> float:
     """Of one step, for rows of `length` tokens and what is `trainable` (see train_step)."""
     passes = 3 if trainable == "all" else 2
-    return passes * matmul_flops_per_token(model, length)
+    # A 7B model's don't fit into the int32 that JAX would make of an integer.
+    return float(passes * matmul_flops_per_token(model, length))

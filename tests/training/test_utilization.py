@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from speechgpt_jax.models.llama import LlamaConfig
@@ -22,6 +23,12 @@ def test_flops_of_7b():
     assert full == 6 * (weights + attention)
     # Frozen weights have no gradient: one of three passes is not taken.
     assert training_flops_per_token(config, 1024, "lora") == pytest.approx(full * 2 / 3)
+
+
+def test_a_step_of_13b_can_count_its_flops():
+    flops = training_flops_per_token(LlamaConfig.llama_13b(33006), 1024, "all")
+    counted = jax.jit(lambda tokens: tokens * flops)(jnp.int32(768 * 1024))
+    assert float(counted) == pytest.approx(768 * 1024 * flops)
 
 
 def test_peaks():
