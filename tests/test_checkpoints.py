@@ -183,14 +183,15 @@ def test_parameters_by_name(saved):
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np, sys
 from jax.sharding import NamedSharding, PartitionSpec as P
-from speechgpt_jax.checkpoints import Checkpoints, checksums
+from speechgpt_jax.checkpoints import Checkpoints, _bit_sums, checksums
 from speechgpt_jax.sharding import MeshConfig, create_mesh
 
 x = jax.random.normal(jax.random.key(0), (16, 8))
 def on(sizes, spec):
     return {"x": jax.device_put(x, NamedSharding(create_mesh(MeshConfig(*sizes)), spec))}
 saved, wanted = on((1, 8, 1), P("fsdp")), on((2, 1, 4), P("data", "model"))
-assert checksums(saved) == checksums(wanted)
+sums = checksums(saved)
+assert sums == checksums(wanted) == jax.device_get(_bit_sums(wanted))
 store = Checkpoints(sys.argv[1])
 store.save(1, saved)
 store.close()

@@ -139,10 +139,12 @@ def tokenize_dialogues(
 
     def cut(tokens: tf.Tensor) -> Example:
         starts = tf.where(tokens == human_id)[:, 0]
-        tf.debugging.assert_positive(
+        found = tf.debugging.assert_positive(
             tf.size(starts), f"A dialogue has no {prompts.HUMAN} in its plain_text."
         )
-        return {"inputs": tokens[: starts[0]], "targets": tokens[starts[0] :]}
+        with tf.control_dependencies([found]):
+            start = starts[0]
+        return {"inputs": tokens[:start], "targets": tokens[start:]}
 
     tokens = dataset.batch(_ENCODE_BATCH).map(encode, num_parallel_calls=tf.data.AUTOTUNE)
     return tokens.unbatch().map(cut, num_parallel_calls=tf.data.AUTOTUNE)
