@@ -17,7 +17,9 @@ from speechgpt_jax.training.optimizer import AdamW
 from tools import hubert_targets, train_hubert, train_kmeans
 
 SMALL = HubertConfig(
-    conv_dim=(8, 8, 16, 16, 16, 16, 16),
+    conv_dim=(8, 16, 16),
+    conv_kernel=(10, 8, 8),
+    conv_stride=(5, 8, 8),
     hidden_size=16,
     num_layers=2,
     num_heads=2,

@@ -19,7 +19,9 @@ from speechgpt_jax.speech.hubert_training import (
 )
 
 SMALL = HubertConfig(
-    conv_dim=(8, 8, 16, 16, 16, 16, 16),
+    conv_dim=(8, 16, 16),
+    conv_kernel=(10, 8, 8),
+    conv_stride=(5, 8, 8),
     hidden_size=32,
     num_layers=1,
     num_heads=2,
@@ -129,19 +131,19 @@ graphdef, _, constants = nnx.split(make_learner(), nnx.Param, ...)
 tx = optax.sgd(1.0)  # The parameters' change is the gradient.
 step = jax.jit(make_train_step(graphdef, constants, tx, seed=0))
 
-def run(config, devices):
-    mesh = sharding.create_mesh(config, devices)
-    params = sharding.create_sharded(lambda: nnx.state(make_learner(), nnx.Param), mesh)
+def run(mesh, params):
     with sharding.use_mesh(mesh):
         state, metrics = step(TrainState.create(params, tx), sharding.place_batch(batch, mesh))
         placed = sharding.place_batch({"features": features}, mesh)["features"]
         clusters = kmeans.Clusters(jnp.zeros((), int), features[:5], jnp.zeros(5))
         clusters, inertia = kmeans.update(clusters, placed, memory=1.0)
-    return jax.device_get((state.params, metrics, clusters, inertia)), params
+    return jax.device_get((state.params, metrics, clusters, inertia))
 
-expected, _ = run(sharding.MeshConfig(), jax.devices()[:1])
-got, params = run(sharding.MeshConfig(data=2, fsdp=2, model=2), jax.devices())
-for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected)):
+mesh = sharding.create_mesh(sharding.MeshConfig(data=2, fsdp=2, model=2))
+params = sharding.create_sharded(lambda: nnx.state(make_learner(), nnx.Param), mesh)
+one = sharding.create_mesh(sharding.MeshConfig(), jax.devices()[:1])
+expected = run(one, jax.device_put(params, sharding.NamedSharding(one, sharding.PartitionSpec())))
+for a, b in zip(jax.tree.leaves(run(mesh, params)), jax.tree.leaves(expected)):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 kernel = params["hubert"]["layers"][0]["intermediate_dense"]["kernel"][...]
 assert kernel.addressable_shards[0].data.size == kernel.size // 4

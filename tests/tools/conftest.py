@@ -42,7 +42,9 @@ def small_hubert(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hubert")
     config = dataclasses.replace(
         HubertConfig.tiny(),
-        conv_dim=(8,) * 7,
+        conv_dim=(8, 8, 8),
+        conv_kernel=(10, 8, 8),
+        conv_stride=(5, 8, 8),
         hidden_size=32,
         num_layers=1,
         intermediate_size=32,

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
+from flax import nnx
 
 import gin
 from speechgpt_jax import checkpoints, gin_utils
 from speechgpt_jax.models.layers import LoraConfig
-from speechgpt_jax.models.llama import LlamaConfig
+from speechgpt_jax.models.llama import Llama, LlamaConfig
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER
 from speechgpt_jax.training import lm
 from speechgpt_jax.training.optimizer import AdamW
@@ -82,19 +84,32 @@ def data(tmp_path_factory):
     return {"UNITS": folder / "units.txt", "DIALOGUES": folder / "dialogues.jsonl"}
 
 
-def test_three_stages_one_from_another(data, tmp_path):
-    start_from = None
-    # The first run, from nothing, is what the first stage starts from.
-    for run, stage in enumerate((1, 1, 2, 3)):
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A run with random weights, in place of the LLaMA that the first stage starts from."""
+    folder = tmp_path_factory.mktemp("published")
+    parse("7b", 1, more=TINY)
+    model = gin_utils.call(LlamaConfig)
+    parameters = nnx.state(Llama(model, rngs=nnx.Rngs(0)), nnx.Param)
+    metadata = {"config": "", "model": dataclasses.asdict(model)}
+    named = checkpoints.flatten(parameters)
+    checkpoints.save_parameters(folder, ((k, np.asarray(x)) for k, x in named.items()), metadata)
+    return folder
+
+
+def test_three_stages_one_from_another(data, published, tmp_path):
+    start_from = str(published)
+    for stage in (1, 2, 3):
         # A task is registered once in a process.
-        more = [*TINY, "lm.train.steps = 2", f"{TASK[stage]}.name = 'tiny_{run}'"]
+        task = f"{TASK[stage]}.name = 'tiny_{stage}'", f"{TASK[stage]}.shuffle_buffer_size = 20"
+        more = [*TINY, "lm.train.steps = 2", *task]
         parse("7b", stage, data[DATA[stage]], DEMO_TOKENIZER, start_from, more)
-        output_dir = str(tmp_path / f"run{run}")
+        output_dir = str(tmp_path / f"stage{stage}")
         gin_utils.call(lm.train, output_dir=output_dir, config_text=gin_utils.operative_config)
         start_from = output_dir
         assert {"loss", "unit_loss", "learning_rate"} <= set(read_metrics(output_dir)[-1])
     # What is saved of the last stage is the adapter, on the model of the second.
-    assert checkpoints.read_metadata(start_from)["base"].endswith("run2/checkpoints/2")
+    assert checkpoints.read_metadata(start_from)["base"].endswith("stage2/checkpoints/2")
 
 
 def test_embeddings_only():
