@@ -242,7 +242,7 @@ def _next_examples(iterator) -> list[dict[str, np.ndarray]]:
     for key in FEATURES:
         if key in group:
             arrays[key] = group[key].flat_values.numpy()
-            arrays[f"{key}/sizes"] = group[key].row_lengths().numpy()
+            arrays[f"{key}/sizes"] = np.diff(group[key].row_splits.numpy())
     return separate(arrays)
 
 
