@@ -6,17 +6,18 @@ speech dialogues; picking from a pool of 256 examples leaves 1 to 3 %.
 
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 logger = logging.getLogger(__name__)
 
-Example = Mapping[str, np.ndarray]  # [N] each
+# [N] each: `targets`, and before them perhaps `inputs`, which have no loss; as SeqIO's tasks give.
+Example = Mapping[str, np.ndarray]
 
 POOL_SIZE = 256
 
-_SEGMENT_IDS, _POSITIONS = "decoder_segment_ids", "decoder_positions"
+FEATURES = ("inputs", "targets")
 
 
 class Packer:
@@ -31,6 +32,7 @@ class Packer:
         self.length = length
         self.taken = self.dropped = 0
         self._pool: list[Example] = []
+        self._sizes: list[int] = []
 
     def __len__(self) -> int:
         """The number of examples in the pool; rows are best filled from `POOL_SIZE`."""
@@ -38,21 +40,21 @@ class Packer:
 
     def add(self, example: Example) -> None:
         self.taken += 1
-        if _size(example) > self.length:
+        size = _size(example)
+        if size > self.length:
             self._drop()
         else:
             self._pool.append(example)
+            self._sizes.append(size)
 
     def fill_row(self) -> list[Example]:
         """Takes the examples of one row out of a pool that is not empty."""
-        row = [self._pool.pop(0)]
-        sizes = np.array([_size(example) for example in self._pool])
-        free = self.length - _size(row[0])
-        while self._pool and (fitting := np.where(sizes <= free, sizes, 0)).any():
-            longest = int(fitting.argmax())
-            row.append(self._pool.pop(longest))
-            free -= sizes[longest]
-            sizes = np.delete(sizes, longest)
+        row = []
+        chosen, free = 0, self.length
+        while chosen is not None:
+            row.append(self._pool.pop(chosen))
+            free -= self._sizes.pop(chosen)
+            chosen = self._longest_of_at_most(free)
         return row
 
     def state(self) -> dict[str, np.ndarray]:
@@ -63,6 +65,13 @@ class Packer:
         state = dict(state)
         self.taken, self.dropped = state.pop("counts").tolist()
         self._pool = separate(state)
+        self._sizes = list(map(_size, self._pool))
+
+    def _longest_of_at_most(self, free: int) -> int | None:
+        """Where in the pool the first of the longest examples is that fit."""
+        sizes = np.array(self._sizes)
+        fitting = np.where(sizes <= free, sizes, 0)
+        return int(fitting.argmax()) if fitting.any() else None
 
     def _drop(self) -> None:
         self.dropped += 1
@@ -81,35 +90,47 @@ class Packer:
             )
 
 
-def pack(examples: list[Example], length: int) -> dict[str, np.ndarray]:
-    """One row: the examples end to end, with segment ids, positions and padding.
+def pack(examples: Sequence[Example], length: int, bos_id: int) -> dict[str, np.ndarray]:
+    """One row of SeqIO's decoder features: the examples end to end, and padding.
 
-    targets [7, 8, 2] and [9, 2], length 6 ->
+    inputs [7], targets [8, 2] and inputs [9], targets [2], bos 1, length 6 ->
       decoder_target_tokens [7, 8, 2, 9, 2, 0]
+      decoder_input_tokens  [1, 7, 8, 1, 9, 0]
+      decoder_loss_weights  [0, 1, 1, 0, 1, 0]
       decoder_segment_ids   [1, 1, 1, 2, 2, 0]
       decoder_positions     [0, 1, 2, 0, 1, 0]
     """
     sizes = [_size(example) for example in examples]
-    row = {key: np.concatenate([example[key] for example in examples]) for key in examples[0]}
-    row[_SEGMENT_IDS] = np.repeat(np.arange(1, len(sizes) + 1), sizes)
-    row[_POSITIONS] = np.concatenate([np.arange(size) for size in sizes])
+    prefixes = [_size(example) - len(example["targets"]) for example in examples]
+    tokens = np.concatenate(
+        [part for e in examples for part in (e.get("inputs", []), e["targets"])]
+    )
+    positions = np.concatenate([np.arange(size) for size in sizes])
+    row = {
+        "decoder_target_tokens": tokens,
+        "decoder_input_tokens": np.where(positions == 0, bos_id, np.roll(tokens, 1)),
+        # Id 0 is the unknown piece, if there is one: nothing to learn to say.
+        "decoder_loss_weights": (positions >= np.repeat(prefixes, sizes)) & (tokens != 0),
+        "decoder_segment_ids": np.repeat(np.arange(1, len(sizes) + 1), sizes),
+        "decoder_positions": positions,
+    }
     return {key: _pad(value, length) for key, value in row.items()}
 
 
-def concatenate(examples: list[Example]) -> dict[str, np.ndarray]:
-    """Examples -> one array a feature, and `sizes` to take them apart again."""
-    if not examples:
-        return {"sizes": np.zeros(0, np.int64)}
-    features = {key: np.concatenate([e[key] for e in examples]) for key in examples[0]}
-    return {"sizes": np.array([_size(e) for e in examples]), **features}
+def concatenate(examples: Sequence[Example]) -> dict[str, np.ndarray]:
+    """Examples -> for each feature one array, and the sizes to take it apart again."""
+    arrays = {}
+    for key in examples[0] if examples else ():
+        arrays[key] = np.concatenate([example[key] for example in examples])
+        arrays[f"{key}/sizes"] = np.array([len(example[key]) for example in examples])
+    return arrays
 
 
-def separate(features: Mapping[str, np.ndarray]) -> list[Example]:
+def separate(arrays: Mapping[str, np.ndarray]) -> list[Example]:
     """The inverse of `concatenate`."""
-    features = dict(features)
-    ends = np.cumsum(features.pop("sizes"))[:-1]
-    parts = {key: np.split(value, ends) for key, value in features.items()}
-    return [dict(zip(parts, example)) for example in zip(*parts.values())]
+    keys = [key for key in arrays if not key.endswith("/sizes")]
+    parts = [np.split(arrays[key], np.cumsum(arrays[f"{key}/sizes"])[:-1]) for key in keys]
+    return [dict(zip(keys, example)) for example in zip(*parts)]
 
 
 def to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -124,8 +145,10 @@ def from_bytes(data: bytes) -> dict[str, np.ndarray]:
 
 
 def _size(example: Example) -> int:
-    return len(example["decoder_target_tokens"])
+    return sum(map(len, example.values()))
 
 
 def _pad(values: np.ndarray, length: int) -> np.ndarray:
-    return np.pad(values, (0, length - len(values))).astype(np.int32)
+    padded = np.zeros(length, np.int32)
+    padded[: len(values)] = values
+    return padded

@@ -17,6 +17,7 @@ import seqio
 import tensorflow as tf
 
 from speechgpt_jax.data.packing import (
+    FEATURES,
     POOL_SIZE,
     Packer,
     concatenate,
@@ -34,21 +35,6 @@ Batch = dict[str, np.ndarray]  # [B, T] int32 each
 _READ_BATCH = 32
 
 
-class _WholeExamples:
-    """A feature converter without its padding: the packer needs examples at their own length."""
-
-    def _pack_or_pad(self, ds, packed_lengths):
-        return ds
-
-
-class _LanguageModel(_WholeExamples, seqio.LMFeatureConverter):
-    """Loss on every token."""
-
-
-class _PrefixLanguageModel(_WholeExamples, seqio.PrefixLMFeatureConverter):
-    """Loss on the targets."""
-
-
 class Batches(Iterator[Batch]):
     """Packed batches, whose position can be saved and restored exactly.
 
@@ -56,9 +42,12 @@ class Batches(Iterator[Batch]):
     the packer's pool is part of it.
     """
 
-    def __init__(self, examples: tf.data.Dataset, batch_size: int, sequence_length: int):
+    def __init__(
+        self, examples: tf.data.Dataset, batch_size: int, sequence_length: int, bos_id: int
+    ):
         self._iterator = iter(examples.ragged_batch(_READ_BATCH).prefetch(1))
         self._batch_size = batch_size
+        self._bos_id = bos_id
         self._packer = Packer(sequence_length)
         self._waiting: list[dict[str, np.ndarray]] = []
 
@@ -102,7 +91,7 @@ class Batches(Iterator[Batch]):
             if not self._waiting:
                 self._waiting = _next_examples(self._iterator)
             self._packer.add(self._waiting.pop(0))
-        return pack(self._packer.fill_row(), self._packer.length)
+        return pack(self._packer.fill_row(), self._packer.length, self._bos_id)
 
 
 def load_batches(
@@ -145,7 +134,7 @@ def load_batches(
         use_cached=bool(cache_dir),
         shard_info=seqio.ShardInfo(shard_index, num_shards),
     )
-    return Batches(examples, batch_size, sequence_length)
+    return Batches(examples, batch_size, sequence_length, _bos_id(provider))
 
 
 def load_once(
@@ -168,7 +157,7 @@ def load_once(
             packer.add(example)
     rows = []
     while packer:
-        rows.append(pack(packer.fill_row(), sequence_length))
+        rows.append(pack(packer.fill_row(), sequence_length, _bos_id(provider)))
     empty_rows = -len(rows) % batch_size
     rows += [{key: np.zeros_like(row) for key, row in rows[0].items()} for _ in range(empty_rows)]
     for start in range(0, len(rows), batch_size):
@@ -176,22 +165,15 @@ def load_once(
 
 
 def _load_examples(provider, split, sequence_length, **options) -> tf.data.Dataset:
-    """Examples at their own length, with the decoder features that don't depend on packing."""
+    """Examples at their own length."""
     lengths = dict.fromkeys(provider.output_features, sequence_length)
-    bos_id = provider.output_features["targets"].vocabulary.bos_id
-    converter_cls = _PrefixLanguageModel if "inputs" in lengths else _LanguageModel
-    converter = converter_cls(pack=False, apply_length_check=False, bos_id=bos_id)
-    dataset = provider.get_dataset(
+    return provider.get_dataset(
         lengths, split, trim_output_features=False, try_in_mem_cache=False, **options
     )
-    return _decoder_features(dataset, converter, lengths)
 
 
-@tf.autograph.experimental.do_not_convert
-def _decoder_features(dataset, converter, lengths) -> tf.data.Dataset:
-    # The model is causal over the prefix too, so SeqIO's mask of it has no reader.
-    features = converter(dataset, lengths)
-    return features.map(lambda f: {k: v for k, v in f.items() if k != "decoder_causal_attention"})
+def _bos_id(provider: seqio.Task | seqio.Mixture) -> int:
+    return provider.output_features["targets"].vocabulary.bos_id
 
 
 def _get_provider(mixture_or_task: str | seqio.Task | seqio.Mixture, split: str):
@@ -256,9 +238,12 @@ def _next_examples(iterator) -> list[dict[str, np.ndarray]]:
     except (tf.errors.InvalidArgumentError, tf.errors.UnknownError) as error:
         message = re.sub(r"\{\{.*?\}\} ?", "", error.message)
         raise ValueError(f"The data can't be read: {message.splitlines()[0]}") from error
-    flat = {key: value.flat_values.numpy() for key, value in group.items()}
-    sizes = group["decoder_target_tokens"].row_lengths().numpy()
-    return separate({"sizes": sizes, **flat})
+    arrays = {}
+    for key in FEATURES:
+        if key in group:
+            arrays[key] = group[key].flat_values.numpy()
+            arrays[f"{key}/sizes"] = np.diff(group[key].row_splits.numpy())
+    return separate(arrays)
 
 
 def _stack(rows: list[Batch]) -> Batch:

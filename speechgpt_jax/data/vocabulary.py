@@ -76,16 +76,25 @@ class Vocabulary(seqio.Vocabulary):
     def _encode_batch(self, texts: tf.Tensor) -> tf.RaggedTensor:  # [B] -> [B, (N)]
         if not self.tokenizer.added_tokens:
             return self._sentencepiece.tokenize(texts)
-        # Now text, added token, text, added token, text in every row.
-        texts = tf.strings.regex_replace(texts, self._pattern, _CUT + rb"\0" + _CUT)
-        parts = tf.strings.split(texts, _CUT)
-        rows = self._added_rows.lookup(parts.flat_values)  # [P], -1 for text
-        text = tf.where(rows < 0)
-        pieces = self._sentencepiece.tokenize(_strip_beside_added_tokens(parts, text[:, 0]))
-        ids = tf.concat([self._added_ids, pieces], axis=0)
-        numbers = self._added_ids.nrows(tf.int32) + tf.range(pieces.nrows(tf.int32))
-        rows = tf.tensor_scatter_nd_update(rows, text, numbers)
-        return parts.with_flat_values(tf.gather(ids, rows)).merge_dims(1, 2)
+        # Now every row is text, added tokens, text, added tokens and so on, the last of them "".
+        texts = tf.strings.regex_replace(texts, self._runs, _CUT + rb"\0" + _CUT)
+        parts = tf.strings.split(tf.strings.join([texts, _CUT]), _CUT)
+        texts, runs = parts.flat_values[0::2], parts.flat_values[1::2]
+        pieces = self._sentencepiece.tokenize(_strip_beside(runs, texts))
+        pairs = tf.concat([pieces, self._added_ids(runs)], axis=1)
+        counts = parts.row_lengths() // 2
+        return tf.RaggedTensor.from_row_lengths(pairs, counts, validate=False).merge_dims(1, 2)
+
+    def _added_ids(self, runs: tf.Tensor) -> tf.RaggedTensor:
+        # "<5><6>" -> "<5><6" -> "<5", "<6"; only "", which is no tokens, has "" among its parts.
+        if self._ended:
+            tokens = tf.strings.split(tf.strings.regex_replace(runs, ">$", ""), ">")
+        else:
+            tokens = tf.strings.split(runs, _CUT)
+        ids = self._id_table.lookup(tokens.flat_values)
+        lengths = tokens.row_lengths() - tf.cast(runs == "", tf.int64)
+        ids = tf.boolean_mask(ids, ids >= 0)
+        return tf.RaggedTensor.from_row_lengths(ids, lengths, validate=False)
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:  # [N] -> [], [B, N] -> [B]
         # In Python: nothing decodes on the way to the model.
@@ -98,24 +107,33 @@ class Vocabulary(seqio.Vocabulary):
         return tf.ensure_shape(texts, ids.shape[:-1])
 
     @functools.cached_property
-    def _pattern(self) -> str:
-        return any_of(self.tokenizer.added_tokens)
+    def _ended(self) -> set[str]:
+        """The added tokens that end in ">", such as units, if that tells one from the next.
+
+        A match for every unit would be most of the cost of encoding; a cut at one byte is cheap.
+        """
+        tokens = self.tokenizer.added_tokens
+        if any(">" in token[:-1] or token + ">" in tokens for token in ("", *tokens)):
+            return set()
+        return {token for token in tokens if token.endswith(">")}
 
     @functools.cached_property
-    def _added_rows(self) -> tf.lookup.StaticHashTable:
-        """Added token -> its row of `_added_ids`; "" is an empty row."""
-        tokens = [*self.tokenizer.added_tokens, ""]
+    def _runs(self) -> str:
+        """A pattern for added tokens that end in ">", one after another, or a single other one."""
+        others = self.tokenizer.added_tokens.keys() - self._ended
+        patterns = [f"(?:{any_of(self._ended)})+"] if self._ended else []
+        return "|".join([*patterns, any_of(others)] if others else patterns)
+
+    @functools.cached_property
+    def _id_table(self) -> tf.lookup.StaticHashTable:
+        """Added token, without the ">" that it is cut at -> id; -1 for all else."""
+        tokens = self.tokenizer.added_tokens
+        keys = [token.removesuffix(">") if self._ended else token for token in tokens]
         with tf.init_scope():
             table = tf.lookup.KeyValueTensorInitializer(
-                tokens, list(range(len(tokens))), tf.string, tf.int32
+                keys, list(tokens.values()), tf.string, tf.int32
             )
             return tf.lookup.StaticHashTable(table, -1)
-
-    @property
-    def _added_ids(self) -> tf.RaggedTensor:
-        return tf.ragged.constant(
-            [*([id_] for id_ in self.tokenizer.added_tokens.values()), []], tf.int32
-        )
 
     @functools.cached_property
     def _sentencepiece(self) -> tf_text.SentencepieceTokenizer:
@@ -138,15 +156,12 @@ def _from_parts(model: bytes, added_tokens: dict[str, int]) -> Vocabulary:
     return Vocabulary(Tokenizer(model, added_tokens))
 
 
-def _strip_beside_added_tokens(parts: tf.RaggedTensor, text: tf.Tensor) -> tf.Tensor:
-    """The text parts, without the white space that touches an added token.
+def _strip_beside(runs: tf.Tensor, texts: tf.Tensor) -> tf.Tensor:
+    """`texts` without the white space that touches the run before or after.
 
-    Two parts of text never meet, so what comes before a text part that isn't first in its row is
-    an added token, and so is what comes after one that isn't last.
+    The run after the last text of a row is "".
     """
-    row = tf.gather(parts.value_rowids(), text)
-    is_first = text == tf.gather(parts.row_starts(), row)
-    is_last = text == tf.gather(parts.row_limits(), row) - 1
-    texts = tf.gather(parts.flat_values, text)
+    is_last = runs == ""
+    is_first = tf.concat([[True], is_last[:-1]], axis=0)
     texts = tf.where(is_first, texts, tf.strings.regex_replace(texts, "^" + _SPACES, "", False))
     return tf.where(is_last, texts, tf.strings.regex_replace(texts, _SPACES + "$", "", False))

@@ -12,13 +12,18 @@ def add_arguments(parser, rounds: int) -> None:
 
 def medians(args, *functions: Callable[[], object]) -> list[float]:
     """Seconds of each over `args.rounds`, after one call that compiles and warms up."""
-    clock = time.process_time if args.cpu_time else time.perf_counter
+    clock = 1 if args.cpu_time else 0
+    return [seconds[clock] for seconds in wall_and_cpu(args.rounds, *functions)]
+
+
+def wall_and_cpu(rounds: int, *functions: Callable[[], object]) -> list[tuple[float, float]]:
+    """The same by both clocks."""
     for function in functions:
         function()
     taken = [[] for _ in functions]
-    for _ in range(args.rounds):
+    for _ in range(rounds):
         for function, times in zip(functions, taken):
-            start = clock()
+            wall, cpu = time.perf_counter(), time.process_time()
             function()
-            times.append(clock() - start)
-    return [statistics.median(times) for times in taken]
+            times.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return [tuple(map(statistics.median, zip(*times))) for times in taken]

@@ -16,9 +16,8 @@ from speechgpt_jax.data.packing import (
 )
 
 
-def example(*targets):
-    targets = np.array(targets, np.int32)
-    return {"decoder_target_tokens": targets, "decoder_loss_weights": np.ones_like(targets)}
+def example(*targets, inputs=()):
+    return {"inputs": np.array(inputs, np.int32), "targets": np.array(targets, np.int32)}
 
 
 def rows_of(packer, sizes):
@@ -31,10 +30,11 @@ def rows_of(packer, sizes):
 
 
 def test_a_row():
-    row = pack([example(7, 8, 2), example(9, 2)], length=6)
+    row = pack([example(8, 2, inputs=[7]), example(2, inputs=[9])], length=6, bos_id=1)
     assert {key: value.tolist() for key, value in row.items()} == {
         "decoder_target_tokens": [7, 8, 2, 9, 2, 0],
-        "decoder_loss_weights": [1, 1, 1, 1, 1, 0],
+        "decoder_input_tokens": [1, 7, 8, 1, 9, 0],
+        "decoder_loss_weights": [0, 1, 1, 0, 1, 0],
         "decoder_segment_ids": [1, 1, 1, 2, 2, 0],
         "decoder_positions": [0, 1, 2, 0, 1, 0],
     }
@@ -45,7 +45,7 @@ def test_little_stays_empty_at_the_lengths_of_speech_dialogues():
     lengths = np.random.default_rng(0).lognormal(np.log(180), 0.6, 3000)
     packer = Packer(512)
     rows = list(rows_of(packer, np.clip(lengths, 1, 512).astype(int)))
-    used = [sum(len(e["decoder_target_tokens"]) for e in row) for row in rows]
+    used = [sum(len(e["targets"]) for e in row) for row in rows]
     assert max(used) <= 512
     assert sum(map(len, rows)) == 3000
     assert np.mean(used) / 512 > 0.97
@@ -74,14 +74,14 @@ def test_state_is_everything():
     assert (again.taken, again.dropped) == (50, 0)
     while len(packer):
         for a, b in zip(packer.fill_row(), again.fill_row(), strict=True):
-            np.testing.assert_array_equal(a["decoder_target_tokens"], b["decoder_target_tokens"])
+            np.testing.assert_array_equal(a["targets"], b["targets"])
     assert not len(again)
 
 
 def test_concatenated_examples_come_apart_again():
-    examples = [example(1, 2), example(3)]
-    assert [e["decoder_target_tokens"].tolist() for e in separate(concatenate(examples))] == [
-        [1, 2],
-        [3],
+    again = separate(concatenate([example(1, 2, inputs=[4]), example(3)]))
+    assert [{k: v.tolist() for k, v in e.items()} for e in again] == [
+        {"inputs": [4], "targets": [1, 2]},
+        {"inputs": [], "targets": [3]},
     ]
     assert separate(concatenate([])) == []

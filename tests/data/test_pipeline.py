@@ -111,13 +111,20 @@ def test_once_gives_every_example_once(task):
     assert all(v.shape == (ROWS, LENGTH) for b in batches for v in b.values())
 
 
-def test_packed_features_are_those_of_seqio(task):
-    lengths = {"inputs": 64, "targets": 64}
+@pytest.mark.parametrize(
+    ("name", "converter"),
+    [
+        ("demo_text_to_text", seqio.PrefixLMFeatureConverter),
+        ("demo_modality_adaptation", seqio.LMFeatureConverter),
+    ],
+)
+def test_packed_features_are_those_of_seqio(corpus, name, converter):
+    task = task_on(corpus, name)
+    lengths = dict.fromkeys(task.output_features, LENGTH)
     dataset = task.get_dataset(lengths, "test", shuffle=False)
-    padded = seqio.PrefixLMFeatureConverter(pack=False, bos_id=1)(dataset, lengths)
     reference = {
         tuple(e["decoder_target_tokens"][e["decoder_target_tokens"] > 0].tolist()): e
-        for e in padded.as_numpy_iterator()
+        for e in converter(pack=False, bos_id=1)(dataset, lengths).as_numpy_iterator()
     }
     (batch, *_) = load_once(task, "test", batch_size=ROWS, sequence_length=LENGTH)
     for example in examples_in(batch):

@@ -65,6 +65,26 @@ def test_graph_equals_python_on_random_mixes(vocabulary, encode_batch, seed, tex
         assert ids == vocabulary.encode(text), repr(text)
 
 
+@pytest.mark.parametrize(
+    "added",
+    [
+        ["<5>", "<a>b", "b<5>", "[x]"],
+        ["<5>", "<5", "a>"],
+        [">", "<5>"],
+        ["[x]", "\n"],
+        ["<5>", " "],
+    ],
+    ids=" ".join,
+)
+def test_added_tokens_of_any_form(added):
+    vocabulary = Vocabulary.from_files(GOLDEN / "tokenizer.model", added)
+    rng = random.Random(0)
+    fragments = [*added, *added, *SPACES, *BROKEN, ">", "a", "b", "<a>"]
+    mixes = ["".join(rng.choices(fragments, k=rng.randrange(9))) for _ in range(500)]
+    expected = [vocabulary.encode(text) for text in mixes]
+    assert vocabulary.encode_tf(tf.constant(mixes)).to_list() == expected
+
+
 def test_one_string_and_none(vocabulary):
     assert vocabulary.encode_tf(tf.constant("a <5> b")).numpy().tolist() == [260, 2005, 285]
     assert vocabulary.encode_tf(tf.constant("")).shape == (0,)
