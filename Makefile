@@ -12,7 +12,7 @@ demo: $(VENV)/core.stamp
 
 test: $(VENV)/test.stamp
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist=worksteal
 
 lint: $(VENV)/test.stamp
 	$(RUN) -m ruff format .

@@ -135,7 +135,7 @@ def test_what_can_not_be_heard_is_listed(recordings, small_hubert, tmp_path, cap
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.flac").write_text("this is no sound")
     (tmp_path / "cut.wav").write_bytes(good.read_bytes()[:30])
-    save_audio(tmp_path / "short.wav", np.zeros(399, np.float32))
+    save_audio(tmp_path / "short.wav", np.zeros(300, np.float32))
     names = ["empty.wav", "text.flac", str(good), "cut.wav", "short.wav", "missing.wav"]
     lines = [f"{name}\ttext {i}\tslt\n" for i, name in enumerate(names)]
     (tmp_path / "manifest.tsv").write_text("path\ttext\tspeaker\n" + "".join(lines))
@@ -146,7 +146,7 @@ def test_what_can_not_be_heard_is_listed(recordings, small_hubert, tmp_path, cap
     rejects = rows_of(tmp_path / "units", "rejects")
     names.remove(str(good))
     assert [row["path"] for row in rejects] == [str(tmp_path / name) for name in names]
-    reasons = ["not readable", "not readable", "not readable", "399 samples", "No such file"]
+    reasons = ["not readable", "not readable", "not readable", "300 samples", "No such file"]
     for row, reason in zip(rejects, reasons):
         assert reason in row["reason"] and "\n" not in row["reason"]
     assert "Rejected rows: 5" in capsys.readouterr().out
