@@ -1,19 +1,22 @@
 """Train steps and generation, ours beside `transformers` on PyTorch, on this CPU in float32.
 
-    .venv/bin/python tests/benchmarks/bench_llama.py              # both sizes, some minutes
-    .venv/bin/python tests/benchmarks/bench_llama.py --small --rounds=3
-    taskset -c 0 .venv/bin/python tests/benchmarks/bench_llama.py --cpu_time    # on a busy machine
+    .venv/bin/python -m tests.benchmarks.bench_llama              # both sizes, some minutes
+    .venv/bin/python -m tests.benchmarks.bench_llama --small --rounds=3
+    taskset -c 0 .venv/bin/python -m tests.benchmarks.bench_llama --cpu_time    # on a busy machine
 
 Rounds alternate between the two, and the medians are compared, so that other work on the machine
 meets both. Where that is much work, wall times say little (PyTorch's threads wait for one another):
 then compare the CPU time of one core. A training round is one step: forward, backward, clipping to
 norm 1 and AdamW (fused in PyTorch, attention by `sdpa`).
+
+"Dialogues" are batches of 8 rows, lengths log-normal with a median of 180 and at most 512: theirs
+padded to the longest of each batch as the reference does, ours packed into rows of 512. There a
+token is one that is no padding, and a round is DIALOGUES dialogues.
 """
 
 import argparse
 import dataclasses
-import statistics
-import time
+import functools
 
 import jax
 import numpy as np
@@ -21,87 +24,114 @@ import torch
 import transformers
 from flax import nnx
 
+from speechgpt_jax.data.packing import Packer, pack
 from speechgpt_jax.decoding.generate import generate
 from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.models.llama import Llama, LlamaConfig
 from speechgpt_jax.training.host_memory import keep_freed_memory
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
 from speechgpt_jax.training.train_step import TrainState, make_train_step
+from tests.benchmarks import timing
 
 SMALL = dataclasses.replace(LlamaConfig.tiny(2048), num_layers=6)
 LARGE = dataclasses.replace(LlamaConfig.llama_110m(33024), dtype="float32", scan_layers=False)
 NEW_TOKENS, PROMPT_LENGTH = 64, 32
+DIALOGUES, ROWS, LENGTH = 96, 8, 512
 
 
 def main():
-    arguments = parse_arguments()
+    args = parse_arguments()
     keep_freed_memory()
-    clock = time.process_time if arguments.cpu_time else time.perf_counter
-    print(f"{torch.get_num_threads()} threads, {clock.__name__}, median of {arguments.rounds}")
+    clock = "CPU" if args.cpu_time else "wall"
+    print(f"{torch.get_num_threads()} threads, {clock} time, median of {args.rounds}")
     print(f"{'work':<44}{'ours tok/s':>12}{'torch tok/s':>13}{'ratio':>8}")
-    for config, rows, length in [(SMALL, 8, 256), (LARGE, 2, 512)][: 1 if arguments.small else 2]:
-        shape = f"d {config.hidden_size} x {config.num_layers}, vocab {config.vocab_size}"
-        theirs = torch_model(config)
-        work = f"train {shape}, {rows} x {length}"
-        ours_step = our_train_step(config, rows, length)
-        their_step = torch_train_step(theirs, rows, length)
-        compare(work, rows * length, ours_step, their_step, arguments.rounds, clock)
-        ours = Llama(config, rngs=nnx.Rngs(0))
-        theirs.eval()
-        for batch in (1, 8):
-            compare(
-                f"generate {shape}, batch {batch}",
-                batch * NEW_TOKENS,
-                lambda m=ours, b=batch: our_generate(m, b),
-                lambda m=theirs, b=batch: torch_generate(m, b),
-                arguments.rounds,
-                clock,
-            )
+    work = {"8 x 256": ([random_tokens(SMALL, 256)] * 8, 8, 256)}
+    work["dialogues"] = dialogues(SMALL), ROWS, LENGTH
+    benchmark(args, SMALL, work)
+    if not args.small:
+        benchmark(args, LARGE, {"2 x 512": ([random_tokens(LARGE, 512)] * 2, 2, 512)})
+
+
+def benchmark(args, config, training: dict[str, tuple[list[np.ndarray], int, int]]):
+    """Training on examples in so many rows of such a length, and generation."""
+    shape = f"d {config.hidden_size} x {config.num_layers}, vocab {config.vocab_size}"
+    theirs = torch_model(config)
+    train, torch_train = our_training(config), torch_training(theirs)
+    for name, (examples, rows, length) in training.items():
+        compare(
+            args,
+            f"train {shape}, {name}",
+            sum(map(len, examples)),
+            functools.partial(train, packed(examples, rows, length)),
+            functools.partial(torch_train, padded(examples, rows)),
+        )
+    ours = Llama(config, rngs=nnx.Rngs(0))
+    theirs.eval()
+    for rows in (1, 8):
+        compare(
+            args,
+            f"generate {shape}, batch {rows}",
+            rows * NEW_TOKENS,
+            functools.partial(our_generate, ours, rows),
+            functools.partial(torch_generate, theirs, rows),
+        )
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    timing.add_arguments(parser, rounds=7)
     parser.add_argument("--small", action="store_true", help="the small shape only")
-    parser.add_argument("--cpu_time", action="store_true", help="count CPU time, not wall time")
     return parser.parse_args()
 
 
-def compare(work, tokens, ours, theirs, rounds, clock):
-    """Prints tokens a second of both, after one round that compiles and warms up."""
-    times = {ours: [], theirs: []}
-    for run in (ours, theirs):
-        run()
-    for _ in range(rounds):
-        for run, seconds in times.items():
-            start = clock()
-            run()
-            seconds.append(clock() - start)
-    ours_rate, their_rate = (tokens / statistics.median(seconds) for seconds in times.values())
+def compare(args, work, tokens, ours, theirs):
+    """Prints tokens a second of both."""
+    ours_rate, their_rate = (tokens / seconds for seconds in timing.medians(args, ours, theirs))
     print(f"{work:<44}{ours_rate:12.0f}{their_rate:13.0f}{ours_rate / their_rate:8.2f}", flush=True)
 
 
-def our_train_step(config, rows, length):
-    """A function that takes one step, on a batch without padding."""
+def dialogues(config) -> list[np.ndarray]:
+    lengths = np.random.default_rng(0).lognormal(np.log(180), 0.6, DIALOGUES)
+    return [random_tokens(config, round(min(length, LENGTH))) for length in lengths]
+
+
+def packed(examples, rows, length) -> list[dict[str, np.ndarray]]:
+    """Our batches; the last one may have fewer rows, and is filled up with empty ones."""
+    packer, full = Packer(length), []
+    for example in examples:
+        packer.add({"targets": example})
+    while packer:
+        full.append(pack(packer.fill_row(), length, bos_id=1))
+    full += [{key: np.zeros_like(row) for key, row in full[0].items()}] * (-len(full) % rows)
+    batches = [full[start : start + rows] for start in range(0, len(full), rows)]
+    return [{key: np.stack([row[key] for row in batch]) for key in batch[0]} for batch in batches]
+
+
+def padded(examples, rows) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Their batches: tokens, mask and labels."""
+    batches = []
+    for start in range(0, len(examples), rows):
+        group = [torch.from_numpy(x).long() for x in examples[start : start + rows]]
+        tokens = torch.nn.utils.rnn.pad_sequence(group, batch_first=True)
+        mask = (tokens > 0).long()
+        batches.append((tokens, mask, tokens.masked_fill(mask == 0, -100)))
+    return batches
+
+
+def our_training(config):
+    """A function that takes a step on each of some batches."""
     optimizer = make_optimizer(AdamW(learning_rate=1e-4), total_steps=1000)
     graphdef, params, frozen = nnx.split(Llama(config, rngs=nnx.Rngs(0)), nnx.Param, ...)
     step = jax.jit(
         make_train_step(graphdef, optimizer, unit_ids=range(0)),
         donate_argnums=0,
     )
-    tokens = random_tokens(config, rows, length)
-    batch = {
-        "decoder_input_tokens": tokens,
-        "decoder_target_tokens": tokens,
-        "decoder_loss_weights": np.ones_like(tokens),
-        "decoder_segment_ids": np.ones_like(tokens),
-        "decoder_positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
-    }
     state = TrainState.create(params, optimizer)
 
-    def run():
+    def run(batches):
         nonlocal state
-        state, metrics = step(state, frozen, batch)
+        for batch in batches:
+            state, metrics = step(state, frozen, batch)
         jax.block_until_ready((state, metrics))
 
     return run
@@ -131,16 +161,17 @@ def torch_model(config):
     )
 
 
-def torch_train_step(model, rows, length):
+def torch_training(model):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    tokens = torch.tensor(random_tokens(model.config, rows, length), dtype=torch.long)
 
-    def run():
-        loss = model(tokens, labels=tokens).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+    def run(batches):
+        model.train()
+        for tokens, mask, labels in batches:
+            loss = model(tokens, attention_mask=mask, labels=labels).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
 
     return run
 
@@ -156,8 +187,8 @@ def torch_generate(model, batch):
         )
 
 
-def random_tokens(config, rows, length):
-    return np.random.default_rng(0).integers(3, config.vocab_size, (rows, length), dtype=np.int32)
+def random_tokens(config, length) -> np.ndarray:
+    return np.random.default_rng(length).integers(3, config.vocab_size, length, dtype=np.int32)
 
 
 if __name__ == "__main__":
