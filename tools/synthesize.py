@@ -10,9 +10,15 @@ import argparse
 import json
 import pathlib
 
+import numpy as np
+from rich.progress import track
+
 from speechgpt_jax.gin_utils import one_line_errors
 from speechgpt_jax.speech.audio import save_audio
 from speechgpt_jax.speech.vocoder import SHIPPED, UnitVocoder
+
+# Spoken at a time.
+ROWS = 16
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
@@ -31,12 +37,29 @@ def read_rows(path: pathlib.Path) -> list[dict]:
     return rows
 
 
-def speak(vocoder: UnitVocoder, row: dict, duration_scale: float):
-    """ValueError names the row."""
+def batches(rows: list[dict]) -> list[list[dict]]:
+    """Rows of about one length, with durations all of them or none."""
+    groups = {True: [], False: []}
+    for row in sorted(rows, key=lambda row: len(row["units"])):
+        groups[row.get("durations") is not None].append(row)
+    return [
+        group[start : start + ROWS]
+        for group in groups.values()
+        for start in range(0, len(group), ROWS)
+    ]
+
+
+def speak(vocoder: UnitVocoder, rows: list[dict], duration_scale: float) -> list[np.ndarray]:
+    """The wav of each row of a batch; ValueError names the row that won't do."""
+    durations = [row["durations"] for row in rows if row.get("durations") is not None]
+    speakers = [row.get("speaker", 0) for row in rows]
     try:
-        return vocoder(row["units"], row.get("durations"), row.get("speaker", 0), duration_scale)
+        units = [row["units"] for row in rows]
+        return vocoder.synthesize(units, durations or None, speakers, duration_scale)
     except ValueError as error:
-        raise ValueError(f"{row['id']}: {error}") from error
+        if len(rows) == 1:
+            raise ValueError(f"{rows[0]['id']}: {error}") from error
+        return [wav for row in rows for wav in speak(vocoder, [row], duration_scale)]
 
 
 def main() -> None:
@@ -51,8 +74,9 @@ def main() -> None:
     with one_line_errors():
         rows, vocoder = read_rows(args.units), UnitVocoder.from_pretrained(args.vocoder)
         args.output.mkdir(parents=True, exist_ok=True)
-        for row in rows:
-            save_audio(args.output / f"{row['id']}.wav", speak(vocoder, row, args.duration_scale))
+        for batch in track(batches(rows), "speaking"):
+            for row, wav in zip(batch, speak(vocoder, batch, args.duration_scale)):
+                save_audio(args.output / f"{row['id']}.wav", wav)
         print(f"{len(rows)} wavs are in {args.output}.")
 
 

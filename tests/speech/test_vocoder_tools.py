@@ -47,11 +47,14 @@ def test_synthesize_writes_a_wav_a_row(tmp_path, monkeypatch):
         [
             {"id": "a", "units": [1, 2], "durations": [3, 4], "speaker": "bob"},
             {"id": "b", "units": [5]},
+            {"id": "c", "units": [2, 1, 3], "durations": [1, 9, 2]},
         ],
     )
     arguments = ["--units", tmp_path / "units.jsonl", "--vocoder", tmp_path / "vocoder"]
     run(monkeypatch, synthesize.main, *arguments, "--output", tmp_path / "wavs")
-    assert sorted(path.name for path in (tmp_path / "wavs").iterdir()) == ["a.wav", "b.wav"]
+    assert sorted(path.name for path in (tmp_path / "wavs").iterdir()) == [
+        f"{name}.wav" for name in "abc"
+    ]
     expected = vocoder([1, 2], [3, 4], speaker="bob")
     np.testing.assert_allclose(load_audio(tmp_path / "wavs" / "a.wav"), expected, atol=1e-4)
 
@@ -62,7 +65,7 @@ def test_synthesize_writes_a_wav_a_row(tmp_path, monkeypatch):
 )
 def test_synthesize_names_the_bad_row(tmp_path, monkeypatch, row, message):
     UnitVocoder(CONFIG, rngs=nnx.Rngs(0)).save_pretrained(tmp_path / "vocoder")
-    write_rows(tmp_path / "units.jsonl", [row])
+    write_rows(tmp_path / "units.jsonl", [row, {"id": "good", "units": [1, 2]}])
     arguments = ["--units", tmp_path / "units.jsonl", "--vocoder", tmp_path / "vocoder"]
     with pytest.raises(SystemExit, match=f"^Error: .*{message}"):
         run(monkeypatch, synthesize.main, *arguments, "--output", tmp_path / "wavs")
