@@ -21,7 +21,6 @@ def unit_lines(
     tokenizer: str,
     name: str = "modality_adaptation",
     on_error: str = "stop",
-    shuffle_buffer_size: int = 10_000,
 ) -> str:
     """Registers a task and gives its name.
 
@@ -31,7 +30,6 @@ def unit_lines(
       tokenizer: folder with the tokenizer.
       name: of the task.
       on_error: "stop" before the first record if any is bad, or "skip" those, counted and listed.
-      shuffle_buffer_size: windows of tokens to draw from.
     """
     vocabulary = Vocabulary.from_pretrained(tokenizer)
     check = records.check_unit_text(len(vocabulary.unit_ids))
@@ -45,6 +43,6 @@ def unit_lines(
             preprocessors.concatenate_and_cut,
         ],
         output_features={"targets": seqio.Feature(vocabulary, add_eos=False)},
-        shuffle_buffer_size=shuffle_buffer_size,
+        shuffle_buffer_size=None,
     )
     return name

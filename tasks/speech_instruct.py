@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 import seqio
 
 from speechgpt_jax.data import preprocessors, records
-from speechgpt_jax.data.sources import RecordFiles
+from speechgpt_jax.data.sources import SHUFFLE_BUFFER, RecordFiles
 from speechgpt_jax.data.vocabulary import Vocabulary
 from speechgpt_jax.evaluation import metrics
 
@@ -33,7 +33,6 @@ def dialogue_lines(
     tokenizer: str,
     direction: str | None = None,
     on_error: str = "stop",
-    shuffle_buffer_size: int = 10_000,
     metric_fns: Sequence[Callable] = (metrics.answer_accuracy,),
 ) -> str:
     """Registers a task over SpeechInstruct records and gives its name.
@@ -44,7 +43,6 @@ def dialogue_lines(
       tokenizer: folder with the tokenizer.
       direction: keeps the dialogues of one, such as "speech_to_text"; all by default.
       on_error: "stop" before the first record if any is bad, or "skip" those, counted and listed.
-      shuffle_buffer_size: dialogues to draw from.
       metric_fns: by which the task is evaluated.
     """
     vocabulary = Vocabulary.from_pretrained(tokenizer)
@@ -54,7 +52,6 @@ def dialogue_lines(
         RecordFiles(files, DIALOGUE, check, on_error),
         [preprocessors.only_direction(direction)] if direction else [],
         vocabulary,
-        shuffle_buffer_size,
         metric_fns,
     )
 
@@ -65,7 +62,6 @@ def tfds_dialogues(
     tokenizer: str,
     data_dir: str | None = None,
     direction: str | None = None,
-    shuffle_buffer_size: int = 10_000,
     metric_fns: Sequence[Callable] = (metrics.answer_accuracy,),
 ) -> str:
     """Registers a task over a TFDS dataset that was built, and gives its name.
@@ -75,15 +71,17 @@ def tfds_dialogues(
       dataset: e.g. "speech_instruct/cross_modal_instruction:1.0.0".
       tokenizer: folder with the tokenizer.
       data_dir: where `tfds build` wrote it.
-      direction, shuffle_buffer_size, metric_fns: as for `dialogue_lines`.
+      direction, metric_fns: as for `dialogue_lines`.
     """
+    source = seqio.TfdsDataSource(dataset, data_dir, read_only=True)
+    num_examples = max(map(source.num_input_examples, source.splits))
     return _add_task(
         name,
-        seqio.TfdsDataSource(dataset, data_dir, read_only=True),
+        source,
         [preprocessors.only_direction(direction)] if direction else [],
         Vocabulary.from_pretrained(tokenizer),
-        shuffle_buffer_size,
         metric_fns,
+        min(num_examples, SHUFFLE_BUFFER),
     )
 
 
@@ -92,7 +90,6 @@ def text_instructions(
     tokenizer: str,
     name: str = "text_instruction",
     on_error: str = "stop",
-    shuffle_buffer_size: int = 10_000,
 ) -> str:
     """Registers a task over records with a written `question` and `answer`, and gives its name."""
     return _add_task(
@@ -100,12 +97,11 @@ def text_instructions(
         RecordFiles(files, ("question", "answer"), records.check_texts, on_error),
         [preprocessors.text_instruction],
         Vocabulary.from_pretrained(tokenizer),
-        shuffle_buffer_size,
         [metrics.answer_accuracy],
     )
 
 
-def _add_task(name, source, to_dialogues, vocabulary, shuffle_buffer_size, metric_fns) -> str:
+def _add_task(name, source, to_dialogues, vocabulary, metric_fns, shuffle_buffer_size=None) -> str:
     seqio.TaskRegistry.add(
         name,
         source=source,

@@ -26,6 +26,7 @@ from speechgpt_jax.data.packing import (
     separate,
     to_bytes,
 )
+from speechgpt_jax.data.sources import SHUFFLE_BUFFER
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +135,11 @@ def load_batches(
         use_cached=bool(cache_dir),
         shard_info=seqio.ShardInfo(shard_index, num_shards),
     )
+    if cache_dir:
+        # Ours leave shuffling to their source, which the cache takes the place of.
+        tasks = seqio.get_subtasks(provider)
+        num_examples = sum(task.get_cached_stats(split)["examples"] for task in tasks)
+        examples = examples.shuffle(min(num_examples, SHUFFLE_BUFFER), seed=seed)
     return Batches(examples, batch_size, sequence_length, _bos_id(provider))
 
 

@@ -20,6 +20,9 @@ DEMO_CORPUS = Path(__file__).parents[1] / "assets" / "corpus"
 
 _ALL = 1 << 30
 
+# Records, or examples of a cached task, that the next one is drawn from.
+SHUFFLE_BUFFER = 10_000
+
 # Records are parsed by the dozen: most of the cost of parsing one is the call.
 _PARSE_BATCH = 64
 
@@ -44,7 +47,9 @@ class RecordFiles(seqio.DataSource):
     Names may end in `-00000-of-00008`; all but ArrayRecord may be compressed (.gz).
 
     Before the first record is given, all of this host's are read once and checked. Bad ones stop
-    everything, or, with `on_error="skip"`, are counted, listed in the log and left out.
+    everything, or, with `on_error="skip"`, are counted, listed in the log and left out. Shuffled
+    are records, and each comes once an epoch: a buffer behind the endless repetition, as SeqIO has
+    it, would read twenty records five hundred times before the first is given.
     """
 
     def __init__(
@@ -56,7 +61,7 @@ class RecordFiles(seqio.DataSource):
     ):
         if on_error not in ("stop", "skip"):
             raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}.")
-        super().__init__(splits=tuple(split_to_filepattern))
+        super().__init__(splits=tuple(split_to_filepattern), performs_internal_shuffling=True)
         self._split_to_filepattern = dict(split_to_filepattern)
         self._fields = tuple(fields)
         self._check = check
@@ -85,17 +90,20 @@ class RecordFiles(seqio.DataSource):
         files = self.list_shards(split)
         if shard_info:
             files = files[shard_info.index :: shard_info.num_shards]
-        files = self._readable(files)
+        files, num_records = self._checked(files)
         dataset = tf.data.Dataset.from_tensor_slices(files)
         if shuffle:
             dataset = dataset.shuffle(len(files), seed=seed)
         format_ = file_format(files)
-        return dataset.interleave(
+        dataset = dataset.interleave(
             lambda file: self._good_records(file, format_),
             cycle_length=16,
             block_length=16,
             num_parallel_calls=tf.data.AUTOTUNE,
         )
+        if shuffle:
+            dataset = dataset.shuffle(min(num_records, SHUFFLE_BUFFER), seed=seed)
+        return dataset
 
     def _good_records(self, file: tf.Tensor, format_: tuple[str, str]) -> tf.data.Dataset:
         def keep_good(texts, problems):
@@ -115,8 +123,9 @@ class RecordFiles(seqio.DataSource):
         dataset = read_file(file, name, compression).batch(_PARSE_BATCH)
         return dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
 
-    def _readable(self, files: list[str]) -> list[str]:
-        """The files that can be read; ValueError or a log of what can't, in files and records."""
+    def _checked(self, files: list[str]) -> tuple[list[str], int]:
+        """The files that can be read and their number of good records; ValueError or a log of what
+        is bad, files and records."""
         format_ = file_format(files)
         readable, problems, total = [], [], 0
         for file in files:
@@ -132,11 +141,13 @@ class RecordFiles(seqio.DataSource):
                 for number, problem in enumerate(found, 1)
                 if problem
             ]
+        unreadable = len(files) - len(readable)
         if problems:
             self._report(problems, total)
-        if not readable:
-            raise ValueError(f"None of the files can be read: {problems[0]}.")
-        return readable
+        num_records = total - (len(problems) - unreadable)
+        if not num_records:
+            raise ValueError(f"None of the records can be used: {problems[0]}.")
+        return readable, num_records
 
     def _problems(self, file: str, format_: tuple[str, str]) -> Iterator[str]:
         """The problem of every record, "" where there is none.

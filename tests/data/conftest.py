@@ -44,8 +44,6 @@ def folder(tmp_path_factory):
 def asr_and_tts(folder):
     files = {"train": str(folder / "*.jsonl")}
     return [
-        speech_instruct.dialogue_lines(
-            f"test_{direction}", files, GOLDEN, direction, shuffle_buffer_size=20
-        )
+        speech_instruct.dialogue_lines(f"test_{direction}", files, GOLDEN, direction)
         for direction in ("speech_to_text", "text_to_speech")
     ]

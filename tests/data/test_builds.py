@@ -7,21 +7,24 @@ from pathlib import Path
 
 import pytest
 import seqio
-import tensorflow_datasets as tfds
 
 from speechgpt_jax.data.pipeline import load_batches
-from speechgpt_jax.data.speech_instruct import SpeechInstruct
 from tasks import speech_instruct
 from tests.data.packed_texts import once, texts_of
 
 GOLDEN = str(Path(__file__).parent.parent / "testdata" / "golden")
 
 
+def run(*command, path=""):
+    environment = os.environ | {"PYTHONPATH": f"{path}{Path(__file__).parents[2]}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_tfds_builds_offline_what_the_files_hold(folder, tmp_path, asr_and_tts):
-    builder = SpeechInstruct(config="cross_modal_instruction", data_dir=tmp_path)
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=str(folder))
-    )
+    command = [Path(sys.executable).parent / "tfds", "build"]
+    command += ["speech_instruct/cross_modal_instruction", f"--data_dir={tmp_path}"]
+    run(*command, "--imports=speechgpt_jax.data.speech_instruct", f"--manual_dir={folder}")
     built = speech_instruct.tfds_dialogues(
         "test_tfds",
         "speech_instruct/cross_modal_instruction:1.0.0",
@@ -41,12 +44,8 @@ def test_cached_tasks_are_the_same(folder, tmp_path, asr_and_tts):
     )
     command = [sys.executable, "-m", "seqio.scripts.cache_tasks_main", "--module_import=my_tasks"]
     command += ["--tasks=test_cached", f"--output_cache_dir={tmp_path}", "--min_shards=2"]
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    speech_instruct.dialogue_lines(
-        "test_cached", files, GOLDEN, "speech_to_text", shuffle_buffer_size=20
-    )
+    run(*command, path=f"{tmp_path}:")
+    speech_instruct.dialogue_lines("test_cached", files, GOLDEN, "speech_to_text")
     cached = load_batches(
         "test_cached", "train", batch_size=4, sequence_length=128, cache_dir=str(tmp_path)
     )

@@ -159,10 +159,8 @@ def test_files_of_your_own(tmp_path):
     units.write_text("".join(f"<sosp><{i}><7><eosp>\n" for i in range(200)))
     golden = str(Path(__file__).parent.parent / "testdata" / "golden")
     names = (
-        speech_instruct.dialogue_lines(
-            "test_dialogues", {"train": str(dialogues)}, golden, shuffle_buffer_size=20
-        ),
-        modality_adaptation.unit_lines({"train": str(units)}, golden, "test_units", "stop", 20),
+        speech_instruct.dialogue_lines("test_dialogues", {"train": str(dialogues)}, golden),
+        modality_adaptation.unit_lines({"train": str(units)}, golden, "test_units"),
     )
     for name in names:
         batches = batches_of(name)

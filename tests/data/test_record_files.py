@@ -97,6 +97,24 @@ def test_hosts_share_files_of_uneven_number(tmp_path, hosts):
     assert set().union(*shares) == set(whole)
 
 
+def test_every_epoch_is_shuffled_and_whole(tmp_path):
+    (tmp_path / "d.jsonl").write_text(rows(*(f"[Human] {i}" for i in range(30))))
+
+    def shuffled():
+        dataset = dialogues(tmp_path / "d.jsonl").get_dataset("train", shuffle=True, seed=1)
+        return [record["plain_text"] for record in dataset.repeat(2).as_numpy_iterator()]
+
+    texts = shuffled()
+    assert sorted(texts[:30]) == sorted(texts[30:]) == sorted(set(texts))
+    assert texts[:30] != texts[30:] and texts == shuffled()
+
+
+def test_no_good_record_is_an_error_also_when_bad_ones_are_skipped(tmp_path):
+    (tmp_path / "d.jsonl").write_text("oops\n")
+    with pytest.raises(ValueError, match=r"None of the records can be used: .*record 1: not JSON"):
+        read(dialogues(tmp_path / "d.jsonl", "skip"))
+
+
 BAD = {
     "no JSON": ("oops\n", "not JSON: Expecting value"),
     "a list": ("[1]\n", "not a JSON object"),
