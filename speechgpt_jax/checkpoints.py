@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -35,31 +35,31 @@ LOST_PROCESS = (jax.errors.JaxRuntimeError, TimeoutError)
 CHUNK_BYTES = 2**26
 
 
-class InputPositionHandler(ocp.CheckpointHandler):
-    """Saves one `bytes` a process: where each host's input pipeline stands."""
+class InputPositionsHandler(ocp.CheckpointHandler):
+    """Saves `bytes` by name: where the parts of the input stand, whatever process reads which."""
 
-    def save(self, directory: epath.Path, args: "InputPositionSave"):
-        self._file(directory).write_bytes(args.position)
+    def save(self, directory: epath.Path, args: "InputPositionsSave"):
+        for name, position in args.positions.items():
+            # Processes that read the same rows write the same file.
+            file = directory / f"{name}.{jax.process_index()}"
+            file.write_bytes(position)
+            file.replace(directory / name)
 
-    def restore(self, directory: epath.Path, args: "InputPositionRestore") -> bytes | None:
-        del args
-        file = self._file(directory)
-        return file.read_bytes() if file.exists() else None
-
-    def _file(self, directory):
-        return directory / f"process_{jax.process_index()}_of_{jax.process_count()}"
+    def restore(self, directory: epath.Path, args: "InputPositionsRestore") -> dict[str, bytes]:
+        files = {name: directory / name for name in args.names}
+        return {name: file.read_bytes() for name, file in files.items() if file.exists()}
 
 
-@ocp.args.register_with_handler(InputPositionHandler, for_save=True)
+@ocp.args.register_with_handler(InputPositionsHandler, for_save=True)
 @dataclasses.dataclass
-class InputPositionSave(ocp.args.CheckpointArgs):
-    position: bytes
+class InputPositionsSave(ocp.args.CheckpointArgs):
+    positions: Mapping[str, bytes]
 
 
-@ocp.args.register_with_handler(InputPositionHandler, for_restore=True)
+@ocp.args.register_with_handler(InputPositionsHandler, for_restore=True)
 @dataclasses.dataclass
-class InputPositionRestore(ocp.args.CheckpointArgs):
-    pass
+class InputPositionsRestore(ocp.args.CheckpointArgs):
+    names: Collection[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +82,12 @@ class Restored:
     Attributes:
       step: the step it was saved after.
       state: like the state that was asked for.
-      input_position: where this process's input stood, or None if the run had another number of
-        processes when it was saved.
+      input_positions: where the input stood, by name; those that were asked for and saved.
     """
 
     step: int
     state: object
-    input_position: bytes | None
+    input_positions: dict[str, bytes]
 
 
 class Damaged(ValueError):
@@ -130,23 +129,24 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, step: int, state, input_position: bytes = b""):
+    def save(self, step: int, state, input_positions: Mapping[str, bytes] | None = None):
         """Copies the state off the devices, then writes it in the background."""
         if step == self.latest_step():
             return
         arrays = flatten(state)
         args = ocp.args.Composite(
             state=ocp.args.PyTreeSave(arrays),
-            input=InputPositionSave(input_position),
+            input=InputPositionsSave(input_positions or {}),
             metadata=ocp.args.JsonSave(self.metadata | {"checksums": checksums(arrays)}),
         )
         with _writing(self.folder):
             self._manager.save(step, args=args)
         self._saving = True
 
-    def restore_latest(self, state) -> Restored | None:
+    def restore_latest(self, state, input_names: Collection[str] = ()) -> Restored | None:
         """The newest sound checkpoint, laid out as `state` (arrays or abstract arrays) is.
 
+        `input_names` are the parts of the input whose positions are read too.
         A damaged one is named in the log, moved aside, and the one before it is tried. None if
         there is no checkpoint; ValueError if none is sound or if they belong to another model.
         """
@@ -158,13 +158,13 @@ class Checkpoints:
                 _check_same(_saved_shapes(folder), targets, folder)
                 self._check_base(folder)
                 arrays = _read(folder, targets)
-                position = _read_input_position(folder)
+                positions = _read_input_positions(folder, input_names)
             except Damaged as error:
                 logger.error("%s", error)
                 damaged.append(folder)
             else:
                 self._move_aside(damaged)
-                return Restored(step, unflatten(state, arrays), position)
+                return Restored(step, unflatten(state, arrays), positions)
         if damaged:
             raise ValueError(
                 f"no checkpoint in {self.folder} can be read, of {[f.name for f in damaged]};"
@@ -381,9 +381,9 @@ def _read_metadata(folder) -> dict:
         return reader.restore(folder / "metadata")
 
 
-def _read_input_position(folder) -> bytes | None:
-    with _reading(folder), ocp.Checkpointer(InputPositionHandler()) as reader:
-        return reader.restore(folder / "input", args=InputPositionRestore())
+def _read_input_positions(folder, names) -> dict[str, bytes]:
+    with _reading(folder), ocp.Checkpointer(InputPositionsHandler()) as reader:
+        return reader.restore(folder / "input", args=InputPositionsRestore(names))
 
 
 @contextlib.contextmanager

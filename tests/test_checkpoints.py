@@ -39,14 +39,14 @@ def saved(tmp_path):
     """Checkpoints 1, 2 and 3, each with another state."""
     store = Checkpoints(tmp_path, Keep(last=3), {"config": "a.b = 3"})
     for step in (1, 2, 3):
-        store.save(step, make_state(step), b"position %d" % step)
+        store.save(step, make_state(step), {"a": b"position %d" % step, "b": b""})
     store.close()
     return tmp_path
 
 
 def test_state_input_position_and_metadata_come_back(saved):
-    restored = Checkpoints(saved).restore_latest(make_state())
-    assert (restored.step, restored.input_position) == (3, b"position 3")
+    restored = Checkpoints(saved).restore_latest(make_state(), ["a", "c"])
+    assert (restored.step, restored.input_positions) == (3, {"a": b"position 3"})
     assert_same(restored.state, make_state(3))
     assert restored.state.params["b"].dtype == jnp.bfloat16
     assert checkpoints.read_metadata(saved)["config"] == "a.b = 3"

@@ -9,7 +9,7 @@ batches.restore(position)    # the next batch is the one that came after it
 import logging
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,27 @@ _READ_BATCH = 32
 
 
 class Batches(Iterator[Batch]):
+    """The batches of several readers of the data, one below the other.
+
+    Batches and positions of all readers together are the same whatever host has which of them.
+    """
+
+    def __init__(self, readers: Mapping[str, "Reader"]):
+        self._readers = dict(readers)
+
+    def __next__(self) -> Batch:
+        parts = [next(reader) for reader in self._readers.values()]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def state(self) -> dict[str, bytes]:
+        return {name: reader.state() for name, reader in self._readers.items()}
+
+    def restore(self, positions: Mapping[str, bytes]) -> None:
+        for name, reader in self._readers.items():
+            reader.restore(positions[name])
+
+
+class Reader(Iterator[Batch]):
     """Packed batches, whose position can be saved and restored exactly.
 
     The position is that of the batches handed out: what TensorFlow reads ahead and what waits in
@@ -70,7 +91,7 @@ class Batches(Iterator[Batch]):
         """Goes on after the batch that `state` was taken at.
 
         Raises:
-          ValueError: the state of other data: another mixture, seed or number of hosts.
+          ValueError: the state of other data: another mixture or seed.
         """
         arrays = from_bytes(state)
         with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +103,7 @@ class Batches(Iterator[Batch]):
             except (tf.errors.OpError, AssertionError) as error:
                 raise ValueError(
                     "This input position was saved by another input pipeline; start from the "
-                    "same mixture, split, seed and number of hosts."
+                    "same mixture, split and seed."
                 ) from error
         self._packer.restore(_group(arrays, "packer"))
         self._waiting = separate(_group(arrays, "waiting"))
@@ -102,45 +123,49 @@ def load_batches(
     batch_size: int,
     sequence_length: int,
     seed: int = 0,
-    shard_index: int = 0,
-    num_shards: int = 1,
+    readers: Iterable[int] = (0,),
+    num_readers: int = 1,
     cache_dir: str | None = None,
 ) -> Batches:
     """Shuffled batches without end, for training.
 
-    A host reads whole files of its own, or, where there are fewer files than hosts, every
-    `num_shards`-th record of all files. Either way each record is read once an epoch of its host.
+    The data is read in `num_readers` parts, each with whole files of its own or, where there are
+    fewer files than readers, every `num_readers`-th record of all files. Either way each record is
+    read once an epoch of its reader. The batches of all readers together, and where they stand, do
+    not depend on which host has which readers: any number of hosts goes on exactly.
 
     Args:
       mixture_or_task: a SeqIO provider, or the name of a registered one.
       split: e.g. "train".
-      batch_size: rows of this host's batch.
+      batch_size: rows of each reader's batch.
       sequence_length: tokens of a row. Longer examples are dropped and counted in the log.
       seed: of shuffling, mixing and the choice of task descriptions.
-      shard_index: which share of the data this host reads.
-      num_shards: number of hosts.
+      readers: those of this host.
+      num_readers: of all hosts.
       cache_dir: where `seqio_cache_tasks` wrote the tasks; by default they are made on the fly.
     """
     provider = _get_provider(mixture_or_task, split)
     if cache_dir:
         _require_cached(provider, cache_dir)
-    _warn_of_uneven_files(provider, split, num_shards, cached=bool(cache_dir))
-    examples = _load_examples(
-        provider,
-        split,
-        sequence_length,
-        shuffle=True,
-        seed=seed,
-        num_epochs=None,
-        use_cached=bool(cache_dir),
-        shard_info=seqio.ShardInfo(shard_index, num_shards),
+    _warn_of_uneven_files(provider, split, num_readers, cached=bool(cache_dir))
+    return Batches(
+        {
+            f"reader_{i}_of_{num_readers}": Reader(
+                _load_shuffled(
+                    provider,
+                    split,
+                    sequence_length,
+                    seed=seed,
+                    use_cached=bool(cache_dir),
+                    shard_info=seqio.ShardInfo(i, num_readers),
+                ),
+                batch_size,
+                sequence_length,
+                _bos_id(provider),
+            )
+            for i in readers
+        }
     )
-    if cache_dir:
-        # Ours leave shuffling to their source, which the cache takes the place of.
-        tasks = seqio.get_subtasks(provider)
-        num_examples = sum(task.get_cached_stats(split)["examples"] for task in tasks)
-        examples = examples.shuffle(min(num_examples, SHUFFLE_BUFFER), seed=seed)
-    return Batches(examples, batch_size, sequence_length, _bos_id(provider))
 
 
 def load_once(
@@ -168,6 +193,27 @@ def load_once(
     rows += [{key: np.zeros_like(row) for key, row in rows[0].items()} for _ in range(empty_rows)]
     for start in range(0, len(rows), batch_size):
         yield _stack(rows[start : start + batch_size])
+
+
+def _load_shuffled(
+    provider, split, sequence_length, *, seed: int, use_cached: bool, shard_info: seqio.ShardInfo
+) -> tf.data.Dataset:
+    examples = _load_examples(
+        provider,
+        split,
+        sequence_length,
+        shuffle=True,
+        seed=seed,
+        num_epochs=None,
+        use_cached=use_cached,
+        shard_info=shard_info,
+    )
+    if not use_cached:
+        return examples
+    # Ours leave shuffling to their source, which the cache takes the place of.
+    tasks = seqio.get_subtasks(provider)
+    num_examples = sum(task.get_cached_stats(split)["examples"] for task in tasks)
+    return examples.shuffle(min(num_examples, SHUFFLE_BUFFER), seed=seed)
 
 
 def _load_examples(provider, split, sequence_length, **options) -> tf.data.Dataset:
@@ -211,7 +257,7 @@ def _require_cached(provider: seqio.Task | seqio.Mixture, cache_dir: str) -> Non
             )
 
 
-def _warn_of_uneven_files(provider, split: str, num_shards: int, cached: bool) -> None:
+def _warn_of_uneven_files(provider, split: str, num_readers: int, cached: bool) -> None:
     for task in seqio.get_subtasks(provider):
         if split not in task.splits or (task.source.supports_arbitrary_sharding and not cached):
             continue
@@ -219,15 +265,15 @@ def _warn_of_uneven_files(provider, split: str, num_shards: int, cached: bool) -
             files = tf.io.gfile.glob(seqio.get_cached_tfrecord_prefix(task.cache_dir, split) + "-*")
         else:
             files = task.source.list_shards(split)
-        if len(files) % num_shards:
+        if len(files) % num_readers:
             effect = (
-                "every host reads all of them and keeps its share of the records"
-                if len(files) < num_shards
-                else "hosts with fewer begin their next epoch sooner"
+                "every reader goes through all of them and keeps its share of the records"
+                if len(files) < num_readers
+                else "readers with fewer begin their next epoch sooner"
             )
             logger.warning(
-                "%s has %d files for %d hosts: %s. Nothing is lost; best is a multiple of %d.",
-                *(task.name, len(files), num_shards, effect, num_shards),
+                "%s has %d files for %d readers: %s. Nothing is lost; best is a multiple of %d.",
+                *(task.name, len(files), num_readers, effect, num_readers),
             )
 
 

@@ -1,5 +1,7 @@
 """Endless batches whose position is one number, for the models of this room."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 
@@ -17,8 +19,8 @@ class NumberedBatches:
         self._position += 1
         return self.draw(rng)
 
-    def state(self) -> bytes:
-        return str(self._position).encode()
+    def state(self) -> dict[str, bytes]:
+        return {"number": str(self._position).encode()}
 
-    def restore(self, position: bytes) -> None:
-        self._position = int(position)
+    def restore(self, positions: Mapping[str, bytes]) -> None:
+        self._position = int(positions["number"])

@@ -13,6 +13,7 @@ def load_host_batches(
     split: str = "train",
     seed: int = 0,
     cache_dir: str | None = None,
+    num_readers: int | None = None,
     mesh: MeshConfig = MeshConfig(),  # noqa: B008 (frozen)
 ) -> Batches:
     """This process's rows of packed batches [batch_size, sequence_length], without end.
@@ -24,21 +25,29 @@ def load_host_batches(
       split: e.g. "train".
       seed: of shuffling and mixing.
       cache_dir: where `seqio_cache_tasks` wrote the tasks; by default they are made on the fly.
+      num_readers: parts that the data is read in, by default as many as processes read. A run goes
+        on exactly with any number of processes that divides the number of readers it started with.
       mesh: says which rows are this process's.
     """
     index, shares = sharding.process_share(sharding.create_mesh(mesh))
-    if batch_size % shares:
+    num_readers = num_readers or shares
+    if num_readers % shares:
         raise ValueError(
-            f"batch_size {batch_size} must be a multiple of the {shares} processes that read;"
-            f" try {-(-batch_size // shares) * shares}."
+            f"num_readers {num_readers} must be a multiple of the {shares} processes that read."
         )
+    if batch_size % num_readers:
+        raise ValueError(
+            f"batch_size {batch_size} must be a multiple of the {num_readers} readers of the data,"
+            f" by default one a process; try {-(-batch_size // num_readers) * num_readers}."
+        )
+    own = num_readers // shares
     return load_batches(
         mixture,
         split,
-        batch_size=batch_size // shares,
+        batch_size=batch_size // num_readers,
         sequence_length=sequence_length,
         seed=seed,
         cache_dir=cache_dir,
-        shard_index=index,
-        num_shards=shares,
+        readers=range(index * own, (index + 1) * own),
+        num_readers=num_readers,
     )

@@ -31,13 +31,14 @@ REJECTED = "rejected"
 class Batches(Protocol):
     """An endless iterator over batches.
 
-    `state()` is the position after the last batch that was given; after `restore(position)` the
-    next batch is exactly the next one.
+    `state()` is the position after the last batch that was given, in parts that several processes
+    may share out in another way when they go on; after `restore(positions)` the next batch is
+    exactly the next one.
     """
 
     def __next__(self) -> Mapping[str, Any]: ...
-    def state(self) -> bytes: ...
-    def restore(self, position: bytes) -> None: ...
+    def state(self) -> dict[str, bytes]: ...
+    def restore(self, positions: Mapping[str, bytes]) -> None: ...
 
 
 def fit(
@@ -128,20 +129,22 @@ def fit(
 
 def resume(state, batches: Batches, checkpoints: Checkpoints) -> tuple[Any, int]:
     """The newest checkpoint in place of `state`, or `state` itself; and the steps it has taken."""
-    restored = checkpoints.restore_latest(state)
+    names = batches.state().keys()
+    restored = checkpoints.restore_latest(state, names)
     if restored is None:
         return state, 0
     for array in jax.tree.leaves(state):
         # The caller may still hold it, and there may be no room for two.
         if isinstance(array, jax.Array):
             array.delete()
-    if restored.input_position is None:
-        say(
-            "The run had another number of processes: its input starts from the beginning. With"
-            " another seed of the input it sees the examples in another order than before."
-        )
+    if restored.input_positions.keys() == names:
+        batches.restore(restored.input_positions)
     else:
-        batches.restore(restored.input_position)
+        say(
+            "The run had another number of readers (by default, of processes): its input starts"
+            " from the beginning. Bind load_host_batches.num_readers to that number to go on"
+            " exactly, or another seed to see the examples in another order than before."
+        )
     say(f"Going on from step {restored.step} of {checkpoints.folder}.")
     return restored.state, restored.step
 

@@ -25,7 +25,8 @@ def task(corpus):
 
 
 def batches_of(provider, **kwargs):
-    return load_batches(provider, "train", batch_size=ROWS, sequence_length=LENGTH, **kwargs)
+    options = {"batch_size": ROWS, "sequence_length": LENGTH, **kwargs}
+    return load_batches(provider, "train", **options)
 
 
 def assert_same(a, b):
@@ -100,8 +101,31 @@ def test_hosts_share_the_data(task):
             seen |= {tuple(e["target_tokens"].tolist()) for e in examples_in(next(batches))}
         return seen
 
-    whole, first, second = read(), read(num_shards=2), read(num_shards=2, shard_index=1)
+    whole, first, second = read(), read(num_readers=2), read(num_readers=2, readers=[1])
     assert len(whole) == 60 and first | second == whole and not first & second
+
+
+def test_another_number_of_hosts_goes_on_exactly(task):
+    def hosts(number):
+        return [
+            batches_of(task, batch_size=1, readers=readers, num_readers=4)
+            for readers in np.split(np.arange(4), number)
+        ]
+
+    def next_batch(hosts):
+        batches = [next(host) for host in hosts]
+        return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+
+    two = hosts(2)
+    next_batch(two)
+    positions = two[0].state() | two[1].state()
+    expected = [next_batch(two) for _ in range(2)]
+    for number in (1, 4):
+        others = hosts(number)
+        for host in others:
+            host.restore(positions)
+        for batch in expected:
+            assert_same(next_batch(others), batch)
 
 
 def test_once_gives_every_example_once(task):

@@ -44,22 +44,14 @@ def test_fill_is_format():
     ],
 )
 def test_pairs_under_random_descriptions(preprocessor, options, source, target):
+    # A hundred descriptions, each missed with a chance of 0.99 ** 2000, one in half a billion.
     with seqio.utils.map_seed_manager(0):
-        dialogues = list(preprocessor(records(UTTERANCE, 200)).as_numpy_iterator())
+        dialogues = list(preprocessor(records(UTTERANCE, 2000)).as_numpy_iterator())
     texts = {dialogue["plain_text"].decode() for dialogue in dialogues}
-    possible = {
+    assert texts == {
         prompts.CROSS_MODAL.format(description=d, source=source, target=target) for d in options
     }
-    assert texts <= possible and len(texts) > len(possible) / 2
     assert {d["prefix"].decode() for d in dialogues} == {prompts.DEFAULT_PREFIX}
-
-
-def test_descriptions_are_many_and_apart():
-    for options in (descriptions.ASR, descriptions.TTS):
-        assert len(options) == len(set(options)) >= 30
-        assert not any(option.endswith(".") for option in options)
-    assert not set(descriptions.ASR) & set(descriptions.TTS)
-    assert prompts.TRANSCRIBE in descriptions.ASR and prompts.SPEAK in descriptions.TTS
 
 
 def test_prefix_and_dialogue_are_cut_before_the_first_role(features):
@@ -115,5 +107,6 @@ def test_units_are_concatenated_and_cut(features):
 
 
 def test_only_keeps_one_speaker():
-    dataset = tf.data.Dataset.from_tensor_slices({"speaker": ["slt", "rms", "slt"]})
-    assert len(list(preprocessors.only("speaker", "slt")(dataset))) == 2
+    said = {"speaker": ["slt", "rms", "slt"], "text": ["a", "b", "c"]}
+    kept = preprocessors.only("speaker", "slt")(tf.data.Dataset.from_tensor_slices(said))
+    assert [record["text"] for record in kept.as_numpy_iterator()] == [b"a", b"c"]

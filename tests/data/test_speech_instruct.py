@@ -54,10 +54,10 @@ def test_mixtures_that_can_not_be(asr_and_tts, names, rates, message):
 def test_uneven_files_are_warned_of(asr_and_tts, caplog):
     options = {"batch_size": 1, "sequence_length": 128}
     caplog.set_level(logging.WARNING, "speechgpt_jax")
-    load_batches(asr_and_tts[0], "train", **options, num_shards=2)
-    assert "test_speech_to_text has 3 files for 2 hosts: hosts with fewer" in caplog.text
-    load_batches(asr_and_tts[0], "train", **options, num_shards=4)
-    assert "3 files for 4 hosts: every host reads all of them" in caplog.text
+    load_batches(asr_and_tts[0], "train", **options, num_readers=2)
+    assert "test_speech_to_text has 3 files for 2 readers: readers with fewer" in caplog.text
+    load_batches(asr_and_tts[0], "train", **options, num_readers=4)
+    assert "3 files for 4 readers: every reader goes through all of them" in caplog.text
 
 
 def test_hosts_of_any_number_read_everything_once_an_epoch(asr_and_tts):

@@ -29,10 +29,10 @@ class Numbers:
         return {"x": np.random.default_rng(self.count).normal(size=4).astype(np.float32)}
 
     def state(self):
-        return json.dumps(self.count).encode()
+        return {"count": json.dumps(self.count).encode()}
 
-    def restore(self, position):
-        self.count = json.loads(position)
+    def restore(self, positions):
+        self.count = json.loads(positions["count"])
 
 
 @jax.jit

@@ -48,8 +48,8 @@ class RandomBatches:
         lengths = np.random.default_rng(self.count).integers(4, self.length + 1, self.rows)
         return random_batch([*lengths[1:], self.length], self.count)
 
-    def state(self) -> bytes:
-        return json.dumps(self.count).encode()
+    def state(self) -> dict[str, bytes]:
+        return {"count": json.dumps(self.count).encode()}
 
-    def restore(self, position: bytes):
-        self.count = json.loads(position)
+    def restore(self, positions: dict[str, bytes]):
+        self.count = json.loads(positions["count"])
