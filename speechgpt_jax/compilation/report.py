@@ -90,8 +90,9 @@ def _gib(number: str, unit: str) -> float:
 def largest_that_fits(report_of: Callable[[int], Report]) -> Report | None:
     """The report of the largest n that fits, or None if not even 1 does.
 
-    Programs that fit take minutes to compile, others are rejected within seconds. So n grows by
-    factors of four, and then the line between what fits and what doesn't says where to look.
+    Programs that fit take minutes to compile, others are rejected sooner. So n grows fast until one
+    is, and then the line between what fits and what doesn't says where to look: mostly 1, 64, the
+    largest and the next.
     """
     low, fitting = 0, None
     high, failing = None, None
@@ -107,7 +108,7 @@ def largest_that_fits(report_of: Callable[[int], Report]) -> Report | None:
             guess = low + int((failing.available_gib - fitting.peak_gib) / slope)
             n = max(low + 1, min(high - 1, guess))
         else:
-            n = 4 * low
+            n = 64 * low
     return fitting
 
 
