@@ -52,7 +52,7 @@ def generate(
     _check_ids(config.vocab_size, *prompts, stop_ids, forbidden_ids)
     padded, start = _pad_left(prompts)
     graphdef, state = nnx.split(model)
-    tokens, lengths = _generate(
+    tokens, lengths = generate_padded(
         graphdef,
         state,
         padded,
@@ -68,7 +68,7 @@ def generate(
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "sampling"))
-def _generate(
+def generate_padded(
     graphdef,
     state,
     prompts,  # [B, T]
