@@ -82,12 +82,12 @@ def generate_padded(
     sampling,
 ):
     model = nnx.merge(graphdef, state)
-    blocks = model.blocks()
+    blocks, output_kernel = model.blocks(), model.output_kernel()
     batch, prompt_length = prompts.shape
 
     def draw(hidden, step):  # [B, D] -> [B]
         banned = is_forbidden | (is_stop & (step < min_new_tokens))
-        logits = jnp.where(banned, -jnp.inf, model.unembed(hidden))
+        logits = jnp.where(banned, -jnp.inf, model.unembed(hidden, output_kernel))
         return sampling(logits, jax.random.fold_in(key, step))
 
     def unfinished(carry):
