@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from speechgpt_jax.compilation.report import Report, largest_that_fits
+from speechgpt_jax.compilation.report import OutOfMemory, Report, largest_that_fits
 from speechgpt_jax.compilation.topologies import parse_slice
 
 ROOT = Path(__file__).parent.parent
@@ -123,6 +123,17 @@ def test_the_largest_batch_is_found_in_few_steps(largest):
     best = largest_that_fits(report_of)
     assert (best.batch_per_chip if best else 0) == largest
     assert len(tried) == len(set(tried)) <= 6
+
+
+def test_what_libtpu_says_of_short_memory():
+    for message in (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm.",
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO"
+        " temporaries (17.50G) exceeds available HBM (15.75G).",
+    ):
+        error = OutOfMemory.from_message(message)
+        assert (error.needed, error.available) == (17.5, 15.75)
+    assert OutOfMemory.from_message("INTERNAL: a layout is impossible.") is None
 
 
 def test_slices_are_named_as_they_are_sold():
