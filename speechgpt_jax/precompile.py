@@ -1,7 +1,8 @@
-"""Compiles the train step of a run for a TPU slice, without the TPUs.
+"""Compiles the train step of a run, or its decoding, for a TPU slice, without the TPUs.
 
     python -m speechgpt_jax.precompile --gin_file=gin/runs/llama_7b_stage1.gin --topology=v5e-256 \\
-        [--batch_per_chip=4 | --find_batch] [--json=report.json] [--gin.LlamaConfig.remat=minimal]
+        [--batch_per_chip=4 | --find_batch] [--decode] [--json=report.json] \\
+        [--gin.LlamaConfig.remat=minimal]
 
 Says whether it fits, its peak memory, its flops and its collectives. Needs libtpu and a few
 minutes of a CPU; no data, tokenizer or checkpoint is read.
@@ -16,6 +17,7 @@ import jax
 from absl import flags
 
 from speechgpt_jax import gin_utils, sharding
+from speechgpt_jax.compilation.decoding import report_decoding
 from speechgpt_jax.compilation.report import Report, largest_that_fits, table
 from speechgpt_jax.compilation.topologies import slice_devices
 from speechgpt_jax.compilation.training import report_training
@@ -29,6 +31,9 @@ BATCH_PER_CHIP = flags.DEFINE_float(
     "batch_per_chip", None, "Rows a chip; by default the run's batch over all chips."
 )
 FIND_BATCH = flags.DEFINE_bool("find_batch", False, "Find the largest batch that fits.")
+DECODE = flags.DEFINE_bool(
+    "decode", False, "Compile prompts and answers of half the length each, not the train step."
+)
 JSON = flags.DEFINE_string("json", None, "Where to write the report, too.")
 
 
@@ -50,7 +55,8 @@ def precompile() -> Report:
     batch = gin_utils.arguments(inputs.load_host_batches, ("batch_size", "sequence_length"))
     mesh_config = gin_utils.arguments(lm.train, ("mesh",))["mesh"]
     mesh = sharding.create_mesh(mesh_config, slice_devices(TOPOLOGY.value, mesh_config.slices))
-    report_of = functools.partial(report_training, training, mesh, length=batch["sequence_length"])
+    report_any = report_decoding if DECODE.value else report_training
+    report_of = functools.partial(report_any, training, mesh, length=batch["sequence_length"])
     if FIND_BATCH.value:
         pieces = training.accumulation * mesh.shape["data"] * mesh.shape["fsdp"]
         report = largest_that_fits(lambda n: report_of(rows=n * pieces))

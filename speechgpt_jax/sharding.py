@@ -25,11 +25,13 @@ MESH_AXES = ("data", "fsdp", "model")
 
 # Logical axis -> mesh axis, for parameters and activations alike. Weights are cut over `fsdp`
 # along `embed` (ZeRO-3) and over `model` along the dimension that heads, MLP or vocabulary own
-# (Megatron); the batch is cut over both data axes.
+# (Megatron); the batch is cut over both data axes. What a layer hands to the next, and remat saves,
+# is cut along its width, `residual`, too.
 LOGICAL_AXIS_RULES = (
     ("batch", ("data", "fsdp")),
     ("length", None),
     ("embed", "fsdp"),
+    ("residual", "model"),
     ("mlp", "model"),
     ("heads", "model"),
     ("kv_heads", "model"),

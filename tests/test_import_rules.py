@@ -22,7 +22,7 @@ ALLOWED = {
     "data": LEAVES,
     "models": LEAVES | {"sharding"},
     "training": LEAVES | {"models", "data", "sharding", "checkpoints"},
-    "compilation": {"models", "training", "sharding"},
+    "compilation": {"models", "training", "decoding", "sharding"},
     "decoding": LEAVES | {"models", "speech", "sharding", "checkpoints"},
     "evaluation": LEAVES | {"decoding", "sharding", "checkpoints"},
     # A task names its metric functions, as SeqIO has it.

@@ -159,13 +159,17 @@ class _Walk:
         return -(-limit // self._step(body, counter))
 
     def _counter_and_limit(self, condition) -> tuple[int, int]:
-        """`i < 32`, where i is element 0 of the loop's state, -> 0, 32. Loops start at zero."""
+        """`i < 32`, where i is element 0 of the loop's state, -> 0, 32.
+
+        Loops start at zero; one that something else may end too counts as if nothing did.
+        """
         own = {instruction.name: instruction for instruction in self.computations[condition]}
-        limits = [int(i.arguments) for i in own.values() if i.opcode == "constant"]
-        counters = [i for i in own.values() if i.opcode == "get-tuple-element"]
-        if len(limits) != 1 or len(counters) != 1:
-            raise ValueError(f"the loop condition {condition} is no comparison with a constant.")
-        return int(counters[0].attribute("index")), limits[0]
+        for instruction in own.values():
+            operands = sorted((own[name] for name in instruction.operands), key=lambda i: i.opcode)
+            if [operand.opcode for operand in operands] == ["constant", "get-tuple-element"]:
+                limit, counter = operands
+                return int(counter.attribute("index")), int(limit.arguments)
+        raise ValueError(f"the loop condition {condition} has no comparison with a constant.")
 
     def _step(self, body, counter) -> int:
         """What one turn adds to an element of the state: 1, or more in unrolled loops."""

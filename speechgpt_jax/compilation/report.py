@@ -11,8 +11,12 @@ from speechgpt_jax.compilation.hlo import Collective, program_cost
 
 GIB = 2**30
 
-# What libtpu says when a program doesn't fit.
-_OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([MGT]) of ([\d.]+)([MGT]) hbm")
+# What libtpu says when a program doesn't fit: "Used 17.3G of 15.75G hbm" or, far from fitting,
+# "HLO temporaries (24.99G) exceeds available HBM (15.75G)".
+_SIZE = r"([\d.]+)([MGT])"
+_OUT_OF_MEMORY = re.compile(
+    rf"(?:Used |temporaries \(){_SIZE}(?: of |\) exceeds available HBM \(){_SIZE}"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +55,12 @@ class OutOfMemory(Exception):
         super().__init__(f"needs {needed:.2f} GiB of {available:.2f}")
         self.needed, self.available = needed, available
 
+    @classmethod
+    def from_message(cls, message: str) -> "OutOfMemory | None":
+        """From libtpu's words; None if they say something else."""
+        found = _OUT_OF_MEMORY.search(message)
+        return cls(*(_gib(*found.group(i, i + 1)) for i in (1, 3))) if found else None
+
 
 def compile_and_report(lower: Callable, batch_per_chip: float, model_flops: float) -> Report:
     """Compiles what `lower()` gives, a jax.stages.Lowered; see `Report` for the other two."""
@@ -77,10 +87,9 @@ def compile_or_out_of_memory(lowered: jax.stages.Lowered) -> jax.stages.Compiled
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        found = _OUT_OF_MEMORY.search(str(error))
-        if found is None:
+        if (out_of_memory := OutOfMemory.from_message(str(error))) is None:
             raise
-        raise OutOfMemory(*(_gib(*found.group(i, i + 1)) for i in (1, 3))) from None
+        raise out_of_memory from None
 
 
 def _gib(number: str, unit: str) -> float:
@@ -90,8 +99,9 @@ def _gib(number: str, unit: str) -> float:
 def largest_that_fits(report_of: Callable[[int], Report]) -> Report | None:
     """The report of the largest n that fits, or None if not even 1 does.
 
-    Programs that fit take minutes to compile, others are rejected within seconds. So n grows by
-    factors of four, and then the line between what fits and what doesn't says where to look.
+    Programs that fit take minutes to compile, others are rejected sooner. So n grows fast until one
+    is, and then the line between what fits and what doesn't says where to look: mostly 1, 64, the
+    largest and the next.
     """
     low, fitting = 0, None
     high, failing = None, None
@@ -107,7 +117,7 @@ def largest_that_fits(report_of: Callable[[int], Report]) -> Report | None:
             guess = low + int((failing.available_gib - fitting.peak_gib) / slope)
             n = max(low + 1, min(high - 1, guess))
         else:
-            n = 4 * low
+            n = 64 * low
     return fitting
 
 

@@ -52,7 +52,7 @@ def generate(
     _check_ids(config.vocab_size, *prompts, stop_ids, forbidden_ids)
     padded, start = _pad_left(prompts)
     graphdef, state = nnx.split(model)
-    tokens, lengths = _generate(
+    tokens, lengths = generate_padded(
         graphdef,
         state,
         padded,
@@ -68,7 +68,7 @@ def generate(
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "sampling"))
-def _generate(
+def generate_padded(
     graphdef,
     state,
     prompts,  # [B, T]
@@ -82,12 +82,12 @@ def _generate(
     sampling,
 ):
     model = nnx.merge(graphdef, state)
-    blocks = model.blocks()
+    blocks, output_kernel = model.blocks(), model.output_kernel()
     batch, prompt_length = prompts.shape
 
     def draw(hidden, step):  # [B, D] -> [B]
         banned = is_forbidden | (is_stop & (step < min_new_tokens))
-        logits = jnp.where(banned, -jnp.inf, model.unembed(hidden))
+        logits = jnp.where(banned, -jnp.inf, model.unembed(hidden, output_kernel))
         return sampling(logits, jax.random.fold_in(key, step))
 
     def unfinished(carry):

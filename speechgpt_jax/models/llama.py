@@ -32,6 +32,9 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
+# Logical axes of the output layer's kernel.
+OUTPUT_AXES = ("embed", "vocab")
+
 # Padding rows of the vocabulary get this logit: never sampled, and finite for the loss.
 MASKED_LOGIT = -1e9
 
@@ -243,7 +246,7 @@ class Block(nnx.Module):
     def __call__(self, x, angles, segment_ids, rngs=None):
         x = x + self.self_attn(self.input_layernorm(x), angles, segment_ids, rngs)
         x = x + self.mlp(self.post_attention_layernorm(x), rngs)
-        return layers.constrain(x, ("batch", "length", None))
+        return layers.constrain(x, ("batch", "length", "residual"))
 
     def decode(self, x, angles, mask, keys, values, slot):
         y, keys, values = self.self_attn.decode(
@@ -264,7 +267,7 @@ class Llama(nnx.Module):
         self.layers = _stacked_blocks(config, rngs)
         self.norm = RMSNorm(width, config.rms_norm_eps)
         if not config.tie_embeddings:
-            self.lm_head = Dense(width, rows, ("embed", "vocab"), lora=None, rngs=rngs)
+            self.lm_head = Dense(width, rows, OUTPUT_AXES, lora=None, rngs=rngs)
 
     def __call__(self, tokens, positions=None, segment_ids=None, dropout_key=None):
         """Hidden states after the final norm, [B, T, D] in the compute dtype.
@@ -298,13 +301,22 @@ class Llama(nnx.Module):
                 x, _ = apply(x, layer)
         return self.norm(x)
 
-    def unembed(self, hidden):
-        """Hidden states [..., D] -> float32 logits [..., padded vocabulary], padding masked."""
-        config = self.config
-        kernel = self.embed_tokens.T if config.tie_embeddings else self.lm_head.kernel[...]
-        logits = layers.matmul(hidden, kernel.astype(hidden.dtype), jnp.float32)
-        in_use = jnp.arange(config.padded_vocab_size) < config.vocab_size
+    def unembed(self, hidden, kernel=None):
+        """Hidden states [..., D] -> float32 logits [..., padded vocabulary], padding masked.
+
+        `kernel` is `self.output_kernel()`, by default taken anew.
+        """
+        if kernel is None:
+            kernel = self.output_kernel()
+        logits = layers.matmul(hidden, kernel, OUTPUT_AXES, jnp.float32)
+        in_use = jnp.arange(self.config.padded_vocab_size) < self.config.vocab_size
         return jnp.where(in_use, logits, MASKED_LOGIT)
+
+    def output_kernel(self):
+        """The output layer's weights in the compute dtype, gathered: take it outside of loops."""
+        tied = self.config.tie_embeddings
+        kernel = self.embed_tokens.T if tied else self.lm_head.kernel[...]
+        return layers.gather(kernel.astype(self.config.dtype), OUTPUT_AXES)
 
     def quantize(self):
         """Rounds the projections of all layers to int8: a frozen base for adapters.
@@ -368,7 +380,7 @@ class Llama(nnx.Module):
     def _embed(self, tokens):
         # The one border where the computation leaves float32.
         x = self.embed_tokens[tokens].astype(self.config.dtype)
-        return layers.constrain(x, ("batch", "length", None))
+        return layers.constrain(x, ("batch", "length", "residual"))
 
     def _angles(self, positions):
         config = self.config

@@ -10,6 +10,7 @@ optimizer state, and stays outside the train state (so checkpoints hold what is 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -118,7 +119,9 @@ def forward(model, batch, chunk: int, dropout_key=None) -> tuple[jax.Array, jax.
         segment_ids=batch["decoder_segment_ids"],
         dropout_key=dropout_key,
     )
-    return token_losses(model.unembed, hidden, batch["decoder_target_tokens"], chunk)
+    # One gather, not one a chunk.
+    unembed = functools.partial(model.unembed, kernel=model.output_kernel())
+    return token_losses(unembed, hidden, batch["decoder_target_tokens"], chunk)
 
 
 def microbatches(batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:

@@ -44,7 +44,9 @@ def test_dropout_is_only_before_the_adapter_and_keeps_the_mean():
 def test_matmul_has_the_gradients_of_a_matrix_product():
     x, kernel = jax.random.normal(jax.random.key(0), (2, 3, 4)), jnp.eye(4, 5) + 0.1
     for argument in (0, 1):
-        actual = jax.grad(lambda x, w: jnp.sum(layers.matmul(x, w) ** 2), argument)(x, kernel)
+        actual = jax.grad(
+            lambda x, w: jnp.sum(layers.matmul(x, w, ("embed", "mlp")) ** 2), argument
+        )(x, kernel)
         expected = jax.grad(lambda x, w: jnp.sum((x @ w) ** 2), argument)(x, kernel)
         np.testing.assert_allclose(actual, expected, rtol=1e-5)
 

@@ -107,13 +107,13 @@ def test_packed_equals_apart():
     assert np.isfinite(packed).all()
 
 
-def loss_and_gradients(model, tokens, dropout_key=None):
-    graphdef, state = nnx.split(model)
+def loss_and_gradients(model, tokens, dropout_key=None, trained=nnx.Param):
+    graphdef, state, rest = nnx.split(model, trained, ...)
 
     @jax.jit
     @jax.value_and_grad
     def loss(state):
-        model = nnx.merge(graphdef, state)
+        model = nnx.merge(graphdef, state, rest)
         log_probs = jax.nn.log_softmax(model.unembed(model(tokens, dropout_key=dropout_key)))
         return -jnp.mean(jnp.take_along_axis(log_probs, tokens[..., None], axis=-1))
 
@@ -135,6 +135,21 @@ def test_scan_and_remat_give_the_same_gradients(adapted_and_its_gradients, scan_
     model, expected = adapted_and_its_gradients
     changed = with_config(model, scan_layers=scan_layers, remat=remat)
     actual = loss_and_gradients(changed, random_tokens(2, 8), jax.random.key(1))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), actual, expected)
+
+
+def test_adapters_on_an_int8_base_have_the_same_gradients_under_remat():
+    model = random_model(lora=LoraConfig(rank=2, dropout=0.5))
+    model.layers.self_attn.q_proj.lora_b[...] += 0.1
+
+    def run(**changes):
+        changed = with_config(model, **changes)
+        changed.quantize()
+        return loss_and_gradients(
+            changed, random_tokens(2, 8), jax.random.key(1), trained=nnx.LoRAParam
+        )
+
+    actual, expected = run(remat="full", scan_layers=True), run(remat="none")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), actual, expected)
 
 
