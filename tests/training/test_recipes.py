@@ -101,8 +101,7 @@ def test_three_stages_one_from_another(data, published, tmp_path):
     start_from = str(published)
     for stage in (1, 2, 3):
         # A task is registered once in a process.
-        task = f"{TASK[stage]}.name = 'tiny_{stage}'", f"{TASK[stage]}.shuffle_buffer_size = 20"
-        more = [*TINY, "lm.train.steps = 2", *task]
+        more = [*TINY, "lm.train.steps = 2", f"{TASK[stage]}.name = 'tiny_{stage}'"]
         parse("7b", stage, data[DATA[stage]], DEMO_TOKENIZER, start_from, more)
         output_dir = str(tmp_path / f"stage{stage}")
         gin_utils.call(lm.train, output_dir=output_dir, config_text=gin_utils.operative_config)
