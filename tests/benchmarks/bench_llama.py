@@ -30,6 +30,7 @@ from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.models.llama import Llama, LlamaConfig
 from speechgpt_jax.training.host_memory import keep_freed_memory
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
+from speechgpt_jax.training.stage import compiler_options
 from speechgpt_jax.training.train_step import TrainState, make_train_step
 from tests.benchmarks import timing
 
@@ -125,6 +126,7 @@ def our_training(config):
     step = jax.jit(
         make_train_step(graphdef, optimizer, unit_ids=range(0)),
         donate_argnums=0,
+        compiler_options=compiler_options("cpu"),
     )
     state = TrainState.create(params, optimizer)
 
