@@ -3,7 +3,11 @@
 import os
 import tempfile
 
-# Small models run for moments and compile for seconds. Processes that tests start inherit this.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="compiled-"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# Processes that tests start inherit this, and so do pytest's workers.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Small models run for moments and compile for seconds.
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
+    compiled = tempfile.TemporaryDirectory(prefix="compiled-")  # Goes with this process.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled.name)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

@@ -61,7 +61,7 @@ for sizes in [(2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 2, 4)]:
 
 
 def test_every_mesh_gives_the_loss_and_gradients_of_one_device():
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
