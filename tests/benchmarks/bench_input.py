@@ -25,15 +25,11 @@ from speechgpt_jax.data.pipeline import load_batches
 from speechgpt_jax.data.vocabulary import Vocabulary
 from tasks import speech_instruct
 from tests.benchmarks import timing
+from tests.benchmarks.dialogues import LONGEST, dialogue_lengths
 
 GOLDEN = "tests/testdata/golden"
-LENGTH, ROWS, PREFIX = 512, 32, 20
+LENGTH, ROWS, PREFIX = LONGEST, 32, 20
 V5P_TOKENS = 4 * 0.6 * 459e12 / (6 * 6.74e9)
-
-
-def lengths_of_dialogues(count: int) -> np.ndarray:
-    lengths = np.random.default_rng(0).lognormal(np.log(180), 0.6, count)
-    return np.clip(lengths, PREFIX + 2, LENGTH).astype(int)
 
 
 def cache_task(folder: str, lengths: np.ndarray, shards: int = 8) -> str:
@@ -66,7 +62,7 @@ def main() -> None:
     parser.add_argument("--dialogues", type=int, default=20_000)
     parser.add_argument("--batches", type=int, default=30, help="a round")
     args = parser.parse_args()
-    lengths = lengths_of_dialogues(args.dialogues)
+    lengths = dialogue_lengths(args.dialogues, PREFIX + 2)
     with tempfile.TemporaryDirectory() as folder:
         batches = load_batches(
             cache_task(folder, lengths),

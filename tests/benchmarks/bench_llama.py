@@ -33,11 +33,12 @@ from speechgpt_jax.training.optimizer import AdamW, make_optimizer
 from speechgpt_jax.training.stage import compiler_options
 from speechgpt_jax.training.train_step import TrainState, make_train_step
 from tests.benchmarks import timing
+from tests.benchmarks.dialogues import LONGEST, dialogue_lengths
 
 SMALL = dataclasses.replace(LlamaConfig.tiny(2048), num_layers=6)
 LARGE = dataclasses.replace(LlamaConfig.llama_110m(33024), dtype="float32", scan_layers=False)
 NEW_TOKENS, PROMPT_LENGTH = 64, 32
-DIALOGUES, ROWS, LENGTH = 96, 8, 512
+DIALOGUES, ROWS, LENGTH = 96, 8, LONGEST
 
 
 def main():
@@ -92,8 +93,7 @@ def compare(args, work, tokens, ours, theirs):
 
 
 def dialogues(config) -> list[np.ndarray]:
-    lengths = np.random.default_rng(0).lognormal(np.log(180), 0.6, DIALOGUES)
-    return [random_tokens(config, round(min(length, LENGTH))) for length in lengths]
+    return [random_tokens(config, length) for length in dialogue_lengths(DIALOGUES)]
 
 
 def packed(examples, rows, length) -> list[dict[str, np.ndarray]]:

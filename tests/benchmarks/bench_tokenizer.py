@@ -19,6 +19,7 @@ from speechgpt_jax.data.vocabulary import Vocabulary
 from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.unit_text import units_to_text
 from tests.benchmarks import timing
+from tests.benchmarks.dialogues import dialogue_lengths
 
 GOLDEN = "tests/testdata/golden"
 BATCH = 32
@@ -26,14 +27,13 @@ BATCH = 32
 
 def dialogues(count: int) -> list[str]:
     rng = np.random.default_rng(0)
-    lengths = np.clip(rng.lognormal(np.log(180), 0.6, count), 1, 512).astype(int)
     return [
         prompts.CROSS_MODAL.format(
             description=prompts.SPEAK,
             source="what is two plus three",
             target=units_to_text(rng.integers(0, 1000, length)),
         )
-        for length in lengths
+        for length in dialogue_lengths(count)
     ]
 
 
