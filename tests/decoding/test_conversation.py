@@ -108,6 +108,6 @@ def test_sound_too_short_to_hear(conversation):
 
 def test_parts_must_have_the_same_number_of_units(conversation):
     config = dataclasses.replace(VocoderConfig.tiny(), num_embeddings=100)
-    vocoder = UnitVocoder(config, rngs=nnx.Rngs(0))
+    vocoder = nnx.eval_shape(lambda: UnitVocoder(config, rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match="'HuBERT': 200, 'vocoder': 100"):
         dataclasses.replace(conversation, vocoder=vocoder)
