@@ -44,10 +44,10 @@ def _linear(ours: str, theirs: str) -> list[Row]:
 _CONVS, _LAYER = "feature_extractor.conv_layers", "encoder.layers.*"
 
 FAIRSEQ = [
-    Row("conv_layers.*.kernel", f"{_CONVS}.*.0.weight"),
-    *_norm("group_norm", f"{_CONVS}.0.2"),
-    *_norm("feature_layer_norm", "layer_norm"),
-    *_linear("feature_projection", "post_extract_proj"),
+    Row("front_end.conv_layers.*.kernel", f"{_CONVS}.*.0.weight"),
+    *_norm("front_end.group_norm", f"{_CONVS}.0.2"),
+    *_norm("front_end.layer_norm", "layer_norm"),
+    *_linear("front_end.projection", "post_extract_proj"),
     *_linear("positions", "encoder.pos_conv.0"),
     *_norm("layer_norm", "encoder.layer_norm"),
     *_linear("layers.*.attention.q_proj", f"{_LAYER}.self_attn.q_proj"),
@@ -63,10 +63,10 @@ FAIRSEQ = [
 FAIRSEQ_IGNORED = ("mask_emb", "label_embs_concat", "final_proj.weight", "final_proj.bias")
 
 HUGGING_FACE = [
-    Row("conv_layers.*.kernel", f"{_CONVS}.*.conv.weight"),
-    *_norm("group_norm", f"{_CONVS}.0.layer_norm"),
-    *_norm("feature_layer_norm", "feature_projection.layer_norm"),
-    *_linear("feature_projection", "feature_projection.projection"),
+    Row("front_end.conv_layers.*.kernel", f"{_CONVS}.*.conv.weight"),
+    *_norm("front_end.group_norm", f"{_CONVS}.0.layer_norm"),
+    *_norm("front_end.layer_norm", "feature_projection.layer_norm"),
+    *_linear("front_end.projection", "feature_projection.projection"),
     *_linear("positions", "encoder.pos_conv_embed.conv"),
     *_norm("layer_norm", "encoder.layer_norm"),
     *_linear("layers.*.attention.q_proj", f"{_LAYER}.attention.q_proj"),

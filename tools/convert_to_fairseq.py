@@ -19,6 +19,7 @@ from sklearn.cluster import MiniBatchKMeans
 from speechgpt_jax import checkpoints
 from speechgpt_jax.gin_utils import one_line_errors
 from speechgpt_jax.speech import pretrained
+from speechgpt_jax.speech.hubert import HubertConfig
 from speechgpt_jax.speech.speech2unit import load_hubert
 from speechgpt_jax.speech.vocoder import UnitVocoder
 from tools import convert_hubert, convert_vocoder
@@ -26,9 +27,17 @@ from tools.conversion import key_table, output, weight_norm
 
 
 def write_hubert(folder: pathlib.Path, out: pathlib.Path):
-    """HuBERT as a checkpoint of fairseq's pre-training, without its heads and its dictionary."""
+    """HuBERT as a checkpoint of fairseq's pre-training, without its heads and its dictionary.
+
+    ValueError for parts that fairseq does not have.
+    """
     hubert = load_hubert(folder)
     config = hubert.config
+    fields = ("front_end", "norm_first", "position_period", "attention_frames")
+    if any(getattr(config, name) != getattr(HubertConfig, name) for name in fields):
+        raise ValueError(
+            f"{folder} is not of the base HuBERT's architecture; fairseq has no other."
+        )
     convs = zip(config.conv_dim, config.conv_kernel, config.conv_stride)
     options = {
         "_name": "hubert",

@@ -5,6 +5,7 @@ fast on an accelerator.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,28 @@ def _check_hop(n_fft: int, hop: int) -> None:
         raise ValueError(f"n_fft {n_fft} must be even and a multiple of the hop {hop}.")
 
 
+def frames_of(wav: jax.Array, size: int, hop: int) -> jax.Array:
+    """wav [B, S] -> [B, (S - size) // hop + 1, size]: `size` samples, every `hop` samples."""
+    block = math.gcd(size, hop)
+    blocks = wav[:, : wav.shape[1] // block * block].reshape(len(wav), -1, block)
+    step, overlap = hop // block, size // block
+    last = (blocks.shape[1] - overlap) // step * step
+    # Shifted slices instead of a gather.
+    slices = [blocks[:, i : i + last + 1 : step] for i in range(overlap)]
+    return jnp.concatenate(slices, axis=-1)
+
+
+def spectrum(frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Frames [..., N] -> real and imaginary parts [..., N / 2 + 1] under the Hann window."""
+    return tuple(jnp.split(frames @ _analysis_matrix(frames.shape[-1]), 2, axis=-1))
+
+
+def power(frames: jax.Array) -> jax.Array:
+    """Frames [..., N] -> the squared magnitudes [..., N / 2 + 1] of their spectrum."""
+    real, imag = spectrum(frames)
+    return jnp.square(real) + jnp.square(imag)
+
+
 def stft(
     wav: jax.Array, n_fft: int, hop: int, pad_mode: str = "reflect"
 ) -> tuple[jax.Array, jax.Array]:
@@ -55,12 +78,7 @@ def stft(
             f"{wav.shape[1]} samples is no multiple of the hop {hop}; pad or cut the wav."
         )
     padded = jnp.pad(wav, ((0, 0), (n_fft // 2, n_fft // 2)), mode=pad_mode)
-    blocks = padded.reshape(len(wav), -1, hop)
-    num_frames = wav.shape[1] // hop + 1
-    overlap = n_fft // hop
-    # Frame f is blocks f .. f + overlap - 1: shifted slices instead of a gather.
-    frames = jnp.concatenate([blocks[:, i : i + num_frames] for i in range(overlap)], axis=-1)
-    return tuple(jnp.split(frames @ _analysis_matrix(n_fft), 2, axis=-1))
+    return spectrum(frames_of(padded, n_fft, hop))
 
 
 def _overlap_add(frames: jax.Array, hop: int) -> jax.Array:
@@ -126,6 +144,7 @@ def log_mel(
     wav: jax.Array, sample_rate: int, n_fft: int, hop: int, num_mels: int, fmax: float
 ) -> jax.Array:
     """log(max(mel magnitude, 1e-5)) of HiFi-GAN; wav [B, S] -> [B, S / hop + 1, num_mels]."""
-    spectrum = magnitude(*stft(wav, n_fft, hop))
-    mel = spectrum @ mel_filterbank(sample_rate, n_fft, num_mels, 0.0, fmax)
+    mel = magnitude(*stft(wav, n_fft, hop)) @ mel_filterbank(
+        sample_rate, n_fft, num_mels, 0.0, fmax
+    )
     return jnp.log(jnp.maximum(mel, 1e-5))

@@ -5,7 +5,6 @@ import math
 import os
 import pathlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -17,8 +16,9 @@ from speechgpt_jax.unit_text import reduce_units
 
 # Sound is padded to one of these lengths, so that few shapes are compiled.
 SECONDS = (1, 2, 4, 6, 10, 16, 24, 32)
-# Of a recording longer than all of them, the Transformer sees windows of at most WINDOW frames, of
-# which CONTEXT at either end only serve the others: a second more hardly changes a unit.
+# Of a longer recording, the Transformer sees windows of at most WINDOW frames. Some at either end
+# only serve the others: as many as reach them or, where every frame does, CONTEXT: a second more
+# hardly changes a unit.
 WINDOW, CONTEXT, FRAMES_PER_SECOND = 800, 50, 50
 SHIPPED = pathlib.Path(__file__).parent.parent / "assets" / "hubert_tiny"
 
@@ -33,19 +33,19 @@ def _encode(hubert: Hubert, wav, lengths, centroids):
 
 
 @nnx.jit
-def _encode_window(hubert: Hubert, x, centroids):
+def _encode_window(hubert: Hubert, x, first, centroids):
     frames = jnp.full(len(x), x.shape[1])
-    return _heard(hubert.encode(x, frames, hubert.config.feature_layer), centroids)
+    return _heard(hubert.encode(x, frames, hubert.config.feature_layer, first), centroids)
 
 
 @nnx.jit
 def _moments(hubert: Hubert, wav, lengths):
-    return hubert.moments(wav, lengths)
+    return hubert.moments(hubert.front_end.analyse(wav), lengths)
 
 
 @nnx.jit
 def _project(hubert: Hubert, wav, moments):
-    return hubert.project(wav, jnp.full(len(wav), wav.shape[1]), moments)
+    return hubert.front_end(hubert.front_end.analyse(wav), moments)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,36 +117,36 @@ class Speech2Unit:
 
     def _encode_long(self, wav, centroids) -> np.ndarray:
         x, heard = self._project_long(wav), []
-        for start, size, first, end in windows(len(x), WINDOW, CONTEXT):
-            rows = _encode_window(self.hubert, x[None, start : start + size], centroids)
+        reach = self.hubert.config.reach
+        context = reach if reach <= WINDOW // 4 else CONTEXT
+        for start, size, first, end in windows(len(x), WINDOW, context):
+            rows = _encode_window(self.hubert, x[None, start : start + size], start, centroids)
             heard.append(np.asarray(rows)[0, first:end])
         return np.concatenate(heard)
 
     def _project_long(self, wav) -> np.ndarray:
         """The front end's [T, D], piece by piece and yet the same as at once."""
-        config, moments = self.hubert.config, self._moments_long(wav)
+        config, pieces = self.hubert.config, []
+        num_frames, wav = config.num_frames(len(wav)), np.pad(wav, config.padding)
+        moments = self._moments_long(wav)
         # A piece of n frames reaches beyond n hops.
         beyond = config.receptive_field - config.hop
-        pieces = []
-        for start, size, first, end in windows(config.num_frames(len(wav)), WINDOW, 0):
+        for start, size, first, end in windows(num_frames, WINDOW, 0):
             piece = wav[None, start * config.hop : (start + size) * config.hop + beyond]
             pieces.append(np.asarray(_project(self.hubert, piece, moments))[0, first:end])
         return np.concatenate(pieces)
 
-    def _moments_long(self, wav) -> tuple[jax.Array, jax.Array]:
-        """What the first layer is normalised by, over the whole recording: [1, 1, C] each."""
+    def _moments_long(self, wav):
+        """What the first layer is normalised by, over the whole recording with its padding."""
         kernel, stride = self.hubert.config.conv_kernel[0], self.hubert.config.conv_stride[0]
         size, beyond = WINDOW * self.hubert.config.hop, kernel - stride
-        moments, counts = [], []
+        moments, frames = [], []
         for start in range(0, len(wav) - beyond, size):
             piece = wav[start : start + size + beyond]
             padded = np.pad(piece, (0, size + beyond - len(piece)))[None]
             moments.append(_moments(self.hubert, padded, np.array([len(piece)])))
-            counts.append(max(0, (len(piece) - kernel) // stride + 1))
-        means, variances = np.array(moments, np.float64).swapaxes(0, 1)
-        mean = np.average(means, 0, counts)
-        variance = np.average(variances + np.square(means - mean), 0, counts)
-        return jnp.asarray(mean, jnp.float32), jnp.asarray(variance, jnp.float32)
+            frames.append(max(0, (len(piece) - kernel) // stride + 1))
+        return self.hubert.front_end.pool(moments, frames)
 
 
 def windows(total: int, longest: int, context: int) -> list[tuple[int, int, int, int]]:

@@ -1,6 +1,7 @@
 """HuBERT against `transformers`, alone against in a batch, and the audio that goes in."""
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import transformers
 from flax import nnx
 
-from speechgpt_jax.speech.hubert import Hubert, HubertConfig
+from speechgpt_jax.speech.hubert import Hubert, HubertConfig, _attend, _attend_by_head
 
 SMALL = HubertConfig(
     conv_dim=(16, 16, 24, 24, 32, 32, 32),
@@ -43,7 +44,7 @@ def oracle(config: HubertConfig, seed: int = 0) -> transformers.HubertModel:
             num_conv_pos_embeddings=config.position_kernel,
             num_conv_pos_embedding_groups=config.position_groups,
             feat_extract_norm="group",
-            do_stable_layer_norm=False,
+            do_stable_layer_norm=config.norm_first,
         )
     ).eval()
     with torch.no_grad():  # Trained weights: biases are not zero, norms not one.
@@ -68,11 +69,11 @@ def copy_weights(model: transformers.HubertModel, hubert: Hubert) -> None:
         put(ours.bias, theirs.bias)
 
     front = model.feature_extractor.conv_layers
-    for ours, theirs in zip(hubert.conv_layers, front):
+    for ours, theirs in zip(hubert.front_end.conv_layers, front):
         put(ours.kernel, theirs.conv.weight.permute(2, 1, 0))
-    norm(hubert.group_norm, front[0].layer_norm)
-    norm(hubert.feature_layer_norm, model.feature_projection.layer_norm)
-    linear(hubert.feature_projection, model.feature_projection.projection)
+    norm(hubert.front_end.group_norm, front[0].layer_norm)
+    norm(hubert.front_end.layer_norm, model.feature_projection.layer_norm)
+    linear(hubert.front_end.projection, model.feature_projection.projection)
     position = model.encoder.pos_conv_embed.conv
     put(hubert.positions.kernel, position.weight.permute(2, 1, 0))
     put(hubert.positions.bias, position.bias)
@@ -91,11 +92,11 @@ def copy_weights(model: transformers.HubertModel, hubert: Hubert) -> None:
     [
         SMALL,
         dataclasses.replace(SMALL, position_kernel=15, feature_layer=3),
-        HubertConfig.tiny(),
+        dataclasses.replace(SMALL, norm_first=True, feature_layer=3),
         # The base shape at its real widths, two layers deep.
         dataclasses.replace(HubertConfig.base(), num_layers=2, feature_layer=2),
     ],
-    ids=["small", "odd_position_kernel", "tiny", "base"],
+    ids=["small", "odd_position_kernel", "norm_first", "base"],
 )
 def test_features_are_those_of_transformers(config):
     model = oracle(config)
@@ -106,20 +107,34 @@ def test_features_are_those_of_transformers(config):
     features = hear(hubert, wav, np.array([8_000, 8_000]))
 
     with torch.no_grad():
-        states = model(torch.from_numpy(wav), output_hidden_states=True).hidden_states
-    expected = states[config.feature_layer].numpy()
+        output = model(torch.from_numpy(wav), output_hidden_states=True)
+    expected = output.hidden_states[config.feature_layer].numpy()
+    if config.norm_first:  # Its end has a norm of its own.
+        expected = output.last_hidden_state.numpy()
     assert features.shape == expected.shape == (2, config.num_frames(8_000), config.hidden_size)
     error = np.abs(np.asarray(features) - expected).max() / np.abs(expected).max()
     assert error < 1e-4
 
 
-def test_a_clip_has_the_same_features_alone_and_in_a_batch():
-    hubert = Hubert(SMALL, rngs=nnx.Rngs(0))
+NEAR = dataclasses.replace(
+    SMALL,
+    front_end="mel",
+    conv_dim=(20, 48, 48),
+    conv_kernel=(400, 3, 3),
+    conv_stride=(160, 1, 2),
+    norm_first=True,
+    position_period=40,
+    attention_frames=3,
+    feature_layer=3,
+)
+
+
+@pytest.mark.parametrize("config", [SMALL, NEAR], ids=["wave", "mel"])
+def test_a_clip_has_the_same_features_alone_and_in_a_batch(config):
+    hubert = Hubert(config, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(1)
     lengths = np.array([4_000, 9_111, 400])
-    wav = np.zeros((3, 12_000), np.float32)
-    for row, length in zip(wav, lengths):
-        row[:length] = rng.standard_normal(length)
+    wav = rng.standard_normal((3, 12_000)).astype(np.float32)
 
     together = np.asarray(hear(hubert, wav, lengths))
 
@@ -128,10 +143,39 @@ def test_a_clip_has_the_same_features_alone_and_in_a_batch():
         np.testing.assert_allclose(features[: len(alone)], alone, rtol=1e-4, atol=1e-5)
 
 
+def test_a_frame_depends_on_no_more_than_its_reach():
+    hubert = Hubert(NEAR, rngs=nnx.Rngs(0))
+    assert NEAR.reach == 9 and SMALL.reach == math.inf
+    x = np.random.default_rng(0).standard_normal((1, 60, 48)).astype(np.float32)
+    encode = nnx.jit(lambda hubert, x, first: hubert.encode(x, jnp.array([x.shape[1]]), 3, first))
+    whole, piece = encode(hubert, x, 0), encode(hubert, x[:, 20:], 20)
+    np.testing.assert_allclose(piece[:, 9:], whole[:, 29:], atol=1e-5)
+    assert np.abs(piece[:, 8] - whole[:, 28]).max() > 1e-4
+    # Positions repeat: 40 frames on, the same sound is heard alike.
+    np.testing.assert_allclose(encode(hubert, x, 40), whole, atol=1e-5)
+
+
+def test_both_formulations_of_attention_agree():
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((3, 2, 30, 4, 8)).astype(np.float32)
+    lengths = jnp.array([30, 17])
+    for near in (None, 5):
+        ours, theirs = (f(q, k, v, lengths, near) for f in (_attend_by_head, _attend))
+        for a, b, n in zip(ours, theirs, lengths):
+            np.testing.assert_allclose(a[:n], b[:n], atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [HubertConfig.base(), HubertConfig.tiny()], ids=["base", "tiny"])
 @pytest.mark.parametrize(
     ("samples", "frames"), [(16_000, 49), (400, 1), (399, 0), (0, 0), (719, 1), (720, 2)]
 )
-def test_number_of_frames(samples, frames):
-    assert HubertConfig.base().num_frames(samples) == frames
-    assert HubertConfig.base().hop == 320
-    assert HubertConfig.base().receptive_field == 400
+def test_number_of_frames(config, samples, frames):
+    assert config.num_frames(samples) == frames
+    assert config.hop == 320
+
+
+def test_a_front_end_that_is_none_gives_one_clear_line():
+    with pytest.raises(ValueError, match=r"front_end 'spectrum' must be \"wave\" or \"mel\""):
+        HubertConfig(front_end="spectrum")
+    with pytest.raises(ValueError, match=r"must end in hidden_size 48"):
+        Hubert(dataclasses.replace(NEAR, conv_dim=(20, 48, 40)), rngs=nnx.Rngs(0))

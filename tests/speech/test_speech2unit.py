@@ -74,12 +74,12 @@ def minute(wavs):
     return np.resize(sound, 60 * 16_000 + 123)
 
 
-def test_a_long_recording_keeps_every_frame_and_most_units(speech2unit, minute):
+def test_a_long_recording_has_the_units_of_one_window(speech2unit, minute):
     whole = dataclasses.replace(speech2unit, whole_seconds=100).cluster_ids([minute])[0]
     in_windows, short = speech2unit.cluster_ids([minute, minute[:8_000]])
     assert len(in_windows) == len(whole) == speech2unit.hubert.config.num_frames(len(minute))
-    # What the Transformer attends to is the window: small ears, taught on 2.5 s, notice.
-    assert (in_windows == whole).mean() > 0.85
+    # They attend to what is near, and windows overlap by that much: only rounding differs.
+    assert (in_windows == whole).mean() > 0.995
     assert len(short) == 24
 
 
@@ -121,7 +121,7 @@ def test_damaged_folders_give_one_clear_line(tmp_path):
     shutil.copytree(SHIPPED, folder)
     centroids = safetensors.numpy.save({"cluster_centers": np.zeros((7, 3), np.float32)})
     (folder / "kmeans.safetensors").write_bytes(centroids)
-    with pytest.raises(ValueError, match=r"shape \(7, 3\); expected \[clusters, 256\]"):
+    with pytest.raises(ValueError, match=r"shape \(7, 3\); expected \[clusters, 384\]"):
         Speech2Unit.from_pretrained(folder)
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])

@@ -1,6 +1,5 @@
 """What hears and speaks in the tests of the builders: nothing of meaning, but fast."""
 
-import dataclasses
 import shlex
 import sys
 
@@ -40,14 +39,15 @@ def voice(tmp_path_factory):
 def small_hubert(tmp_path_factory):
     """Folder of a HuBERT of random weights, with random centroids."""
     folder = tmp_path_factory.mktemp("hubert")
-    config = dataclasses.replace(
-        HubertConfig.tiny(),
+    config = HubertConfig(
         conv_dim=(8, 8, 8),
         conv_kernel=(10, 8, 8),
         conv_stride=(5, 8, 8),
         hidden_size=32,
         num_layers=1,
+        num_heads=4,
         intermediate_size=32,
+        position_kernel=32,
         feature_layer=1,
     )
     save_hubert(folder, Hubert(config, rngs=nnx.Rngs(0)))

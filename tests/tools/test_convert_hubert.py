@@ -17,7 +17,7 @@ import torch
 from flax import nnx
 from sklearn.cluster import MiniBatchKMeans
 
-from speechgpt_jax.speech.speech2unit import Speech2Unit, load_hubert
+from speechgpt_jax.speech.speech2unit import SHIPPED, Speech2Unit, load_hubert
 from tests.speech.test_hubert import SMALL, oracle
 from tools import convert_hubert, convert_kmeans, convert_to_fairseq
 from tools.conversion import weights
@@ -119,6 +119,11 @@ def test_back_to_fairseq(fairseq_file, theirs, tmp_path):
     assert torch.equal(saved["encoder.layers.0.fc1.weight"], fc1)
     convert_hubert.convert(tmp_path / "out" / "hubert.pt", tmp_path / "again", SMALL.feature_layer)
     assert_same_features(tmp_path / "again", theirs)
+
+
+def test_what_fairseq_has_not_gives_one_clear_line(tmp_path):
+    with pytest.raises(ValueError, match="not of the base HuBERT's architecture"):
+        convert_to_fairseq.write_hubert(SHIPPED, tmp_path)
 
 
 def test_centroids_in_and_out(theirs, tmp_path):
