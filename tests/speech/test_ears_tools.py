@@ -88,7 +88,7 @@ def test_a_unit_space_from_scratch(manifest, tmp_path, monkeypatch):
 
 
 def test_going_on_from_another_shape_gives_one_clear_line(tmp_path):
-    learner = MaskedPrediction().learner(SMALL, np.eye(3), nnx.Rngs(0))
+    learner = MaskedPrediction().learner(SMALL, np.arange(3), nnx.Rngs(0))
     other = Hubert(dataclasses.replace(SMALL, num_layers=1), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"not of the run's shape.*layers.1"):
         train_hubert.placed_like(nnx.state(learner.hubert), nnx.state(other))

@@ -69,27 +69,58 @@ def test_crops_keep_their_targets_and_padding_has_none():
         assert (targets[:n] >= 0).all() and (targets[n:] == -1).all()
 
 
-@pytest.mark.parametrize("objective", [Distillation(), MASKED], ids=["distillation", "masked"])
-def test_it_learns_to_tell_tones_apart(objective):
-    batches = make_batches(3)
-    learner = objective.learner(SMALL, np.eye(3, 5), nnx.Rngs(0))
+def with_features(batch):
+    """The batch with a vector for each tone instead of its number."""
+    vectors = np.random.default_rng(0).choice([-1.0, 1.0], (4, SMALL.hidden_size))
+    vectors[-1] = 0
+    return batch | {"targets": vectors.astype(np.float32)[batch["targets"]]}
+
+
+@pytest.mark.parametrize(
+    ("objective", "targets", "prepare", "metric", "low", "high"),
+    [
+        (Distillation(), np.zeros((9, SMALL.hidden_size)), with_features, "loss", 0.0, 0.5),
+        (MASKED, np.arange(3), dict, "accuracy", 0.7, 1.0),
+    ],
+    ids=["distillation", "masked"],
+)
+def test_it_learns_to_tell_tones_apart(objective, targets, prepare, metric, low, high):
+    batches = map(prepare, make_batches(3))
+    learner = objective.learner(SMALL, targets, nnx.Rngs(0))
     graphdef, params, constants = nnx.split(learner, nnx.Param, ...)
     optimizer = optax.adam(3e-3)
 
     @jax.jit
     def step(params, opt_state, batch, key):
         def loss_fn(params):
-            return nnx.merge(graphdef, params, constants).loss(batch, key)
+            loss, metrics = nnx.merge(graphdef, params, constants).loss(batch, key)
+            return loss, {"loss": loss, **metrics}
 
         grads, metrics = jax.grad(loss_fn, has_aux=True)(params)
         updates, opt_state = optimizer.update(grads, opt_state)
         return optax.apply_updates(params, updates), opt_state, metrics
 
-    opt_state, accuracies = optimizer.init(params), []
+    opt_state, values = optimizer.init(params), []
     for key in jax.random.split(jax.random.key(0), 150):
         params, opt_state, metrics = step(params, opt_state, next(batches), key)
-        accuracies.append(float(metrics["accuracy"]))
-    assert np.mean(accuracies[-10:]) > 0.7
+        values.append(float(metrics[metric]))
+    assert low <= np.mean(values[-10:]) <= high
+
+
+def test_targets_of_the_other_kind_give_one_clear_line():
+    with pytest.raises(ValueError, match=r"\[9, 5\] are features; expected cluster ids"):
+        MASKED.learner(SMALL, np.zeros((9, 5)), nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"are \[9\]; expected features \[frames, 32\]"):
+        Distillation().learner(SMALL, np.zeros(9), nnx.Rngs(0))
+
+
+def test_crops_of_features_end_in_zeros():
+    features = [np.ones((20, 3), np.float16)]
+    clips = [np.ones(6_600, np.int16)]
+    options = {"rows": 2, "crop_seconds": 0.8, "distorted": False, "seed": 0}
+    batch = next(HubertBatches(clips, features, SMALL, **options))
+    assert batch["targets"].shape == (2, SMALL.num_frames(12_800), 3)
+    assert (batch["targets"][:, :20] == 1).all() and not batch["targets"][:, 20:].any()
 
 
 def test_spans_have_their_length_and_share():
@@ -103,7 +134,7 @@ def test_spans_have_their_length_and_share():
 
 
 def test_what_is_hidden_is_not_heard():
-    learner = MASKED.learner(SMALL, np.eye(3, 5), nnx.Rngs(0))
+    learner = MASKED.learner(SMALL, np.arange(3), nnx.Rngs(0))
     wavs = np.random.default_rng(0).standard_normal((2, 8_000)).astype(np.float32)
     lengths = np.array([8_000, 8_000])
     hidden = np.ones((2, SMALL.num_frames(8_000)), bool)
@@ -125,7 +156,7 @@ batch = next(make_batches(0, rows=8))
 features = np.random.default_rng(0).standard_normal((800, 6)).astype(np.float32)
 
 def make_learner():
-    return MASKED.learner(SMALL, np.eye(3, 5), nnx.Rngs(0))
+    return MASKED.learner(SMALL, np.arange(3), nnx.Rngs(0))
 
 graphdef, _, constants = nnx.split(make_learner(), nnx.Param, ...)
 tx = optax.sgd(1.0)  # The parameters' change is the gradient.
