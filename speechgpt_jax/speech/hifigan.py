@@ -100,22 +100,34 @@ class DurationPredictor(nnx.Module):
 class PitchPredictor(nnx.Module):
     """Embedded codes [B, T, C] -> log of the pitch in Hz [B, T], logit of being voiced [B, T].
 
-    It sees 1.8 s to either side: the melody of a sentence, not of a sound.
+    It sees BEFORE codes (1.3 s) before its own and AFTER after it: the melody of a sentence, not of
+    a sound, but one that a stream of units need not wait for.
     """
 
-    DILATIONS = (1, 3, 9, 27)
-    # Codes on either side that a prediction depends on.
-    CONTEXT = 3 + sum(2 * (dilation + 1) for dilation in DILATIONS)
+    DILATIONS = (1, 3, 9)
+    REACH = 3 + sum(2 * (dilation + 1) for dilation in DILATIONS)
+    AFTER = 4
+    BEFORE = 2 * REACH - AFTER
 
     def __init__(self, in_channels, hidden, *, rngs):
         self.conv_pre = Conv(in_channels, hidden, 7, rngs=rngs)
         self.block = ResidualBlock(hidden, 5, self.DILATIONS, rngs=rngs)
+        self.near = Conv(in_channels, hidden, 2 * self.AFTER + 1, rngs=rngs)
+        self.joined = Conv(hidden, hidden, 1, rngs=rngs)
         self.proj = Conv(hidden, 2, 1, rngs=rngs)
 
     def __call__(self, x, mask=None):
-        x = self.block(self.conv_pre(masked(x, mask)), mask)
-        y = self.proj(jax.nn.leaky_relu(x, 0.1))
+        mask = jnp.ones(x.shape[:2]) if mask is None else mask
+        # Convolutions look to both sides: those that look far stand before their code.
+        past, past_mask = (_delayed(y, self.REACH - self.AFTER) for y in (x, mask))
+        past = self.block(self.conv_pre(masked(past, past_mask)), past_mask)[:, : x.shape[1]]
+        y = self.joined(jax.nn.leaky_relu(past + self.near(masked(x, mask)), 0.1))
+        y = self.proj(jax.nn.leaky_relu(y, 0.1))
         return y[..., 0] + math.log(TYPICAL_HZ), y[..., 1]
+
+
+def _delayed(x, steps):  # BT... -> B(steps + T)...
+    return jnp.pad(x, [(0, 0), (steps, 0), *[(0, 0)] * (x.ndim - 2)])
 
 
 class Generator(nnx.Module):

@@ -29,16 +29,14 @@ def stream(
     speaker: int | str = 0,
     duration_scale: float = 1.0,
     chunk_codes: int = 25,
-    pitch_lookahead: int = PitchPredictor.CONTEXT,
 ) -> Iterator[np.ndarray]:
     """Pieces of merged units as they come -> chunks of wav, float32 [samples], as soon as known.
 
     Args:
       pieces: each of any length; negative units are dropped.
       speaker, duration_scale: as for `vocoder.synthesize`.
-      chunk_codes: codes (of 20 ms) a chunk; the first chunk is what can be told first.
-      pitch_lookahead: how many codes ahead the melody is planned. The default, 1.8 s, gives the
-        very samples of the whole; with less, speech begins earlier and its melody differs.
+      chunk_codes: codes (of 20 ms) a chunk; the first chunk is what can be told first. The shipped
+        vocoder begins after half a second of units.
 
     Raises:
       ValueError: units or a speaker that the vocoder does not have.
@@ -59,8 +57,8 @@ def stream(
         rows = sliding(
             _Melody(vocoder, speakers),
             rows,
-            before=PitchPredictor.CONTEXT,
-            after=pitch_lookahead,
+            before=PitchPredictor.BEFORE,
+            after=PitchPredictor.AFTER,
             at_most=PITCH_CODES,
         )
     reach = config.context_codes
