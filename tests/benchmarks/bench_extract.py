@@ -6,14 +6,17 @@
 Clips of 1 to 30 seconds (uniform) are cut from the shipped recordings and written as FLAC. Both
 sides read the files, compute the features of layer 11 with the same random weights, and take the
 nearest of 1000 centroids. Rounds alternate, after every shape was compiled; each ends in a line for
-all rounds so far. With --cpu_time, for a busy machine, an hour is one of CPU time.
+all rounds so far. With --cpu_time, for a busy machine, an hour is one of CPU time. `compiled` are
+our programs so far, `peak GiB` is the process's memory, torch's included.
 """
 
 import argparse
+import resource
 import tempfile
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import torch
 import transformers
@@ -28,10 +31,14 @@ from tools.extract_units import Extractor, in_advance, load, padded_length
 
 # As many as some shards have: ours fills batches with silence at the end of each.
 CLIPS_A_ROUND = 100
+COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def main():
-    arguments = parse_arguments()
+    arguments, compiled = parse_arguments(), []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(seconds) if event == COMPILED else None
+    )
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     ours, theirs = both_sides(arguments.batch_seconds)
     with tempfile.TemporaryDirectory() as folder:
@@ -39,7 +46,11 @@ def main():
         ours(one_of_each_length(clips))
         theirs([clips[0][0]])
         print(f"h of sound an hour of {clock.__name__}, {torch.get_num_threads()} torch threads")
-        print(f"{'clips':>6}{'minutes':>9}{'ours':>8}{'torch':>8}{'ratio':>8}{'equal units':>14}")
+        print(
+            f"{'clips':>6}{'minutes':>9}{'ours':>8}{'torch':>8}{'ratio':>8}{'equal units':>14}",
+            end="",
+        )
+        print(f"{'compiled':>10}{'peak GiB':>10}", flush=True)
         seconds = same = frames = 0
         spent = {ours: 0.0, theirs: 0.0}
         for start in range(0, len(clips), CLIPS_A_ROUND):
@@ -56,7 +67,8 @@ def main():
             print(
                 f"{start + len(paths):6}{seconds / 60:9.1f}"
                 + "".join(f"{rate:8.2f}" for rate in rates)
-                + f"{same / frames:14.2%}",
+                + f"{same / frames:14.2%}{len(compiled):10}"
+                + f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:10.2f}",
                 flush=True,
             )
 
