@@ -176,10 +176,9 @@ class HubertBatches(NumberedBatches):
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         wav = np.zeros((self._rows, self._samples), np.float32)
-        frames, size = self._config.num_frames(self._samples), self._targets[0].shape[1:]
-        targets = np.zeros((self._rows, frames, *size), np.float32) if size else None
-        if targets is None:
-            targets = np.full((self._rows, frames), -1, np.int32)
+        size = self._targets[0].shape[1:]
+        shape = (self._rows, self._config.num_frames(self._samples), *size)
+        targets = np.zeros(shape, np.float32) if size else np.full(shape, -1, np.int32)
         lengths = np.zeros(self._rows, np.int32)
         for row, i in enumerate(rng.choice(len(self._clips), self._rows)):
             hop = self._config.hop
@@ -187,6 +186,6 @@ class HubertBatches(NumberedBatches):
             clip = self._clips[i][first * hop :][: self._samples] / np.float32(32768)
             lengths[row] = len(clip)
             wav[row, : len(clip)] = distort(rng, clip) if self._distorted else clip
-            ids = self._targets[i][first:][: self._config.num_frames(len(clip))]
-            targets[row, : len(ids)] = ids
+            told = self._targets[i][first:][: self._config.num_frames(len(clip))]
+            targets[row, : len(told)] = told
         return {"wav": wav, "lengths": lengths, "targets": targets}
