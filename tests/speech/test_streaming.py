@@ -7,8 +7,10 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
+from speechgpt_jax.speech.audio import load_audio
+from speechgpt_jax.speech.speech2unit import Speech2Unit
 from speechgpt_jax.speech.streaming import sliding, stream
-from speechgpt_jax.speech.vocoder import VocoderConfig
+from speechgpt_jax.speech.vocoder import SHIPPED, UnitVocoder, VocoderConfig
 from tests.speech.random_vocoder import build
 
 PLAIN = VocoderConfig(
@@ -59,6 +61,18 @@ def test_it_speaks_before_the_units_have_ended(vocoder):
     pieces = (taken.append(unit) or [unit] for unit in units)
     assert len(next(stream(vocoder, pieces, **SETTINGS))) % 320 == 0
     assert 1 < len(taken) < 30
+
+
+def test_the_shipped_voice_begins_after_half_a_second_of_units():
+    clips = SHIPPED.parent / "corpus" / "clips"
+    units, durations = Speech2Unit.from_pretrained()(
+        load_audio(next(clips.glob("question-*-slt.flac")))
+    )
+    taken = []
+    pieces = (taken.append(unit) or [unit] for unit in units)
+    next(stream(UnitVocoder.from_pretrained(), pieces, speaker="slt"))
+    # The durations that it predicts decide; the speaker's own were a little longer or shorter.
+    assert 15 < durations[: len(taken)].sum() < 32
 
 
 def test_nothing_to_say_and_what_it_cannot_say(vocoder):
