@@ -23,7 +23,7 @@ from tests.benchmarks import timing
 
 
 def torch_generator(config: VocoderConfig) -> torch.nn.Module:
-    model = transformers.SpeechT5HifiGan(
+    return transformers.SpeechT5HifiGan(
         transformers.SpeechT5HifiGanConfig(
             model_in_dim=config.model_in_dim,
             upsample_initial_channel=config.upsample_initial_channel,
@@ -34,8 +34,6 @@ def torch_generator(config: VocoderConfig) -> torch.nn.Module:
             normalize_before=False,
         )
     ).eval()
-    model.remove_weight_norm()
-    return model
 
 
 def main() -> None:
