@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from speechgpt_jax.speech.hubert import HubertConfig
-from speechgpt_jax.speech.mel import mel_filterbank
+from speechgpt_jax.speech.mel import frames_of, mel_filterbank, power
 
 # CTranslate2's numbers for element types.
 DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
@@ -54,10 +54,9 @@ def log_mel(wav: jax.Array) -> jax.Array:
     """Whisper's input: wav [B, S] -> log-mel [B, S // 160, 80], clipped 8 bels below the peak."""
     n_fft = 400
     padded = jnp.pad(wav, ((0, 0), (n_fft // 2, n_fft // 2)), mode="reflect")
-    starts = jnp.arange(wav.shape[1] // HOP) * HOP
-    frames = padded[:, starts[:, None] + jnp.arange(n_fft)] * np.hanning(n_fft + 1)[:-1]
-    power = jnp.square(jnp.abs(jnp.fft.rfft(frames)))
-    log = jnp.log10(jnp.maximum(power @ mel_filterbank(16_000, n_fft, 80, 0.0, 8_000.0), 1e-10))
+    frames = frames_of(padded, n_fft, HOP)[:, : wav.shape[1] // HOP]
+    mel = power(frames) @ mel_filterbank(16_000, n_fft, 80, 0.0, 8_000.0)
+    log = jnp.log10(jnp.maximum(mel, 1e-10))
     return (jnp.maximum(log, log.max((1, 2), keepdims=True) - 8.0) + 4.0) / 4.0
 
 
