@@ -101,6 +101,17 @@ class NotSaved(ValueError):
     """A checkpoint can't be written, most often because the disk is full."""
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """No: whoever calls `save` has asked JAX already.
+
+        Orbax asks again, with the step it saved, from the thread that writes. JAX takes the step of
+        the last question for where this process stands, so a process that has gone on since could
+        agree with the others on a step it has left behind, and all would wait without end.
+        """
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -119,7 +130,7 @@ class Checkpoints:
         self.folder = _absolute(output_dir) / FOLDER
         self.metadata = {**(metadata or {}), "base": _pointer(self.folder, base)}
         self._saving = False
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep.last, keep_period=keep.every, cleanup_tmp_directories=True

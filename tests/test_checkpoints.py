@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import multihost_utils
 
 from speechgpt_jax import checkpoints
 from speechgpt_jax.checkpoints import Checkpoints, Keep, NotSaved
@@ -119,6 +120,16 @@ def test_all_damaged(saved):
     with pytest.raises(ValueError, match=r"no checkpoint in .* can be read, of \['3', '2', '1'\]"):
         Checkpoints(saved).restore_latest(make_state())
     assert Checkpoints(saved).latest_step() == 3, "nothing was moved"
+
+
+def test_saving_says_nothing_of_where_the_run_is(tmp_path, monkeypatch):
+    """It would from another thread, with the saved step, when the run may be further."""
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    store = Checkpoints(tmp_path)
+    store.save(1, make_state())
+    store.close()
+    assert not asked
 
 
 def test_a_state_of_another_shape_is_no_damage(saved):

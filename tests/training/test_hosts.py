@@ -132,12 +132,7 @@ def log(folder, process=0):
 def alone(tmp_path_factory):
     """The losses of one process that is never stopped."""
     folder = tmp_path_factory.mktemp("alone")
-    with pytest.MonkeyPatch.context() as patch:
-        # What all processes are forked from starts here. Compiled without XLA's fusion emitters, as
-        # other tests are, two of them wait for one another without end.
-        flags = os.environ["XLA_FLAGS"].replace("--xla_cpu_use_fusion_emitters=false", "")
-        patch.setenv("XLA_FLAGS", flags)
-        assert start(folder, 1, steps=STEPS) == [0], log(folder)
+    assert start(folder, 1, steps=STEPS) == [0], log(folder)
     return losses(folder)
 
 
