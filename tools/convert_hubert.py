@@ -18,7 +18,8 @@ import numpy as np
 from flax import nnx
 
 from speechgpt_jax.gin_utils import one_line_errors
-from speechgpt_jax.speech.hubert import Hubert, HubertConfig
+from speechgpt_jax.speech.hubert import Hubert
+from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.speech2unit import save_hubert
 from tools.conversion import key_table, output, pickles, weight_norm, weights
 from tools.conversion.key_table import AS_IS, Row

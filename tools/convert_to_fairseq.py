@@ -19,7 +19,7 @@ from sklearn.cluster import MiniBatchKMeans
 from speechgpt_jax import checkpoints
 from speechgpt_jax.gin_utils import one_line_errors
 from speechgpt_jax.speech import pretrained
-from speechgpt_jax.speech.hubert import HubertConfig
+from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.speech2unit import load_hubert
 from speechgpt_jax.speech.vocoder import UnitVocoder
 from tools import convert_hubert, convert_vocoder

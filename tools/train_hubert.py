@@ -25,7 +25,7 @@ from speechgpt_jax import checkpoints, gin_utils, sharding
 from speechgpt_jax.checkpoints import Checkpoints, Keep
 from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.speech.audio import SAMPLE_RATE
-from speechgpt_jax.speech.hubert import HubertConfig
+from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.hubert_training import Distillation, HubertBatches, MaskedPrediction
 from speechgpt_jax.speech.speech2unit import load_hubert, save_hubert
 from speechgpt_jax.training.loop import fit

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from speechgpt_jax.speech.hubert import HubertConfig
+from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.mel import frames_of, mel_filterbank, power
 
 # CTranslate2's numbers for element types.

@@ -17,7 +17,8 @@ import numpy as np
 from flax import nnx
 
 from speechgpt_jax.gin_utils import one_line_errors
-from speechgpt_jax.speech.hubert import Hubert, HubertConfig
+from speechgpt_jax.speech.hubert import Hubert
+from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.speech2unit import save_hubert
 from tools.conversion import output
 from tools.whisper_features import WhisperFeatures

@@ -21,7 +21,8 @@ from flax import nnx
 
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.batches import NumberedBatches
-from speechgpt_jax.speech.hubert import Hubert, HubertConfig
+from speechgpt_jax.speech.hubert import Hubert
+from speechgpt_jax.speech.hubert_config import HubertConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,8 @@ from flax import nnx
 
 from speechgpt_jax.speech import kmeans, pretrained
 from speechgpt_jax.speech.audio import SAMPLE_RATE
-from speechgpt_jax.speech.hubert import Hubert, HubertConfig
+from speechgpt_jax.speech.hubert import Hubert
+from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.unit_text import reduce_units
 
 # Sound is padded to one of these lengths, so that few shapes are compiled.
@@ -138,14 +139,14 @@ class Speech2Unit:
 
     def _moments_long(self, wav):
         """What the first layer is normalised by, over the whole recording with its padding."""
-        kernel, stride = self.hubert.config.conv_kernel[0], self.hubert.config.conv_stride[0]
-        size, beyond = WINDOW * self.hubert.config.hop, kernel - stride
+        config = self.hubert.config
+        size, beyond = WINDOW * config.hop, config.conv_kernel[0] - config.conv_stride[0]
         moments, frames = [], []
         for start in range(0, len(wav) - beyond, size):
             piece = wav[start : start + size + beyond]
             padded = np.pad(piece, (0, size + beyond - len(piece)))[None]
             moments.append(_moments(self.hubert, padded, np.array([len(piece)])))
-            frames.append(max(0, (len(piece) - kernel) // stride + 1))
+            frames.append(config.first_frames(len(piece)))
         return self.hubert.front_end.pool(moments, frames)
 
 

@@ -24,7 +24,8 @@ from flax import nnx
 
 from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio, save_audio
-from speechgpt_jax.speech.hubert import Hubert, HubertConfig
+from speechgpt_jax.speech.hubert import Hubert
+from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.speech2unit import Speech2Unit
 from tests.speech.test_hubert import copy_weights
 from tools.extract_units import Extractor, in_advance, load, padded_length

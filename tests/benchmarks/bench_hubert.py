@@ -20,7 +20,8 @@ from flax import nnx
 
 from speechgpt_jax.speech import kmeans
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
-from speechgpt_jax.speech.hubert import Hubert, HubertConfig
+from speechgpt_jax.speech.hubert import Hubert
+from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.speech2unit import SHIPPED, Speech2Unit
 from speechgpt_jax.training.host_memory import keep_freed_memory
 from tests.benchmarks import timing

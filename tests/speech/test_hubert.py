@@ -10,7 +10,8 @@ import torch
 import transformers
 from flax import nnx
 
-from speechgpt_jax.speech.hubert import Hubert, HubertConfig, _attend, _attend_by_head
+from speechgpt_jax.speech.hubert import Hubert, _attend, _attend_by_head
+from speechgpt_jax.speech.hubert_config import HubertConfig
 
 SMALL = HubertConfig(
     conv_dim=(16, 16, 24, 24, 32, 32, 32),

@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from speechgpt_jax.speech.hubert import HubertConfig
+from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.hubert_training import (
     Distillation,
     HubertBatches,

@@ -8,7 +8,8 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from speechgpt_jax.speech.hubert import Hubert, HubertConfig
+from speechgpt_jax.speech.hubert import Hubert
+from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.speech2unit import save_hubert
 
 NUM_UNITS = 200

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from speechgpt_jax.speech.audio import load_audio
-from speechgpt_jax.speech.hubert import HubertConfig
+from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.speech2unit import SHIPPED, Speech2Unit
 from tools.whisper_features import WhisperFeatures
 from tools.whisper_to_hubert import convert, gelu_moments

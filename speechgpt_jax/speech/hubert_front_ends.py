@@ -1,0 +1,150 @@
+"""What a HuBERT's Transformer is given: [B, S] samples at 16 kHz -> [B, T, D], 50 frames a second.
+
+Either HuBERT's own convolutions over the samples or, as in MelHuBERT (Lin et al. 2022, arXiv
+2211.09944), some over a log-mel spectrogram, which a small model then need not find by itself.
+
+Shapes: B batch, S samples, T frames, T' frames of the first layer, C convolution channels, D hidden
+size.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from speechgpt_jax.speech.audio import SAMPLE_RATE
+from speechgpt_jax.speech.hubert_config import HubertConfig
+from speechgpt_jax.speech.mel import frames_of, mel_filterbank, power
+
+
+def linear(c_in: int, c_out: int, axes: tuple, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer whose kernel names its two dimensions."""
+    return nnx.Linear(c_in, c_out, kernel_metadata=named(axes), rngs=rngs)
+
+
+def named(axes: tuple) -> dict:
+    """What a parameter needs to carry the names of its dimensions."""
+    # Eager sharding would demand a mesh even for a chat on a laptop.
+    return {"out_sharding": axes, "eager_sharding": False}
+
+
+class Conv(nnx.Module):
+    """A 1-D convolution without padding: [B, T, C_in] -> [B, T', C_out]."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, bias: bool, rngs: nnx.Rngs):
+        self.stride = stride
+        init = nnx.initializers.he_normal(in_axis=(0, 1))
+        self.kernel = nnx.Param(init(rngs.params(), (kernel, c_in, c_out)))
+        self.bias = nnx.Param(jnp.zeros(c_out)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = lax.conv_general_dilated(
+            x, self.kernel[...], (self.stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+        )
+        return y if self.bias is None else y + self.bias[...]
+
+
+class ChannelNorm(nnx.Module):
+    """GroupNorm with one group a channel: each channel is normalised over its own clip's frames."""
+
+    def __init__(self, channels: int, eps: float):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+
+    def __call__(self, x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
+        """x [B, T, C], mean and variance [B, 1, C] -> [B, T, C]."""
+        return (x - mean) * lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]
+
+
+def channel_moments(x: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance [B, 1, C] of the first `frames` [B] of x [B, T, C]."""
+    # Padding takes no part, so a clip is normalised alike alone and in a batch.
+    weights = (jnp.arange(x.shape[1]) < frames[:, None]) / jnp.maximum(frames, 1)[:, None]
+    mean = jnp.einsum("BTC,BT->BC", x, weights)[:, None]
+    return mean, jnp.einsum("BTC,BT->BC", jnp.square(x - mean), weights)[:, None]
+
+
+class WaveFrontEnd(nnx.Module):
+    """HuBERT's seven convolutions, the first of them normalised over the clip, and a projection."""
+
+    def __init__(self, config: HubertConfig, rngs: nnx.Rngs):
+        widths, eps = (1, *config.conv_dim), config.layer_norm_eps
+        self.conv_layers = nnx.List(
+            Conv(*shape, bias=False, rngs=rngs)
+            for shape in zip(widths, widths[1:], config.conv_kernel, config.conv_stride)
+        )
+        self.group_norm = ChannelNorm(widths[1], eps)
+        self.layer_norm = nnx.LayerNorm(widths[-1], epsilon=eps, rngs=rngs)
+        self.projection = linear(widths[-1], config.hidden_size, (None, "embed"), rngs)
+
+    def analyse(self, wav: jax.Array) -> jax.Array:
+        """wav [B, S] -> the first layer's [B, T', C]."""
+        return self.conv_layers[0](wav[..., None])
+
+    def moments(self, x: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Of the first `frames` [B] of x [B, T', C], what `__call__` normalises by."""
+        return channel_moments(x, frames)
+
+    @staticmethod
+    def pool(moments: list, frames: list[int]) -> tuple[jax.Array, jax.Array]:
+        """Moments of pieces of a clip, of so many frames each -> moments of the clip."""
+        means, variances = np.array(moments, np.float64).swapaxes(0, 1)
+        mean = np.average(means, 0, frames)
+        variance = np.average(variances + np.square(means - mean), 0, frames)
+        return jnp.asarray(mean, jnp.float32), jnp.asarray(variance, jnp.float32)
+
+    def __call__(self, x: jax.Array, moments: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """The first layer's x [B, T', C] and the clip's moments -> [B, T, D]."""
+        x = jax.nn.gelu(self.group_norm(x, *moments), approximate=False)
+        for conv in self.conv_layers[1:]:
+            x = jax.nn.gelu(conv(x), approximate=False)
+        return self.projection(self.layer_norm(x))
+
+
+class MelFrontEnd(nnx.Module):
+    """Convolutions over Whisper's log-mel spectrogram, taken relative to the clip's loudest band.
+
+    The functions are those of `WaveFrontEnd`; the moments are the one peak [B, 1, 1].
+    """
+
+    # Of the spectrogram, in powers of ten: how far below the peak it ends, and the peak's value.
+    DEPTH, PEAK = 8.0, 1.5
+
+    def __init__(self, config: HubertConfig, rngs: nnx.Rngs):
+        widths = config.conv_dim
+        if widths[-1] != config.hidden_size:
+            raise ValueError(
+                f"conv_dim {widths} must end in hidden_size {config.hidden_size}: this front end"
+                " has no projection."
+            )
+        self.num_mels = widths[0]
+        self.window, self.hop = config.conv_kernel[0], config.conv_stride[0]
+        self.conv_layers = nnx.List(
+            Conv(*shape, bias=True, rngs=rngs)
+            for shape in zip(widths, widths[1:], config.conv_kernel[1:], config.conv_stride[1:])
+        )
+
+    def analyse(self, wav: jax.Array) -> jax.Array:
+        filters = mel_filterbank(SAMPLE_RATE, self.window, self.num_mels, 0.0, SAMPLE_RATE / 2)
+        mel = power(frames_of(wav, self.window, self.hop)) @ filters
+        return jnp.log10(jnp.maximum(mel, 1e-10))
+
+    def moments(self, x: jax.Array, frames: jax.Array) -> jax.Array:
+        heard = (jnp.arange(x.shape[1]) < frames[:, None])[..., None]
+        return jnp.where(heard, x, -10.0).max((1, 2), keepdims=True)
+
+    @staticmethod
+    def pool(moments: list, frames: list[int]) -> jax.Array:
+        del frames
+        return jnp.max(jnp.stack(moments), axis=0)
+
+    def __call__(self, x: jax.Array, moments: jax.Array) -> jax.Array:
+        x = (jnp.maximum(x - moments, -self.DEPTH) + 4.0 + self.PEAK) / 4.0
+        for conv in self.conv_layers:
+            x = jax.nn.gelu(conv(x), approximate=False)
+        return x
+
+
+FRONT_ENDS = {"wave": WaveFrontEnd, "mel": MelFrontEnd}
