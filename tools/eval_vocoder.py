@@ -1,6 +1,6 @@
 """Listens to a vocoder: word error rate and naturalness of speech made again from its units.
 
-    python -m tools.eval_vocoder --vocoder=speechgpt_jax/assets/vocoder_tiny --manifest=test.jsonl
+    python -m tools.eval_vocoder --vocoder=speechgpt_jax/assets/vocoder --manifest=test.jsonl
 
 The manifest has a row {path, text, units, durations, speaker} a sentence. Each is spoken again
 from its units with its own durations (`units`) and with predicted ones (`reduced units`, all that a
