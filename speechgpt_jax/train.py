@@ -13,6 +13,7 @@ from absl import flags
 
 from speechgpt_jax import gin_utils
 from speechgpt_jax.training import hosts, lm
+from speechgpt_jax.training.host_memory import keep_freed_memory
 
 OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", None, "Folder of the run: checkpoints, metrics, plots.", required=True
@@ -38,6 +39,7 @@ def main():
     others = (MULTIHOST.value, COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value)
     try:
         with hosts.connected(*others), gin_utils.one_line_errors():
+            keep_freed_memory()
             gin_utils.call(
                 lm.train,
                 output_dir=OUTPUT_DIR.value,

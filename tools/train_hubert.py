@@ -28,6 +28,7 @@ from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.hubert_training import Distillation, HubertBatches, MaskedPrediction
 from speechgpt_jax.speech.speech2unit import load_hubert, save_hubert
+from speechgpt_jax.training.host_memory import keep_freed_memory
 from speechgpt_jax.training.loop import fit
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
 from speechgpt_jax.training.train_step import TrainState
@@ -170,6 +171,7 @@ def main(bindings: list[str]):
     gin_utils.parse(gin_files, bindings + more, args.gin_search_paths)
     from tools import train_hubert  # The name that gin files bind, not __main__.
 
+    keep_freed_memory()
     gin_utils.call(train_hubert.train, targets=args.targets, output_dir=args.output_dir)
 
 

@@ -26,6 +26,7 @@ from speechgpt_jax.speech.vocoder_training import (
     make_train_step,
     prepare_rows,
 )
+from speechgpt_jax.training.host_memory import keep_freed_memory
 from speechgpt_jax.training.loop import fit
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
 from tools.manifest import read_manifest
@@ -104,6 +105,7 @@ def main(bindings: list[str]):
     gin_utils.parse(args.gin_file, bindings, args.gin_search_paths)
     from tools import train_vocoder  # The name that gin files bind, not __main__.
 
+    keep_freed_memory()
     rows = read_manifest(args.manifest, args.split)
     gin_utils.call(train_vocoder.train, rows=rows, output_dir=args.output_dir)
 

@@ -4,6 +4,8 @@ import ctypes
 import logging
 import sys
 
+import jax
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 INT_MAX = 2**31 - 1
 
@@ -11,12 +13,15 @@ logger = logging.getLogger(__name__)
 
 
 def keep_freed_memory():
-    """Makes glibc reuse freed buffers instead of returning them to the kernel.
+    """On a CPU, makes glibc reuse freed buffers instead of returning them to the kernel.
 
     A jitted CPU step allocates its temporary buffer anew each time. By default glibc maps and
-    unmaps it, and the kernel clears every page again. Peak memory rises a little.
+    unmaps it, and the kernel clears every page again. Peak memory rises a little. Must be called
+    before JAX's first computation, and after `jax.distributed.initialize`.
     """
-    if not sys.platform.startswith("linux"):
+    # glibc keeps the main thread's memory only: computations must run there, not behind it.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if jax.default_backend() != "cpu" or not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     # Other C libraries (musl) have no such switch, or one that does nothing.

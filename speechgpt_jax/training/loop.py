@@ -21,7 +21,6 @@ from etils import epath
 from jax.experimental.multihost_utils import reached_preemption_sync_point
 
 from speechgpt_jax.checkpoints import Checkpoints
-from speechgpt_jax.training.host_memory import keep_freed_memory
 from speechgpt_jax.training.progress import Averages, MetricsLog, Progress, say
 
 # The metric of a train step that may reject its batch: whether it did and left the state as it was.
@@ -86,8 +85,6 @@ def fit(
     Returns:
       The state after the last step.
     """
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
     state, first_step = resume(state, batches, checkpoints)
     profile_first, profile_last = profile_steps or (None, None)
     if profile_steps and not first_step < profile_first <= profile_last <= steps:
