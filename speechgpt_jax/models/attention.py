@@ -1,7 +1,7 @@
 """Causal attention within segments, by the kernel of the device at hand.
 
-TPUs run splash attention (Pallas), NVIDIA GPUs cuDNN's fused attention, and CPUs plain XLA. All
-three give the same numbers; the first two never hold scores of [B, N, T, T].
+TPUs run splash attention (Pallas), NVIDIA GPUs cuDNN's fused attention, and CPUs blocks of queries
+in plain XLA. All three give the same numbers; the first two never hold scores of [B, N, T, T].
 """
 
 import functools
@@ -14,6 +14,8 @@ from speechgpt_jax.models.layers import logical_spec
 # Splash attention reads blocks of queries and keys; lengths are padded to a multiple of the lanes.
 LANES = 128
 BLOCK = 512
+# Queries that a CPU takes at a time, with the keys up to the last of them.
+CPU_BLOCK = 128
 
 
 def attention(query, key, value, segment_ids):  # [B, T, N, H], 2 x [B, T, K, H], [B, T] | None
@@ -21,6 +23,8 @@ def attention(query, key, value, segment_ids):  # [B, T, N, H], 2 x [B, T, K, H]
     platform = target_platform()
     if platform == "tpu":
         return splash_attention(query, key, value, segment_ids)
+    if platform == "cpu":
+        return blockwise_attention(query, key, value, segment_ids)
     mask = None
     if segment_ids is not None:
         mask = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
@@ -35,6 +39,41 @@ def target_platform():
     """ "tpu", "gpu" or "cpu": that of the mesh in use, which may be of another machine."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
+
+
+def blockwise_attention(query, key, value, segment_ids):
+    """`attention` with few passes over the scores, and none over those of later blocks of keys."""
+    batch, length, num_heads, head_dim = query.shape
+    num_groups = key.shape[2]
+    if segment_ids is None:
+        segment_ids = jnp.ones((batch, length), jnp.int32)
+    query = (query * head_dim**-0.5).reshape(batch, length, num_groups, -1, head_dim)
+    query = query.transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]
+    # A column of ones makes the sum of the weights a part of their product with the values.
+    value = jnp.pad(value, [(0, 0)] * 3 + [(0, 1)], constant_values=1)
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)  # [B, K, T, H], [B, K, T, H + 1]
+    places, heads = jnp.arange(length), []
+    for start in range(0, length, CPU_BLOCK):
+        now, seen = slice(start, start + CPU_BLOCK), slice(0, start + CPU_BLOCK)
+        visible = segment_ids[:, now, None] == segment_ids[:, None, seen]
+        visible &= places[now, None] >= places[seen]
+        scores = jnp.einsum(
+            "bkgth,bksh->bkgts",
+            query[..., now, :],
+            key[:, :, seen],
+            preferred_element_type=jnp.float32,
+        )
+        scores = jnp.where(visible[:, None, None], scores, -1e9)
+        highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+        sums = jnp.einsum(
+            "bkgts,bksh->bkgth",
+            jnp.exp(scores - highest).astype(value.dtype),
+            value[:, :, seen],
+            preferred_element_type=jnp.float32,
+        )
+        heads.append((sums[..., :-1] / sums[..., -1:]).astype(query.dtype))
+    heads = jnp.concatenate(heads, axis=3)
+    return heads.transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)
 
 
 def splash_attention(query, key, value, segment_ids, interpret=False):

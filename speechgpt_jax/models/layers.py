@@ -286,10 +286,16 @@ def rope_frequencies(head_dim, theta, scaling=None):
     return np.float32(scaling(frequencies) if scaling else frequencies)
 
 
-def rope_angles(positions, frequencies):
-    """Positions [B, T] -> sines and cosines, float32 [B, T, 1, H / 2]."""
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    return jnp.sin(angles), jnp.cos(angles)
+def rope_angles(positions, frequencies, length):
+    """Positions [B, T], below `length`, -> sines and cosines, float32 [B, T, 1, H / 2].
+
+    They are looked up: a CPU would take the sines anew in every layer, forward and backward.
+    """
+    angles = np.arange(length, dtype=np.float32)[:, None, None] * frequencies
+    return tuple(
+        jnp.asarray(table).at[positions].get(mode="fill", fill_value=jnp.nan)
+        for table in (np.sin(angles), np.cos(angles))
+    )
 
 
 def rope(x, angles):  # [B, T, N, H]

@@ -280,7 +280,7 @@ class Llama(nnx.Module):
         """
         if positions is None:
             positions = jnp.arange(tokens.shape[1])[None]
-        angles = self._angles(positions)
+        angles = self._angles(positions, tokens.shape[1])
         graphdef, stacked = nnx.split(self.layers)
 
         def apply(x, layer):
@@ -363,8 +363,8 @@ class Llama(nnx.Module):
           hidden states [B, T, D] after the final norm, and the cache with T more tokens.
         """
         slots = cache.length + jnp.arange(tokens.shape[1])
-        angles = self._angles(slots - cache.start[:, None])
         all_slots = jnp.arange(cache.keys[0].shape[1])
+        angles = self._angles(slots - cache.start[:, None], len(all_slots))
         causal = all_slots <= slots[:, None]
         mask = causal & (all_slots >= cache.start[:, None, None])  # [B, T, S]
 
@@ -382,12 +382,12 @@ class Llama(nnx.Module):
         x = self.embed_tokens[tokens].astype(self.config.dtype)
         return layers.constrain(x, ("batch", "length", "residual"))
 
-    def _angles(self, positions):
+    def _angles(self, positions, length):
         config = self.config
         frequencies = layers.rope_frequencies(
             config.head_dim, config.rope_theta, config.rope_scaling
         )
-        return layers.rope_angles(positions, frequencies)
+        return layers.rope_angles(positions, frequencies, length)
 
 
 def param_count(config):

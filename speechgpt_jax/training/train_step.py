@@ -70,7 +70,8 @@ def token_losses(
         hidden, targets = hidden_and_targets
         logits = unembed(hidden)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        return None, (losses, jnp.argmax(logits, axis=-1) == targets)
+        of_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return None, (losses, of_target >= logits.max(axis=-1))
 
     length = targets.shape[1]
     if length <= chunk:

@@ -1,16 +1,31 @@
-"""The TPU kernel, interpreted on this machine, against plain attention."""
+"""Attention of CPUs, and the TPU kernel interpreted on this machine, against JAX's own."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from speechgpt_jax.models.attention import attention, splash_attention
+from speechgpt_jax.models.attention import blockwise_attention, splash_attention
+
+KERNELS = {
+    "cpu": blockwise_attention,
+    "tpu": functools.partial(splash_attention, interpret=True),
+}
+
+
+def plain_attention(query, key, value, segment_ids):
+    mask = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask, is_causal=True, implementation="xla"
+    )
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2])
-def test_splash_attention_equals_plain_attention(num_kv_heads):
-    """Values and gradients; 150 tokens don't fill the kernel's blocks, 0 is padding."""
+@pytest.mark.parametrize("platform", KERNELS)
+def test_equals_plain_attention(platform, num_kv_heads):
+    """Values and gradients; 150 tokens don't fill the kernels' blocks, 0 is padding."""
     keys = jax.random.split(jax.random.key(0), 4)
     query = jax.random.normal(keys[0], (2, 150, 2, 16))
     key, value = jax.random.normal(keys[1], (2, 2, 150, num_kv_heads, 16))
@@ -24,7 +39,7 @@ def test_splash_attention_equals_plain_attention(num_kv_heads):
 
         return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(query, key, value)
 
-    expected = outputs_and_gradients(attention)
-    actual = outputs_and_gradients(lambda *x: splash_attention(*x, interpret=True))
+    expected = outputs_and_gradients(plain_attention)
+    actual = outputs_and_gradients(KERNELS[platform])
     for ours, plain in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
         np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-4)
