@@ -34,13 +34,15 @@ def retimed(cluster_ids: np.ndarray, num_frames: int) -> np.ndarray:
 
 
 def perturbed(rows: list[dict], speech2unit: Speech2Unit, speeds: np.ndarray) -> list[dict]:
-    """The rows as they are heard at these speeds, one a row."""
+    """The rows as they are heard at these speeds, one a row that then still has a frame."""
     wavs = [
         soxr.resample(load_audio(row["path"]), SAMPLE_RATE * speed, SAMPLE_RATE)
         for row, speed in zip(rows, speeds)
     ]
     heard = []
     for row, cluster_ids in zip(rows, speech2unit.cluster_ids(wavs)):
+        if not len(cluster_ids):  # Too short, once it is faster.
+            continue
         units, durations = reduce_units(retimed(cluster_ids, sum(row["durations"])))
         heard.append(row | {"units": units.tolist(), "durations": durations.tolist()})
     return heard

@@ -1,0 +1,44 @@
+"""A jitted step on a CPU gets the memory of the step before, not pages that the kernel clears."""
+
+import os
+import subprocess
+import sys
+
+# The temporary buffer is of 100 MB, 24,000 pages.
+PROGRAM = """
+import resource, sys
+import jax, jax.numpy as jnp
+from speechgpt_jax.training.host_memory import keep_freed_memory
+
+if "keep" in sys.argv:
+    keep_freed_memory()
+
+@jax.jit
+def step(x):
+    return (x @ x.T) @ x
+
+x = jnp.ones((5000, 8))
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step(x).block_until_ready()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults)
+"""
+
+
+def faults(*arguments):
+    """Page faults of the third of three equal steps, in a process of its own."""
+    return int(
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM, *arguments],
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    )
+
+
+def test_a_step_faults_in_no_pages():
+    assert faults() > 10_000
+    assert faults("keep") < 100
