@@ -20,6 +20,7 @@ from rich.progress import track
 
 from speechgpt_jax.gin_utils import one_line_errors
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
+from speechgpt_jax.speech.pretrained import write_whole
 from speechgpt_jax.speech.speech2unit import SHIPPED, Speech2Unit
 from speechgpt_jax.unit_text import reduce_units
 from tools.manifest import read_manifest
@@ -77,12 +78,8 @@ def main() -> None:
 
 def write_rows(rows: list[dict], output: pathlib.Path) -> None:
     """The whole file or none of it; paths become relative to its folder."""
-    unfinished = output.with_suffix(".part")
-    with open(unfinished, "w") as file:
-        for row in rows:
-            path = os.path.relpath(row["path"], output.parent)
-            file.write(json.dumps(row | {"path": path}) + "\n")
-    os.replace(unfinished, output)
+    rows = [row | {"path": os.path.relpath(row["path"], output.parent)} for row in rows]
+    write_whole(output, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.speech import kmeans, pretrained
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.speech2unit import Speech2Unit, load_hubert
+from speechgpt_jax.training.host_memory import keep_freed_memory
 from speechgpt_jax.training.loop import fit
 from tools.manifest import read_manifest
 
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--work_dir", type=pathlib.Path, help="default: FOLDER/kmeans")
     args = parser.parse_args()
     with one_line_errors():
+        keep_freed_memory()
         work_dir = args.work_dir or args.hubert / "kmeans"
         rows = read_manifest(args.manifest, "train")
         paths = np.random.default_rng(args.seed).permutation([row["path"] for row in rows])
