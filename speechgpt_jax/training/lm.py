@@ -47,7 +47,7 @@ def train(
     frozen_dtype: str = "float32",
     mesh: MeshConfig = MeshConfig(),  # noqa: B008 (frozen)
     accumulation: int = 1,
-    loss_chunk: int = 256,
+    loss_chunk: int = 512,
     guard: Guard | None = None,
     keep: Keep = Keep(),  # noqa: B008 (frozen)
     save_every: int = 1000,

@@ -62,8 +62,8 @@ def token_losses(
 ) -> tuple[jax.Array, jax.Array]:
     """Cross entropy float32 [B, T] and whether the most likely token is the target, bool [B, T].
 
-    Float32 logits exist for `chunk` positions of every row at a time, and the backward pass makes
-    them again: at most [B, chunk, V], never [B, T, V].
+    Float32 logits exist for `chunk` positions of every row at a time: at most [B, chunk, V]. Of
+    longer rows the backward pass makes them again, and [B, T, V] never exists.
     """
 
     def chunk_losses(_, hidden_and_targets):
@@ -148,7 +148,7 @@ def make_train_step(
     *,
     unit_ids: range,
     accumulation: int = 1,
-    chunk: int = 256,
+    chunk: int = 512,
     seed: int = 0,
 ):
     """A function (state, frozen, batch) -> (state, metrics), to be jitted.
@@ -197,7 +197,7 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(graphdef: nnx.GraphDef, *, unit_ids: range, chunk: int = 256):
+def make_eval_step(graphdef: nnx.GraphDef, *, unit_ids: range, chunk: int = 512):
     """A function (params, frozen, batch) -> metrics: the losses without a step."""
 
     def eval_step(params, frozen, batch):
