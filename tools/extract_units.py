@@ -33,7 +33,7 @@ import numpy as np
 
 from speechgpt_jax.gin_utils import one_line_errors
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
-from speechgpt_jax.speech.speech2unit import SHIPPED, Speech2Unit, pad
+from speechgpt_jax.speech.speech2unit import SHIPPED, Speech2Unit, cores, pad
 from speechgpt_jax.unit_text import reduce_units
 from tools import shards
 from tools.shards import FileSystems
@@ -129,14 +129,26 @@ class Extractor:
         return lines
 
     def encode(self, sound: Iterable[Sound]) -> list[Heard]:
-        """What is heard of each item."""
-        heard = {}
-        for batch in self._batches(sound, heard):
-            for number, ids in zip(batch, self._cluster_ids([*batch.values()])):
-                samples = len(batch[number])
-                too_short = f"{samples} samples are shorter than a frame of units"
-                heard[number] = reduce_units(ids) if len(ids) else too_short
+        """What is heard of each item; on a CPU, of one batch on each core at a time."""
+        threads, heard = cores(), {}
+        speech2unit = dataclasses.replace(self.speech2unit, one_core=threads > 1)
+        encode = functools.partial(self._encode_batch, speech2unit)
+        for rows in in_advance(encode, self._batches(sound, heard), threads):
+            heard |= rows
         return [heard[number] for number in sorted(heard)]
+
+    def _encode_batch(self, speech2unit, batch: dict[int, np.ndarray]) -> dict[int, Heard]:
+        wavs = [*batch.values()]
+        # Silence fills the batch, so that each padded length compiles once.
+        missing = self._rows(padded_length(wavs[0])) - len(wavs)
+        silence = [np.zeros(SAMPLE_RATE // 10, np.float32)] * missing
+        cluster_ids = speech2unit.cluster_ids([*wavs, *silence])
+        return {
+            number: reduce_units(ids)
+            if len(ids)
+            else f"{len(wav)} samples are shorter than a frame of units"
+            for (number, wav), ids in zip(batch.items(), cluster_ids)
+        }
 
     def _batches(self, sound, heard) -> Iterator[dict[int, np.ndarray]]:
         """Sound of like length together, as soon as there is enough: memory stays flat."""
@@ -153,12 +165,6 @@ class Extractor:
 
     def _rows(self, samples: int) -> int:
         return max(1, self.batch_seconds * SAMPLE_RATE // samples)
-
-    def _cluster_ids(self, wavs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        # Silence fills the batch, so that each padded length compiles once.
-        missing = self._rows(padded_length(wavs[0])) - len(wavs)
-        silence = [np.zeros(SAMPLE_RATE // 10, np.float32)] * missing
-        return self.speech2unit.cluster_ids([*wavs, *silence])[: len(wavs)]
 
 
 def padded_length(wav: np.ndarray) -> int:

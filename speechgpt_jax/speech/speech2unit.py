@@ -1,10 +1,14 @@
 """Sound -> units: HuBERT features, nearest centroid, repeats merged."""
 
 import dataclasses
+import functools
 import math
 import os
 import pathlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -16,11 +20,11 @@ from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.unit_text import reduce_units
 
 # Sound is padded to one of these lengths, so that few shapes are compiled.
-SECONDS = (1, 2, 4, 6, 10, 16, 24, 32)
+SECONDS = (2, 5, 8, 12, 16, 21, 26, 32)
 # Of a longer recording, the Transformer sees windows of at most WINDOW frames. Some at either end
 # only serve the others: as many as reach them or, where every frame does, CONTEXT: a second more
 # hardly changes a unit.
-WINDOW, CONTEXT, FRAMES_PER_SECOND = 800, 50, 50
+WINDOW, CONTEXT, FRAMES_PER_SECOND = 1000, 50, 50
 SHIPPED = pathlib.Path(__file__).parent.parent / "assets" / "hubert_tiny"
 
 
@@ -28,25 +32,35 @@ def _heard(features, centroids):
     return features if centroids is None else kmeans.assign(features, centroids)
 
 
-@nnx.jit
 def _encode(hubert: Hubert, wav, lengths, centroids):
     return _heard(hubert(wav, lengths), centroids)
 
 
-@nnx.jit
 def _encode_window(hubert: Hubert, x, first, centroids):
     frames = jnp.full(len(x), x.shape[1])
     return _heard(hubert.encode(x, frames, hubert.config.feature_layer, first), centroids)
 
 
-@nnx.jit
 def _moments(hubert: Hubert, wav, lengths):
     return hubert.moments(hubert.front_end.analyse(wav), lengths)
 
 
-@nnx.jit
 def _project(hubert: Hubert, wav, moments):
     return hubert.front_end(hubert.front_end.analyse(wav), moments)
+
+
+@functools.cache
+def _jit(function: Callable, one_core: bool) -> Callable:
+    options = {"xla_cpu_multi_thread_eigen": False} if one_core else None
+    return jax.jit(function, compiler_options=options)
+
+
+def cores() -> int:
+    """How many programs of one core may run at once: those of a CPU; an accelerator is one."""
+    if jax.default_backend() != "cpu":
+        return 1
+    # Linux knows which of its CPUs this process may use.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +70,14 @@ class Speech2Unit:
     Attributes:
       hubert, centroids: the ears; centroids [K, D], None where only features are wanted.
       whole_seconds: longer recordings are heard in overlapping windows; every frame is kept.
+      one_core: of a CPU, leave the other cores to the caller, who calls from as many threads. Two
+        programs on a core each hear a quarter more than one at a time on both.
     """
 
     hubert: Hubert
     centroids: np.ndarray | None
     whole_seconds: float = SECONDS[-1]
+    one_core: bool = False
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike = SHIPPED) -> "Speech2Unit":
@@ -112,42 +129,63 @@ class Speech2Unit:
     def _encode_batch(self, wavs, centroids) -> list[np.ndarray]:
         if not wavs:
             return []
-        rows = np.asarray(_encode(self.hubert, *pad(wavs), centroids))
+        rows = self._run(_encode, *pad(wavs), centroids)
         frames = [self.hubert.config.num_frames(len(wav)) for wav in wavs]
         return [row[:n] for row, n in zip(rows, frames)]
 
     def _encode_long(self, wav, centroids) -> np.ndarray:
-        x, heard = self._project_long(wav), []
+        several = math.ceil(self.hubert.config.num_frames(len(wav)) / WINDOW)
+        if self.one_core or not 1 < cores() <= several:
+            return self._encode_windows(wav, centroids)
+        with ThreadPoolExecutor(cores()) as pool:
+            each_on_a_core = dataclasses.replace(self, one_core=True)
+            return each_on_a_core._encode_windows(wav, centroids, pool.map)
+
+    def _encode_windows(self, wav, centroids, each: Callable[..., Iterable] = map) -> np.ndarray:
+        """`each` is a `map`, perhaps one that does several at once."""
+        x = self._project_long(wav, each)
         reach = self.hubert.config.reach
         context = reach if reach <= WINDOW // 4 else CONTEXT
-        for start, size, first, end in windows(len(x), WINDOW, context):
-            rows = _encode_window(self.hubert, x[None, start : start + size], start, centroids)
-            heard.append(np.asarray(rows)[0, first:end])
-        return np.concatenate(heard)
 
-    def _project_long(self, wav) -> np.ndarray:
+        def encode(window):
+            start, size, first, end = window
+            rows = self._run(_encode_window, x[None, start : start + size], start, centroids)
+            return rows[0, first:end]
+
+        return np.concatenate([*each(encode, windows(len(x), WINDOW, context))])
+
+    def _project_long(self, wav, each=map) -> np.ndarray:
         """The front end's [T, D], piece by piece and yet the same as at once."""
-        config, pieces = self.hubert.config, []
+        config = self.hubert.config
         num_frames, wav = config.num_frames(len(wav)), np.pad(wav, config.padding)
-        moments = self._moments_long(wav)
+        moments = self._moments_long(wav, each)
         # A piece of n frames reaches beyond n hops.
         beyond = config.receptive_field - config.hop
-        for start, size, first, end in windows(num_frames, WINDOW, 0):
-            piece = wav[None, start * config.hop : (start + size) * config.hop + beyond]
-            pieces.append(np.asarray(_project(self.hubert, piece, moments))[0, first:end])
-        return np.concatenate(pieces)
 
-    def _moments_long(self, wav):
+        def project(window):
+            start, size, first, end = window
+            piece = wav[None, start * config.hop : (start + size) * config.hop + beyond]
+            return self._run(_project, piece, moments)[0, first:end]
+
+        return np.concatenate([*each(project, windows(num_frames, WINDOW, 0))])
+
+    def _moments_long(self, wav, each=map):
         """What the first layer is normalised by, over the whole recording with its padding."""
         config = self.hubert.config
         size, beyond = WINDOW * config.hop, config.conv_kernel[0] - config.conv_stride[0]
-        moments, frames = [], []
-        for start in range(0, len(wav) - beyond, size):
-            piece = wav[start : start + size + beyond]
+        starts = range(0, len(wav) - beyond, size)
+        pieces = [wav[start : start + size + beyond] for start in starts]
+
+        def moments(piece):
             padded = np.pad(piece, (0, size + beyond - len(piece)))[None]
-            moments.append(_moments(self.hubert, padded, np.array([len(piece)])))
-            frames.append(config.first_frames(len(piece)))
-        return self.hubert.front_end.pool(moments, frames)
+            return self._run(_moments, padded, np.array([len(piece)]))
+
+        frames = [config.first_frames(len(piece)) for piece in pieces]
+        return self.hubert.front_end.pool([*each(moments, pieces)], frames)
+
+    def _run(self, function, *args):
+        """A function of the HuBERT and arrays -> its arrays, when they are there."""
+        return jax.tree.map(np.asarray, _jit(function, self.one_core)(self.hubert, *args))
 
 
 def windows(total: int, longest: int, context: int) -> list[tuple[int, int, int, int]]:

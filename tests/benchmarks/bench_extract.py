@@ -5,9 +5,10 @@
 
 Clips of 1 to 30 seconds (uniform) are cut from the shipped recordings and written as FLAC. Both
 sides read the files, compute the features of layer 11 with the same random weights, and take the
-nearest of 1000 centroids. Rounds alternate, after every shape was compiled; each ends in a line for
-all rounds so far. With --cpu_time, for a busy machine, an hour is one of CPU time. `compiled` are
-our programs so far, `peak GiB` is the process's memory, torch's included.
+nearest of 1000 centroids, ours in a batch on each core at a time. Rounds alternate, after every
+shape was compiled; each ends in a line for all rounds so far. With --cpu_time, for a busy machine,
+an hour is one of CPU time. `compiled` are our programs so far, `peak GiB` is the process's memory,
+torch's included.
 """
 
 import argparse
@@ -44,6 +45,7 @@ def main():
     ours, theirs = both_sides(arguments.batch_seconds)
     with tempfile.TemporaryDirectory() as folder:
         clips = write_clips(Path(folder), arguments.clips)
+        compiled.clear()
         ours(one_of_each_length(clips))
         theirs([clips[0][0]])
         print(f"h of sound an hour of {clock.__name__}, {torch.get_num_threads()} torch threads")

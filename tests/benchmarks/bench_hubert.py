@@ -4,9 +4,9 @@
     taskset -c 0 .venv/bin/python -m tests.benchmarks.bench_hubert --cpu_time    # on a busy machine
 
 Layer 11 of the base shape, float32, the same random weights, shipped recordings of people joined.
-Ours hears 60 s in windows. The last columns are the shares of units (the nearest of 100 features)
-that are equal in one window and in torch, and in windows and in one window. Where other work runs,
-wall times say little: compare one core's CPU time.
+Ours hears 60 s in windows, one on each core at a time. The last columns are the shares of units
+(the nearest of 100 features) that are equal in one window and in torch, and in windows and in one
+window. Where other work runs, wall times say little: compare one core's CPU time.
 """
 
 import argparse

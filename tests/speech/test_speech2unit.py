@@ -81,6 +81,8 @@ def test_a_long_recording_has_the_units_of_one_window(speech2unit, minute):
     # They attend to what is near, and windows overlap by that much: only rounding differs.
     assert (in_windows == whole).mean() > 0.995
     assert len(short) == 24
+    one_core = dataclasses.replace(speech2unit, one_core=True).cluster_ids([minute])[0]
+    assert (one_core == in_windows).mean() > 0.999
 
 
 def test_the_front_end_hears_a_piece_as_in_the_whole(speech2unit, minute):
