@@ -20,7 +20,7 @@ from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.unit_text import reduce_units
 
 # Sound is padded to one of these lengths, so that few shapes are compiled.
-SECONDS = (2, 5, 8, 12, 16, 21, 26, 32)
+SECONDS = (2, 4, 7, 10, 14, 19, 25, 32)
 # Of a longer recording, the Transformer sees windows of at most WINDOW frames. Some at either end
 # only serve the others: as many as reach them or, where every frame does, CONTEXT: a second more
 # hardly changes a unit.
@@ -109,7 +109,7 @@ class Speech2Unit:
         Raises:
           ValueError: a wav is not float mono, or holds NaN or infinite samples.
         """
-        return self._encode(wavs, jnp.asarray(self.centroids))
+        return self._encode(wavs, self.centroids)
 
     def features(self, wavs: list[np.ndarray]) -> list[np.ndarray]:
         """HuBERT's features before clustering: wavs of [S] -> one float32 [T, D] each."""
