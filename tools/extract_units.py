@@ -1,8 +1,7 @@
 """Recordings -> units: HuBERT and k-means over any number of files, by Apache Beam.
 
     python -m tools.extract_units --input=recordings --output=units
-    python -m tools.extract_units --input=manifest.tsv --hubert=mhubert --output=units \\
-        --direct_num_workers=2 --direct_running_mode=multi_threading
+    python -m tools.extract_units --input=manifest.tsv --hubert=mhubert --output=units
 
 --input is a folder (every wav, flac, mp3 and ogg file under it), or a manifest: JSONL or TSV with a
 `path` a row, relative to the manifest, and what else is to be kept (`text`, `speaker`). OUTPUT gets
@@ -14,8 +13,9 @@
     manifest.jsonl, plan.json     what was asked for
 
 The same command goes on after a kill: finished shards are kept, and none is ever half-written.
-Units and their order do not depend on the number of workers. All other flags are Beam's; --runner
-takes the work to Dataflow, Spark or Flink. Paths may be of any file system that Beam knows (gs://).
+Units and their order do not depend on the number of workers. A worker hears a batch on each of its
+cores at a time, so a machine needs one. All other flags are Beam's; --runner takes the work to
+Dataflow, Spark or Flink. Paths may be of any file system that Beam knows (gs://).
 """
 
 import argparse
