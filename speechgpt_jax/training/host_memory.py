@@ -6,8 +6,10 @@ import sys
 
 import jax
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
 INT_MAX = 2**31 - 1
+# The last: threads that come later share one heap, or each would grow one of its own.
+OPTIONS = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: INT_MAX, M_ARENA_MAX: 1}
 
 logger = logging.getLogger(__name__)
 
@@ -25,5 +27,5 @@ def keep_freed_memory():
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     # Other C libraries (musl) have no such switch, or one that does nothing.
-    if mallopt is None or not (mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, INT_MAX)):
+    if mallopt is None or not all(mallopt(*option) for option in OPTIONS.items()):
         logger.info("This C library's allocator can't be told to keep freed memory.")
