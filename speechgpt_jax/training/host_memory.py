@@ -7,9 +7,9 @@ import sys
 import jax
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
-INT_MAX = 2**31 - 1
-# The last: threads that come later share one heap, or each would grow one of its own.
-OPTIONS = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: INT_MAX, M_ARENA_MAX: 1}
+# -1: never trimmed, however much is free. The last: threads that come later share one heap, or each
+# would grow one of its own.
+OPTIONS = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_ARENA_MAX: 1}
 
 logger = logging.getLogger(__name__)
 
