@@ -41,39 +41,81 @@ def target_platform():
     return device.platform if device else jax.default_backend()
 
 
+@jax.custom_vjp
 def blockwise_attention(query, key, value, segment_ids):
-    """`attention` with few passes over the scores, and none over those of later blocks of keys."""
-    batch, length, num_heads, head_dim = query.shape
-    num_groups = key.shape[2]
+    """`attention` with few passes over the scores, and none over those of later blocks of keys.
+
+    Scores lie with keys before queries, [B, K, S, G T]: softmax then takes many queries at once,
+    and the backward pass needs no transposed copy of them. Its formulas are those of FlashAttention
+    (Dao et al. 2022, appendix B), but the weights are kept, not made again.
+    """
+    return _blockwise_forward(query, key, value, segment_ids)[0]
+
+
+def _blockwise_forward(query, key, value, segment_ids):
+    batch, length, _, head_dim = query.shape
     if segment_ids is None:
         segment_ids = jnp.ones((batch, length), jnp.int32)
-    query = (query * head_dim**-0.5).reshape(batch, length, num_groups, -1, head_dim)
-    query = query.transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]
-    # A column of ones makes the sum of the weights a part of their product with the values.
-    value = jnp.pad(value, [(0, 0)] * 3 + [(0, 1)], constant_values=1)
-    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)  # [B, K, T, H], [B, K, T, H + 1]
-    places, heads = jnp.arange(length), []
-    for start in range(0, length, CPU_BLOCK):
-        now, seen = slice(start, start + CPU_BLOCK), slice(0, start + CPU_BLOCK)
-        visible = segment_ids[:, now, None] == segment_ids[:, None, seen]
-        visible &= places[now, None] >= places[seen]
-        scores = jnp.einsum(
-            "bkgth,bksh->bkgts",
-            query[..., now, :],
-            key[:, :, seen],
-            preferred_element_type=jnp.float32,
-        )
-        scores = jnp.where(visible[:, None, None], scores, -1e9)
-        highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-        sums = jnp.einsum(
-            "bkgts,bksh->bkgth",
-            jnp.exp(scores - highest).astype(value.dtype),
-            value[:, :, seen],
-            preferred_element_type=jnp.float32,
-        )
-        heads.append((sums[..., :-1] / sums[..., -1:]).astype(query.dtype))
-    heads = jnp.concatenate(heads, axis=3)
-    return heads.transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)
+    query = query * head_dim**-0.5
+    keys, values = key.swapaxes(1, 2), value.swapaxes(1, 2)  # [B, K, S, H]
+    places, heads, kept = jnp.arange(length), [], []
+    for now, seen in _blocks(length):
+        visible = segment_ids[:, seen, None] == segment_ids[:, None, now]
+        visible &= places[seen, None] <= places[now]
+        queries = _rows(query[:, now], key.shape[2])
+        visible = jnp.tile(visible[:, None], queries.shape[2] // visible.shape[2])
+        scores = _product("bksh,bkth->bkst", keys[:, :, seen], queries)
+        scores = jnp.where(visible, scores, -1e9)
+        weights = jnp.exp(scores - scores.max(axis=2, keepdims=True))
+        sums = weights.sum(axis=2)[..., None]
+        weights = weights.astype(value.dtype)
+        mean = _product("bkst,bksh->bkth", weights, values[:, :, seen]) / sums
+        heads.append(_heads(mean, now))
+        kept.append((queries, weights, sums, mean))
+    heads = jnp.concatenate(heads, axis=1).astype(query.dtype)
+    return heads, (keys, values, kept)
+
+
+def _blockwise_backward(residuals, grad):  # BTNH
+    keys, values, kept = residuals
+    of_query, of_keys, of_values = [], 0.0, 0.0
+    for (now, seen), (queries, weights, sums, mean) in zip(_blocks(grad.shape[1]), kept):
+        rows = _rows(grad[:, now], keys.shape[1]) / sums
+        shift = jnp.sum(rows * mean, axis=-1)[:, :, None]
+        rows = rows.astype(grad.dtype)
+        of_weights = _product("bksh,bkth->bkst", values[:, :, seen], rows)
+        of_scores = (weights * (of_weights - shift)).astype(grad.dtype)
+        of_query.append(_heads(_product("bkst,bksh->bkth", of_scores, keys[:, :, seen]), now))
+        later = [(0, 0), (0, 0), (0, keys.shape[2] - seen.stop), (0, 0)]
+        of_keys += jnp.pad(_product("bkst,bkth->bksh", of_scores, queries), later)
+        of_values += jnp.pad(_product("bkst,bkth->bksh", weights, rows), later)
+    of_query = jnp.concatenate(of_query, axis=1) * grad.shape[-1] ** -0.5
+    grads = of_query, of_keys.swapaxes(1, 2), of_values.swapaxes(1, 2)
+    return *(x.astype(grad.dtype) for x in grads), None
+
+
+blockwise_attention.defvjp(_blockwise_forward, _blockwise_backward)
+
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def _blocks(length):
+    """Queries that are taken at a time, and the keys up to the last of them."""
+    starts = range(0, length, CPU_BLOCK)
+    ends = [min(start + CPU_BLOCK, length) for start in starts]
+    return [(slice(start, end), slice(end)) for start, end in zip(starts, ends)]
+
+
+def _rows(x, num_groups):  # [B, T, N, H] -> [B, K, G T, H]
+    batch, length, _, head_dim = x.shape
+    x = x.reshape(batch, length, num_groups, -1, head_dim).transpose(0, 2, 3, 1, 4)
+    return x.reshape(batch, num_groups, -1, head_dim)
+
+
+def _heads(rows, now):  # [B, K, G T, H] -> [B, T, N, H]
+    batch, num_groups, _, head_dim = rows.shape
+    x = rows.reshape(batch, num_groups, -1, now.stop - now.start, head_dim)
+    return x.transpose(0, 3, 1, 2, 4).reshape(batch, x.shape[3], -1, head_dim)
 
 
 def splash_attention(query, key, value, segment_ids, interpret=False):

@@ -1,4 +1,4 @@
-"""HuBERT base beside `transformers`: seconds, interleaved medians, and how many units agree.
+"""HuBERT base beside `transformers`: seconds, medians of both in turns, and how many units agree.
 
     .venv/bin/python -m tests.benchmarks.bench_hubert                    # 10 s and 60 s of speech
     taskset -c 0 .venv/bin/python -m tests.benchmarks.bench_hubert --cpu_time    # on a busy machine
@@ -11,7 +11,9 @@ window. Where other work runs, wall times say little: compare one core's CPU tim
 
 import argparse
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -23,7 +25,6 @@ from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.hubert import Hubert
 from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.speech2unit import SHIPPED, Speech2Unit
-from speechgpt_jax.training.host_memory import keep_freed_memory
 from tests.benchmarks import timing
 from tests.speech.test_hubert import copy_weights, oracle
 
@@ -43,18 +44,32 @@ def torch_features(model: transformers.HubertModel, wav: np.ndarray, layer: int)
     return states[layer][0].numpy()
 
 
+def models():
+    """Both with the same weights; what lies beyond the layer that is used is not computed."""
+    config = dataclasses.replace(HubertConfig.base(), num_layers=11)
+    theirs, hubert = oracle(config), Hubert(config, rngs=nnx.Rngs(0))
+    copy_weights(theirs, hubert)
+    return theirs, hubert
+
+
+def torch_run(seconds: float) -> Callable:
+    theirs, hubert = models()
+    return functools.partial(torch_features, theirs, speech(seconds), hubert.config.feature_layer)
+
+
+def our_run(seconds: float) -> Callable:
+    return functools.partial(Speech2Unit(models()[1], None).features, [speech(seconds)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 60.0], help="of sound")
     timing.add_arguments(parser, rounds=5)
     args = parser.parse_args()
-    keep_freed_memory()
 
-    # What lies beyond the layer that is used is not computed on either side.
-    config = dataclasses.replace(HubertConfig.base(), num_layers=11)
-    theirs, hubert = oracle(config), Hubert(config, rngs=nnx.Rngs(0))
-    copy_weights(theirs, hubert)
-    features = torch_features(theirs, speech(10), config.feature_layer)
+    theirs, hubert = models()
+    layer = hubert.config.feature_layer
+    features = torch_features(theirs, speech(10), layer)
     rng = np.random.default_rng(0)
     ours = Speech2Unit(hubert, features[rng.choice(len(features), NUM_UNITS, replace=False)])
     whole = dataclasses.replace(ours, whole_seconds=1e9)
@@ -63,14 +78,10 @@ def main() -> None:
     )
     print(f"{'in windows':>12}", flush=True)
     for seconds in args.seconds:
+        sides = (functools.partial(make, seconds) for make in (torch_run, our_run))
+        torch_time, our_time = timing.medians(args, *sides)
         wav = speech(seconds)
-        torch_time, our_time = timing.medians(
-            args,
-            lambda wav=wav: torch_features(theirs, wav, config.feature_layer),
-            lambda wav=wav: ours.features([wav]),
-        )
-        expected = torch_features(theirs, wav, config.feature_layer)
-        expected = np.asarray(kmeans.assign(expected, ours.centroids))
+        expected = np.asarray(kmeans.assign(torch_features(theirs, wav, layer), ours.centroids))
         in_one, in_windows = whole.cluster_ids([wav])[0], ours.cluster_ids([wav])[0]
         speed = f"{seconds:12.0f}{torch_time:12.2f}{our_time:12.2f}{torch_time / our_time:12.2f}"
         equal = (in_one == expected).mean(), (in_windows == in_one).mean()

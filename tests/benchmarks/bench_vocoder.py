@@ -3,11 +3,14 @@
     .venv/bin/python -m tests.benchmarks.bench_vocoder
     taskset -c 0 .venv/bin/python -m tests.benchmarks.bench_vocoder --cpu_time    # busy machine
 
-Interleaved medians, float32, one sequence. First the published shape, 13.5 M parameters, beside
-torch's, and the shipped vocoder alone; then the first chunk of `stream` for half a second of units.
+Medians of rounds in turns, float32, one sequence. First the published shape, 13.5 M parameters,
+beside torch's, and the shipped vocoder alone; then the first chunk of `stream` for half a second of
+units.
 """
 
 import argparse
+import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -18,8 +21,9 @@ from flax import nnx
 from speechgpt_jax.speech.hifigan import Generator
 from speechgpt_jax.speech.streaming import stream
 from speechgpt_jax.speech.vocoder import UnitVocoder, VocoderConfig
-from speechgpt_jax.training.host_memory import keep_freed_memory
 from tests.benchmarks import timing
+
+PUBLISHED = VocoderConfig.unit_hifigan()
 
 
 def torch_generator(config: VocoderConfig) -> torch.nn.Module:
@@ -36,38 +40,60 @@ def torch_generator(config: VocoderConfig) -> torch.nn.Module:
     ).eval()
 
 
+def torch_run(seconds: float) -> Callable:
+    model, x = torch_generator(PUBLISHED), torch.from_numpy(embedded(seconds))
+
+    def run():
+        with torch.inference_mode():
+            model(x)
+
+    return run
+
+
+def our_run(seconds: float) -> Callable:
+    graph, params = nnx.split(Generator(PUBLISHED, rngs=nnx.Rngs(0)))
+    generate = jax.jit(lambda params, x: nnx.merge(graph, params)(x))
+    x = embedded(seconds)
+    return lambda: jax.block_until_ready(generate(params, x))
+
+
+def shipped_run(seconds: float) -> Callable:
+    codes = np.arange(num_codes(seconds))
+    return functools.partial(UnitVocoder.from_pretrained(), codes % 200, durations=[1] * len(codes))
+
+
+def published() -> UnitVocoder:
+    return UnitVocoder(PUBLISHED, rngs=nnx.Rngs(0))
+
+
+def first_chunk(make: Callable[[], UnitVocoder]) -> Callable:
+    vocoder = make()
+    return lambda: next(stream(vocoder, [np.arange(16)]))  # What half a second has, merged.
+
+
+def embedded(seconds: float) -> np.ndarray:
+    """What the generator reads: [1, codes, width]."""
+    shape = 1, num_codes(seconds), PUBLISHED.model_in_dim
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def num_codes(seconds: float) -> int:
+    return round(seconds * 50)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     timing.add_arguments(parser, rounds=7)
     parser.add_argument("--seconds", type=float, nargs="+", default=[1.0, 5.0], help="of sound")
     args = parser.parse_args()
-    keep_freed_memory()
-    config = VocoderConfig.unit_hifigan()
-    theirs = torch_generator(config)
-    graph, params = nnx.split(Generator(config, rngs=nnx.Rngs(0)))
-    ours = jax.jit(lambda params, x: nnx.merge(graph, params)(x))
-    shipped = UnitVocoder.from_pretrained()
     print(f"{'sound s':>8}{'torch s':>10}{'ours s':>10}{'ratio':>8}{'shipped s':>12}")
     for seconds in args.seconds:
-        codes = round(seconds * 50)
-        x = np.random.default_rng(0).standard_normal((1, codes, config.model_in_dim), np.float32)
-
-        def run_torch(x=x):
-            with torch.inference_mode():
-                return theirs(torch.from_numpy(x))
-
-        def run_ours(x=x):
-            return jax.block_until_ready(ours(params, x))
-
-        def run_shipped(codes=codes):
-            return shipped(np.arange(codes) % 200, durations=[1] * codes)
-
-        a, b, c = timing.medians(args, run_torch, run_ours, run_shipped)
+        sides = (functools.partial(run, seconds) for run in (torch_run, our_run, shipped_run))
+        a, b, c = timing.medians(args, *sides)
         print(f"{seconds:8.1f}{a:10.3f}{b:10.3f}{a / b:8.2f}{c:12.3f}", flush=True)
-    published = UnitVocoder(config, rngs=nnx.Rngs(0))
-    units = [np.arange(16)]  # What half a second has, merged.
-    soon = (lambda v=v: next(stream(v, units)) for v in (published, shipped))
-    for name, seconds in zip(("published", "shipped"), timing.medians(args, *soon)):
+    vocoders = {"published": published, "shipped": UnitVocoder.from_pretrained}
+    soon = (functools.partial(first_chunk, make) for make in vocoders.values())
+    for name, seconds in zip(vocoders, timing.medians(args, *soon)):
         print(f"first chunk for half a second of units, {name}: {1000 * seconds:.0f} ms")
 
 

@@ -1,10 +1,14 @@
 """How the benchmarks take time: in turns, so that other work on the machine meets all alike."""
 
+import contextlib
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
 
 WARM_UP = 4
+# PyTorch's threads spin for a while after their last work.
+REST = 0.3
 
 
 def add_arguments(parser, rounds: int) -> None:
@@ -12,22 +16,61 @@ def add_arguments(parser, rounds: int) -> None:
     parser.add_argument("--cpu_time", action="store_true", help="count CPU time, not wall time")
 
 
-def medians(args, *functions: Callable[[], object]) -> list[float]:
-    """Seconds of each over `args.rounds`, after calls that compile and warm up."""
+def medians(args, *makes: Callable[[], Callable[[], object]]) -> list[float]:
+    """Seconds of each over `args.rounds`, after calls that compile and warm up.
+
+    Each has a process of its own, as its users have it: in one, the C library's heap and what one
+    side sets for it would be the other's, too. `make`, which is pickled, gives there what is timed.
+    """
     clock = 1 if args.cpu_time else 0
-    return [seconds[clock] for seconds in wall_and_cpu(args.rounds, *functions)]
+    with contextlib.ExitStack() as stack:
+        sides = [stack.enter_context(_in_a_process(make)) for make in makes]
+        return [seconds[clock] for seconds in _medians(args.rounds, sides)]
 
 
 def wall_and_cpu(rounds: int, *functions: Callable[[], object]) -> list[tuple[float, float]]:
-    """The same by both clocks."""
-    # With both in one process, the heap grows for some rounds until no page is new.
+    """Seconds of each by both clocks, in this process."""
+    return _medians(rounds, [lambda run=run: _timed(run) for run in functions])
+
+
+def _medians(rounds, timed):
     for _ in range(WARM_UP):
-        for function in functions:
-            function()
-    taken = [[] for _ in functions]
+        for take in timed:
+            take()
+    taken = [[] for _ in timed]
     for _ in range(rounds):
-        for function, times in zip(functions, taken):
-            wall, cpu = time.perf_counter(), time.process_time()
-            function()
-            times.append((time.perf_counter() - wall, time.process_time() - cpu))
+        for take, times in zip(timed, taken):
+            times.append(take())
     return [tuple(map(statistics.median, zip(*times))) for times in taken]
+
+
+def _timed(run) -> tuple[float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+@contextlib.contextmanager
+def _in_a_process(make):
+    """A function that runs what `make()` gives once, in its process, and returns both times."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(make, there), daemon=True)
+    process.start()
+    there.close()  # So that a process that died ends the pipe.
+
+    def take():
+        time.sleep(REST)
+        here.send(None)
+        return here.recv()
+
+    yield take
+    process.kill()
+    process.join()
+
+
+def _serve(make, pipe):
+    run = make()
+    while True:
+        pipe.recv()
+        pipe.send(_timed(run))
