@@ -34,6 +34,7 @@ import numpy as np
 from speechgpt_jax.gin_utils import one_line_errors
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.speech2unit import SHIPPED, Speech2Unit, cores, pad
+from speechgpt_jax.training.host_memory import keep_freed_memory
 from speechgpt_jax.unit_text import reduce_units
 from tools import shards
 from tools.shards import FileSystems
@@ -115,6 +116,7 @@ class Extractor:
 
     @classmethod
     def from_pretrained(cls, hubert: str, batch_seconds: int) -> "Extractor":
+        keep_freed_memory()
         return cls(Speech2Unit.from_pretrained(hubert), batch_seconds)
 
     def __call__(self, rows: list[dict]) -> dict[str, list[str]]:

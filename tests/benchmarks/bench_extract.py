@@ -4,31 +4,30 @@
     taskset -c 0 .venv/bin/python -m tests.benchmarks.bench_extract --clips=60 --cpu_time
 
 Clips of 1 to 30 seconds (uniform) are cut from the shipped recordings and written as FLAC. Both
-sides read the files, compute the features of layer 11 with the same random weights, and take the
-nearest of 1000 centroids, ours in a batch on each core at a time. Rounds alternate, after every
-shape was compiled; each ends in a line for all rounds so far. With --cpu_time, for a busy machine,
-an hour is one of CPU time. `compiled` are our programs so far, `peak GiB` is the process's memory,
-torch's included.
+sides, each in a process of its own, read the files, compute the features of layer 11 with the same
+random weights, and take the nearest of 1000 centroids, ours in a batch on each core at a time.
+Rounds alternate, after every shape was compiled; each ends in a line for all rounds so far. With
+--cpu_time, for a busy machine, an hour is one of CPU time. `compiled` are our programs so far,
+`peak GiB` is the memory of our process.
 """
 
 import argparse
+import contextlib
+import functools
 import resource
 import tempfile
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import torch
-import transformers
-from flax import nnx
 
 from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio, save_audio
-from speechgpt_jax.speech.hubert import Hubert
-from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.speech2unit import Speech2Unit
-from tests.speech.test_hubert import copy_weights
+from speechgpt_jax.training.host_memory import keep_freed_memory
+from tests.benchmarks import timing
+from tests.benchmarks.bench_hubert import models, torch_features
 from tools.extract_units import Extractor, in_advance, load, padded_length
 
 # As many as some shards have: ours fills batches with silence at the end of each.
@@ -37,41 +36,36 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def main():
-    arguments, compiled = parse_arguments(), []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiled.append(seconds) if event == COMPILED else None
-    )
-    clock = time.process_time if arguments.cpu_time else time.perf_counter
-    ours, theirs = both_sides(arguments.batch_seconds)
-    with tempfile.TemporaryDirectory() as folder:
-        clips = write_clips(Path(folder), arguments.clips)
-        compiled.clear()
+    arguments = parse_arguments()
+    clock = 1 if arguments.cpu_time else 0
+    makes = functools.partial(our_side, arguments.batch_seconds), their_side
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        ours, theirs = (stack.enter_context(timing.in_a_process(make)) for make in makes)
+        clips = write_clips(folder, arguments.clips)
         ours(one_of_each_length(clips))
         theirs([clips[0][0]])
-        print(f"h of sound an hour of {clock.__name__}, {torch.get_num_threads()} torch threads")
+        print(f"h of sound an hour of {('wall', 'CPU')[clock]} time")
         print(
             f"{'clips':>6}{'minutes':>9}{'ours':>8}{'torch':>8}{'ratio':>8}{'equal units':>14}",
             end="",
         )
         print(f"{'compiled':>10}{'peak GiB':>10}", flush=True)
-        seconds = same = frames = 0
-        spent = {ours: 0.0, theirs: 0.0}
+        seconds = our_seconds = their_seconds = same = frames = 0
         for start in range(0, len(clips), CLIPS_A_ROUND):
             paths, lengths = zip(*clips[start : start + CLIPS_A_ROUND])
-            heard = {}
-            for run in spent:
-                begin = clock()
-                heard[run] = run(paths)
-                spent[run] += clock() - begin
+            our_times, their_times = ours(paths), theirs(paths)
+            our_seconds += our_times[clock]
+            their_seconds += their_times[clock]
+            units, compiled, peak = our_times[-1]
             seconds += sum(lengths) / SAMPLE_RATE
-            same += sum((a == b).sum() for a, b in zip(heard[ours], heard[theirs]))
-            frames += sum(map(len, heard[ours]))
-            rates = seconds / spent[ours], seconds / spent[theirs], spent[theirs] / spent[ours]
+            same += sum((a == b).sum() for a, b in zip(units, their_times[-1]))
+            frames += sum(map(len, units))
+            rates = seconds / our_seconds, seconds / their_seconds, their_seconds / our_seconds
             print(
                 f"{start + len(paths):6}{seconds / 60:9.1f}"
                 + "".join(f"{rate:8.2f}" for rate in rates)
-                + f"{same / frames:14.2%}{len(compiled):10}"
-                + f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:10.2f}",
+                + f"{same / frames:14.2%}{compiled:10}{peak:10.2f}",
                 flush=True,
             )
 
@@ -84,33 +78,40 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def both_sides(batch_seconds):
-    """Two functions: paths -> one array of cluster ids each, with the same weights."""
-    config = HubertConfig.base()
-    torch.manual_seed(0)
-    model = transformers.HubertModel(transformers.HubertConfig()).eval()
-    hubert = Hubert(config, rngs=nnx.Rngs(0))
-    copy_weights(model, hubert)
-    centroids = np.random.default_rng(0).normal(size=(1000, config.hidden_size))
-    centroids = centroids.astype(np.float32)
-    extractor = Extractor(Speech2Unit(hubert, centroids), batch_seconds)
+def our_side(batch_seconds):
+    """Paths -> cluster ids of each, programs compiled and GiB of memory so far."""
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(seconds) if event == COMPILED else None
+    )
+    keep_freed_memory()  # As `Extractor.from_pretrained` does.
+    _, hubert = models()
+    extractor = Extractor(Speech2Unit(hubert, centroids(hubert.config)), batch_seconds)
+    compiled.clear()
 
-    def ours(paths):
+    def run(paths):
         heard = extractor.encode(in_advance(load, paths))
-        return [np.repeat(units, durations) for units, durations in heard]
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return [np.repeat(*row) for row in heard], len(compiled), peak
 
-    their_centroids = torch.tensor(centroids)
+    return run
 
-    @torch.no_grad()
-    def theirs(paths):
-        heard = []
-        for path in paths:
-            wav = torch.tensor(load_audio(path))[None]
-            features = model(wav, output_hidden_states=True).hidden_states[config.feature_layer]
-            heard.append(torch.cdist(features, their_centroids)[0].argmin(-1).numpy())
-        return heard
 
-    return ours, theirs
+def their_side():
+    """Paths -> cluster ids of each, one by one."""
+    model, hubert = models()
+    layer, clusters = hubert.config.feature_layer, torch.tensor(centroids(hubert.config))
+
+    def run(paths):
+        features = (torch_features(model, load_audio(path), layer) for path in paths)
+        return [torch.cdist(torch.tensor(x), clusters).argmin(-1).numpy() for x in features]
+
+    return run
+
+
+def centroids(config) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((1000, config.hidden_size), np.float32)
 
 
 def one_of_each_length(clips):

@@ -25,6 +25,7 @@ from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.hubert import Hubert
 from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.speech2unit import SHIPPED, Speech2Unit
+from speechgpt_jax.training.host_memory import keep_freed_memory
 from tests.benchmarks import timing
 from tests.speech.test_hubert import copy_weights, oracle
 
@@ -58,6 +59,7 @@ def torch_run(seconds: float) -> Callable:
 
 
 def our_run(seconds: float) -> Callable:
+    keep_freed_memory()  # As `extract_units` does.
     return functools.partial(Speech2Unit(models()[1], None).features, [speech(seconds)])
 
 

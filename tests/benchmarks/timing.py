@@ -6,7 +6,8 @@ import statistics
 import time
 from collections.abc import Callable
 
-WARM_UP = 4
+# The heap takes some rounds to settle: glibc gives large buffers back at first.
+WARM_UP = 8
 # PyTorch's threads spin for a while after their last work.
 REST = 0.3
 
@@ -24,7 +25,7 @@ def medians(args, *makes: Callable[[], Callable[[], object]]) -> list[float]:
     """
     clock = 1 if args.cpu_time else 0
     with contextlib.ExitStack() as stack:
-        sides = [stack.enter_context(_in_a_process(make)) for make in makes]
+        sides = [stack.enter_context(in_a_process(make)) for make in makes]
         return [seconds[clock] for seconds in _medians(args.rounds, sides)]
 
 
@@ -40,28 +41,28 @@ def _medians(rounds, timed):
     taken = [[] for _ in timed]
     for _ in range(rounds):
         for take, times in zip(timed, taken):
-            times.append(take())
+            times.append(take()[:2])
     return [tuple(map(statistics.median, zip(*times))) for times in taken]
 
 
-def _timed(run) -> tuple[float, float]:
+def _timed(run, *arguments) -> tuple[float, float, object]:
     wall, cpu = time.perf_counter(), time.process_time()
-    run()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    result = run(*arguments)
+    return time.perf_counter() - wall, time.process_time() - cpu, result
 
 
 @contextlib.contextmanager
-def _in_a_process(make):
-    """A function that runs what `make()` gives once, in its process, and returns both times."""
+def in_a_process(make):
+    """What `make()` gives, called there: it returns seconds by both clocks and the result."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(make, there), daemon=True)
     process.start()
     there.close()  # So that a process that died ends the pipe.
 
-    def take():
+    def take(*arguments):
         time.sleep(REST)
-        here.send(None)
+        here.send(arguments)
         return here.recv()
 
     yield take
@@ -72,5 +73,4 @@ def _in_a_process(make):
 def _serve(make, pipe):
     run = make()
     while True:
-        pipe.recv()
-        pipe.send(_timed(run))
+        pipe.send(_timed(run, *pipe.recv()))
