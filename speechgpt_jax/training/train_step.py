@@ -157,22 +157,23 @@ def make_train_step(
     many microbatches (`accumulation`) it is computed in. Batches have SeqIO's decoder_* keys.
     """
 
-    def weighted_sum(params, frozen, batch, key):
+    def share_of_loss(params, frozen, weight, batch, key):
         model = nnx.merge(graphdef, params, frozen)
         losses, correct = forward(model, batch, chunk, key)
         metrics = batch_metrics(losses, correct, batch, unit_ids)
-        return metrics["loss"][0], metrics
+        return metrics["loss"][0] / weight, metrics
 
-    def gradients(params, frozen, batch, key):
-        return jax.grad(weighted_sum, has_aux=True)(params, frozen, batch, key)
+    def gradients(params, frozen, weight, batch, key):
+        return jax.grad(share_of_loss, has_aux=True)(params, frozen, weight, batch, key)
 
-    def accumulated_gradients(params, frozen, batch, key):
+    def accumulated_gradients(params, frozen, weight, batch, key):
         def add(total, part_and_key):
-            part = gradients(params, frozen, *part_and_key)
+            part = gradients(params, frozen, weight, *part_and_key)
             return jax.tree.map(jnp.add, total, part), None
 
         parts = (microbatches(batch, accumulation), jax.random.split(key, accumulation))
-        shapes = jax.eval_shape(gradients, params, frozen, *jax.tree.map(lambda x: x[0], parts))
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(gradients, params, frozen, weight, *first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.scan(add, zeros, parts)[0]
 
@@ -181,10 +182,10 @@ def make_train_step(
     def train_step(state: TrainState, frozen, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         compute = gradients if accumulation == 1 else accumulated_gradients
-        grads, metrics = compute(state.params, frozen, batch, key)
-        # A batch without any weighted target must not divide by zero.
-        weight = jnp.maximum(metrics["loss"][1], 1)
-        grads = jax.tree.map(lambda g: g / weight, grads)
+        # Known before the gradients, which then need no division. A batch without any weighted
+        # target must not divide by zero.
+        weight = jnp.maximum(jnp.sum(batch["decoder_loss_weights"].astype(jnp.float32)), 1)
+        grads, metrics = compute(state.params, frozen, weight, batch, key)
         loss = metrics["loss"][0] / weight
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=loss)
         params = optax.apply_updates(state.params, updates)

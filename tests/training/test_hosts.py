@@ -44,7 +44,7 @@ class Signal:
             threading.Timer(self.seconds, os.kill, (os.getpid(), self.number)).start()
         else:
             os.kill(os.getpid(), self.number)
-            time.sleep(0.3)  # JAX hears SIGTERM in another thread.
+            time.sleep(2)  # JAX looks for SIGTERM once a second, in another thread.
 
 
 class Rows(RandomBatches):
