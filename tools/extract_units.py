@@ -153,7 +153,10 @@ class Extractor:
         }
 
     def _batches(self, sound, heard) -> Iterator[dict[int, np.ndarray]]:
-        """Sound of like length together, as soon as there is enough: memory stays flat."""
+        """Sound of like length together, as soon as there is enough: memory stays flat.
+
+        What is left at the end goes together from the longest on: the fewest batches that take all.
+        """
         waiting = defaultdict(dict)
         for number, wav in enumerate(sound):
             if isinstance(wav, str):
@@ -163,7 +166,12 @@ class Extractor:
             waiting[samples][number] = wav
             if len(waiting[samples]) == self._rows(samples):
                 yield waiting.pop(samples)
-        yield from waiting.values()
+        left = [item for batch in waiting.values() for item in batch.items()]
+        left.sort(key=lambda item: len(item[1]), reverse=True)
+        while left:
+            rows = self._rows(padded_length(left[0][1]))
+            yield dict(left[:rows])
+            left = left[rows:]
 
     def _rows(self, samples: int) -> int:
         return max(1, self.batch_seconds * SAMPLE_RATE // samples)

@@ -211,6 +211,24 @@ def test_few_shapes_are_compiled(small_hubert):
     assert frames == [watched.hubert.config.num_frames(n) for n in lengths]
 
 
+def test_what_is_left_goes_together(small_hubert):
+    batches = []
+
+    class Watched(Speech2Unit):
+        def cluster_ids(self, wavs):
+            batches.append([len(wav) / 16_000 for wav in wavs])
+            return super().cluster_ids(wavs)
+
+    watched = Watched.from_pretrained(small_hubert)
+    seconds = [1, 4, 1, 7, 3, 2, 1, 1, 1]
+    sound = [np.random.default_rng(0).normal(size=s * 16_000) for s in seconds]
+    # Two rows of 8 s, three of 5, or eight of 2 at a time; silence of 0.1 s fills them.
+    heard = extract_units.Extractor(watched, batch_seconds=16).encode(sound)
+    assert sorted(batches) == [[1] * 4 + [0.1] * 4, [3, 2, 1], [7, 4]]
+    for wav, (units, durations) in zip(sound, heard, strict=True):
+        np.testing.assert_array_equal(watched(wav), (units, durations))
+
+
 TEXT = st.text(st.characters(exclude_characters="\t\r\n", exclude_categories=["Cs"]), min_size=1)
 
 
