@@ -134,17 +134,7 @@ def make_optimizer(config: AdamW, total_steps: int) -> optax.GradientTransformat
     )
     if config.moments_dtype != "float32":
         adamw = keep_state_in(config.moments_dtype, adamw)
-    return optax.chain(clip_by_global_norm(config.clip_norm), adamw)
-
-
-def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm` by a factor: its division is a pass of its own over gradients."""
-
-    def clip(grads, _):
-        scale = jnp.minimum(1, max_norm / optax.global_norm(grads))
-        return jax.tree.map(lambda x: x * scale.astype(x.dtype), grads)
-
-    return optax.stateless(clip)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
 def keep_state_in(dtype: str, optimizer: optax.GradientTransformation):

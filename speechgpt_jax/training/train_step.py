@@ -157,23 +157,22 @@ def make_train_step(
     many microbatches (`accumulation`) it is computed in. Batches have SeqIO's decoder_* keys.
     """
 
-    def share_of_loss(params, frozen, weight, batch, key):
+    def weighted_sum(params, frozen, batch, key):
         model = nnx.merge(graphdef, params, frozen)
         losses, correct = forward(model, batch, chunk, key)
         metrics = batch_metrics(losses, correct, batch, unit_ids)
-        return metrics["loss"][0] / weight, metrics
+        return metrics["loss"][0], metrics
 
-    def gradients(params, frozen, weight, batch, key):
-        return jax.grad(share_of_loss, has_aux=True)(params, frozen, weight, batch, key)
+    def gradients(params, frozen, batch, key):
+        return jax.grad(weighted_sum, has_aux=True)(params, frozen, batch, key)
 
-    def accumulated_gradients(params, frozen, weight, batch, key):
+    def accumulated_gradients(params, frozen, batch, key):
         def add(total, part_and_key):
-            part = gradients(params, frozen, weight, *part_and_key)
+            part = gradients(params, frozen, *part_and_key)
             return jax.tree.map(jnp.add, total, part), None
 
         parts = (microbatches(batch, accumulation), jax.random.split(key, accumulation))
-        first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(gradients, params, frozen, weight, *first)
+        shapes = jax.eval_shape(gradients, params, frozen, *jax.tree.map(lambda x: x[0], parts))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.scan(add, zeros, parts)[0]
 
@@ -182,10 +181,10 @@ def make_train_step(
     def train_step(state: TrainState, frozen, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         compute = gradients if accumulation == 1 else accumulated_gradients
-        # Known before the gradients, which then need no division. A batch without any weighted
-        # target must not divide by zero.
-        weight = jnp.maximum(jnp.sum(batch["decoder_loss_weights"].astype(jnp.float32)), 1)
-        grads, metrics = compute(state.params, frozen, weight, batch, key)
+        grads, metrics = compute(state.params, frozen, batch, key)
+        # A batch without any weighted target must not divide by zero.
+        weight = jnp.maximum(metrics["loss"][1], 1)
+        grads = jax.tree.map(lambda g: g / weight, grads)
         loss = metrics["loss"][0] / weight
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=loss)
         params = optax.apply_updates(state.params, updates)
