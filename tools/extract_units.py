@@ -141,7 +141,8 @@ class Extractor:
 
     def _encode_batch(self, speech2unit, batch: dict[int, np.ndarray]) -> dict[int, Heard]:
         wavs = [*batch.values()]
-        # Silence fills the batch, so that each padded length compiles once.
+        # Silence fills the batch, so that each padded length compiles once. None is longer than
+        # what the first one is padded to.
         missing = self._rows(padded_length(wavs[0])) - len(wavs)
         silence = [np.zeros(SAMPLE_RATE // 10, np.float32)] * missing
         cluster_ids = speech2unit.cluster_ids([*wavs, *silence])
