@@ -21,7 +21,7 @@ from speechgpt_jax.gin_utils import one_line_errors
 from speechgpt_jax.speech import pretrained
 from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.speech2unit import load_hubert
-from speechgpt_jax.speech.vocoder import UnitVocoder
+from speechgpt_jax.speech.vocoder import load_vocoder
 from tools import convert_hubert, convert_vocoder
 from tools.conversion import key_table, output, weight_norm
 
@@ -69,7 +69,7 @@ def write_kmeans(folder: pathlib.Path, out: pathlib.Path):
 
 def write_vocoder(folder: pathlib.Path, out: pathlib.Path):
     """The generator and its config; ValueError for heads that fairseq does not have."""
-    vocoder = UnitVocoder.from_pretrained(folder)
+    vocoder = load_vocoder(folder)
     config = vocoder.config
     if config.istft_n_fft:
         raise ValueError(f"{folder} ends in an inverse STFT, which fairseq's vocoder has not.")

@@ -18,7 +18,7 @@ from flax import nnx
 from speechgpt_jax import gin_utils
 from speechgpt_jax.checkpoints import Checkpoints
 from speechgpt_jax.speech.discriminators import DiscriminatorConfig, Discriminators
-from speechgpt_jax.speech.vocoder import UnitVocoder, VocoderConfig
+from speechgpt_jax.speech.vocoder import UnitVocoder, VocoderConfig, load_vocoder
 from speechgpt_jax.speech.vocoder_training import (
     VocoderBatches,
     VocoderObjective,
@@ -64,7 +64,7 @@ def train(
     """
     vocoder = UnitVocoder(model, rngs=nnx.Rngs(seed))
     if start_from:
-        vocoder = UnitVocoder.from_pretrained(start_from)
+        vocoder = load_vocoder(start_from)
     if vocoder.config != model:
         raise ValueError(f"{start_from} holds {vocoder.config}, but the run's model is {model}.")
     judges = discriminators and Discriminators(discriminators, rngs=nnx.Rngs(seed))

@@ -18,7 +18,6 @@ import torch
 import transformers
 from flax import nnx
 
-from speechgpt_jax.speech.hifigan import Generator
 from speechgpt_jax.speech.streaming import stream
 from speechgpt_jax.speech.vocoder import UnitVocoder, VocoderConfig
 from tests.benchmarks import timing
@@ -51,7 +50,7 @@ def torch_run(seconds: float) -> Callable:
 
 
 def our_run(seconds: float) -> Callable:
-    graph, params = nnx.split(Generator(PUBLISHED, rngs=nnx.Rngs(0)))
+    graph, params = nnx.split(published().generator)
     generate = jax.jit(lambda params, x: nnx.merge(graph, params)(x))
     x = embedded(seconds)
     return lambda: jax.block_until_ready(generate(params, x))
@@ -63,7 +62,9 @@ def shipped_run(seconds: float) -> Callable:
 
 
 def published() -> UnitVocoder:
-    return UnitVocoder(PUBLISHED, rngs=nnx.Rngs(0))
+    vocoder = UnitVocoder(PUBLISHED, rngs=nnx.Rngs(0))
+    vocoder.prepare()
+    return vocoder
 
 
 def first_chunk(make: Callable[[], UnitVocoder]) -> Callable:

@@ -25,6 +25,8 @@ SMALL = VocoderConfig(
     duration_embed_dim=8,
     duration_hidden_dim=8,
 )
+# Wide enough to be prepared.
+WIDE = dataclasses.replace(SMALL, upsample_initial_channel=128)
 ISTFT = dataclasses.replace(
     SMALL,
     upsample_rates=(5, 4),
@@ -89,11 +91,15 @@ def copy_generator(ours: Generator, theirs: transformers.SpeechT5HifiGan):
             copy_conv(a, b)
 
 
+@pytest.mark.parametrize("prepared", [False, True])
 @pytest.mark.parametrize("config", [PUBLISHED, SMALL])
-def test_generator_is_hifigan(config):
+def test_generator_is_hifigan(config, prepared):
     """Also in front of padding that holds anything."""
-    theirs, ours = oracle(config), build(config).generator
+    theirs, vocoder = oracle(config), build(config)
+    ours = vocoder.generator
     copy_generator(ours, theirs)
+    if prepared:
+        vocoder.prepare()
     x = np.random.default_rng(0).standard_normal((1, 13, config.model_in_dim), np.float32)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(x)).numpy()
@@ -172,9 +178,10 @@ def test_durations_may_depend_on_the_speaker():
         assert (np.abs(ann - bob).max() > 1e-3) == depends
 
 
-@pytest.mark.parametrize("config", [SMALL, ISTFT, PULSES])
+@pytest.mark.parametrize("config", [SMALL, WIDE, ISTFT, PULSES])
 def test_an_item_of_a_batch_sounds_as_alone(config):
     vocoder, rng = build(config), np.random.default_rng(0)
+    vocoder.prepare()
     units = [rng.integers(20, size=size) for size in (30, 1, 11)]
     durations = [rng.integers(1, 6, size=len(u)) for u in units]
     speakers = [0, "bob", 1]
@@ -189,9 +196,10 @@ def test_an_item_of_a_batch_sounds_as_alone(config):
     assert_close(predicted[2], vocoder(units[2], speaker="bob"))
 
 
-@pytest.mark.parametrize("config", [SMALL, ISTFT, PULSES])
+@pytest.mark.parametrize("config", [SMALL, WIDE, ISTFT, PULSES])
 def test_padding_does_not_reach_the_samples(config):
     vocoder = build(config)
+    vocoder.prepare()
     codes = np.random.default_rng(0).integers(20, size=(1, 40))
     speakers, mask = np.array([1]), np.ones((1, 40), np.float32)
     bare = np.asarray(_generate(vocoder, codes, speakers, mask))
@@ -233,9 +241,12 @@ def test_speakers_sound_different():
     assert np.abs(wavs[0] - wavs[1]).max() > 1e-3
 
 
-@pytest.mark.parametrize(("config", "dtype"), [(SINGLE, np.float32), (PULSES, np.float16)])
+@pytest.mark.parametrize(
+    ("config", "dtype"), [(SINGLE, np.float32), (WIDE, np.float32), (PULSES, np.float16)]
+)
 def test_saved_and_loaded(config, dtype, tmp_path):
     vocoder = build(config)
+    vocoder.prepare()
     vocoder.save_pretrained(tmp_path, dtype)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     loaded = UnitVocoder.from_pretrained(tmp_path)
