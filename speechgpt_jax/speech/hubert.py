@@ -83,14 +83,18 @@ class Attention(nnx.Module):
         self.v_proj = linear(width, width, ("embed", "heads"), rngs)
         self.out_proj = linear(width, width, ("heads", "embed"), rngs)
 
-    def __call__(self, x: jax.Array, lengths: jax.Array) -> jax.Array:  # BTD, B -> BTD
-        batch, frames, width = x.shape
-        q, k, v = (
-            proj(x).reshape(batch, frames, self.num_heads, -1)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
+    def __call__(self, x: jax.Array, lengths: jax.Array, keys_values=None) -> jax.Array:
+        """x [B, T, D], lengths [B], keys and values [B, S, N, H] or those of x -> [B, T, D]."""
+        k, v = keys_values or self.keys_values(x)
         attend = _attend_by_head if jax.default_backend() == "cpu" else _attend
-        return self.out_proj(attend(q, k, v, lengths, self.frames).reshape(batch, frames, width))
+        heard = attend(self._heads(self.q_proj(x)), k, v, lengths, self.frames)
+        return self.out_proj(heard.reshape(x.shape))
+
+    def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:  # BTD -> BTNH, BTNH
+        return self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
+
+    def _heads(self, x: jax.Array) -> jax.Array:  # BTD -> BTNH
+        return x.reshape(*x.shape[:2], self.num_heads, -1)
 
 
 def _attend(q, k, v, lengths, near):  # BTNH, BSNH, BSNH, B, int | None -> BTNH
@@ -105,15 +109,17 @@ def _attend_by_head(q, k, v, lengths, near):
     if near is not None:
         at = jnp.arange(k.shape[1])
         hidden |= abs(at[:, None] - at) > near  # BTS
-    heads = []
-    for n in range(q.shape[2]):
-        scores = jnp.einsum("BTH,BSH->BTS", q[:, :, n] * q.shape[3] ** -0.5, k[:, :, n])
+
+    def attend(head):
+        q, k, v = head  # BTH, BSH, BSH
+        scores = jnp.einsum("BTH,BSH->BTS", q * q.shape[2] ** -0.5, k)
         scores = jnp.where(hidden, -1e30, scores)
         weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
         # To divide the sums is one pass less over [B, T, S] than to divide the weights.
-        sums = jnp.einsum("BTS,BSH->BTH", weights, v[:, :, n])
-        heads.append(sums / weights.sum(axis=-1, keepdims=True))
-    return jnp.stack(heads, axis=2)
+        return jnp.einsum("BTS,BSH->BTH", weights, v) / weights.sum(axis=-1, keepdims=True)
+
+    heads = jax.lax.map(attend, tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v)))
+    return jnp.moveaxis(heads, 0, 2)
 
 
 class EncoderLayer(nnx.Module):
@@ -128,12 +134,17 @@ class EncoderLayer(nnx.Module):
         self.output_dense = linear(inner, width, ("mlp", "embed"), rngs)
         self.final_layer_norm = nnx.LayerNorm(width, epsilon=eps, rngs=rngs)
 
-    def __call__(self, x: jax.Array, lengths: jax.Array) -> jax.Array:  # BTD, B -> BTD
+    def __call__(self, x: jax.Array, lengths: jax.Array, keys_values=None) -> jax.Array:
+        """x [B, T, D], lengths [B] of what x, or the given keys and values, hold -> [B, T, D]."""
         if self.norm_first:
-            x = x + self.attention(self.layer_norm(x), lengths)
+            x = x + self.attention(self.layer_norm(x), lengths, keys_values)
             return x + self._mlp(self.final_layer_norm(x))
-        x = self.layer_norm(x + self.attention(x, lengths))
+        x = self.layer_norm(x + self.attention(x, lengths, keys_values))
         return self.final_layer_norm(x + self._mlp(x))
+
+    def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:  # BTD -> BTNH, BTNH
+        """What frames, of this piece of a recording or of another, attend to."""
+        return self.attention.keys_values(self.layer_norm(x) if self.norm_first else x)
 
     def _mlp(self, x: jax.Array) -> jax.Array:  # BTD -> BTD
         return self.output_dense(jax.nn.gelu(self.intermediate_dense(x), approximate=False))
@@ -181,10 +192,16 @@ class Hubert(nnx.Module):
 
         `first` is the number of the first frame of x in its recording.
         """
-        x = x * (jnp.arange(x.shape[1]) < frames[:, None])[..., None]
-        x = x + self.positions(x, first)
-        if not self.config.norm_first:
-            x = self.layer_norm(x)
+        x = self.begin(x * (jnp.arange(x.shape[1]) < frames[:, None])[..., None], first)
         for encoder_layer in self.layers[:layer]:
             x = encoder_layer(x, frames)
+        return self.end(x)
+
+    def begin(self, x: jax.Array, first: jax.Array | int) -> jax.Array:
+        """What the first layer is given: x [B, T, D] with its positions."""
+        x = x + self.positions(x, first)
+        return x if self.config.norm_first else self.layer_norm(x)
+
+    def end(self, x: jax.Array) -> jax.Array:
+        """The features [B, T, D] of what a layer gave."""
         return self.layer_norm(x) if self.config.norm_first else x

@@ -15,16 +15,17 @@ from flax import nnx
 
 from speechgpt_jax.speech import kmeans, pretrained
 from speechgpt_jax.speech.audio import SAMPLE_RATE
-from speechgpt_jax.speech.hubert import Hubert
+from speechgpt_jax.speech.hubert import EncoderLayer, Hubert
 from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.unit_text import reduce_units
 
 # Sound is padded to one of these lengths, so that few shapes are compiled.
 SECONDS = (2, 5, 8, 12, 16, 20, 25, 30)
-# Of a longer recording, the Transformer sees windows of at most WINDOW frames. Some at either end
-# only serve the others: as many as reach them or, where every frame does, CONTEXT: a second more
-# hardly changes a unit.
-WINDOW, CONTEXT, FRAMES_PER_SECOND = 1000, 50, 50
+# Of a longer recording, the Transformer sees windows of at most WINDOW frames, of which those at
+# either end only serve the others that they reach. Where every frame reaches every other, windows
+# have up to FAR frames, as many as fairseq hears at once, and CONTEXT of them serve: a second more
+# hardly changes a unit. These are heard a PIECE at a time, each with the keys of all.
+WINDOW, FAR, CONTEXT, PIECE, FRAMES_PER_SECOND = 1000, 5000, 50, 500, 50
 # What XLA is told for one core: its own products are faster there than YNNPACK's, which then only
 # sums.
 ONE_CORE = {
@@ -45,6 +46,22 @@ def _encode(hubert: Hubert, wav, lengths, centroids):
 def _encode_window(hubert: Hubert, x, first, centroids):
     frames = jnp.full(len(x), x.shape[1])
     return _heard(hubert.encode(x, frames, hubert.config.feature_layer, first), centroids)
+
+
+def _begin(hubert: Hubert, x, first):
+    return hubert.begin(x, first)
+
+
+def _keys_values(layer: EncoderLayer, x):
+    return layer.keys_values(x)
+
+
+def _attend(layer: EncoderLayer, frames, keys_values, x):
+    return layer(x, frames, keys_values)
+
+
+def _end(hubert: Hubert, centroids, x):
+    return _heard(hubert.end(x), centroids)
 
 
 def _moments(hubert: Hubert, wav, lengths):
@@ -134,7 +151,7 @@ class Speech2Unit:
     def _encode_batch(self, wavs, centroids) -> list[np.ndarray]:
         if not wavs:
             return []
-        rows = self._run(_encode, *pad(wavs), centroids)
+        rows = self._run(_encode, self.hubert, *pad(wavs), centroids)
         frames = [self.hubert.config.num_frames(len(wav)) for wav in wavs]
         return [row[:n] for row, n in zip(rows, frames)]
 
@@ -150,14 +167,32 @@ class Speech2Unit:
         """`each` is a `map`, perhaps one that does several at once."""
         x = self._project_long(wav, each)
         reach = self.hubert.config.reach
-        context = reach if reach <= WINDOW // 4 else CONTEXT
+        if reach > WINDOW // 4:
+            together = functools.partial(self._encode_together, centroids, each)
+            return in_windows(together, x, FAR, CONTEXT)
 
-        def encode(window):
-            start, size, first, end = window
-            rows = self._run(_encode_window, x[None, start : start + size], start, centroids)
-            return rows[0, first:end]
+        def encode(x, first):
+            return self._run(_encode_window, self.hubert, x[None], first, centroids)[0]
 
-        return np.concatenate([*each(encode, windows(len(x), WINDOW, context))])
+        return in_windows(encode, x, WINDOW, reach, each)
+
+    def _encode_together(self, centroids, each, x, first) -> np.ndarray:
+        """Frames x [T, D] that all attend to all, layer by layer, in pieces on each core."""
+        hubert, frames = self.hubert, np.array([len(x)])
+
+        def begin(x, start):
+            return self._run(_begin, hubert, x[None], first + start)[0]
+
+        def run(function, *args):
+            return [*each(functools.partial(self._run, function, *args), pieces)]
+
+        x = in_windows(begin, x, WINDOW, hubert.config.position_kernel // 2, each)
+        pieces = split(x, cores())
+        for layer in hubert.layers[: hubert.config.feature_layer]:
+            keys_values = zip(*run(_keys_values, layer))
+            keys_values = tuple(jnp.asarray(np.concatenate(v, axis=1)) for v in keys_values)
+            pieces = run(_attend, layer, frames, keys_values)
+        return np.concatenate(run(_end, hubert, centroids), axis=1)[0, : len(x)]
 
     def _project_long(self, wav, each=map) -> np.ndarray:
         """The front end's [T, D], piece by piece and yet the same as at once."""
@@ -170,7 +205,7 @@ class Speech2Unit:
         def project(window):
             start, size, first, end = window
             piece = wav[None, start * config.hop : (start + size) * config.hop + beyond]
-            return self._run(_project, piece, moments)[0, first:end]
+            return self._run(_project, self.hubert, piece, moments)[0, first:end]
 
         return np.concatenate([*each(project, windows(num_frames, WINDOW, 0))])
 
@@ -183,14 +218,33 @@ class Speech2Unit:
 
         def moments(piece):
             padded = np.pad(piece, (0, size + beyond - len(piece)))[None]
-            return self._run(_moments, padded, np.array([len(piece)]))
+            return self._run(_moments, self.hubert, padded, np.array([len(piece)]))
 
         frames = [config.first_frames(len(piece)) for piece in pieces]
         return self.hubert.front_end.pool([*each(moments, pieces)], frames)
 
     def _run(self, function, *args):
-        """A function of the HuBERT and arrays -> its arrays, when they are there."""
-        return jax.tree.map(np.asarray, _jit(function, self.one_core)(self.hubert, *args))
+        """A function of a module and arrays -> its arrays, when they are there."""
+        return jax.tree.map(np.asarray, _jit(function, self.one_core)(*args))
+
+
+def in_windows(
+    function: Callable, x: np.ndarray, longest: int, context: int, each: Callable = map
+) -> np.ndarray:
+    """`function` (window [size, D], number of its first frame) -> [size, ...], for all of x."""
+
+    def kept(window):
+        start, size, first, end = window
+        return function(x[start : start + size], start)[first:end]
+
+    return np.concatenate([*each(kept, windows(len(x), longest, context))])
+
+
+def split(x: np.ndarray, ways: int) -> list[np.ndarray]:
+    """x [T, D] -> pieces [1, size, D] of whole seconds, as many for each way; zeros follow."""
+    count = ways * math.ceil(len(x) / (ways * PIECE))
+    size = -(-len(x) // (count * FRAMES_PER_SECOND)) * FRAMES_PER_SECOND
+    return np.split(np.pad(x, ((0, count * size - len(x)), (0, 0)))[None], count, axis=1)
 
 
 def windows(total: int, longest: int, context: int) -> list[tuple[int, int, int, int]]:

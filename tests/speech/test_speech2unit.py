@@ -12,6 +12,8 @@ import safetensors.numpy
 from flax import nnx
 
 from speechgpt_jax.speech.audio import load_audio
+from speechgpt_jax.speech.hubert import Hubert
+from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.speech2unit import CONTEXT, SHIPPED, WINDOW, Speech2Unit, windows
 
 CLIPS = SHIPPED.parent / "corpus" / "clips"
@@ -83,6 +85,29 @@ def test_a_long_recording_has_the_units_of_one_window(speech2unit, minute):
     assert len(short) == 24
     one_core = dataclasses.replace(speech2unit, one_core=True).cluster_ids([minute])[0]
     assert (one_core == in_windows).mean() > 0.999
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_frames_attend_to_all_of_a_long_recording(minute, norm_first):
+    config = HubertConfig(
+        conv_dim=(16,) * 7,
+        hidden_size=32,
+        num_layers=3,
+        num_heads=2,
+        intermediate_size=48,
+        norm_first=norm_first,
+        feature_layer=2,
+    )
+    in_pieces = Speech2Unit(Hubert(config, rngs=nnx.Rngs(0)), None)
+    at_once = dataclasses.replace(in_pieces, whole_seconds=100)
+    (expected,) = at_once.features([minute])
+    np.testing.assert_allclose(in_pieces.features([minute])[0], expected, atol=2e-3)
+    # Silence instead of its end is heard at its beginning.
+    (changed,) = in_pieces.features([minute * (np.arange(len(minute)) < 32 * 16_000)])
+    assert np.abs(changed[:50] - expected[:50]).max() > 0.01
+    two_minutes = np.tile(minute, 2)
+    (features,) = in_pieces.features([two_minutes])
+    assert features.shape == (config.num_frames(len(two_minutes)), 32)
 
 
 def test_the_front_end_hears_a_piece_as_in_the_whole(speech2unit, minute):
