@@ -13,8 +13,8 @@
     manifest.jsonl, plan.json     what was asked for
 
 The same command goes on after a kill: finished shards are kept, and none is ever half-written.
-Units and their order do not depend on the number of workers. A worker hears a batch on each of its
-cores at a time, so a machine needs one. All other flags are Beam's; --runner takes the work to
+Units and their order do not depend on the number of workers. A worker uses each of its cores, so a
+machine needs one. All other flags are Beam's; --runner takes the work to
 Dataflow, Spark or Flink. Paths may be of any file system that Beam knows (gs://).
 """
 
@@ -24,7 +24,7 @@ import functools
 import io
 import json
 import os
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -33,7 +33,7 @@ import numpy as np
 
 from speechgpt_jax.gin_utils import one_line_errors
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
-from speechgpt_jax.speech.speech2unit import SHIPPED, Speech2Unit, cores, pad
+from speechgpt_jax.speech.speech2unit import SHIPPED, Speech2Unit
 from speechgpt_jax.training.host_memory import keep_freed_memory
 from speechgpt_jax.unit_text import reduce_units
 from tools import shards
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--hubert", default=str(SHIPPED), help="folder of HuBERT and centroids")
     parser.add_argument("--output", required=True, help="folder")
     parser.add_argument("--shard_size", type=int, default=250, help="recordings a shard")
-    parser.add_argument("--batch_seconds", type=int, default=32, help="sound encoded at a time")
+    parser.add_argument("--batch_seconds", type=int, default=1800, help="sound packed together")
     args, beam_arguments = parser.parse_known_args(arguments)
 
     options = shards.pipeline_options(beam_arguments)
@@ -131,56 +131,35 @@ class Extractor:
         return lines
 
     def encode(self, sound: Iterable[Sound]) -> list[Heard]:
-        """What is heard of each item; on a CPU, of one batch on each core at a time."""
-        threads, heard = cores(), {}
-        speech2unit = dataclasses.replace(self.speech2unit, one_core=threads > 1)
-        encode = functools.partial(self._encode_batch, speech2unit)
-        for rows in in_advance(encode, self._batches(sound, heard), threads):
-            heard |= rows
-        return [heard[number] for number in sorted(heard)]
-
-    def _encode_batch(self, speech2unit, batch: dict[int, np.ndarray]) -> dict[int, Heard]:
-        wavs = [*batch.values()]
-        # Silence fills the batch, so that each padded length compiles once. None is longer than
-        # what the first one is padded to.
-        missing = self._rows(padded_length(wavs[0])) - len(wavs)
-        silence = [np.zeros(SAMPLE_RATE // 10, np.float32)] * missing
-        cluster_ids = speech2unit.cluster_ids([*wavs, *silence])
-        return {
-            number: reduce_units(ids)
-            if len(ids)
-            else f"{len(wav)} samples are shorter than a frame of units"
-            for (number, wav), ids in zip(batch.items(), cluster_ids)
-        }
-
-    def _batches(self, sound, heard) -> Iterator[dict[int, np.ndarray]]:
-        """Sound of like length together, as soon as there is enough: memory stays flat.
-
-        What is left at the end goes together from the longest on: the fewest batches that take all.
-        """
-        waiting = defaultdict(dict)
-        for number, wav in enumerate(sound):
-            if isinstance(wav, str):
-                heard[number] = wav
-                continue
-            samples = padded_length(wav)
-            waiting[samples][number] = wav
-            if len(waiting[samples]) == self._rows(samples):
-                yield waiting.pop(samples)
-        left = [item for batch in waiting.values() for item in batch.items()]
-        left.sort(key=lambda item: len(item[1]), reverse=True)
-        while left:
-            rows = self._rows(padded_length(left[0][1]))
-            yield dict(left[:rows])
-            left = left[rows:]
-
-    def _rows(self, samples: int) -> int:
-        return max(1, self.batch_seconds * SAMPLE_RATE // samples)
+        """What is heard of each item; the next batch is read meanwhile."""
+        batches = in_batches(sound, self.batch_seconds * SAMPLE_RATE)
+        hear_batch = functools.partial(hear, self.speech2unit)
+        return [item for batch in in_advance(hear_batch, batches, 1, ahead=1) for item in batch]
 
 
-def padded_length(wav: np.ndarray) -> int:
-    """To how many samples Speech2Unit pads it."""
-    return pad([wav])[0].shape[1]
+def in_batches(sound: Iterable[Sound], samples: int) -> Iterator[list[Sound]]:
+    """The items in their order, at most so many samples together: memory stays flat."""
+    batch, filled = [], 0
+    for item in sound:
+        size = 0 if isinstance(item, str) else len(item)
+        if batch and filled + size > samples:
+            yield batch
+            batch, filled = [], 0
+        batch.append(item)
+        filled += size
+    if batch:
+        yield batch
+
+
+def hear(speech2unit: Speech2Unit, batch: list[Sound]) -> list[Heard]:
+    cluster_ids = iter(speech2unit.cluster_ids([x for x in batch if not isinstance(x, str)]))
+    return [item if isinstance(item, str) else heard(item, next(cluster_ids)) for item in batch]
+
+
+def heard(wav: np.ndarray, cluster_ids: np.ndarray) -> Heard:
+    if not len(cluster_ids):
+        return f"{len(wav)} samples are shorter than a frame of units"
+    return reduce_units(cluster_ids)
 
 
 def load(path: str) -> Sound:
@@ -194,14 +173,14 @@ def load(path: str) -> Sound:
 
 
 def in_advance(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int = 8
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int = 8, ahead: int = 16
 ) -> Iterator[Result]:
-    """`map(function, items)`, in threads that are a few items ahead."""
+    """`map(function, items)`, in threads that are so many items ahead."""
     with ThreadPoolExecutor(threads) as pool:
         waiting = deque()
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * threads:
+            if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from speechgpt_jax.speech.hubert_attention import attend
 from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.hubert_front_ends import FRONT_ENDS, linear, named
 
@@ -31,11 +32,16 @@ class PositionalConv(nnx.Module):
         self.kernel = nnx.Param(kernel, **named((None, None, "embed")))
         self.bias = nnx.Param(jnp.zeros(width))
 
-    def __call__(self, x: jax.Array, first: jax.Array) -> jax.Array:  # BTD, any -> BTD
-        del first  # Where x begins makes no difference.
+    @property
+    def context(self) -> tuple[int, int]:
+        """How many frames before and after its own a position depends on."""
         # An even kernel pads both sides by half and drops the last frame.
-        half = self.kernel.shape[0] // 2
-        right = half - 1 if self.kernel.shape[0] % 2 == 0 else half
+        size = self.kernel.shape[0]
+        return size // 2, (size - 1) // 2
+
+    def __call__(self, x: jax.Array, first: jax.Array) -> jax.Array:
+        """Frames with their context [B, before + T + after, D] -> [B, T, D]."""
+        del first  # Where x begins makes no difference.
         # Group by group: the gradient of a grouped convolution comes out wrong where its batch lies
         # over several devices (jax 0.10.2).
         groups = zip(
@@ -43,7 +49,7 @@ class PositionalConv(nnx.Module):
         )
         y = [
             lax.conv_general_dilated(
-                rows, kernel, (1,), [(half, right)], dimension_numbers=("NWC", "WIO", "NWC")
+                rows, kernel, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
             )
             for rows, kernel in groups
         ]
@@ -54,13 +60,15 @@ class PositionalConv(nnx.Module):
 class SinusoidalPositions(nnx.Module):
     """Sines and cosines, added; what is further apart than attention reaches need not differ."""
 
+    context = (0, 0)
+
     def __init__(self, config: HubertConfig, rngs: nnx.Rngs):
         del rngs
         self.period = config.position_period
 
     def __call__(self, x: jax.Array, first: jax.Array) -> jax.Array:
-        """x [B, T, D], the number of its first frame -> [T, D]."""
-        numbers = (first + jnp.arange(x.shape[1])) % self.period
+        """x [B, T, D], the number of its first frame, [] or [B] -> [T, D] or [B, T, D]."""
+        numbers = (jnp.asarray(first)[..., None] + jnp.arange(x.shape[1])) % self.period
         return jnp.asarray(sinusoids(self.period, x.shape[2]))[numbers]
 
 
@@ -73,21 +81,20 @@ def sinusoids(period: int, width: int) -> np.ndarray:
 
 
 class Attention(nnx.Module):
-    """Self-attention over the valid frames, or those of them that are near."""
+    """Self-attention over the frames of the same recording, or those of them that are near."""
 
     def __init__(self, config: HubertConfig, rngs: nnx.Rngs):
-        self.num_heads, self.frames = config.num_heads, config.attention_frames
+        self.num_heads, self.near = config.num_heads, config.attention_frames
         width = config.hidden_size
         self.q_proj = linear(width, width, ("embed", "heads"), rngs)
         self.k_proj = linear(width, width, ("embed", "heads"), rngs)
         self.v_proj = linear(width, width, ("embed", "heads"), rngs)
         self.out_proj = linear(width, width, ("heads", "embed"), rngs)
 
-    def __call__(self, x: jax.Array, lengths: jax.Array, keys_values=None) -> jax.Array:
-        """x [B, T, D], lengths [B], keys and values [B, S, N, H] or those of x -> [B, T, D]."""
-        k, v = keys_values or self.keys_values(x)
-        attend = _attend_by_head if jax.default_backend() == "cpu" else _attend
-        heard = attend(self._heads(self.q_proj(x)), k, v, lengths, self.frames)
+    def __call__(self, x: jax.Array, segments: jax.Array, others=None) -> jax.Array:
+        """See `EncoderLayer`."""
+        k, v, key_segments = others or (*self.keys_values(x), segments)
+        heard = attend(self._heads(self.q_proj(x)), k, v, segments, key_segments, self.near)
         return self.out_proj(heard.reshape(x.shape))
 
     def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:  # BTD -> BTNH, BTNH
@@ -95,31 +102,6 @@ class Attention(nnx.Module):
 
     def _heads(self, x: jax.Array) -> jax.Array:  # BTD -> BTNH
         return x.reshape(*x.shape[:2], self.num_heads, -1)
-
-
-def _attend(q, k, v, lengths, near):  # BTNH, BSNH, BSNH, B, int | None -> BTNH
-    return jax.nn.dot_product_attention(
-        q, k, v, key_value_seq_lengths=lengths, local_window_size=near
-    )
-
-
-def _attend_by_head(q, k, v, lengths, near):
-    """The same. XLA's batched products of this layout are 2.5 times slower on a CPU than this."""
-    hidden = (jnp.arange(k.shape[1]) >= lengths[:, None])[:, None]  # B1S
-    if near is not None:
-        at = jnp.arange(k.shape[1])
-        hidden |= abs(at[:, None] - at) > near  # BTS
-
-    def attend(head):
-        q, k, v = head  # BTH, BSH, BSH
-        scores = jnp.einsum("BTH,BSH->BTS", q * q.shape[2] ** -0.5, k)
-        scores = jnp.where(hidden, -1e30, scores)
-        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-        # To divide the sums is one pass less over [B, T, S] than to divide the weights.
-        return jnp.einsum("BTS,BSH->BTH", weights, v) / weights.sum(axis=-1, keepdims=True)
-
-    heads = jax.lax.map(attend, tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v)))
-    return jnp.moveaxis(heads, 0, 2)
 
 
 class EncoderLayer(nnx.Module):
@@ -134,12 +116,16 @@ class EncoderLayer(nnx.Module):
         self.output_dense = linear(inner, width, ("mlp", "embed"), rngs)
         self.final_layer_norm = nnx.LayerNorm(width, epsilon=eps, rngs=rngs)
 
-    def __call__(self, x: jax.Array, lengths: jax.Array, keys_values=None) -> jax.Array:
-        """x [B, T, D], lengths [B] of what x, or the given keys and values, hold -> [B, T, D]."""
+    def __call__(self, x: jax.Array, segments: jax.Array, others=None) -> jax.Array:
+        """x [B, T, D], segments [B, T]: whose frames they are -> [B, T, D].
+
+        Frames attend to those of the same segment: of x, or of `others`, keys and values
+        [B, S, N, H] with their segments [B, S].
+        """
         if self.norm_first:
-            x = x + self.attention(self.layer_norm(x), lengths, keys_values)
+            x = x + self.attention(self.layer_norm(x), segments, others)
             return x + self._mlp(self.final_layer_norm(x))
-        x = self.layer_norm(x + self.attention(x, lengths, keys_values))
+        x = self.layer_norm(x + self.attention(x, segments, others))
         return self.final_layer_norm(x + self._mlp(x))
 
     def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:  # BTD -> BTNH, BTNH
@@ -167,6 +153,13 @@ class Hubert(nnx.Module):
             config.hidden_size, epsilon=config.layer_norm_eps, rngs=rngs
         )
         self.layers = nnx.List(EncoderLayer(config, rngs) for _ in range(config.num_layers))
+        width, size = config.hidden_size, config.projection_size
+        self.projection = linear(width, size, ("embed", None), rngs) if size else None
+
+    def prepare(self) -> None:
+        """Hears the same faster, with parameters that will no longer change. Only CPUs need it."""
+        if jax.default_backend() == "cpu":
+            self.front_end.prepare()
 
     def __call__(self, wav: jax.Array, lengths: jax.Array) -> jax.Array:
         """wav [B, S] float32, lengths [B] in samples -> features [B, T, D] of `feature_layer`.
@@ -180,28 +173,37 @@ class Hubert(nnx.Module):
         """The front end: wav [B, S], lengths [B] in samples -> [B, T, D] before the Transformer."""
         silence = self.config.padding
         wav = jnp.where(jnp.arange(wav.shape[1]) < lengths[:, None], wav, 0.0)
-        x = self.front_end.analyse(jnp.pad(wav, ((0, 0), (silence, silence))))
-        return self.front_end(x, self.moments(x, lengths + 2 * silence))
-
-    def moments(self, x: jax.Array, lengths: jax.Array):
-        """The front end's of what it made of `lengths` [B] samples: x [B, T', C]."""
-        return self.front_end.moments(x, self.config.first_frames(lengths))
+        wav = jnp.pad(wav, ((0, 0), (silence, silence)))
+        frames = self.config.first_frames(lengths + 2 * silence)
+        return self.front_end(wav, self.front_end.moments(wav, frames))
 
     def encode(self, x: jax.Array, frames: jax.Array, layer: int, first: jax.Array | int = 0):
         """The Transformer: x [B, T, D], frames [B] -> features [B, T, D] of `layer`, from 1.
 
         `first` is the number of the first frame of x in its recording.
         """
-        x = self.begin(x * (jnp.arange(x.shape[1]) < frames[:, None])[..., None], first)
-        for encoder_layer in self.layers[:layer]:
-            x = encoder_layer(x, frames)
-        return self.end(x)
+        segments = (jnp.arange(x.shape[1]) < frames[:, None]).astype(jnp.int32)
+        context = ((0, 0), self.positions.context, (0, 0))
+        return self.transform(
+            self.begin(jnp.pad(x * segments[..., None], context), first), segments, layer
+        )
 
     def begin(self, x: jax.Array, first: jax.Array | int) -> jax.Array:
-        """What the first layer is given: x [B, T, D] with its positions."""
-        x = x + self.positions(x, first)
+        """What the first layer is given: frames with the context that their positions depend on.
+
+        x [B, before + T + after, D], number of the first of the T, [] or [B] -> [B, T, D].
+        """
+        before, after = self.positions.context
+        x = x[:, before : x.shape[1] - after] + self.positions(x, first)
         return x if self.config.norm_first else self.layer_norm(x)
 
+    def transform(self, x: jax.Array, segments: jax.Array, layer: int) -> jax.Array:
+        """What `begin` gave [B, T, D], whose frames they are [B, T] -> features of `layer`."""
+        for encoder_layer in self.layers[:layer]:
+            x = encoder_layer(x, segments)
+        return self.end(x)
+
     def end(self, x: jax.Array) -> jax.Array:
-        """The features [B, T, D] of what a layer gave."""
-        return self.layer_norm(x) if self.config.norm_first else x
+        """The features [B, T, feature_size] of what a layer gave."""
+        x = self.layer_norm(x) if self.config.norm_first else x
+        return x if self.projection is None else self.projection(x)

@@ -18,6 +18,7 @@ class HubertConfig:
         repeat after so many frames: a recording has no longest length.
       attention_frames: how far a frame attends to either side; None is all of the sound.
       feature_layer: 1-based layer whose output is the features.
+      projection_size: if given, the features are a linear projection of that output to so many.
     """
 
     front_end: str = "wave"
@@ -35,6 +36,7 @@ class HubertConfig:
     position_period: int = 0
     attention_frames: int | None = None
     feature_layer: int = 11
+    projection_size: int | None = None
 
     def __post_init__(self):
         if self.front_end not in ("wave", "mel"):
@@ -47,7 +49,7 @@ class HubertConfig:
 
     @classmethod
     def tiny(cls) -> "HubertConfig":
-        """4.7 M parameters: the shipped tokenizer of the demo world."""
+        """4.7 M parameters, over a mel spectrogram: what a laptop teaches from nothing."""
         return cls(
             front_end="mel",
             conv_dim=(80, 384, 384),
@@ -62,6 +64,25 @@ class HubertConfig:
             attention_frames=32,
             feature_layer=3,
         )
+
+    @classmethod
+    def whisper_tiny(cls) -> "HubertConfig":
+        """7.6 M parameters, Whisper tiny's encoder: the shipped ears of the demo world.
+
+        It attends to 0.96 s on either side, and tells 37 directions of 38 phones.
+        """
+        return dataclasses.replace(
+            cls.tiny(),
+            num_layers=4,
+            intermediate_size=1536,
+            attention_frames=48,
+            feature_layer=4,
+            projection_size=37,
+        )
+
+    @property
+    def feature_size(self) -> int:
+        return self.projection_size or self.hidden_size
 
     @property
     def hop(self) -> int:
@@ -86,11 +107,9 @@ class HubertConfig:
 
     @property
     def reach(self) -> float:
-        """How many frames to either side a feature depends on in the Transformer."""
-        if self.attention_frames is None:
-            return math.inf
-        positions = 0 if self.position_period else self.position_kernel // 2
-        return positions + self.feature_layer * self.attention_frames
+        """How many frames to either side a feature depends on by attention."""
+        near = math.inf if self.attention_frames is None else self.attention_frames
+        return self.feature_layer * near
 
     def num_frames(self, samples):
         """16000 samples -> 49 frames; fewer than 400 samples -> 0. Works on ints and arrays."""

@@ -16,6 +16,7 @@ from jax import lax
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.mel import frames_of, mel_filterbank, power
+from speechgpt_jax.speech.toom_cook import StridedToomCookConv
 
 
 def linear(c_in: int, c_out: int, axes: tuple, rngs: nnx.Rngs) -> nnx.Linear:
@@ -58,14 +59,6 @@ class ChannelNorm(nnx.Module):
         return (x - mean) * lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]
 
 
-def channel_moments(x: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance [B, 1, C] of the first `frames` [B] of x [B, T, C]."""
-    # Padding takes no part, so a clip is normalised alike alone and in a batch.
-    weights = (jnp.arange(x.shape[1]) < frames[:, None]) / jnp.maximum(frames, 1)[:, None]
-    mean = jnp.einsum("BTC,BT->BC", x, weights)[:, None]
-    return mean, jnp.einsum("BTC,BT->BC", jnp.square(x - mean), weights)[:, None]
-
-
 class WaveFrontEnd(nnx.Module):
     """HuBERT's seven convolutions, the first of them normalised over the clip, and a projection."""
 
@@ -79,28 +72,45 @@ class WaveFrontEnd(nnx.Module):
         self.layer_norm = nnx.LayerNorm(widths[-1], epsilon=eps, rngs=rngs)
         self.projection = linear(widths[-1], config.hidden_size, (None, "embed"), rngs)
 
-    def analyse(self, wav: jax.Array) -> jax.Array:
-        """wav [B, S] -> the first layer's [B, T', C]."""
-        return self.conv_layers[0](wav[..., None])
+    def moments(self, wav: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What `__call__` normalises by: of each channel of the first layer mean and variance.
 
-    def moments(self, x: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Of the first `frames` [B] of x [B, T', C], what `__call__` normalises by."""
-        return channel_moments(x, frames)
+        wav [B, S], of which the layer's first `frames` [B] count -> [B, 1, C], [B, 1, C]. They
+        follow from those of the samples in its windows, which are far fewer numbers.
+        """
+        first = self.conv_layers[0]
+        kernel = first.kernel[:, 0]
+        windows = frames_of(wav, len(kernel), first.stride)  # [B, T', K]
+        # Padding takes no part, so a clip is normalised alike alone and in a batch.
+        weights = (jnp.arange(windows.shape[1]) < frames[:, None]) / jnp.maximum(frames, 1)[:, None]
+        mean = jnp.einsum("BTK,BT->BK", windows, weights)
+        windows = windows - mean[:, None]
+        covariance = jnp.einsum("BTK,BTL->BKL", windows, windows * weights[..., None])
+        variance = jnp.einsum("BKL,KC,LC->BC", covariance, kernel, kernel)
+        return (mean @ kernel)[:, None], variance[:, None]
 
     @staticmethod
-    def pool(moments: list, frames: list[int]) -> tuple[jax.Array, jax.Array]:
-        """Moments of pieces of a clip, of so many frames each -> moments of the clip."""
-        means, variances = np.array(moments, np.float64).swapaxes(0, 1)
+    def pool(moments: tuple[np.ndarray, np.ndarray], frames: np.ndarray):
+        """Moments [P, 1, C] of a clip's pieces, of so many frames each -> [1, C] of the clip."""
+        means, variances = np.array(moments, np.float64)
         mean = np.average(means, 0, frames)
         variance = np.average(variances + np.square(means - mean), 0, frames)
-        return jnp.asarray(mean, jnp.float32), jnp.asarray(variance, jnp.float32)
+        return mean.astype(np.float32), variance.astype(np.float32)
 
-    def __call__(self, x: jax.Array, moments: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """The first layer's x [B, T', C] and the clip's moments -> [B, T, D]."""
-        x = jax.nn.gelu(self.group_norm(x, *moments), approximate=False)
+    def __call__(self, wav: jax.Array, moments: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """wav [B, S] and the clip's moments -> [B, T, D]."""
+        x = self.group_norm(self.conv_layers[0](wav[..., None]), *moments)
+        x = jax.nn.gelu(x, approximate=False)
         for conv in self.conv_layers[1:]:
             x = jax.nn.gelu(conv(x), approximate=False)
         return self.projection(self.layer_norm(x))
+
+    def prepare(self) -> None:
+        """Makes what is multiplied less often, from kernels that will no longer change."""
+        self.conv_layers = nnx.List(
+            StridedToomCookConv(conv) if (conv.kernel.shape[0], conv.stride) == (3, 2) else conv
+            for conv in self.conv_layers
+        )
 
 
 class MelFrontEnd(nnx.Module):
@@ -126,25 +136,29 @@ class MelFrontEnd(nnx.Module):
             for shape in zip(widths, widths[1:], config.conv_kernel[1:], config.conv_stride[1:])
         )
 
-    def analyse(self, wav: jax.Array) -> jax.Array:
+    def _log_mel(self, wav: jax.Array) -> jax.Array:  # BS -> BT'C
         filters = mel_filterbank(SAMPLE_RATE, self.window, self.num_mels, 0.0, SAMPLE_RATE / 2)
         mel = power(frames_of(wav, self.window, self.hop)) @ filters
         return jnp.log10(jnp.maximum(mel, 1e-10))
 
-    def moments(self, x: jax.Array, frames: jax.Array) -> jax.Array:
+    def moments(self, wav: jax.Array, frames: jax.Array) -> jax.Array:
+        x = self._log_mel(wav)
         heard = (jnp.arange(x.shape[1]) < frames[:, None])[..., None]
         return jnp.where(heard, x, -10.0).max((1, 2), keepdims=True)
 
     @staticmethod
-    def pool(moments: list, frames: list[int]) -> jax.Array:
+    def pool(moments: np.ndarray, frames: np.ndarray) -> np.ndarray:
         del frames
-        return jnp.max(jnp.stack(moments), axis=0)
+        return moments.max(0)
 
-    def __call__(self, x: jax.Array, moments: jax.Array) -> jax.Array:
-        x = (jnp.maximum(x - moments, -self.DEPTH) + 4.0 + self.PEAK) / 4.0
+    def __call__(self, wav: jax.Array, moments: jax.Array) -> jax.Array:
+        x = (jnp.maximum(self._log_mel(wav) - moments, -self.DEPTH) + 4.0 + self.PEAK) / 4.0
         for conv in self.conv_layers:
             x = jax.nn.gelu(conv(x), approximate=False)
         return x
+
+    def prepare(self) -> None:
+        """Nothing is long enough to gain by it."""
 
 
 FRONT_ENDS = {"wave": WaveFrontEnd, "mel": MelFrontEnd}

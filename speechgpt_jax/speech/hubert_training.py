@@ -56,10 +56,10 @@ class Distillation:
 
     def learner(self, config: HubertConfig, targets: np.ndarray, rngs: nnx.Rngs):
         """Targets are features [frames, D]; ValueError if they are not of the student's size."""
-        if targets.shape[1:] != (config.hidden_size,):
+        if targets.shape[1:] != (config.feature_size,):
             raise ValueError(
                 f"targets are {list(targets.shape)}; expected features"
-                f" [frames, {config.hidden_size}] for a student of this hidden_size."
+                f" [frames, {config.feature_size}] for a student of this feature_size."
             )
         return HubertStudent(config, rngs=rngs)
 
@@ -71,7 +71,7 @@ class MaskedHubert(nnx.Module):
         self.objective = objective
         self.hubert = Hubert(config, rngs=rngs)
         self.gap = nnx.Param(jax.random.uniform(rngs.params(), (config.hidden_size,)))
-        self.vector_head = nnx.Linear(config.hidden_size, objective.vector_size, rngs=rngs)
+        self.vector_head = nnx.Linear(config.feature_size, objective.vector_size, rngs=rngs)
         vectors = jax.random.normal(rngs.params(), (num_clusters, objective.vector_size))
         self.cluster_vectors = nnx.Param(vectors)
 

@@ -1,8 +1,10 @@
 """HuBERT against `transformers`, alone against in a batch, and the audio that goes in."""
 
 import dataclasses
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import torch
 import transformers
 from flax import nnx
 
-from speechgpt_jax.speech.hubert import Hubert, _attend, _attend_by_head
+from speechgpt_jax.speech import hubert_attention
+from speechgpt_jax.speech.hubert import Hubert
 from speechgpt_jax.speech.hubert_config import HubertConfig
 
 SMALL = HubertConfig(
@@ -156,14 +159,47 @@ def test_a_frame_depends_on_no_more_than_its_reach():
     np.testing.assert_allclose(encode(hubert, x, 40), whole, atol=1e-5)
 
 
-def test_both_formulations_of_attention_agree():
+def rows_of_segments(steps: int):
+    """q, k, v [2, T, 4, 8], and segments [2, T] of any number, with padding at one row's end."""
     rng = np.random.default_rng(0)
-    q, k, v = rng.standard_normal((3, 2, 30, 4, 8)).astype(np.float32)
-    lengths = jnp.array([30, 17])
-    for near in (None, 5):
-        ours, theirs = (f(q, k, v, lengths, near) for f in (_attend_by_head, _attend))
-        for a, b, n in zip(ours, theirs, lengths):
-            np.testing.assert_allclose(a[:n], b[:n], atol=1e-5)
+    arrays = rng.standard_normal((3, 2, steps, 4, 8)).astype(np.float32)
+    at = np.arange(steps) / steps
+    segments = np.stack([1 + (at > 0.5), np.array([7, 3, 3, 0])[(at * 4).astype(int)]])
+    return arrays, segments.astype(np.int32)
+
+
+@pytest.mark.parametrize("steps", [30, 250, 611])
+def test_attention_in_blocks_is_that_under_a_mask(steps):
+    (q, k, v), segments = rows_of_segments(steps)
+    theirs = hubert_attention.attend_masked(q, k, v, segments, segments)
+    ours = hubert_attention.attend_in_blocks(q, k, v, segments, segments)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+    # A part of the frames attends to all of them, and padding to anything.
+    part = slice(steps // 3, steps // 2)
+    ours = hubert_attention.attend_in_blocks(q[:, part], k, v, segments[:, part], segments)
+    np.testing.assert_allclose(ours, theirs[:, part], atol=1e-5)
+
+    def loss(attend, *arrays):
+        return jnp.square(attend(*arrays, segments, segments)).sum()
+
+    gradients = (
+        jax.grad(functools.partial(loss, attend), argnums=(0, 1, 2))(q, k, v)
+        for attend in (hubert_attention.attend_in_blocks, hubert_attention.attend_masked)
+    )
+    for a, b in zip(*gradients):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize(("steps", "near"), [(30, 5), (40, 10), (7, 32)])
+def test_attention_to_what_is_near_is_that_under_a_mask(steps, near):
+    (q, k, v), segments = rows_of_segments(steps)
+    at = np.arange(steps)
+    mask = segments[:, :, None] == segments[:, None]
+    mask &= abs(at[:, None] - at) <= near
+    theirs = jax.nn.dot_product_attention(q, k, v, mask=jnp.asarray(mask[:, None]))
+    ours = hubert_attention.attend_near(q, k, v, segments, near)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", [HubertConfig.base(), HubertConfig.tiny()], ids=["base", "tiny"])

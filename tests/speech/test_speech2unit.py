@@ -4,8 +4,6 @@ import dataclasses
 import json
 import shutil
 
-import hypothesis
-import hypothesis.strategies as st
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -14,7 +12,7 @@ from flax import nnx
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.hubert import Hubert
 from speechgpt_jax.speech.hubert_config import HubertConfig
-from speechgpt_jax.speech.speech2unit import CONTEXT, SHIPPED, WINDOW, Speech2Unit, windows
+from speechgpt_jax.speech.speech2unit import SHIPPED, Speech2Unit
 
 CLIPS = SHIPPED.parent / "corpus" / "clips"
 
@@ -83,8 +81,6 @@ def test_a_long_recording_has_the_units_of_one_window(speech2unit, minute):
     # They attend to what is near, and windows overlap by that much: only rounding differs.
     assert (in_windows == whole).mean() > 0.995
     assert len(short) == 24
-    one_core = dataclasses.replace(speech2unit, one_core=True).cluster_ids([minute])[0]
-    assert (one_core == in_windows).mean() > 0.999
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
@@ -99,34 +95,17 @@ def test_frames_attend_to_all_of_a_long_recording(minute, norm_first):
         feature_layer=2,
     )
     in_pieces = Speech2Unit(Hubert(config, rngs=nnx.Rngs(0)), None)
-    at_once = dataclasses.replace(in_pieces, whole_seconds=100)
+    at_once = dataclasses.replace(in_pieces, whole_seconds=130)
     (expected,) = at_once.features([minute])
     np.testing.assert_allclose(in_pieces.features([minute])[0], expected, atol=2e-3)
     # Silence instead of its end is heard at its beginning.
     (changed,) = in_pieces.features([minute * (np.arange(len(minute)) < 32 * 16_000)])
     assert np.abs(changed[:50] - expected[:50]).max() > 0.01
     two_minutes = np.tile(minute, 2)
-    (features,) = in_pieces.features([two_minutes])
-    assert features.shape == (config.num_frames(len(two_minutes)), 32)
-
-
-def test_the_front_end_hears_a_piece_as_in_the_whole(speech2unit, minute):
-    x = speech2unit._project_long(minute)
-    project = nnx.jit(lambda hubert, *sound: hubert.project(*sound))
-    whole = project(speech2unit.hubert, minute[None], np.array([len(minute)]))[0]
-    np.testing.assert_allclose(x, whole, rtol=1e-3, atol=1e-3)
-
-
-@hypothesis.settings(deadline=None, max_examples=40)
-@hypothesis.given(st.integers(WINDOW + 1, 50_000), st.sampled_from([0, CONTEXT]))
-def test_windows_keep_every_frame_once_and_give_it_context(total, context):
-    kept = []
-    for start, size, first, end in windows(total, WINDOW, context):
-        assert start >= 0 and start + size <= total and size <= WINDOW and size % 50 == 0
-        assert first >= context or start == 0
-        assert size - end >= context or start + size == total
-        kept += range(start + first, start + end)
-    assert kept == list(range(total))
+    # Longer than 100 s it is heard in windows, whose context hardly matters.
+    (features,), (whole,) = in_pieces.features([two_minutes]), at_once.features([two_minutes])
+    assert features.shape == whole.shape == (config.num_frames(len(two_minutes)), 32)
+    assert np.abs(features - whole).mean() < 0.1 * np.abs(whole).mean()
 
 
 def test_half_the_level_changes_little(speech2unit, wavs):

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from speechgpt_jax.speech import hubert_front_ends
 from speechgpt_jax.speech.hifigan import Conv
-from speechgpt_jax.speech.toom_cook import ToomCookConv
+from speechgpt_jax.speech.toom_cook import StridedToomCookConv, ToomCookConv
 
 
 @pytest.mark.parametrize("steps", [1, 5, 64, 201])
@@ -17,3 +18,11 @@ def test_it_is_the_convolution(kernel_size, dilation, steps):
     conv.bias[...] = jnp.asarray(rng.standard_normal(20), jnp.float32)
     x = rng.standard_normal((2, steps, 12), np.float32)
     np.testing.assert_allclose(ToomCookConv(conv)(x), conv(x), atol=2e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("steps", [3, 4, 64, 201])
+def test_it_is_the_strided_convolution(steps, bias):
+    conv = hubert_front_ends.Conv(12, 20, 3, 2, bias, nnx.Rngs(0))
+    x = np.random.default_rng(0).standard_normal((2, steps, 12), np.float32)
+    np.testing.assert_allclose(StridedToomCookConv(conv)(x), conv(x), atol=2e-5)

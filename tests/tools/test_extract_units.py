@@ -1,5 +1,6 @@
 """Recordings to units: the same whatever the workers, after a kill, beside files that won't do."""
 
+import itertools
 import json
 import os
 import shutil
@@ -195,39 +196,12 @@ def test_ears_that_are_not_there_are_named(recordings, tmp_path):
         extract(recordings, tmp_path / "ears", tmp_path / "units")
 
 
-@pytest.fixture
-def watched(small_hubert):
-    """Ears, and the batches that they hear."""
-    batches = []
-
-    class Watched(Speech2Unit):
-        def cluster_ids(self, wavs):
-            batches.append(wavs)
-            return super().cluster_ids(wavs)
-
-    return Watched.from_pretrained(small_hubert), batches
-
-
-def test_few_shapes_are_compiled(watched):
-    ears, batches = watched
-    lengths = np.random.default_rng(0).integers(400, 32 * 16_000, 24)
-    heard = extract_units.Extractor(ears, batch_seconds=4).encode(map(np.zeros, lengths))
-    shapes = {(len(wavs), max(map(extract_units.padded_length, wavs))) for wavs in batches}
-    assert len(shapes) <= 8
-    frames = [durations.sum() for _, durations in heard]
-    assert frames == [ears.hubert.config.num_frames(n) for n in lengths]
-
-
-def test_what_is_left_goes_together(watched):
-    ears, batches = watched
-    seconds = [1, 4, 1, 7, 3, 2, 1, 1, 1]
-    sound = [np.random.default_rng(0).normal(size=s * 16_000) for s in seconds]
-    # Two rows of 8 s, three of 5, or eight of 2 at a time; silence of 0.1 s fills them.
-    heard = extract_units.Extractor(ears, batch_seconds=16).encode(sound)
-    taken = sorted([len(wav) / 16_000 for wav in wavs] for wavs in batches)
-    assert taken == [[1] * 4 + [0.1] * 4, [3, 2, 1], [7, 4]]
-    for wav, (units, durations) in zip(sound, heard, strict=True):
-        np.testing.assert_array_equal(ears(wav), (units, durations))
+def test_batches_keep_the_order_and_hold_no_more_than_asked():
+    sound = [np.zeros(n) for n in (3, 4, 2, 9, 1)]
+    items = [*sound[:2], "not readable", *sound[2:]]
+    batches = list(extract_units.in_batches(items, 8))
+    assert [[len(x) for x in batch] for batch in batches] == [[3, 4, 12], [2], [9], [1]]
+    assert all(a is b for a, b in zip(itertools.chain(*batches), items, strict=True))
 
 
 TEXT = st.text(st.characters(exclude_characters="\t\r\n", exclude_categories=["Cs"]), min_size=1)
