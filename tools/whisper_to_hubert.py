@@ -1,36 +1,41 @@
 """Whisper tiny.en's encoder as a HuBERT of our shape, to be trained on.
 
-    python -m tools.whisper_to_hubert hubert_start
-    python -m tools.train_hubert --start_from=hubert_start ...
+    python -m tools.whisper_to_hubert hubert_start --targets=targets
+    python -m tools.train_hubert --start_from=hubert_start --targets=targets ...
 
-Convolutions and attention are Whisper's own. Of each MLP the neurons that move the output most are
-kept, and attention reaches `attention_frames` to either side: what this changes, a short training
-mends.
+All weights are Whisper's own, but attention reaches no further than `attention_frames` to either
+side; what this changes, a short training mends. The projection to the targets that
+tools.hubert_targets made is the one of least squares.
 """
 
 import argparse
+import dataclasses
 import pathlib
+from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from rich.progress import track
 
 from speechgpt_jax.gin_utils import one_line_errors
 from speechgpt_jax.speech.hubert import Hubert
 from speechgpt_jax.speech.hubert_config import HubertConfig
-from speechgpt_jax.speech.speech2unit import save_hubert
+from speechgpt_jax.speech.speech2unit import Speech2Unit, save_hubert
 from tools.conversion import output
+from tools.train_hubert import load_targets
 from tools.whisper_features import WhisperFeatures
 
+# Clips by which the projection is found.
+CLIPS = 1500
 
-def gelu_moments(mean: np.ndarray, deviation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of gelu(x) for normal x: its mean and standard deviation."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(64)
-    y = np.asarray(jax.nn.gelu(mean + deviation * nodes[:, None], approximate=False))
-    weights = weights / weights.sum()
-    first, second = weights @ y, weights @ np.square(y)
-    return first, np.sqrt(np.maximum(second - np.square(first), 0))
+
+def put(module, **arrays) -> None:
+    for name, array in arrays.items():
+        param = getattr(module, name)
+        if param.shape != array.shape:
+            raise ValueError(f"{name} is {array.shape}; expected {param.shape}.")
+        param[...] = jnp.asarray(array)
 
 
 def convert(variables: dict[str, np.ndarray], config: HubertConfig) -> Hubert:
@@ -39,13 +44,6 @@ def convert(variables: dict[str, np.ndarray], config: HubertConfig) -> Hubert:
 
     def read(name: str, kind: str) -> np.ndarray:
         return np.asarray(variables[f"encoder/{name}/{kind}"])
-
-    def put(module, **arrays) -> None:
-        for name, array in arrays.items():
-            param = getattr(module, name)
-            if param.shape != array.shape:
-                raise ValueError(f"{name} is {array.shape}; expected {param.shape}.")
-            param[...] = jnp.asarray(array)
 
     def put_norm(norm, name: str) -> None:
         put(norm, scale=read(name, "gamma"), bias=read(name, "beta"))
@@ -70,18 +68,29 @@ def convert(variables: dict[str, np.ndarray], config: HubertConfig) -> Hubert:
             read(f"{attention}/linear_1", "bias"),
         )
         put(layer.attention.out_proj, kernel=kernel, bias=bias)
-        into, out = read(f"{mlp}/linear_0", "weight").T, read(f"{mlp}/linear_1", "weight").T
-        bias, out_bias = read(f"{mlp}/linear_0", "bias"), read(f"{mlp}/linear_1", "bias")
-        # What the MLP is given, were it normal, would be of this mean and variance.
-        gamma, beta = read(f"{mlp}/layer_norm", "gamma"), read(f"{mlp}/layer_norm", "beta")
-        mean, deviation = gelu_moments(
-            beta @ into + bias, np.linalg.norm(gamma[:, None] * into, axis=0)
-        )
-        order = np.argsort(-deviation * np.linalg.norm(out, axis=1))
-        kept, left = np.split(order, [config.intermediate_size])
-        put(layer.intermediate_dense, kernel=into[:, kept], bias=bias[kept])
-        put(layer.output_dense, kernel=out[kept], bias=out_bias + mean[left] @ out[left])
+        for module, name in (
+            (layer.intermediate_dense, "linear_0"),
+            (layer.output_dense, "linear_1"),
+        ):
+            kernel, bias = read(f"{mlp}/{name}", "weight").T, read(f"{mlp}/{name}", "bias")
+            put(module, kernel=kernel, bias=bias)
     return hubert
+
+
+def least_squares(
+    hear: Callable, clips: list[np.ndarray], targets: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel [D, E] and bias [E] that take what is heard in clips, int16 [S], to targets [T, E]."""
+    heard, told = [], []
+    chosen = np.random.default_rng(0).permutation(len(clips))[:CLIPS]
+    for batch in track(np.array_split(chosen, -(-len(chosen) // 64)), description="features"):
+        heard += hear([clips[i] / np.float32(32768) for i in batch])
+        told += [np.asarray(targets[i], np.float32) for i in batch]
+    x = np.concatenate(heard)
+    x = np.column_stack([x, np.ones(len(x), np.float32)])
+    # Features of mean 0 say nothing about their sum: its weight must not become anything.
+    solution, *_ = np.linalg.lstsq(x, np.concatenate(told), rcond=1e-3)
+    return solution[:-1], solution[-1]
 
 
 def main() -> None:
@@ -89,13 +98,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("out", type=pathlib.Path, help="gets config.json and model.safetensors")
+    parser.add_argument("--targets", required=True, type=pathlib.Path, help="of hubert_targets")
     args = parser.parse_args()
     with one_line_errors():
-        config = HubertConfig.tiny()
-        teacher = WhisperFeatures(blocks=config.num_layers)
+        config = HubertConfig.whisper_tiny()
         output.refuse_existing(args.out, "config.json", "model.safetensors")
+        clips, targets = load_targets(args.targets)
+        if targets[0].shape[1:] != (config.projection_size,):
+            raise ValueError(
+                f"{args.targets} has targets of {list(targets[0].shape)} a clip; expected "
+                f"[frames, {config.projection_size}]: give hubert_targets as many --directions."
+            )
+        variables = WhisperFeatures(config.num_layers).variables
+        bare = convert(variables, dataclasses.replace(config, projection_size=None))
+        kernel, bias = least_squares(Speech2Unit(bare, None).features, clips, targets)
+        hubert = convert(variables, config)
+        put(hubert.projection, kernel=kernel, bias=bias)
         with output.whole_folder(args.out) as folder:
-            save_hubert(folder, convert(teacher.variables, config))
+            save_hubert(folder, hubert)
         print(f"{args.out}: a HuBERT to go on from.")
 
 
