@@ -51,7 +51,7 @@ SHIPPED_CLIPS = {
     ("unheard_voice", "plain"): 3,
     ("human", "prompt"): 15,
 }
-ENCODE_BATCH = 16
+ENCODE_BATCH = 256
 
 Units = tuple[np.ndarray, np.ndarray]  # reduced units [N], durations [N] in frames of 20 ms
 Fields = dict[str, str | np.ndarray]
@@ -234,8 +234,7 @@ def print_hours(clips: Iterable[Clip]) -> None:
 
 
 def encode_clips(clips: list[Clip], work_dir: Path, speech2unit: Speech2Unit) -> dict[str, Units]:
-    """Clip id -> reduced units, durations; in batches of like length, so that little is padded."""
-    clips = sorted(clips, key=lambda clip: clip.seconds)
+    """Clip id -> reduced units, durations."""
     encoded = {}
     for start in track(range(0, len(clips), ENCODE_BATCH), "units"):
         batch = clips[start : start + ENCODE_BATCH]

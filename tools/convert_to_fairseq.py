@@ -33,7 +33,13 @@ def write_hubert(folder: pathlib.Path, out: pathlib.Path):
     """
     hubert = load_hubert(folder)
     config = hubert.config
-    fields = ("front_end", "norm_first", "position_period", "attention_frames")
+    fields = (
+        "front_end",
+        "norm_first",
+        "position_period",
+        "attention_frames",
+        "projection_size",
+    )
     if any(getattr(config, name) != getattr(HubertConfig, name) for name in fields):
         raise ValueError(
             f"{folder} is not of the base HuBERT's architecture; fairseq has no other."

@@ -1,10 +1,11 @@
-"""Adds to a vocoder's training rows the units that other throats would give the same sentences.
+"""Adds to a vocoder's training rows the units that other people would give the same sentences.
 
     python -m tools.perturb_units --manifest=corpus/units.jsonl --split=train \\
         --output=corpus/perturbed.jsonl
 
 Every recording is heard once more, faster or slower (Ko et al. 2015), by which its pitch and its
-formants move too, and the units' times are brought back to those of the recording. The output has
+formants move too, and as if in another room, by another microphone. The units' times are brought
+back to those of the recording. The output has
 the rows of the split {path, units, durations, ...} and after them such ones, alike but for units
 and durations: what a vocoder meets when it speaks for a person it has never heard.
 """
@@ -20,12 +21,13 @@ from rich.progress import track
 
 from speechgpt_jax.gin_utils import one_line_errors
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
+from speechgpt_jax.speech.hubert_training import distort
 from speechgpt_jax.speech.pretrained import write_whole
 from speechgpt_jax.speech.speech2unit import SHIPPED, Speech2Unit
 from speechgpt_jax.unit_text import reduce_units
 from tools.manifest import read_manifest
 
-BATCH = 16
+BATCH = 256
 
 
 def retimed(cluster_ids: np.ndarray, num_frames: int) -> np.ndarray:
@@ -34,10 +36,12 @@ def retimed(cluster_ids: np.ndarray, num_frames: int) -> np.ndarray:
     return cluster_ids[places.astype(int)]
 
 
-def perturbed(rows: list[dict], speech2unit: Speech2Unit, speeds: np.ndarray) -> list[dict]:
+def perturbed(
+    rows: list[dict], speech2unit: Speech2Unit, speeds: np.ndarray, rng: np.random.Generator
+) -> list[dict]:
     """The rows as they are heard at these speeds, one a row that then still has a frame."""
     wavs = [
-        soxr.resample(load_audio(row["path"]), SAMPLE_RATE * speed, SAMPLE_RATE)
+        distort(rng, soxr.resample(load_audio(row["path"]), SAMPLE_RATE * speed, SAMPLE_RATE))
         for row, speed in zip(rows, speeds)
     ]
     heard = []
@@ -65,13 +69,11 @@ def main() -> None:
     with one_line_errors():
         rows = read_manifest(args.manifest, args.split)
         speech2unit = Speech2Unit.from_pretrained(args.hubert)
-        # Alike lengths together, so that little is padded.
-        by_length = sorted(rows, key=lambda row: sum(row["durations"]))
         rng, more = np.random.default_rng(args.seed), []
         for start in track(range(0, len(rows), BATCH), "units"):
-            batch = by_length[start : start + BATCH]
+            batch = rows[start : start + BATCH]
             speeds = args.widest ** rng.uniform(-1, 1, len(batch))
-            more += perturbed(batch, speech2unit, speeds)
+            more += perturbed(batch, speech2unit, speeds, rng)
         write_rows(rows + more, args.output)
         print(f"{len(rows)} rows and {len(more)} of perturbed sound are in {args.output}.")
 

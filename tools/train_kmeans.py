@@ -32,7 +32,7 @@ from speechgpt_jax.training.host_memory import keep_freed_memory
 from speechgpt_jax.training.loop import fit
 from tools.manifest import read_manifest
 
-CLIPS_A_FILE, CLIPS_A_BATCH, INIT_FRAMES = 512, 16, 50_000
+CLIPS_A_FILE, INIT_FRAMES = 512, 50_000
 
 
 def main() -> None:
@@ -78,10 +78,7 @@ def extract(hubert: pathlib.Path, paths: list[str], work_dir: pathlib.Path) -> l
         if files[-1].is_file():
             continue
         clips = paths[number * CLIPS_A_FILE :][:CLIPS_A_FILE]
-        wavs = sorted(map(load_audio, clips), key=len)
-        rows = []
-        for i in range(0, len(wavs), CLIPS_A_BATCH):
-            rows += speech2unit.features(wavs[i : i + CLIPS_A_BATCH])
+        rows = speech2unit.features([*map(load_audio, clips)])
         data = io.BytesIO()
         np.save(data, np.concatenate(rows).astype(np.float16))
         pretrained.write_whole(files[-1], data.getvalue())
