@@ -12,7 +12,7 @@ from flax import nnx
 from speechgpt_jax.speech import pretrained
 from speechgpt_jax.speech.hubert import Hubert
 from speechgpt_jax.speech.hubert_config import HubertConfig
-from speechgpt_jax.speech.listener import Listener
+from speechgpt_jax.speech.listener import SECONDS, Listener
 from speechgpt_jax.unit_text import reduce_units
 
 SHIPPED = pathlib.Path(__file__).parent.parent / "assets" / "hubert_tiny"
@@ -38,7 +38,7 @@ class Speech2Unit:
 
     hubert: Hubert
     centroids: np.ndarray | None
-    whole_seconds: float = 30
+    whole_seconds: float = SECONDS[-1]
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike = SHIPPED) -> "Speech2Unit":

@@ -46,11 +46,23 @@ def clips(*seconds: float) -> list[np.ndarray]:
     return [x * (1.1 + np.sin(np.arange(len(x), dtype=np.float32) / 9_000)) for x in noise]
 
 
-@pytest.mark.parametrize("prepared", [False, True])
+@pytest.fixture(params=["plain", "prepared", "accelerator"])
+def way(request, monkeypatch):
+    """How it is computed; an accelerator's programs, which hear rows together, also run here."""
+    if request.param == "accelerator":
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        listener._jit.cache_clear()
+        jax.clear_caches()
+    yield request.param
+    if request.param == "accelerator":
+        listener._jit.cache_clear()
+        jax.clear_caches()
+
+
 @pytest.mark.parametrize("config", [WAVE, MEL], ids=["wave", "mel"])
-def test_what_is_cut_and_packed_is_heard_as_alone_and_whole(config, prepared):
+def test_what_is_cut_and_packed_is_heard_as_alone_and_whole(config, way):
     hubert = Hubert(config, rngs=nnx.Rngs(0))
-    if prepared:
+    if way == "prepared":
         hubert.prepare()
     hear = jax.jit(lambda hubert, wav, lengths: hubert(wav, lengths))
     wavs = clips(3.3, 12.345, 27.0, 0.3, 45.0 if config is MEL else 31.0)
