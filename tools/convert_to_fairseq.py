@@ -39,6 +39,7 @@ def write_hubert(folder: pathlib.Path, out: pathlib.Path):
         "position_period",
         "attention_frames",
         "projection_size",
+        "projection_reach",
     )
     if any(getattr(config, name) != getattr(HubertConfig, name) for name in fields):
         raise ValueError(

@@ -71,7 +71,7 @@ def transcribe(wav: np.ndarray) -> str:
     segments, _ = model.transcribe(
         wav,
         language="en",
-        beam_size=1,
+        beam_size=5,  # With 1 it may pass over half a minute, original or made.
         temperature=0.0,
         condition_on_previous_text=False,
         without_timestamps=True,

@@ -136,6 +136,21 @@ class EncoderLayer(nnx.Module):
         return self.output_dense(jax.nn.gelu(self.intermediate_dense(x), approximate=False))
 
 
+def with_neighbours(x: jax.Array, segments: jax.Array, reach: int) -> jax.Array:
+    """x [B, T, D] -> [B, T, 3 D]: the frame `reach` before, the frame, the frame `reach` after.
+
+    Where that is of another segment or none, the frame itself stands for it.
+    """
+    padding = ((0, 0), (reach, reach))
+    frames, steps = jnp.pad(x, (*padding, (0, 0))), x.shape[1]
+    numbers = jnp.pad(segments, padding, constant_values=-1)
+    others = [
+        jnp.where((numbers[:, i : i + steps] == segments)[..., None], frames[:, i : i + steps], x)
+        for i in (0, 2 * reach)
+    ]
+    return jnp.concatenate([others[0], x, others[1]], axis=-1)
+
+
 class Hubert(nnx.Module):
     """Front end and Transformer encoder.
 
@@ -154,6 +169,7 @@ class Hubert(nnx.Module):
         )
         self.layers = nnx.List(EncoderLayer(config, rngs) for _ in range(config.num_layers))
         width, size = config.hidden_size, config.projection_size
+        width *= 3 if config.projection_reach else 1
         self.projection = linear(width, size, ("embed", None), rngs) if size else None
 
     def prepare(self) -> None:
@@ -201,9 +217,11 @@ class Hubert(nnx.Module):
         """What `begin` gave [B, T, D], whose frames they are [B, T] -> features of `layer`."""
         for encoder_layer in self.layers[:layer]:
             x = encoder_layer(x, segments)
-        return self.end(x)
+        return self.end(x, segments)
 
-    def end(self, x: jax.Array) -> jax.Array:
+    def end(self, x: jax.Array, segments: jax.Array) -> jax.Array:
         """The features [B, T, feature_size] of what a layer gave."""
         x = self.layer_norm(x) if self.config.norm_first else x
+        if self.config.projection_reach:
+            x = with_neighbours(x, segments, self.config.projection_reach)
         return x if self.projection is None else self.projection(x)

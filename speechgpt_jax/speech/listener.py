@@ -31,7 +31,7 @@ ROWS = 8
 # those at either end only serve the others that they reach. Where every frame reaches every other,
 # windows have up to FAR frames, as many as fairseq hears at once, and CONTEXT of them serve: a
 # second more hardly changes a unit. These are heard a PART at a time, each with the keys of all.
-WINDOW, FAR, CONTEXT, PART = 1000, 5000, 50, 500
+WINDOW, FAR, CONTEXT, PART = 2000, 5000, 50, 500
 # What XLA is told for one core of a CPU: its own products are faster there than YNNPACK's, which
 # then only sums.
 ONE_CORE = {
@@ -71,8 +71,8 @@ def _attend(layer: EncoderLayer, others, x):
     return layer(x, jnp.ones(x.shape[:2], jnp.int32), others)
 
 
-def _end(hubert: Hubert, centroids, x):
-    return _heard(hubert.end(x), centroids)
+def _end(hubert: Hubert, centroids, x, segments):
+    return _heard(hubert.end(x, segments), centroids)
 
 
 def _heard(features, centroids):
@@ -208,7 +208,8 @@ class Listener:
         for layer in hubert.layers[: hubert.config.feature_layer]:
             keys_values = (np.concatenate(y, axis=1) for y in zip(*run(_keys_values, layer)))
             parts = run(_attend, layer, tuple(map(jnp.asarray, (*keys_values, numbers))))
-        return np.concatenate(run(_end, hubert, self.centroids), axis=1)[0, :size]
+        x = np.concatenate(parts, axis=1)
+        return call(_end, False, hubert, self.centroids, x, numbers)[0, :size]
 
     def frame_by_frame(self, function: Callable, frames: list[int], piece: Callable):
         """As `by_piece`, for a function -> [P, T, D] of as many frames of each clip: [T, D]."""

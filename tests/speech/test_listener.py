@@ -36,6 +36,7 @@ MEL = HubertConfig(
     attention_frames=30,
     feature_layer=2,
     projection_size=8,
+    projection_reach=2,
 )
 
 

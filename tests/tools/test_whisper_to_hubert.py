@@ -14,7 +14,7 @@ from tools.whisper_features import WhisperFeatures
 from tools.whisper_to_hubert import convert, least_squares
 
 WHOLE = dataclasses.replace(
-    HubertConfig.whisper_tiny(), attention_frames=None, projection_size=None
+    HubertConfig.whisper_tiny(), attention_frames=None, projection_size=None, projection_reach=0
 )
 
 
