@@ -120,7 +120,8 @@ def main() -> None:
         speech2unit = Speech2Unit(convert(variables, bare), None)
 
         def hear(wavs):
-            return [beside_neighbours(x, config.projection_reach) for x in speech2unit.features(wavs)]
+            features = speech2unit.features(wavs)
+            return [beside_neighbours(x, config.projection_reach) for x in features]
 
         kernel, bias = least_squares(hear, clips, targets)
         hubert = convert(variables, config)
