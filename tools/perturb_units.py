@@ -3,12 +3,11 @@
     python -m tools.perturb_units --manifest=corpus/units.jsonl --split=train \\
         --output=corpus/perturbed.jsonl
 
-Every recording is heard --times more, faster or slower (Ko et al. 2015), by which its pitch and its
-formants move too, by another microphone and, half of them, in a room with an echo. At the widest,
-units are then as often wrong as those of a person who was never heard. Their times are brought back
-to those of the recording. The output has the rows of the split {path, units, durations, ...} and
-after them such ones, alike but for units and durations: what a vocoder meets when it speaks for a
-person it has never heard.
+Every recording is heard once more, faster or slower (Ko et al. 2015), by which its pitch and its
+formants move too, and as if in another room, by another microphone. The units' times are brought
+back to those of the recording. The output has
+the rows of the split {path, units, durations, ...} and after them such ones, alike but for units
+and durations: what a vocoder meets when it speaks for a person it has never heard.
 """
 
 import argparse
@@ -17,7 +16,6 @@ import os
 import pathlib
 
 import numpy as np
-import scipy.signal
 import soxr
 from rich.progress import track
 
@@ -38,23 +36,14 @@ def retimed(cluster_ids: np.ndarray, num_frames: int) -> np.ndarray:
     return cluster_ids[places.astype(int)]
 
 
-def echoed(rng: np.random.Generator, wav: np.ndarray) -> np.ndarray:
-    """As in a room: an echo half as strong as the sound, which falls by 60 dB in 0.05 to 0.3 s."""
-    seconds = np.arange(0, rng.uniform(0.05, 0.3), 1 / SAMPLE_RATE)
-    response = rng.standard_normal(len(seconds)) * np.exp(-6.9 * seconds / seconds[-1])
-    response *= 0.5 / np.linalg.norm(response)
-    response[0] = 1.0
-    return scipy.signal.fftconvolve(wav, response)[: len(wav)]
-
-
 def perturbed(
     rows: list[dict], speech2unit: Speech2Unit, speeds: np.ndarray, rng: np.random.Generator
 ) -> list[dict]:
     """The rows as they are heard at these speeds, one a row that then still has a frame."""
-    wavs = []
-    for row, speed in zip(rows, speeds):
-        wav = soxr.resample(load_audio(row["path"]), SAMPLE_RATE * speed, SAMPLE_RATE)
-        wavs.append(distort(rng, echoed(rng, wav) if rng.random() < 0.5 else wav))
+    wavs = [
+        distort(rng, soxr.resample(load_audio(row["path"]), SAMPLE_RATE * speed, SAMPLE_RATE))
+        for row, speed in zip(rows, speeds)
+    ]
     heard = []
     for row, cluster_ids in zip(rows, speech2unit.cluster_ids(wavs)):
         if not len(cluster_ids):  # Too short, once it is faster.
@@ -73,18 +62,16 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=pathlib.Path)
     parser.add_argument("--hubert", type=pathlib.Path, default=SHIPPED)
     parser.add_argument(
-        "--widest", type=float, default=1.45, help="speeds are in [1/WIDEST, WIDEST]"
+        "--widest", type=float, default=1.22, help="speeds are in [1/WIDEST, WIDEST]"
     )
-    parser.add_argument("--times", type=int, default=2, help="that each recording is heard more")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with one_line_errors():
         rows = read_manifest(args.manifest, args.split)
         speech2unit = Speech2Unit.from_pretrained(args.hubert)
         rng, more = np.random.default_rng(args.seed), []
-        heard = rows * args.times
-        for start in track(range(0, len(heard), BATCH), "units"):
-            batch = heard[start : start + BATCH]
+        for start in track(range(0, len(rows), BATCH), "units"):
+            batch = rows[start : start + BATCH]
             speeds = args.widest ** rng.uniform(-1, 1, len(batch))
             more += perturbed(batch, speech2unit, speeds, rng)
         write_rows(rows + more, args.output)

@@ -21,16 +21,6 @@ def test_retimed_units_last_as_long_as_the_recording():
     np.testing.assert_array_equal(perturb_units.retimed(faster, 3), [7, 9, 9])
 
 
-def test_an_echo_follows_the_sound_and_is_half_as_strong():
-    click = np.zeros(8000, np.float32)
-    click[1000] = 1.0
-    heard = perturb_units.echoed(np.random.default_rng(0), click)
-    assert heard.shape == click.shape
-    np.testing.assert_allclose(heard[:1001], click[:1001], atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(heard[1001:]), 0.5, rtol=0.1)
-    assert not heard[1000 + 4900 :].round(6).any()
-
-
 def test_rows_of_perturbed_sound_follow_the_true_ones(tmp_path, monkeypatch):
     speech2unit = Speech2Unit.from_pretrained()
     rows = []
@@ -47,7 +37,7 @@ def test_rows_of_perturbed_sound_follow_the_true_ones(tmp_path, monkeypatch):
     perturb_units.main()
 
     written = read_manifest(output)
-    assert len(written) == 9
+    assert len(written) == 6
     true, perturbed = written[:3], written[3:]
     assert [row["units"] for row in true] == [row["units"] for row in rows]
     by_path = {row["path"]: row for row in true}
@@ -58,4 +48,4 @@ def test_rows_of_perturbed_sound_follow_the_true_ones(tmp_path, monkeypatch):
         assert row["units"] != original["units"]
         # Another throat, but the same words: far more frames agree than the 1 in 200 of chance.
         frames, expected = (np.repeat(r["units"], r["durations"]) for r in (row, original))
-        assert 0.1 < np.mean(frames == expected) < 0.95
+        assert 0.2 < np.mean(frames == expected) < 0.95
