@@ -27,10 +27,11 @@ SECONDS = (2, 5, 10, 15, 20, 30, 40)
 MOST_PIECES = 10
 # An accelerator hears so many rows at once.
 ROWS = 8
-# Of a recording longer than a row, the Transformer sees windows of at most WINDOW frames, of which
-# those at either end only serve the others that they reach. Where every frame reaches every other,
-# windows have up to FAR frames, as many as fairseq hears at once, and CONTEXT of them serve: a
-# second more hardly changes a unit. These are heard a PART at a time, each with the keys of all.
+# Of a recording longer than a row, the Transformer sees windows of WINDOW frames, or of four times
+# as many as a frame reaches; those at either end only serve the others that they reach. Where every
+# frame reaches every other, windows have up to FAR frames, as many as fairseq hears at once, and
+# CONTEXT of them serve: a second more hardly changes a unit. These are heard a PART at a time, each
+# with the keys of all.
 WINDOW, FAR, CONTEXT, PART = 2000, 5000, 50, 500
 # What XLA is told for one core of a CPU: its own products are faster there than YNNPACK's, which
 # then only sums.
@@ -110,8 +111,9 @@ class Listener:
         for clip, frames in enumerate(map(len, x)):
             if frames <= whole:
                 segments += [(clip, (0, frames, 0, frames))] * (frames > 0)
-            elif reach <= WINDOW // 4:
-                segments += [(clip, window) for window in windows(frames, WINDOW, reach)]
+            elif reach < math.inf:
+                longest = max(WINDOW, 4 * reach)
+                segments += [(clip, window) for window in windows(frames, longest, reach)]
             else:
                 in_parts.append(clip)
         size = (self.hubert.config.feature_size,) if self.centroids is None else ()

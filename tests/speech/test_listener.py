@@ -1,5 +1,6 @@
 """Recordings cut into pieces, packed in rows and put together again are heard as whole ones."""
 
+import dataclasses
 import itertools
 
 import hypothesis
@@ -75,6 +76,15 @@ def test_what_is_cut_and_packed_is_heard_as_alone_and_whole(config, way):
             features.shape == expected.shape == (config.num_frames(len(wav)), config.feature_size)
         )
         np.testing.assert_allclose(features, expected, atol=2e-3)
+
+
+def test_attention_that_reaches_far_but_not_everywhere_is_heard_in_windows_too():
+    far = dataclasses.replace(MEL, attention_frames=300)
+    hubert = Hubert(far, rngs=nnx.Rngs(0))
+    (wav,) = clips(70.0)
+    (features,) = Listener(hubert, None, 40).hear([wav])
+    expected = hubert(wav[None], np.array([len(wav)]))[0]
+    np.testing.assert_allclose(features, expected, atol=2e-3)
 
 
 def test_few_shapes_are_compiled_and_little_is_padded(monkeypatch):
