@@ -19,7 +19,7 @@ from flax import nnx
 from rich.progress import track
 
 from speechgpt_jax.gin_utils import one_line_errors
-from speechgpt_jax.speech.hubert import Hubert, with_neighbours
+from speechgpt_jax.speech.hubert import Hubert
 from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.speech2unit import Speech2Unit, save_hubert
 from tools.conversion import output
@@ -77,12 +77,6 @@ def convert(variables: dict[str, np.ndarray], config: HubertConfig) -> Hubert:
     return hubert
 
 
-def beside_neighbours(x: np.ndarray, reach: int) -> np.ndarray:
-    """What the projection is given of features [T, D] of a whole recording: [T, 3 D]."""
-    segments = np.zeros((1, len(x)), np.int32)
-    return np.asarray(with_neighbours(jnp.asarray(x[None]), segments, reach)[0])
-
-
 def least_squares(
     hear: Callable, clips: list[np.ndarray], targets: list[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -116,14 +110,8 @@ def main() -> None:
                 f"[frames, {config.projection_size}]: give hubert_targets as many --directions."
             )
         variables = WhisperFeatures(config.num_layers).variables
-        bare = dataclasses.replace(config, projection_size=None, projection_reach=0)
-        speech2unit = Speech2Unit(convert(variables, bare), None)
-
-        def hear(wavs):
-            features = speech2unit.features(wavs)
-            return [beside_neighbours(x, config.projection_reach) for x in features]
-
-        kernel, bias = least_squares(hear, clips, targets)
+        bare = convert(variables, dataclasses.replace(config, projection_size=None))
+        kernel, bias = least_squares(Speech2Unit(bare, None).features, clips, targets)
         hubert = convert(variables, config)
         put(hubert.projection, kernel=kernel, bias=bias)
         with output.whole_folder(args.out) as folder:

@@ -168,8 +168,7 @@ class Hubert(nnx.Module):
             config.hidden_size, epsilon=config.layer_norm_eps, rngs=rngs
         )
         self.layers = nnx.List(EncoderLayer(config, rngs) for _ in range(config.num_layers))
-        width, size = config.hidden_size, config.projection_size
-        width *= 3 if config.projection_reach else 1
+        width, size = config.projected_size, config.projection_size
         self.projection = linear(width, size, ("embed", None), rngs) if size else None
 
     def prepare(self) -> None:

@@ -85,7 +85,12 @@ class HubertConfig:
 
     @property
     def feature_size(self) -> int:
-        return self.projection_size or self.hidden_size
+        return self.projection_size or self.projected_size
+
+    @property
+    def projected_size(self) -> int:
+        """What a projection is given; without one, these are the features."""
+        return self.hidden_size * (3 if self.projection_reach else 1)
 
     @property
     def hop(self) -> int:
