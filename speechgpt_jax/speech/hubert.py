@@ -49,7 +49,12 @@ class PositionalConv(nnx.Module):
         )
         y = [
             lax.conv_general_dilated(
-                rows, kernel, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+                rows.astype(kernel.dtype),
+                kernel,
+                (1,),
+                "VALID",
+                dimension_numbers=("NWC", "WIO", "NWC"),
+                preferred_element_type=jnp.float32,
             )
             for rows, kernel in groups
         ]
@@ -101,7 +106,8 @@ class Attention(nnx.Module):
         return self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
 
     def _heads(self, x: jax.Array) -> jax.Array:  # BTD -> BTNH
-        return x.reshape(*x.shape[:2], self.num_heads, -1)
+        x = x.reshape(*x.shape[:2], self.num_heads, -1)
+        return x.astype(self.k_proj.kernel.dtype)
 
 
 class EncoderLayer(nnx.Module):
@@ -171,8 +177,25 @@ class Hubert(nnx.Module):
         width, size = config.projected_size, config.projection_size
         self.projection = linear(width, size, ("embed", None), rngs) if size else None
 
-    def prepare(self) -> None:
-        """Hears the same faster, with parameters that will no longer change. Only CPUs need it."""
+    @property
+    def dtype(self):
+        """Of the numbers that are multiplied."""
+        return self.layers[0].attention.k_proj.kernel.dtype
+
+    def prepare(self, dtype=jnp.float32) -> None:
+        """Hears faster, with parameters that will no longer change.
+
+        Args:
+          dtype: of the numbers that are multiplied, but for those of the layer that meets samples;
+            sums, norms and softmax are float32 all the same.
+        """
+
+        def cast(path, parameter):
+            multiplies = path[-1] == "kernel" and parameter.shape[-2] > 1
+            value = parameter[...]
+            return parameter.replace(value.astype(dtype) if multiplies else value)
+
+        nnx.update(self, nnx.map_state(cast, nnx.state(self, nnx.Param)))
         if jax.default_backend() == "cpu":
             self.front_end.prepare()
 

@@ -13,6 +13,9 @@ from jax import lax
 # On a CPU so many frames attend at a time, to as many quarters of all as they need.
 BLOCK, PARTS = 250, 4
 
+# Sums are float32, whatever is multiplied.
+_einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
 
 def attend(q, k, v, segments, key_segments, near: int | None) -> jax.Array:
     """q [B, T, N, H], k and v [B, S, N, H], segments [B, T] and [B, S] -> [B, T, N, H].
@@ -78,10 +81,11 @@ def _attend_to(size, q, k, v, segments, key_segments, first):
         keys, values = (
             lax.dynamic_slice(x, (head, first, 0), (1, size, x.shape[2]))[0] for x in (k, v)
         )
-        scores = jnp.where(hidden, -1e30, q[head] @ keys.T)
-        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+        scores = jnp.where(hidden, -1e30, _einsum("TH,SH->TS", q[head], keys))
+        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True)).astype(v.dtype)
         # To divide the sums is one pass less over [T, S] than to divide the weights.
-        return (weights @ values) / weights.sum(axis=-1, keepdims=True)
+        sums = _einsum("TS,SH->TH", weights, values)
+        return sums / weights.sum(axis=-1, keepdims=True, dtype=jnp.float32)
 
     return jnp.moveaxis(lax.map(attend_head, jnp.arange(len(q))), 0, 1)
 
@@ -105,7 +109,7 @@ def attend_near(q, k, v, segments, near: int):
     own, other = blocks(segments + 1), windows(segments + 1)
     distance = jnp.arange(2 * near)[:, None] + near - jnp.arange(4 * near)
     seen = (own[..., None] == other[:, :, None]) & (abs(distance) <= near)
-    scores = jnp.einsum("BCTNH,BCSNH->BCNTS", blocks(q) * width**-0.5, windows(k))
+    scores = _einsum("BCTNH,BCSNH->BCNTS", blocks(q) * width**-0.5, windows(k))
     weights = jax.nn.softmax(jnp.where(seen[:, :, None], scores, -1e30), axis=-1)
-    y = jnp.einsum("BCNTS,BCSNH->BCTNH", weights, windows(v))
+    y = _einsum("BCNTS,BCSNH->BCTNH", weights.astype(v.dtype), windows(v))
     return y.reshape(batch, -1, heads, width)[:, :steps]

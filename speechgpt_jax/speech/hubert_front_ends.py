@@ -20,8 +20,23 @@ from speechgpt_jax.speech.toom_cook import StridedToomCookConv
 
 
 def linear(c_in: int, c_out: int, axes: tuple, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer whose kernel names its two dimensions."""
-    return nnx.Linear(c_in, c_out, kernel_metadata=named(axes), rngs=rngs)
+    """A linear layer whose kernel names its two dimensions; its type is that of the products.
+
+    Their sums are float32.
+    """
+    return nnx.Linear(
+        c_in,
+        c_out,
+        kernel_metadata=named(axes),
+        promote_dtype=_as_kernel,
+        preferred_element_type=jnp.float32,
+        rngs=rngs,
+    )
+
+
+def _as_kernel(arrays: tuple, dtype: None) -> tuple:
+    x, kernel, bias = arrays
+    return x.astype(kernel.dtype), kernel, bias
 
 
 def named(axes: tuple) -> dict:
@@ -41,9 +56,41 @@ class Conv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = lax.conv_general_dilated(
-            x, self.kernel[...], (self.stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+            x.astype(self.kernel.dtype),
+            self.kernel[...],
+            (self.stride,),
+            "VALID",
+            dimension_numbers=("NWC", "WIO", "NWC"),
+            preferred_element_type=jnp.float32,
         )
         return y if self.bias is None else y + self.bias[...]
+
+
+class TapByTap(nnx.Module):
+    """A `Conv` as a product for each tap: CPUs multiply bfloat16, but XLA convolves none there."""
+
+    def __init__(self, conv: Conv):
+        self.kernel, self.bias, self.stride = conv.kernel, conv.bias, conv.stride
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x, taps = x.astype(self.kernel.dtype), len(self.kernel[...])
+        steps = (x.shape[1] - taps) // self.stride + 1
+        y = sum(
+            jnp.matmul(
+                x[:, tap :: self.stride][:, :steps],
+                self.kernel[tap],
+                preferred_element_type=jnp.float32,
+            )
+            for tap in range(taps)
+        )
+        return y if self.bias is None else y + self.bias[...]
+
+
+def prepared(conv: Conv) -> nnx.Module:
+    """The same, faster on a CPU, of a kernel that no longer changes."""
+    if conv.kernel.dtype != jnp.float32:
+        return TapByTap(conv)
+    return StridedToomCookConv(conv) if (conv.kernel.shape[0], conv.stride) == (3, 2) else conv
 
 
 class ChannelNorm(nnx.Module):
@@ -107,10 +154,8 @@ class WaveFrontEnd(nnx.Module):
 
     def prepare(self) -> None:
         """Makes what is multiplied less often, from kernels that will no longer change."""
-        self.conv_layers = nnx.List(
-            StridedToomCookConv(conv) if (conv.kernel.shape[0], conv.stride) == (3, 2) else conv
-            for conv in self.conv_layers
-        )
+        first, *others = self.conv_layers
+        self.conv_layers = nnx.List([first, *map(prepared, others)])
 
 
 class MelFrontEnd(nnx.Module):

@@ -33,12 +33,10 @@ ROWS = 8
 # CONTEXT of them serve: a second more hardly changes a unit. These are heard a PART at a time, each
 # with the keys of all.
 WINDOW, FAR, CONTEXT, PART = 2000, 5000, 50, 500
-# What XLA is told for one core of a CPU: its own products are faster there than YNNPACK's, which
-# then only sums.
-ONE_CORE = {
-    "xla_cpu_multi_thread_eigen": False,
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
-}
+# What XLA is told for one core of a CPU. Of float32 its own products are faster there than
+# YNNPACK's, which then only sums; of bfloat16 it has none.
+ONE_CORE = {"xla_cpu_multi_thread_eigen": False}
+ONE_CORE_FLOAT32 = ONE_CORE | {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
 def _moments(hubert: Hubert, wav, frames):  # PS, P
@@ -81,9 +79,8 @@ def _heard(features, centroids):
 
 
 @functools.cache
-def _jit(function: Callable, one_core: bool) -> Callable:
-    one_core = one_core and jax.default_backend() == "cpu"
-    return jax.jit(function, compiler_options=ONE_CORE if one_core else None)
+def _jit(function: Callable, options: tuple) -> Callable:
+    return jax.jit(function, compiler_options=dict(options))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +187,7 @@ class Listener:
                     numbers[places[i]] = i + 1
                     end += size
             one_core = len(batches) >= self.ways
-            heard = call(_transform, one_core, self.hubert, self.centroids, frames, numbers)
+            heard = self.call(_transform, one_core, self.hubert, self.centroids, frames, numbers)
             return {i: heard[place] for i, place in places.items()}
 
         heard = {}
@@ -203,7 +200,7 @@ class Listener:
         hubert, size = self.hubert, len(x)
 
         def run(function, *args):
-            return [*self.each(functools.partial(call, function, True, *args), parts)]
+            return [*self.each(functools.partial(self.call, function, True, *args), parts)]
 
         parts = split(x, self.ways)
         numbers = (np.arange(len(parts) * parts[0].shape[1]) < size).astype(np.int32)[None]
@@ -211,7 +208,7 @@ class Listener:
             keys_values = (np.concatenate(y, axis=1) for y in zip(*run(_keys_values, layer)))
             parts = run(_attend, layer, tuple(map(jnp.asarray, (*keys_values, numbers))))
         x = np.concatenate(parts, axis=1)
-        return call(_end, False, hubert, self.centroids, x, numbers)[0, :size]
+        return self.call(_end, False, hubert, self.centroids, x, numbers)[0, :size]
 
     def frame_by_frame(self, function: Callable, frames: list[int], piece: Callable):
         """As `by_piece`, for a function -> [P, T, D] of as many frames of each clip: [T, D]."""
@@ -239,7 +236,7 @@ class Listener:
             pieces = [piece(*place) for place in chunk]
             pieces += pieces[:1] * (size - len(chunk))
             arrays = jax.tree.map(lambda *x: np.stack(x), *pieces)
-            heard = call(function, True, self.hubert, *arrays)
+            heard = self.call(function, True, self.hubert, *arrays)
             return jax.tree.map(lambda x: x[: len(chunk)], heard)
 
         heard = jax.tree.map(lambda *x: np.concatenate(x), *self.each(run, chunks))
@@ -247,10 +244,14 @@ class Listener:
         slices = [slice(end - count, end) for count, end in zip(counts, ends)]
         return [jax.tree.map(operator.itemgetter(pieces), heard) for pieces in slices]
 
-
-def call(function: Callable, one_core: bool, *args):
-    """A function of a module and arrays -> its arrays, when they are there."""
-    return jax.tree.map(np.asarray, _jit(function, one_core)(*args))
+    def call(self, function: Callable, one_core: bool, *args):
+        """A function of modules and arrays -> its arrays, when they are there."""
+        options = {}
+        if one_core and jax.default_backend() == "cpu":
+            options = ONE_CORE_FLOAT32 if self.hubert.dtype == np.float32 else ONE_CORE
+        # Accelerators would multiply float32 as if it were less.
+        with jax.default_matmul_precision("highest"):
+            return jax.tree.map(np.asarray, _jit(function, tuple(options.items()))(*args))
 
 
 def cut(x: np.ndarray, start: int, size: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import pathlib
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -41,10 +42,16 @@ class Speech2Unit:
     whole_seconds: float = SECONDS[-1]
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike = SHIPPED) -> "Speech2Unit":
-        """Reads a folder of `config.json`, `model.safetensors` and `kmeans.safetensors`."""
+    def from_pretrained(
+        cls, folder: str | os.PathLike = SHIPPED, dtype: str = "float32"
+    ) -> "Speech2Unit":
+        """Reads a folder of `config.json`, `model.safetensors` and `kmeans.safetensors`.
+
+        With dtype "bfloat16" products are of such numbers, their sums float32: accelerators, and
+        CPUs that multiply them, hear faster, and a few units in a thousand are others.
+        """
         hubert = load_hubert(folder)
-        hubert.prepare()
+        hubert.prepare(jnp.dtype(dtype))
         path = pathlib.Path(folder) / "kmeans.safetensors"
         centroids = pretrained.load_tensors(path)["cluster_centers"].astype(np.float32)
         if centroids.shape[1:] != (hubert.config.feature_size,):

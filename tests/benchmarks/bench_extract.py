@@ -1,13 +1,16 @@
 """Hours of sound a wall-clock hour to units: ours beside `transformers` one by one, base shape.
 
     .venv/bin/python -m tests.benchmarks.bench_extract --clips=1000       # an hour on two cores
+    .venv/bin/python -m tests.benchmarks.bench_extract --clips=100 --dtype=bfloat16
     taskset -c 0 .venv/bin/python -m tests.benchmarks.bench_extract --clips=60 --cpu_time
 
-Clips of 1 to 30 seconds (uniform) are cut from the shipped recordings and written as FLAC. Both
+Clips of 1 to 30 seconds (uniform) are cut from the shipped recordings and written as FLAC. All
 sides, each in a process of its own, read the files, compute the features of layer 11 with the same
-random weights, and take the nearest of 1000 centroids.
-Rounds alternate, after every shape was compiled; each ends in a line for all rounds so far. With
---cpu_time, for a busy machine, an hour is one of CPU time. `compiled` are our programs so far,
+random weights, and take the nearest of 1000 centroids: ours with products of --dtype, torch in
+float32, and with --dtype=bfloat16 torch with products of bfloat16 too (autocast).
+Rounds alternate, after every shape was compiled; each ends in a line for all rounds so far: hours
+of sound an hour of each side, of ours to each of torch's, units equal to those of torch in float32.
+With --cpu_time, for a busy machine, an hour is one of CPU time. `compiled` are our programs so far,
 `peak GiB` is the memory of our process.
 """
 
@@ -38,34 +41,36 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 def main():
     arguments = parse_arguments()
     clock = 1 if arguments.cpu_time else 0
-    makes = functools.partial(our_side, arguments.batch_seconds), their_side
+    theirs = ["float32"] if arguments.dtype == "float32" else ["float32", arguments.dtype]
+    makes = [
+        functools.partial(our_side, arguments.dtype, arguments.batch_seconds),
+        *(functools.partial(their_side, dtype) for dtype in theirs),
+    ]
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        ours, theirs = (stack.enter_context(timing.in_a_process(make)) for make in makes)
+        sides = [stack.enter_context(timing.in_a_process(make)) for make in makes]
         clips = write_clips(folder, arguments.clips)
-        for warm_up in (ours, theirs):
+        for warm_up in sides:
             warm_up([path for path, _ in clips[:4]])
-        print(f"h of sound an hour of {('wall', 'CPU')[clock]} time")
-        print(
-            f"{'clips':>6}{'minutes':>9}{'ours':>8}{'torch':>8}{'ratio':>8}{'equal units':>14}",
-            end="",
-        )
-        print(f"{'compiled':>10}{'peak GiB':>10}", flush=True)
-        seconds = our_seconds = their_seconds = same = frames = 0
+        print(f"h of sound an hour of {('wall', 'CPU')[clock]} time, ours in {arguments.dtype}")
+        names = ["ours", *(f"torch {dtype}" for dtype in theirs), *("ratio" for _ in theirs)]
+        heads = ["clips", "minutes", *names, "equal units", "compiled", "peak GiB"]
+        print("".join(f"{head:>16}" for head in heads), flush=True)
+        seconds = same = frames = 0
+        taken = np.zeros(len(sides))
         for start in range(0, len(clips), CLIPS_A_ROUND):
             paths, lengths = zip(*clips[start : start + CLIPS_A_ROUND])
-            our_times, their_times = ours(paths), theirs(paths)
-            our_seconds += our_times[clock]
-            their_seconds += their_times[clock]
-            units, compiled, peak = our_times[-1]
+            times = [side(paths) for side in sides]
+            taken += [of_side[clock] for of_side in times]
+            units, compiled, peak = times[0][-1]
             seconds += sum(lengths) / SAMPLE_RATE
-            same += sum((a == b).sum() for a, b in zip(units, their_times[-1]))
+            same += sum((a == b).sum() for a, b in zip(units, times[1][-1]))
             frames += sum(map(len, units))
-            rates = seconds / our_seconds, seconds / their_seconds, their_seconds / our_seconds
+            figures = [seconds / 60, *(seconds / taken), *(taken[1:] / taken[0])]
             print(
-                f"{start + len(paths):6}{seconds / 60:9.1f}"
-                + "".join(f"{rate:8.2f}" for rate in rates)
-                + f"{same / frames:14.2%}{compiled:10}{peak:10.2f}",
+                f"{start + len(paths):16}"
+                + "".join(f"{figure:16.2f}" for figure in figures)
+                + f"{same / frames:16.2%}{compiled:16}{peak:16.2f}",
                 flush=True,
             )
 
@@ -73,19 +78,20 @@ def main():
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=60)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch_seconds", type=int, default=1800)
     parser.add_argument("--cpu_time", action="store_true")
     return parser.parse_args()
 
 
-def our_side(batch_seconds):
+def our_side(dtype, batch_seconds):
     """Paths -> cluster ids of each, programs compiled and GiB of memory so far."""
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(seconds) if event == COMPILED else None
     )
     keep_freed_memory()  # As `Extractor.from_pretrained` does.
-    _, hubert = models()
+    _, hubert = models(dtype)
     extractor = Extractor(Speech2Unit(hubert, centroids(hubert.config)), batch_seconds)
     compiled.clear()
 
@@ -97,14 +103,17 @@ def our_side(batch_seconds):
     return run
 
 
-def their_side():
+def their_side(dtype):
     """Paths -> cluster ids of each, one by one."""
     model, hubert = models()
     layer, clusters = hubert.config.feature_layer, torch.tensor(centroids(hubert.config))
 
+    def features(path):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            return torch.tensor(torch_features(model, load_audio(path), layer))
+
     def run(paths):
-        features = (torch_features(model, load_audio(path), layer) for path in paths)
-        return [torch.cdist(torch.tensor(x), clusters).argmin(-1).numpy() for x in features]
+        return [torch.cdist(features(path), clusters).argmin(-1).numpy() for path in paths]
 
     return run
 

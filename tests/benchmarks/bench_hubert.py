@@ -43,15 +43,15 @@ def speech(seconds: float) -> np.ndarray:
 def torch_features(model: transformers.HubertModel, wav: np.ndarray, layer: int) -> np.ndarray:
     with torch.inference_mode():
         states = model(torch.from_numpy(wav[None]), output_hidden_states=True).hidden_states
-    return states[layer][0].numpy()
+    return states[layer][0].float().numpy()
 
 
-def models():
+def models(dtype: str = "float32"):
     """Both with the same weights; what lies beyond the layer that is used is not computed."""
     config = dataclasses.replace(HubertConfig.base(), num_layers=11)
     theirs, hubert = oracle(config), Hubert(config, rngs=nnx.Rngs(0))
     copy_weights(theirs, hubert)
-    hubert.prepare()  # As `Speech2Unit.from_pretrained` does.
+    hubert.prepare(dtype)  # As `Speech2Unit.from_pretrained` does.
     return theirs, hubert
 
 

@@ -6,6 +6,7 @@ import itertools
 import hypothesis
 import hypothesis.strategies as st
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -78,6 +79,30 @@ def test_what_is_cut_and_packed_is_heard_as_alone_and_whole(config, way):
         np.testing.assert_allclose(features, expected, atol=2e-3)
 
 
+@pytest.mark.parametrize("way", ["prepared", "accelerator"], indirect=True)
+@pytest.mark.parametrize("config", [WAVE, MEL], ids=["wave", "mel"])
+def test_products_of_bfloat16_change_little(config, way):
+    wavs = clips(3.3, 45.0)
+    exact = Listener(Hubert(config, rngs=nnx.Rngs(0)), None, 40).hear(wavs)
+    hubert = Hubert(config, rngs=nnx.Rngs(0))
+    hubert.prepare(jnp.bfloat16)
+    for features, expected in zip(Listener(hubert, None, 40).hear(wavs), exact):
+        assert features.dtype == np.float32
+        error = np.linalg.norm(features - expected) / np.linalg.norm(expected)
+        assert 0.001 < error < 0.02
+
+
+def test_float32_is_multiplied_as_such_on_accelerators_too():
+    precisions = []
+
+    def multiply(x):
+        precisions.append(jax.config.jax_default_matmul_precision)
+        return x @ x
+
+    Listener(Hubert(WAVE, rngs=nnx.Rngs(0)), None, 40).call(multiply, False, np.ones((2, 2)))
+    assert precisions == ["highest"]
+
+
 def test_attention_that_reaches_far_but_not_everywhere_is_heard_in_windows_too():
     far = dataclasses.replace(MEL, attention_frames=300)
     hubert = Hubert(far, rngs=nnx.Rngs(0))
@@ -90,16 +115,16 @@ def test_attention_that_reaches_far_but_not_everywhere_is_heard_in_windows_too()
 def test_few_shapes_are_compiled_and_little_is_padded(monkeypatch):
     hubert = Hubert(WAVE, rngs=nnx.Rngs(0))
     shapes, rows = set(), []
-    call = listener.call
+    call = Listener.call
 
-    def watched(function, one_core, *args):
+    def watched(self, function, one_core, *args):
         arrays = [x.shape for x in jax.tree.leaves(args) if not isinstance(x, jax.Array)]
         shapes.add((function.__name__, one_core, *arrays))
         if function is listener._transform:
             rows.append(args[-1])
-        return call(function, one_core, *args)
+        return call(self, function, one_core, *args)
 
-    monkeypatch.setattr(listener, "call", watched)
+    monkeypatch.setattr(Listener, "call", watched)
     lengths = np.random.default_rng(0).uniform(1, 30, 120)
     Listener(hubert, None, 40).hear(clips(*lengths))
     assert len(shapes) == 4

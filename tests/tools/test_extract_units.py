@@ -164,6 +164,8 @@ def test_another_input_does_not_go_on_with_the_same_output(extracted, recordings
         extract(recordings / "more [1]", small_hubert, extracted)
     with pytest.raises(ValueError, match=r"was begun with shard_size 2, now it is 3"):
         extract(recordings, small_hubert, extracted, "--shard_size=3")
+    with pytest.raises(ValueError, match=r"was begun with dtype 'float32', now it is 'bfloat16'"):
+        extract(recordings, small_hubert, extracted, "--dtype=bfloat16")
 
 
 @pytest.mark.parametrize(
