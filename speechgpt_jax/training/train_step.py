@@ -195,13 +195,3 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
-
-
-def make_eval_step(graphdef: nnx.GraphDef, *, unit_ids: range, chunk: int = 512):
-    """A function (params, frozen, batch) -> metrics: the losses without a step."""
-
-    def eval_step(params, frozen, batch):
-        losses, correct = forward(nnx.merge(graphdef, params, frozen), batch, chunk)
-        return batch_metrics(losses, correct, batch, unit_ids)
-
-    return eval_step

@@ -17,8 +17,8 @@ from speechgpt_jax.training.optimizer import AdamW, make_optimizer
 from speechgpt_jax.training.train_step import (
     TRAINABLE,
     TrainState,
+    batch_metrics,
     forward,
-    make_eval_step,
     make_train_step,
     token_losses,
 )
@@ -50,6 +50,12 @@ def train(batches, *, config=CONFIG, trainable="all", **kwargs):
     return first, state, frozen, metrics
 
 
+def evaluate(graphdef, params, frozen, batch, chunk=512):
+    """The metrics of a batch, without a step."""
+    losses = forward(nnx.merge(graphdef, params, frozen), batch, chunk)
+    return batch_metrics(*losses, batch, UNITS)
+
+
 def mean(metric):
     return metric[0] / metric[1]
 
@@ -57,7 +63,7 @@ def mean(metric):
 def test_loss_is_the_weighted_mean_cross_entropy():
     batch = random_batch([9, 5, 12])
     graphdef, params, frozen = model_and_params()
-    metrics = jax.jit(make_eval_step(graphdef, unit_ids=UNITS))(params, frozen, batch)
+    metrics = evaluate(graphdef, params, frozen, batch)
     model = nnx.merge(graphdef, params, frozen)
     logits = model.unembed(
         model(
@@ -105,8 +111,11 @@ def test_chunked_cross_entropy_equals_plain(chunk):
 def test_no_logits_of_the_whole_length():
     graphdef, params, frozen = model_and_params()
     batch = random_batch([64] * 4)
-    step = make_eval_step(graphdef, unit_ids=UNITS, chunk=16)
-    text = str(jax.make_jaxpr(jax.grad(lambda p: step(p, frozen, batch)["loss"][0]))(params))
+
+    def loss(params):
+        return evaluate(graphdef, params, frozen, batch, chunk=16)["loss"][0]
+
+    text = str(jax.make_jaxpr(jax.grad(loss))(params))
     assert "f32[4,16,128]" in text
     assert "f32[4,64,128]" not in text
 
@@ -114,8 +123,7 @@ def test_no_logits_of_the_whole_length():
 def test_packed_loss_equals_unpacked():
     batch = random_batch([9, 5, 12])
     graphdef, params, frozen = model_and_params()
-    step = jax.jit(make_eval_step(graphdef, unit_ids=UNITS))
-    unpacked, packed = step(params, frozen, batch), step(params, frozen, pack(batch))
+    unpacked, packed = (evaluate(graphdef, params, frozen, rows) for rows in (batch, pack(batch)))
     for name in ("loss", "text_loss", "unit_loss"):
         np.testing.assert_allclose(mean(packed[name]), mean(unpacked[name]), rtol=1e-5)
 
@@ -182,7 +190,6 @@ def test_a_small_batch_is_learned_by_heart():
 def test_gradient_norm_is_that_of_the_mean_loss():
     batch = random_batch([9, 5])
     graphdef, params, frozen = model_and_params()
-    eval_step = make_eval_step(graphdef, unit_ids=UNITS)
-    grads = jax.jit(jax.grad(lambda p: mean(eval_step(p, frozen, batch)["loss"])))(params)
+    grads = jax.grad(lambda p: mean(evaluate(graphdef, p, frozen, batch)["loss"]))(params)
     _, _, _, metrics = train([batch])
     np.testing.assert_allclose(metrics["grad_norm"], optax.global_norm(grads), rtol=1e-5)
