@@ -25,7 +25,7 @@ from speechgpt_jax.speech.vocoder import UnitVocoder
 
 VOCODER = flags.DEFINE_string("vocoder", None, "Folder of the vocoder.", required=True)
 MANIFEST = flags.DEFINE_string("manifest", None, "JSONL of held-out sentences.", required=True)
-SENTENCES = flags.DEFINE_integer("sentences", 60, "How many sentences of each speaker are heard.")
+SENTENCES = flags.DEFINE_integer("sentences", None, "Hear only the first so many of each speaker.")
 VOICE = flags.DEFINE_string("voice", None, "Speak with this voice instead of each row's own.")
 
 WINDOW_SECONDS = 27
@@ -106,7 +106,7 @@ def resynthesise(vocoder: UnitVocoder, rows: list[dict], voice: str | None) -> d
     }
 
 
-def read_rows(path: pathlib.Path, sentences: int) -> dict[str, list[dict]]:
+def read_rows(path: pathlib.Path, sentences: int | None) -> dict[str, list[dict]]:
     by_speaker = collections.defaultdict(list)
     for line in path.read_text().splitlines():
         row = json.loads(line)
