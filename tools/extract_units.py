@@ -59,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="what is multiplied; bfloat16 is faster where the hardware has it, and changes a few"
-        " units in a thousand",
+        help="what is multiplied; bfloat16 is faster where the hardware has it, and changes at most"
+        " about one unit in a hundred",
     )
     parser.add_argument("--batch_seconds", type=int, default=1800, help="sound packed together")
     args, beam_arguments = parser.parse_known_args(arguments)

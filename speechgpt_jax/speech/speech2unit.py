@@ -48,7 +48,7 @@ class Speech2Unit:
         """Reads a folder of `config.json`, `model.safetensors` and `kmeans.safetensors`.
 
         With dtype "bfloat16" products are of such numbers, their sums float32: accelerators, and
-        CPUs that multiply them, hear faster, and a few units in a thousand are others.
+        CPUs that multiply them, hear faster, and at most about one unit in a hundred is another.
         """
         hubert = load_hubert(folder)
         hubert.prepare(jnp.dtype(dtype))
