@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 
 from speechgpt_jax.speech.hubert_attention import attend
 from speechgpt_jax.speech.hubert_config import HubertConfig
-from speechgpt_jax.speech.hubert_front_ends import FRONT_ENDS, linear, named
+from speechgpt_jax.speech.hubert_front_ends import FRONT_ENDS, convolve, linear, named
 
 
 class PositionalConv(nnx.Module):
@@ -47,18 +46,7 @@ class PositionalConv(nnx.Module):
         groups = zip(
             jnp.split(x, self.groups, axis=-1), jnp.split(self.kernel[...], self.groups, axis=-1)
         )
-        y = [
-            lax.conv_general_dilated(
-                rows.astype(kernel.dtype),
-                kernel,
-                (1,),
-                "VALID",
-                dimension_numbers=("NWC", "WIO", "NWC"),
-                preferred_element_type=jnp.float32,
-            )
-            for rows, kernel in groups
-        ]
-        y = jnp.concatenate(y, axis=-1)
+        y = jnp.concatenate([convolve(rows, kernel) for rows, kernel in groups], axis=-1)
         return jax.nn.gelu(y + self.bias[...], approximate=False)
 
 

@@ -45,6 +45,21 @@ def named(axes: tuple) -> dict:
     return {"out_sharding": axes, "eager_sharding": False}
 
 
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """x [B, T, C_in], kernel [K, C_in, C_out] -> [B, T', C_out], without padding.
+
+    The kernel's type is that of the products; their sums are float32.
+    """
+    return lax.conv_general_dilated(
+        x.astype(kernel.dtype),
+        kernel,
+        (stride,),
+        "VALID",
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        preferred_element_type=jnp.float32,
+    )
+
+
 class Conv(nnx.Module):
     """A 1-D convolution without padding: [B, T, C_in] -> [B, T', C_out]."""
 
@@ -55,14 +70,7 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(c_out)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = lax.conv_general_dilated(
-            x.astype(self.kernel.dtype),
-            self.kernel[...],
-            (self.stride,),
-            "VALID",
-            dimension_numbers=("NWC", "WIO", "NWC"),
-            preferred_element_type=jnp.float32,
-        )
+        y = convolve(x, self.kernel[...], self.stride)
         return y if self.bias is None else y + self.bias[...]
 
 
