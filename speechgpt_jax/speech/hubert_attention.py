@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# On a CPU so many frames attend at a time, to as many quarters of all as they need.
-BLOCK, PARTS = 250, 4
+# On a CPU so many frames attend at a time, to as many eighths of all as their segment needs.
+BLOCK, PARTS = 126, 8
 
 # Sums are float32, whatever is multiplied.
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -26,7 +26,7 @@ def attend(q, k, v, segments, key_segments, near: int | None) -> jax.Array:
     if near is not None:
         return attend_near(q, k, v, segments, near)
     if jax.default_backend() == "cpu":
-        return attend_in_blocks(q, k, v, segments, key_segments)
+        return attend_by_segment(q, k, v, segments, key_segments)
     return attend_masked(q, k, v, segments, key_segments)
 
 
@@ -35,59 +35,77 @@ def attend_masked(q, k, v, segments, key_segments):
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
-def attend_in_blocks(q, k, v, segments, key_segments):
-    """The same, for CPUs: head by head, each block to no more keys than reach over its segments.
+@jax.custom_vjp
+def attend_by_segment(q, k, v, segments, key_segments):
+    """The same, for CPUs: head by head, and in it segment by segment, to its own keys only.
 
-    XLA's batched products of this layout are 2.5 times slower on a CPU than these.
+    XLA's batched products of this layout are 2.5 times slower on a CPU than these, in which frames
+    that attend come last; but their gradients are faster.
     """
-    steps = q.shape[1]
-    count = -(-steps // BLOCK)
-    size = -(-steps // count)
-    padding = ((0, 0), (0, count * size - steps))
-    q = jnp.pad(q * q.shape[-1] ** -0.5, (*padding, (0, 0), (0, 0)))
-    segments = jnp.pad(segments, padding, "edge")
+    steps, width = q.shape[1], q.shape[3]
+    # Segments are of any size, programs are not.
+    part = -(-k.shape[1] // PARTS)
+    sizes = [min(i * part, k.shape[1]) for i in range(1, PARTS + 1)]
 
     def attend_row(row):
         q, k, v, segments, key_segments = row  # TNH, SNH, SNH, T, S
-        k, v = (jnp.moveaxis(x, 1, 0) for x in (k, v))
+        q = jnp.pad(q * width**-0.5, ((0, BLOCK), (0, 0), (0, 0)))
 
-        def attend_block(block):
-            q, segments = block  # T'NH, T'
-            first = jnp.argmax(key_segments == segments[0])
-            last = len(key_segments) - jnp.argmax(key_segments[::-1] == segments[-1])
-            part = -(-len(key_segments) // PARTS)
-            branches = [
-                functools.partial(_attend_to, min(i * part, len(key_segments)))
-                for i in range(1, PARTS + 1)
-            ]
-            branch = jnp.maximum(last - first - 1, 0) // part
-            return lax.switch(
-                branch, branches, jnp.moveaxis(q, 1, 0), k, v, segments, key_segments, first
-            )
+        def attend_head(head):
+            q, k, v = head  # HT', SH, HS
 
-        blocks = (q.reshape(count, size, *q.shape[1:]), segments.reshape(count, size))
-        return lax.map(attend_block, blocks).reshape(q.shape)
+            def attend_segment(carry):
+                start, y = carry
+                first, keys = _reach(key_segments, segments[start])
+                attend_to = [functools.partial(_attend_to, size) for size in sizes]
+                end = start + _reach(segments, segments[start])[1]
+                branch = jnp.maximum(keys - 1, 0) // part
+                return end, lax.switch(branch, attend_to, q, k, v, start, end, first, keys, y)
 
-    return lax.map(attend_row, (q, k, v, segments, key_segments))[:, :steps]
+            y = jnp.zeros(q.shape, jnp.float32)
+            return lax.while_loop(lambda carry: carry[0] < steps, attend_segment, (0, y))[1]
+
+        y = lax.map(attend_head, (q.transpose(1, 2, 0), k.swapaxes(0, 1), v.transpose(1, 2, 0)))
+        return y[:, :, :steps].transpose(2, 0, 1)  # NHT -> TNH
+
+    return lax.map(attend_row, (q, k, v, segments, key_segments))
 
 
-def _attend_to(size, q, k, v, segments, key_segments, first):
-    """To `size` keys from `first` on: q [N, T, H], k and v [N, S, H] -> [T, N, H]."""
-    # Where the slice would reach beyond the end, it begins before `first`.
-    key_segments = lax.dynamic_slice_in_dim(key_segments, first, size)
-    hidden = segments[:, None] != key_segments
+def _masked_for_gradients(q, k, v, segments, key_segments):
+    return jax.vjp(lambda *qkv: attend_masked(*qkv, segments, key_segments), q, k, v)
 
-    def attend_head(head):
-        keys, values = (
-            lax.dynamic_slice(x, (head, first, 0), (1, size, x.shape[2]))[0] for x in (k, v)
-        )
-        scores = jnp.where(hidden, -1e30, _einsum("TH,SH->TS", q[head], keys))
-        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True)).astype(v.dtype)
-        # To divide the sums is one pass less over [T, S] than to divide the weights.
-        sums = _einsum("TS,SH->TH", weights, values)
-        return sums / weights.sum(axis=-1, keepdims=True, dtype=jnp.float32)
 
-    return jnp.moveaxis(lax.map(attend_head, jnp.arange(len(q))), 0, 1)
+attend_by_segment.defvjp(_masked_for_gradients, lambda vjp, y: (*vjp(y), None, None))
+
+
+def _reach(segments, segment):
+    """Where a segment begins among [T], and how many frames it has."""
+    first = jnp.argmax(segments == segment)
+    return first, len(segments) - jnp.argmax(segments[::-1] == segment) - first
+
+
+def _attend_to(size, q, k, v, start, end, first, keys, y):
+    """y [H, T'] with what q [H, T'] from start to end hears of so many keys from `first` on.
+
+    They are among `size` of k [S, H] and v [H, S].
+    """
+    # Where these would reach beyond the end, they begin before `first`.
+    begin = jnp.minimum(first, k.shape[0] - size)
+    number = begin + jnp.arange(size) - first
+    hidden = ((number < 0) | (number >= keys))[:, None]
+    k = lax.dynamic_slice_in_dim(k, begin, size)
+    v = lax.dynamic_slice_in_dim(v, begin, size, axis=1)
+
+    def attend_block(i, y):
+        block = lax.dynamic_slice_in_dim(q, start + i * BLOCK, BLOCK, axis=1)
+        scores = jnp.where(hidden, -1e30, _einsum("SH,HT->ST", k, block))
+        weights = jnp.exp(scores - scores.max(0)).astype(v.dtype)
+        # To divide the sums is one pass less over [S, T] than to divide the weights.
+        heard = _einsum("HS,ST->HT", v, weights) / weights.sum(0, dtype=jnp.float32)
+        # What a last block writes beyond the end, the next segment overwrites.
+        return lax.dynamic_update_slice_in_dim(y, heard, start + i * BLOCK, axis=1)
+
+    return lax.fori_loop(0, -(-(end - start) // BLOCK), attend_block, y)
 
 
 def attend_near(q, k, v, segments, near: int):

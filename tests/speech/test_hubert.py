@@ -169,15 +169,15 @@ def rows_of_segments(steps: int):
 
 
 @pytest.mark.parametrize("steps", [30, 250, 611])
-def test_attention_in_blocks_is_that_under_a_mask(steps):
+def test_attention_by_segment_is_that_under_a_mask(steps):
     (q, k, v), segments = rows_of_segments(steps)
     theirs = hubert_attention.attend_masked(q, k, v, segments, segments)
-    ours = hubert_attention.attend_in_blocks(q, k, v, segments, segments)
+    ours = hubert_attention.attend_by_segment(q, k, v, segments, segments)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
     # A part of the frames attends to all of them, and padding to anything.
     part = slice(steps // 3, steps // 2)
-    ours = hubert_attention.attend_in_blocks(q[:, part], k, v, segments[:, part], segments)
+    ours = hubert_attention.attend_by_segment(q[:, part], k, v, segments[:, part], segments)
     np.testing.assert_allclose(ours, theirs[:, part], atol=1e-5)
 
     def loss(attend, *arrays):
@@ -185,7 +185,7 @@ def test_attention_in_blocks_is_that_under_a_mask(steps):
 
     gradients = (
         jax.grad(functools.partial(loss, attend), argnums=(0, 1, 2))(q, k, v)
-        for attend in (hubert_attention.attend_in_blocks, hubert_attention.attend_masked)
+        for attend in (hubert_attention.attend_by_segment, hubert_attention.attend_masked)
     )
     for a, b in zip(*gradients):
         np.testing.assert_allclose(a, b, atol=1e-4)
