@@ -16,6 +16,9 @@ from flax import nnx
 from speechgpt_jax.speech.hubert_attention import attend
 from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.hubert_front_ends import FRONT_ENDS, convolve, linear, named
+from speechgpt_jax.speech.strassen import StrassenMlp
+
+gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
 class PositionalConv(nnx.Module):
@@ -47,7 +50,7 @@ class PositionalConv(nnx.Module):
             jnp.split(x, self.groups, axis=-1), jnp.split(self.kernel[...], self.groups, axis=-1)
         )
         y = jnp.concatenate([convolve(rows, kernel) for rows, kernel in groups], axis=-1)
-        return jax.nn.gelu(y + self.bias[...], approximate=False)
+        return gelu(y + self.bias[...])
 
 
 class SinusoidalPositions(nnx.Module):
@@ -109,6 +112,7 @@ class EncoderLayer(nnx.Module):
         self.intermediate_dense = linear(width, inner, ("embed", "mlp"), rngs)
         self.output_dense = linear(inner, width, ("mlp", "embed"), rngs)
         self.final_layer_norm = nnx.LayerNorm(width, epsilon=eps, rngs=rngs)
+        self.strassen_mlp = nnx.data(None)
 
     def __call__(self, x: jax.Array, segments: jax.Array, others=None) -> jax.Array:
         """x [B, T, D], segments [B, T]: whose frames they are -> [B, T, D].
@@ -122,12 +126,24 @@ class EncoderLayer(nnx.Module):
         x = self.layer_norm(x + self.attention(x, segments, others))
         return self.final_layer_norm(x + self._mlp(x))
 
+    @property
+    def dtype(self):
+        """Of the numbers that are multiplied."""
+        return self.attention.k_proj.kernel.dtype
+
     def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:  # BTD -> BTNH, BTNH
         """What frames, of this piece of a recording or of another, attend to."""
         return self.attention.keys_values(self.layer_norm(x) if self.norm_first else x)
 
+    def prepare(self) -> None:
+        """Makes what is multiplied less often, from kernels that will no longer change."""
+        self.strassen_mlp = StrassenMlp(self.intermediate_dense, self.output_dense, gelu)
+        del self.intermediate_dense, self.output_dense
+
     def _mlp(self, x: jax.Array) -> jax.Array:  # BTD -> BTD
-        return self.output_dense(jax.nn.gelu(self.intermediate_dense(x), approximate=False))
+        if self.strassen_mlp:
+            return self.strassen_mlp(x)
+        return self.output_dense(gelu(self.intermediate_dense(x)))
 
 
 def with_neighbours(x: jax.Array, segments: jax.Array, reach: int) -> jax.Array:
@@ -168,7 +184,7 @@ class Hubert(nnx.Module):
     @property
     def dtype(self):
         """Of the numbers that are multiplied."""
-        return self.layers[0].attention.k_proj.kernel.dtype
+        return self.layers[0].dtype
 
     def prepare(self, dtype=jnp.float32) -> None:
         """Hears faster, with parameters that will no longer change.
@@ -186,6 +202,9 @@ class Hubert(nnx.Module):
         nnx.update(self, nnx.map_state(cast, nnx.state(self, nnx.Param)))
         if jax.default_backend() == "cpu":
             self.front_end.prepare()
+            if dtype == jnp.float32:
+                for layer in self.layers:
+                    layer.prepare()
 
     def __call__(self, wav: jax.Array, lengths: jax.Array) -> jax.Array:
         """wav [B, S] float32, lengths [B] in samples -> features [B, T, D] of `feature_layer`.
