@@ -128,8 +128,8 @@ class Extractor:
     def from_pretrained(
         cls, hubert: str, batch_seconds: int, dtype: str = "float32"
     ) -> "Extractor":
-        keep_freed_memory()
-        return cls(Speech2Unit.from_pretrained(hubert, dtype), batch_seconds)
+        make = functools.partial(make_ears, hubert, dtype)
+        return cls(Speech2Unit.with_processes(make), batch_seconds)
 
     def __call__(self, rows: list[dict]) -> dict[str, list[str]]:
         lines = {"units": [], shards.REJECTS: []}
@@ -147,6 +147,11 @@ class Extractor:
         batches = in_batches(sound, self.batch_seconds * SAMPLE_RATE)
         hear_batch = functools.partial(hear, self.speech2unit)
         return [item for batch in in_advance(hear_batch, batches, 1, ahead=1) for item in batch]
+
+
+def make_ears(hubert: str, dtype: str) -> Speech2Unit:
+    keep_freed_memory()
+    return Speech2Unit.from_pretrained(hubert, dtype)
 
 
 def in_batches(sound: Iterable[Sound], samples: int) -> Iterator[list[Sound]]:

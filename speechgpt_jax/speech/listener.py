@@ -20,6 +20,7 @@ from jax import lax
 
 from speechgpt_jax.speech import kmeans
 from speechgpt_jax.speech.hubert import EncoderLayer, Hubert
+from speechgpt_jax.speech.processes import Processes
 
 FRAMES_PER_SECOND = 50
 # A row is as long as one of these; so many pieces of a second are heard at once.
@@ -33,10 +34,10 @@ ROWS = 8
 # CONTEXT of them serve: a second more hardly changes a unit. These are heard a PART at a time, each
 # with the keys of all.
 WINDOW, FAR, CONTEXT, PART = 2000, 5000, 50, 500
-# What XLA is told for one core of a CPU. Of float32 its own products are faster there than
-# YNNPACK's, which then only sums; of bfloat16 it has none.
+# What XLA is told for a CPU, of which a program may have one core. Of float32 its own products are
+# faster there than YNNPACK's, which then only sums; of bfloat16 it has none.
 ONE_CORE = {"xla_cpu_multi_thread_eigen": False}
-ONE_CORE_FLOAT32 = ONE_CORE | {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+FLOAT32 = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
 def _moments(hubert: Hubert, wav, frames):  # PS, P
@@ -83,6 +84,17 @@ def _jit(function: Callable, options: tuple) -> Callable:
     return jax.jit(function, compiler_options=dict(options))
 
 
+def _run(module: Hubert | EncoderLayer, function: Callable, one_core: bool, *args):
+    """A function of a module and arrays -> its arrays, when they are there."""
+    options = {}
+    if jax.default_backend() == "cpu":
+        options |= ONE_CORE if one_core else {}
+        options |= FLOAT32 if module.dtype == np.float32 else {}
+    # Accelerators would multiply float32 as if it were less.
+    with jax.default_matmul_precision("highest"):
+        return jax.tree.map(np.asarray, _jit(function, tuple(options.items()))(module, *args))
+
+
 @dataclasses.dataclass(frozen=True)
 class Listener:
     """Listener(hubert, centroids).hear([wav, ...]) -> cluster ids of each.
@@ -92,6 +104,7 @@ class Listener:
       whole_seconds: what is longer is heard in overlapping windows or, where attention has no
         bound, part by part; every frame is kept.
       each: a `map`, perhaps one that does `ways` at once.
+      processes: where programs of one core run, if not here, each with the same HuBERT.
     """
 
     hubert: Hubert
@@ -99,6 +112,7 @@ class Listener:
     whole_seconds: float
     each: Callable[..., Iterable] = map
     ways: int = 1
+    processes: Processes | None = None
 
     def hear(self, wavs: list[np.ndarray]) -> list[np.ndarray]:
         """wavs of [S] -> features [T, D] or cluster ids [T] of each."""
@@ -187,7 +201,7 @@ class Listener:
                     numbers[places[i]] = i + 1
                     end += size
             one_core = len(batches) >= self.ways
-            heard = self.call(_transform, one_core, self.hubert, self.centroids, frames, numbers)
+            heard = self.call(_transform, one_core, self.centroids, frames, numbers)
             return {i: heard[place] for i, place in places.items()}
 
         heard = {}
@@ -199,16 +213,16 @@ class Listener:
         """Frames [T, D] that all attend to all, layer by layer, a part on each core at a time."""
         hubert, size = self.hubert, len(x)
 
-        def run(function, *args):
-            return [*self.each(functools.partial(self.call, function, True, *args), parts)]
+        def run(layer, function, *args):
+            return [*self.each(functools.partial(_run, layer, function, True, *args), parts)]
 
         parts = split(x, self.ways)
         numbers = (np.arange(len(parts) * parts[0].shape[1]) < size).astype(np.int32)[None]
         for layer in hubert.layers[: hubert.config.feature_layer]:
-            keys_values = (np.concatenate(y, axis=1) for y in zip(*run(_keys_values, layer)))
-            parts = run(_attend, layer, tuple(map(jnp.asarray, (*keys_values, numbers))))
+            keys_values = (np.concatenate(y, axis=1) for y in zip(*run(layer, _keys_values)))
+            parts = run(layer, _attend, tuple(map(jnp.asarray, (*keys_values, numbers))))
         x = np.concatenate(parts, axis=1)
-        return self.call(_end, False, hubert, self.centroids, x, numbers)[0, :size]
+        return self.call(_end, False, self.centroids, x, numbers)[0, :size]
 
     def frame_by_frame(self, function: Callable, frames: list[int], piece: Callable):
         """As `by_piece`, for a function -> [P, T, D] of as many frames of each clip: [T, D]."""
@@ -236,7 +250,7 @@ class Listener:
             pieces = [piece(*place) for place in chunk]
             pieces += pieces[:1] * (size - len(chunk))
             arrays = jax.tree.map(lambda *x: np.stack(x), *pieces)
-            heard = self.call(function, True, self.hubert, *arrays)
+            heard = self.call(function, True, *arrays)
             return jax.tree.map(lambda x: x[: len(chunk)], heard)
 
         heard = jax.tree.map(lambda *x: np.concatenate(x), *self.each(run, chunks))
@@ -245,13 +259,10 @@ class Listener:
         return [jax.tree.map(operator.itemgetter(pieces), heard) for pieces in slices]
 
     def call(self, function: Callable, one_core: bool, *args):
-        """A function of modules and arrays -> its arrays, when they are there."""
-        options = {}
-        if one_core and jax.default_backend() == "cpu":
-            options = ONE_CORE_FLOAT32 if self.hubert.dtype == np.float32 else ONE_CORE
-        # Accelerators would multiply float32 as if it were less.
-        with jax.default_matmul_precision("highest"):
-            return jax.tree.map(np.asarray, _jit(function, tuple(options.items()))(*args))
+        """What a function gives of the HuBERT and arrays; with one core perhaps in its process."""
+        if one_core and self.processes:
+            return self.processes(_run, function, one_core, *args)
+        return _run(self.hubert, function, one_core, *args)
 
 
 def cut(x: np.ndarray, start: int, size: int) -> np.ndarray:

@@ -46,12 +46,11 @@ def torch_features(model: transformers.HubertModel, wav: np.ndarray, layer: int)
     return states[layer][0].float().numpy()
 
 
-def models(dtype: str = "float32"):
+def models():
     """Both with the same weights; what lies beyond the layer that is used is not computed."""
     config = dataclasses.replace(HubertConfig.base(), num_layers=11)
     theirs, hubert = oracle(config), Hubert(config, rngs=nnx.Rngs(0))
     copy_weights(theirs, hubert)
-    hubert.prepare(dtype)  # As `Speech2Unit.from_pretrained` does.
     return theirs, hubert
 
 
@@ -62,7 +61,9 @@ def torch_run(seconds: float) -> Callable:
 
 def our_run(seconds: float) -> Callable:
     keep_freed_memory()  # As `extract_units` does.
-    return functools.partial(Speech2Unit(models()[1], None).features, [speech(seconds)])
+    _, hubert = models()
+    hubert.prepare()  # As `Speech2Unit.from_pretrained` does.
+    return functools.partial(Speech2Unit(hubert, None).features, [speech(seconds)])
 
 
 def main() -> None:
@@ -72,6 +73,7 @@ def main() -> None:
     args = parser.parse_args()
 
     theirs, hubert = models()
+    hubert.prepare()
     layer = hubert.config.feature_layer
     features = torch_features(theirs, speech(10), layer)
     rng = np.random.default_rng(0)

@@ -56,7 +56,7 @@ def in_a_process(make):
     """What `make()` gives, called there: it returns seconds by both clocks and the result."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(make, there), daemon=True)
+    process = context.Process(target=_serve, args=(make, there))
     process.start()
     there.close()  # So that a process that died ends the pipe.
 
@@ -65,12 +65,15 @@ def in_a_process(make):
         here.send(arguments)
         return here.recv()
 
-    yield take
-    process.kill()
-    process.join()
+    try:
+        yield take
+    finally:
+        here.close()
+        process.join()
 
 
 def _serve(make, pipe):
     run = make()
-    while True:
-        pipe.send(_timed(run, *pipe.recv()))
+    with contextlib.suppress(EOFError):  # The pipe is closed at the end.
+        while True:
+            pipe.send(_timed(run, *pipe.recv()))

@@ -95,7 +95,7 @@ def test_products_of_bfloat16_change_little(config, way):
 def test_float32_is_multiplied_as_such_on_accelerators_too():
     precisions = []
 
-    def multiply(x):
+    def multiply(hubert, x):
         precisions.append(jax.config.jax_default_matmul_precision)
         return x @ x
 
