@@ -13,9 +13,10 @@
     manifest.jsonl, plan.json     what was asked for
 
 The same command goes on after a kill: finished shards are kept, and none is ever half-written.
-Units and their order do not depend on the number of workers. A worker uses each of its cores, so a
-machine needs one. All other flags are Beam's; --runner takes the work to
-Dataflow, Spark or Flink. Paths may be of any file system that Beam knows (gs://).
+Units and their order do not depend on the number of workers. A worker uses each of its cores, on a
+CPU with a process for each if there is much to hear, so a machine needs one. All other flags are
+Beam's; --runner takes the work to Dataflow, Spark or Flink. Paths may be of any file system that
+Beam knows (gs://).
 """
 
 import argparse

@@ -17,8 +17,8 @@ _ears = None  # In such a process, what `make` gave.
 class Processes:
     """processes = Processes(make); processes(function, *args) -> function(make(), *args).
 
-    `make`, function and arguments are pickled. As many threads may call it at once as there are
-    cores. The processes start with the first call, and end with this one, however it ends.
+    `make`, function and arguments are pickled. Threads may call it at once. The processes start
+    with the first call, and end with this one, however it ends.
     """
 
     def __init__(self, make: Callable[[], object]):
