@@ -15,10 +15,8 @@ from flax import nnx
 
 from speechgpt_jax.speech.hubert_attention import attend
 from speechgpt_jax.speech.hubert_config import HubertConfig
-from speechgpt_jax.speech.hubert_front_ends import FRONT_ENDS, convolve, linear, named
+from speechgpt_jax.speech.hubert_front_ends import FRONT_ENDS, convolve, gelu, linear, named
 from speechgpt_jax.speech.strassen import StrassenMlp
-
-gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
 class PositionalConv(nnx.Module):

@@ -7,6 +7,8 @@ Shapes: B batch, S samples, T frames, T' frames of the first layer, C convolutio
 size.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,8 @@ from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.mel import frames_of, mel_filterbank, power
 from speechgpt_jax.speech.toom_cook import StridedToomCookConv
+
+gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
 def linear(c_in: int, c_out: int, axes: tuple, rngs: nnx.Rngs) -> nnx.Linear:
@@ -155,9 +159,9 @@ class WaveFrontEnd(nnx.Module):
     def __call__(self, wav: jax.Array, moments: tuple[jax.Array, jax.Array]) -> jax.Array:
         """wav [B, S] and the clip's moments -> [B, T, D]."""
         x = self.group_norm(self.conv_layers[0](wav[..., None]), *moments)
-        x = jax.nn.gelu(x, approximate=False)
+        x = gelu(x)
         for conv in self.conv_layers[1:]:
-            x = jax.nn.gelu(conv(x), approximate=False)
+            x = gelu(conv(x))
         return self.projection(self.layer_norm(x))
 
     def prepare(self) -> None:
@@ -207,7 +211,7 @@ class MelFrontEnd(nnx.Module):
     def __call__(self, wav: jax.Array, moments: jax.Array) -> jax.Array:
         x = (jnp.maximum(self._log_mel(wav) - moments, -self.DEPTH) + 4.0 + self.PEAK) / 4.0
         for conv in self.conv_layers:
-            x = jax.nn.gelu(conv(x), approximate=False)
+            x = gelu(conv(x))
         return x
 
     def prepare(self) -> None:

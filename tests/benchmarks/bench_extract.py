@@ -64,7 +64,7 @@ def main():
             paths, lengths = zip(*clips[start : start + CLIPS_A_ROUND])
             times = [side(paths) for side in sides]
             taken += [wall for wall, _, _ in times]
-            units, compiled, peak = times[0][-1]
+            units, compiled, memory = times[0][-1]
             seconds += sum(lengths) / SAMPLE_RATE
             same += sum((a == b).sum() for a, b in zip(units, times[1][-1]))
             frames += sum(map(len, units))
@@ -72,7 +72,7 @@ def main():
             print(
                 f"{start + len(paths):16}"
                 + "".join(f"{figure:16.2f}" for figure in figures)
-                + f"{same / frames:16.2%}{compiled:16}{peak:16.2f}",
+                + f"{same / frames:16.2%}{compiled:16}{memory:16.2f}",
                 flush=True,
             )
 

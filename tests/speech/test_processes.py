@@ -18,16 +18,13 @@ ROOT = Path(__file__).parents[2]
 ORPHANS = """
 import signal
 from speechgpt_jax.speech.processes import Processes
-from tests.speech.test_processes import number_of_cores, process_number
+from speechgpt_jax.speech.speech2unit import cores
+from tests.speech.test_processes import process_number
 
 if __name__ == "__main__":
-    print(Processes(number_of_cores)(process_number), flush=True)
+    print(Processes(cores)(process_number), flush=True)
     signal.pause()
 """
-
-
-def number_of_cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def process_number(made) -> int:
@@ -43,7 +40,7 @@ def fail(made):
 
 
 def test_a_process_has_one_core_and_what_was_made_there():
-    processes = Processes(number_of_cores)
+    processes = Processes(speech2unit.cores)
     assert not processes.started
     assert processes(given, 4) == 5 and processes.started
     assert processes(process_number) != os.getpid()

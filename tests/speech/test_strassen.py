@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from speechgpt_jax.speech import strassen
-from speechgpt_jax.speech.hubert import gelu
+from speechgpt_jax.speech.hubert_front_ends import gelu
 
 
 def test_a_product_is_that_of_the_matrices():
