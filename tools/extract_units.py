@@ -13,10 +13,9 @@
     manifest.jsonl, plan.json     what was asked for
 
 The same command goes on after a kill: finished shards are kept, and none is ever half-written.
-Units and their order do not depend on the number of workers. A worker uses each of its cores, on a
-CPU with a process for each if there is much to hear, so a machine needs one. All other flags are
-Beam's; --runner takes the work to Dataflow, Spark or Flink. Paths may be of any file system that
-Beam knows (gs://).
+Units and their order do not depend on the number of workers. A worker uses each of its cores, so a
+machine needs one. All other flags are Beam's; --runner takes the work to Dataflow, Spark or Flink.
+Paths may be of any file system that Beam knows (gs://).
 """
 
 import argparse
@@ -129,8 +128,8 @@ class Extractor:
     def from_pretrained(
         cls, hubert: str, batch_seconds: int, dtype: str = "float32"
     ) -> "Extractor":
-        make = functools.partial(make_ears, hubert, dtype)
-        return cls(Speech2Unit.with_processes(make), batch_seconds)
+        keep_freed_memory()
+        return cls(Speech2Unit.from_pretrained(hubert, dtype), batch_seconds)
 
     def __call__(self, rows: list[dict]) -> dict[str, list[str]]:
         lines = {"units": [], shards.REJECTS: []}
@@ -148,11 +147,6 @@ class Extractor:
         batches = in_batches(sound, self.batch_seconds * SAMPLE_RATE)
         hear_batch = functools.partial(hear, self.speech2unit)
         return [item for batch in in_advance(hear_batch, batches, 1, ahead=1) for item in batch]
-
-
-def make_ears(hubert: str, dtype: str) -> Speech2Unit:
-    keep_freed_memory()
-    return Speech2Unit.from_pretrained(hubert, dtype)
 
 
 def in_batches(sound: Iterable[Sound], samples: int) -> Iterator[list[Sound]]:

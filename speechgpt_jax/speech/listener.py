@@ -12,15 +12,15 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from queue import SimpleQueue
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from speechgpt_jax.speech import kmeans
+from speechgpt_jax.speech import kmeans, one_core
 from speechgpt_jax.speech.hubert import EncoderLayer, Hubert
-from speechgpt_jax.speech.processes import Processes
 
 FRAMES_PER_SECOND = 50
 # A row is as long as one of these; so many pieces of a second are heard at once.
@@ -34,9 +34,8 @@ ROWS = 8
 # CONTEXT of them serve: a second more hardly changes a unit. These are heard a PART at a time, each
 # with the keys of all.
 WINDOW, FAR, CONTEXT, PART = 2000, 5000, 50, 500
-# What XLA is told for a CPU, of which a program may have one core. Of float32 its own products are
-# faster there than YNNPACK's, which then only sums; of bfloat16 it has none.
-ONE_CORE = {"xla_cpu_multi_thread_eigen": False}
+# What XLA is told for a CPU. Of float32 its own products are faster than YNNPACK's, which then
+# only sums; of bfloat16 it has none.
 FLOAT32 = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
@@ -84,11 +83,14 @@ def _jit(function: Callable, options: tuple) -> Callable:
     return jax.jit(function, compiler_options=dict(options))
 
 
-def _run(module: Hubert | EncoderLayer, function: Callable, one_core: bool, *args):
-    """A function of a module and arrays -> its arrays, when they are there."""
+def _run(module: Hubert | EncoderLayer, function: Callable, alone: bool, *args):
+    """A function of a module and arrays -> its arrays, when they are there.
+
+    Alone, it has one core; the module is on such a device.
+    """
     options = {}
     if jax.default_backend() == "cpu":
-        options |= ONE_CORE if one_core else {}
+        options |= one_core.OPTIONS if alone else {}
         options |= FLOAT32 if module.dtype == np.float32 else {}
     # Accelerators would multiply float32 as if it were less.
     with jax.default_matmul_precision("highest"):
@@ -104,7 +106,8 @@ class Listener:
       whole_seconds: what is longer is heard in overlapping windows or, where attention has no
         bound, part by part; every frame is kept.
       each: a `map`, perhaps one that does `ways` at once.
-      processes: where programs of one core run, if not here, each with the same HuBERT.
+      alone: for programs that run at once, the same HuBERT on devices of one core, each given
+        back after use; or None.
     """
 
     hubert: Hubert
@@ -112,7 +115,7 @@ class Listener:
     whole_seconds: float
     each: Callable[..., Iterable] = map
     ways: int = 1
-    processes: Processes | None = None
+    alone: SimpleQueue | None = None
 
     def hear(self, wavs: list[np.ndarray]) -> list[np.ndarray]:
         """wavs of [S] -> features [T, D] or cluster ids [T] of each."""
@@ -200,8 +203,8 @@ class Listener:
                     frames[places[i]] = x[clip][start : start + size]
                     numbers[places[i]] = i + 1
                     end += size
-            one_core = len(batches) >= self.ways
-            heard = self.call(_transform, one_core, self.centroids, frames, numbers)
+            alone = len(batches) >= self.ways
+            heard = self.call(_transform, alone, self.centroids, frames, numbers)
             return {i: heard[place] for i, place in places.items()}
 
         heard = {}
@@ -211,16 +214,16 @@ class Listener:
 
     def transform_together(self, x: np.ndarray) -> np.ndarray:
         """Frames [T, D] that all attend to all, layer by layer, a part on each core at a time."""
-        hubert, size = self.hubert, len(x)
-
-        def run(layer, function, *args):
-            return [*self.each(functools.partial(_run, layer, function, True, *args), parts)]
-
-        parts = split(x, self.ways)
+        size, parts = len(x), split(x, self.ways)
         numbers = (np.arange(len(parts) * parts[0].shape[1]) < size).astype(np.int32)[None]
-        for layer in hubert.layers[: hubert.config.feature_layer]:
-            keys_values = (np.concatenate(y, axis=1) for y in zip(*run(layer, _keys_values)))
-            parts = run(layer, _attend, tuple(map(jnp.asarray, (*keys_values, numbers))))
+
+        def run(function, layer, *args):
+            call = functools.partial(self.call, function, True, *args, layer=layer)
+            return [*self.each(call, parts)]
+
+        for layer in range(self.hubert.config.feature_layer):
+            keys_values = (np.concatenate(y, axis=1) for y in zip(*run(_keys_values, layer)))
+            parts = run(_attend, layer, (*keys_values, numbers))
         x = np.concatenate(parts, axis=1)
         return self.call(_end, False, self.centroids, x, numbers)[0, :size]
 
@@ -250,7 +253,7 @@ class Listener:
             pieces = [piece(*place) for place in chunk]
             pieces += pieces[:1] * (size - len(chunk))
             arrays = jax.tree.map(lambda *x: np.stack(x), *pieces)
-            heard = self.call(function, True, *arrays)
+            heard = self.call(function, len(chunks) >= self.ways, *arrays)
             return jax.tree.map(lambda x: x[: len(chunk)], heard)
 
         heard = jax.tree.map(lambda *x: np.concatenate(x), *self.each(run, chunks))
@@ -258,11 +261,15 @@ class Listener:
         slices = [slice(end - count, end) for count, end in zip(counts, ends)]
         return [jax.tree.map(operator.itemgetter(pieces), heard) for pieces in slices]
 
-    def call(self, function: Callable, one_core: bool, *args):
-        """What a function gives of the HuBERT and arrays; with one core perhaps in its process."""
-        if one_core and self.processes:
-            return self.processes(_run, function, one_core, *args)
-        return _run(self.hubert, function, one_core, *args)
+    def call(self, function: Callable, alone: bool, *args, layer: int | None = None):
+        """What a function gives of the HuBERT, or a layer, and arrays; alone it has one core."""
+        alone = alone and self.alone is not None
+        hubert = self.alone.get() if alone else self.hubert
+        try:
+            return _run(hubert if layer is None else hubert.layers[layer], function, alone, *args)
+        finally:
+            if alone:
+                self.alone.put(hubert)
 
 
 def cut(x: np.ndarray, start: int, size: int) -> np.ndarray:

@@ -4,25 +4,19 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from speechgpt_jax.speech import pretrained
-from speechgpt_jax.speech.audio import SAMPLE_RATE
+from speechgpt_jax.speech import one_core, pretrained
 from speechgpt_jax.speech.hubert import Hubert
 from speechgpt_jax.speech.hubert_config import HubertConfig
 from speechgpt_jax.speech.listener import SECONDS, Listener
-from speechgpt_jax.speech.processes import Processes
 from speechgpt_jax.unit_text import reduce_units
-
-# Processes start in the time that they save of so much work: parameters times seconds of sound, as
-# 18 minutes for a HuBERT of base size.
-LONG = 1e11
 
 SHIPPED = pathlib.Path(__file__).parent.parent / "assets" / "hubert_tiny"
 
@@ -43,13 +37,11 @@ class Speech2Unit:
       hubert, centroids: the ears; centroids [K, D], None where only features are wanted.
       whole_seconds: what is longer is heard in overlapping windows or, where attention has no
         bound, part by part; every frame is kept.
-      processes: one a core, with the same HuBERT each; see `with_processes`.
     """
 
     hubert: Hubert
     centroids: np.ndarray | None
     whole_seconds: float = SECONDS[-1]
-    processes: Processes | None = None
 
     @classmethod
     def from_pretrained(
@@ -70,20 +62,6 @@ class Speech2Unit:
                 f"expected [clusters, {hubert.config.feature_size}] for this HuBERT."
             )
         return cls(hubert, centroids)
-
-    @classmethod
-    def with_processes(cls, make: Callable[[], "Speech2Unit"]) -> "Speech2Unit":
-        """What make() gives; long work is done in a process for each core of a CPU.
-
-        Each process calls `make`, which is pickled.
-        """
-        speech2unit = make()
-        # Elsewhere than on Linux no process can be bound to a core.
-        if cores() == 1 or not hasattr(os, "sched_setaffinity"):
-            return speech2unit
-        return dataclasses.replace(
-            speech2unit, processes=Processes(functools.partial(_hubert, make))
-        )
 
     @property
     def num_units(self) -> int:
@@ -111,24 +89,20 @@ class Speech2Unit:
     def _encode(self, wavs, centroids) -> list[np.ndarray]:
         for wav in wavs:
             _check(wav)
-        ways, processes = cores(), self._processes(sum(map(len, wavs)) / SAMPLE_RATE)
-        listener = Listener(self.hubert, centroids, self.whole_seconds, processes=processes)
+        listener, ways = Listener(self.hubert, centroids, self.whole_seconds), cores()
         if ways == 1:
             return listener.hear(wavs)
-        # While processes compute, one thread more packs for the next.
-        with ThreadPoolExecutor(ways + (processes is not None)) as pool:
-            return dataclasses.replace(listener, each=pool.map, ways=ways).hear(wavs)
+        with ThreadPoolExecutor(ways) as pool:
+            at_once = {"each": pool.map, "ways": ways, "alone": self._alone}
+            return dataclasses.replace(listener, **at_once).hear(wavs)
 
-    def _processes(self, seconds: float) -> Processes | None:
-        """Those there are, if so much sound is worth their start."""
-        if self.processes is None or self.processes.started:
-            return self.processes
-        parameters = sum(x.size for x in jax.tree.leaves(nnx.state(self.hubert)))
-        return self.processes if seconds * parameters >= LONG else None
-
-
-def _hubert(make: Callable[[], Speech2Unit]) -> Hubert:
-    return make().hubert
+    @functools.cached_property
+    def _alone(self) -> SimpleQueue:
+        """The HuBERT on a device of one core for each."""
+        queue = SimpleQueue()
+        for number in range(cores()):
+            queue.put(jax.device_put(self.hubert, one_core.device(number)))
+        return queue
 
 
 def _check(wav: np.ndarray) -> None:

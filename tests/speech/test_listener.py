@@ -117,12 +117,12 @@ def test_few_shapes_are_compiled_and_little_is_padded(monkeypatch):
     shapes, rows = set(), []
     call = Listener.call
 
-    def watched(self, function, one_core, *args):
+    def watched(self, function, alone, *args):
         arrays = [x.shape for x in jax.tree.leaves(args) if not isinstance(x, jax.Array)]
-        shapes.add((function.__name__, one_core, *arrays))
+        shapes.add((function.__name__, alone, *arrays))
         if function is listener._transform:
             rows.append(args[-1])
-        return call(self, function, one_core, *args)
+        return call(self, function, alone, *args)
 
     monkeypatch.setattr(Listener, "call", watched)
     lengths = np.random.default_rng(0).uniform(1, 30, 120)
