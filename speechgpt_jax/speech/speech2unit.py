@@ -98,7 +98,7 @@ class Speech2Unit:
 
     @functools.cached_property
     def _alone(self) -> SimpleQueue:
-        """The HuBERT on a device of one core for each."""
+        """The HuBERT on a device of one core for each; its numbers are not copied."""
         queue = SimpleQueue()
         for number in range(cores()):
             queue.put(jax.device_put(self.hubert, one_core.device(number)))
