@@ -89,12 +89,12 @@ class Speech2Unit:
     def _encode(self, wavs, centroids) -> list[np.ndarray]:
         for wav in wavs:
             _check(wav)
-        listener, ways = Listener(self.hubert, centroids, self.whole_seconds), cores()
+        listener = functools.partial(Listener, self.hubert, centroids, self.whole_seconds)
+        ways = cores()
         if ways == 1:
-            return listener.hear(wavs)
+            return listener().hear(wavs)
         with ThreadPoolExecutor(ways) as pool:
-            at_once = {"each": pool.map, "ways": ways, "alone": self._alone}
-            return dataclasses.replace(listener, **at_once).hear(wavs)
+            return listener(pool.map, ways, self._alone).hear(wavs)
 
     @functools.cached_property
     def _alone(self) -> SimpleQueue:

@@ -1,6 +1,7 @@
 """Devices of one core: one thread computes a program of theirs, and units stay what they were."""
 
 import functools
+import os
 from pathlib import Path
 
 import jax
@@ -38,9 +39,9 @@ def test_making_a_device_leaves_the_environment_as_it_was(given, monkeypatch):
     monkeypatch.delenv("PJRT_NPROC", raising=False)
     if given:
         monkeypatch.setenv("PJRT_NPROC", given)
-    before = dict(one_core.os.environ)
+    before = dict(os.environ)
     assert one_core.device.__wrapped__(0).platform == "cpu"
-    assert dict(one_core.os.environ) == before
+    assert dict(os.environ) == before
 
 
 def test_units_are_those_of_programs_that_have_all_cores(monkeypatch):
