@@ -3,7 +3,8 @@
     python -m tools.synthesize --units=units.jsonl --output=wavs
 
 Rows are {"id": "a", "units": [5, 9]}, with "durations" (in codes of 20 ms) and "speaker" (name or
-index) if wanted; each becomes OUTPUT/id.wav.
+index) if wanted; each becomes OUTPUT/id.wav. Rows of extract_units will do: what has no id is named
+as its recording.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import numpy as np
 from rich.progress import track
 
 from speechgpt_jax.gin_utils import one_line_errors
-from speechgpt_jax.speech.audio import save_audio
+from speechgpt_jax.speech.audio import SAMPLE_RATE, save_audio
 from speechgpt_jax.speech.vocoder import SHIPPED, UnitVocoder
 
 # Spoken at a time.
@@ -22,26 +23,41 @@ ROWS = 16
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
-    """The rows of a JSONL file; ValueError naming the line that is no row with an id and units."""
+    """The rows of a JSONL file, each with an id; ValueError names the line that won't do."""
     if not path.is_file():
         raise ValueError(f"There is no file {path}; expected JSONL with id and units a row.")
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    rows = {}
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         try:
-            row = json.loads(line)
-            rows.append(row | {"id": str(row["id"]), "units": list(row["units"])})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}:{number}: expected a JSON object with id and units: {error}"
-            ) from error
-    return rows
+            row = checked(json.loads(line))
+            if row["id"] in rows:
+                raise ValueError(f"an earlier row has the id {row['id']!r} too.")
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
+        rows[row["id"]] = row
+    return list(rows.values())
+
+
+def checked(row) -> dict:
+    """A row with its id, that of a file; ValueError says what is wrong with it."""
+    row = {k: v for k, v in row.items() if v is not None} if isinstance(row, dict) else {}
+    if "units" not in row or not ("id" in row or "path" in row):
+        raise ValueError("expected a JSON object with id (or path) and units.")
+    name = str(row["id"] if "id" in row else pathlib.PurePath(row["path"]).stem)
+    if not name or name != pathlib.PurePath(name).name:
+        raise ValueError(f"expected an id that can name a file, got {name!r}.")
+    for key in ("units", "durations"):
+        values = row.get(key, [])
+        if not isinstance(values, list) or not all(type(value) is int for value in values):
+            raise ValueError(f"{name}: expected {key} to be a list of integers.")
+    return row | {"id": name}
 
 
 def batches(rows: list[dict]) -> list[list[dict]]:
     """Rows of about one length, with durations all of them or none."""
     groups = {True: [], False: []}
     for row in sorted(rows, key=lambda row: len(row["units"])):
-        groups[row.get("durations") is not None].append(row)
+        groups["durations" in row].append(row)
     return [
         group[start : start + ROWS]
         for group in groups.values()
@@ -51,7 +67,7 @@ def batches(rows: list[dict]) -> list[list[dict]]:
 
 def speak(vocoder: UnitVocoder, rows: list[dict], duration_scale: float) -> list[np.ndarray]:
     """The wav of each row of a batch; ValueError names the row that won't do."""
-    durations = [row["durations"] for row in rows if row.get("durations") is not None]
+    durations = [row["durations"] for row in rows if "durations" in row]
     speakers = [row.get("speaker", 0) for row in rows]
     try:
         units = [row["units"] for row in rows]
@@ -74,10 +90,12 @@ def main() -> None:
     with one_line_errors():
         rows, vocoder = read_rows(args.units), UnitVocoder.from_pretrained(args.vocoder)
         args.output.mkdir(parents=True, exist_ok=True)
+        samples = 0
         for batch in track(batches(rows), "speaking"):
             for row, wav in zip(batch, speak(vocoder, batch, args.duration_scale)):
                 save_audio(args.output / f"{row['id']}.wav", wav)
-        print(f"{len(rows)} wavs are in {args.output}.")
+                samples += len(wav)
+        print(f"{len(rows)} wavs, {samples / SAMPLE_RATE:.1f} s in all, are in {args.output}.")
 
 
 if __name__ == "__main__":

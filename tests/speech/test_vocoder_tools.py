@@ -46,8 +46,8 @@ def test_synthesize_writes_a_wav_a_row(tmp_path, monkeypatch):
         tmp_path / "units.jsonl",
         [
             {"id": "a", "units": [1, 2], "durations": [3, 4], "speaker": "bob"},
-            {"id": "b", "units": [5]},
-            {"id": "c", "units": [2, 1, 3], "durations": [1, 9, 2]},
+            {"id": "b", "units": [5], "durations": None},
+            {"path": "clips/c.flac", "units": [2, 1, 3], "durations": [1, 9, 2]},
         ],
     )
     arguments = ["--units", tmp_path / "units.jsonl", "--vocoder", tmp_path / "vocoder"]
@@ -61,7 +61,16 @@ def test_synthesize_writes_a_wav_a_row(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("row", "message"),
-    [({"id": "a"}, "units.jsonl:1"), ({"id": "a", "units": [9]}, "a: Unit 9 is not among")],
+    [
+        ({"id": "a"}, "units.jsonl:1: expected a JSON object with id"),
+        ({"id": "good", "units": [1]}, "units.jsonl:2: an earlier row has the id 'good' too"),
+        ({"id": "../a", "units": [1]}, "units.jsonl:1: expected an id that can name a file"),
+        ({"id": "a", "units": ["1"]}, "units.jsonl:1: a: expected units to be a list of integers"),
+        ({"id": "a", "units": [1], "durations": 3}, "1: a: expected durations to be a list"),
+        ({"id": "a", "units": [1], "durations": [1, 2]}, "a: Expected for each of 1 units"),
+        ({"id": "a", "units": [9]}, "a: Unit 9 is not among"),
+        ({"id": "a", "units": []}, "a: Expected at least one unit"),
+    ],
 )
 def test_synthesize_names_the_bad_row(tmp_path, monkeypatch, row, message):
     UnitVocoder(CONFIG, rngs=nnx.Rngs(0)).save_pretrained(tmp_path / "vocoder")
