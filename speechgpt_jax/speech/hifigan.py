@@ -163,22 +163,37 @@ class Generator(nnx.Module):
                 resblocks.append(ResidualBlock(channels, *block, rngs=rngs))
         self.ups, self.resblocks = nnx.List(ups), nnx.List(resblocks)
         self.n_fft, self.hop = config.istft_n_fft, config.istft_hop_size
-        self.code_hop_size = config.code_hop_size
+        self.code_hop_size, self.contexts = config.code_hop_size, config.contexts
         parts = 3 if config.pitch_hidden_dim else 2
         out_channels = parts * (self.n_fft // 2 + 1) if self.n_fft else 1
         self.conv_post = Conv(channels, out_channels, 7, rngs=rngs)
 
-    def __call__(self, x, mask=None, pulses=None, first_code=0):
+    def __call__(self, x, mask=None, pulses=None, first_code=0, only=None):
         """x [B, T, C], pulses [B, S] where the config has a pitch predictor -> wav [B, S].
 
-        The first code may be one from the middle of what is said; its noise is then that place's.
+        Args:
+          first_code: where x begins in what is said, for each place has its own noise.
+          only: first code and number of those whose samples are wanted; the others are their
+            context, and are left out from where they no longer matter.
         """
+        left = 0, x.shape[1]
+        only = only or left
         x = self.conv_pre(masked(x, mask))
-        for up, blocks in zip(self.ups, self._blocks_by_stage()):
+        for up, blocks, context in zip(self.ups, self._blocks_by_stage(), self.contexts[1:]):
+            left, (x, mask, pulses) = narrowed(left, only, context, (x, mask, pulses))
             x = up(masked(jax.nn.leaky_relu(x, 0.1), mask))
             mask = None if mask is None else jnp.repeat(mask, up.rate, axis=1)
             x = sum(block(x, mask) for block in blocks) / len(blocks)
+        left, (x, mask, pulses) = narrowed(left, only, self.contexts[-1], (x, mask, pulses))
         x = masked(jax.nn.leaky_relu(x, 0.01), mask)
+        wav = self._sound(x, mask, pulses, first_code + left[0])
+        return narrowed(left, only, 0, wav)[1]
+
+    def _blocks_by_stage(self):
+        size = len(self.resblocks) // len(self.ups)
+        return [self.resblocks[i * size : (i + 1) * size] for i in range(len(self.ups))]
+
+    def _sound(self, x, mask, pulses, first_code):
         if not self.n_fft:
             return jnp.tanh(self.conv_post(x))[..., 0]
         # One frame more than steps (the first one, reflected) makes steps * hop samples.
@@ -186,10 +201,6 @@ class Generator(nnx.Module):
         spectrum = self._spectrum(x, mask, pulses, first_code)
         frames = None if mask is None else jnp.pad(mask, ((0, 0), (1, 0)), constant_values=1)
         return mel.istft(*spectrum, self.n_fft, self.hop, frames)
-
-    def _blocks_by_stage(self):
-        size = len(self.resblocks) // len(self.ups)
-        return [self.resblocks[i * size : (i + 1) * size] for i in range(len(self.ups))]
 
     def _spectrum(self, x, mask, pulses, first_code):
         """What conv_post says [B, F, parts * bins] -> real and imaginary parts [B, F, bins]."""
@@ -206,6 +217,29 @@ class Generator(nnx.Module):
         real = filter_real * pulse_real - filter_imag * pulse_imag + noise_gain * noise_real
         imag = filter_real * pulse_imag + filter_imag * pulse_real + noise_gain * noise_imag
         return real, imag
+
+
+def narrowed(left, only, context, arrays):
+    """Leaves out what is not within `context` codes of those wanted.
+
+    Args:
+      left, only: first code and number of those that the arrays [B, number * n, ...] are of, and of
+        those wanted. Numbers decide shapes; first codes may be traced.
+
+    Returns:
+      the same of what is left, and the arrays of that.
+    """
+    (begin, count), (first, number) = left, only
+    size = min(number + 2 * context, count)
+    if size == count:
+        return left, arrays
+    start = jnp.clip(first - context, begin, begin + count - size)
+
+    def cut(x):
+        steps = x.shape[1] // count
+        return jax.lax.dynamic_slice_in_dim(x, (start - begin) * steps, size * steps, axis=1)
+
+    return (start, size), jax.tree.map(cut, arrays)
 
 
 def code_noise(first_code, num_codes, hop):

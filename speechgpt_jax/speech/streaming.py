@@ -8,11 +8,12 @@ pitch -> sound. Each one runs over windows of one size along what is known so fa
 once all that it depends on is there. So the chunks together are the samples of `vocoder(units)`.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import jax
 import numpy as np
-from flax import nnx
 
 from speechgpt_jax.speech.hifigan import PitchPredictor
 from speechgpt_jax.speech.pitch import phases
@@ -44,10 +45,10 @@ def stream(
     config = vocoder.config
     speakers = np.array([vocoder.speaker_index(speaker)], np.int32)
 
-    def durations_of(rows, number, _):
+    def durations_of(rows, number, _, place):
         units = rows[:number, 0].astype(np.int32)
         (durations,) = vocoder.predict_durations([units], speakers, duration_scale)
-        return np.stack([units, durations], axis=1)
+        return np.stack([units, durations], axis=1)[place:]
 
     units = (_column(vocoder.checked_units(piece)) for piece in map(_spoken, pieces) if len(piece))
     reach = config.duration_kernel_size - 1
@@ -61,8 +62,8 @@ def stream(
             after=PitchPredictor.AFTER,
             at_most=PITCH_CODES,
         )
-    reach = config.context_codes
-    sound = _Sound(vocoder, speakers)
+    reach = config.contexts[0]
+    sound = _Sound(vocoder, speakers, chunk_codes)
     chunks = sliding(
         sound, rows, before=reach, after=reach, at_most=chunk_codes, at_least=chunk_codes
     )
@@ -82,7 +83,8 @@ def sliding(
 
     Args:
       function: (rows [size, F] with zeros at the end, number of them that are known, number of the
-        first in the sequence) -> a value for each row [size or less, ...]. `size` never changes.
+        first in the sequence, place among them of the first to tell) -> a value for each row from
+        there on [at_most or less, ...]. `size` never changes.
       pieces: of the sequence.
       before, after: rows on either side of one that its value depends on.
       at_most, at_least: rows told at a time; fewer as the first ones and at the end.
@@ -98,7 +100,7 @@ def sliding(
         while (ready := first + len(known) - done - (0 if ended else after)) >= wanted:
             window, told = known[:size], min(ready, at_most)
             padded = np.pad(window, ((0, size - len(window)), (0, 0)))
-            yield function(padded, len(window), first)[done - first :][:told]
+            yield function(padded, len(window), first, done - first)[:told]
             done += told
             known, first = known[max(0, done - before - first) :], max(first, done - before)
             wanted = 1 if ended else at_least
@@ -110,42 +112,42 @@ class _Melody:
     def __init__(self, vocoder, speakers):
         self._vocoder, self._speakers = vocoder, speakers
 
-    def __call__(self, rows, number, _):
+    def __call__(self, rows, number, _, place):
         codes = rows[None, :, 0].astype(np.int32)
         hz, voiced = _predict_pitch(self._vocoder, codes, self._speakers, _mask(rows, number))
-        return np.stack([codes[0], hz[0], voiced[0]], axis=1)
+        return np.stack([codes[0], hz[0], voiced[0]], axis=1)[place:]
 
 
 class _Sound:
     """Rows (code) or (code, pitch in Hz, 1 where voiced) -> samples of each code."""
 
-    def __init__(self, vocoder, speakers):
-        self._vocoder, self._speakers = vocoder, speakers
+    def __init__(self, vocoder, speakers, at_most):
+        self._vocoder, self._speakers, self._at_most = vocoder, speakers, at_most
         # The pulses' phase at each code of the last window, and that window's first code.
         self._phases, self._first = np.zeros(1, np.float32), 0
 
-    def __call__(self, rows, number, first):
+    def __call__(self, rows, number, first, place):
         code, *melody = rows.T[:, None].astype(np.float32)
         start = self._phases[first - self._first] if melody else 0.0
         mask = _mask(rows, number)
-        arguments = code.astype(np.int32), self._speakers, mask, melody, start, first
-        wav, following = _speak(self._vocoder, *arguments)
+        arguments = code.astype(np.int32), self._speakers, mask, melody, start, first, place
+        wav, following = _speak(self._vocoder, *arguments, self._at_most)
         if melody:
             self._phases, self._first = np.asarray(following)[0], first
-        return np.asarray(wav).reshape(len(rows), -1)
+        return np.asarray(wav).reshape(self._at_most, -1)
 
 
-@nnx.jit
+@jax.jit
 def _predict_pitch(vocoder, codes, speakers, mask):
     return vocoder.predict_pitch(codes, speakers, mask)
 
 
-@nnx.jit
-def _speak(vocoder, codes, speakers, mask, melody, start, first_code):
-    x, config = vocoder.embed(codes, speakers), vocoder.config
+@functools.partial(jax.jit, static_argnames="number")
+def _speak(vocoder, codes, speakers, mask, melody, start, first_code, place, number):
+    x, config, only = vocoder.embed(codes, speakers), vocoder.config, (place, number)
     if not melody:
-        return vocoder.generator(x, mask), None
-    wav = vocoder.generator(x, mask, vocoder.pulses(*melody, start), first_code)
+        return vocoder.generator(x, mask, only=only), None
+    wav = vocoder.generator(x, mask, vocoder.pulses(*melody, start), first_code, only)
     return wav, phases(*melody, config.sampling_rate, config.code_hop_size, start)
 
 

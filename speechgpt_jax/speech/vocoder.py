@@ -178,12 +178,13 @@ def load_vocoder(folder: str | os.PathLike) -> UnitVocoder:
     return pretrained.load_model(folder, lambda: UnitVocoder(config, rngs=nnx.Rngs(0)))
 
 
-@nnx.jit
+# nnx.jit would take 25 ms a call to look at all modules of the published shape, jax.jit takes 3.
+@jax.jit
 def _generate(vocoder, codes, speakers, mask):
     return vocoder.generate(codes, speakers, mask)
 
 
-@nnx.jit
+@jax.jit
 def _predict_durations(vocoder, codes, speakers, mask, duration_scale):
     durations = (jnp.exp(vocoder.log_durations(codes, speakers, mask)) - 1) * duration_scale
     return jnp.maximum(jnp.round(durations), 1).astype(jnp.int32)

@@ -1,8 +1,12 @@
 """The sizes of a unit vocoder, and fairseq's config.json that they are kept in."""
 
 import dataclasses
+import itertools
 import math
+import operator
 from collections.abc import Sequence
+
+from speechgpt_jax.speech.audio import SAMPLE_RATE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +23,7 @@ class VocoderConfig:
       duration_embed_dim: what the duration predictor is given: embedding_dim, the code alone, or
         model_in_dim, the speaker too.
       duration_hidden_dim, duration_kernel_size, duration_dropout: the duration predictor.
-      sampling_rate: in Hz.
+      sampling_rate: in Hz; that of all sound here.
       code_hop_size: samples a code.
       istft_n_fft, istft_hop_size: the inverse STFT that makes the samples; 0 and 1: none, the
         convolutions reach the sampling rate.
@@ -39,7 +43,7 @@ class VocoderConfig:
     duration_hidden_dim: int = 128
     duration_kernel_size: int = 3
     duration_dropout: float = 0.5
-    sampling_rate: int = 16000
+    sampling_rate: int = SAMPLE_RATE
     code_hop_size: int = 320
     istft_n_fft: int = 0
     istft_hop_size: int = 1
@@ -56,6 +60,10 @@ class VocoderConfig:
             raise ValueError(
                 f"upsample_kernel_sizes {self.upsample_kernel_sizes} must have as many entries as "
                 f"upsample_rates {self.upsample_rates}."
+            )
+        if self.sampling_rate != SAMPLE_RATE:
+            raise ValueError(
+                f"sampling_rate {self.sampling_rate}; sound has {SAMPLE_RATE} Hz here."
             )
         if self.duration_embed_dim not in (self.embedding_dim, self.model_in_dim):
             raise ValueError(
@@ -95,19 +103,19 @@ class VocoderConfig:
         return self.embedding_dim * (2 if self.speakers else 1)
 
     @property
-    def context_codes(self) -> int:
-        """How many codes on either side a sample of the generator can depend on.
+    def contexts(self) -> tuple[int, ...]:
+        """How many codes on either side the generator's sound of a code can depend on.
 
-        That is its receptive field without the pitch predictor's, in repeated codes.
+        Of the codes given, of what goes into each transposed convolution, and into the last one.
         """
         kernels = zip(self.resblock_kernel_sizes, self.resblock_dilation_sizes)
         blocks = max(sum((k - 1) // 2 * (d + 1) for d in dilations) for k, dilations in kernels)
-        radius, rate = 3.0, 1
-        for upsample_rate, kernel_size in zip(self.upsample_rates, self.upsample_kernel_sizes):
-            rate *= upsample_rate
-            radius += (kernel_size // 2 + blocks) / rate
+        rates = list(itertools.accumulate(self.upsample_rates, operator.mul))
         head = 3 + self.istft_n_fft / 2 / self.istft_hop_size
-        return math.ceil(radius + head / rate) + 1
+        # The last convolution's, each stage's from the last to the first, the first convolution's.
+        stages = [(k // 2 + blocks) / rate for k, rate in zip(self.upsample_kernel_sizes, rates)]
+        reaches = itertools.accumulate([head / rates[-1], *reversed(stages), 3.0])
+        return tuple(math.ceil(reach) for reach in reaches)[::-1]
 
     @classmethod
     def from_json(cls, fields: dict) -> "VocoderConfig":

@@ -215,18 +215,38 @@ def test_padding_does_not_reach_the_samples(config):
 
 
 @pytest.mark.parametrize("config", [SMALL, ISTFT])
-def test_context_codes_bound_the_receptive_field(config):
-    """A code can be heard only within `context_codes` codes of it."""
-    vocoder, size = build(config), 4 * config.context_codes
+def test_contexts_bound_the_receptive_field(config):
+    """A code can be heard only within `contexts[0]` codes of it."""
+    context = config.contexts[0]
+    vocoder, size = build(config), 4 * context
     codes = np.zeros((1, size), np.int32)
     changed = codes.copy()
     changed[0, size // 2] = 3
     mask = np.ones((1, size), np.float32)
     a, b = (np.asarray(_generate(vocoder, c, np.array([0]), mask))[0] for c in (codes, changed))
     heard = np.flatnonzero(np.abs(a - b).reshape(size, 320).max(axis=1) > 0) - size // 2
-    assert 0 < -heard.min() <= config.context_codes
-    assert 0 < heard.max() <= config.context_codes
-    assert max(-heard.min(), heard.max()) >= config.context_codes - 2
+    assert 0 < -heard.min() <= context
+    assert 0 < heard.max() <= context
+    assert max(-heard.min(), heard.max()) >= context - 2
+
+
+@pytest.mark.parametrize("config", [PUBLISHED, ISTFT, PULSES])
+def test_a_part_has_the_samples_of_the_whole(config):
+    vocoder, size, number = build(config), 70, 4
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, size, config.model_in_dim), np.float32)
+    mask = (np.arange(size) < [[size], [40]]).astype(np.float32)
+    hz, voiced = 100 + 50 * rng.random((2, size)), rng.integers(2, size=(2, size))
+    pulses = vocoder.pulses(hz, voiced) if config.pitch_hidden_dim else None
+
+    @nnx.jit
+    def part(generator, first):
+        return generator(x, mask, pulses, 7, None if first is None else (first, number))
+
+    whole = part(vocoder.generator, None)
+    for first in (0, 1, 30, 38, size - number):
+        heard = part(vocoder.generator, np.int32(first))
+        assert_close(heard, whole[:, first * 320 : (first + number) * 320])
 
 
 def test_negative_units_are_dropped_with_their_durations():
@@ -286,6 +306,8 @@ def test_reads_the_published_config():
     assert ours.items() >= {k: v for k, v in fields.items() if k in ours}.items()
     with pytest.raises(ValueError, match="resblock 2"):
         VocoderConfig.from_json(fields | {"resblock": "2"})
+    with pytest.raises(ValueError, match="sampling_rate 22050"):
+        VocoderConfig.from_json(fields | {"sampling_rate": 22050})
     del fields["dur_predictor_params"]
     with pytest.raises(ValueError, match="dur_predictor_params"):
         VocoderConfig.from_json(fields)
