@@ -18,9 +18,8 @@ from sklearn.cluster import MiniBatchKMeans
 
 from speechgpt_jax import checkpoints
 from speechgpt_jax.gin_utils import one_line_errors
-from speechgpt_jax.speech import pretrained
 from speechgpt_jax.speech.hubert_config import HubertConfig
-from speechgpt_jax.speech.speech2unit import load_hubert
+from speechgpt_jax.speech.speech2unit import load_centroids, load_hubert
 from speechgpt_jax.speech.vocoder import load_vocoder
 from tools import convert_hubert, convert_vocoder
 from tools.conversion import key_table, output, weight_norm
@@ -67,7 +66,7 @@ def write_hubert(folder: pathlib.Path, out: pathlib.Path):
 
 def write_kmeans(folder: pathlib.Path, out: pathlib.Path):
     """Centroids as a fitted k-means of scikit-learn."""
-    centroids = pretrained.load_tensors(folder / "kmeans.safetensors")["cluster_centers"]
+    centroids = load_centroids(folder)
     # Fitting distinct points to as many clusters settles all attributes; then the order is ours.
     kmeans = MiniBatchKMeans(len(centroids), init=centroids, n_init=1, max_iter=1).fit(centroids)
     kmeans.cluster_centers_ = np.asarray(centroids, np.float32)

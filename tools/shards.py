@@ -17,6 +17,7 @@ import json
 import logging
 import re
 import threading
+import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO
@@ -35,6 +36,9 @@ from apache_beam.io.filesystems import FileSystems  # noqa: E402
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions  # noqa: E402
 
 from tools.manifest import parse_rows  # noqa: E402
+
+# A worker's error is raised; Beam would log it with its traceback too.
+logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
 
 # Beam's own runner in Python; what it calls DirectRunner tries to download another one first.
 LOCAL_RUNNER = "FnApiRunner"
@@ -255,12 +259,12 @@ def worker_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text = str(error)
-        said = re.findall(r"^ValueError: (.*?)(?: \[while running.*)?$", text, re.MULTILINE)
-        files = re.findall(r'^ +File "(.*?)"', text.rpartition("\nValueError: ")[0], re.MULTILINE)
-        if not said or any("site-packages" in file for file in files[-1:]):  # A bug.
+        before, _, last = "".join(traceback.format_exception(error)).rstrip().rpartition("\n")
+        said = re.fullmatch(r"ValueError: (.*?)(?: \[while running.*)?", last)
+        files = re.findall(r'^ +File "(.*?)"', before, re.MULTILINE)
+        if not said or "site-packages" in files[-1]:  # A bug.
             raise
-        raise ValueError(said[-1]) from error
+        raise ValueError(said[1]) from error
 
 
 @contextlib.contextmanager

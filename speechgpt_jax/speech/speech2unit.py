@@ -54,11 +54,10 @@ class Speech2Unit:
         """
         hubert = load_hubert(folder)
         hubert.prepare(jnp.dtype(dtype))
-        path = pathlib.Path(folder) / "kmeans.safetensors"
-        centroids = pretrained.load_tensors(path)["cluster_centers"].astype(np.float32)
+        centroids = load_centroids(folder)
         if centroids.shape[1:] != (hubert.config.feature_size,):
             raise ValueError(
-                f"{path} holds centroids of shape {centroids.shape}; "
+                f"{folder} holds centroids of shape {centroids.shape}; "
                 f"expected [clusters, {hubert.config.feature_size}] for this HuBERT."
             )
         return cls(hubert, centroids)
@@ -126,6 +125,15 @@ def load_hubert(folder: str | os.PathLike) -> Hubert:
     except TypeError as error:
         raise ValueError(f"{folder}/config.json is not that of a HuBERT: {error}") from error
     return pretrained.load_model(folder, lambda: Hubert(config, rngs=nnx.Rngs(0)))
+
+
+def load_centroids(folder: str | os.PathLike) -> np.ndarray:
+    """The centroids beside a HuBERT, float32 [K, D]; ValueError where there are none."""
+    path = pathlib.Path(folder) / "kmeans.safetensors"
+    tensors = pretrained.load_tensors(path)
+    if "cluster_centers" not in tensors:
+        raise ValueError(f"{path} holds {sorted(tensors)}; expected cluster_centers.")
+    return tensors["cluster_centers"].astype(np.float32)
 
 
 def save_hubert(folder: str | os.PathLike, hubert: Hubert, dtype=np.float32) -> None:

@@ -135,6 +135,9 @@ def test_damaged_folders_give_one_clear_line(tmp_path):
     (folder / "kmeans.safetensors").write_bytes(centroids)
     with pytest.raises(ValueError, match=r"shape \(7, 3\); expected \[clusters, 37\]"):
         Speech2Unit.from_pretrained(folder)
+    (folder / "kmeans.safetensors").write_bytes(safetensors.numpy.save({"a": np.zeros(3)}))
+    with pytest.raises(ValueError, match=r"holds \['a'\]; expected cluster_centers"):
+        Speech2Unit.from_pretrained(folder)
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(ValueError, match="missing or damaged"):
