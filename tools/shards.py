@@ -259,12 +259,12 @@ def worker_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        before, _, last = "".join(traceback.format_exception(error)).rstrip().rpartition("\n")
-        said = re.fullmatch(r"ValueError: (.*?)(?: \[while running.*)?", last)
+        text = "".join(traceback.format_exception(error))
+        before, _, said = text.rpartition("\nValueError: ")
         files = re.findall(r'^ +File "(.*?)"', before, re.MULTILINE)
-        if not said or "site-packages" in files[-1]:  # A bug.
+        if not files or "site-packages" in files[-1] or "\nTraceback" in said:  # A bug.
             raise
-        raise ValueError(said[1]) from error
+        raise ValueError(said.partition(" [while running")[0].rstrip()) from error
 
 
 @contextlib.contextmanager

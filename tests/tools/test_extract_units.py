@@ -201,6 +201,21 @@ def test_ears_that_are_not_there_are_named_once(recordings, tmp_path, caplog):
     assert not [record for record in caplog.records if record.name.startswith("apache_beam")]
 
 
+def test_a_workers_error_is_told_to_its_last_line_and_a_bug_stays_one():
+    text = """Traceback (most recent call last):
+  File "tools/some.py", line 1, in f
+ValueError: this is
+not that [while running 'x']
+"""
+    with pytest.raises(ValueError, match=r"^this is\nnot that$"), shards.worker_errors():
+        raise RuntimeError(text)
+    with pytest.raises(KeyError), shards.worker_errors():
+        try:
+            raise ValueError("this is not that")
+        except ValueError as error:
+            raise KeyError("that") from error
+
+
 def test_batches_keep_the_order_and_hold_no_more_than_asked():
     sound = [np.zeros(n) for n in (3, 4, 2, 9, 1)]
     items = [*sound[:2], "not readable", *sound[2:]]
