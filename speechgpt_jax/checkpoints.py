@@ -23,6 +23,8 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from orbax.checkpoint.experimental import v1 as ocp_v1
 
+from speechgpt_jax.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
@@ -90,14 +92,14 @@ class Restored:
     input_positions: dict[str, bytes]
 
 
-class Damaged(ValueError):
+class Damaged(UserError):
     """A checkpoint's files are missing, cut short or not what was written."""
 
     def __init__(self, folder, problem):
         super().__init__(f"checkpoint {folder} is damaged: {problem}")
 
 
-class NotSaved(ValueError):
+class NotSaved(UserError):
     """A checkpoint can't be written, most often because the disk is full."""
 
 
@@ -159,7 +161,7 @@ class Checkpoints:
 
         `input_names` are the parts of the input whose positions are read too.
         A damaged one is named in the log, moved aside, and the one before it is tried. None if
-        there is no checkpoint; ValueError if none is sound or if they belong to another model.
+        there is no checkpoint; UserError if none is sound or if they belong to another model.
         """
         targets = flatten(state)
         damaged = []
@@ -177,7 +179,7 @@ class Checkpoints:
                 self._move_aside(damaged)
                 return Restored(step, unflatten(state, arrays), positions)
         if damaged:
-            raise ValueError(
+            raise UserError(
                 f"no checkpoint in {self.folder} can be read, of {[f.name for f in damaged]};"
                 " train again into another folder."
             )
@@ -201,7 +203,7 @@ class Checkpoints:
     def _check_base(self, folder):
         base = _read_metadata(folder)["base"]
         if base != self.metadata["base"]:
-            raise ValueError(
+            raise UserError(
                 f"checkpoint {folder} was trained on {base}, not on {self.metadata['base']}: start"
                 " from that again, or use another output folder."
             )
@@ -260,9 +262,7 @@ def latest(path) -> epath.Path:
         steps = [int(child.name) for child in folder.glob("*") if child.name.isdigit()]
         if steps:
             return folder / str(max(steps))
-    raise ValueError(
-        f"no checkpoint in {path}; give a run's folder or one step of its checkpoints."
-    )
+    raise UserError(f"no checkpoint in {path}; give a run's folder or one step of its checkpoints.")
 
 
 def read_metadata(path) -> dict:
@@ -347,16 +347,16 @@ def _bit_sum_on_host(x: np.ndarray) -> int:
 
 
 def _check_same(saved, targets, folder):
-    """ValueError unless the checkpoint has exactly the arrays that the run has."""
+    """UserError unless the checkpoint has exactly the arrays that the run has."""
     for name in sorted(saved.keys() ^ targets.keys()):
         side = "lacks" if name in targets else "has an unknown"
-        raise ValueError(
+        raise UserError(
             f"checkpoint {folder} {side} {name}: it was written by another configuration; use its"
             " configuration or another output folder."
         )
     for name, target in targets.items():
         if saved[name].shape != target.shape:
-            raise ValueError(
+            raise UserError(
                 f"checkpoint {folder} has {name} of shape {saved[name].shape}, this run"
                 f" {target.shape}; use its configuration or another output folder."
             )

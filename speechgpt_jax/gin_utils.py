@@ -25,9 +25,9 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 import gin
+from speechgpt_jax.errors import UserError, one_line_errors
 
 PROJECT = Path(__file__).parent.parent
-OUR_PACKAGES = ("speechgpt_jax", "tasks", "tools")
 
 # What gin raises for a mistake in a file or a binding.
 CONFIG_ERRORS = (
@@ -41,8 +41,8 @@ CONFIG_ERRORS = (
 )
 
 
-class ConfigError(ValueError):
-    """A mistake in a gin file or binding, said in one line."""
+class ConfigError(UserError):
+    """A mistake in a gin file or binding."""
 
 
 # Files are found from the project's root, wherever the command is run.
@@ -136,7 +136,14 @@ def call(function: Callable, **kwargs):
     """`function` with `kwargs`, and everything else that gin binds."""
     with contextlib.suppress(ValueError):  # If no gin file imports it, nothing is bound.
         function = gin.get_configurable(function)
-    return function(**kwargs)
+    try:
+        return function(**kwargs)
+    except UserError as error:  # Gin has added the call to its message.
+        raise UserError(_message(error)) from error
+    except CONFIG_ERRORS as error:
+        if not _raised_by_gin(error):
+            raise
+        raise ConfigError(_message(error)) from error
 
 
 def arguments(function: Callable, names: Sequence[str]) -> dict:
@@ -160,29 +167,9 @@ def operative_config() -> str:
     return gin.operative_config_str()
 
 
-@contextlib.contextmanager
-def one_line_errors():
-    """Ends the program with one line, not a traceback, where the user has to change something.
-
-    That is what gin says of a configuration, and what this package says by raising a ValueError or
-    a FloatingPointError itself. Anything else is a bug and keeps its traceback.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not _is_for_user(error):
-            raise
-        sys.exit(f"Error: {_message(error)}")
-
-
-def _is_for_user(error) -> bool:
-    if isinstance(error, ConfigError):
-        return True
+def _raised_by_gin(error) -> bool:
     origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    if origin.is_relative_to(Path(gin.__file__).parent):
-        return isinstance(error, CONFIG_ERRORS)
-    is_ours = any(origin.is_relative_to(PROJECT / name) for name in OUR_PACKAGES)
-    return is_ours and isinstance(error, (ValueError, FloatingPointError))
+    return origin.is_relative_to(Path(gin.__file__).parent)
 
 
 def _message(error) -> str:

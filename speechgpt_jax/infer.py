@@ -10,7 +10,8 @@ from absl import app, flags
 
 from speechgpt_jax.decoding.conversation import HUBERT, VOCODER, Conversation, Reply
 from speechgpt_jax.decoding.sampling import Sampling
-from speechgpt_jax.gin_utils import hush_libraries, one_line_errors
+from speechgpt_jax.errors import UserError, one_line_errors
+from speechgpt_jax.gin_utils import hush_libraries
 from speechgpt_jax.speech.audio import load_audio, save_audio
 
 RUN = flags.DEFINE_string("run", None, "Folder of a training run.", required=True)
@@ -31,11 +32,11 @@ MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 384, "Longest answer.")
 def main(_) -> None:
     hush_libraries()
     if (AUDIO.value is None) == (TEXT.value is None):
-        raise ValueError("Give one of --audio and --text.")
+        raise UserError("Give one of --audio and --text.")
     if TASK.value == "transcribe" and AUDIO.value is None:
-        raise ValueError("--task=transcribe listens: give --audio.")
+        raise UserError("--task=transcribe listens: give --audio.")
     if TASK.value == "speak" and TEXT.value is None:
-        raise ValueError("--task=speak reads: give --text.")
+        raise UserError("--task=speak reads: give --text.")
     source = TEXT.value if AUDIO.value is None else load_audio(AUDIO.value)
     conversation = Conversation.from_run(
         RUN.value,

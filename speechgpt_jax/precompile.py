@@ -21,6 +21,7 @@ from speechgpt_jax.compilation.decoding import report_decoding
 from speechgpt_jax.compilation.report import Report, largest_that_fits, table
 from speechgpt_jax.compilation.topologies import slice_devices
 from speechgpt_jax.compilation.training import report_training
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.training import inputs, lm
 from speechgpt_jax.training.stage import Stage
 
@@ -61,7 +62,7 @@ def precompile() -> Report:
         pieces = training.accumulation * mesh.shape["data"] * mesh.shape["fsdp"]
         report = largest_that_fits(lambda n: report_of(rows=n * pieces))
         if report is None:
-            raise ValueError(f"not even {pieces} rows fit on {TOPOLOGY.value}; try more chips.")
+            raise UserError(f"not even {pieces} rows fit on {TOPOLOGY.value}; try more chips.")
         return report
     rows = batch["batch_size"]
     if BATCH_PER_CHIP.value is not None:

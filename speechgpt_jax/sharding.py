@@ -21,6 +21,8 @@ from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from speechgpt_jax.errors import UserError
+
 MESH_AXES = ("data", "fsdp", "model")
 
 # Logical axis -> mesh axis, for parameters and activations alike. Weights are cut over `fsdp`
@@ -63,22 +65,22 @@ class MeshConfig:
 
 
 def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
-    """MeshConfig(data=2, fsdp=-1, model=1) on 8 devices -> (2, 4, 1). ValueError if it can't be."""
+    """MeshConfig(data=2, fsdp=-1, model=1) on 8 devices -> (2, 4, 1). UserError if it can't be."""
     sizes = [config.data, config.fsdp, config.model]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ValueError(
+        raise UserError(
             f"mesh {config}: sizes must be positive; one of data, fsdp and model may be -1."
         )
     if -1 in sizes:
         given = math.prod(size for size in sizes if size != -1)
         sizes[sizes.index(-1)] = num_devices // given
     if math.prod(sizes) != num_devices:
-        raise ValueError(
+        raise UserError(
             f"mesh {config} does not fill {num_devices} devices: data * fsdp * model must be"
             f" {num_devices}; set one of them to -1 to take what the others leave."
         )
     if sizes[0] % config.slices:
-        raise ValueError(
+        raise UserError(
             f"mesh {config}: data must be a multiple of slices, got {sizes[0]} and {config.slices}."
         )
     return tuple(sizes)
@@ -144,7 +146,7 @@ def process_share(mesh: Mesh) -> tuple[int, int]:
             rows[process].append(row)
     shares = sorted({tuple(own) for own in rows.values()})
     if sum(map(len, shares)) != len(pieces) or len({len(own) for own in shares}) > 1:
-        raise ValueError(
+        raise UserError(
             f"mesh {dict(mesh.shape)} gives the processes unequal shares of a batch: let `model`"
             " divide, or be a multiple of, the devices of a process."
         )
@@ -152,10 +154,10 @@ def process_share(mesh: Mesh) -> tuple[int, int]:
 
 
 def check_rows(rows: int, mesh: Mesh):
-    """ValueError if a batch of so many rows can't be cut over the mesh."""
+    """UserError if a batch of so many rows can't be cut over the mesh."""
     pieces = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % pieces:
-        raise ValueError(
+        raise UserError(
             f"batch of {rows} rows can't be cut over data x fsdp = {pieces} pieces;"
             f" try a batch size of {math.ceil(rows / pieces) * pieces}."
         )

@@ -12,6 +12,7 @@ import sys
 from absl import flags
 
 from speechgpt_jax import gin_utils
+from speechgpt_jax.errors import UserError, one_line_errors
 from speechgpt_jax.training import hosts, lm
 from speechgpt_jax.training.host_memory import keep_freed_memory
 
@@ -38,7 +39,7 @@ STOPPED_EXIT_CODE = flags.DEFINE_integer(
 def main():
     others = (MULTIHOST.value, COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value)
     try:
-        with hosts.connected(*others), gin_utils.one_line_errors():
+        with hosts.connected(*others), one_line_errors():
             keep_freed_memory()
             gin_utils.call(
                 lm.train,
@@ -58,7 +59,7 @@ def profile_steps() -> tuple[int, int] | None:
         first, last = map(int, PROFILE_STEPS.value)
     except ValueError:
         given = ",".join(PROFILE_STEPS.value)
-        raise ValueError(f"--profile_steps={given}: give two steps, such as 20,22.") from None
+        raise UserError(f"--profile_steps={given}: give two steps, such as 20,22.") from None
     return first, last
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from speechgpt_jax.errors import UserError
+
 START, END = "<sosp>", "<eosp>"
 
 _UNIT = re.compile(r"\s*<(\d+)>\s*")
@@ -19,17 +21,17 @@ def text_to_units(text: str) -> list[int]:
     """`"<sosp><5><9><eosp>"` -> `[5, 9]`; white space between the tags is allowed.
 
     Raises:
-      ValueError: not exactly one `<sosp>...<eosp>`, or something in it that is not a unit.
+      UserError: not exactly one `<sosp>...<eosp>`, or something in it that is not a unit.
     """
     body = text.strip()
     if not (body.startswith(START) and body.endswith(END)):
-        raise ValueError(f"Unit text must be {START}<5><9>...{END}, got {_excerpt(body)!r}.")
+        raise UserError(f"Unit text must be {START}<5><9>...{END}, got {_excerpt(body)!r}.")
     body = body[len(START) : -len(END)]
     units, position = [], 0
     while position < len(body):
         match = _UNIT.match(body, position)
         if not match:
-            raise ValueError(
+            raise UserError(
                 f"Expected a unit such as <5> between {START} and {END}, "
                 f"got {_excerpt(body[position:])!r}."
             )
@@ -49,7 +51,7 @@ def reduce_units(cluster_ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, n
     """
     cluster_ids = np.asarray(cluster_ids, np.int32)
     if cluster_ids.ndim != 1:
-        raise ValueError(f"cluster_ids must be [frames], got shape {cluster_ids.shape}.")
+        raise UserError(f"cluster_ids must be [frames], got shape {cluster_ids.shape}.")
     starts = np.flatnonzero(np.diff(cluster_ids, prepend=-1))
     durations = np.diff(starts, append=len(cluster_ids))
     return cluster_ids[starts], durations.astype(np.int32)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import seqio
 
+from speechgpt_jax.errors import UserError
+
 
 def mix(name: str, tasks: Sequence[str], rates: Sequence[float]) -> str:
     """Registers a mixture and gives its name.
@@ -14,14 +16,14 @@ def mix(name: str, tasks: Sequence[str], rates: Sequence[float]) -> str:
       rates: how often an example of each task is drawn; only their proportions count.
 
     Raises:
-      ValueError: an unknown task, or rates that are not shares of `tasks`.
+      UserError: an unknown task, or rates that are not shares of `tasks`.
     """
     for task in tasks:
         if task not in seqio.TaskRegistry.names():
             known = ", ".join(sorted(seqio.TaskRegistry.names()))
-            raise ValueError(f"Mixture {name!r} has an unknown task {task!r}; there are {known}.")
+            raise UserError(f"Mixture {name!r} has an unknown task {task!r}; there are {known}.")
     if len(tasks) != len(rates) or min(rates, default=0) < 0 or not sum(rates):
-        raise ValueError(
+        raise UserError(
             f"Mixture {name!r} has the rates {list(rates)} for {len(tasks)} tasks: give each a rate"
             " of 0 or more, and one of them more than 0."
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from speechgpt_jax import gin_utils
+from speechgpt_jax.errors import one_line_errors
 from speechgpt_jax.gin_utils import ConfigError
 from speechgpt_jax.models.llama import LlamaConfig
 from speechgpt_jax.training.optimizer import AdamW
@@ -71,7 +72,7 @@ def test_search_paths(tmp_path):
 def test_mistakes_are_one_line(tmp_path, text, bindings, message):
     with (
         pytest.raises(SystemExit, match=message) as stopped,
-        gin_utils.one_line_errors(),
+        one_line_errors(),
     ):
         parse(tmp_path, text, bindings)
     assert "\n" not in str(stopped.value)
@@ -92,10 +93,10 @@ def test_arguments_after_gin_are_bindings():
 
 
 def test_bugs_keep_their_traceback():
-    with pytest.raises(ZeroDivisionError), gin_utils.one_line_errors():
+    with pytest.raises(ZeroDivisionError), one_line_errors():
         print(1 / 0)
     # A ValueError of another library says nothing about what the user did.
-    with pytest.raises(ValueError), gin_utils.one_line_errors():
+    with pytest.raises(ValueError), one_line_errors():
         int("nine")
 
 

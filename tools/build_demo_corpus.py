@@ -29,14 +29,18 @@ import numpy as np
 import soundfile
 from rich.progress import track
 
+from speechgpt_jax.corpus import text_to_speech
+from speechgpt_jax.demo_world import words as demo_words
+from speechgpt_jax.demo_world import world as demo_world
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import ASSETS
 from speechgpt_jax.speech import audio
 from speechgpt_jax.speech.audio import SAMPLE_RATE
-from speechgpt_jax.speech.speech2unit import SHIPPED as SHIPPED_HUBERT
-from speechgpt_jax.speech.speech2unit import Speech2Unit
+from speechgpt_jax.speech.encoder.speech2unit import SHIPPED as SHIPPED_HUBERT
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.unit_text import reduce_units
-from tools import demo_words, demo_world, text_to_speech
 
-SHIPPED_CORPUS = Path(audio.__file__).parents[1] / "assets" / "corpus"
+SHIPPED_CORPUS = ASSETS / "corpus"
 TRAIN_VOICES = ("slt", "rms", "kal16")
 ANSWER_VOICE = "slt"
 UNHEARD_VOICE = "awb"
@@ -131,7 +135,7 @@ def speak(clip: Clip, template: str, work_dir: Path) -> Clip:
         text_to_speech.speak(template, clip.speaker, clip.text, path)
     info = soundfile.info(path)
     if info.samplerate != SAMPLE_RATE or info.channels != 1:
-        raise ValueError(
+        raise UserError(
             f"{path} has {info.samplerate} Hz and {info.channels} channels; the corpus needs "
             f"{SAMPLE_RATE} Hz mono: let the --tts command convert it."
         )
@@ -158,7 +162,7 @@ def human_prompts(folder: Path, count: int) -> list[tuple[Path, str]]:
     """(G.722 file, text) of at most `count` sentences of 1.5 to 8 seconds found under `folder`."""
     transcripts = sorted(folder.rglob("core-sounds-en.txt.gz"))
     if not transcripts:
-        raise ValueError(
+        raise UserError(
             f"--human_prompts={folder} holds no core-sounds-en.txt.gz; unpack Debian's "
             "asterisk-core-sounds-en and asterisk-core-sounds-en-g722 there with `dpkg-deb -x`."
         )
@@ -207,7 +211,7 @@ def write_manifest(clips: Iterable[Clip], path: Path) -> None:
 
 def read_manifest(path: Path) -> list[Clip]:
     if not path.exists():
-        raise ValueError(f"no {path}; run the step `synthesize` with the same --work_dir first.")
+        raise UserError(f"no {path}; run the step `synthesize` with the same --work_dir first.")
     return [Clip(**json.loads(line)) for line in path.read_text().splitlines()]
 
 

@@ -36,16 +36,16 @@ from pathlib import Path
 import numpy as np
 
 from speechgpt_jax import checkpoints, prompts
+from speechgpt_jax.corpus import shards, text_to_speech
 from speechgpt_jax.data import descriptions
 from speechgpt_jax.decoding.conversation import build_llama
 from speechgpt_jax.decoding.generate import generate
 from speechgpt_jax.decoding.sampling import GREEDY
-from speechgpt_jax.gin_utils import one_line_errors
+from speechgpt_jax.errors import UserError, one_line_errors
 from speechgpt_jax.models.llama import Llama
-from speechgpt_jax.speech.speech2unit import SHIPPED
+from speechgpt_jax.speech.encoder.speech2unit import SHIPPED
 from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.unit_text import units_to_text
-from tools import shards, text_to_speech
 from tools.extract_units import Extractor, Sound, absolute, in_advance, load
 
 # Text with these in it would be read as something else than text.
@@ -107,7 +107,7 @@ def cross_modal_instruction(args) -> tuple[shards.Job, list[shards.Shard]]:
 
 def chain_of_modality(args) -> tuple[shards.Job, list[shards.Shard]]:
     if not args.dialogues or bool(args.tts) == bool(args.text_to_unit):
-        raise ValueError("chain_of_modality needs --dialogues, and --tts or --text_to_unit.")
+        raise UserError("chain_of_modality needs --dialogues, and --tts or --text_to_unit.")
     if args.tts:
         text_to_speech.speech_command(args.tts, "", "", "")  # A bad one is better known now.
     rows = shards.read_table(absolute(args.dialogues), ("question", "answer"))
@@ -133,10 +133,10 @@ STEPS = {
 def unit_shards(args) -> list[shards.Shard]:
     """One shard of output for each that tools.extract_units wrote."""
     if not args.units:
-        raise ValueError(f"{args.step} needs --units, the output of tools.extract_units.")
+        raise UserError(f"{args.step} needs --units, the output of tools.extract_units.")
     files = shards.find_files(absolute(args.units), "units-*-of-*.jsonl")
     if not files or len(files) != int(files[0][-11:-6]):
-        raise ValueError(
+        raise UserError(
             f"--units={args.units} has {len(files)} finished shards, not all; "
             "let tools.extract_units finish."
         )

@@ -17,12 +17,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from speechgpt_jax.gin_utils import one_line_errors
-from speechgpt_jax.speech.hubert import Hubert
-from speechgpt_jax.speech.hubert_config import HubertConfig
-from speechgpt_jax.speech.speech2unit import save_hubert
-from tools.conversion import key_table, output, pickles, weight_norm, weights
-from tools.conversion.key_table import AS_IS, Row
+from speechgpt_jax.conversion import key_table, output, pickles, weight_norm, weights
+from speechgpt_jax.conversion.key_table import AS_IS, Row
+from speechgpt_jax.errors import UserError, one_line_errors
+from speechgpt_jax.speech.encoder.config import HubertConfig
+from speechgpt_jax.speech.encoder.hubert import Hubert
+from speechgpt_jax.speech.encoder.speech2unit import save_hubert
 
 PUBLISHED = {
     "23527cd6311a6617bfa199f574e2eed478cd6a58a634f4007165c10ec0019832": (
@@ -90,13 +90,13 @@ def convert(checkpoint: pathlib.Path, out: pathlib.Path, feature_layer: int) -> 
       feature_layer: 1-based layer whose output the units are made of.
 
     Raises:
-      ValueError: the checkpoint is damaged, refused or of another architecture.
+      UserError: the checkpoint is damaged, refused or of another architecture.
     """
     output.refuse_existing(out, "config.json", "model.safetensors")
     read = _read_hugging_face if checkpoint.is_dir() else _read_fairseq
     config, arrays, table, ignored = read(checkpoint)
     if not 1 <= feature_layer <= config.num_layers:
-        raise ValueError(f"layer {feature_layer} must lie in 1..{config.num_layers}.")
+        raise UserError(f"layer {feature_layer} must lie in 1..{config.num_layers}.")
     config = dataclasses.replace(config, feature_layer=feature_layer)
     source = weights.from_arrays(checkpoint, arrays)
     hubert = key_table.load_module(lambda: Hubert(config, rngs=nnx.Rngs(0)), table, source, ignored)
@@ -108,7 +108,7 @@ def convert(checkpoint: pathlib.Path, out: pathlib.Path, feature_layer: int) -> 
 def _read_fairseq(path):
     saved = pickles.load_torch(path)
     if not (isinstance(saved, dict) and isinstance(saved.get("model"), dict)):
-        raise ValueError(f"{path} has no weights under 'model'; expected a checkpoint of fairseq.")
+        raise UserError(f"{path} has no weights under 'model'; expected a checkpoint of fairseq.")
     arrays = weight_norm.fold(_float32(weights.from_torch(path, saved["model"])))
     config = _fairseq_config(path, arrays, _fairseq_fields(saved))
     return config, arrays, FAIRSEQ, FAIRSEQ_IGNORED
@@ -129,14 +129,14 @@ def _fairseq_fields(saved: Mapping) -> dict:
 def _fairseq_config(path, arrays, fields) -> HubertConfig:
     """Sizes are read off the weights; what they don't tell comes from the options."""
     if fields.get("layer_norm_first") or fields.get("extractor_mode", "default") != "default":
-        raise ValueError(
+        raise UserError(
             f"{path} normalises as the large HuBERT does (layer_norm_first or layer_norm in every"
             " convolution); only the base architecture is built here."
         )
     convs = [arrays[n] for n in _numbered(arrays, "feature_extractor.conv_layers.{}.0.weight")]
     positions = arrays.get("encoder.pos_conv.0.weight")
     if not convs or positions is None:
-        raise ValueError(f"{path} has no HuBERT under 'model': its convolutions are missing.")
+        raise UserError(f"{path} has no HuBERT under 'model': its convolutions are missing.")
     hidden_size, group_width, position_kernel = positions.shape
     heads = fields.get("encoder_attention_heads", hidden_size // 64)
     return HubertConfig(
@@ -169,7 +169,7 @@ def _strides(text: str | None, count: int) -> tuple[int, ...]:
         layers = re.findall(r"\(\s*\d+\s*,\s*\d+\s*,\s*(\d+)\s*\)", group)
         strides += [int(stride) for stride in layers] * int(times or 1)
     if len(strides) != count:
-        raise ValueError(f"conv_feature_layers {text!r} does not describe {count} convolutions.")
+        raise UserError(f"conv_feature_layers {text!r} does not describe {count} convolutions.")
     return tuple(strides)
 
 
@@ -185,7 +185,7 @@ def _read_hugging_face(folder):
     }
     for name, value in expected.items():
         if fields.get(name, value) != value:
-            raise ValueError(
+            raise UserError(
                 f"{folder}/config.json has {name} {fields[name]!r}; only the base HuBERT's"
                 f" {value!r} is built here."
             )

@@ -12,8 +12,8 @@ import pathlib
 import numpy as np
 import safetensors.numpy
 
-from speechgpt_jax.gin_utils import one_line_errors
-from tools.conversion import output, pickles, weights
+from speechgpt_jax.conversion import output, pickles, weights
+from speechgpt_jax.errors import UserError, one_line_errors
 
 PUBLISHED = {
     "c70f5416c38044d0c20e33fdeedf4533974a8ac4029985cdef3b755038381a0b": (
@@ -26,13 +26,13 @@ def convert(file: pathlib.Path, out: pathlib.Path) -> np.ndarray:
     """Writes `kmeans.safetensors`; returns the centroids [K, D].
 
     Raises:
-      ValueError: the file is damaged or refused, or holds no centroids.
+      UserError: the file is damaged or refused, or holds no centroids.
     """
     output.refuse_existing(out, "kmeans.safetensors")
     state = getattr(pickles.load_joblib(file), "state", None)
     centroids = state.get("cluster_centers_") if isinstance(state, dict) else None
     if not isinstance(centroids, np.ndarray) or centroids.ndim != 2:
-        raise ValueError(f"{file} has no cluster_centers_ [K, D]; expected a fitted k-means.")
+        raise UserError(f"{file} has no cluster_centers_ [K, D]; expected a fitted k-means.")
     centroids = weights.from_arrays(file, {"cluster_centers_": centroids}).read("cluster_centers_")
     centroids = centroids.astype(np.float32)
     with output.whole_folder(out) as folder:

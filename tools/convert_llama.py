@@ -26,12 +26,13 @@ from absl import logging
 from flax import nnx
 
 from speechgpt_jax import checkpoints
-from speechgpt_jax.gin_utils import hush_libraries, one_line_errors
+from speechgpt_jax.conversion import key_table, model_card, output, tokenizer_format, weights
+from speechgpt_jax.conversion import llama_format as llama
+from speechgpt_jax.errors import UserError, one_line_errors
+from speechgpt_jax.gin_utils import hush_libraries
 from speechgpt_jax.models.llama import Llama, LlamaConfig
 from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.training.start import ADAPTER, VOCABULARY_AXIS
-from tools.conversion import key_table, model_card, output, tokenizer_format, weights
-from tools.conversion import llama_format as llama
 
 # A shard is written when it has grown to this size.
 SHARD_BYTES = 2**29
@@ -47,7 +48,7 @@ def from_hf(folder: pathlib.Path, out: pathlib.Path, compute_dtype: str = "bfloa
       compute_dtype: that the model computes in; the weights keep theirs.
 
     Raises:
-      ValueError: the folder is damaged, incomplete or of another kind, or `out` can't be written.
+      UserError: the folder is damaged, incomplete or of another kind, or `out` can't be written.
     """
     output.refuse_existing(out.parent, out.name)
     fields = weights.read_json(folder / "config.json")
@@ -72,7 +73,7 @@ def adapter_from_hf(folder: pathlib.Path, out: pathlib.Path, base: pathlib.Path)
     """Writes `out` as a run that has a PEFT adapter of a few MB on the run `base`.
 
     Raises:
-      ValueError: the adapter is damaged, of another kind, or for another base.
+      UserError: the adapter is damaged, of another kind, or for another base.
     """
     output.refuse_existing(out.parent, out.name)
     lora = llama.adapter_config_from(
@@ -85,7 +86,7 @@ def adapter_from_hf(folder: pathlib.Path, out: pathlib.Path, base: pathlib.Path)
     try:
         parameters = key_table.read(llama.ADAPTER_TABLE, source, shapes)
     except ValueError as error:
-        raise ValueError(f"the adapter does not fit the base {base}: {error}") from error
+        raise UserError(f"the adapter does not fit the base {base}: {error}") from error
     with output.whole_folder(out) as part:
         checkpoints.save_parameters(part, parameters, _metadata(config, folder), base)
         tokenizer = base / "tokenizer"
@@ -108,7 +109,7 @@ def to_hf(
       context_length: tokens, said in config.json and tokenizer_config.json.
 
     Raises:
-      ValueError: the checkpoint is damaged, or `out` can't be written.
+      UserError: the checkpoint is damaged, or `out` can't be written.
     """
     output.refuse_existing(out.parent, out.name)
     config = LlamaConfig.from_dict(checkpoints.read_metadata(run)["model"])
@@ -135,13 +136,13 @@ def adapter_to_hf(run: pathlib.Path, out: pathlib.Path, base: str, context_lengt
         base, or a name on the hub.
 
     Raises:
-      ValueError: the run has no adapter apart from its base.
+      UserError: the run has no adapter apart from its base.
     """
     output.refuse_existing(out.parent, out.name)
     metadata = checkpoints.read_metadata(run)
     config = LlamaConfig.from_dict(metadata["model"])
     if not (config.lora and metadata["base"]):
-        raise ValueError(f"{run} has no adapter apart from its base; leave out --base.")
+        raise UserError(f"{run} has no adapter apart from its base; leave out --base.")
     shapes = checkpoints.parameter_shapes(run)
     names = [name for name in shapes if name.endswith(ADAPTER)]
     tokenizer = _run_tokenizer(run)
@@ -189,7 +190,7 @@ def _check_tied(source):
     if not source.shapes.keys() >= set(names):
         return
     if not np.array_equal(*map(source.read, names)):
-        raise ValueError(
+        raise UserError(
             f"{source.source} has an lm_head of its own, but its config.json says"
             " tie_word_embeddings."
         )
@@ -202,7 +203,7 @@ def _check_room(out, source):
     needed = 2 * sum(int(np.prod(shape)) for shape in source.shapes.values())
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise ValueError(
+        raise UserError(
             f"{out} needs {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free."
         )
 
@@ -213,7 +214,7 @@ def _read_tokenizer(folder, num_rows) -> Tokenizer | None:
         return None
     tokenizer = Tokenizer.from_pretrained(folder)
     if tokenizer.vocab_size > num_rows:
-        raise ValueError(
+        raise UserError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, but config.json only"
             f" {num_rows} rows: they don't belong together."
         )
@@ -335,7 +336,7 @@ def _run(args):
     if args.command == "from_hf":
         is_adapter = (args.folder / "adapter_config.json").exists()
         if is_adapter != bool(args.base):
-            raise ValueError(
+            raise UserError(
                 f"{args.folder} is an adapter: name the run of its base by --base."
                 if is_adapter
                 else f"{args.folder} is no adapter: leave out --base."
@@ -347,7 +348,7 @@ def _run(args):
         return
     has_adapter = bool(checkpoints.read_metadata(args.run)["model"]["lora"])
     if has_adapter and args.merge == bool(args.base):
-        raise ValueError(
+        raise UserError(
             f"{args.run} has an adapter: give --merge, or its base's exported folder by --base."
         )
     if args.base:

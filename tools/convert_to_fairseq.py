@@ -17,12 +17,12 @@ from flax import nnx
 from sklearn.cluster import MiniBatchKMeans
 
 from speechgpt_jax import checkpoints
-from speechgpt_jax.gin_utils import one_line_errors
-from speechgpt_jax.speech.hubert_config import HubertConfig
-from speechgpt_jax.speech.speech2unit import load_centroids, load_hubert
-from speechgpt_jax.speech.vocoder import load_vocoder
+from speechgpt_jax.conversion import key_table, output, weight_norm
+from speechgpt_jax.errors import UserError, one_line_errors
+from speechgpt_jax.speech.encoder.config import HubertConfig
+from speechgpt_jax.speech.encoder.speech2unit import load_centroids, load_hubert
+from speechgpt_jax.speech.vocoder.vocoder import load_vocoder
 from tools import convert_hubert, convert_vocoder
-from tools.conversion import key_table, output, weight_norm
 
 
 def write_hubert(folder: pathlib.Path, out: pathlib.Path):
@@ -41,9 +41,7 @@ def write_hubert(folder: pathlib.Path, out: pathlib.Path):
         "projection_reach",
     )
     if any(getattr(config, name) != getattr(HubertConfig, name) for name in fields):
-        raise ValueError(
-            f"{folder} is not of the base HuBERT's architecture; fairseq has no other."
-        )
+        raise UserError(f"{folder} is not of the base HuBERT's architecture; fairseq has no other.")
     convs = zip(config.conv_dim, config.conv_kernel, config.conv_stride)
     options = {
         "_name": "hubert",
@@ -78,9 +76,9 @@ def write_vocoder(folder: pathlib.Path, out: pathlib.Path):
     vocoder = load_vocoder(folder)
     config = vocoder.config
     if config.istft_n_fft:
-        raise ValueError(f"{folder} ends in an inverse STFT, which fairseq's vocoder has not.")
+        raise UserError(f"{folder} ends in an inverse STFT, which fairseq's vocoder has not.")
     if config.duration_embed_dim != config.embedding_dim:
-        raise ValueError(f"{folder} has durations for each speaker; fairseq's see the code alone.")
+        raise UserError(f"{folder} has durations for each speaker; fairseq's see the code alone.")
     tensors = _tensors(vocoder, convert_vocoder.FAIRSEQ)
     normed = [n for n in tensors if n.startswith(("conv_pre.", "ups.", "resblocks.", "conv_post."))]
     normed = [name for name in normed if name.endswith(".weight")]

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from speechgpt_jax.gin_utils import one_line_errors
-from speechgpt_jax.speech.vocoder import UnitVocoder
-from speechgpt_jax.speech.vocoder_config import VocoderConfig
-from tools.conversion import key_table, output, pickles, weight_norm, weights
-from tools.conversion.key_table import AS_IS, TRANSPOSED_CONV, Row
+from speechgpt_jax.conversion import key_table, output, pickles, weight_norm, weights
+from speechgpt_jax.conversion.key_table import AS_IS, TRANSPOSED_CONV, Row
+from speechgpt_jax.errors import UserError, one_line_errors
+from speechgpt_jax.speech.vocoder.config import VocoderConfig
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 
 
 def _conv(ours: str, theirs: str, layout=key_table.REVERSED) -> list[Row]:
@@ -54,13 +54,13 @@ def convert(checkpoint: pathlib.Path, config_file: pathlib.Path, out: pathlib.Pa
     """Writes `config.json` and `model.safetensors`; returns what they hold.
 
     Raises:
-      ValueError: the checkpoint is damaged or refused, or does not fit its config.
+      UserError: the checkpoint is damaged or refused, or does not fit its config.
     """
     output.refuse_existing(out, "config.json", "model.safetensors")
     config = VocoderConfig.from_json(weights.read_json(config_file))
     saved = pickles.load_torch(checkpoint)
     if not (isinstance(saved, dict) and isinstance(saved.get("generator"), dict)):
-        raise ValueError(f"{checkpoint} has no weights under 'generator'; expected fairseq's g_*.")
+        raise UserError(f"{checkpoint} has no weights under 'generator'; expected fairseq's g_*.")
     source = weights.from_torch(checkpoint, saved["generator"])
     arrays = {name: source.read(name).astype(np.float32) for name in source.shapes}
     source = weights.from_arrays(checkpoint, weight_norm.fold(arrays))

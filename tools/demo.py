@@ -18,6 +18,7 @@ from rich.table import Table
 from speechgpt_jax import gin_utils
 from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.decoding.conversation import Conversation, Reply
+from speechgpt_jax.errors import one_line_errors
 from speechgpt_jax.evaluation.evaluate import evaluate_run
 from speechgpt_jax.evaluation.metrics import normalize
 from speechgpt_jax.speech.audio import load_audio, save_audio
@@ -160,5 +161,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with gin_utils.one_line_errors():
+    with one_line_errors():
         sys.exit(main())

@@ -21,14 +21,14 @@ import rich
 from rich.progress import track
 from rich.table import Table
 
-from speechgpt_jax.gin_utils import one_line_errors
-from speechgpt_jax.speech import kmeans
+from speechgpt_jax.corpus.manifest import read_manifest
+from speechgpt_jax.errors import one_line_errors
 from speechgpt_jax.speech.audio import load_audio
+from speechgpt_jax.speech.encoder import kmeans
+from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit
 from speechgpt_jax.speech.mfcc import mfcc
-from speechgpt_jax.speech.speech2unit import SHIPPED, Speech2Unit
+from speechgpt_jax.speech.phones import PocketsphinxAligner, flite_phones, frame_phones
 from speechgpt_jax.unit_text import reduce_units
-from tools.manifest import read_manifest
-from tools.phones import PocketsphinxAligner, flite_phones, frame_phones
 
 
 def pnmi(units: np.ndarray, phones: np.ndarray) -> float:

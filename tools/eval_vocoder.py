@@ -19,9 +19,9 @@ import jiwer
 import numpy as np
 from absl import app, flags
 
-from speechgpt_jax.gin_utils import one_line_errors
+from speechgpt_jax.errors import one_line_errors
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
-from speechgpt_jax.speech.vocoder import UnitVocoder
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 
 VOCODER = flags.DEFINE_string("vocoder", None, "Folder of the vocoder.", required=True)
 MANIFEST = flags.DEFINE_string("manifest", None, "JSONL of held-out sentences.", required=True)

@@ -31,13 +31,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from speechgpt_jax.gin_utils import one_line_errors
+from speechgpt_jax.corpus import shards
+from speechgpt_jax.corpus.shards import FileSystems
+from speechgpt_jax.errors import UserError, one_line_errors
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
-from speechgpt_jax.speech.speech2unit import SHIPPED, Speech2Unit
+from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit
 from speechgpt_jax.training.host_memory import keep_freed_memory
 from speechgpt_jax.unit_text import reduce_units
-from tools import shards
-from tools.shards import FileSystems
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
 
@@ -90,14 +90,14 @@ def find_recordings(source: str) -> Iterator[dict]:
     """The rows of a manifest, or one a recording of a folder, sorted by name.
 
     Raises:
-      ValueError: there is no such manifest, a line of it won't do, or the folder has no recording.
+      UserError: there is no such manifest, a line of it won't do, or the folder has no recording.
     """
     if source.endswith((".jsonl", ".tsv")):
         yield from read_rows(source)
         return
     paths = [p for p in shards.find_files(source, "**") if p.lower().endswith(SUFFIXES)]
     if not paths:
-        raise ValueError(
+        raise UserError(
             f"--input={source} has no {', '.join(SUFFIXES)} file; give a folder that has some, or "
             "a manifest named .jsonl or .tsv."
         )

@@ -29,15 +29,15 @@ import soxr
 from rich.progress import track
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from speechgpt_jax.gin_utils import one_line_errors
-from speechgpt_jax.speech import kmeans
+from speechgpt_jax.corpus.manifest import read_manifest
+from speechgpt_jax.errors import UserError, one_line_errors
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
+from speechgpt_jax.speech.encoder import kmeans
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, load_hubert
+from speechgpt_jax.speech.encoder.whisper import WhisperFeatures
 from speechgpt_jax.speech.mfcc import mfcc
-from speechgpt_jax.speech.speech2unit import Speech2Unit, load_hubert
+from speechgpt_jax.speech.phones import flite_phones, frame_phones
 from tools.build_demo_corpus import G722_BYTES_PER_SECOND, decode_g722
-from tools.manifest import read_manifest
-from tools.phones import flite_phones, frame_phones
-from tools.whisper_features import WhisperFeatures
 
 # Whisper's last two blocks of four carry phones best from one voice to another.
 TEACHERS = {"whisper": lambda: WhisperFeatures(3, 4), "mfcc": lambda: mfcc_features}
@@ -97,7 +97,7 @@ def load_people(folder: pathlib.Path, rng: np.random.Generator) -> list[Clip]:
     """Each recording of half a second to 20 s below `folder`, as it is and as another voice."""
     files = sorted(folder.rglob("*.g722"))
     if not files:
-        raise ValueError(f"No .g722 file below {folder}; unpack the packages there.")
+        raise UserError(f"No .g722 file below {folder}; unpack the packages there.")
     seconds = [path.stat().st_size / G722_BYTES_PER_SECOND for path in files]
     wavs = [decode_g722(path) for path, length in zip(files, seconds) if 0.5 <= length <= 20]
     return [Clip(wav) for wav in wavs + [resampled(wav, rng) for wav in wavs]]

@@ -16,8 +16,8 @@ import sys
 
 import yaml
 
-from speechgpt_jax import gin_utils
-from tools.launch import GRACE_SECONDS, STOPPED_EXIT_CODE, train_command
+from speechgpt_jax.errors import UserError, one_line_errors
+from speechgpt_jax.launch.command import GRACE_SECONDS, STOPPED_EXIT_CODE, train_command
 
 CHIPS_PER_HOST = 4
 
@@ -27,7 +27,7 @@ def num_chips(topology: str) -> int:
     try:
         return math.prod(int(size) for size in topology.split("x"))
     except ValueError:
-        raise ValueError(f"topology {topology!r}: give chips a dimension, such as 16x16.") from None
+        raise UserError(f"topology {topology!r}: give chips a dimension, such as 16x16.") from None
 
 
 def manifest(args: argparse.Namespace) -> dict:
@@ -127,5 +127,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    with gin_utils.one_line_errors():
+    with one_line_errors():
         sys.exit(main(sys.argv[1:]))

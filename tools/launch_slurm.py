@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 
-from tools.launch import GRACE_SECONDS, STOPPED_EXIT_CODE, train_command
+from speechgpt_jax.launch.command import GRACE_SECONDS, STOPPED_EXIT_CODE, train_command
 
 SCRIPT = """\
 #!/bin/bash

@@ -19,13 +19,13 @@ import numpy as np
 import soxr
 from rich.progress import track
 
-from speechgpt_jax.gin_utils import one_line_errors
+from speechgpt_jax.corpus.manifest import read_manifest
+from speechgpt_jax.errors import one_line_errors
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
-from speechgpt_jax.speech.hubert_training import distort
+from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit
+from speechgpt_jax.speech.encoder.training import distort
 from speechgpt_jax.speech.pretrained import write_whole
-from speechgpt_jax.speech.speech2unit import SHIPPED, Speech2Unit
 from speechgpt_jax.unit_text import reduce_units
-from tools.manifest import read_manifest
 
 BATCH = 256
 

@@ -14,26 +14,26 @@ import pathlib
 import numpy as np
 from rich.progress import track
 
-from speechgpt_jax.gin_utils import one_line_errors
+from speechgpt_jax.errors import UserError, one_line_errors
 from speechgpt_jax.speech.audio import SAMPLE_RATE, save_audio
-from speechgpt_jax.speech.vocoder import SHIPPED, UnitVocoder
+from speechgpt_jax.speech.vocoder.vocoder import SHIPPED, UnitVocoder
 
 # Spoken at a time.
 ROWS = 16
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
-    """The rows of a JSONL file, each with an id; ValueError names the line that won't do."""
+    """The rows of a JSONL file, each with an id; UserError names the line that won't do."""
     if not path.is_file():
-        raise ValueError(f"There is no file {path}; expected JSONL with id and units a row.")
+        raise UserError(f"There is no file {path}; expected JSONL with id and units a row.")
     rows = {}
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         try:
             row = checked(json.loads(line))
             if row["id"] in rows:
-                raise ValueError(f"an earlier row has the id {row['id']!r} too.")
+                raise UserError(f"an earlier row has the id {row['id']!r} too.")
         except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}") from error
+            raise UserError(f"{path}:{number}: {error}") from error
         rows[row["id"]] = row
     return list(rows.values())
 
@@ -42,14 +42,14 @@ def checked(row) -> dict:
     """A row with its id, that of a file; ValueError says what is wrong with it."""
     row = {k: v for k, v in row.items() if v is not None} if isinstance(row, dict) else {}
     if "units" not in row or not ("id" in row or "path" in row):
-        raise ValueError("expected a JSON object with id (or path) and units.")
+        raise UserError("expected a JSON object with id (or path) and units.")
     name = str(row["id"] if "id" in row else pathlib.PurePath(row["path"]).stem)
     if not name or name != pathlib.PurePath(name).name:
-        raise ValueError(f"expected an id that can name a file, got {name!r}.")
+        raise UserError(f"expected an id that can name a file, got {name!r}.")
     for key in ("units", "durations"):
         values = row.get(key, [])
         if not isinstance(values, list) or not all(type(value) is int for value in values):
-            raise ValueError(f"{name}: expected {key} to be a list of integers.")
+            raise UserError(f"{name}: expected {key} to be a list of integers.")
     return row | {"id": name}
 
 
@@ -66,7 +66,7 @@ def batches(rows: list[dict]) -> list[list[dict]]:
 
 
 def speak(vocoder: UnitVocoder, rows: list[dict], duration_scale: float) -> list[np.ndarray]:
-    """The wav of each row of a batch; ValueError names the row that won't do."""
+    """The wav of each row of a batch; UserError names the row that won't do."""
     durations = [row["durations"] for row in rows if "durations" in row]
     speakers = [row.get("speaker", 0) for row in rows]
     try:
@@ -74,7 +74,7 @@ def speak(vocoder: UnitVocoder, rows: list[dict], duration_scale: float) -> list
         return vocoder.synthesize(units, durations or None, speakers, duration_scale)
     except ValueError as error:
         if len(rows) == 1:
-            raise ValueError(f"{rows[0]['id']}: {error}") from error
+            raise UserError(f"{rows[0]['id']}: {error}") from error
         return [wav for row in rows for wav in speak(vocoder, [row], duration_scale)]
 
 

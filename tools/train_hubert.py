@@ -23,11 +23,12 @@ from flax import nnx
 
 from speechgpt_jax import checkpoints, gin_utils, sharding
 from speechgpt_jax.checkpoints import Checkpoints, Keep
+from speechgpt_jax.errors import UserError, one_line_errors
 from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.speech.audio import SAMPLE_RATE
-from speechgpt_jax.speech.hubert_config import HubertConfig
-from speechgpt_jax.speech.hubert_training import Distillation, HubertBatches, MaskedPrediction
-from speechgpt_jax.speech.speech2unit import load_hubert, save_hubert
+from speechgpt_jax.speech.encoder.config import HubertConfig
+from speechgpt_jax.speech.encoder.speech2unit import load_hubert, save_hubert
+from speechgpt_jax.speech.encoder.training import Distillation, HubertBatches, MaskedPrediction
 from speechgpt_jax.training.host_memory import keep_freed_memory
 from speechgpt_jax.training.loop import fit
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
@@ -118,12 +119,12 @@ def train(
 
 
 def placed_like(params, start):
-    """`start`, each array on the devices where that of `params` lies; ValueError if they differ."""
+    """`start`, each array on the devices where that of `params` lies; UserError if they differ."""
     targets, arrays = checkpoints.flatten(params), checkpoints.flatten(start)
     wanted, got = ({(name, x.shape) for name, x in tree.items()} for tree in (targets, arrays))
     if wanted != got:
         wrong = sorted(wanted ^ got)[:4]
-        raise ValueError(f"start_from is not of the run's shape: they differ in {wrong}.")
+        raise UserError(f"start_from is not of the run's shape: they differ in {wrong}.")
     placed = {name: jax.device_put(x, targets[name].sharding) for name, x in arrays.items()}
     return checkpoints.unflatten(params, placed)
 
@@ -176,7 +177,7 @@ def main(bindings: list[str]):
 
 
 if __name__ == "__main__":
-    with gin_utils.one_line_errors():
+    with one_line_errors():
         argv, bindings = gin_utils.split_arguments(sys.argv)
         define_flags()
         app.run(lambda _: main(bindings), argv)

@@ -16,8 +16,8 @@ from absl import app, flags
 
 from speechgpt_jax import prompts
 from speechgpt_jax.data import descriptions
+from speechgpt_jax.demo_world import world as demo_world
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer, any_of
-from tools import demo_world
 
 _TEXT = flags.DEFINE_string("text", None, "Text to learn from, one sentence a line.")
 _OUTPUT = flags.DEFINE_string("output", str(DEMO_TOKENIZER), "Folder to write.")

@@ -17,19 +17,20 @@ from flax import nnx
 
 from speechgpt_jax import gin_utils
 from speechgpt_jax.checkpoints import Checkpoints
-from speechgpt_jax.speech.discriminators import DiscriminatorConfig, Discriminators
-from speechgpt_jax.speech.vocoder import UnitVocoder, VocoderConfig, load_vocoder
-from speechgpt_jax.speech.vocoder_training import (
+from speechgpt_jax.corpus.manifest import read_manifest
+from speechgpt_jax.errors import UserError, one_line_errors
+from speechgpt_jax.speech.vocoder.discriminators import DiscriminatorConfig, Discriminators
+from speechgpt_jax.speech.vocoder.training import (
     VocoderBatches,
     VocoderObjective,
     init_state,
     make_train_step,
     prepare_rows,
 )
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig, load_vocoder
 from speechgpt_jax.training.host_memory import keep_freed_memory
 from speechgpt_jax.training.loop import fit
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
-from tools.manifest import read_manifest
 
 
 def train(
@@ -66,7 +67,7 @@ def train(
     if start_from:
         vocoder = load_vocoder(start_from)
     if vocoder.config != model:
-        raise ValueError(f"{start_from} holds {vocoder.config}, but the run's model is {model}.")
+        raise UserError(f"{start_from} holds {vocoder.config}, but the run's model is {model}.")
     judges = discriminators and Discriminators(discriminators, rngs=nnx.Rngs(seed))
     update = make_optimizer(optimizer, steps)
     train_step = make_train_step(vocoder, judges, update, objective, seed)
@@ -111,7 +112,7 @@ def main(bindings: list[str]):
 
 
 if __name__ == "__main__":
-    with gin_utils.one_line_errors():
+    with one_line_errors():
         argv, bindings = gin_utils.split_arguments(sys.argv)
         define_flags()
         app.run(lambda _: main(bindings), argv)

@@ -18,13 +18,13 @@ import numpy as np
 from flax import nnx
 from rich.progress import track
 
-from speechgpt_jax.gin_utils import one_line_errors
-from speechgpt_jax.speech.hubert import Hubert
-from speechgpt_jax.speech.hubert_config import HubertConfig
-from speechgpt_jax.speech.speech2unit import Speech2Unit, save_hubert
-from tools.conversion import output
+from speechgpt_jax.conversion import output
+from speechgpt_jax.errors import UserError, one_line_errors
+from speechgpt_jax.speech.encoder.config import HubertConfig
+from speechgpt_jax.speech.encoder.hubert import Hubert
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, save_hubert
+from speechgpt_jax.speech.encoder.whisper import WhisperFeatures
 from tools.train_hubert import load_targets
-from tools.whisper_features import WhisperFeatures
 
 # Clips by which the projection is found.
 CLIPS = 1500
@@ -34,7 +34,7 @@ def put(module, **arrays) -> None:
     for name, array in arrays.items():
         param = getattr(module, name)
         if param.shape != array.shape:
-            raise ValueError(f"{name} is {array.shape}; expected {param.shape}.")
+            raise UserError(f"{name} is {array.shape}; expected {param.shape}.")
         param[...] = jnp.asarray(array)
 
 
@@ -105,7 +105,7 @@ def main() -> None:
         output.refuse_existing(args.out, "config.json", "model.safetensors")
         clips, targets = load_targets(args.targets)
         if targets[0].shape[1:] != (config.projection_size,):
-            raise ValueError(
+            raise UserError(
                 f"{args.targets} has targets of {list(targets[0].shape)} a clip; expected "
                 f"[frames, {config.projection_size}]: give hubert_targets as many --directions."
             )

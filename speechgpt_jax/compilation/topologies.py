@@ -8,6 +8,8 @@ import re
 import jax
 from jax.experimental import topologies
 
+from speechgpt_jax.errors import UserError
+
 # Chips along each dimension of the slices that are sold.
 SHAPES_2D = {
     1: (1, 1, 1),
@@ -68,11 +70,11 @@ def slice_devices(name: str, num_slices: int = 1) -> list[jax.Device]:
     v5p, so that "v4-128" are 64 devices.
 
     Raises:
-      ValueError: there is no such slice, or no libtpu.
+      UserError: there is no such slice, or no libtpu.
     """
     generation, shape = parse_slice(name)
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(
+        raise UserError(
             "compiling for TPUs needs libtpu: pip install libtpu==0.0.42.1, or the extra `tpu`."
         )
     # Two compilations may run side by side, and nobody asks the cloud which machine this is.
@@ -93,11 +95,11 @@ def slice_devices(name: str, num_slices: int = 1) -> list[jax.Device]:
 
 
 def parse_slice(name: str) -> tuple[Generation, tuple[int, int, int]]:
-    """ "v4-16" -> generation v4 and the shape (2, 2, 2) of its 8 chips; ValueError if unknown."""
+    """ "v4-16" -> generation v4 and the shape (2, 2, 2) of its 8 chips; UserError if unknown."""
     match = re.fullmatch(r"(\w+)-(\d+)", name)
     generation = GENERATIONS.get(match[1]) if match else None
     if generation is None:
-        raise ValueError(
+        raise UserError(
             f"topology {name!r} is unknown: write one of {', '.join(GENERATIONS)}, a dash and the"
             " size, such as v5e-256 or v5p-128."
         )
@@ -105,5 +107,5 @@ def parse_slice(name: str) -> tuple[Generation, tuple[int, int, int]]:
     chips, rest = divmod(int(match[2]), cores)
     if rest or chips not in generation.shapes:
         sizes = ", ".join(str(size * cores) for size in generation.shapes)
-        raise ValueError(f"topology {name!r}: {match[1]} comes in sizes {sizes}.")
+        raise UserError(f"topology {name!r}: {match[1]} comes in sizes {sizes}.")
     return generation, generation.shapes[chips]

@@ -38,7 +38,7 @@ def lower_train_step(training: Stage, mesh: Mesh, rows: int, length: int) -> jax
 
 
 def abstract_batch(mesh: Mesh, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch in SeqIO's form; ValueError if the mesh can't cut it."""
+    """A batch in SeqIO's form; UserError if the mesh can't cut it."""
     sharding.check_rows(rows, mesh)
     placement = sharding.batch_sharding(mesh)
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=placement)

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from speechgpt_jax.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 # [N] each: `targets`, and before them perhaps `inputs`, which have no loss; as SeqIO's tasks give.
@@ -76,7 +78,7 @@ class Packer:
     def _drop(self) -> None:
         self.dropped += 1
         if self.dropped == self.taken >= 1000:
-            raise ValueError(
+            raise UserError(
                 f"None of the first {self.taken} examples fits into {self.length} tokens; "
                 "give a longer sequence_length."
             )

@@ -27,6 +27,7 @@ from speechgpt_jax.data.packing import (
     to_bytes,
 )
 from speechgpt_jax.data.sources import SHUFFLE_BUFFER
+from speechgpt_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class Reader(Iterator[Batch]):
         """Goes on after the batch that `state` was taken at.
 
         Raises:
-          ValueError: the state of other data: another mixture or seed.
+          UserError: the state of other data: another mixture or seed.
         """
         arrays = from_bytes(state)
         with tempfile.TemporaryDirectory() as folder:
@@ -101,7 +102,7 @@ class Reader(Iterator[Batch]):
             try:
                 checkpoint.read(f"{folder}/iterator").assert_consumed()
             except (tf.errors.OpError, AssertionError) as error:
-                raise ValueError(
+                raise UserError(
                     "This input position was saved by another input pipeline; start from the "
                     "same mixture, split and seed."
                 ) from error
@@ -233,24 +234,24 @@ def _get_provider(mixture_or_task: str | seqio.Task | seqio.Mixture, split: str)
     if isinstance(provider, str):
         registered = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
         if provider not in registered:
-            raise ValueError(
+            raise UserError(
                 f"No task or mixture is called {provider!r}; "
                 f"there are {', '.join(sorted(registered))}."
             )
         provider = seqio.get_mixture_or_task(provider)
     if split not in provider.splits:
-        raise ValueError(
+        raise UserError(
             f"{provider.name} has no split {split!r}; it has {', '.join(sorted(provider.splits))}."
         )
     return provider
 
 
 def _require_cached(provider: seqio.Task | seqio.Mixture, cache_dir: str) -> None:
-    """ValueError unless all of the provider's tasks are cached there."""
+    """UserError unless all of the provider's tasks are cached there."""
     seqio.add_global_cache_dirs([cache_dir])
     for task in seqio.get_subtasks(provider):
         if not (task.supports_caching and task.cache_dir):
-            raise ValueError(
+            raise UserError(
                 f"Task {task.name} is not in {cache_dir}; call seqio_cache_tasks"
                 f" --tasks={task.name} --output_cache_dir={cache_dir}, and name the module that"
                 " registers it as --module_import."
@@ -281,7 +282,7 @@ def _next_examples(iterator) -> list[dict[str, np.ndarray]]:
     """The examples of the next ragged batch; none at the end of the data.
 
     Raises:
-      ValueError: what a preprocessor says of a record, without TensorFlow's account of where.
+      UserError: what a preprocessor says of a record, without TensorFlow's account of where.
     """
     try:
         group = next(iterator)
@@ -289,7 +290,7 @@ def _next_examples(iterator) -> list[dict[str, np.ndarray]]:
         return []
     except (tf.errors.InvalidArgumentError, tf.errors.UnknownError) as error:
         message = re.sub(r"\{\{.*?\}\} ?", "", error.message)
-        raise ValueError(f"The data can't be read: {message.splitlines()[0]}") from error
+        raise UserError(f"The data can't be read: {message.splitlines()[0]}") from error
     arrays = {}
     for key in FEATURES:
         if key in group:

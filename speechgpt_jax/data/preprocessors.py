@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from speechgpt_jax import prompts, unit_text
 from speechgpt_jax.data import descriptions
+from speechgpt_jax.errors import UserError
 
 Example = dict[str, tf.Tensor]
 
@@ -109,7 +110,7 @@ def only_direction(direction: str) -> Callable[[tf.data.Dataset], tf.data.Datase
     The first half says what the user turn has, up to `<eoh>`, the second what the answer has.
     """
     if direction not in DIRECTIONS:
-        raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}.")
+        raise UserError(f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}.")
     heard, spoken = (side == "speech" for side in direction.split("_to_"))
 
     def keep(dialogue: Example) -> tf.Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from speechgpt_jax import prompts, unit_text
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.tokenizer import any_of
 
 Texts = dict[str, tf.Tensor]  # field -> [B]
@@ -35,7 +36,7 @@ def _parse_line(line: bytes, fields: Sequence[str]) -> tuple[bytes, ...]:
     try:
         record = json.loads(line.decode())
         if not isinstance(record, dict):
-            raise ValueError("not a JSON object")
+            raise UserError("not a JSON object")
         return *(_text(record, field) for field in fields), b""
     except UnicodeError:
         problem = "not UTF-8 text"
@@ -48,12 +49,12 @@ def _parse_line(line: bytes, fields: Sequence[str]) -> tuple[bytes, ...]:
 
 def _text(record: dict, field: str) -> bytes:
     if field not in record:
-        raise ValueError(f"no `{field}`")
+        raise UserError(f"no `{field}`")
     value = record[field]
     if isinstance(value, list) and all(isinstance(unit, int) for unit in value):
         value = unit_text.units_to_text(value)
     if not isinstance(value, str):
-        raise ValueError(f"`{field}` is {json.dumps(value)[:40]}, not text")
+        raise UserError(f"`{field}` is {json.dumps(value)[:40]}, not text")
     return value.encode()
 
 

@@ -4,7 +4,6 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import seqio
@@ -13,10 +12,12 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from speechgpt_jax.data import records
 from speechgpt_jax.data.records import Check, Texts
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import ASSETS
 
 logger = logging.getLogger(__name__)
 
-DEMO_CORPUS = Path(__file__).parents[1] / "assets" / "corpus"
+DEMO_CORPUS = ASSETS / "corpus"
 
 _ALL = 1 << 30
 
@@ -60,7 +61,7 @@ class RecordFiles(seqio.DataSource):
         on_error: str = "stop",
     ):
         if on_error not in ("stop", "skip"):
-            raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}.")
+            raise UserError(f"on_error must be 'stop' or 'skip', got {on_error!r}.")
         super().__init__(splits=tuple(split_to_filepattern), performs_internal_shuffling=True)
         self._split_to_filepattern = dict(split_to_filepattern)
         self._fields = tuple(fields)
@@ -75,7 +76,7 @@ class RecordFiles(seqio.DataSource):
         pattern = self._split_to_filepattern[split]
         files = sorted(tf.io.gfile.glob(pattern))
         if not files:
-            raise ValueError(f"No file matches {pattern} (split {split!r}).")
+            raise UserError(f"No file matches {pattern} (split {split!r}).")
         return files
 
     @tf.autograph.experimental.do_not_convert
@@ -146,17 +147,17 @@ class RecordFiles(seqio.DataSource):
             self._report(problems, total)
         num_records = total - (len(problems) - unreadable)
         if not num_records:
-            raise ValueError(f"None of the records can be used: {problems[0]}.")
+            raise UserError(f"None of the records can be used: {problems[0]}.")
         return readable, num_records
 
     def _problems(self, file: str, format_: tuple[str, str]) -> Iterator[str]:
         """The problem of every record, "" where there is none.
 
         Raises:
-          ValueError: the file is empty or damaged.
+          UserError: the file is empty or damaged.
         """
         if not tf.io.gfile.stat(file).length:
-            raise ValueError(f"{file} is empty")
+            raise UserError(f"{file} is empty")
         number = 0
         try:
             for _, problems in self._parsed(file, format_).as_numpy_iterator():
@@ -164,13 +165,13 @@ class RecordFiles(seqio.DataSource):
                 yield from map(bytes.decode, problems.tolist())
         except (tf.errors.OpError, RuntimeError, ValueError) as error:  # ArrayRecord has the latter
             reason = str(error).partition("\n")[0]
-            raise ValueError(f"{file} is no {format_[0]} file, or damaged: {reason}") from error
+            raise UserError(f"{file} is no {format_[0]} file, or damaged: {reason}") from error
         if not number:  # To ArrayRecord a file of anything else is a file of none.
-            raise ValueError(f"{file} is no {format_[0]} file, or has no records")
+            raise UserError(f"{file} is no {format_[0]} file, or has no records")
 
     def _report(self, problems: list[str], total: int) -> None:
         if self._on_error == "stop":
-            raise ValueError(
+            raise UserError(
                 f"{problems[0]}. {len(problems)} of {total} records are bad; correct them, or bind "
                 "on_error = 'skip' to leave them out."
             )
@@ -188,10 +189,10 @@ def file_format(files: Sequence[str]) -> tuple[str, str]:
     for file in files:
         match = _FORMAT.search(file)
         if not match:
-            raise ValueError(f"{file}: expected .jsonl, .txt, .tfrecord or .array_record.")
+            raise UserError(f"{file}: expected .jsonl, .txt, .tfrecord or .array_record.")
         formats[match.groups()] = file
     if len(formats) > 1:
-        raise ValueError(f"Files of one split have one format, got {', '.join(formats.values())}.")
+        raise UserError(f"Files of one split have one format, got {', '.join(formats.values())}.")
     ((name, gz),) = formats
     return name, "GZIP" if gz else ""
 
@@ -274,11 +275,11 @@ class RecordsInMemory(seqio.DataSource):
 def read_records(file: str) -> tf.Tensor:
     """All records [N] of a GZIP TFRecord file."""
     if not tf.io.gfile.exists(file):
-        raise ValueError(f"No records at {file}.")
+        raise UserError(f"No records at {file}.")
     dataset = tf.data.TFRecordDataset(file, compression_type="GZIP")
     try:
         return next(iter(dataset.batch(_ALL)))
     except StopIteration:
-        raise ValueError(f"{file} has no records.") from None
+        raise UserError(f"{file} has no records.") from None
     except tf.errors.OpError as error:
-        raise ValueError(f"{file} is not a GZIP TFRecord file: {error.message}") from error
+        raise UserError(f"{file} is not a GZIP TFRecord file: {error.message}") from error

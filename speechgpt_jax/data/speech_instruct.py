@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 
 from speechgpt_jax.data.records import check_dialogues
 from speechgpt_jax.data.sources import RecordFiles
+from speechgpt_jax.errors import UserError
 
 
 @dataclasses.dataclass
@@ -58,7 +59,7 @@ class SpeechInstruct(tfds.core.GeneratorBasedBuilder):
             if named:
                 files[named[1] or "train"].append(str(file))
         if not files:
-            raise ValueError(f"{folder} has neither {config}.jsonl nor {config}-SPLIT*.jsonl.")
+            raise UserError(f"{folder} has neither {config}.jsonl nor {config}-SPLIT*.jsonl.")
         return {split: self._generate_examples(names) for split, names in files.items()}
 
     def _generate_examples(self, files: list[str]) -> Iterator[tuple[int, dict[str, str]]]:

@@ -11,14 +11,16 @@ from flax import nnx
 from speechgpt_jax import checkpoints, prompts
 from speechgpt_jax.decoding.generate import generate
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import ASSETS
 from speechgpt_jax.models.llama import Llama, LlamaConfig
-from speechgpt_jax.speech.speech2unit import SHIPPED as HUBERT
-from speechgpt_jax.speech.speech2unit import Speech2Unit
-from speechgpt_jax.speech.vocoder import UnitVocoder
+from speechgpt_jax.speech.encoder.speech2unit import SHIPPED as HUBERT
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.unit_text import units_to_text
 
-VOCODER = pathlib.Path(__file__).parent.parent / "assets" / "vocoder"
+VOCODER = ASSETS / "vocoder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Conversation:
             "vocoder": self.vocoder.config.num_embeddings,
         }
         if len(set(counts.values())) > 1:
-            raise ValueError(f"These must have the same number of units, but have {counts}.")
+            raise UserError(f"These must have the same number of units, but have {counts}.")
 
     @classmethod
     def from_run(
@@ -72,7 +74,7 @@ class Conversation:
         """The newest checkpoint of a run (adapters on their base), with ears and a voice.
 
         Raises:
-          ValueError: a folder is missing or damaged, or they disagree on the number of units.
+          UserError: a folder is missing or damaged, or they disagree on the number of units.
         """
         tokenizer = Tokenizer.from_pretrained(pathlib.Path(path) / "tokenizer")
         model = checkpoints.load_model(path, build_llama)
@@ -103,10 +105,10 @@ class Conversation:
         return self._reply(prompts.CROSS_MODAL_PROMPT.format(description=description, source=text))
 
     def unit_text(self, wav: np.ndarray) -> str:
-        """Sound as the model reads it; ValueError where there is too little of it."""
+        """Sound as the model reads it; UserError where there is too little of it."""
         units, _ = self.speech2unit(wav)
         if not len(units):
-            raise ValueError(
+            raise UserError(
                 f"{len(wav)} samples are shorter than one frame; expected at least 400 (25 ms)."
             )
         return units_to_text(units)

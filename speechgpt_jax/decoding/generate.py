@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from speechgpt_jax.decoding.sampling import Sampling
+from speechgpt_jax.errors import UserError
 
 # Prompts are padded to the next of these lengths (then to multiples of the last), and each new
 # length compiles once: a few seconds.
@@ -42,13 +43,13 @@ def generate(
       `tokens[b, :lengths[b]]`, without the stop token; what follows it means nothing.
 
     Raises:
-      ValueError: no prompt or an empty one, or a token id outside of the vocabulary.
+      UserError: no prompt or an empty one, or a token id outside of the vocabulary.
     """
     config = model.config
     if not len(prompts):
-        raise ValueError("Got no prompts; give at least one prompt.")
+        raise UserError("Got no prompts; give at least one prompt.")
     if not all(len(prompt) for prompt in prompts):
-        raise ValueError("A prompt is empty; begin it with at least the bos token.")
+        raise UserError("A prompt is empty; begin it with at least the bos token.")
     _check_ids(config.vocab_size, *prompts, stop_ids, forbidden_ids)
     padded, start = _pad_left(prompts)
     graphdef, state = nnx.split(model)
@@ -132,7 +133,7 @@ def _id_mask(config, ids):
 def _check_ids(vocab_size, *sequences):
     for ids in map(np.asarray, sequences):
         if ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
-            raise ValueError(
+            raise UserError(
                 f"Token ids must lie in 0..{vocab_size - 1}, got {ids.min()}..{ids.max()}: do "
                 "tokenizer and model belong together?"
             )

@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from speechgpt_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -24,11 +26,11 @@ class Sampling:
 
     def __post_init__(self):
         if self.temperature < 0:
-            raise ValueError(f"temperature {self.temperature} must be at least 0 (0 is greedy).")
+            raise UserError(f"temperature {self.temperature} must be at least 0 (0 is greedy).")
         if self.top_k < 0:
-            raise ValueError(f"top_k {self.top_k} must be at least 0 (0 keeps all tokens).")
+            raise UserError(f"top_k {self.top_k} must be at least 0 (0 keeps all tokens).")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p {self.top_p} must lie in (0, 1] (1 keeps all tokens).")
+            raise UserError(f"top_p {self.top_p} must lie in (0, 1] (1 keeps all tokens).")
 
     def __call__(self, logits, key):
         """Logits [..., V] -> token ids int32 [...]."""

@@ -12,6 +12,7 @@ from speechgpt_jax import checkpoints, prompts
 from speechgpt_jax.decoding.conversation import build_llama
 from speechgpt_jax.decoding.generate import generate
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.tokenizer import Tokenizer
 
 Metrics = dict[str, dict[str, float]]  # task -> name -> figure
@@ -75,7 +76,7 @@ def evaluate(
         async_compute_metrics=False,
     )
     if not evaluator.eval_tasks:
-        raise ValueError(f"{task} has no metrics or no split {split!r}.")
+        raise UserError(f"{task} has no metrics or no split {split!r}.")
 
     def predict(dataset):
         indices, examples = zip(*dataset.as_numpy_iterator())

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jiwer
 import numpy as np
 
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.prompts import Response, parse_response
 
 
@@ -65,7 +66,7 @@ def wer(said: list[str], heard: list[str]) -> float:
     """Word edits over the number of words said; 1.0 is as bad as silence."""
     kept = [(s, h) for s, h in zip(said, heard, strict=True) if s]
     if not kept:
-        raise ValueError("No reference has any words.")
+        raise UserError("No reference has any words.")
     said, heard = map(list, zip(*kept))
     return float(jiwer.wer(said, heard))
 

@@ -15,6 +15,8 @@ from flax import nnx
 from flax.core import spmd
 from jax.sharding import PartitionSpec
 
+from speechgpt_jax.errors import UserError
+
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 normal_init = nnx.initializers.truncated_normal(stddev=0.02)
@@ -38,11 +40,11 @@ class LoraConfig:
 
     def __post_init__(self):
         if self.rank < 1:
-            raise ValueError(f"LoRA rank {self.rank} must be at least 1.")
+            raise UserError(f"LoRA rank {self.rank} must be at least 1.")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"LoRA dropout {self.dropout} must lie in [0, 1).")
+            raise UserError(f"LoRA dropout {self.dropout} must lie in [0, 1).")
         if unknown := set(self.targets) - set(PROJECTIONS):
-            raise ValueError(
+            raise UserError(
                 f"Unknown LoRA targets {sorted(unknown)}; choose from {', '.join(PROJECTIONS)}."
             )
         # Gin gives lists, and a config must be hashable.

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.models import layers
 from speechgpt_jax.models.attention import attention
 from speechgpt_jax.models.layers import (
@@ -73,14 +74,14 @@ class LlamaConfig:
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
+            raise UserError(
                 f"num_heads {self.num_heads} must be a multiple of num_kv_heads "
                 f"{self.num_kv_heads}."
             )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} must be even: RoPE rotates pairs.")
+            raise UserError(f"head_dim {self.head_dim} must be even: RoPE rotates pairs.")
         if self.remat not in REMAT_POLICIES:
-            raise ValueError(f"remat {self.remat!r} must be one of {', '.join(REMAT_POLICIES)}.")
+            raise UserError(f"remat {self.remat!r} must be one of {', '.join(REMAT_POLICIES)}.")
 
     @property
     def padded_vocab_size(self):

@@ -8,6 +8,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from speechgpt_jax.errors import UserError
+
 SAMPLE_RATE = 16_000
 
 
@@ -23,19 +25,19 @@ def load_audio(source: str | os.PathLike | BinaryIO) -> np.ndarray:
       float32 [samples], mono, 16 kHz. At least one sample.
 
     Raises:
-      ValueError: the file is missing, empty, not audio, or holds NaN or infinite samples.
+      UserError: the file is missing, empty, not audio, or holds NaN or infinite samples.
     """
     name = getattr(source, "name", source)
     if isinstance(source, str | os.PathLike) and not pathlib.Path(source).is_file():
-        raise ValueError(f"No audio file at {name}; expected a wav, flac, mp3 or ogg file.")
+        raise UserError(f"No audio file at {name}; expected a wav, flac, mp3 or ogg file.")
     try:
         wav, rate = soundfile.read(source, dtype="float32", always_2d=True)  # [samples, channels]
     except (soundfile.LibsndfileError, TypeError) as error:
-        raise ValueError(f"{name} is not readable as wav, flac, mp3 or ogg: {error}") from error
+        raise UserError(f"{name} is not readable as wav, flac, mp3 or ogg: {error}") from error
     if len(wav) == 0:
-        raise ValueError(f"{name} holds no samples; expected a recording.")
+        raise UserError(f"{name} holds no samples; expected a recording.")
     if not np.isfinite(wav).all():
-        raise ValueError(f"{name} holds NaN or infinite samples; expected values in [-1, 1].")
+        raise UserError(f"{name} holds NaN or infinite samples; expected values in [-1, 1].")
     mono = wav.mean(axis=1)
     return mono if rate == SAMPLE_RATE else soxr.resample(mono, rate, SAMPLE_RATE)
 

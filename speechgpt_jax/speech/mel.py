@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from speechgpt_jax.errors import UserError
+
 
 @functools.cache
 def hann_window(size: int) -> np.ndarray:
@@ -39,7 +41,7 @@ def _synthesis_matrix(n_fft: int) -> np.ndarray:
 
 def _check_hop(n_fft: int, hop: int) -> None:
     if n_fft % 2 or n_fft % hop:
-        raise ValueError(f"n_fft {n_fft} must be even and a multiple of the hop {hop}.")
+        raise UserError(f"n_fft {n_fft} must be even and a multiple of the hop {hop}.")
 
 
 def frames_of(wav: jax.Array, size: int, hop: int) -> jax.Array:
@@ -74,7 +76,7 @@ def stft(
     """
     _check_hop(n_fft, hop)
     if wav.shape[1] % hop:
-        raise ValueError(
+        raise UserError(
             f"{wav.shape[1]} samples is no multiple of the hop {hop}; pad or cut the wav."
         )
     padded = jnp.pad(wav, ((0, 0), (n_fft // 2, n_fft // 2)), mode=pad_mode)

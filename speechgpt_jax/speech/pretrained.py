@@ -12,6 +12,8 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
+from speechgpt_jax.errors import UserError
+
 Module = TypeVar("Module", bound=nnx.Module)
 
 
@@ -33,19 +35,19 @@ def save_model(folder: str | os.PathLike, model: nnx.Module, fields: dict, dtype
 
 
 def load_fields(folder: str | os.PathLike) -> dict:
-    """The fields of `folder/config.json`; ValueError where there is none."""
+    """The fields of `folder/config.json`; UserError where there is none."""
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
-        raise ValueError(f"{folder} has no config.json; expected a folder of a saved model.")
+        raise UserError(f"{folder} has no config.json; expected a folder of a saved model.")
     return json.loads(path.read_text())
 
 
 def load_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors of one file; ValueError where it is missing or damaged."""
+    """All tensors of one file; UserError where it is missing or damaged."""
     try:
         return safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is missing or damaged ({error}); convert or copy it again."
         ) from error
 
@@ -54,7 +56,7 @@ def load_model(folder: str | os.PathLike, build: Callable[[], Module]) -> Module
     """What `build` makes, holding the saved parameters as float32.
 
     Raises:
-      ValueError: names or shapes in the file are not those of the model.
+      UserError: names or shapes in the file are not those of the model.
     """
     path = pathlib.Path(folder) / "model.safetensors"
     tensors = load_tensors(path)
@@ -63,7 +65,7 @@ def load_model(folder: str | os.PathLike, build: Callable[[], Module]) -> Module
     wanted = {(name, value.shape) for name, _, value in flat}
     wrong = sorted(wanted ^ {(name, tensor.shape) for name, tensor in tensors.items()})
     if wrong:
-        raise ValueError(f"{path} does not fit its config.json; they differ in {wrong[:4]}.")
+        raise UserError(f"{path} does not fit its config.json; they differ in {wrong[:4]}.")
     loaded = [
         (path, value.replace(jnp.asarray(tensors[name], jnp.float32))) for name, path, value in flat
     ]

@@ -13,6 +13,7 @@ import sys
 import jax
 
 from speechgpt_jax.checkpoints import LOST_PROCESS
+from speechgpt_jax.errors import UserError
 
 # A process that was silent for so long is dead, and the others stop: within a minute.
 HEARTBEAT_SECONDS = 30
@@ -39,7 +40,7 @@ def connected(
       num_processes, process_id: given with `coordinator_address`.
 
     Raises:
-      ValueError: the three are not given together, or the environment names no other processes.
+      UserError: the three are not given together, or the environment names no other processes.
     """
     explicit = {
         "coordinator_address": coordinator_address,
@@ -50,7 +51,7 @@ def connected(
     if not missing:
         _initialize(**explicit)
     elif len(missing) < len(explicit):
-        raise ValueError(f"{', '.join(missing)} must be given too: the three belong together.")
+        raise UserError(f"{', '.join(missing)} must be given too: the three belong together.")
     elif multihost or scheduled_processes() > 1:
         _initialize()
     else:
@@ -79,7 +80,7 @@ def _initialize(**explicit):
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"the other processes can't be found: {error} On a TPU pod, GKE or under srun all is"
             " known; elsewhere give --coordinator_address, --num_processes and --process_id."
         ) from error

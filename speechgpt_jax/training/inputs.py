@@ -2,6 +2,7 @@
 
 from speechgpt_jax import sharding
 from speechgpt_jax.data.pipeline import Batches, load_batches
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.sharding import MeshConfig
 
 
@@ -32,11 +33,11 @@ def load_host_batches(
     index, shares = sharding.process_share(sharding.create_mesh(mesh))
     num_readers = num_readers or shares
     if num_readers % shares:
-        raise ValueError(
+        raise UserError(
             f"num_readers {num_readers} must be a multiple of the {shares} processes that read."
         )
     if batch_size % num_readers:
-        raise ValueError(
+        raise UserError(
             f"batch_size {batch_size} must be a multiple of the {num_readers} readers of the data,"
             f" by default one a process; try {-(-batch_size // num_readers) * num_readers}."
         )

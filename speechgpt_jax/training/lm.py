@@ -22,6 +22,7 @@ from etils import epath
 
 from speechgpt_jax import sharding
 from speechgpt_jax.checkpoints import Checkpoints, Keep
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.llama import LlamaConfig
 from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.tokenizer import Tokenizer
@@ -81,7 +82,7 @@ def train(
       config_text: gives the text saved as config.gin.
 
     Raises:
-      ValueError: the arguments, the tokenizer and the checkpoints don't fit one another.
+      UserError: the arguments, the tokenizer and the checkpoints don't fit one another.
     """
     stage = Stage(
         model=model,
@@ -129,21 +130,21 @@ def train(
 
 
 def _check(model, tokenizer, start_from, trainable):
-    """ValueError if the arguments of `train` don't fit one another."""
+    """UserError if the arguments of `train` don't fit one another."""
     if model.vocab_size != tokenizer.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"the model has vocab_size {model.vocab_size} and the tokenizer"
             f" {tokenizer.vocab_size} tokens: set the model's to {tokenizer.vocab_size}."
         )
     if trainable != "all" and start_from is None:
-        raise ValueError(
+        raise UserError(
             f"trainable {trainable!r} trains a part of a model: start_from must name the run or the"
             " checkpoint that has the rest."
         )
     if trainable == "lora" and model.lora is None:
-        raise ValueError("trainable 'lora' needs a model with lora set.")
+        raise UserError("trainable 'lora' needs a model with lora set.")
     if trainable == "lora" and number_of_tokens(start_from) < model.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"the model has {model.vocab_size} tokens and {start_from} only"
             f" {number_of_tokens(start_from)}: a frozen base never learns new ones."
         )

@@ -21,6 +21,7 @@ from etils import epath
 from jax.experimental.multihost_utils import reached_preemption_sync_point
 
 from speechgpt_jax.checkpoints import Checkpoints
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.training.progress import Averages, MetricsLog, Progress, say
 
 # The metric of a train step that may reject its batch: whether it did and left the state as it was.
@@ -63,7 +64,7 @@ def fit(
     command goes on from there. Of several processes, one that gets SIGTERM is enough: all save
     after the same step and leave.
 
-    A metric that is not finite raises FloatingPointError naming the step and a file with its
+    A metric that is not finite raises a UserError naming the step and a file with its
     batch; a state after such a step is never saved. Batches that the step itself rejects (see
     `optimizer.Guard`) are named too and passed over, up to `patience` of them in a row.
 
@@ -88,7 +89,7 @@ def fit(
     state, first_step = resume(state, batches, checkpoints)
     profile_first, profile_last = profile_steps or (None, None)
     if profile_steps and not first_step < profile_first <= profile_last <= steps:
-        raise ValueError(
+        raise UserError(
             f"profile_steps {profile_steps} must be steps of this run: {first_step + 1} to {steps}."
         )
     stopping = False
@@ -103,7 +104,7 @@ def fit(
         for step in range(first_step + 1, steps + 1):
             batch = next(batches, None)
             if batch is None:
-                raise ValueError(f"the input ended after {step - 1} of {steps} steps: repeat it.")
+                raise UserError(f"the input ended after {step - 1} of {steps} steps: repeat it.")
             if step == profile_first:
                 jax.profiler.start_trace(str(epath.Path(output_dir) / "profile"))
             state, metrics = train_step(state, place_batch(batch))
@@ -230,7 +231,7 @@ class Review:
         self._in_a_row = 0
 
     def accepts(self, step: int, metrics: Mapping, batch: Mapping) -> bool:
-        """Whether all went well; FloatingPointError naming step and batch if the run must stop."""
+        """Whether all went well; UserError naming step and batch if the run must stop."""
         problem = _problem(metrics)
         if problem is None:
             self._in_a_row = 0
@@ -241,7 +242,7 @@ class Review:
         if rejected and self._in_a_row <= self._patience:
             say(f"step {step}: {problem}; skipped. Its batch is in {file}.")
             return False
-        raise FloatingPointError(
+        raise UserError(
             f"step {step}: {problem}; nothing was saved since. Its batch is in {file}. Usual"
             " causes: the input, or too high a learning rate."
         )

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from speechgpt_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class AdamW:
@@ -54,7 +56,7 @@ class Guard:
 
     def __post_init__(self):
         if self.spike <= 1:
-            raise ValueError(f"spike {self.spike} must be over 1: it is compared with a mean.")
+            raise UserError(f"spike {self.spike} must be over 1: it is compared with a mean.")
 
 
 class GuardState(NamedTuple):
@@ -101,9 +103,9 @@ SCHEDULES = {
 def learning_rate_schedule(config: AdamW, total_steps: int) -> optax.Schedule:
     """The learning rate of each step, 0 .. total_steps - 1."""
     if config.schedule not in SCHEDULES:
-        raise ValueError(f"schedule {config.schedule!r} is unknown; take one of {list(SCHEDULES)}.")
+        raise UserError(f"schedule {config.schedule!r} is unknown; take one of {list(SCHEDULES)}.")
     if not 0 <= config.warmup < 1:
-        raise ValueError(f"warmup {config.warmup} must be a share of all steps, in [0, 1).")
+        raise UserError(f"warmup {config.warmup} must be a share of all steps, in [0, 1).")
     # At least one step of warm-up: a rate of exactly 0 at step 0 is optax's rise from 0.
     warmup_steps = max(1, round(config.warmup * total_steps))
     return SCHEDULES[config.schedule](config.learning_rate, warmup_steps, total_steps)

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from speechgpt_jax import sharding
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.llama import Llama, LlamaConfig
 from speechgpt_jax.training import utilization
 from speechgpt_jax.training.loop import REJECTED
@@ -45,15 +46,15 @@ class Stage:
 
     def __post_init__(self):
         if self.trainable not in TRAINABLE:
-            raise ValueError(
+            raise UserError(
                 f"trainable {self.trainable!r} is unknown; take one of {list(TRAINABLE)}."
             )
         if self.frozen_dtype not in FROZEN_DTYPES:
-            raise ValueError(
+            raise UserError(
                 f"frozen_dtype {self.frozen_dtype!r} is unknown; take one of {list(FROZEN_DTYPES)}."
             )
         if self.frozen_dtype == "int8" and self.trainable != "lora":
-            raise ValueError(
+            raise UserError(
                 f"frozen_dtype 'int8' rounds every projection, and trainable {self.trainable!r}"
                 " needs some of them: set trainable to 'lora'."
             )

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from speechgpt_jax import checkpoints, sharding
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.llama import Llama, LlamaConfig
 
 # The parameters with one row a token, and which of their axes the rows lie along.
@@ -22,7 +23,7 @@ def initial_parameters(config: LlamaConfig, mesh: Mesh, *, start_from=None, seed
     its rows, so that they disturb no prediction (Hewitt 2021).
 
     Raises:
-      ValueError: the checkpoint is of another model.
+      UserError: the checkpoint is of another model.
     """
 
     def fresh():
@@ -58,7 +59,7 @@ def _check_names(saved, expected, start_from):
             problem = f"has the adapter {name}: give the model its lora, or merge it first"
         else:
             problem = f"has {name}, which this model lacks"
-        raise ValueError(f"checkpoint {start_from} {problem}.")
+        raise UserError(f"checkpoint {start_from} {problem}.")
 
 
 def _stored(name, saved, target, start_from) -> jax.ShapeDtypeStruct:
@@ -67,7 +68,7 @@ def _stored(name, saved, target, start_from) -> jax.ShapeDtypeStruct:
         return target
     axis = VOCABULARY_AXIS.get(name)
     if axis is None or saved.shape[1 - axis] != target.shape[1 - axis]:
-        raise ValueError(
+        raise UserError(
             f"checkpoint {start_from} has {name} of shape {saved.shape}, this model {target.shape}:"
             " start from a checkpoint of the same size."
         )

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from speechgpt_jax.errors import UserError
+
 EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
@@ -132,7 +134,7 @@ def microbatches(batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Ar
     """
     rows = len(batch["decoder_target_tokens"])
     if rows % count:
-        raise ValueError(
+        raise UserError(
             f"batch of {rows} rows can't be accumulated in {count} parts;"
             f" try a batch size of {-(-rows // count) * count}."
         )

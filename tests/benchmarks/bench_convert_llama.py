@@ -25,8 +25,8 @@ import safetensors.numpy
 from flax import nnx
 
 from speechgpt_jax.checkpoints import flatten
+from speechgpt_jax.conversion import key_table, llama_format
 from speechgpt_jax.models.llama import Llama, LlamaConfig
-from tools.conversion import key_table, llama_format
 
 SHARD_BYTES = 500_000_000
 # Of one process: imports, JAX, its pool of buffers.

@@ -27,7 +27,7 @@ import torch
 
 from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio, save_audio
-from speechgpt_jax.speech.speech2unit import Speech2Unit
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.training.host_memory import keep_freed_memory
 from tests.benchmarks import timing
 from tests.benchmarks.bench_hubert import models, torch_features

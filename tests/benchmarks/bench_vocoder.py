@@ -18,8 +18,8 @@ import torch
 import transformers
 from flax import nnx
 
-from speechgpt_jax.speech.streaming import stream
-from speechgpt_jax.speech.vocoder import UnitVocoder, VocoderConfig
+from speechgpt_jax.speech.vocoder.streaming import stream
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig
 from tests.benchmarks import timing
 
 PUBLISHED = VocoderConfig.unit_hifigan()

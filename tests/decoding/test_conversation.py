@@ -14,8 +14,8 @@ from speechgpt_jax import prompts
 from speechgpt_jax.decoding.conversation import HUBERT, VOCODER, Conversation
 from speechgpt_jax.models.llama import Llama, LlamaConfig
 from speechgpt_jax.speech.audio import load_audio
-from speechgpt_jax.speech.speech2unit import Speech2Unit
-from speechgpt_jax.speech.vocoder import UnitVocoder, VocoderConfig
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
 from speechgpt_jax.unit_text import units_to_text
 

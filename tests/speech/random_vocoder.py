@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from speechgpt_jax.speech.vocoder import UnitVocoder, VocoderConfig
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig
 
 
 def build(config: VocoderConfig, seed: int = 0) -> UnitVocoder:

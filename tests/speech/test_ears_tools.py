@@ -10,10 +10,10 @@ import safetensors.numpy
 from flax import nnx
 
 from speechgpt_jax.speech.audio import save_audio
-from speechgpt_jax.speech.hubert import Hubert
-from speechgpt_jax.speech.hubert_config import HubertConfig
-from speechgpt_jax.speech.hubert_training import MaskedPrediction
-from speechgpt_jax.speech.speech2unit import Speech2Unit
+from speechgpt_jax.speech.encoder.config import HubertConfig
+from speechgpt_jax.speech.encoder.hubert import Hubert
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from speechgpt_jax.speech.encoder.training import MaskedPrediction
 from speechgpt_jax.training.optimizer import AdamW
 from tools import hubert_targets, train_hubert, train_kmeans
 

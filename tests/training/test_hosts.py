@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from toy import CONFIG, RandomBatches
 
-from speechgpt_jax import checkpoints, gin_utils, sharding
+from speechgpt_jax import checkpoints, sharding
+from speechgpt_jax.errors import one_line_errors
 from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.training import hosts, progress
 
@@ -72,7 +73,7 @@ def train_as_one_of(num_processes, process_id, port, folder, mesh, steps, stop):
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES // num_processes)
     others = (f"localhost:{port}", num_processes, process_id) if num_processes > 1 else ()
-    with hosts.connected(False, *others), gin_utils.one_line_errors():
+    with hosts.connected(False, *others), one_line_errors():
         run(folder, mesh, steps, Rows(mesh, stop))
 
 

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from speechgpt_jax.checkpoints import Checkpoints
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.training.loop import REJECTED, fit
 from speechgpt_jax.training.optimizer import Guard, guarded
 from speechgpt_jax.training.progress import draw_losses, duration_text, read_metrics
@@ -106,7 +107,7 @@ def test_nan_names_the_step_and_is_not_saved(tmp_path):
             batch = super().__next__()
             return {"x": batch["x"] * np.float32("nan")} if self.count == 6 else batch
 
-    with pytest.raises(FloatingPointError, match=r"step 6: loss not finite; .*/step_6.npz"):
+    with pytest.raises(UserError, match=r"step 6: loss not finite; .*/step_6.npz"):
         run(tmp_path, 20, Poisoned(), save_every=3)
     assert Checkpoints(tmp_path).latest_step() == 3
     assert np.isnan(np.load(tmp_path / "rejected" / "step_6.npz")["x"]).all()
@@ -140,7 +141,7 @@ def test_rejected_batches_teach_nothing_and_are_kept(tmp_path, capsys):
 
 def test_out_of_patience(tmp_path):
     start = {"w": jnp.zeros(4), "opt": TX.init(jnp.zeros(4))}
-    with pytest.raises(FloatingPointError, match="step 7: loss not finite"):
+    with pytest.raises(UserError, match="step 7: loss not finite"):
         run(tmp_path, 12, Spoilt(), start, guarded_step, patience=1)
 
 

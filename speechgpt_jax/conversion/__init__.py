@@ -1,0 +1,1 @@
+"""Weights, tokenizers and configurations of other frameworks, in and out."""

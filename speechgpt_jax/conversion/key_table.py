@@ -1,0 +1,172 @@
+"""Tables that say which of our parameters is which of theirs, read in both directions.
+
+    TABLE = [
+        Row("layers.*.attention.q_proj.kernel", "encoder.layers.*.self_attn.q_proj.weight"),
+        Row("embed_tokens", "model.embed_tokens.weight", AS_IS),
+    ]
+
+A `*` stands for a number, the same on both sides. Where theirs has one `*` more than ours, our
+parameter holds all of theirs, stacked along its first axis.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from flax import nnx
+
+from speechgpt_jax import checkpoints
+from speechgpt_jax.conversion.weights import Weights
+from speechgpt_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the axes of one tensor lie on either side; both functions return views."""
+
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    to_theirs: Callable[[np.ndarray], np.ndarray]
+
+
+AS_IS = Layout(lambda x: x, lambda x: x)
+# Linear [out, in] <-> [in, out]; convolution [out, in, K] <-> [K, in, out].
+REVERSED = Layout(np.transpose, np.transpose)
+# Transposed convolution [in, out, K] <-> [K, in, out], read backwards.
+TRANSPOSED_CONV = Layout(
+    lambda x: x.transpose(2, 0, 1)[::-1],
+    lambda x: x[::-1].transpose(1, 2, 0),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    ours: str
+    theirs: str
+    layout: Layout = REVERSED
+
+    def names_of_theirs(self, name: str, shape: Sequence[int]) -> list[str] | None:
+        """Their tensors that make our parameter `name` of this shape; None if it is another row's.
+
+        "layers.0.q_proj.kernel" -> ["encoder.layers.0.q_proj.weight"]
+        """
+        found = re.fullmatch(re.escape(self.ours).replace(r"\*", r"(\d+)"), name)
+        if not found:
+            return None
+        indices = found.groups()
+        if not self.is_stacked:
+            return [_fill(self.theirs, indices)]
+        return [_fill(self.theirs, (*indices, i)) for i in range(shape[0])]
+
+    @property
+    def is_stacked(self) -> bool:
+        return self.theirs.count("*") > self.ours.count("*")
+
+
+def read(
+    table: Sequence[Row],
+    weights: Weights,
+    wanted: Mapping[str, tuple[int, ...]],
+    ignored: Iterable[str] = (),
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Our parameters one by one, made of theirs.
+
+    All names and shapes are checked before the first tensor is read.
+
+    Args:
+      table: rows; the first that fits is taken.
+      weights: theirs.
+      wanted: names and shapes of all our parameters.
+      ignored: patterns of names of theirs that ours have no use for.
+
+    Raises:
+      UserError: one of theirs is missing, has another shape or is left over, or holds a NaN.
+    """
+    found = {name: _find(table, name, shape) for name, shape in wanted.items()}
+    _check_names(weights, [n for _, names in found.values() for n in names], ignored)
+    for name, (row, names) in found.items():
+        shape = tuple(wanted[name][1:] if row.is_stacked else wanted[name])
+        for their_name in names:
+            _check_shape(weights, their_name, row.layout, shape)
+    return (
+        (name, _assemble(row, [*names], weights, wanted[name]))
+        for name, (row, names) in found.items()
+    )
+
+
+def load_module(
+    build: Callable[[], nnx.Module],
+    table: Sequence[Row],
+    weights: Weights,
+    ignored: Iterable[str] = (),
+) -> nnx.Module:
+    """What `build` makes, holding their weights. Arguments and errors are those of `read`."""
+    graph, abstract = nnx.split(nnx.eval_shape(build))
+    wanted = {name: x.shape for name, x in checkpoints.flatten(abstract).items()}
+    arrays = dict(read(table, weights, wanted, ignored))
+    return nnx.merge(graph, checkpoints.unflatten(abstract, arrays))
+
+
+def write(
+    table: Sequence[Row], parameters: Iterable[tuple[str, np.ndarray]]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Their tensors one by one, made of ours."""
+    for name, array in parameters:
+        row, names = _find(table, name, array.shape)
+        parts = array if row.is_stacked else [array]
+        for their_name, part in zip(names, parts, strict=True):
+            yield their_name, np.ascontiguousarray(row.layout.to_theirs(part))
+
+
+def _find(table, name, shape) -> tuple[Row, list[str]]:
+    for row in table:
+        if names := row.names_of_theirs(name, shape):
+            return row, names
+    raise UserError(f"{name} has no counterpart in the other format.")
+
+
+def _assemble(row, names, weights, shape) -> np.ndarray:
+    if not row.is_stacked:
+        return np.ascontiguousarray(row.layout.to_ours(weights.read(names[0])))
+    stacked = None
+    for i, name in enumerate(names):
+        part = row.layout.to_ours(weights.read(name))
+        if stacked is None:
+            stacked = np.empty(shape, part.dtype)
+        stacked[i] = part
+    return stacked
+
+
+def _check_names(weights, needed, ignored):
+    if missing := sorted(set(needed) - weights.shapes.keys()):
+        raise UserError(
+            f"{weights.source} lacks {missing[0]}{_and_more(missing)}: its config and its weights"
+            " don't belong together."
+        )
+    pattern = "|".join(re.escape(name).replace(r"\*", r"\d+") for name in ignored)
+    rest = sorted(n for n in weights.shapes.keys() - set(needed) if not re.fullmatch(pattern, n))
+    if rest:
+        raise UserError(
+            f"{weights.source} has an unexpected {rest[0]}{_and_more(rest)}: its config describes"
+            " no such weights, or this kind of model is not known here."
+        )
+
+
+def _check_shape(weights, name, layout, expected):
+    # A view of a single number has the shape, and takes no memory.
+    expected = layout.to_theirs(np.broadcast_to(np.int8(0), expected)).shape
+    if weights.shapes[name] != expected:
+        raise UserError(
+            f"{weights.source}: {name} has shape {weights.shapes[name]}; expected {expected} by its"
+            " config."
+        )
+
+
+def _and_more(names) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def _fill(pattern: str, indices) -> str:
+    for index in indices:
+        pattern = pattern.replace("*", str(index), 1)
+    return pattern

@@ -1,0 +1,38 @@
+"""Weight normalisation (Salimans and Kingma 2016): w = g v / |v|, folded into w and taken apart."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from speechgpt_jax.errors import UserError
+
+# The names of g and v in PyTorch, before and since its parametrizations.
+NAMES = (
+    ("weight_g", "weight_v"),
+    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+)
+
+
+def fold(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """{"conv.weight_g": g, "conv.weight_v": v, ...} -> {"conv.weight": w, ...}."""
+    folded = dict(tensors)
+    for g_name, v_name in NAMES:
+        for name in [n.removesuffix(g_name) for n in tensors if n.endswith(f".{g_name}")]:
+            g, v = folded.pop(name + g_name), folded.pop(name + v_name, None)
+            if v is None:
+                raise UserError(f"{name}{g_name} has no {name}{v_name} beside it.")
+            # The norm is over every axis that g does not have.
+            axes = tuple(axis for axis, size in enumerate(g.shape) if size == 1)
+            folded[name + "weight"] = g * v / np.sqrt(np.square(v).sum(axes, keepdims=True))
+    return folded
+
+
+def unfold(tensors: Mapping[str, np.ndarray], names: Iterable[str], axis: int) -> dict:
+    """The inverse for weights called `names`, whose g lies along `axis`."""
+    unfolded = dict(tensors)
+    for name in names:
+        v = unfolded.pop(name)
+        axes = tuple(i for i in range(v.ndim) if i != axis)
+        unfolded[f"{name}_g"] = np.sqrt(np.square(v).sum(axes, keepdims=True))
+        unfolded[f"{name}_v"] = v
+    return unfolded

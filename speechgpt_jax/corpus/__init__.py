@@ -1,0 +1,1 @@
+"""Builders of training data, by Apache Beam: recordings to units, SpeechInstruct dialogues."""

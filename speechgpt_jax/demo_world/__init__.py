@@ -1,0 +1,1 @@
+"""The small world of everyday talk that the embedded corpus speaks about."""

@@ -1,0 +1,533 @@
+"""The forms of the demo world's questions: wordings, an answer, and the facts that fill both.
+
+    Form("sums", "sums", ("what is {a} plus {b}?", ...), "{a} plus {b} is {c}.", facts, ("a", "b"))
+
+`speechgpt_jax.demo_world.world` makes dialogues of them and splits these into train and test.
+"""
+
+import itertools
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from speechgpt_jax.demo_world import words as w
+
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Form:
+    """Wordings of one kind of question over its facts, each a dict of slot -> words.
+
+    combination: the slots whose values together, in any order, are a combination to hold out.
+    family: forms of one family hold out the same combinations; by default the form is its own.
+    """
+
+    name: str
+    topic: str
+    wordings: tuple[str, ...]
+    answer: str
+    facts: list[dict[str, str]]
+    combination: tuple[str, ...] = ()
+    family: str = ""
+
+    def combination_of(self, fact: dict[str, str]) -> str:
+        if not self.combination:
+            return ""
+        return f"{self.family or self.name}/{' + '.join(sorted(fact[s] for s in self.combination))}"
+
+
+def number(value: int) -> str:
+    """41 -> "forty one"; 0 to 99."""
+    if value < 20:
+        return w.ONES[value]
+    tens, ones = divmod(value, 10)
+    return w.TENS[tens - 2] + (f" {w.ONES[ones]}" if ones else "")
+
+
+def a(noun: str) -> str:
+    """apple -> "an apple"."""
+    return f"{'an' if noun[0] in 'aeio' else 'a'} {noun}"
+
+
+def rows(slots: str, values: Iterable[tuple[str, ...]]) -> list[dict[str, str]]:
+    """rows("x y", [("hot", "cold")]) -> [{"x": "hot", "y": "cold"}]."""
+    return [dict(zip(slots.split(), row, strict=True)) for row in values]
+
+
+def number_forms() -> Iterator[Form]:
+    yield Form(
+        "sums",
+        "sums",
+        (
+            "what is {a} plus {b}?",
+            "how much is {a} plus {b}?",
+            "please add {a} and {b}.",
+            "can you add {a} and {b}?",
+            "{a} plus {b} is what number?",
+        ),
+        "{a} plus {b} is {c}.",
+        rows(
+            "a b c", ((number(x), number(y), number(x + y)) for x in range(13) for y in range(13))
+        ),
+        ("a", "b"),
+    )
+    yield Form(
+        "differences",
+        "sums",
+        (
+            "what is {a} minus {b}?",
+            "how much is {a} minus {b}?",
+            "please take {b} from {a}.",
+            "{a} minus {b} is what number?",
+        ),
+        "{a} minus {b} is {c}.",
+        rows(
+            "a b c",
+            ((number(x), number(y), number(x - y)) for x in range(13) for y in range(x + 1)),
+        ),
+        ("a", "b"),
+    )
+    yield Form(
+        "double",
+        "sums",
+        ("what is the double of {n}?", "how much is two times {n}?", "please double {n}."),
+        "the double of {n} is {m}.",
+        rows("n m", ((number(v), number(2 * v)) for v in range(1, 31))),
+    )
+    yield Form(
+        "even",
+        "counting",
+        (
+            "is {n} odd or even?",
+            "is {n} an even or an odd number?",
+            "is the number {n} odd or even?",
+        ),
+        "{n} is an {p} number.",
+        rows("n p", ((number(v), ("even", "odd")[v % 2]) for v in range(1, 61))),
+    )
+    yield from counting_forms()
+    yield from comparing_number_forms()
+
+
+def counting_forms() -> Iterator[Form]:
+    small = range(1, 21)
+    composed = [v for v in range(21, 99) if v % 10]  # the rule carries over to what isn't trained
+    for where, step in (("after", 1), ("before", -1)):
+        for size, values in (("small", small), ("composed", composed)):
+            yield Form(
+                f"{size} number {where}",
+                "counting",
+                (
+                    f"what number comes {where} {{n}}?",
+                    f"which number is just {where} {{n}}?",
+                    f"i count, what comes {where} {{n}}?",
+                    f"please say the number {where} {{n}}.",
+                ),
+                f"the number {where} {{n}} is {{m}}.",
+                rows("n m", ((number(v), number(v + step)) for v in values)),
+                ("n",) if size == "composed" else (),
+            )
+
+
+def comparing_number_forms() -> Iterator[Form]:
+    pairs = list(itertools.combinations(range(1, 60), 2))
+    pairs = random.Random(SEED).sample(pairs, 140)
+    for i, (name, pick, drop) in enumerate((("bigger", max, min), ("smaller", min, max))):
+        asked = (p if (sum(p) + i) % 2 else p[::-1] for p in pairs)
+        yield Form(
+            f"{name} number",
+            "comparing numbers",
+            (
+                f"which number is {name}, {{a}} or {{b}}?",
+                f"what is {name}, {{a}} or {{b}}?",
+                f"is {{a}} or {{b}} the {name} number?",
+            ),
+            f"{{x}} is {name} than {{y}}.",
+            rows(
+                "a b x y",
+                (tuple(number(v) for v in (*pair, pick(pair), drop(pair))) for pair in asked),
+            ),
+            ("a", "b"),
+            "number pair",
+        )
+
+
+def neighbour_forms(topic: str, noun: str, ring: tuple[str, ...]) -> Iterator[Form]:
+    """What comes after and before each member of a ring such as the days of the week."""
+    for where, step in (("after", 1), ("before", -1)):
+        yield Form(
+            f"{noun} {where}",
+            topic,
+            (
+                f"what {noun} comes {where} {{x}}?",
+                f"which {noun} is just {where} {{x}}?",
+                f"please say the {noun} {where} {{x}}.",
+                f"what comes {where} {{x}}?",
+            ),
+            f"{{y}} comes {where} {{x}}.",
+            rows("x y", ((x, ring[(i + step) % len(ring)]) for i, x in enumerate(ring))),
+        )
+
+
+def day_forms() -> Iterator[Form]:
+    yield from neighbour_forms("days", "day", w.DAYS)
+    for name, verb, step in (("tomorrow", "is", 1), ("yesterday", "was", -1)):
+        yield Form(
+            name,
+            "days",
+            (
+                f"today is {{x}}, what day {verb} {name}?",
+                f"if today is {{x}}, what {verb} {name}?",
+                f"what day {verb} {name} if today is {{x}}?",
+            ),
+            f"today is {{x}}, and {name} {verb} {{y}}.",
+            rows("x y", ((x, w.DAYS[(i + step) % 7]) for i, x in enumerate(w.DAYS))),
+        )
+    yield Form(
+        "days later",
+        "days",
+        (
+            "what day is {n} days after {x}?",
+            "which day comes {n} days after {x}?",
+            "please say the day {n} days after {x}.",
+        ),
+        "{n} days after {x} comes {y}.",
+        rows(
+            "n x y",
+            (
+                (number(n), x, w.DAYS[(i + n) % 7])
+                for n in range(2, 6)
+                for i, x in enumerate(w.DAYS)
+            ),
+        ),
+    )
+    yield Form(
+        "clock",
+        "time",
+        (
+            "it is {t} now, what time is it in {h} hours?",
+            "what time is it {h} hours after {t}?",
+            "please say the time {h} hours after {t}.",
+        ),
+        "{h} hours after {t} it is {u}.",
+        rows(
+            "t h u",
+            (
+                (number(t), number(h), number((t + h - 1) % 12 + 1))
+                for t in range(1, 13)
+                for h in range(2, 8)
+            ),
+        ),
+        ("t", "h"),
+    )
+
+
+def month_forms() -> Iterator[Form]:
+    yield from neighbour_forms("months", "month", w.MONTHS)
+    yield from neighbour_forms("seasons", "season", w.SEASONS)
+    numbered = rows("m n", ((m, number(i + 1)) for i, m in enumerate(w.MONTHS)))
+    yield Form(
+        "month number",
+        "months",
+        ("what number is {m}?", "what is the number of {m}?", "what number does {m} have?"),
+        "{m} is month number {n}.",
+        numbered,
+    )
+    yield Form(
+        "number month",
+        "months",
+        ("which month is number {n}?", "what is month number {n}?", "please say month number {n}."),
+        "month number {n} is {m}.",
+        numbered,
+    )
+    yield Form(
+        "month season",
+        "seasons",
+        ("what season is {m} in?", "which season has {m} in it?", "{m} is in what season?"),
+        "{m} is in the {s}.",
+        rows("m s", ((m, w.SEASONS[((i + 10) % 12) // 3]) for i, m in enumerate(w.MONTHS))),
+    )
+    yield Form(
+        "weather season",
+        "seasons",
+        ("how is the weather in the {s}?", "what is the {s} like?", "how is it in the {s}?"),
+        "in the {s} it is {x}.",
+        rows(
+            "s x", zip(w.SEASONS, ("warm and rainy", "hot and sunny", "windy and cloudy", "cold"))
+        ),
+    )
+
+
+def animal_forms() -> Iterator[Form]:
+    simple = (
+        ("sound", w.ANIMAL_SOUNDS, "{x} can {y}.",
+         ("what can {x} say?", "what sound does {x} make?", "how does {x} sound?")),
+        ("legs", w.LEGS, "{x} has {y} legs.",
+         ("how many legs does {x} have?", "how many legs has {x}?",
+          "please count the legs of {x}.")),
+        ("home", w.HOMES, "{x} lives {y}.",
+         ("where does {x} live?", "where is the home of {x}?", "where can i see {x}?")),
+        ("animal food", w.EATS, "{x} eats {y}.",
+         ("what does {x} eat?", "what is the food of {x}?", "what can i give {x} as food?")),
+    )  # fmt: skip
+    for name, table, answer, wordings in simple:
+        facts = rows("x y", ((a(x), y) for x, y in table.items()))
+        yield Form(name, "animals", wordings, answer, facts)
+    yield Form(
+        "young",
+        "animals",
+        (
+            "what is a young {x}?",
+            "what do we call a young {x}?",
+            "what is the name of a young {x}?",
+        ),
+        "a young {x} is a {y}.",
+        rows("x y", w.YOUNG.items()),
+    )
+    for able, table, answer in (
+        ("able", w.ABLE, "yes, {x} can {y}."),
+        ("unable", w.UNABLE, "no, {x} can not {y}."),
+    ):
+        yield Form(
+            able,
+            "animals",
+            ("can {x} {y}?", "do you think {x} can {y}?", "is it true that {x} can {y}?"),
+            answer,
+            rows("x y", ((a(x), y) for y, animals in table.items() for x in animals)),
+        )
+    yield from animal_size_forms()
+
+
+def animal_size_forms() -> Iterator[Form]:
+    ranks = {a(x): i for i, x in enumerate(w.ANIMALS)}
+    pairs = [(x, y) for x, y in itertools.permutations(ranks, 2) if abs(ranks[x] - ranks[y]) > 2]
+    random.Random(SEED).shuffle(pairs)
+    half = len(pairs) // 2
+    for name, asked, pick, drop in (
+        ("bigger", pairs[:half], max, min),
+        ("smaller", pairs[half:], min, max),
+    ):
+        yield Form(
+            f"{name} animal",
+            "comparing animals",
+            (
+                f"which is {name}, {{a}} or {{b}}?",
+                f"which animal is {name}, {{a}} or {{b}}?",
+                f"is {{a}} or {{b}} the {name} animal?",
+            ),
+            f"{{x}} is {name} than {{y}}.",
+            rows("a b x y", ((*p, pick(p, key=ranks.get), drop(p, key=ranks.get)) for p in asked)),
+            ("a", "b"),
+            "animal pair",
+        )
+
+
+def color_forms() -> Iterator[Form]:
+    yield Form(
+        "color",
+        "colors",
+        ("what color is {x}?", "what is the color of {x}?", "which color does {x} have?"),
+        "{x} is {c}.",
+        rows("x c", w.THING_COLORS.items()),
+    )
+    choices = [
+        (x, *((c, other) if i % 2 else (other, c)), c)
+        for x, c in w.THING_COLORS.items()
+        for i, other in enumerate(w.COLORS)
+        if other != c
+    ]
+    yield Form(
+        "color choice",
+        "colors",
+        ("is {x} {a} or {b}?", "is the color of {x} {a} or {b}?", "{a} or {b}, what color is {x}?"),
+        "{x} is {c}.",
+        rows("x a b c", choices),
+        ("x", "a", "b"),
+    )
+
+
+def told_forms() -> Iterator[Form]:
+    """Questions that say what they ask about: to answer is to hear and to remember."""
+    yield Form(
+        "my color",
+        "my things",
+        (
+            "my {x} is {c}, what color is my {x}?",
+            "i have a {c} {x}, what color is it?",
+            "what color is my {x} if it is {c}?",
+        ),
+        "your {x} is {c}.",
+        rows("x c", itertools.product(w.THINGS, w.COLORS)),
+        ("x", "c"),
+    )
+    yield Form(
+        "my count",
+        "my things",
+        (
+            "i have {n} {x}, how many {x} do i have?",
+            "there are {n} {x} here, how many {x} do i have?",
+            "i have {n} {x}, how many is that?",
+        ),
+        "you have {n} {x}.",
+        rows("n x", itertools.product(map(number, range(2, 13)), w.COUNTED)),
+        ("n", "x"),
+    )
+    yield Form(
+        "my friend",
+        "people",
+        (
+            "i am {x} and my friend is {y}, who is my friend?",
+            "my name is {x} and my friend is {y}, who is my friend?",
+            "i am {x} and {y} is my friend, who is my friend?",
+        ),
+        "hello {x}, your friend is {y}.",
+        rows("x y", itertools.permutations(w.NAMES, 2)),
+        ("x", "y"),
+    )
+    yield Form(
+        "my name",
+        "people",
+        ("my name is {x}, what is my name?", "i am {x}, who am i?", "hello, i am {x}, who am i?"),
+        "your name is {x}.",
+        rows("x", ((x,) for x in w.NAMES)),
+    )
+    yield Form(
+        "city weather",
+        "weather",
+        (
+            "it is {x} in {c}, how is the weather in {c}?",
+            "they say it is {x} in {c}, how is the weather there?",
+            "how is the weather in {c} if it is {x}?",
+        ),
+        "the weather in {c} is {x}.",
+        rows("x c", itertools.product(w.WEATHERS, w.CAPITALS.values())),
+        ("x", "c"),
+    )
+
+
+def opposite_forms() -> Iterator[Form]:
+    couples = [tuple(couple.split()) for couple in w.OPPOSITES]
+    couples += [couple[::-1] for couple in couples]
+    yield Form(
+        "opposite",
+        "opposites",
+        (
+            "what is the opposite of {a}?",
+            "please say the opposite of {a}.",
+            "{a} is the opposite of what?",
+        ),
+        "the opposite of {a} is {b}.",
+        rows("a b", couples),
+    )
+    ask = (
+        "is {a} the opposite of {b}?",
+        "do you think {a} is the opposite of {b}?",
+        "is it true that {a} is the opposite of {b}?",
+    )
+    yield Form(
+        "yes opposite",
+        "opposites",
+        ask,
+        "yes, {a} is the opposite of {b}.",
+        rows("a b", couples[: len(w.OPPOSITES)]),
+    )
+    # Both words of a wrong couple are known from their right one.
+    strangers = [(x, couples[(i + 5) % len(couples)][1]) for i, (x, _) in enumerate(couples)]
+    yield Form(
+        "no opposite",
+        "opposites",
+        ask,
+        "no, {a} is not the opposite of {b}.",
+        rows("a b", strangers),
+        ("a", "b"),
+    )
+
+
+def country_forms() -> Iterator[Form]:
+    yield Form(
+        "capital",
+        "capitals",
+        (
+            "what is the capital of {x}?",
+            "which city is the capital of {x}?",
+            "please name the capital of {x}.",
+            "{x} has what capital?",
+        ),
+        "the capital of {x} is {y}.",
+        rows("x y", w.CAPITALS.items()),
+    )
+    yield Form(
+        "country",
+        "capitals",
+        ("where is {y}?", "in which country is {y}?", "{y} is the capital of which country?"),
+        "{y} is the capital of {x}.",
+        rows("x y", w.CAPITALS.items()),
+    )
+    countries = list(w.CAPITALS)
+    wrong = [
+        (x, w.CAPITALS[countries[(i + step) % len(countries)]], w.CAPITALS[x])
+        for step in (1, 3, 6, 8)
+        for i, x in enumerate(countries)
+    ]
+    yield Form(
+        "wrong capital",
+        "capitals",
+        (
+            "is {y} the capital of {x}?",
+            "do you think {y} is the capital of {x}?",
+            "is it true that {y} is the capital of {x}?",
+        ),
+        "no, the capital of {x} is {z}.",
+        rows("x y z", wrong),
+        ("x", "y"),
+    )
+
+
+def thing_forms() -> Iterator[Form]:
+    simple = (
+        ("need", "weather", w.NEEDS, "you need {y} when it is {x}.",
+         ("it is {x}, what do i need?", "what do i need when it is {x}?",
+          "it is {x} today, what can i take with me?")),
+        ("use", "tools", w.TOOLS, "you can {y} with {x}.",
+         ("what can i do with {x}?", "how do i use {x}?", "i have {x}, what can i do with it?")),
+        ("tool", "tools", w.TOOLS, "take {x} if you must {y}.",
+         ("i must {y}, what do i need?", "what do i need if i must {y}?",
+          "what can i use if i must {y}?")),
+        ("body", "body", w.BODY, "we {x} with the {y}.",
+         ("what do we {x} with?", "with what do we {x}?", "how do we {x}?")),
+        ("body use", "body", w.BODY, "with the {y} we {x}.",
+         ("what do we do with the {y}?", "what can we do with the {y}?", "how do we use the {y}?")),
+        ("taste", "food", w.TASTES, "{x} tastes {y}.",
+         ("how does {x} taste?", "what does {x} taste like?", "what is the taste of {x}?")),
+        ("food kind", "food", w.FOOD_KINDS, "{x} is {y}.",
+         ("what is {x}?", "is {x} a fruit, a vegetable or a drink?", "what kind of food is {x}?")),
+        ("meal", "food", dict.fromkeys(w.FOODS, "eat") | dict.fromkeys(w.DRINKS, "drink"),
+         "we {y} {x}.",
+         ("do we eat or drink {x}?", "do you eat {x} or do you drink it?",
+          "what do we do with {x}?")),
+        ("sides", "shapes", w.SIDES, "a {x} has {y} sides.",
+         ("how many sides does a {x} have?", "how many sides has a {x}?",
+          "please count the sides of a {x}.")),
+        ("shape", "shapes", w.SHAPES, "{x} is {y}.",
+         ("what shape is {x}?", "what is the shape of {x}?", "which shape does {x} have?")),
+    )  # fmt: skip
+    for name, topic, table, answer, wordings in simple:
+        yield Form(name, topic, wordings, answer, rows("x y", table.items()))
+    yield Form(
+        "relative",
+        "family",
+        ("who is {r} my {x}?", "what do i call {r} my {x}?", "please name {r} my {x}."),
+        "{r} your {x} is your {y}.",
+        rows("r x y", ((r, x, y) for r, table in w.FAMILY.items() for x, y in table.items())),
+    )
+    for i, (wordings, answer) in enumerate(w.SMALL_TALK):
+        yield Form(f"small talk {i}", "small talk", wordings, answer, [{}])
+
+
+@cache
+def forms() -> tuple[Form, ...]:
+    rooms = (number_forms, day_forms, month_forms, animal_forms, color_forms, told_forms)
+    rooms += (opposite_forms, country_forms, thing_forms)
+    return tuple(itertools.chain.from_iterable(room() for room in rooms))

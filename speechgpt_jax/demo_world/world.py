@@ -1,0 +1,209 @@
+"""The small world of everyday talk that the embedded corpus speaks about: its texts, no audio.
+
+A closed vocabulary of some 450 words, so that a model of a few million parameters can learn to hear
+all of it in minutes. Lower case, numbers as words, American spelling (the recognisers that judge us
+write it), no apostrophes, and no two words that sound alike (no "to", no "for"): in free word order
+nothing would tell them apart.
+
+Questions come from the forms of `speechgpt_jax.demo_world.forms`, each fact in several wordings:
+
+    Dialogue("sums", "what is two plus three?", "two plus three is five.", "train", ...)
+
+Two things are held out for `test`, and `Dialogue.held_out` says which:
+
+- `combination`: the fact's combination ("three + two", in whatever order) never occurs in training,
+  in no wording and in no form of the same family: a model has to generalise over the parts.
+- `wording`: fact and wording are both trained, but never the two together (a greeting's
+  wording is new altogether). What cannot be put together from parts (capitals, animal sounds) is
+  held out only this way.
+
+Plain sentences for ASR and TTS are templated (with pairs of fillers held out in each pattern) or in
+free word order: shuffled decks of the whole vocabulary, cut into strings of 4 to 9 words, so that
+every word is heard equally often and in any company. Without them a model fills slots instead of
+hearing.
+
+    python -m speechgpt_jax.demo_world.world  # prints counts, vocabulary size, words by topic
+"""
+
+import itertools
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+
+from speechgpt_jax.demo_world import words as demo_words
+from speechgpt_jax.demo_world.forms import Form, forms
+
+SEED = 7
+FREE_ORDER = "free_order"
+TRAIN_WORDINGS = 3  # of each fact
+COMBINATION_TEST_SHARE = 0.06
+WORDING_TEST_QUESTIONS = 100
+TEMPLATED_SENTENCES = {"train": 2400, "test": 100}
+FREE_SENTENCES = {"train": 2600, "test": 100}
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """One wording of one question, and its answer."""
+
+    topic: str
+    question: str
+    answer: str
+    split: str  # train | test
+    wording: str  # "sums/0": the form's name and which of its wordings
+    fact: str  # "sums/two three five": what is asked, whatever the wording
+    combination: str  # "sums/three + two": what may be held out; "" where nothing may
+    held_out: str  # "" in train, else combination | wording
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence to hear or to say; its topic is `free_order` where the words have no order."""
+
+    topic: str
+    text: str
+    split: str
+
+
+def words(text: str) -> list[str]:
+    """ "yes, a duck can fly." -> ["yes", "a", "duck", "can", "fly"]."""
+    return re.findall(r"[a-z]+", text)
+
+
+# ---- questions and their splits ----------------------------------------------------------------
+
+
+def _held_out_combinations(rng: random.Random) -> set[str]:
+    """COMBINATION_TEST_SHARE of every family's combinations."""
+    families: dict[str, set[str]] = {}
+    for form in forms():
+        for combination in filter(None, map(form.combination_of, form.facts)):
+            families.setdefault(form.family or form.name, set()).add(combination)
+    return {
+        combination
+        for members in families.values()
+        for combination in rng.sample(
+            sorted(members), max(1, round(COMBINATION_TEST_SHARE * len(members)))
+        )
+    }
+
+
+def _dialogue(form: Form, fact: dict[str, str], wording: int, held_out: str) -> Dialogue:
+    return Dialogue(
+        form.topic,
+        form.wordings[wording].format(**fact),
+        form.answer.format(**fact),
+        "test" if held_out else "train",
+        f"{form.name}/{wording}",
+        f"{form.name}/{' '.join(fact.values())}",
+        form.combination_of(fact),
+        held_out,
+    )
+
+
+@cache
+def questions() -> tuple[Dialogue, ...]:
+    """All dialogues of both splits, always the same ones in the same order."""
+    rng = random.Random(SEED)
+    held_out = _held_out_combinations(rng)
+    train, by_combination, spare = [], [], []
+    for form in forms():
+        for fact in form.facts:
+            order = rng.sample(range(len(form.wordings)), len(form.wordings))
+            if form.combination_of(fact) in held_out:
+                by_combination.append(_dialogue(form, fact, order[0], "combination"))
+                continue
+            # At least two wordings of a fact are trained, so one of three may be spared.
+            train += [_dialogue(form, fact, i, "") for i in order[:TRAIN_WORDINGS]]
+            spare.append(_dialogue(form, fact, order[-1], "wording"))
+    by_wording = _sample_by_topic(spare, WORDING_TEST_QUESTIONS, rng)
+    tested = {(d.fact, d.wording) for d in by_wording}
+    train = [d for d in train if (d.fact, d.wording) not in tested]
+    return tuple(train + by_combination + by_wording)
+
+
+def _sample_by_topic(dialogues: list[Dialogue], count: int, rng: random.Random) -> list[Dialogue]:
+    """`count` dialogues, the topics in turn, so that a small topic is tested as well as a large."""
+    topics: dict[str, list[Dialogue]] = {}
+    for dialogue in rng.sample(dialogues, len(dialogues)):
+        topics.setdefault(dialogue.topic, []).append(dialogue)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*topics.values()))
+    return list(itertools.islice(filter(None, turns), count))
+
+
+# ---- plain sentences ---------------------------------------------------------------------------
+
+
+@cache
+def templated_sentences() -> tuple[Sentence, ...]:
+    """Sentences of the patterns; test ones join two fillers that never meet in training."""
+    rng = random.Random(SEED + 1)
+    sentences: dict[str, Sentence] = {}
+    for split, count in TEMPLATED_SENTENCES.items():
+        target = len(sentences) + count
+        while len(sentences) < target:
+            topic, pattern, lists = rng.choice(demo_words.PATTERNS)
+            fillers = [rng.choice(demo_words.FILLERS[name]) for name in lists.split()]
+            # A fifth of the pairs of the first two fillers: a string as seed always draws the same.
+            pair = f"{pattern}/{fillers[0]}/{fillers[1]}"
+            if (random.Random(pair).random() < 0.2) == (split == "test"):
+                text = pattern.format(*fillers)
+                sentences.setdefault(text, Sentence(topic, text, split))
+    return tuple(sentences.values())
+
+
+@cache
+def vocabulary() -> tuple[str, ...]:
+    """Every word of the questions, answers and templated sentences, sorted."""
+    texts = [t for d in questions() for t in (d.question, d.answer)]
+    texts += [s.text for s in templated_sentences()]
+    return tuple(sorted({word for text in texts for word in words(text)}))
+
+
+def free_order_sentences() -> tuple[Sentence, ...]:
+    rng = random.Random(SEED + 2)
+    deck: list[str] = []
+    sentences = []
+    for split, count in FREE_SENTENCES.items():
+        for _ in range(count):
+            length = rng.randint(4, 9)
+            while len(deck) < length:
+                deck += rng.sample(vocabulary(), len(vocabulary()))
+            sentences.append(Sentence(FREE_ORDER, " ".join(deck[:length]) + ".", split))
+            deck = deck[length:]
+    return tuple(sentences)
+
+
+def plain_sentences() -> tuple[Sentence, ...]:
+    return templated_sentences() + free_order_sentences()
+
+
+def all_sentences() -> tuple[Sentence, ...]:
+    """Every distinct text of the world: questions, answers, plain sentences; train ones win."""
+    found: dict[str, Sentence] = {}
+    for d in questions():
+        for text in (d.question, d.answer):
+            found.setdefault(text, Sentence(d.topic, text, d.split))
+    for sentence in plain_sentences():
+        found.setdefault(sentence.text, sentence)
+    return tuple(found.values())
+
+
+def main() -> None:
+    dialogues, plain = questions(), plain_sentences()
+    print(f"questions        {Counter(d.held_out or d.split for d in dialogues)}")
+    print(f"question-answers {len({(d.fact, d.answer) for d in dialogues})}")
+    print(f"distinct answers {len({d.answer for d in dialogues})}")
+    print(f"plain sentences  {Counter((s.split, s.topic == FREE_ORDER) for s in plain)}")
+    print(f"vocabulary       {len(vocabulary())} words")
+    for topic in sorted({d.topic for d in dialogues}):
+        members = [d for d in dialogues if d.topic == topic]
+        used = {word for d in members for word in words(f"{d.question} {d.answer}")}
+        facts = len({d.fact for d in members})
+        print(f"  {topic:18} {len(members):5} questions {facts:5} facts {len(used):4} words")
+
+
+if __name__ == "__main__":
+    main()

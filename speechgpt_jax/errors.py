@@ -1,0 +1,23 @@
+"""Mistakes that a user can mend, and how they are shown: one line, no traceback."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend.
+
+    Its message is all that the user sees, so it says what was given, what was expected and what to
+    do: `batch_size 6 must be a multiple of 4 devices; try 8.` Every other exception is a bug and
+    keeps its traceback.
+    """
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the program with `Error: ...` and exit code 1 where a UserError is raised."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"Error: {' '.join(str(error).split())}")

@@ -1,0 +1,1 @@
+"""What starts training on clusters."""

@@ -1,0 +1,1 @@
+"""Faster forms of models on a CPU."""

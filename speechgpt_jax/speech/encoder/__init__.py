@@ -1,0 +1,1 @@
+"""Sound to units: HuBERT, k-means and what cuts long recordings."""

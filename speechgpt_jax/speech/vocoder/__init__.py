@@ -1,0 +1,1 @@
+"""Units to sound: HiFi-GAN, duration and pitch predictors, streaming."""

@@ -1,0 +1,266 @@
+"""The parts of a unit vocoder: HiFi-GAN's generator and the predictors of duration and pitch.
+
+Kong et al. 2020 (HiFi-GAN, arXiv 2010.05646), Kaneko et al. 2022 (iSTFTNet, arXiv 2203.02395), Liu
+et al. 2020 (Neural Homomorphic Vocoder, Interspeech), Polyak et al. 2021 (arXiv 2104.00355).
+
+Shapes: B batch, T codes, C channels, S = T * code_hop_size samples; `mask` [B, T] is 1.0 on codes
+and 0.0 on padding, None without padding.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.speech import mel
+from speechgpt_jax.speech.cpu.toom_cook import ToomCookConv
+from speechgpt_jax.speech.vocoder.config import VocoderConfig
+
+# Pulses and noise of unit power are filtered; speech starts out some 25 dB below them.
+LOG_LEVEL = -3.0
+# exp() of what a fresh or a broken network says must stay finite.
+MAX_LOG_MAGNITUDE = 5.0
+TYPICAL_HZ = 130.0
+# From so many taps and channels on, Toom and Cook's convolution is faster on a CPU.
+LONG_KERNEL, MANY_CHANNELS = 7, 64
+
+
+def masked(x, mask):
+    """Zeroes x [B, T, C] in the padding, so that a short item's end is what it would be alone."""
+    return x if mask is None else x * mask[..., None]
+
+
+class Conv(nnx.Module):
+    """A 1-D convolution [B, T, in] -> [B, T * rate, out]; rate > 1 is a transposed convolution.
+
+    The transposed one is a convolution of its input with rate - 1 zeros between the steps, the
+    fastest way on a CPU; its kernel is PyTorch's read backwards.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, *, rate=1, dilation=1, rngs):
+        if (kernel_size - rate) % 2:
+            raise UserError(f"kernel size {kernel_size} and rate {rate} must be both odd or even.")
+        # Of a transposed kernel only every rate-th tap meets a step that is not zero.
+        scale = math.sqrt(rate / (in_channels * kernel_size))
+        shape = (kernel_size, in_channels, out_channels)
+        self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), shape))
+        self.bias = nnx.Param(jnp.zeros(out_channels))
+        self.rate, self.dilation = rate, dilation
+        reach = (kernel_size - 1) * dilation
+        self.padding = reach // 2 if rate == 1 else reach - (kernel_size - rate) // 2
+
+    def __call__(self, x):
+        y = jax.lax.conv_general_dilated(
+            x,
+            self.kernel[...],
+            window_strides=(1,),
+            padding=[(self.padding, self.padding)],
+            lhs_dilation=(self.rate,),
+            rhs_dilation=(self.dilation,),
+            dimension_numbers=("NWC", "WIO", "NWC"),
+        )
+        return y + self.bias[...]
+
+
+class ResidualBlock(nnx.Module):
+    """HiFi-GAN's block 1: for each dilation, a dilated and a plain convolution and the residual."""
+
+    def __init__(self, channels, kernel_size, dilations, *, rngs):
+        def conv(dilation):
+            return Conv(channels, channels, kernel_size, dilation=dilation, rngs=rngs)
+
+        self.convs1 = nnx.List([conv(dilation) for dilation in dilations])
+        self.convs2 = nnx.List([conv(1) for _ in dilations])
+
+    def __call__(self, x, mask=None):
+        for dilated, plain in zip(self.convs1, self.convs2):
+            y = dilated(masked(jax.nn.leaky_relu(x, 0.1), mask))
+            x = x + plain(masked(jax.nn.leaky_relu(y, 0.1), mask))
+        return x
+
+    def prepare(self) -> None:
+        """Makes what is multiplied less often, from kernels that will no longer change."""
+        kernel_size, channels, _ = self.convs1[0].kernel.shape
+        if kernel_size >= LONG_KERNEL and channels >= MANY_CHANNELS:
+            self.convs1 = nnx.List(map(ToomCookConv, self.convs1))
+            self.convs2 = nnx.List(map(ToomCookConv, self.convs2))
+
+
+class DurationPredictor(nnx.Module):
+    """Embedded merged codes [B, N, C] -> log(duration in codes + 1) [B, N]."""
+
+    def __init__(self, config: VocoderConfig, *, rngs):
+        hidden, kernel_size = config.duration_hidden_dim, config.duration_kernel_size
+        self.conv1 = Conv(config.duration_embed_dim, hidden, kernel_size, rngs=rngs)
+        self.ln1 = nnx.LayerNorm(hidden, epsilon=1e-5, rngs=rngs)
+        self.conv2 = Conv(hidden, hidden, kernel_size, rngs=rngs)
+        self.ln2 = nnx.LayerNorm(hidden, epsilon=1e-5, rngs=rngs)
+        self.proj = nnx.Linear(hidden, 1, rngs=rngs)
+        self.dropout = nnx.Dropout(config.duration_dropout)
+
+    def __call__(self, x, mask=None, rngs: nnx.Rngs | None = None):
+        """Dropout only where `rngs` are given."""
+        for conv, norm in ((self.conv1, self.ln1), (self.conv2, self.ln2)):
+            x = norm(jax.nn.relu(conv(masked(x, mask))))
+            x = self.dropout(x, deterministic=rngs is None, rngs=rngs)
+        return self.proj(x)[..., 0]
+
+
+class PitchPredictor(nnx.Module):
+    """Embedded codes [B, T, C] -> log of the pitch in Hz [B, T], logit of being voiced [B, T].
+
+    It sees BEFORE codes (1.3 s) before its own and AFTER after it: the melody of a sentence, not of
+    a sound, but one that a stream of units need not wait for.
+    """
+
+    DILATIONS = (1, 3, 9)
+    REACH = 3 + sum(2 * (dilation + 1) for dilation in DILATIONS)
+    AFTER = 4
+    BEFORE = 2 * REACH - AFTER
+
+    def __init__(self, in_channels, hidden, *, rngs):
+        self.conv_pre = Conv(in_channels, hidden, 7, rngs=rngs)
+        self.block = ResidualBlock(hidden, 5, self.DILATIONS, rngs=rngs)
+        self.near = Conv(in_channels, hidden, 2 * self.AFTER + 1, rngs=rngs)
+        self.joined = Conv(hidden, hidden, 1, rngs=rngs)
+        self.proj = Conv(hidden, 2, 1, rngs=rngs)
+
+    def __call__(self, x, mask=None):
+        mask = jnp.ones(x.shape[:2]) if mask is None else mask
+        # Convolutions look to both sides: those that look far stand before their code.
+        past, past_mask = (_delayed(y, self.REACH - self.AFTER) for y in (x, mask))
+        past = self.block(self.conv_pre(masked(past, past_mask)), past_mask)[:, : x.shape[1]]
+        y = self.joined(jax.nn.leaky_relu(past + self.near(masked(x, mask)), 0.1))
+        y = self.proj(jax.nn.leaky_relu(y, 0.1))
+        return y[..., 0] + math.log(TYPICAL_HZ), y[..., 1]
+
+
+def _delayed(x, steps):  # BT... -> B(steps + T)...
+    return jnp.pad(x, [(0, 0), (steps, 0), *[(0, 0)] * (x.ndim - 2)])
+
+
+class Generator(nnx.Module):
+    """Upsampling convolutions, each followed by the mean of residual blocks of several kernels.
+
+    What the last convolution gives becomes sound in one of three ways:
+
+    - it is the samples (HiFi-GAN);
+    - it is the magnitude and phase of a spectrum, for the inverse STFT (iSTFTNet);
+    - it is two filters, of pulses at the given pitch and of noise, whose filtered sum goes through
+      the inverse STFT (Neural Homomorphic Vocoder). Periodicity is then given instead of learned,
+      which takes far less training.
+    """
+
+    def __init__(self, config: VocoderConfig, *, rngs):
+        channels = config.upsample_initial_channel
+        self.conv_pre = Conv(config.model_in_dim, channels, 7, rngs=rngs)
+        ups, resblocks = [], []
+        for rate, kernel_size in zip(config.upsample_rates, config.upsample_kernel_sizes):
+            ups.append(Conv(channels, channels // 2, kernel_size, rate=rate, rngs=rngs))
+            channels //= 2
+            for block in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes):
+                resblocks.append(ResidualBlock(channels, *block, rngs=rngs))
+        self.ups, self.resblocks = nnx.List(ups), nnx.List(resblocks)
+        self.n_fft, self.hop = config.istft_n_fft, config.istft_hop_size
+        self.code_hop_size, self.contexts = config.code_hop_size, config.contexts
+        parts = 3 if config.pitch_hidden_dim else 2
+        out_channels = parts * (self.n_fft // 2 + 1) if self.n_fft else 1
+        self.conv_post = Conv(channels, out_channels, 7, rngs=rngs)
+
+    def __call__(self, x, mask=None, pulses=None, first_code=0, only=None):
+        """x [B, T, C], pulses [B, S] where the config has a pitch predictor -> wav [B, S].
+
+        Args:
+          first_code: where x begins in what is said, for each place has its own noise.
+          only: first code and number of those whose samples are wanted; the others are their
+            context, and are left out from where they no longer matter.
+        """
+        left = 0, x.shape[1]
+        only = only or left
+        x = self.conv_pre(masked(x, mask))
+        for up, blocks, context in zip(self.ups, self._blocks_by_stage(), self.contexts[1:]):
+            left, (x, mask, pulses) = narrowed(left, only, context, (x, mask, pulses))
+            x = up(masked(jax.nn.leaky_relu(x, 0.1), mask))
+            mask = None if mask is None else jnp.repeat(mask, up.rate, axis=1)
+            x = sum(block(x, mask) for block in blocks) / len(blocks)
+        left, (x, mask, pulses) = narrowed(left, only, self.contexts[-1], (x, mask, pulses))
+        x = masked(jax.nn.leaky_relu(x, 0.01), mask)
+        wav = self._sound(x, mask, pulses, first_code + left[0])
+        return narrowed(left, only, 0, wav)[1]
+
+    def _blocks_by_stage(self):
+        size = len(self.resblocks) // len(self.ups)
+        return [self.resblocks[i * size : (i + 1) * size] for i in range(len(self.ups))]
+
+    def _sound(self, x, mask, pulses, first_code):
+        if not self.n_fft:
+            return jnp.tanh(self.conv_post(x))[..., 0]
+        # One frame more than steps (the first one, reflected) makes steps * hop samples.
+        x = self.conv_post(jnp.concatenate([x[:, 1:2], x], axis=1))
+        spectrum = self._spectrum(x, mask, pulses, first_code)
+        frames = None if mask is None else jnp.pad(mask, ((0, 0), (1, 0)), constant_values=1)
+        return mel.istft(*spectrum, self.n_fft, self.hop, frames)
+
+    def _spectrum(self, x, mask, pulses, first_code):
+        """What conv_post says [B, F, parts * bins] -> real and imaginary parts [B, F, bins]."""
+        if pulses is None:
+            return spectrum_of(x)
+        noise = code_noise(first_code, pulses.shape[1] // self.code_hop_size, self.code_hop_size)
+        if mask is not None:
+            noise = noise * jnp.repeat(mask, self.hop, axis=1)
+        pulse_real, pulse_imag = mel.stft(pulses, self.n_fft, self.hop, "constant")
+        noise_real, noise_imag = mel.stft(noise, self.n_fft, self.hop, "constant")
+        bins = self.n_fft // 2 + 1
+        filter_real, filter_imag = spectrum_of(x[..., : 2 * bins], LOG_LEVEL)
+        noise_gain = jnp.exp(jnp.minimum(x[..., 2 * bins :], MAX_LOG_MAGNITUDE) + LOG_LEVEL)
+        real = filter_real * pulse_real - filter_imag * pulse_imag + noise_gain * noise_real
+        imag = filter_real * pulse_imag + filter_imag * pulse_real + noise_gain * noise_imag
+        return real, imag
+
+
+def narrowed(left, only, context, arrays):
+    """Leaves out what is not within `context` codes of those wanted.
+
+    Args:
+      left, only: first code and number of those that the arrays [B, number * n, ...] are of, and of
+        those wanted. Numbers decide shapes; first codes may be traced.
+
+    Returns:
+      the same of what is left, and the arrays of that.
+    """
+    (begin, count), (first, number) = left, only
+    size = min(number + 2 * context, count)
+    if size == count:
+        return left, arrays
+    start = jnp.clip(first - context, begin, begin + count - size)
+
+    def cut(x):
+        steps = x.shape[1] // count
+        return jax.lax.dynamic_slice_in_dim(x, (start - begin) * steps, size * steps, axis=1)
+
+    return (start, size), jax.tree.map(cut, arrays)
+
+
+def code_noise(first_code, num_codes, hop):
+    """White noise [1, num_codes * hop] that is a code's own, by its place in what is said.
+
+    So an item sounds in a batch as it would alone, and a chunk as it would in the whole.
+    """
+
+    def noise(place):
+        return jax.random.normal(jax.random.fold_in(jax.random.key(0), place), (hop,))
+
+    return jax.vmap(noise)(first_code + jnp.arange(num_codes)).reshape(1, -1)
+
+
+def spectrum_of(x, log_level=0.0):
+    """Log magnitude and phase side by side [B, F, 2 bins] -> real and imaginary parts.
+
+    The phase is the angle itself, as in Vocos (Siuzdak 2023, arXiv 2306.00814), where iSTFTNet
+    takes its sine.
+    """
+    log_magnitude, phase = jnp.split(x, 2, axis=-1)
+    magnitude = jnp.exp(jnp.minimum(log_magnitude, MAX_LOG_MAGNITUDE) + log_level)
+    return magnitude * jnp.cos(phase), magnitude * jnp.sin(phase)

@@ -1,0 +1,223 @@
+"""From a folder of recordings and a table of dialogues to packed batches of the three stages."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speechgpt_jax import prompts
+from speechgpt_jax.corpus import text_to_speech
+from speechgpt_jax.data import descriptions
+from speechgpt_jax.data.pipeline import load_once
+from speechgpt_jax.data.sources import DEMO_CORPUS
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
+from speechgpt_jax.unit_text import text_to_units, units_to_text
+from tasks import modality_adaptation, speech_instruct
+from tests.decoding.test_conversation import learn_by_heart
+from tools import build_speech_instruct, extract_units
+from tools.build_speech_instruct import CHAIN_FORMS
+
+DIALOGUES = [
+    {"question": "what is two plus two?", "answer": "two plus two is four."},
+    {"question": "what is unspeakable?", "answer": "nothing is."},
+    {"question": "which  colour\nis grass?", "answer": "grass is green."},
+    {"question": "tell me a lot.", "answer": "a lot " * 20},
+    {"question": "a <eoh> in a question?", "answer": "no."},
+]
+REASONS = ["no such word", "the answer has 40 words", "the text has <eoh> in it"]
+
+
+def run(tool, *arguments, **flags):
+    tool.main([*arguments, *(f"--{name}={value}" for name, value in flags.items())])
+
+
+def chain_flags(voice, hubert):
+    return {"tts": voice, "hubert": hubert, "question_voices": "rms,kal16", "prefix": "Hi.\n"}
+
+
+def lines_of(output: Path, kind: str) -> list[str]:
+    files = sorted(output.glob(f"{kind}-*-of-*.*"))
+    return [line for file in files for line in file.read_text().splitlines()]
+
+
+def rows_of(output: Path, kind: str) -> list[dict]:
+    return [json.loads(line) for line in lines_of(output, kind)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("speech_instruct")
+
+
+@pytest.fixture(scope="module")
+def units(folder, small_hubert):
+    """Twelve shipped recordings: one has no text, one has a token in it."""
+    clips = json.loads((DEMO_CORPUS / "clips" / "clips.json").read_text())[:12]
+    rows = [{"path": str(DEMO_CORPUS / "clips" / c["file"]), "text": c["text"]} for c in clips]
+    del rows[3]["text"]
+    rows[5]["text"] = "say <7> or <sosp>"
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = folder / "units"
+    run(extract_units, input=manifest, hubert=small_hubert, output=output, shard_size=5)
+    return output
+
+
+@pytest.fixture(scope="module")
+def pairs(folder, units):
+    output = folder / "stage2"
+    run(build_speech_instruct, "cross_modal_instruction", units=units, output=output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def table(folder):
+    (folder / "dialogues.jsonl").write_text("".join(json.dumps(d) + "\n" for d in DIALOGUES))
+    return folder / "dialogues.jsonl"
+
+
+@pytest.fixture(scope="module")
+def chain(folder, table, voice, small_hubert):
+    output = folder / "stage3"
+    flags = {
+        "tts": voice,
+        "hubert": small_hubert,
+        "question_voices": "rms,kal16",
+        "prefix": "Hi.\n",
+    }
+    run(build_speech_instruct, "chain_of_modality", dialogues=table, output=output, **flags)
+    return output
+
+
+def test_stage_1_has_the_units_of_every_recording(folder, units):
+    output = folder / "stage1"
+    run(build_speech_instruct, "modality_adaptation", units=units, output=output)
+    said = [text_to_units(line) for line in lines_of(output, "units")]
+    assert said == [row["units"] for row in rows_of(units, "units")] and len(said) == 12
+
+
+def test_stage_2_has_both_directions_of_what_has_a_text(units, pairs):
+    usable = [row for i, row in enumerate(rows_of(units, "units")) if i not in (3, 5)]
+    for kind, options in (("asr", descriptions.ASR), ("tts", descriptions.TTS)):
+        written = rows_of(pairs, kind)
+        assert len(written) == len(usable) == 10
+        for record, row in zip(written, usable):
+            sides = row["text"], units_to_text(row["units"])
+            source, target = sides if kind == "tts" else sides[::-1]
+            description = re.match(r"\[Human\]: (.*?)\. This is", record["plain_text"])[1]
+            assert description in options
+            values = {"description": description, "source": source, "target": target}
+            assert record["plain_text"] == prompts.CROSS_MODAL.format(**values)
+            assert record["prefix"] == prompts.DEFAULT_PREFIX
+    reasons = [row["reason"] for row in rows_of(pairs, "rejects")]
+    assert reasons == ["there is no text", "the text has <7> in it, which is a token"]
+
+
+def test_stage_3_speaks_questions_and_answers(chain, small_hubert, voice, tmp_path):
+    speech2unit = Speech2Unit.from_pretrained(small_hubert)
+
+    def heard(text, speaker):
+        wav = tmp_path / "said.wav"
+        text_to_speech.speak(voice, speaker, text, wav)
+        return units_to_text(speech2unit(extract_units.load(str(wav)))[0])
+
+    question, answer = "which colour is grass?", "grass is green."
+    possible = [
+        {
+            "question": question,
+            "answer": answer,
+            "question_units": heard(question, speaker),
+            "answer_units": heard(answer, "slt"),
+        }
+        for speaker in ("rms", "kal16")
+    ]
+    assert possible[0] != possible[1]
+    for kind, template in CHAIN_FORMS.items():
+        first, second = rows_of(chain, kind)
+        assert second["plain_text"] in [template.format(**values) for values in possible]
+        assert "two plus two is four." in first["plain_text"] and first["prefix"] == "Hi.\n"
+
+
+def test_dialogues_that_will_not_do_are_listed(chain):
+    rejects = rows_of(chain, "rejects")
+    assert [row["question"] for row in rejects] == [DIALOGUES[i]["question"] for i in (1, 3, 4)]
+    for row, reason in zip(rejects, REASONS):
+        assert reason in row["reason"]
+
+
+def test_two_workers_write_the_same(chain, table, voice, small_hubert, tmp_path):
+    flags = {
+        "tts": voice,
+        "hubert": small_hubert,
+        "question_voices": "rms,kal16",
+        "prefix": "Hi.\n",
+    }
+    workers = {"direct_num_workers": 2, "direct_running_mode": "multi_threading"}
+    run(
+        build_speech_instruct,
+        "chain_of_modality",
+        dialogues=table,
+        output=tmp_path,
+        shard_size=2,
+        **flags,
+        **workers,
+    )
+    for kind in (*CHAIN_FORMS, "rejects"):
+        assert len(list(tmp_path.glob(f"{kind}-*-of-00003.jsonl"))) >= 2
+        assert lines_of(tmp_path, kind) == lines_of(chain, kind)
+
+
+def test_what_was_built_becomes_packed_batches(pairs, chain, folder, units):
+    output = folder / "stage1"
+    run(build_speech_instruct, "modality_adaptation", units=units, output=output)
+    tokenizer = Tokenizer.from_pretrained(DEMO_TOKENIZER)
+    files = {
+        "built_asr": pairs / "asr-*.jsonl",
+        "built_tts": pairs / "tts-*.jsonl",
+        "built_chain": chain / "speech_to_speech-*.jsonl",
+    }
+    names = [
+        speech_instruct.dialogue_lines(name, {"train": str(pattern)}, str(DEMO_TOKENIZER))
+        for name, pattern in files.items()
+    ]
+    stage1 = {"train": str(output / "units-*.txt")}
+    names.append(modality_adaptation.unit_lines(stage1, str(DEMO_TOKENIZER), "built_units"))
+    for name, dialogues in zip(names, (10, 10, 2, None)):
+        batches = list(load_once(name, "train", batch_size=2, sequence_length=256))
+        tokens = np.concatenate([batch["decoder_target_tokens"] for batch in batches])
+        assert np.isin(tokens, list(tokenizer.unit_ids)).any()
+        if dialogues:
+            assert (tokens == tokenizer.eos_id).sum() == dialogues
+
+
+def test_our_own_model_gives_units(table):
+    tokenizer = Tokenizer.from_pretrained(DEMO_TOKENIZER)
+    text, units = "it is five.", [3, 141, 59]
+    said = prompts.CROSS_MODAL.format(
+        description=prompts.SPEAK, source=text, target=units_to_text(units)
+    )
+    ids = tokenizer.encode(prompts.DEFAULT_PREFIX + said)
+    model = learn_by_heart([tokenizer.bos_id, *ids, tokenizer.eos_id], tokenizer.vocab_size)
+    voice = build_speech_instruct.ModelVoice(model, tokenizer, max_new_tokens=16)
+    assert voice([(text, "")] * 3) == [units] * 3
+    short = dataclasses.replace(voice, max_new_tokens=4)
+    (reason,) = short([(text, "")])
+    assert "4 tokens without an end" in reason
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["chain_of_modality", "--output=x"], "needs --dialogues, and --tts or --text_to_unit"),
+        (["chain_of_modality", "--output=x", "--dialogues=d", "--tts=say"], "lacks"),
+        (["modality_adaptation", "--output=x"], "needs --units, the output of"),
+        (["modality_adaptation", "--output=x", "--units=none"], "has 0 finished shards"),
+    ],
+)
+def test_what_is_missing_is_said(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build_speech_instruct.main(arguments)

@@ -1,0 +1,246 @@
+"""Recordings to units: the same whatever the workers, after a kill, beside files that won't do."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speechgpt_jax.corpus import shards
+from speechgpt_jax.corpus.manifest import parse_rows
+from speechgpt_jax.data.sources import DEMO_CORPUS
+from speechgpt_jax.speech.audio import load_audio, save_audio
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from tools import extract_units
+
+ROOT = Path(__file__).parents[2]
+CLIPS = sorted((DEMO_CORPUS / "clips").glob("*.flac"))[:9]
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """Nine recordings of 1 to 7 seconds, some of them in a folder of the folder."""
+    folder = tmp_path_factory.mktemp("recordings")
+    (folder / "more [1]").mkdir()
+    for i, clip in enumerate(CLIPS):
+        folder_of_clip = folder / "more [1]" if i % 2 else folder
+        save_audio(folder_of_clip / f"{i}.wav", np.tile(load_audio(clip), 1 + i % 2))
+    return folder
+
+
+def extract(source, hubert, output, *more):
+    flags = {"input": source, "hubert": hubert, "output": output, "shard_size": 2}
+    extract_units.main([*(f"--{name}={value}" for name, value in flags.items()), *more])
+
+
+def shards_of(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(output.glob("*-of-*.jsonl"))}
+
+
+def rows_of(output: Path, kind: str = "units") -> list[dict]:
+    files = sorted(output.glob(f"{kind}-*-of-*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def extracted(recordings, small_hubert, tmp_path_factory):
+    """The work of one worker."""
+    output = tmp_path_factory.mktemp("extracted")
+    extract(recordings, small_hubert, output)
+    return output
+
+
+def test_units_are_those_of_each_recording_alone(extracted, recordings, small_hubert):
+    rows = rows_of(extracted)
+    paths = [row["path"] for row in rows]
+    assert paths == sorted(map(str, recordings.rglob("*.wav"))) and len(paths) == 9
+    speech2unit = Speech2Unit.from_pretrained(small_hubert)
+    for row in rows:
+        wav = load_audio(row["path"])
+        units, durations = speech2unit(wav)
+        np.testing.assert_array_equal(row["units"], units)
+        np.testing.assert_array_equal(row["durations"], durations)
+        assert sum(row["durations"]) == speech2unit.hubert.config.num_frames(len(wav))
+
+
+def test_what_lies_in_the_folder_at_the_end(extracted):
+    names = [f"units-{i:05d}-of-00005.jsonl" for i in range(5)]
+    others = ["histogram.png", "manifest.jsonl", "plan.json", "summary.tsv"]
+    assert sorted(os.listdir(extracted)) == sorted(names + others)
+    totals = shards.read_totals(str(extracted / "summary.tsv"))
+    rows = rows_of(extracted)
+    for measure, field in (("frames", "durations"), ("units", "units")):
+        found = shards.histograms(totals)["units", measure]
+        size = sum if field == "durations" else len
+        assert sum(n * lines for n, lines in found.items()) == sum(size(r[field]) for r in rows)
+    assert (extracted / "histogram.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_workers_write_the_same(extracted, recordings, small_hubert, tmp_path):
+    workers = ("--direct_num_workers=2", "--direct_running_mode=multi_threading")
+    extract(recordings, small_hubert, tmp_path, *workers)
+    assert shards_of(tmp_path) == shards_of(extracted)
+
+
+def test_after_a_kill_the_rest_is_made(extracted, recordings, small_hubert, tmp_path):
+    source = tmp_path / "recordings"
+    shutil.copytree(recordings, source)
+    last = sorted(source.rglob("*.wav"))[4]
+    kept = last.read_bytes()
+    last.unlink()
+    os.mkfifo(last)  # Whoever reads it waits for ever.
+    output = tmp_path / "units"
+    command = [sys.executable, "-m", "tools.extract_units", f"--input={source}"]
+    flags = [f"--hubert={small_hubert}", f"--output={output}", "--shard_size=2"]
+    process = subprocess.Popen(
+        [*command, *flags],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        while len(made := sorted(output.glob("units-*"))) < 2 and process.poll() is None:
+            time.sleep(0.05)
+        assert process.poll() is None, process.stderr.read()
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert [path.name for path in made] == [f"units-0000{i}-of-00005.jsonl" for i in (0, 1)]
+    assert not (output / "summary.tsv").exists()
+    before = [path.stat().st_mtime_ns for path in made]
+    (output / "units-00002-of-00005.jsonl.0.part").write_text("{")  # As a kill may leave it.
+
+    last.unlink()
+    last.write_bytes(kept)
+    extract(source, small_hubert, output)
+    assert [path.stat().st_mtime_ns for path in made] == before
+    assert not list(output.glob("*.part"))
+    moved = {
+        name: data.replace(str(source).encode(), str(recordings).encode())
+        for name, data in shards_of(output).items()
+    }
+    assert moved == shards_of(extracted)
+
+
+def test_what_can_not_be_heard_is_listed(recordings, small_hubert, tmp_path, capsys):
+    good = sorted(recordings.glob("*.wav"))[0]
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.flac").write_text("this is no sound")
+    (tmp_path / "cut.wav").write_bytes(good.read_bytes()[:30])
+    save_audio(tmp_path / "short.wav", np.zeros(300, np.float32))
+    names = ["empty.wav", "text.flac", str(good), "cut.wav", "short.wav", "missing.wav"]
+    lines = [f"{name}\ttext {i}\tslt\n" for i, name in enumerate(names)]
+    (tmp_path / "manifest.tsv").write_text("path\ttext\tspeaker\n" + "".join(lines))
+    extract(tmp_path / "manifest.tsv", small_hubert, tmp_path / "units")
+
+    (row,) = rows_of(tmp_path / "units")
+    assert (row["path"], row["text"], row["speaker"]) == (str(good), "text 2", "slt")
+    rejects = rows_of(tmp_path / "units", "rejects")
+    names.remove(str(good))
+    assert [row["path"] for row in rejects] == [str(tmp_path / name) for name in names]
+    reasons = ["not readable", "not readable", "not readable", "300 samples", "No such file"]
+    for row, reason in zip(rejects, reasons):
+        assert reason in row["reason"] and "\n" not in row["reason"]
+    assert "Rejected rows: 5" in capsys.readouterr().out
+
+
+def test_nothing_but_rejects_is_a_result_too(small_hubert, tmp_path):
+    (tmp_path / "text.wav").write_text("this is no sound")
+    extract(tmp_path, small_hubert, tmp_path / "units")
+    assert rows_of(tmp_path / "units") == [] and len(rows_of(tmp_path / "units", "rejects")) == 1
+
+
+def test_another_input_does_not_go_on_with_the_same_output(extracted, recordings, small_hubert):
+    with pytest.raises(ValueError, match=r"was begun with rows .*another --output"):
+        extract(recordings / "more [1]", small_hubert, extracted)
+    with pytest.raises(ValueError, match=r"was begun with shard_size 2, now it is 3"):
+        extract(recordings, small_hubert, extracted, "--shard_size=3")
+    with pytest.raises(ValueError, match=r"was begun with dtype 'float32', now it is 'bfloat16'"):
+        extract(recordings, small_hubert, extracted, "--dtype=bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere", r"nowhere has no \.wav, \.flac"),
+        ("nowhere.jsonl", "There is no file .*nowhere.jsonl"),
+        ("rows.jsonl", r"rows\.jsonl:2: expected a JSON object with path, got .*KeyError: 'path'"),
+        ("cells.tsv", r"cells\.tsv:2: expected a line of columns with path"),
+        ("none.jsonl", "There is no row to work on"),
+    ],
+)
+def test_an_input_that_will_not_do_is_one_line(small_hubert, tmp_path, source, message):
+    (tmp_path / "rows.jsonl").write_text('{"path": "a.wav"}\n{"wav": "b.wav"}\n')
+    (tmp_path / "cells.tsv").write_text("path\ttext\nonly a path\n")
+    (tmp_path / "none.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match=message):
+        extract(tmp_path / source, small_hubert, tmp_path / "units")
+    assert not list(tmp_path.glob("units/*"))
+
+
+def test_a_misspelt_flag_is_named(recordings, small_hubert, tmp_path):
+    with pytest.raises(ValueError, match="--hubbert is unknown"):
+        extract(recordings, small_hubert, tmp_path / "units", "--hubbert=x")
+    assert not (tmp_path / "units").exists()
+
+
+def test_ears_that_are_not_there_are_named_once(recordings, tmp_path, caplog):
+    with pytest.raises(
+        ValueError, match=r"ears has no config\.json; expected a folder of a saved model\.$"
+    ):
+        extract(recordings, tmp_path / "ears", tmp_path / "units")
+    assert not [record for record in caplog.records if record.name.startswith("apache_beam")]
+
+
+def test_a_workers_error_is_told_to_its_last_line_and_a_bug_stays_one():
+    text = """Traceback (most recent call last):
+  File "tools/some.py", line 1, in f
+ValueError: this is
+not that [while running 'x']
+"""
+    with pytest.raises(ValueError, match=r"^this is\nnot that$"), shards.worker_errors():
+        raise RuntimeError(text)
+    with pytest.raises(KeyError), shards.worker_errors():
+        try:
+            raise ValueError("this is not that")
+        except ValueError as error:
+            raise KeyError("that") from error
+
+
+def test_batches_keep_the_order_and_hold_no_more_than_asked():
+    sound = [np.zeros(n) for n in (3, 4, 2, 9, 1)]
+    items = [*sound[:2], "not readable", *sound[2:]]
+    batches = list(extract_units.in_batches(items, 8))
+    assert [[len(x) for x in batch] for batch in batches] == [[3, 4, 12], [2], [9], [1]]
+    assert all(a is b for a, b in zip(itertools.chain(*batches), items, strict=True))
+
+
+TEXT = st.text(st.characters(exclude_characters="\t\r\n", exclude_categories=["Cs"]), min_size=1)
+
+
+@given(st.lists(TEXT.filter(str.strip), min_size=1))
+def test_jsonl_and_tsv_say_the_same(texts):
+    rows = [{"path": "a.wav", "text": text} for text in texts]
+    jsonl = [json.dumps(row).encode() for row in rows]
+    tsv = [b"path\ttext\n", *(f"a.wav\t{text}\r\n".encode() for text in texts)]
+    assert list(parse_rows(jsonl, "rows.jsonl", ("path",))) == rows
+    assert list(parse_rows(tsv, "rows.tsv", ("path", "text"))) == rows
+
+
+@pytest.mark.parametrize(("num_rows", "size"), [(1, 1), (7, 3), (6, 3), (2, 9)])
+def test_cut(tmp_path, num_rows, size):
+    rows = [{"text": "é" * i} for i in range(num_rows)]
+    cut = shards.cut(rows, str(tmp_path), size, {})
+    assert [row for shard in cut for row in shard.read()] == rows
+    assert [len(shard.read()) for shard in cut[:-1]] == [size] * (len(cut) - 1)
+    assert [shard.index for shard in cut] == list(range(-(-num_rows // size)))

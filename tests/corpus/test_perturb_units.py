@@ -1,0 +1,51 @@
+"""Units of perturbed sound keep the times of the recording they stand beside."""
+
+import json
+import sys
+
+import numpy as np
+
+from speechgpt_jax.corpus.manifest import read_manifest
+from speechgpt_jax.speech.audio import load_audio
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from tools import perturb_units
+from tools.build_demo_corpus import SHIPPED_CORPUS
+
+
+def test_retimed_units_last_as_long_as_the_recording():
+    faster = np.array([7, 7, 8, 9, 9, 9])
+    np.testing.assert_array_equal(perturb_units.retimed(faster, 6), faster)
+    np.testing.assert_array_equal(
+        perturb_units.retimed(faster, 12), [7, 7, 7, 7, 8, 8, 9, 9, 9, 9, 9, 9]
+    )
+    np.testing.assert_array_equal(perturb_units.retimed(faster, 3), [7, 9, 9])
+
+
+def test_rows_of_perturbed_sound_follow_the_true_ones(tmp_path, monkeypatch):
+    speech2unit = Speech2Unit.from_pretrained()
+    rows = []
+    for path in sorted((SHIPPED_CORPUS / "clips").glob("question-*.flac"))[:3]:
+        units, durations = (x.tolist() for x in speech2unit(load_audio(path)))
+        rows.append(
+            {"path": str(path), "split": "train", "units": units, "durations": durations, "id": 1}
+        )
+    manifest = tmp_path / "units.jsonl"
+    manifest.write_text("".join(json.dumps(r) + "\n" for r in [*rows, rows[0] | {"split": "test"}]))
+    output = tmp_path / "perturbed.jsonl"
+    flags = ["--manifest", manifest, "--split", "train", "--output", output]
+    monkeypatch.setattr(sys, "argv", ["tool", *map(str, flags)])
+    perturb_units.main()
+
+    written = read_manifest(output)
+    assert len(written) == 6
+    true, perturbed = written[:3], written[3:]
+    assert [row["units"] for row in true] == [row["units"] for row in rows]
+    by_path = {row["path"]: row for row in true}
+    for row in perturbed:
+        original = by_path[row["path"]]
+        assert row["id"] == 1
+        assert sum(row["durations"]) == sum(original["durations"])
+        assert row["units"] != original["units"]
+        # Another throat, but the same words: far more frames agree than the 1 in 200 of chance.
+        frames, expected = (np.repeat(r["units"], r["durations"]) for r in (row, original))
+        assert 0.2 < np.mean(frames == expected) < 0.95

@@ -1,0 +1,188 @@
+"""Speaking and encoding the demo world with a small speech command and a tiny HuBERT."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import tensorflow as tf
+
+from speechgpt_jax.demo_world import world as demo_world
+from speechgpt_jax.speech import audio
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from tools import build_demo_corpus
+
+NUM_UNITS = 200
+
+
+@pytest.fixture(scope="module")
+def hubert(small_hubert):
+    return Speech2Unit.from_pretrained(small_hubert)
+
+
+def read(path):
+    """The examples of one file: feature name -> list of str, or int array."""
+    for record in tf.data.TFRecordDataset(str(path), "GZIP").as_numpy_iterator():
+        features = tf.train.Example.FromString(record).features.feature
+        yield {
+            name: value.bytes_list.value[0].decode()
+            if value.HasField("bytes_list")
+            else np.array(value.int64_list.value)
+            for name, value in features.items()
+        }
+
+
+def test_a_failing_command_is_named(tmp_path):
+    clip = build_demo_corpus.planned_clips()[0]
+    with pytest.raises(ValueError, match=r"nothing\.py.* failed .*check --tts"):
+        build_demo_corpus.speak(clip, f"{sys.executable} nothing.py {{text}} {{wav}}", tmp_path)
+    with pytest.raises(ValueError, match=r"no-such-voice .*check --tts"):
+        build_demo_corpus.speak(clip, "no-such-voice {text} {wav}", tmp_path)
+
+
+def test_a_wrong_sample_rate_is_named(tmp_path, voice):
+    clip = build_demo_corpus.planned_clips()[0]
+    (tmp_path / "wavs").mkdir()
+    soundfile.write(tmp_path / clip.path, np.zeros(8000), 8000)
+    with pytest.raises(ValueError, match="has 8000 Hz and 1 channels"):
+        build_demo_corpus.speak(clip, voice, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "transcript, text",
+    [
+        ("Press 7 to delete this message.", "press seven to delete this message."),
+        ("...to leave the conference.", "to leave the conference."),
+        ("To which folder?", "to which folder?"),
+        ("The conference is locked!", "the conference is locked."),
+        ("I am sorry.  You've entered it.", "i am sorry. you've entered it."),
+        ("dial 500 now", ""),
+        ("press # to exit", ""),
+        ("IAX", ""),
+        ("(10 seconds of silence)", ""),
+        ("Use the 7 key for Q.", ""),
+    ],
+)
+def test_prompt_text(transcript, text):
+    assert build_demo_corpus.prompt_text(transcript) == text
+
+
+def test_plan_keeps_voices_apart():
+    clips = build_demo_corpus.planned_clips()
+    assert len({clip.id for clip in clips}) == len(clips)
+    voices = {split: {c.speaker for c in clips if c.split == split} for split in ("train", "test")}
+    assert voices["train"] == voices["test"] == set(build_demo_corpus.TRAIN_VOICES)
+    assert {c.speaker for c in clips if c.split == "unheard_voice"} == {"awb"}
+    assert {c.speaker for c in clips if c.kind == "answer"} == {build_demo_corpus.ANSWER_VOICE}
+
+
+def test_plan_speaks_every_text_and_no_test_text_in_training():
+    clips = build_demo_corpus.planned_clips()
+    assert {c.text for c in clips} == {s.text for s in demo_world.all_sentences()}
+    train = {c.text for c in clips if c.split == "train"}
+    assert not train & {c.text for c in clips if c.split != "train"}
+
+
+def small_corpus(folder: Path, voice: str) -> list[build_demo_corpus.Clip]:
+    """Two questions, their answers and two plain sentences of every split that has them."""
+    planned = build_demo_corpus.planned_clips()
+    clips = []
+    for split in build_demo_corpus.SPLITS:
+        for kind in ("question", "plain"):
+            clips += [c for c in planned if (c.split, c.kind) == (split, kind)][:2]
+    answers = {c.answer_id for c in clips}
+    clips += [c for c in planned if c.id in answers]
+    (folder / "wavs").mkdir()
+    return [build_demo_corpus.speak(clip, voice, folder) for clip in clips]
+
+
+def test_encode_writes_the_units_of_every_clip(tmp_path, voice, hubert):
+    clips = small_corpus(tmp_path, voice)
+    build_demo_corpus.write_manifest(clips, tmp_path / "manifest.jsonl")
+    assert build_demo_corpus.read_manifest(tmp_path / "manifest.jsonl") == clips
+    build_demo_corpus.encode(tmp_path, hubert, tmp_path / "out")
+
+    utterances = list(read(tmp_path / "out" / "utterances-train.tfrecord.gz"))
+    assert {u["id"] for u in utterances} == {c.id for c in clips if c.split == "train"}
+    for u in utterances[:2]:
+        wav = audio.load_audio(tmp_path / "wavs" / f"{u['id']}.wav")
+        units, durations = hubert(wav)
+        np.testing.assert_array_equal(u["units"], units)
+        np.testing.assert_array_equal(u["durations"], durations)
+        assert u["durations"].sum() == hubert.hubert.config.num_frames(len(wav))
+
+    spoken = {u["id"]: u for u in utterances}
+    for d in read(tmp_path / "out" / "dialogues-train.tfrecord.gz"):
+        np.testing.assert_array_equal(d["question_units"], spoken[d["id"]]["units"])
+        answer = next(u for u in utterances if u["text"] == d["answer"])
+        np.testing.assert_array_equal(d["answer_units"], answer["units"])
+        assert d["answer_speaker"] == build_demo_corpus.ANSWER_VOICE
+
+    rows = json.loads((tmp_path / "out" / "clips" / "clips.json").read_text())
+    assert {row["kind"] for row in rows} == {"question", "plain"}
+    for row in rows:
+        wav = audio.load_audio(tmp_path / "out" / "clips" / row["file"])
+        original = audio.load_audio(tmp_path / "wavs" / row["file"].replace("flac", "wav"))
+        np.testing.assert_array_equal(wav, original)
+
+
+def test_encode_without_a_manifest_says_what_to_run(tmp_path, hubert):
+    with pytest.raises(ValueError, match="run the step `synthesize`"):
+        build_demo_corpus.encode(tmp_path, hubert, tmp_path / "out")
+
+
+def test_human_prompts_without_the_packages_says_what_to_unpack(tmp_path):
+    with pytest.raises(ValueError, match="dpkg-deb -x"):
+        build_demo_corpus.human_prompts(tmp_path, 3)
+
+
+# ---- the shipped corpus ------------------------------------------------------------------------
+
+SHIPPED = build_demo_corpus.SHIPPED_CORPUS
+UTTERANCES = [f"utterances-{split}" for split in build_demo_corpus.SPLITS]
+DIALOGUES = [f"dialogues-{split}" for split in build_demo_corpus.SPLITS[:-1]]
+
+
+def check_units(units, durations):
+    assert len(units) == len(durations) > 0
+    assert units.min() >= 0 and units.max() < NUM_UNITS
+    assert (np.diff(units) != 0).all()
+    assert durations.min() >= 1
+
+
+@pytest.mark.parametrize("name", UTTERANCES)
+def test_shipped_utterances(name):
+    speakers = set()
+    for u in read(SHIPPED / f"{name}.tfrecord.gz"):
+        check_units(u["units"], u["durations"])
+        speakers.add(u["speaker"])
+        if u["kind"] != "prompt":
+            assert set(demo_world.words(u["text"])) <= set(demo_world.vocabulary())
+    strangers = {"utterances-unheard_voice": {"awb"}, "utterances-human": {"human"}}
+    assert speakers == strangers.get(name, set(build_demo_corpus.TRAIN_VOICES))
+
+
+@pytest.mark.parametrize("name", DIALOGUES)
+def test_shipped_dialogues(name):
+    answers = {d.question: d.answer for d in demo_world.questions() if d.split in name} or {
+        d.question: d.answer for d in demo_world.questions() if d.split == "test"
+    }
+    asked = set()
+    for d in read(SHIPPED / f"{name}.tfrecord.gz"):
+        check_units(d["question_units"], d["question_durations"])
+        check_units(d["answer_units"], d["answer_durations"])
+        assert answers[d["question"]] == d["answer"]
+        asked.add(d["question"])
+    assert asked == set(answers)
+
+
+def test_shipped_files_are_small_and_attributed():
+    files = [path for path in SHIPPED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 20e6
+    rows = json.loads((SHIPPED / "clips" / "clips.json").read_text())
+    assert {row["file"] for row in rows} == {p.name for p in SHIPPED.glob("clips/*.flac")}
+    assert sum(row["speaker"] == "human" for row in rows) == 15
+    attribution = (SHIPPED / "ATTRIBUTION.md").read_text()
+    assert "Allison Smith" in attribution and "Carnegie Mellon" in attribution

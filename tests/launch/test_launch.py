@@ -1,0 +1,144 @@
+"""What the launchers would run, against what gcloud, Kubernetes and SLURM take."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from speechgpt_jax.launch import command as launch
+from tools import launch_gke, launch_slurm, launch_tpu_vm
+
+# JobSet's own schema, from its CustomResourceDefinition of August 2026 (Apache-2.0), without its
+# descriptions and without the fields of a pod that no launcher sets.
+SCHEMA = Path(__file__).parent.parent / "testdata" / "jobset_v1alpha2.json"
+TRAIN = ["--gin_file=gin/runs/llama_7b_stage1.gin", "--gin.UNITS=gs://bucket/units-*.txt"]
+
+
+def dry_run(module, arguments, capsys):
+    assert module.main(arguments) == 0
+    return capsys.readouterr().out
+
+
+GKE = [
+    "--name=stage1",
+    "--image=registry/speechgpt_jax",
+    "--accelerator=tpu-v5-lite-podslice",
+    "--dry_run",
+]
+
+
+def check(value, schema, path="manifest"):
+    """AssertionError where a value breaks the schema, as a strict Kubernetes server would say."""
+    types = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}
+    if "type" in schema:
+        assert isinstance(value, types[schema["type"]]), f"{path}: {value!r} is no {schema['type']}"
+    assert value in schema.get("enum", [value]), f"{path}: {value!r} is none of {schema['enum']}"
+    if isinstance(value, dict):
+        assert set(schema.get("required", ())) <= set(value), f"{path} lacks a required field"
+        for key, item in value.items():
+            known = schema.get("properties", {})
+            if known:
+                assert key in known, f"{path} has no field {key}"
+            check(item, known.get(key) or schema.get("additionalProperties", {}), f"{path}.{key}")
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            check(item, schema.get("items", {}), f"{path}[{i}]")
+
+
+@pytest.mark.parametrize(
+    ("topology", "slices", "hosts", "chips"),
+    [("16x16", 1, 64, 4), ("4x4x4", 2, 16, 4), ("1x1", 1, 1, 1)],
+)
+def test_jobset(topology, slices, hosts, chips, capsys):
+    arguments = [*GKE, f"--topology={topology}", f"--slices={slices}", "--", *TRAIN]
+    manifest = yaml.safe_load(dry_run(launch_gke, arguments, capsys))
+    check(manifest, json.loads(SCHEMA.read_text()))
+    [group] = manifest["spec"]["replicatedJobs"]
+    job = group["template"]["spec"]
+    [container] = job["template"]["spec"]["containers"]
+    assert (group["replicas"], job["parallelism"], job["completions"]) == (slices, hosts, hosts)
+    assert container["resources"]["limits"] == {"google.com/tpu": chips}
+    assert container["command"][-2:] == TRAIN
+    # Kubernetes: a label of DNS, and policies on failures only where pods are never restarted.
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", manifest["metadata"]["name"])
+    assert job["template"]["spec"]["restartPolicy"] == "Never"
+
+
+def test_the_schema_finds_mistakes():
+    args = launch_gke.parse([*GKE, "--topology=2x4", "--", *TRAIN])
+    schema = json.loads(SCHEMA.read_text())
+    for path, value in (
+        (("spec", "failurePolicy", "maxRestart"), 3),
+        (("spec", "failurePolicy", "rules", 0, "action"), "Restart"),
+        (("spec", "replicatedJobs", 0, "template", "spec", "parallelism"), "4"),
+        (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "container"), []),
+    ):
+        manifest = inner = launch_gke.manifest(args)
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+        with pytest.raises(AssertionError, match=r"manifest\.spec"):
+            check(manifest, schema)
+
+
+def test_topology_must_be_numbers():
+    args = launch_gke.parse([*GKE, "--topology=16,16", "--", *TRAIN])
+    with pytest.raises(ValueError, match="topology '16,16': give chips a dimension, such as 16x16"):
+        launch_gke.manifest(args)
+
+
+def test_slurm(capsys):
+    arguments = ["--name=a", "--nodes=4", "--sbatch=--partition=gpu", "--dry_run", "--", *TRAIN]
+    lines = dry_run(launch_slurm, arguments, capsys).splitlines()
+    assert lines[0] == "#!/bin/bash"
+    options = dict(
+        re.fullmatch(r"#SBATCH --([a-z-]+)=?(.*)", x).groups() for x in lines if "#SBATCH" in x
+    )
+    # JAX takes one device a task, by its local id.
+    assert options["ntasks-per-node"] == options["gpus-per-node"] == "8"
+    assert (options["nodes"], options["partition"]) == ("4", "gpu")
+    assert options["signal"] == f"TERM@{launch.GRACE_SECONDS}"
+    assert re.fullmatch(r"\d+:\d\d:\d\d", options["time"])
+    [srun] = [shlex.split(line) for line in lines if line.startswith("srun")]
+    assert srun[-2:] == TRAIN, "the shell must not expand the pattern"
+    assert f"if [ $code -eq {launch.STOPPED_EXIT_CODE} ]" in "\n".join(lines)
+
+
+TPU = ["--name=pod", "--zone=us-west4-a", "--dry_run"]
+NEW = ["--accelerator_type=v5litepod-256", "--runtime_version=v2-alpha-tpuv5-lite"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flags"),
+    [
+        (["create", *TPU, *NEW, "--spot"], {"--node-id=pod", "--spot"}),
+        (["create", *TPU, *NEW, "--slices=2"], {"--node-count=2", "--node-prefix=pod"}),
+        (["setup", *TPU, "--source=https://host/a.git"], {"--worker=all", "--node=all"}),
+        (["train", *TPU, "--", *TRAIN], {"--worker=all", "--batch-size=all"}),
+        (["delete", *TPU, "--project=p"], {"--force", "--quiet", "--project=p"}),
+    ],
+)
+def test_tpu_vm(arguments, flags, capsys):
+    command = shlex.split(dry_run(launch_tpu_vm, arguments, capsys))
+    assert command[:4] == ["gcloud", "compute", "tpus", "queued-resources"]
+    assert command[5:7] == ["pod", "--zone=us-west4-a"]
+    assert flags <= set(command[7:])
+
+
+def test_all_hosts_of_a_pod_get_one_command(capsys):
+    command = shlex.split(dry_run(launch_tpu_vm, ["train", *TPU, "--", *TRAIN], capsys))
+    [remote] = [x.removeprefix("--command=") for x in command if x.startswith("--command=")]
+    assert shlex.split(remote)[-3:] == ["--multihost", *TRAIN]
+
+
+@pytest.mark.parametrize("module", [launch_gke, launch_slurm, launch_tpu_vm])
+def test_what_the_help_shows_is_understood(module):
+    """The commands of the docstrings parse."""
+    text = module.__doc__.replace("\\\n", " ")
+    commands = re.findall(r"python -m tools\.\w+ (.*)", text)
+    assert commands
+    for command in commands:
+        module.parse(shlex.split(command))

@@ -1,0 +1,218 @@
+"""HuBERT against `transformers`, alone against in a batch, and the audio that goes in."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+
+from speechgpt_jax.speech.encoder import attention as hubert_attention
+from speechgpt_jax.speech.encoder.config import HubertConfig
+from speechgpt_jax.speech.encoder.hubert import Hubert
+
+SMALL = HubertConfig(
+    conv_dim=(16, 16, 24, 24, 32, 32, 32),
+    hidden_size=48,
+    num_layers=3,
+    num_heads=4,
+    intermediate_size=96,
+    position_kernel=16,
+    position_groups=4,
+    feature_layer=2,
+)
+
+
+@nnx.jit
+def hear(hubert, wav, lengths):
+    return hubert(wav, lengths)
+
+
+def oracle(config: HubertConfig, seed: int = 0) -> transformers.HubertModel:
+    torch.manual_seed(seed)
+    model = transformers.HubertModel(
+        transformers.HubertConfig(
+            conv_dim=config.conv_dim,
+            conv_kernel=config.conv_kernel,
+            conv_stride=config.conv_stride,
+            conv_bias=False,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            intermediate_size=config.intermediate_size,
+            num_conv_pos_embeddings=config.position_kernel,
+            num_conv_pos_embedding_groups=config.position_groups,
+            feat_extract_norm="group",
+            do_stable_layer_norm=config.norm_first,
+        )
+    ).eval()
+    with torch.no_grad():  # Trained weights: biases are not zero, norms not one.
+        for name, weight in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                weight.add_(0.1 * torch.randn_like(weight))
+    return model
+
+
+def copy_weights(model: transformers.HubertModel, hubert: Hubert) -> None:
+    def put(param, tensor):
+        value = tensor.detach().numpy()
+        assert param.shape == value.shape, (param.shape, value.shape)
+        param[...] = jnp.asarray(value)
+
+    def linear(ours, theirs):
+        put(ours.kernel, theirs.weight.T)
+        put(ours.bias, theirs.bias)
+
+    def norm(ours, theirs):
+        put(ours.scale, theirs.weight)
+        put(ours.bias, theirs.bias)
+
+    front = model.feature_extractor.conv_layers
+    for ours, theirs in zip(hubert.front_end.conv_layers, front):
+        put(ours.kernel, theirs.conv.weight.permute(2, 1, 0))
+    norm(hubert.front_end.group_norm, front[0].layer_norm)
+    norm(hubert.front_end.layer_norm, model.feature_projection.layer_norm)
+    linear(hubert.front_end.projection, model.feature_projection.projection)
+    position = model.encoder.pos_conv_embed.conv
+    put(hubert.positions.kernel, position.weight.permute(2, 1, 0))
+    put(hubert.positions.bias, position.bias)
+    norm(hubert.layer_norm, model.encoder.layer_norm)
+    for ours, theirs in zip(hubert.layers, model.encoder.layers):
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            linear(getattr(ours.attention, name), getattr(theirs.attention, name))
+        norm(ours.layer_norm, theirs.layer_norm)
+        linear(ours.intermediate_dense, theirs.feed_forward.intermediate_dense)
+        linear(ours.output_dense, theirs.feed_forward.output_dense)
+        norm(ours.final_layer_norm, theirs.final_layer_norm)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMALL,
+        dataclasses.replace(SMALL, position_kernel=15, feature_layer=3),
+        dataclasses.replace(SMALL, norm_first=True, feature_layer=3),
+        # The base shape at its real widths, two layers deep.
+        dataclasses.replace(HubertConfig.base(), num_layers=2, feature_layer=2),
+    ],
+    ids=["small", "odd_position_kernel", "norm_first", "base"],
+)
+def test_features_are_those_of_transformers(config):
+    model = oracle(config)
+    hubert = Hubert(config, rngs=nnx.Rngs(0))
+    copy_weights(model, hubert)
+    wav = np.random.default_rng(0).standard_normal((2, 8_000)).astype(np.float32)
+
+    features = hear(hubert, wav, np.array([8_000, 8_000]))
+
+    with torch.no_grad():
+        output = model(torch.from_numpy(wav), output_hidden_states=True)
+    expected = output.hidden_states[config.feature_layer].numpy()
+    if config.norm_first:  # Its end has a norm of its own.
+        expected = output.last_hidden_state.numpy()
+    assert features.shape == expected.shape == (2, config.num_frames(8_000), config.hidden_size)
+    error = np.abs(np.asarray(features) - expected).max() / np.abs(expected).max()
+    assert error < 1e-4
+
+
+NEAR = dataclasses.replace(
+    SMALL,
+    front_end="mel",
+    conv_dim=(20, 48, 48),
+    conv_kernel=(400, 3, 3),
+    conv_stride=(160, 1, 2),
+    norm_first=True,
+    position_period=40,
+    attention_frames=3,
+    feature_layer=3,
+)
+
+
+@pytest.mark.parametrize("config", [SMALL, NEAR], ids=["wave", "mel"])
+def test_a_clip_has_the_same_features_alone_and_in_a_batch(config):
+    hubert = Hubert(config, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(1)
+    lengths = np.array([4_000, 9_111, 400])
+    wav = rng.standard_normal((3, 12_000)).astype(np.float32)
+
+    together = np.asarray(hear(hubert, wav, lengths))
+
+    for row, length, features in zip(wav, lengths, together):
+        alone = np.asarray(hear(hubert, row[None, :length], np.array([length])))[0]
+        np.testing.assert_allclose(features[: len(alone)], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_frame_depends_on_no_more_than_its_reach():
+    hubert = Hubert(NEAR, rngs=nnx.Rngs(0))
+    assert NEAR.reach == 9 and SMALL.reach == math.inf
+    x = np.random.default_rng(0).standard_normal((1, 60, 48)).astype(np.float32)
+    encode = nnx.jit(lambda hubert, x, first: hubert.encode(x, jnp.array([x.shape[1]]), 3, first))
+    whole, piece = encode(hubert, x, 0), encode(hubert, x[:, 20:], 20)
+    np.testing.assert_allclose(piece[:, 9:], whole[:, 29:], atol=1e-5)
+    assert np.abs(piece[:, 8] - whole[:, 28]).max() > 1e-4
+    # Positions repeat: 40 frames on, the same sound is heard alike.
+    np.testing.assert_allclose(encode(hubert, x, 40), whole, atol=1e-5)
+
+
+def rows_of_segments(steps: int):
+    """q, k, v [2, T, 4, 8], and segments [2, T] of any number, with padding at one row's end."""
+    rng = np.random.default_rng(0)
+    arrays = rng.standard_normal((3, 2, steps, 4, 8)).astype(np.float32)
+    at = np.arange(steps) / steps
+    segments = np.stack([1 + (at > 0.5), np.array([7, 3, 3, 0])[(at * 4).astype(int)]])
+    return arrays, segments.astype(np.int32)
+
+
+@pytest.mark.parametrize("steps", [30, 250, 611])
+def test_attention_by_segment_is_that_under_a_mask(steps):
+    (q, k, v), segments = rows_of_segments(steps)
+    theirs = hubert_attention.attend_masked(q, k, v, segments, segments)
+    ours = hubert_attention.attend_by_segment(q, k, v, segments, segments)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+    # A part of the frames attends to all of them, and padding to anything.
+    part = slice(steps // 3, steps // 2)
+    ours = hubert_attention.attend_by_segment(q[:, part], k, v, segments[:, part], segments)
+    np.testing.assert_allclose(ours, theirs[:, part], atol=1e-5)
+
+    def loss(attend, *arrays):
+        return jnp.square(attend(*arrays, segments, segments)).sum()
+
+    gradients = (
+        jax.grad(functools.partial(loss, attend), argnums=(0, 1, 2))(q, k, v)
+        for attend in (hubert_attention.attend_by_segment, hubert_attention.attend_masked)
+    )
+    for a, b in zip(*gradients):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize(("steps", "near"), [(30, 5), (40, 10), (7, 32)])
+def test_attention_to_what_is_near_is_that_under_a_mask(steps, near):
+    (q, k, v), segments = rows_of_segments(steps)
+    at = np.arange(steps)
+    mask = segments[:, :, None] == segments[:, None]
+    mask &= abs(at[:, None] - at) <= near
+    theirs = jax.nn.dot_product_attention(q, k, v, mask=jnp.asarray(mask[:, None]))
+    ours = hubert_attention.attend_near(q, k, v, segments, near)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [HubertConfig.base(), HubertConfig.tiny()], ids=["base", "tiny"])
+@pytest.mark.parametrize(
+    ("samples", "frames"), [(16_000, 49), (400, 1), (399, 0), (0, 0), (719, 1), (720, 2)]
+)
+def test_number_of_frames(config, samples, frames):
+    assert config.num_frames(samples) == frames
+    assert config.hop == 320
+
+
+def test_a_front_end_that_is_none_gives_one_clear_line():
+    with pytest.raises(ValueError, match=r"front_end 'spectrum' must be \"wave\" or \"mel\""):
+        HubertConfig(front_end="spectrum")
+    with pytest.raises(ValueError, match=r"must end in hidden_size 48"):
+        Hubert(dataclasses.replace(NEAR, conv_dim=(20, 48, 40)), rngs=nnx.Rngs(0))

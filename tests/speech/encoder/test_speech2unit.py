@@ -1,0 +1,144 @@
+"""The shipped ears on shipped recordings."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+from speechgpt_jax.speech.audio import load_audio
+from speechgpt_jax.speech.encoder.config import HubertConfig
+from speechgpt_jax.speech.encoder.hubert import Hubert
+from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit
+
+CLIPS = SHIPPED.parent / "corpus" / "clips"
+
+
+@pytest.fixture(scope="module")
+def speech2unit():
+    return Speech2Unit.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def wavs():
+    rows = json.loads((CLIPS / "clips.json").read_text())
+    return [load_audio(CLIPS / row["file"]) for row in rows[:4]]
+
+
+def test_units_and_durations_cover_the_recording(speech2unit, wavs):
+    for wav in wavs:
+        units, durations = speech2unit(wav)
+        assert units.min() >= 0 and units.max() < speech2unit.num_units == 200
+        assert (units[1:] != units[:-1]).all() and (durations >= 1).all()
+        assert durations.sum() == speech2unit.hubert.config.num_frames(len(wav))
+        # Speech changes its unit 20 to 40 times a second.
+        assert 20 < len(units) / (len(wav) / 16_000) < 40
+
+
+def test_a_clip_has_the_same_units_alone_and_in_any_batch(speech2unit, wavs):
+    alone = [speech2unit.cluster_ids([wav])[0] for wav in wavs]
+    for ids, expected in zip(speech2unit.cluster_ids(wavs), alone):
+        np.testing.assert_array_equal(ids, expected)
+
+
+def test_products_of_bfloat16_change_few_units(speech2unit, wavs):
+    fast = Speech2Unit.from_pretrained(dtype="bfloat16")
+    equal = [a == b for a, b in zip(fast.cluster_ids(wavs), speech2unit.cluster_ids(wavs))]
+    assert 0.985 < np.concatenate(equal).mean() < 1
+
+
+def test_a_batch_may_hold_anything(speech2unit, wavs):
+    silence = np.zeros(16_000, np.float32)
+    batch = [wavs[0], np.zeros(0, np.float32), silence, silence[:399], silence[:400]]
+    ids = speech2unit.cluster_ids(batch)
+    assert [len(row) for row in ids] == [len(speech2unit.cluster_ids(wavs[:1])[0]), 0, 49, 0, 1]
+    np.testing.assert_array_equal(ids[2], speech2unit.cluster_ids([silence])[0])
+    assert speech2unit.cluster_ids([]) == []
+
+
+@pytest.mark.parametrize(
+    ("wav", "message"),
+    [
+        (np.zeros((2, 16_000), np.float32), r"mono sound.*float32 \[2, 16000\]"),
+        (np.zeros(16_000, np.int16), r"float \[samples\] in \[-1, 1\].*int16"),
+        (np.full(16_000, np.nan, np.float32), "NaN"),
+    ],
+)
+def test_what_is_no_sound_gives_one_clear_line(speech2unit, wav, message):
+    with pytest.raises(ValueError, match=message):
+        speech2unit.cluster_ids([wav])
+
+
+@pytest.fixture(scope="module")
+def minute(wavs):
+    """A minute of people, one recording after the other."""
+    rows = json.loads((CLIPS / "clips.json").read_text())
+    sound = np.concatenate([load_audio(CLIPS / row["file"]) for row in rows])
+    return np.resize(sound, 60 * 16_000 + 123)
+
+
+def test_a_long_recording_has_the_units_of_one_window(speech2unit, minute):
+    whole = dataclasses.replace(speech2unit, whole_seconds=100).cluster_ids([minute])[0]
+    in_windows, short = speech2unit.cluster_ids([minute, minute[:8_000]])
+    assert len(in_windows) == len(whole) == speech2unit.hubert.config.num_frames(len(minute))
+    # They attend to what is near, and windows overlap by that much: only rounding differs.
+    assert (in_windows == whole).mean() > 0.995
+    assert len(short) == 24
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_frames_attend_to_all_of_a_long_recording(minute, norm_first):
+    config = HubertConfig(
+        conv_dim=(16,) * 7,
+        hidden_size=32,
+        num_layers=3,
+        num_heads=2,
+        intermediate_size=48,
+        norm_first=norm_first,
+        feature_layer=2,
+    )
+    in_pieces = Speech2Unit(Hubert(config, rngs=nnx.Rngs(0)), None)
+    at_once = dataclasses.replace(in_pieces, whole_seconds=130)
+    (expected,) = at_once.features([minute])
+    np.testing.assert_allclose(in_pieces.features([minute])[0], expected, atol=2e-3)
+    # Silence instead of its end is heard at its beginning.
+    (changed,) = in_pieces.features([minute * (np.arange(len(minute)) < 32 * 16_000)])
+    assert np.abs(changed[:50] - expected[:50]).max() > 0.01
+    two_minutes = np.tile(minute, 2)
+    # Longer than 100 s it is heard in windows, whose context hardly matters.
+    (features,), (whole,) = in_pieces.features([two_minutes]), at_once.features([two_minutes])
+    assert features.shape == whole.shape == (config.num_frames(len(two_minutes)), 32)
+    assert np.abs(features - whole).mean() < 0.1 * np.abs(whole).mean()
+
+
+def test_half_the_level_changes_little(speech2unit, wavs):
+    quiet = speech2unit.cluster_ids([0.5 * wavs[0]])[0]
+    assert (quiet == speech2unit.cluster_ids([wavs[0]])[0]).mean() > 0.95
+
+
+def test_too_short_and_silent_sound(speech2unit):
+    units, durations = speech2unit(np.zeros(399, np.float32))
+    assert len(units) == len(durations) == 0
+    units, durations = speech2unit(np.zeros(16_000, np.float32))
+    assert durations.sum() == 49
+
+
+def test_damaged_folders_give_one_clear_line(tmp_path):
+    with pytest.raises(ValueError, match=r"has no config.json"):
+        Speech2Unit.from_pretrained(tmp_path)
+    folder = tmp_path / "hubert"
+    shutil.copytree(SHIPPED, folder)
+    centroids = safetensors.numpy.save({"cluster_centers": np.zeros((7, 3), np.float32)})
+    (folder / "kmeans.safetensors").write_bytes(centroids)
+    with pytest.raises(ValueError, match=r"shape \(7, 3\); expected \[clusters, 37\]"):
+        Speech2Unit.from_pretrained(folder)
+    (folder / "kmeans.safetensors").write_bytes(safetensors.numpy.save({"a": np.zeros(3)}))
+    with pytest.raises(ValueError, match=r"holds \['a'\]; expected cluster_centers"):
+        Speech2Unit.from_pretrained(folder)
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ValueError, match="missing or damaged"):
+        Speech2Unit.from_pretrained(folder)

