@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -86,6 +87,31 @@ def refuse_existing(folder: Path, *names: str) -> None:
     for name in names:
         if (epath.Path(folder) / name).exists():
             raise UserError(f"{folder}/{name} exists; name another folder or remove it.")
+
+
+def check_writable_folder(path: Path) -> None:
+    """Raises a UserError if a local folder `path` can neither be written to nor made."""
+    path = os.fspath(path)
+    if "://" in path:
+        return
+    existing = os.path.abspath(path)
+    while not os.path.exists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        raise UserError(f"{path} can't be a folder: {existing} is a file.")
+    try:
+        # Permissions don't tell everything: of a read-only disk, of root in /proc.
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error}.") from error
+
+
+def check_writable_file(path: Path) -> None:
+    """Raises a UserError if a local file `path` can't be written; it may exist."""
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        raise UserError(f"{path} can't be a file: it is a folder.")
+    check_writable_folder(os.path.dirname(path) or ".")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

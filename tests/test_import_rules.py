@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "speechgpt_jax"
 
-LEAVES = {"errors", "files", "unit_text", "prompts", "tokenizer"}
+LEAVES = {"errors", "files", "arguments", "unit_text", "prompts", "tokenizer"}
 ROOT_MODULES = LEAVES | {"sharding", "checkpoints"}
 MAINS = {"train", "evaluate", "infer", "chat", "serve", "precompile", "demo"}
 
@@ -17,12 +17,13 @@ MAINS = {"train", "evaluate", "infer", "chat", "serve", "precompile", "demo"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
+    "arguments": {"errors", "files"},
     "unit_text": {"errors"},
     "prompts": {"errors"},
     "tokenizer": {"errors", "files"},
     "sharding": {"errors"},
     "checkpoints": {"errors", "files", "sharding"},
-    "gin_utils": {"errors", "files"},
+    "gin_utils": {"errors", "files", "arguments"},
     "speech": LEAVES,
     "data": LEAVES,
     "models": LEAVES | {"sharding"},
@@ -34,7 +35,7 @@ ALLOWED = {
     "corpus": ROOT_MODULES | {"speech", "data", "decoding"},
     "demo_world": ROOT_MODULES | {"corpus", "speech", "data"},
     "compilation": ROOT_MODULES | {"models", "training", "decoding"},
-    "launch": {"errors", "files"},
+    "launch": {"errors", "files", "arguments"},
     # A task names its metric functions, as SeqIO has it.
     "tasks": LEAVES | {"data", "evaluation.metrics"},
 }

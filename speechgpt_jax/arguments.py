@@ -1,0 +1,222 @@
+"""Command lines: values are checked where they are read, and every mistake is one line.
+
+    parser = Parser(__doc__)                                      # tools: argparse
+    parser.add_argument("--num_clusters", type=positive_int, default=100)
+    ...
+    arguments.run(main)                                           # main(sys.argv[1:])
+
+    STEPS = define("steps", at_least(0), 400, "Optimizer steps.")     # mains: absl flags
+    ...
+    arguments.run_with_flags(main)                                # main()
+
+A type takes the text of an argument and returns its value or raises IllegalValue, with argparse and
+with absl alike. Not-a-number and infinity are refused by each of them.
+"""
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from absl import app, flags
+from etils import epath
+
+from speechgpt_jax import files
+from speechgpt_jax.errors import UserError, one_line_errors
+
+Type = Callable[[str], Any]
+
+
+class IllegalValue(UserError, argparse.ArgumentTypeError):
+    """A value that an argument can't have; argparse and absl put the argument's name before it."""
+
+
+# ---- types ---------------------------------------------------------------------------------------
+
+
+def at_least(minimum: int, at_most: int | None = None) -> Type:
+    """Type of whole numbers of at least `minimum`, and of at most `at_most` if given."""
+    expected = f"a whole number of at least {minimum}"
+    if at_most is not None:
+        expected = f"a whole number from {minimum} to {at_most}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise _illegal(text, expected) from None
+        if value < minimum or (at_most is not None and value > at_most):
+            raise _illegal(text, expected)
+        return value
+
+    return parse
+
+
+positive_int = at_least(1)
+
+
+def finite_float(
+    *, above: float | None = None, at_least: float | None = None, at_most: float | None = None
+) -> Type:
+    """Type of numbers, neither not-a-number nor infinite, within the limits that are given."""
+    limits = {"above": above, "at least": at_least, "at most": at_most}
+    given = " and ".join(f"{name} {limit:g}" for name, limit in limits.items() if limit is not None)
+    expected = f"a finite number {given}".strip()
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise _illegal(text, expected) from None
+        is_legal = (
+            math.isfinite(value)
+            and (above is None or value > above)
+            and (at_least is None or value >= at_least)
+            and (at_most is None or value <= at_most)
+        )
+        if not is_legal:
+            raise _illegal(text, expected)
+        return value
+
+    return parse
+
+
+positive_float = finite_float(above=0)
+
+
+def name(text: str) -> str:
+    """Type of names: letters, digits, `.`, `_` and `-`, with a letter or digit first."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+        raise _illegal(text, "a name of letters, digits, '.', '_' and '-'")
+    return text
+
+
+def nonempty(text: str) -> str:
+    """Type of texts that are not blank."""
+    if not text.strip():
+        raise _illegal(text, "a text that is not empty")
+    return text
+
+
+def existing_path(text: str) -> str:
+    """Type of files and folders that exist, local or gs://."""
+    if not nonempty(text) or not epath.Path(text).exists():
+        raise _illegal(text, "a path that exists")
+    return text
+
+
+def existing_file(text: str) -> str:
+    """Type of files that exist, local or gs://."""
+    path = existing_path(text)
+    if epath.Path(path).is_dir():
+        raise _illegal(text, "a file, and this is a folder")
+    return path
+
+
+def existing_folder(text: str) -> str:
+    """Type of folders that exist, local or gs://."""
+    path = existing_path(text)
+    if not epath.Path(path).is_dir():
+        raise _illegal(text, "a folder, and this is a file")
+    return path
+
+
+def output_folder(text: str) -> str:
+    """Type of folders to write into: they exist or can be made."""
+    return _checked(nonempty(text), files.check_writable_folder)
+
+
+def output_file(text: str) -> str:
+    """Type of files to write: their folder exists or can be made."""
+    return _checked(nonempty(text), files.check_writable_file)
+
+
+def _checked(text: str, check: Callable[[str], None]) -> str:
+    try:
+        check(text)
+    except UserError as error:
+        raise IllegalValue(str(error)) from error
+    return text
+
+
+def _illegal(text: str, expected: str) -> IllegalValue:
+    return IllegalValue(f"expected {expected}, got {text!r}")
+
+
+# ---- argparse ------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, with names in full and mistakes as UserErrors; --help as usual.
+
+    Args:
+      description: the tool's docstring, shown as it is written.
+      kwargs: those of argparse.ArgumentParser.
+    """
+
+    def __init__(self, description: str | None = None, **kwargs):
+        kwargs = {
+            "formatter_class": argparse.RawTextHelpFormatter,
+            "allow_abbrev": False,
+            **kwargs,
+        }
+        super().__init__(description=description, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.rstrip('.')}. {self.prog} --help shows what can be given.")
+
+
+def run(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Exits with the code that `main(sys.argv[1:])` returns; a UserError is one line."""
+    with one_line_errors():
+        sys.exit(main(sys.argv[1:]))
+
+
+# ---- absl ----------------------------------------------------------------------------------------
+
+# --help lists a flag under the module that calls `define`.
+flags.disclaim_key_flags()
+
+
+class _AbslParser(flags.ArgumentParser):
+    """A type of this module as absl wants it."""
+
+    def __init__(self, parse_text: Type):
+        self.parse_text = parse_text
+
+    def parse(self, argument: Any) -> Any:
+        # Defaults come as values.
+        return self.parse_text(argument) if isinstance(argument, str) else argument
+
+
+def define(
+    name: str, type: Type, default: Any, help: str, *, required: bool = False
+) -> flags.FlagHolder:
+    """An absl flag whose value is checked by one of the types above, or by one like them."""
+    return flags.DEFINE(_AbslParser(type), name, default, help, required=required)
+
+
+def run_with_flags(main: Callable[[], None], argv: Sequence[str] | None = None) -> NoReturn:
+    """Reads absl's flags, calls `main()` and exits; a UserError is one line.
+
+    `argv` starts with the program's name; by default it is sys.argv.
+    """
+    with one_line_errors():
+        app.run(lambda _: main(), argv, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        message = re.sub(
+            r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.",
+            r"--\1 is required.",
+            str(error),
+        )
+        raise UserError(f"{message.rstrip('.')}. --help shows what can be given.") from error
+    if rest[1:]:
+        raise UserError(f"unexpected argument {rest[1]!r}. --help shows what can be given.")
+    return rest
