@@ -1,13 +1,12 @@
-"""Peak host memory and time of LLaMA's conversion, in and out, on a synthetic checkpoint.
+"""Peak host memory and time of LLaMA's conversion from and to Hugging Face's format.
 
     python -m tests.benchmarks.bench_convert_llama --work_dir=bench
 
-Writes 1.1 billion random bfloat16 weights (TinyLlama's shape) in shards, converts them to a run and
-back, each in a process of its own, and compares every byte. The figure is the largest resident
-memory of the process over the size of the weights in bfloat16. Needs 8 GB of disk.
+Writes a checkpoint of 1.1 billion random bfloat16 weights (TinyLlama's shape) in shards, converts
+it to a run and back, each in a process of its own, and compares every byte. Memory is the largest
+resident size of that process, with Python, its imports and JAX. Needs 8 GB of disk.
 """
 
-import argparse
 import dataclasses
 import json
 import pathlib
@@ -24,12 +23,13 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
+from speechgpt_jax import arguments
 from speechgpt_jax.checkpoints import flatten
 from speechgpt_jax.conversion import key_table, llama_format
 from speechgpt_jax.models.llama import Llama, LlamaConfig
+from tests.benchmarks import docs_table
 
 SHARD_BYTES = 500_000_000
-# Of one process: imports, JAX, its pool of buffers.
 MEASURE = """
 import resource, sys
 from tools import convert_llama
@@ -39,7 +39,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def write_checkpoint(folder: pathlib.Path, config: LlamaConfig) -> int:
-    """Random weights by layers, as published ones lie; returns their size in bytes."""
+    """Writes random weights in shards, one tensor per layer; returns their size in bytes."""
     folder.mkdir(parents=True)
     fields = llama_format.config_to(config, 2048, "bfloat16")
     (folder / "config.json").write_text(json.dumps(fields))
@@ -53,7 +53,7 @@ def write_checkpoint(folder: pathlib.Path, config: LlamaConfig) -> int:
         shard.clear()
 
     for name, shape in sorted(their_shapes(config).items()):
-        # Any finite bits will do: exponents between 64 and 127.
+        # Random bits of finite numbers, which are made faster than random numbers.
         bits = rng.integers(0x2000, 0x3F80, shape, np.uint16)
         shard[name] = bits.view(ml_dtypes.bfloat16)
         total += shard[name].nbytes
@@ -65,18 +65,19 @@ def write_checkpoint(folder: pathlib.Path, config: LlamaConfig) -> int:
     return total
 
 
-def their_shapes(config) -> dict[str, tuple[int, ...]]:
+def their_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Hugging Face's names and shapes."""
     state = nnx.state(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))), nnx.Param)
-    # Broadcast numbers have a shape and take no memory.
+    # A broadcast number has a shape and takes no memory.
     ours = ((n, np.broadcast_to(np.int8(0), x.shape)) for n, x in flatten(state).items())
     return {name: x.shape for name, x in key_table.write(llama_format.TABLE, ours)}
 
 
-def measure(*arguments) -> tuple[int, float, float]:
-    """Runs one conversion: peak resident bytes, CPU seconds, wall seconds."""
+def measure(*args) -> tuple[int, float, float]:
+    """Runs one conversion; returns peak resident bytes, CPU seconds and wall seconds."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.time()
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *map(str, arguments)], stdout=subprocess.PIPE, check=True
+        [sys.executable, "-c", MEASURE, *map(str, args)], stdout=subprocess.PIPE, check=True
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -84,7 +85,7 @@ def measure(*arguments) -> tuple[int, float, float]:
 
 
 def assert_same(a: pathlib.Path, b: pathlib.Path):
-    """Every tensor of both folders, one at a time."""
+    """Compares every tensor of both folders, one at a time."""
     maps = [
         json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
         for folder in (a, b)
@@ -98,32 +99,50 @@ def assert_same(a: pathlib.Path, b: pathlib.Path):
         assert np.array_equal(*tensors), name
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+def main(argv: list[str]) -> None:
+    parser = arguments.Parser(__doc__)
+    parser.add_argument(
+        "--work_dir", type=pathlib.Path, required=True, help="folder for the checkpoints"
     )
-    parser.add_argument("--work_dir", type=pathlib.Path, required=True)
-    parser.add_argument("--layers", type=int, default=22)
-    args = parser.parse_args()
+    parser.add_argument(
+        "--layers",
+        type=arguments.positive_int,
+        nargs="+",
+        default=[11, 22],
+        help="sizes to measure, in layers; TinyLlama has 22",
+    )
+    docs_table.add_argument(parser)
+    args = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")
-    config = dataclasses.replace(LlamaConfig.llama_1b(32_000), num_layers=args.layers)
-    folders = [args.work_dir / name for name in ("hugging_face", "run", "back")]
+    columns = ["conversion", "weights GB", "peak GB", "peak / weights", "CPU s", "wall s"]
+    table = docs_table.Table("convert_llama", columns)
+    for layers in args.layers:
+        benchmark(table, args.work_dir, layers)
+    if args.update_docs:
+        table.update_docs()
+
+
+def benchmark(table: docs_table.Table, work_dir: pathlib.Path, layers: int) -> None:
+    config = dataclasses.replace(LlamaConfig.llama_1b(32_000), num_layers=layers)
+    folders = [work_dir / name for name in ("hugging_face", "run", "back")]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
     size = write_checkpoint(folders[0], config)
-    print(f"{size / 2e9:.2f} billion weights, {size / 1e9:.2f} GB in bfloat16")
     for command, source, out in (
         ("from_hf", folders[0], folders[1]),
         ("to_hf", folders[1], folders[2]),
     ):
         peak, cpu, wall = measure(command, source, out)
-        print(
-            f"{command}: peak {peak / 1e9:.2f} GB, {peak / size:.2f} times the weights;"
-            f" {cpu:.0f} s of CPU, {wall:.0f} s"
+        table.add(
+            f"{command}, {layers} layers",
+            f"{size / 1e9:.2f}",
+            f"{peak / 1e9:.2f}",
+            f"{peak / size:.2f}",
+            f"{cpu:.0f}",
+            f"{wall:.0f}",
         )
     assert_same(folders[0], folders[2])
-    print("every bit came back")
 
 
 if __name__ == "__main__":
-    main()
+    arguments.run(main)

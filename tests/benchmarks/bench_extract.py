@@ -1,20 +1,20 @@
-"""Hours of sound a wall-clock hour to units: ours beside `transformers` one by one, base shape.
+"""Speed of extracting units from many recordings, beside `transformers` one by one; base shape.
 
-    .venv/bin/python -m tests.benchmarks.bench_extract --clips=1000       # an hour on two cores
-    .venv/bin/python -m tests.benchmarks.bench_extract --clips=100 --dtype=bfloat16
-    taskset -c 0 .venv/bin/python -m tests.benchmarks.bench_extract --clips=60 --cpu_time
+    python -m tests.benchmarks.bench_extract --clips=1000              # an hour on two cores
+    python -m tests.benchmarks.bench_extract --clips=200 --dtype=bfloat16
+    taskset -c 0 python -m tests.benchmarks.bench_extract --clips=60 --cpu_time
 
 Clips of 1 to 30 seconds (uniform) are cut from the shipped recordings and written as FLAC. All
 sides, each in a process of its own, read the files, compute the features of layer 11 with the same
-random weights, and take the nearest of 1000 centroids: ours with products of --dtype, torch in
-float32, and with --dtype=bfloat16 torch with products of bfloat16 too (autocast).
-Rounds alternate, after every shape was compiled; each ends in a line for all rounds so far: hours
-of sound an hour of each side, of ours to each of torch's, units equal to those of torch in float32.
-With --cpu_time, for a busy machine, an hour is one of CPU time. `compiled` are our programs so far,
-each for every core, `peak GiB` is the memory of our process.
+random weights and take the nearest of 1000 centroids. Ours multiplies in --dtype, torch in float32;
+with --dtype=bfloat16 torch is measured in bfloat16 too (autocast).
+
+After every shape was compiled, rounds of 100 clips alternate. A row shows all rounds so far: hours
+of sound extracted per hour by each side, our speed over each of torch's, the share of units equal
+to those of torch in float32, how many programs we compiled (over all cores) and the peak memory of
+our process. With --cpu_time, for a busy machine, an hour is one of CPU time.
 """
 
-import argparse
 import contextlib
 import functools
 import resource
@@ -25,68 +25,84 @@ import jax
 import numpy as np
 import torch
 
+from speechgpt_jax import arguments
 from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio, save_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.training.host_memory import keep_freed_memory
-from tests.benchmarks import timing
+from tests.benchmarks import docs_table, timing
 from tests.benchmarks.bench_hubert import models, torch_features
 from tools.extract_units import Extractor, in_advance, load
 
-# As many as some shards have: ours fills the last row of each with silence.
-CLIPS_A_ROUND = 100
+# A shard of a small corpus; ours fills the last row of each round with silence.
+CLIPS_PER_ROUND = 100
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
-def main():
-    arguments = parse_arguments()
-    clock = 1 if arguments.cpu_time else 0
-    theirs = ["float32"] if arguments.dtype == "float32" else ["float32", arguments.dtype]
+def main(argv: list[str]) -> None:
+    args = parse_arguments(argv)
+    clock = 1 if args.cpu_time else 0
+    torch_dtypes = ["float32"] if args.dtype == "float32" else ["float32", args.dtype]
     makes = [
-        functools.partial(our_side, arguments.dtype, arguments.batch_seconds),
-        *(functools.partial(their_side, dtype) for dtype in theirs),
+        functools.partial(our_side, args.dtype, args.batch_seconds),
+        *(functools.partial(torch_side, dtype) for dtype in torch_dtypes),
     ]
+    sides = [f"torch {dtype}" for dtype in torch_dtypes]
+    ratios = [f"ratio to {side}" for side in sides]
+    columns = ["clips", "hours", f"ours {args.dtype}", *sides, *ratios]
+    columns += ["equal units", "programs", "peak GiB"]
+    table = docs_table.Table(f"extract_{args.dtype}", columns)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        sides = [stack.enter_context(timing.in_a_process(make)) for make in makes]
-        clips = write_clips(folder, arguments.clips)
-        # Ours compiles for each core only what all are busy with.
-        for warm_up, count in zip(sides, (20, 4, 4)):
-            warm_up([path for path, _ in clips[:count]])
-        print(f"h of sound an hour of {('wall', 'CPU')[clock]} time, ours in {arguments.dtype}")
-        names = ["ours", *(f"torch {dtype}" for dtype in theirs), *("ratio" for _ in theirs)]
-        heads = ["clips", "minutes", *names, "equal units", "compiled", "peak GiB"]
-        print("".join(f"{head:>16}" for head in heads), flush=True)
-        seconds = same = frames = 0
-        taken = np.zeros(len(sides))
-        for start in range(0, len(clips), CLIPS_A_ROUND):
-            paths, lengths = zip(*clips[start : start + CLIPS_A_ROUND])
-            times = [side(paths) for side in sides]
-            taken += [of_side[clock] for of_side in times]
-            units, compiled, peak = times[0][-1]
-            seconds += sum(lengths) / SAMPLE_RATE
-            same += sum((a == b).sum() for a, b in zip(units, times[1][-1]))
+        runs = [stack.enter_context(timing.own_process(make)) for make in makes]
+        clips = write_clips(folder, args.clips)
+        # Ours compiles a program for a core only when the core gets work: 20 clips busy them all.
+        for run, count in zip(runs, (20, 4, 4)):
+            run([path for path, _ in clips[:count]])
+        sound_seconds = equal = frames = 0
+        taken = np.zeros(len(runs))
+        for start in range(0, len(clips), CLIPS_PER_ROUND):
+            paths, lengths = zip(*clips[start : start + CLIPS_PER_ROUND])
+            times = [run(paths) for run in runs]
+            taken += [time[clock] for time in times]
+            units, num_programs, peak = times[0][-1]
+            sound_seconds += sum(lengths) / SAMPLE_RATE
+            equal += sum((a == b).sum() for a, b in zip(units, times[1][-1]))
             frames += sum(map(len, units))
-            figures = [seconds / 60, *(seconds / taken), *(taken[1:] / taken[0])]
-            print(
-                f"{start + len(paths):16}"
-                + "".join(f"{figure:16.2f}" for figure in figures)
-                + f"{same / frames:16.2%}{compiled:16}{peak:16.2f}",
-                flush=True,
+            table.add(
+                f"{start + len(paths)}",
+                f"{sound_seconds / 3600:.2f}",
+                *(f"{speed:.2f}" for speed in (*sound_seconds / taken, *taken[1:] / taken[0])),
+                f"{equal / frames:.2%}",
+                f"{num_programs}",
+                f"{peak:.2f}",
             )
+    if args.update_docs:
+        table.rows = table.rows[-1:]  # All rounds together.
+        table.update_docs()
 
 
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=int, default=60)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--batch_seconds", type=int, default=1800)
-    parser.add_argument("--cpu_time", action="store_true")
-    return parser.parse_args()
+def parse_arguments(argv):
+    parser = arguments.Parser(__doc__)
+    parser.add_argument("--clips", type=arguments.positive_int, default=60)
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of our products"
+    )
+    parser.add_argument(
+        "--batch_seconds",
+        type=arguments.positive_int,
+        default=1800,
+        help="sound that we sort into batches at a time",
+    )
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="measure CPU time instead of wall time"
+    )
+    docs_table.add_argument(parser)
+    return parser.parse_args(argv)
 
 
 def our_side(dtype, batch_seconds):
-    """Paths -> cluster ids of each, programs compiled and GiB of memory so far."""
+    """Returns a function: paths -> cluster ids of each, programs compiled and peak GiB so far."""
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(seconds) if event == COMPILED else None
@@ -98,15 +114,15 @@ def our_side(dtype, batch_seconds):
     compiled.clear()
 
     def run(paths):
-        heard = extractor.encode(in_advance(load, paths))
+        rows = extractor.encode(in_advance(load, paths))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        return [np.repeat(*row) for row in heard], len(compiled), peak
+        return [np.repeat(*row) for row in rows], len(compiled), peak
 
     return run
 
 
-def their_side(dtype):
-    """Paths -> cluster ids of each, one by one."""
+def torch_side(dtype):
+    """Returns a function: paths -> cluster ids of each."""
     model, hubert = models()
     layer, clusters = hubert.config.feature_layer, torch.tensor(centroids(hubert.config))
 
@@ -126,7 +142,7 @@ def centroids(config) -> np.ndarray:
 
 
 def write_clips(folder, count):
-    """`count` clips cut from the shipped recordings: (path, samples) of each."""
+    """Writes `count` clips cut from the shipped recordings; returns (path, samples) of each."""
     files = sorted((DEMO_CORPUS / "clips").glob("*.flac"))
     sound = np.concatenate([load_audio(file) for file in files])
     rng = np.random.default_rng(0)
@@ -139,4 +155,4 @@ def write_clips(folder, count):
 
 
 if __name__ == "__main__":
-    main()
+    arguments.run(main)

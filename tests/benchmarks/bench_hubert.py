@@ -1,16 +1,14 @@
-"""HuBERT base beside `transformers`: seconds, medians of both in turns, and how many units agree.
+"""Speed of HuBERT base beside `transformers`, and how many of its units agree.
 
-    .venv/bin/python -m tests.benchmarks.bench_hubert                    # 10 s and 60 s of speech
-    taskset -c 0 .venv/bin/python -m tests.benchmarks.bench_hubert --cpu_time    # on a busy machine
+    python -m tests.benchmarks.bench_hubert                              # 10 s and 60 s of speech
+    taskset -c 0 python -m tests.benchmarks.bench_hubert --cpu_time      # while other work runs
 
-Layer 11 of the base shape, float32, the same random weights, shipped recordings of people joined.
-Ours hears 60 s in pieces that attend to all, one on each core at a time. The last columns are the
-shares of units (the nearest of 100 features) that are equal in one program and in torch, and in
-pieces and in one program. Where other work runs, wall times say little: compare one core's CPU
-time.
+Computes the features of layer 11, float32, the same random weights, on shipped recordings of people
+joined together. Our encoder cuts 60 s into windows that overlap and encodes one on each core.
+Medians of alternating rounds, each side in a process of its own. The last columns are shares of
+equal units (nearest of 100 features): one window beside torch, and many windows beside one.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -21,13 +19,14 @@ import torch
 import transformers
 from flax import nnx
 
+from speechgpt_jax import arguments
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.encoder import kmeans
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.hubert import Hubert
 from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit
 from speechgpt_jax.training.host_memory import keep_freed_memory
-from tests.benchmarks import timing
+from tests.benchmarks import docs_table, timing
 from tests.speech.encoder.test_hubert import copy_weights, oracle
 
 NUM_UNITS = 100
@@ -47,7 +46,7 @@ def torch_features(model: transformers.HubertModel, wav: np.ndarray, layer: int)
 
 
 def models():
-    """Both with the same weights; what lies beyond the layer that is used is not computed."""
+    """(torch's, ours) with the same weights, without the layer after the features."""
     config = dataclasses.replace(HubertConfig.base(), num_layers=11)
     theirs, hubert = oracle(config), Hubert(config, rngs=nnx.Rngs(0))
     copy_weights(theirs, hubert)
@@ -66,11 +65,18 @@ def our_run(seconds: float) -> Callable:
     return functools.partial(Speech2Unit(hubert, None).features, [speech(seconds)])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 60.0], help="of sound")
+def main(argv: list[str]) -> None:
+    parser = arguments.Parser(__doc__)
+    parser.add_argument(
+        "--seconds",
+        type=arguments.positive_float,
+        nargs="+",
+        default=[10.0, 60.0],
+        help="lengths of the sound",
+    )
     timing.add_arguments(parser, rounds=5)
-    args = parser.parse_args()
+    docs_table.add_argument(parser)
+    args = parser.parse_args(argv)
 
     theirs, hubert = models()
     hubert.prepare()
@@ -79,18 +85,25 @@ def main() -> None:
     rng = np.random.default_rng(0)
     ours = Speech2Unit(hubert, features[rng.choice(len(features), NUM_UNITS, replace=False)])
     whole = dataclasses.replace(ours, whole_seconds=1e9)
-    print(f"{'sound s':>8}{'torch s':>10}{'ours s':>10}{'ratio':>8}{'equal, at once':>20}", end="")
-    print(f"{'in pieces':>12}", flush=True)
+    columns = ["seconds for", "torch", "ours", "ratio", "units as torch's", "as of one window"]
+    table = docs_table.Table("hubert", columns)
     for seconds in args.seconds:
         sides = (functools.partial(make, seconds) for make in (torch_run, our_run))
         torch_time, our_time = timing.medians(args, *sides)
         wav = speech(seconds)
         expected = np.asarray(kmeans.assign(torch_features(theirs, wav, layer), ours.centroids))
-        at_once, in_pieces = whole.cluster_ids([wav])[0], ours.cluster_ids([wav])[0]
-        speed = f"{seconds:12.0f}{torch_time:12.2f}{our_time:12.2f}{torch_time / our_time:12.2f}"
-        equal = (at_once == expected).mean(), (in_pieces == at_once).mean()
-        print(speed + "".join(f"{share:12.2%}" for share in equal), flush=True)
+        at_once, in_windows = whole.cluster_ids([wav])[0], ours.cluster_ids([wav])[0]
+        table.add(
+            f"{seconds:g} s of speech",
+            f"{torch_time:.2f}",
+            f"{our_time:.2f}",
+            f"{torch_time / our_time:.2f}",
+            f"{(at_once == expected).mean():.2%}",
+            f"{(in_windows == at_once).mean():.2%}",
+        )
+    if args.update_docs:
+        table.update_docs()
 
 
 if __name__ == "__main__":
-    main()
+    arguments.run(main)

@@ -1,18 +1,17 @@
-"""The input of stage 2: packed batches from cached records, and what a v5p host would need.
+"""Speed of stage 2's input pipeline: packed batches from cached records.
 
-    .venv/bin/python -m tests.benchmarks.bench_input --rounds=5
+    python -m tests.benchmarks.bench_input --rounds=5
 
-Records as `seqio_cache_tasks` writes them (tokens of SpeechInstruct-like dialogues, log-normal
-lengths with a median of 180, at most 512), shuffled, packed into rows of 512, to NumPy. Tokens that
-are no padding, a second of wall and of CPU time; the latter is what one core does, however many
-worked on it.
+Reads records as `seqio_cache_tasks` writes them (tokens of dialogues like those of SpeechInstruct,
+lengths log-normal with a median of 180, at most 512), shuffles them, packs them into rows of 512
+and returns NumPy arrays. Padding is not counted as tokens. CPU time, summed over all threads, is
+what one core would need.
 
-A v5p host feeds 4 chips. A 7B model takes 6 x 6.74e9 flops a token: at 60 % of 459 TFLOP/s a chip
-eats 6,810 tokens/s and the host 27,240. Batches are made while the chips compute; by one core of
-the host alone a batch takes the printed share of the time of a step.
+For scale: a TPU v5p host feeds 4 chips. A 7B model takes 6 x 6.74e9 flops per token, so chips that
+reach 60 % of their 459 TFLOP/s consume 6,810 tokens/s each. Batches are made while the chips
+compute; the last row is the share of that time for which one core of the host is busy.
 """
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -21,20 +20,21 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from speechgpt_jax import arguments
 from speechgpt_jax.data.pipeline import load_batches
 from speechgpt_jax.data.vocabulary import Vocabulary
 from tasks import speech_instruct
-from tests.benchmarks import timing
+from tests.benchmarks import docs_table, timing
 from tests.benchmarks.dialogues import LONGEST, dialogue_lengths
 
 GOLDEN = "tests/testdata/golden"
 LENGTH, ROWS, PREFIX = LONGEST, 32, 20
-V5P_TOKENS = 4 * 0.6 * 459e12 / (6 * 6.74e9)
+V5P_TOKENS_PER_SECOND = 4 * 0.6 * 459e12 / (6 * 6.74e9)
 
 
 def cache_task(folder: str, lengths: np.ndarray, shards: int = 8) -> str:
-    """A task, and its cache as SeqIO lays it out."""
-    # Only its cache is ever read.
+    """Registers a task, writes a cache for it in SeqIO's layout and returns its name."""
+    # The file doesn't exist: only the cache is read.
     speech_instruct.dialogue_lines("bench_input", {"train": "dialogues.jsonl"}, GOLDEN)
     vocab_size = Vocabulary.from_pretrained(GOLDEN).vocab_size
     cache = Path(folder) / seqio.get_task_dir_from_name("bench_input")
@@ -56,12 +56,15 @@ def cache_task(folder: str, lengths: np.ndarray, shards: int = 8) -> str:
     return "bench_input"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dialogues", type=int, default=20_000)
-    parser.add_argument("--batches", type=int, default=30, help="a round")
-    args = parser.parse_args()
+def main(argv: list[str]) -> None:
+    parser = arguments.Parser(__doc__)
+    parser.add_argument("--rounds", type=arguments.positive_int, default=5)
+    parser.add_argument("--dialogues", type=arguments.at_least(ROWS), default=20_000)
+    parser.add_argument(
+        "--batches", type=arguments.positive_int, default=30, help="batches per round"
+    )
+    docs_table.add_argument(parser)
+    args = parser.parse_args(argv)
     lengths = dialogue_lengths(args.dialogues, PREFIX + 2)
     with tempfile.TemporaryDirectory() as folder:
         batches = load_batches(
@@ -81,11 +84,17 @@ def main() -> None:
     filled = float(np.mean(used))
     tokens = args.batches * ROWS * LENGTH * filled
     padded = lengths[: len(lengths) // ROWS * ROWS].reshape(-1, ROWS)
-    print(f"not padding: packed {filled:.3f}, ", end="")
-    print(f"padded to the longest of {ROWS} {padded.sum() / padded.max(1).sum() / ROWS:.3f}")
-    print(f"million tokens/s: {tokens / wall / 1e6:.2f} wall, {tokens / cpu / 1e6:.2f} CPU time")
-    print(f"a v5p host eats {V5P_TOKENS:,.0f} tokens/s: {V5P_TOKENS * cpu / tokens:.1%} of a core")
+    fill_of_padded = padded.sum() / padded.max(1).sum() / ROWS
+    table = docs_table.Table("input", ["packed batches of dialogues", "figure"])
+    table.add("share of a batch that is not padding", f"{filled:.1%}")
+    table.add(f"the same, padded to the longest of {ROWS} instead", f"{fill_of_padded:.1%}")
+    table.add("million tokens/s of wall time", f"{tokens / wall / 1e6:.2f}")
+    table.add("million tokens/s of CPU time", f"{tokens / cpu / 1e6:.2f}")
+    table.add("tokens/s that a v5p host consumes", f"{V5P_TOKENS_PER_SECOND:,.0f}")
+    table.add("one core's load on that host", f"{V5P_TOKENS_PER_SECOND * cpu / tokens:.1%}")
+    if args.update_docs:
+        table.update_docs()
 
 
 if __name__ == "__main__":
-    main()
+    arguments.run(main)

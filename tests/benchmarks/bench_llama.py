@@ -1,20 +1,19 @@
-"""Train steps and generation, ours beside `transformers` on PyTorch, on this CPU in float32.
+"""Speed of train steps and generation beside `transformers` on PyTorch, on this CPU in float32.
 
-    .venv/bin/python -m tests.benchmarks.bench_llama              # both sizes, some minutes
-    .venv/bin/python -m tests.benchmarks.bench_llama --small --rounds=3
-    taskset -c 0 .venv/bin/python -m tests.benchmarks.bench_llama --cpu_time    # on a busy machine
+    python -m tests.benchmarks.bench_llama --rounds=5                    # both sizes, some minutes
+    python -m tests.benchmarks.bench_llama --small --rounds=3
+    taskset -c 0 python -m tests.benchmarks.bench_llama --cpu_time      # while other work runs
 
-Rounds alternate between the two, each in a process of its own, and the medians are compared, so
-that other work on the machine meets both. Where that is much work, wall times say little (PyTorch's
-threads wait for one another): then compare the CPU time of one core. A training round is one step:
-forward, backward, clipping to norm 1 and AdamW (fused in PyTorch, attention by `sdpa`).
+Compares the medians of alternating rounds, each side in a process of its own. While much other work
+runs, wall times mean little because PyTorch's threads wait for one another; then compare the CPU
+time of one core. A training round is one step: forward, backward, clipping to norm 1 and AdamW
+(PyTorch: fused AdamW, `sdpa` attention).
 
-"Dialogues" are batches of 8 rows, lengths log-normal with a median of 180 and at most 512: theirs
-padded to the longest of each batch as the reference does, ours packed into rows of 512. There a
-token is one that is no padding, and a round is DIALOGUES dialogues, which fill our last batch.
+"Dialogues" are 128 sequences, lengths log-normal with a median of 180, at most 512. PyTorch gets
+them in batches of 8 rows padded to the longest, as in the published code; ours are packed into 8
+rows of 512. Padding is not counted as tokens.
 """
 
-import argparse
 import dataclasses
 import functools
 
@@ -24,6 +23,7 @@ import torch
 import transformers
 from flax import nnx
 
+from speechgpt_jax import arguments
 from speechgpt_jax.data.packing import Packer, pack
 from speechgpt_jax.decoding.generate import generate
 from speechgpt_jax.decoding.sampling import GREEDY
@@ -32,7 +32,7 @@ from speechgpt_jax.training.host_memory import keep_freed_memory
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
 from speechgpt_jax.training.stage import compiler_options
 from speechgpt_jax.training.train_step import TrainState, make_train_step
-from tests.benchmarks import timing
+from tests.benchmarks import docs_table, timing
 from tests.benchmarks.dialogues import LONGEST, dialogue_lengths
 
 SMALL = dataclasses.replace(LlamaConfig.tiny(2048), num_layers=6)
@@ -41,50 +41,56 @@ NEW_TOKENS, PROMPT_LENGTH = 64, 32
 DIALOGUES, ROWS, LENGTH = 128, 8, LONGEST
 
 
-def main():
-    args = parse_arguments()
-    clock = "CPU" if args.cpu_time else "wall"
-    print(f"{torch.get_num_threads()} threads, {clock} time, median of {args.rounds}")
-    print(f"{'work':<44}{'ours tok/s':>12}{'torch tok/s':>13}{'ratio':>8}")
-    work = {"8 x 256": ([random_tokens(SMALL, 256)] * 8, 8, 256)}
-    work["dialogues"] = dialogues(SMALL), ROWS, LENGTH
-    benchmark(args, SMALL, work)
+def main(argv: list[str]) -> None:
+    args = parse_arguments(argv)
+    table = docs_table.Table("llama", ["tokens/s", "torch", "ours", "ratio"])
+    work = {
+        "8 x 256": ([random_tokens(SMALL, 256)] * 8, 8, 256),
+        "dialogues": (dialogues(SMALL), ROWS, LENGTH),
+    }
+    benchmark(args, table, SMALL, work)
     if not args.small:
-        benchmark(args, LARGE, {"2 x 512": ([random_tokens(LARGE, 512)] * 2, 2, 512)})
+        work = {"2 x 512": ([random_tokens(LARGE, 512)] * 2, 2, 512)}
+        benchmark(args, table, LARGE, work)
+    if args.update_docs:
+        table.update_docs()
 
 
-def benchmark(args, config, training: dict[str, tuple[list[np.ndarray], int, int]]):
-    """Training on examples in so many rows of such a length, and generation."""
-    shape = f"d {config.hidden_size} x {config.num_layers}, vocab {config.vocab_size}"
+def parse_arguments(argv):
+    parser = arguments.Parser(__doc__)
+    timing.add_arguments(parser, rounds=7)
+    parser.add_argument("--small", action="store_true", help="leave out the large model")
+    docs_table.add_argument(parser)
+    return parser.parse_args(argv)
+
+
+def benchmark(args, table, config, training: dict[str, tuple[list[np.ndarray], int, int]]):
+    """Adds a row for each training set, (examples, rows of a batch, row length), and generation."""
+    shape = f"{config.hidden_size} wide, {config.num_layers} layers"
     for name, (examples, rows, length) in training.items():
         compare(
             args,
-            f"train {shape}, {name}",
+            table,
+            f"{shape}: train, {name}",
             sum(map(len, examples)),
-            functools.partial(our_training, config, packed(examples, rows, length)),
             functools.partial(torch_training, config, padded(examples, rows)),
+            functools.partial(our_training, config, packed(examples, rows, length)),
         )
     for rows in (1, 8):
         compare(
             args,
-            f"generate {shape}, batch {rows}",
+            table,
+            f"{shape}: generate, batch {rows}",
             rows * NEW_TOKENS,
-            functools.partial(our_generation, config, rows),
             functools.partial(torch_generation, config, rows),
+            functools.partial(our_generation, config, rows),
         )
 
 
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    timing.add_arguments(parser, rounds=7)
-    parser.add_argument("--small", action="store_true", help="the small shape only")
-    return parser.parse_args()
-
-
-def compare(args, work, tokens, ours, theirs):
-    """Prints tokens a second of both."""
-    ours_rate, their_rate = (tokens / seconds for seconds in timing.medians(args, ours, theirs))
-    print(f"{work:<44}{ours_rate:12.0f}{their_rate:13.0f}{ours_rate / their_rate:8.2f}", flush=True)
+def compare(args, table, work, tokens, torch_run, our_run):
+    """Adds a row with the tokens per second of both sides."""
+    theirs, ours = (tokens / seconds for seconds in timing.medians(args, torch_run, our_run))
+    table.add(work, f"{theirs:,.0f}", f"{ours:,.0f}", f"{ours / theirs:.2f}")
 
 
 def dialogues(config) -> list[np.ndarray]:
@@ -92,7 +98,7 @@ def dialogues(config) -> list[np.ndarray]:
 
 
 def packed(examples, rows, length) -> list[dict[str, np.ndarray]]:
-    """Our batches; the last one may have fewer rows, and is filled up with empty ones."""
+    """Packed batches for our step; empty rows fill the last one."""
     packer, full = Packer(length), []
     for example in examples:
         packer.add({"targets": example})
@@ -104,7 +110,7 @@ def packed(examples, rows, length) -> list[dict[str, np.ndarray]]:
 
 
 def padded(examples, rows) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Their batches: tokens, mask and labels."""
+    """Padded batches for PyTorch: tokens, mask and labels."""
     batches = []
     for start in range(0, len(examples), rows):
         group = [torch.from_numpy(x).long() for x in examples[start : start + rows]]
@@ -115,7 +121,7 @@ def padded(examples, rows) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tenso
 
 
 def our_training(config, batches):
-    """A function that takes a step on each batch."""
+    """Returns a function that takes one step on each batch."""
     keep_freed_memory()
     optimizer = make_optimizer(AdamW(learning_rate=1e-4), total_steps=1000)
     graphdef, params, frozen = nnx.split(Llama(config, rngs=nnx.Rngs(0)), nnx.Param, ...)
@@ -197,4 +203,4 @@ def random_tokens(config, length) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    arguments.run(main)

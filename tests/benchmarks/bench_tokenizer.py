@@ -1,12 +1,12 @@
-"""Unit text to ids: ours in the graph and in Python, beside Hugging Face's tokenizers.
+"""Speed of the tokenizer on unit text, in TensorFlow and in Python, beside Hugging Face's.
 
-    .venv/bin/python -m tests.benchmarks.bench_tokenizer --rounds=5
+    python -m tests.benchmarks.bench_tokenizer --rounds=5
 
-1,024 SpeechInstruct-like dialogues: a question in text and an answer of some 180 units. Tokens a
-second of wall and of CPU time, medians, taken in turns; threads are batches encoded at a time.
+Tokenizes 1,024 dialogues like those of SpeechInstruct: a question in text and an answer of some 180
+units. The figures are tokens per second of wall time and of CPU time, medians of alternating
+rounds; a thread encodes one batch at a time.
 """
 
-import argparse
 import tempfile
 
 import numpy as np
@@ -14,11 +14,11 @@ import tensorflow as tf
 import transformers
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
-from speechgpt_jax import prompts
+from speechgpt_jax import arguments, prompts
 from speechgpt_jax.data.vocabulary import Vocabulary
 from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.unit_text import units_to_text
-from tests.benchmarks import timing
+from tests.benchmarks import docs_table, timing
 from tests.benchmarks.dialogues import dialogue_lengths
 
 GOLDEN = "tests/testdata/golden"
@@ -38,11 +38,11 @@ def dialogues(count: int) -> list[str]:
 
 
 def hugging_face(tokenizer: Tokenizer) -> dict:
-    """The same tokens in transformers; its ids at role tokens are others, see the tokenizer."""
+    """The same tokenizer in transformers; its ids differ from ours at role tokens."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         made = {
-            # The slow tokenizer's code; since version 5 no LLaMA class has it of its own.
+            # Since version 5 no LLaMA class has the slow tokenizer; its code is in this class.
             "Hugging Face slow": SentencePieceBackend(vocab_file=f"{folder}/tokenizer.model"),
             "Hugging Face fast": transformers.LlamaTokenizer.from_pretrained(folder),
         }
@@ -53,7 +53,7 @@ def hugging_face(tokenizer: Tokenizer) -> dict:
 
 def encode_all(texts: list[str], vocabulary: Vocabulary, threads: int):
     dataset = tf.data.Dataset.from_tensor_slices(texts).repeat().batch(BATCH)
-    # One iterator for all rounds: to make it is to optimise its graph.
+    # One iterator for all rounds, because making one optimizes the graph of the dataset.
     batches = iter(dataset.map(vocabulary.encode_tf, num_parallel_calls=threads))
 
     def run():
@@ -63,24 +63,27 @@ def encode_all(texts: list[str], vocabulary: Vocabulary, threads: int):
     return run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
+def main(argv: list[str]) -> None:
+    parser = arguments.Parser(__doc__)
+    parser.add_argument("--rounds", type=arguments.positive_int, default=5)
+    docs_table.add_argument(parser)
+    args = parser.parse_args(argv)
     vocabulary = Vocabulary.from_pretrained(GOLDEN)
     texts = dialogues(1024)
     tokens = sum(len(vocabulary.encode(text)) for text in texts)
     runs = {
         "encode_tf, 1 thread": encode_all(texts, vocabulary, 1),
         "encode_tf, 2 threads": encode_all(texts, vocabulary, 2),
-        "encode": lambda: [vocabulary.encode(text) for text in texts],
+        "encode, Python": lambda: [vocabulary.encode(text) for text in texts],
     }
     for name, theirs in hugging_face(vocabulary.tokenizer).items():
         runs[name] = lambda theirs=theirs: theirs(texts)
-    print(f"{'million tokens a second of':24}{'wall':>8}{'CPU time':>10}")
-    for name, (wall, cpu) in zip(runs, timing.wall_and_cpu(args.rounds, *runs.values())):
-        print(f"{name:26}{tokens / wall / 1e6:8.2f}{tokens / cpu / 1e6:10.2f}")
+    table = docs_table.Table("tokenizer", ["million tokens/s", "wall time", "CPU time"])
+    for name, times in zip(runs, timing.wall_and_cpu(args.rounds, *runs.values())):
+        table.add(name, *(f"{tokens / seconds / 1e6:.2f}" for seconds in times))
+    if args.update_docs:
+        table.update_docs()
 
 
 if __name__ == "__main__":
-    main()
+    arguments.run(main)

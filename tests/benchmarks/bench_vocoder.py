@@ -1,14 +1,13 @@
-"""The unit HiFi-GAN beside the same generator in PyTorch, and how soon a stream speaks.
+"""Speed of the unit HiFi-GAN beside the same generator in PyTorch, and delay of a stream.
 
-    .venv/bin/python -m tests.benchmarks.bench_vocoder
-    taskset -c 0 .venv/bin/python -m tests.benchmarks.bench_vocoder --cpu_time    # busy machine
+    python -m tests.benchmarks.bench_vocoder
+    taskset -c 0 python -m tests.benchmarks.bench_vocoder --cpu_time       # while other work runs
 
-Medians of rounds in turns, float32, one sequence. First the published shape, 13.5 M parameters,
-beside torch's, and the shipped vocoder alone; then the first chunk of `stream` for half a second of
-units.
+Medians of alternating rounds, float32, one sequence, each side in a process of its own. First the
+generator of the published shape (13.5 M parameters) and the whole shipped vocoder; then the time
+until `stream` yields its first chunk for half a second of units.
 """
 
-import argparse
 import functools
 from collections.abc import Callable
 
@@ -18,9 +17,10 @@ import torch
 import transformers
 from flax import nnx
 
+from speechgpt_jax import arguments
 from speechgpt_jax.speech.vocoder.streaming import stream
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig
-from tests.benchmarks import timing
+from tests.benchmarks import docs_table, timing
 
 PUBLISHED = VocoderConfig.unit_hifigan()
 
@@ -69,11 +69,12 @@ def published() -> UnitVocoder:
 
 def first_chunk(make: Callable[[], UnitVocoder]) -> Callable:
     vocoder = make()
-    return lambda: next(stream(vocoder, [np.arange(16)]))  # What half a second has, merged.
+    # Half a second has about 16 reduced units.
+    return lambda: next(stream(vocoder, [np.arange(16)]))
 
 
 def embedded(seconds: float) -> np.ndarray:
-    """What the generator reads: [1, codes, width]."""
+    """Random input of the generator: [1, codes, width]."""
     shape = 1, num_codes(seconds), PUBLISHED.model_in_dim
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
@@ -82,21 +83,33 @@ def num_codes(seconds: float) -> int:
     return round(seconds * 50)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: list[str]) -> None:
+    parser = arguments.Parser(__doc__)
+    parser.add_argument(
+        "--seconds",
+        type=arguments.positive_float,
+        nargs="+",
+        default=[1.0, 5.0],
+        help="lengths of the sound",
+    )
     timing.add_arguments(parser, rounds=7)
-    parser.add_argument("--seconds", type=float, nargs="+", default=[1.0, 5.0], help="of sound")
-    args = parser.parse_args()
-    print(f"{'sound s':>8}{'torch s':>10}{'ours s':>10}{'ratio':>8}{'shipped s':>12}")
+    docs_table.add_argument(parser)
+    args = parser.parse_args(argv)
+    table = docs_table.Table("vocoder_speed", ["seconds for", "torch", "ours", "ratio"])
     for seconds in args.seconds:
         sides = (functools.partial(run, seconds) for run in (torch_run, our_run, shipped_run))
-        a, b, c = timing.medians(args, *sides)
-        print(f"{seconds:8.1f}{a:10.3f}{b:10.3f}{a / b:8.2f}{c:12.3f}", flush=True)
-    vocoders = {"published": published, "shipped": UnitVocoder.from_pretrained}
-    soon = (functools.partial(first_chunk, make) for make in vocoders.values())
-    for name, seconds in zip(vocoders, timing.medians(args, *soon)):
-        print(f"first chunk for half a second of units, {name}: {1000 * seconds:.0f} ms")
+        theirs, ours, shipped = timing.medians(args, *sides)
+        sound = f"{seconds:g} s of sound"
+        speeds = f"{theirs:.3f}", f"{ours:.3f}", f"{theirs / ours:.2f}"
+        table.add(f"generator of the published shape, {sound}", *speeds)
+        table.add(f"shipped vocoder, {sound}", "", f"{shipped:.3f}", "")
+    vocoders = {"published shape": published, "shipped vocoder": UnitVocoder.from_pretrained}
+    streams = (functools.partial(first_chunk, make) for make in vocoders.values())
+    for name, seconds in zip(vocoders, timing.medians(args, *streams)):
+        table.add(f"first chunk of half a second, {name}", "", f"{seconds:.3f}", "")
+    if args.update_docs:
+        table.update_docs()
 
 
 if __name__ == "__main__":
-    main()
+    arguments.run(main)

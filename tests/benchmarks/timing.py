@@ -1,48 +1,60 @@
-"""How the benchmarks take time: in turns, so that other work on the machine meets all alike."""
+"""Time measurement of the benchmarks: rounds alternate between the sides that are compared.
+
+So other work on the machine slows all sides alike, and the medians of the rounds can be compared.
+"""
 
 import contextlib
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
 
-# The heap takes some rounds to settle: glibc gives large buffers back at first.
+from speechgpt_jax.arguments import positive_int
+
+# glibc returns large buffers to the kernel at first; its heap needs some rounds to settle.
 WARM_UP = 8
-# PyTorch's threads spin for a while after their last work.
-REST = 0.3
+# PyTorch's threads keep spinning for a while after their last work.
+REST_SECONDS = 0.3
 
 
-def add_arguments(parser, rounds: int) -> None:
-    parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--cpu_time", action="store_true", help="count CPU time, not wall time")
+def add_arguments(parser: ArgumentParser, rounds: int) -> None:
+    """--rounds, and --cpu_time for measurements while other work runs."""
+    parser.add_argument(
+        "--rounds", type=positive_int, default=rounds, help="timed calls of each side"
+    )
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="measure CPU time instead of wall time"
+    )
 
 
-def medians(args, *makes: Callable[[], Callable[[], object]]) -> list[float]:
-    """Seconds of each over `args.rounds`, after calls that compile and warm up.
+def medians(args: Namespace, *make_runs: Callable[[], Callable[[], object]]) -> list[float]:
+    """Median seconds of each run over `args.rounds` rounds, compilation and warm-up excluded.
 
-    Each has a process of its own, as its users have it: in one, the C library's heap and what one
-    side sets for it would be the other's, too. `make`, which is pickled, gives there what is timed.
+    Each side runs in a process of its own, as it would for its users: within one process they
+    would share the heap of the C library and what one of them sets for it. `make_run` is pickled,
+    called in that process, and returns the function that is timed.
     """
     clock = 1 if args.cpu_time else 0
     with contextlib.ExitStack() as stack:
-        sides = [stack.enter_context(in_a_process(make)) for make in makes]
+        sides = [stack.enter_context(own_process(make_run)) for make_run in make_runs]
         return [seconds[clock] for seconds in _medians(args.rounds, sides)]
 
 
-def wall_and_cpu(rounds: int, *functions: Callable[[], object]) -> list[tuple[float, float]]:
-    """Seconds of each by both clocks, in this process."""
-    return _medians(rounds, [lambda run=run: _timed(run) for run in functions])
+def wall_and_cpu(rounds: int, *runs: Callable[[], object]) -> list[tuple[float, float]]:
+    """Median (wall seconds, CPU seconds) of each run, all in this process."""
+    return _medians(rounds, [lambda run=run: _timed(run) for run in runs])
 
 
-def _medians(rounds, timed):
+def _medians(rounds, timed_runs):
     for _ in range(WARM_UP):
-        for take in timed:
-            take()
-    taken = [[] for _ in timed]
+        for timed_run in timed_runs:
+            timed_run()
+    times_of_runs = [[] for _ in timed_runs]
     for _ in range(rounds):
-        for take, times in zip(timed, taken):
-            times.append(take()[:2])
-    return [tuple(map(statistics.median, zip(*times))) for times in taken]
+        for timed_run, times in zip(timed_runs, times_of_runs):
+            times.append(timed_run()[:2])
+    return [tuple(map(statistics.median, zip(*times))) for times in times_of_runs]
 
 
 def _timed(run, *arguments) -> tuple[float, float, object]:
@@ -52,28 +64,32 @@ def _timed(run, *arguments) -> tuple[float, float, object]:
 
 
 @contextlib.contextmanager
-def in_a_process(make):
-    """What `make()` gives, called there: it returns seconds by both clocks and the result."""
+def own_process(make_run: Callable[[], Callable]) -> Iterator[Callable]:
+    """Starts a process that calls `make_run()` once, then its result again and again.
+
+    Yields a function that passes its arguments to the process and returns
+    (wall seconds, CPU seconds, result).
+    """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(make, there))
+    process = context.Process(target=_serve, args=(make_run, there))
     process.start()
-    there.close()  # So that a process that died ends the pipe.
+    there.close()  # Then a process that died ends the pipe, and `recv` raises.
 
-    def take(*arguments):
-        time.sleep(REST)
+    def timed_run(*arguments):
+        time.sleep(REST_SECONDS)
         here.send(arguments)
         return here.recv()
 
     try:
-        yield take
+        yield timed_run
     finally:
         here.close()
         process.join()
 
 
-def _serve(make, pipe):
-    run = make()
-    with contextlib.suppress(EOFError):  # The pipe is closed at the end.
+def _serve(make_run, pipe):
+    run = make_run()
+    with contextlib.suppress(EOFError):  # The parent closes the pipe at the end.
         while True:
             pipe.send(_timed(run, *pipe.recv()))

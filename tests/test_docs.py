@@ -1,0 +1,278 @@
+"""The READMEs keep their promises: commands, links and tables are those of the code."""
+
+import argparse
+import collections
+import dataclasses
+import datetime
+import importlib
+import multiprocessing
+import re
+import runpy
+import shlex
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+from absl import app, flags
+
+from tests.benchmarks import docs_table
+
+ROOT = docs_table.ROOT
+DOCUMENTS = list(docs_table.documents())
+
+_FENCED = re.compile(r"^```\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_INLINE = re.compile(r"`((?:\.venv/bin/)?python -m [^`]+)`")
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+# Files and folders that the reader brings: <!-- given: recordings dialogues.tsv -->
+_GIVEN = re.compile(r"<!-- given: (.*?) -->")
+_PLACEHOLDER = re.compile(r"[A-Z_]+|gs://\S+|/scratch/\S+")
+_FIGURE = re.compile(r"[~≈]?\d[\d.,]*(e\d+)?( ?(%|s|ms|GB|GiB|times|minutes))?( ?[/+] ?\d.*)?")
+
+INPUT_FLAGS = {
+    *("audio", "base", "dialogues", "human_prompts", "hubert", "input", "manifest", "people"),
+    *("run", "start_from", "targets", "text", "units", "vocoder"),
+}
+OUTPUT_FLAGS = {"output", "output_dir", "work_dir"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """`python -m MODULE ARGUMENTS` in a document."""
+
+    document: str
+    module: str
+    arguments: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.document}: python -m {shlex.join([self.module, *self.arguments])}"
+
+    def flags(self) -> dict[str, str]:
+        pairs = (a[2:].partition("=") for a in self.arguments if a.startswith("--"))
+        return {name: value for name, _, value in pairs if value}
+
+    def positionals(self) -> list[str]:
+        return [argument for argument in self.arguments if not argument.startswith("--")]
+
+
+def code_lines(text: str) -> list[str]:
+    """Lines of code in the order of the text, continued lines joined."""
+    found = [(m.start(), m[1]) for m in _FENCED.finditer(text)]
+    found += [(m.start(), m[1]) for m in _INLINE.finditer(_FENCED.sub("", text))]
+    return [line for _, code in found for line in code.replace("\\\n", " ").splitlines()]
+
+
+def commands(path: Path) -> list[Command]:
+    """All commands of a document; what a launcher passes to `train` is one of its own."""
+    document, found = str(path.relative_to(ROOT)), []
+    for line in code_lines(path.read_text()):
+        words = shlex.split(line, comments=True) if "python -m" in line else []
+        if not words:
+            continue
+        module, arguments = words[2], words[3:]
+        if "--" in arguments:
+            split = arguments.index("--")
+            found.append(Command(document, "speechgpt_jax.train", tuple(arguments[split + 1 :])))
+        found.append(Command(document, module, tuple(arguments)))
+    return found
+
+
+ALL_COMMANDS = sorted({c for path in DOCUMENTS for c in commands(path)}, key=str)
+
+
+# ---- commands ------------------------------------------------------------------------------------
+
+
+class Parsed(BaseException):
+    """The command line is parsed: no need to run the command."""
+
+
+def mistakes_of_module(given: list[Command]) -> list[str]:
+    """Parses command lines of one module as its main does; what is wrong with each, or "".
+
+    Runs in a process of its own. Paths in the documents need not exist here, so the types that look
+    for them are replaced.
+    """
+    arguments = importlib.import_module("speechgpt_jax.arguments")
+    for name in ("path", "file", "folder"):
+        setattr(arguments, f"existing_{name}", arguments.nonempty)
+    arguments.output_folder = arguments.output_file = arguments.nonempty
+    for name in ("parse_args", "parse_known_args"):
+        method = stop_after(getattr(argparse.ArgumentParser, name))
+        setattr(argparse.ArgumentParser, name, method)
+    app.run = parse_flags
+    defined = set(flags.FLAGS)
+    found = []
+    for command in given:
+        sys.argv = [command.module, *command.arguments]
+        try:
+            runpy.run_module(command.module, run_name="__main__", alter_sys=True)
+            found.append("it never parsed its command line")
+        except Parsed:
+            found.append("")
+        except BaseException as error:
+            is_help = isinstance(error, SystemExit) and not error.code
+            found.append("" if is_help else f"{type(error).__name__}: {error}")
+        for name in set(flags.FLAGS) - defined:  # The next run defines them again.
+            delattr(flags.FLAGS, name)
+    return found
+
+
+def stop_after(method):
+    """`method` of argparse's parser, followed by Parsed unless another such method called it."""
+
+    def parse_arguments(*args, **kwargs):
+        stop_after.depth += 1
+        try:
+            result = method(*args, **kwargs)
+        finally:
+            stop_after.depth -= 1
+        if stop_after.depth == 0:
+            raise Parsed
+        return result
+
+    return parse_arguments
+
+
+stop_after.depth = 0
+
+
+def parse_flags(main, argv=None, flags_parser=flags.FLAGS):
+    """`absl.app.run` that parses flags, and gin if the main has --gin_file, and stops there."""
+    flags_parser(argv or sys.argv)
+    if "gin_file" in flags.FLAGS:
+        gin_utils = importlib.import_module("speechgpt_jax.gin_utils")
+        _, bindings = gin_utils.split_arguments(sys.argv)
+        gin_utils.parse(flags.FLAGS.gin_file, bindings, complete=False)
+    raise Parsed
+
+
+@pytest.fixture(scope="module")
+def mistakes() -> dict[Command, str]:
+    """What is wrong with each command line."""
+    by_module = collections.defaultdict(list)
+    for command in ALL_COMMANDS:
+        by_module[command.module].append(command)
+    context = multiprocessing.get_context("forkserver")
+    # Imported once, not once per module.
+    context.set_forkserver_preload(["jax", "flax.nnx", "seqio", "apache_beam", "torch"])
+    with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=1) as pool:
+        found = pool.map(mistakes_of_module, by_module.values())
+        return {c: m for given, row in zip(by_module.values(), found) for c, m in zip(given, row)}
+
+
+@pytest.mark.parametrize("command", ALL_COMMANDS, ids=str)
+def test_command_lines_parse(command, mistakes):
+    assert mistakes[command] == ""
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_inputs_exist_or_are_made_before(path):
+    """Every input is in the repository, given, a placeholder, or made by a command above."""
+    text = path.read_text()
+    known = {name for names in _GIVEN.findall(text) for name in names.split()}
+    if "make demo" in text:
+        known.add("runs/demo")
+
+    def check(value, line):
+        parents = [value, *map(str, Path(value).parents)]
+        in_project = value.split("/")[0] in ("gin", "speechgpt_jax", "tasks", "tests", "tools")
+        exists = in_project and (ROOT / value).exists()
+        assert exists or known & set(parents) or _PLACEHOLDER.fullmatch(value), f"{value} in {line}"
+
+    for line in code_lines(text):
+        if "python -m" not in line:
+            known.update(re.findall(r"> (\S+)", line))
+            continue
+        _, _, module, *arguments = shlex.split(line, comments=True)
+        command = Command(str(path), module, tuple(arguments))
+        for name, value in command.flags().items():
+            is_text = name == "text" and module != "tools.train_tokenizer"
+            if (name in INPUT_FLAGS and not is_text) or name == "gin_file":
+                check(value, line)
+        *inputs, output = command.positionals() or [""]
+        for value in inputs:
+            if "." in value or "/" in value:
+                check(value, line)
+        known.update({output, *(v for k, v in command.flags().items() if k in OUTPUT_FLAGS)} - {""})
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z_]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in DOCUMENTS:
+        named = {
+            m for line in code_lines(path.read_text()) for m in re.findall(r"make (\w+)", line)
+        }
+        assert named <= targets, path
+
+
+# ---- text ----------------------------------------------------------------------------------------
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_resolve(path):
+    for link in _LINK.findall(path.read_text()):
+        if "://" in link:
+            continue
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), link
+        if anchor:
+            titles = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor in anchors, link
+
+
+def test_the_tree_of_the_readme_exists():
+    """Every name in the annotated tree is a file or folder at its place."""
+    text = (ROOT / "README.md").read_text()
+    [tree] = [code for code in _FENCED.findall(text) if code.startswith("gin/")]
+    folders: list[tuple[int, Path]] = [(-1, ROOT)]
+    for line in tree.splitlines():
+        indent = len(line) - len(line.lstrip())
+        while folders[-1][0] >= indent:
+            folders.pop()
+        names = re.match(r"(\S+ )*\S+(?=  |$)", line.strip())[0].split()
+        for name in names:
+            assert (folders[-1][1] / name).exists(), line
+        folders.append((indent, folders[-1][1] / names[0]))
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_tables_of_figures_are_written_by_commands(path):
+    text = path.read_text()
+    assert text == docs_table.render(text), "run python -m tests.benchmarks.docs_table"
+    outside = re.sub(r"<!-- table: .*?<!-- end -->", "", text, flags=re.DOTALL)
+    for line in outside.splitlines():
+        if line.startswith("|"):
+            figures = [c for c in map(str.strip, line.split("|")) if _FIGURE.fullmatch(c)]
+            assert not figures, f"a figure typed by hand: {line}"
+
+
+def test_every_result_is_shown():
+    text = "".join(path.read_text() for path in DOCUMENTS)
+    shown = set(re.findall(r"<!-- table: (\w+) -->", text))
+    assert shown == {path.stem for path in docs_table.RESULTS.glob("*.json")}
+
+
+def test_update_replaces_the_table_of_its_name(tmp_path, monkeypatch):
+    document = tmp_path / "README.md"
+    document.write_text("before\n<!-- table: speed -->\nold\n<!-- end -->\nafter\n")
+    monkeypatch.setattr(docs_table, "RESULTS", tmp_path)
+    monkeypatch.setattr(docs_table, "documents", lambda: [document])
+    monkeypatch.setattr(docs_table, "this_command", lambda: "python -m bench")
+    table = docs_table.Table("speed", ["work", "s"])
+    table.add("read", "1.5")
+    table.update_docs(machine="a machine")
+    today = datetime.date.today().isoformat()
+    assert document.read_text() == (
+        "before\n<!-- table: speed -->\n| work | s |\n| --- | ---: |\n| read | 1.5 |\n\n"
+        f"`python -m bench`, a machine, {today}\n<!-- end -->\nafter\n"
+    )
