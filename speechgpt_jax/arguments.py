@@ -25,6 +25,7 @@ from etils import epath
 
 from speechgpt_jax import files
 from speechgpt_jax.errors import UserError, one_line_errors
+from speechgpt_jax.limits import is_within, limits_text
 
 Type = Callable[[str], Any]
 
@@ -36,51 +37,30 @@ class IllegalValue(UserError, argparse.ArgumentTypeError):
 # ---- types ---------------------------------------------------------------------------------------
 
 
-def at_least(minimum: int, at_most: int | None = None) -> Type:
-    """Type of whole numbers of at least `minimum`, and of at most `at_most` if given."""
-    expected = f"a whole number of at least {minimum}"
-    if at_most is not None:
-        expected = f"a whole number from {minimum} to {at_most}"
-
-    def parse(text: str) -> int:
+def _number(kind: Callable[[str], float], noun: str, **limits: float) -> Type:
+    def parse(text: str) -> float:
         try:
-            value = int(text)
+            value = kind(text)
         except ValueError:
-            raise _illegal(text, expected) from None
-        if value < minimum or (at_most is not None and value > at_most):
-            raise _illegal(text, expected)
+            value = math.nan
+        if not is_within(value, **limits):
+            raise _illegal(text, f"{noun}, {limits_text(**limits)}")
         return value
 
     return parse
+
+
+def at_least(minimum: int, **limits: float) -> Type:
+    """Type of whole numbers of at least `minimum` and within `limits`, such as at_most=8."""
+    return _number(int, "a whole number", at_least=minimum, **limits)
 
 
 positive_int = at_least(1)
 
 
-def finite_float(
-    *, above: float | None = None, at_least: float | None = None, at_most: float | None = None
-) -> Type:
-    """Type of numbers, neither not-a-number nor infinite, within the limits that are given."""
-    limits = {"above": above, "at least": at_least, "at most": at_most}
-    given = " and ".join(f"{name} {limit:g}" for name, limit in limits.items() if limit is not None)
-    expected = f"a finite number {given}".strip()
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise _illegal(text, expected) from None
-        is_legal = (
-            math.isfinite(value)
-            and (above is None or value > above)
-            and (at_least is None or value >= at_least)
-            and (at_most is None or value <= at_most)
-        )
-        if not is_legal:
-            raise _illegal(text, expected)
-        return value
-
-    return parse
+def finite_float(**limits: float) -> Type:
+    """Type of finite numbers within `limits`: above, at_least, below and at_most."""
+    return _number(float, "a number", **limits)
 
 
 positive_float = finite_float(above=0)

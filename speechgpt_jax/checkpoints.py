@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.experimental import v1 as ocp_v1
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_number
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,10 @@ class Keep:
 
     last: int = 2
     every: int | None = None
+
+    def __post_init__(self):
+        check_number("last", self.last, at_least=1)
+        check_number("every", 1 if self.every is None else self.every, at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)

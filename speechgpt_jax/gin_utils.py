@@ -12,28 +12,34 @@ the library is decorated. Whatever a user got wrong ends as one line on the term
 import ast
 import contextlib
 import copy
+import difflib
 import inspect
 import logging
 import re
 import sys
 import tokenize
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
-from absl import app, flags
+import gin.config
+from absl import flags
 from absl import logging as absl_logging
 
 import gin
+from speechgpt_jax import arguments as command_line
+from speechgpt_jax.annotations import annotations, describe, fits
 from speechgpt_jax.errors import UserError, one_line_errors
 
 PROJECT = Path(__file__).parent.parent
 
-# What gin raises for a mistake in a file or a binding.
+# Exceptions that gin raises for a mistake in a file or a binding.
 CONFIG_ERRORS = (
     AttributeError,
     ImportError,
+    KeyError,
     OSError,
+    RecursionError,
     SyntaxError,
     TypeError,
     ValueError,
@@ -49,32 +55,31 @@ class ConfigError(UserError):
 gin.add_config_file_search_path(str(PROJECT))
 
 
-def define_flags():
-    """--gin_file and --gin_search_paths."""
+def define_flags() -> None:
+    """Defines --gin_file and --gin_search_paths."""
     flags.DEFINE_multi_string("gin_file", [], "A gin file; of several, the later ones win.")
     flags.DEFINE_list("gin_search_paths", [], "Folders where gin files and includes are found.")
 
 
-def run(main: Callable[[], None], *, complete: bool = True):
-    """Reads flags and gin, then calls `main()`; what the user got wrong is one line.
+def run(main: Callable[[], None], *, complete: bool = True) -> NoReturn:
+    """Reads flags and gin, calls `main()` and exits; what the user got wrong is one line.
 
-    A main that only asks for some `arguments` is not `complete`: what it doesn't use may be unset.
-
-    Besides those of `define_flags` and of the caller: --gin.NAME=VALUE, as in T5X.
+    Flags are those of `define_flags` and of the caller, and --gin.NAME=VALUE as in T5X. With
+    `complete`, every value that a gin file marks as required must be set.
     """
     define_flags()
+
+    def parse_and_call() -> None:
+        hush_libraries()
+        parse(flags.FLAGS.gin_file, bindings, flags.FLAGS.gin_search_paths, complete)
+        main()
+
     with one_line_errors():
         argv, bindings = split_arguments(sys.argv)
-
-        def parse_and_call(_):
-            hush_libraries()
-            parse(flags.FLAGS.gin_file, bindings, flags.FLAGS.gin_search_paths, complete)
-            main()
-
-        app.run(parse_and_call, argv)
+        command_line.run_with_flags(parse_and_call, argv)
 
 
-def hush_libraries():
+def hush_libraries() -> None:
     """Leaves the terminal to our own lines; what libraries log as errors still shows."""
     if "verbosity" not in flags.FLAGS or not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.ERROR)
@@ -100,6 +105,7 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _quoted(value: str) -> str:
+    """`value` as gin reads it: a text gets quotes."""
     if value.startswith(("%", "@")):
         return value
     try:
@@ -114,52 +120,53 @@ def parse(
     bindings: Sequence[str] = (),
     search_paths: Sequence[str] = (),
     complete: bool = True,
-):
-    """Reads files, then bindings on top; ConfigError names a missing file or a misspelt name."""
+) -> None:
+    """Reads files, then bindings on top, and checks every value against its parameter's type.
+
+    Raises:
+      ConfigError: a file is missing, a name is misspelt, a value has the wrong type, or with
+        `complete` a required value is not set.
+    """
     gin.clear_config()
     for path in search_paths:
         gin.add_config_file_search_path(path)
     with _quiet():
         for file in files:
-            with _config_errors():
+            with _config_errors(file):
                 gin.parse_config_file(file)
         for binding in bindings:
-            with _config_errors(f"--gin.{binding}: "):
+            with _config_errors(f"--gin.{binding}"):
                 _require_known_macro(binding)
                 gin.parse_config(binding)
         if complete:
             with _config_errors():
                 gin.finalize()  # Every %gin.REQUIRED must be set.
+    _check_types()
 
 
-def call(function: Callable, **kwargs):
+def call(function: Callable, **kwargs) -> Any:
     """`function` with `kwargs`, and everything else that gin binds."""
+    _require_arguments(function, kwargs)
     with contextlib.suppress(ValueError):  # If no gin file imports it, nothing is bound.
         function = gin.get_configurable(function)
     try:
         return function(**kwargs)
     except UserError as error:  # Gin has added the call to its message.
         raise UserError(_message(error)) from error
-    except CONFIG_ERRORS as error:
-        if not _raised_by_gin(error):
-            raise
-        raise ConfigError(_message(error)) from error
 
 
-def arguments(function: Callable, names: Sequence[str]) -> dict:
+def arguments(function: Callable, names: Sequence[str]) -> dict[str, Any]:
     """What `call` would give to some parameters of `function`; the others aren't even evaluated."""
-    bound = {}
-    with contextlib.suppress(ValueError):  # If no gin file imports it, nothing is bound.
-        bound = gin.get_bindings(function, resolve_references=False)
+    others = inspect.signature(function).parameters.keys() - set(names)
+    _require_arguments(function, others)
+    bound = _bindings(function)
     parameters = inspect.signature(function).parameters
     values = {name: bound.get(name, parameters[name].default) for name in names}
-    # Gin evaluates its references when they are copied.
-    with _config_errors():
-        values = copy.deepcopy(values)
-    for name, value in values.items():
-        if value is inspect.Parameter.empty or value is gin.REQUIRED:
-            raise ConfigError(f"{function.__name__}.{name} is not set.")
-    return values
+    try:
+        # Gin evaluates its references when they are copied.
+        return copy.deepcopy(values)
+    except UserError as error:
+        raise UserError(_message(error)) from error
 
 
 def operative_config() -> str:
@@ -167,40 +174,131 @@ def operative_config() -> str:
     return gin.operative_config_str()
 
 
-def _raised_by_gin(error) -> bool:
-    origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    return origin.is_relative_to(Path(gin.__file__).parent)
+# ---- checks --------------------------------------------------------------------------------------
 
 
-def _message(error) -> str:
-    """What gin says over many lines, in one: the problem, the file and the line."""
-    text = str(error.args[0] if isinstance(error, tokenize.TokenError) else error)
+def _check_types() -> None:
+    """ConfigError if a value that is written out does not fit its parameter's annotation."""
+    for (scope, selector), bound in gin.config._CONFIG.items():
+        configurable = gin.config.ConfigurableReference(selector, False).configurable
+        expected = annotations(configurable.wrapped)
+        for name, value in bound.items():
+            literal = _without_macro(value)
+            if name in expected and not fits(literal, expected[name], accepts=_is_evaluated_later):
+                place = f"{scope}/{selector}" if scope else selector
+                macro = f" (from {value})" if value is not literal else ""
+                raise ConfigError(
+                    f"{place.removeprefix('speechgpt_jax.')}.{name} = {literal!r}{macro}: expected"
+                    f" {describe(expected[name])}."
+                )
+
+
+def _without_macro(value: Any) -> Any:
+    """%RATE -> what the macro RATE is bound to."""
+    while _is_macro(value) and (bound := _bindings(gin.config.macro, value.scopes)):
+        value = bound["value"]
+    return value
+
+
+def _is_macro(value: Any) -> bool:
+    return isinstance(value, gin.config.ConfigurableReference) and (
+        value.configurable.wrapped is gin.config.macro
+    )
+
+
+def _is_evaluated_later(value: Any) -> bool:
+    return isinstance(value, gin.config.ConfigurableReference) or value is gin.REQUIRED
+
+
+def _require_arguments(
+    function: Callable, given: Collection[str] = (), scopes: Sequence[str] = ()
+) -> None:
+    """ConfigError if `function`, or a reference among its arguments, lacks an argument.
+
+    `given` are the arguments that don't come from gin.
+    """
+    bound = _bindings(function, scopes)
+    for name, parameter in inspect.signature(function).parameters.items():
+        is_optional = parameter.default is not inspect.Parameter.empty
+        is_variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if name in given or is_variadic or (is_optional and name not in bound):
+            continue
+        value = bound.get(name, gin.REQUIRED)
+        for reference in gin.config.iterate_references(value):
+            if reference.configurable.wrapped is gin.config._retrieve_constant:
+                value = gin.REQUIRED
+            elif reference.evaluate:
+                _require_arguments(reference.configurable.wrapped, (), reference.scopes)
+        if value is gin.REQUIRED:
+            if function is gin.config.macro:
+                raise ConfigError(f"%{'/'.join(scopes)} is not set.")
+            raise ConfigError(f"{function.__qualname__}.{name} is not set.")
+
+
+def _bindings(function: Callable, scopes: Sequence[str] = ()) -> dict[str, Any]:
+    """What gin binds to a function's parameters, references unresolved."""
+    with gin.config_scope("/".join(scopes) or None):
+        try:
+            return gin.get_bindings(function, resolve_references=False)
+        except ValueError:  # No gin file imports it.
+            return {}
+
+
+def _require_known_macro(binding: str) -> None:
+    """Gin takes any new macro, so that a misspelt --gin.MACRO=... would change nothing."""
+    name = binding.partition("=")[0].strip()
+    if "." in name:
+        return
+    known = [scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"]
+    if name not in known:
+        raise ConfigError(f"no gin file defines the macro {name}.{_suggestion(name, known)}")
+
+
+def _suggestion(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+# ---- messages ------------------------------------------------------------------------------------
+
+
+def _message(error: Exception) -> str:
+    """Gin's message of many lines as one: the problem, the file and the line."""
+    if isinstance(error, RecursionError):
+        return "the file includes itself, or includes a file that includes it."
+    is_quoted = isinstance(error, (tokenize.TokenError, KeyError))
+    text = str(error.args[0] if is_quoted else error)
     text = text.partition("\n  In call to configurable")[0].partition("\n  In bindings string")[0]
     # Here gin quotes the whole configuration.
     text = re.sub(r"(?s)No bindings specified for '(\w+)/.*", r"%\1 is not set.", text)
-    return " ".join(text.split())
+    return " ".join(text.split()) + _near_name(text)
 
 
-def _require_known_macro(binding):
-    """Gin takes any new macro, so that a misspelt --gin.MACRO=... would change nothing."""
-    name = binding.partition("=")[0].strip()
-    if "." not in name:
-        try:
-            gin.query_parameter(f"{name}/macro.value")
-        except ValueError:
-            raise ConfigError(f"no gin file defines the macro {name}.") from None
+def _near_name(text: str) -> str:
+    """The name that a misspelt one in gin's message may stand for."""
+    if found := re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", text):
+        selectors = [selector for _, selector in gin.config._CONFIG]
+        known = [name for selector in selectors for name in selector.split(".")[-2:]]
+        return _suggestion(found[1].split(".")[-1].split("/")[-1], known)
+    found = re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", text)
+    if found and (configurable := gin.config._REGISTRY.get_match(found[1])):
+        return _suggestion(found[2], inspect.signature(configurable.wrapped).parameters)
+    return ""
 
 
 @contextlib.contextmanager
-def _config_errors(where: str = ""):
+def _config_errors(place: str = "") -> Iterator[None]:
+    """Makes ConfigErrors of gin's exceptions; `place` names the file or the binding at fault."""
     try:
         yield
     except CONFIG_ERRORS as error:
-        raise ConfigError(where + _message(error)) from error
+        message = _message(error)
+        prefix = "" if not place or place in message else f"{place}: "
+        raise ConfigError(prefix + message) from error
 
 
 @contextlib.contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """Gin logs an error for every folder in which a file is not."""
     logging.disable(logging.ERROR)
     try:

@@ -22,6 +22,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_number
 
 MESH_AXES = ("data", "fsdp", "model")
 
@@ -62,6 +63,9 @@ class MeshConfig:
     fsdp: int = -1
     model: int = 1
     slices: int = 1
+
+    def __post_init__(self):
+        check_number("slices", self.slices, at_least=1)
 
 
 def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:

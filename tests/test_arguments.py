@@ -59,9 +59,9 @@ def test_illegal_values(parse, texts):
 
 
 def test_messages_say_what_was_expected_and_what_was_given():
-    with pytest.raises(IllegalValue, match="expected a whole number of at least 1, got 'ten'"):
+    with pytest.raises(IllegalValue, match="expected a whole number, at least 1, got 'ten'"):
         arguments.positive_int("ten")
-    with pytest.raises(IllegalValue, match=r"finite number above 0 and at most 2, got 'nan'"):
+    with pytest.raises(IllegalValue, match=r"expected a number, above 0 and at most 2, got 'nan'"):
         arguments.finite_float(above=0, at_most=2)("nan")
 
 
@@ -82,8 +82,8 @@ def parser():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--steps=ten"], "argument --steps: expected a whole number of at least 1, got 'ten'"),
-        (["--steps=1", "--rate=nan"], "argument --rate: expected a finite number"),
+        (["--steps=ten"], "argument --steps: expected a whole number, at least 1, got 'ten'"),
+        (["--steps=1", "--rate=nan"], "argument --rate: expected a number, at least 0, got 'nan'"),
         ([], "arguments are required: --steps"),
         (["--step=1"], "arguments are required: --steps"),
         (["--steps=1", "--stepz=2"], "unrecognized arguments: --stepz=2"),
@@ -144,7 +144,7 @@ def test_absl(start):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--run=a", "--steps=0"], "--steps=0: expected a whole number of at least 1, got '0'"),
+        (["--run=a", "--steps=0"], "--steps=0: expected a whole number, at least 1, got '0'"),
         (["--run=a", "--count=many"], "--count=many: invalid literal"),
         (["--run=a", "--step=1"], "Unknown command line flag 'step'. Did you mean: steps ?"),
         (["--steps=3"], "--run is required."),

@@ -65,6 +65,26 @@ def test_search_paths(tmp_path):
         (FILE + "optimizer.AdamV.b2 = 1", [], r"AdamV.* In file .*a.gin"),
         (FILE + "optimizer.AdamW.b2 = %NO", [], "%NO is not set"),
         (FILE + "include 'gone.gin'", [], "Unable to open file: gone.gin"),
+        (FILE, ["AdamW.learning_rat = 1"], r"Did you mean learning_rate\?"),
+        (FILE, ["AdamV.b2 = 1"], r"Did you mean AdamW\?"),
+        (FILE, ["RATES = 1"], r"Did you mean RATE\?"),
+        (FILE, ["AdamW.b2 = 'fast'"], "AdamW.b2 = 'fast': expected a finite number"),
+        (FILE, ["AdamW.b2 = 1e999"], "AdamW.b2 = inf: expected a finite number"),
+        (FILE, ["AdamW.b2 = None"], "AdamW.b2 = None: expected a finite number"),
+        (FILE, ["AdamW.b2 = True"], "AdamW.b2 = True: expected a finite number"),
+        (FILE, ["AdamW.schedule = 3"], "AdamW.schedule = 3: expected one of 'cosine', 'linear'"),
+        (FILE, ["AdamW.schedule = 'step'"], "'step': expected one of 'cosine', 'linear'"),
+        (
+            FILE,
+            ["RATE = 'fast'"],
+            r"'fast' \(from %RATE\): expected a finite number",
+        ),
+        (FILE + "here/optimizer.AdamW.b2 = 'a'", [], "here/.*AdamW.b2 = 'a': expected a finite"),
+        (
+            FILE + "optimizer.Guard.patience = 2.0",
+            [],
+            "patience = 2.0: expected a whole",
+        ),
         (FILE + "from speechgpt_jax import gone", [], "gone"),
         (FILE.replace("optimizer.AdamW.learning_rate = %RATE", ""), [], "learning_rate"),
     ],
@@ -76,6 +96,13 @@ def test_mistakes_are_one_line(tmp_path, text, bindings, message):
     ):
         parse(tmp_path, text, bindings)
     assert "\n" not in str(stopped.value)
+
+
+def test_a_file_that_includes_itself(tmp_path):
+    (tmp_path / "a.gin").write_text(f"include '{tmp_path}/b.gin'")
+    (tmp_path / "b.gin").write_text(f"include '{tmp_path}/a.gin'")
+    with pytest.raises(ConfigError, match=r"a.gin: the file includes itself, or includes a file"):
+        gin_utils.parse([str(tmp_path / "a.gin")])
 
 
 def test_missing_file():

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "speechgpt_jax"
 
-LEAVES = {"errors", "files", "arguments", "unit_text", "prompts", "tokenizer"}
+LEAVES = {"errors", "limits", "files", "arguments", "unit_text", "prompts", "tokenizer"}
 ROOT_MODULES = LEAVES | {"sharding", "checkpoints"}
 MAINS = {"train", "evaluate", "infer", "chat", "serve", "precompile", "demo"}
 
@@ -17,13 +17,15 @@ MAINS = {"train", "evaluate", "infer", "chat", "serve", "precompile", "demo"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
-    "arguments": {"errors", "files"},
+    "limits": {"errors"},
+    "arguments": {"errors", "files", "limits"},
     "unit_text": {"errors"},
     "prompts": {"errors"},
     "tokenizer": {"errors", "files"},
-    "sharding": {"errors"},
-    "checkpoints": {"errors", "files", "sharding"},
-    "gin_utils": {"errors", "files", "arguments"},
+    "sharding": {"errors", "limits"},
+    "checkpoints": {"errors", "limits", "files", "sharding"},
+    "annotations": set(),
+    "gin_utils": {"errors", "arguments", "annotations"},
     "speech": LEAVES,
     "data": LEAVES,
     "models": LEAVES | {"sharding"},
@@ -35,7 +37,7 @@ ALLOWED = {
     "corpus": ROOT_MODULES | {"speech", "data", "decoding"},
     "demo_world": ROOT_MODULES | {"corpus", "speech", "data"},
     "compilation": ROOT_MODULES | {"models", "training", "decoding"},
-    "launch": {"errors", "files", "arguments"},
+    "launch": LEAVES,
     # A task names its metric functions, as SeqIO has it.
     "tasks": LEAVES | {"data", "evaluation.metrics"},
 }

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +25,9 @@ class Sampling:
     top_p: float = 0.8
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise UserError(f"temperature {self.temperature} must be at least 0 (0 is greedy).")
-        if self.top_k < 0:
-            raise UserError(f"top_k {self.top_k} must be at least 0 (0 keeps all tokens).")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p {self.top_p} must lie in (0, 1] (1 keeps all tokens).")
+        check_number("temperature", self.temperature, at_least=0)
+        check_number("top_k", self.top_k, at_least=0)
+        check_number("top_p", self.top_p, above=0, at_most=1)
 
     def __call__(self, logits, key):
         """Logits [..., V] -> token ids int32 [...]."""

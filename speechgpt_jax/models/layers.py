@@ -16,6 +16,7 @@ from flax.core import spmd
 from jax.sharding import PartitionSpec
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_number
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -39,10 +40,9 @@ class LoraConfig:
     targets: tuple[str, ...] = ("q_proj", "v_proj")
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise UserError(f"LoRA rank {self.rank} must be at least 1.")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"LoRA dropout {self.dropout} must lie in [0, 1).")
+        check_number("LoRA rank", self.rank, at_least=1)
+        check_number("LoRA alpha", self.alpha, above=0)
+        check_number("LoRA dropout", self.dropout, at_least=0, below=1)
         if unknown := set(self.targets) - set(PROJECTIONS):
             raise UserError(
                 f"Unknown LoRA targets {sorted(unknown)}; choose from {', '.join(PROJECTIONS)}."

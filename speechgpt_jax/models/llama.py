@@ -11,12 +11,14 @@ scan over it, which compiles one layer only; a CPU runs the unrolled layers fast
 
 import dataclasses
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_choice, check_number
 from speechgpt_jax.models import layers
 from speechgpt_jax.models.attention import attention
 from speechgpt_jax.models.layers import (
@@ -32,6 +34,17 @@ REMAT_POLICIES = {
     "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+# Fields of LlamaConfig that count something.
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+)
 
 # Logical axes of the output layer's kernel.
 OUTPUT_AXES = ("embed", "vocab")
@@ -67,12 +80,18 @@ class LlamaConfig:
     rope_scaling: LinearRopeScaling | Llama3RopeScaling | None = None
     rms_norm_eps: float = 1e-5
     tie_embeddings: bool = False
-    dtype: str = "bfloat16"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     scan_layers: bool = True
-    remat: str = "none"
+    remat: Literal["none", "minimal", "full"] = "none"
     lora: LoraConfig | None = None
 
     def __post_init__(self):
+        for name in SIZES:
+            check_number(name, getattr(self, name), at_least=1)
+        check_number("rope_theta", self.rope_theta, above=0)
+        check_number("rms_norm_eps", self.rms_norm_eps, at_least=0)
+        check_choice("dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        check_choice("remat", self.remat, REMAT_POLICIES)
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"num_heads {self.num_heads} must be a multiple of num_kv_heads "
@@ -80,8 +99,6 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"head_dim {self.head_dim} must be even: RoPE rotates pairs.")
-        if self.remat not in REMAT_POLICIES:
-            raise UserError(f"remat {self.remat!r} must be one of {', '.join(REMAT_POLICIES)}.")
 
     @property
     def padded_vocab_size(self):

@@ -3,6 +3,7 @@
 from speechgpt_jax import sharding
 from speechgpt_jax.data.pipeline import Batches, load_batches
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_number
 from speechgpt_jax.sharding import MeshConfig
 
 
@@ -30,6 +31,9 @@ def load_host_batches(
         on exactly with any number of processes that divides the number of readers it started with.
       mesh: says which rows are this process's.
     """
+    check_number("batch_size", batch_size, at_least=1)
+    check_number("sequence_length", sequence_length, at_least=1)
+    check_number("num_readers", 1 if num_readers is None else num_readers, at_least=1)
     index, shares = sharding.process_share(sharding.create_mesh(mesh))
     num_readers = num_readers or shares
     if num_readers % shares:

@@ -1,13 +1,13 @@
 """AdamW as language models are trained with: warm-up, decay, clipping, and what is not decayed."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_choice, check_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +28,25 @@ class AdamW:
     """
 
     learning_rate: float
-    schedule: str = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = 0.03
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
-    moments_dtype: str = "float32"
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        check_number("learning_rate", self.learning_rate, at_least=0)
+        check_number("warmup, a share of all steps,", self.warmup, at_least=0, below=1)
+        check_number("b1", self.b1, at_least=0, below=1)
+        check_number("b2", self.b2, at_least=0, below=1)
+        check_number("eps", self.eps, above=0)
+        check_number("weight_decay", self.weight_decay, at_least=0)
+        check_number("clip_norm", self.clip_norm, above=0)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("moments_dtype", self.moments_dtype, ("float32", "bfloat16"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +66,8 @@ class Guard:
     patience: int = 0
 
     def __post_init__(self):
-        if self.spike <= 1:
-            raise UserError(f"spike {self.spike} must be over 1: it is compared with a mean.")
+        check_number("spike, compared with a mean,", self.spike, above=1)
+        check_number("patience", self.patience, at_least=0)
 
 
 class GuardState(NamedTuple):
@@ -102,10 +113,6 @@ SCHEDULES = {
 
 def learning_rate_schedule(config: AdamW, total_steps: int) -> optax.Schedule:
     """The learning rate of each step, 0 .. total_steps - 1."""
-    if config.schedule not in SCHEDULES:
-        raise UserError(f"schedule {config.schedule!r} is unknown; take one of {list(SCHEDULES)}.")
-    if not 0 <= config.warmup < 1:
-        raise UserError(f"warmup {config.warmup} must be a share of all steps, in [0, 1).")
     # At least one step of warm-up: a rate of exactly 0 at step 0 is optax's rise from 0.
     warmup_steps = max(1, round(config.warmup * total_steps))
     return SCHEDULES[config.schedule](config.learning_rate, warmup_steps, total_steps)

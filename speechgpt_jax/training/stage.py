@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from speechgpt_jax import sharding
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_choice, check_number
 from speechgpt_jax.models.llama import Llama, LlamaConfig
 from speechgpt_jax.training import utilization
 from speechgpt_jax.training.loop import REJECTED
@@ -45,14 +46,12 @@ class Stage:
     seed: int
 
     def __post_init__(self):
-        if self.trainable not in TRAINABLE:
-            raise UserError(
-                f"trainable {self.trainable!r} is unknown; take one of {list(TRAINABLE)}."
-            )
-        if self.frozen_dtype not in FROZEN_DTYPES:
-            raise UserError(
-                f"frozen_dtype {self.frozen_dtype!r} is unknown; take one of {list(FROZEN_DTYPES)}."
-            )
+        check_number("steps", self.steps, at_least=1)
+        check_number("accumulation", self.accumulation, at_least=1)
+        check_number("loss_chunk", self.loss_chunk, at_least=1)
+        check_number("seed", self.seed, at_least=0, below=2**32)
+        check_choice("trainable", self.trainable, TRAINABLE)
+        check_choice("frozen_dtype", self.frozen_dtype, FROZEN_DTYPES)
         if self.frozen_dtype == "int8" and self.trainable != "lora":
             raise UserError(
                 f"frozen_dtype 'int8' rounds every projection, and trainable {self.trainable!r}"

@@ -67,7 +67,7 @@ def test_constraints_need_no_mesh():
     "fields, message",
     [
         ({"rank": 0}, "rank 0 must be at least 1"),
-        ({"dropout": 1.0}, r"dropout 1.0 must lie in \[0, 1\)"),
+        ({"dropout": 1.0}, "dropout 1.0 must be at least 0 and below 1"),
         ({"targets": ("query",)}, r"Unknown LoRA targets \['query'\]; choose from q_proj"),
     ],
 )

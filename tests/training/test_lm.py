@@ -166,7 +166,7 @@ def test_new_tokens_within_the_padding_start_at_the_mean_too(tmp_path, stage1):
     ("message", "kwargs"),
     [
         (r"vocab_size 60 and the tokenizer .* set the model's to", {"vocab_size": 60}),
-        ("trainable 'loar' is unknown; take one of", {"trainable": "loar"}),
+        ("trainable 'loar' must be one of all, embeddings, lora", {"trainable": "loar"}),
         ("start_from must name", {"trainable": "lora"}),
         ("needs a model with lora", {"trainable": "lora", "start_from": "stage1"}),
         ("no checkpoint in", {"start_from": "nowhere"}),

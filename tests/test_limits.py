@@ -1,0 +1,101 @@
+"""Configured values out of their range are refused where the configuration is made."""
+
+import dataclasses
+import math
+
+import pytest
+
+from speechgpt_jax.checkpoints import Keep
+from speechgpt_jax.decoding.sampling import Sampling
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_choice, check_number, is_within
+from speechgpt_jax.models.layers import LoraConfig
+from speechgpt_jax.models.llama import LlamaConfig
+from speechgpt_jax.sharding import MeshConfig
+from speechgpt_jax.training.inputs import load_host_batches
+from speechgpt_jax.training.optimizer import AdamW, Guard
+from speechgpt_jax.training.stage import Stage
+
+TINY = LlamaConfig.tiny(1706)
+NOT_FINITE = (math.nan, math.inf, -math.inf)
+
+
+def stage(**changes):
+    fields = {
+        "model": TINY,
+        "optimizer": AdamW(1e-3),
+        "steps": 4,
+        "trainable": "all",
+        "frozen_dtype": "float32",
+        "accumulation": 1,
+        "loss_chunk": 512,
+        "guard": None,
+        "seed": 0,
+    }
+    return Stage(**fields | changes)
+
+
+def llama(**changes):
+    return dataclasses.replace(TINY, **changes)
+
+
+def batches(**changes):
+    return load_host_batches("none", **{"batch_size": 8, "sequence_length": 8} | changes)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "values"),
+    [
+        (lambda **x: AdamW(**{"learning_rate": 1.0} | x), "learning_rate", (-1e-3, *NOT_FINITE)),
+        (lambda **x: AdamW(1.0, **x), "warmup", (-0.1, 1.0, 2, *NOT_FINITE)),
+        (lambda **x: AdamW(1.0, **x), "b1", (-0.1, 1.0, *NOT_FINITE)),
+        (lambda **x: AdamW(1.0, **x), "b2", (-0.1, 1.0, *NOT_FINITE)),
+        (lambda **x: AdamW(1.0, **x), "eps", (0.0, -1e-8, *NOT_FINITE)),
+        (lambda **x: AdamW(1.0, **x), "weight_decay", (-0.1, *NOT_FINITE)),
+        (lambda **x: AdamW(1.0, **x), "clip_norm", (0.0, -1.0, *NOT_FINITE)),
+        (lambda **x: AdamW(1.0, **x), "schedule", ("cosin", "")),
+        (lambda **x: AdamW(1.0, **x), "moments_dtype", ("float16", "f32")),
+        (Guard, "spike", (1.0, 0.5, *NOT_FINITE)),
+        (Guard, "patience", (-1,)),
+        (stage, "steps", (0, -1)),
+        (stage, "accumulation", (0, -1)),
+        (stage, "loss_chunk", (0, -1)),
+        (stage, "seed", (-1, 2**32)),
+        (batches, "batch_size", (0, -8)),
+        (batches, "sequence_length", (0, -1)),
+        (batches, "num_readers", (0, -1)),
+        (llama, "vocab_size", (0, -1)),
+        (llama, "num_kv_heads", (0, -4)),
+        (llama, "head_dim", (0, 63)),
+        (llama, "rope_theta", (0.0, *NOT_FINITE)),
+        (llama, "dtype", ("float8", "bf16")),
+        (llama, "remat", ("some",)),
+        (LoraConfig, "rank", (0, -1)),
+        (LoraConfig, "alpha", (0.0, *NOT_FINITE)),
+        (LoraConfig, "dropout", (-0.1, 1.0, *NOT_FINITE)),
+        (MeshConfig, "slices", (0, -1)),
+        (Keep, "last", (0, -1)),
+        (Keep, "every", (0, -1)),
+        (Sampling, "temperature", (-1.0, *NOT_FINITE)),
+        (Sampling, "top_k", (-1,)),
+        (Sampling, "top_p", (0.0, 2.0, *NOT_FINITE)),
+    ],
+)
+def test_illegal_values(make, name, values):
+    for value in values:
+        with pytest.raises(UserError, match=name) as error:
+            make(**{name: value})
+        assert str(value) in str(error.value)
+
+
+def test_limits():
+    check_number("x", 1, at_least=1, at_most=1)
+    check_choice("x", "a", {"a": 1})
+    assert is_within(0.5, above=0, below=1)
+    assert not is_within(1, above=0, below=1)
+    with pytest.raises(UserError, match=r"^x 1.5 must be at least 0 and below 1\.$"):
+        check_number("x", 1.5, at_least=0, below=1)
+    with pytest.raises(UserError, match=r"^x nan must be finite\.$"):
+        check_number("x", math.nan)
+    with pytest.raises(UserError, match=r"^x 'c' must be one of a, b\.$"):
+        check_choice("x", "c", ("a", "b"))
