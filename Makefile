@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test lint clean
 
 demo: $(VENV)/core.stamp
-	$(RUN) -m tools.demo
+	$(RUN) -m speechgpt_jax.demo
 
 test: $(VENV)/test.stamp
 	$(RUN) -m ruff check .

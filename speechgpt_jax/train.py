@@ -13,8 +13,8 @@ from absl import flags
 
 from speechgpt_jax import gin_utils
 from speechgpt_jax.errors import UserError, one_line_errors
+from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.training import hosts, lm
-from speechgpt_jax.training.host_memory import keep_freed_memory
 
 OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", None, "Folder of the run: checkpoints, metrics, plots.", required=True

@@ -4,7 +4,7 @@
     python -m tools.extract_units --input=manifest.tsv --hubert=mhubert --output=units
 
 --input is a folder (every wav, flac, mp3 and ogg file under it), or a manifest: JSONL or TSV with a
-`path` a row, relative to the manifest, and what else is to be kept (`text`, `speaker`). OUTPUT gets
+`path` per row, relative to the manifest, and other fields to keep (`text`, `speaker`). OUTPUT gets
 
     units-00000-of-00004.jsonl    the rows, with `units` (repeats merged) and `durations` (in frames
                                   of 20 ms), in the order of the input
@@ -12,39 +12,18 @@
     summary.tsv, histogram.png    how long the recordings are, in frames and in units
     manifest.jsonl, plan.json     what was asked for
 
-The same command goes on after a kill: finished shards are kept, and none is ever half-written.
+The same command resumes after a kill: finished shards are kept, and none is ever half-written.
 Units and their order do not depend on the number of workers. A worker uses each of its cores, so a
 machine needs one. All other flags are Beam's; --runner takes the work to Dataflow, Spark or Flink.
 Paths may be of any file system that Beam knows (gs://).
 """
 
 import argparse
-import dataclasses
-import functools
-import io
-import json
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Sequence
 
-import numpy as np
-
-from speechgpt_jax.corpus import shards
-from speechgpt_jax.corpus.shards import FileSystems
-from speechgpt_jax.errors import UserError, one_line_errors
-from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
-from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit
-from speechgpt_jax.training.host_memory import keep_freed_memory
-from speechgpt_jax.unit_text import reduce_units
-
-SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
-
-Item, Result = TypeVar("Item"), TypeVar("Result")
-Sound = np.ndarray | str  # float32 [S] at 16 kHz, or why there is none
-# Reduced units [N] and durations [N] in frames of 20 ms, or why there are none.
-Heard = tuple[np.ndarray, np.ndarray] | str
+from speechgpt_jax.corpus.extract_units import extract_units
+from speechgpt_jax.errors import one_line_errors
+from speechgpt_jax.speech.encoder.speech2unit import SHIPPED
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,148 +33,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--input", required=True, help="folder of recordings, or manifest")
     parser.add_argument("--hubert", default=str(SHIPPED), help="folder of HuBERT and centroids")
     parser.add_argument("--output", required=True, help="folder")
-    parser.add_argument("--shard_size", type=int, default=250, help="recordings a shard")
+    parser.add_argument("--shard_size", type=int, default=250, help="recordings per shard")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="what is multiplied; bfloat16 is faster where the hardware has it, and changes at most"
+        help="of matrix products; bfloat16 is faster where the hardware has it, and changes at most"
         " about one unit in a hundred",
     )
-    parser.add_argument("--batch_seconds", type=int, default=1800, help="sound packed together")
-    args, beam_arguments = parser.parse_known_args(arguments)
-
-    options = shards.pipeline_options(beam_arguments)
-    output, hubert = absolute(args.output), absolute(args.hubert)
-    rows = find_recordings(absolute(args.input))
-    settings = {"hubert": hubert, "dtype": args.dtype}
-    work = shards.cut(rows, output, args.shard_size, settings)
-    job = shards.Job(
-        name="extract_units",
-        kinds=("units",),
-        make_worker=functools.partial(
-            Extractor.from_pretrained, hubert, args.batch_seconds, args.dtype
-        ),
-        measure=measure,
+    parser.add_argument(
+        "--batch_seconds", type=int, default=1800, help="seconds of sound encoded together"
     )
-    shards.print_summary(shards.run(job, work, output, options), output)
-
-
-def absolute(path: str) -> str:
-    """A path that means the same in whatever folder a worker runs."""
-    return path if "://" in path else os.path.abspath(path)
-
-
-def find_recordings(source: str) -> Iterator[dict]:
-    """The rows of a manifest, or one a recording of a folder, sorted by name.
-
-    Raises:
-      UserError: there is no such manifest, a line of it won't do, or the folder has no recording.
-    """
-    if source.endswith((".jsonl", ".tsv")):
-        yield from read_rows(source)
-        return
-    paths = [p for p in shards.find_files(source, "**") if p.lower().endswith(SUFFIXES)]
-    if not paths:
-        raise UserError(
-            f"--input={source} has no {', '.join(SUFFIXES)} file; give a folder that has some, or "
-            "a manifest named .jsonl or .tsv."
-        )
-    yield from ({"path": path} for path in paths)
-
-
-def read_rows(manifest: str) -> Iterator[dict]:
-    folder = FileSystems.split(manifest)[0]
-    for row in shards.read_table(manifest, ("path",)):
-        if "://" not in row["path"]:
-            row["path"] = FileSystems.join(folder, row["path"])
-        yield row
-
-
-def measure(line: str) -> dict[str, int]:
-    row = json.loads(line)
-    return {"frames": sum(row["durations"]), "units": len(row["units"])}
-
-
-@dataclasses.dataclass(frozen=True)
-class Extractor:
-    """Rows with a `path` -> lines with `units` and `durations` too, and lines of what has none."""
-
-    speech2unit: Speech2Unit
-    batch_seconds: int
-
-    @classmethod
-    def from_pretrained(
-        cls, hubert: str, batch_seconds: int, dtype: str = "float32"
-    ) -> "Extractor":
-        keep_freed_memory()
-        return cls(Speech2Unit.from_pretrained(hubert, dtype), batch_seconds)
-
-    def __call__(self, rows: list[dict]) -> dict[str, list[str]]:
-        lines = {"units": [], shards.REJECTS: []}
-        sound = in_advance(load, [row["path"] for row in rows])
-        for row, heard in zip(rows, self.encode(sound)):
-            if isinstance(heard, str):
-                lines[shards.REJECTS].append(json.dumps(row | {"reason": heard}))
-            else:
-                units, durations = (values.tolist() for values in heard)
-                lines["units"].append(json.dumps(row | {"units": units, "durations": durations}))
-        return lines
-
-    def encode(self, sound: Iterable[Sound]) -> list[Heard]:
-        """What is heard of each item; the next batch is read meanwhile."""
-        batches = in_batches(sound, self.batch_seconds * SAMPLE_RATE)
-        hear_batch = functools.partial(hear, self.speech2unit)
-        return [item for batch in in_advance(hear_batch, batches, 1, ahead=1) for item in batch]
-
-
-def in_batches(sound: Iterable[Sound], samples: int) -> Iterator[list[Sound]]:
-    """The items in their order, at most so many samples together: memory stays flat."""
-    batch, filled = [], 0
-    for item in sound:
-        size = 0 if isinstance(item, str) else len(item)
-        if batch and filled + size > samples:
-            yield batch
-            batch, filled = [], 0
-        batch.append(item)
-        filled += size
-    if batch:
-        yield batch
-
-
-def hear(speech2unit: Speech2Unit, batch: list[Sound]) -> list[Heard]:
-    cluster_ids = iter(speech2unit.cluster_ids([x for x in batch if not isinstance(x, str)]))
-    return [item if isinstance(item, str) else heard(item, next(cluster_ids)) for item in batch]
-
-
-def heard(wav: np.ndarray, cluster_ids: np.ndarray) -> Heard:
-    if not len(cluster_ids):
-        return f"{len(wav)} samples are shorter than a frame of units"
-    return reduce_units(cluster_ids)
-
-
-def load(path: str) -> Sound:
-    try:
-        with FileSystems.open(path) as file:
-            source = io.BytesIO(file.read())
-        source.name = path
-        return load_audio(source)
-    except (ValueError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        return " ".join(str(error).split())
-
-
-def in_advance(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int = 8, ahead: int = 16
-) -> Iterator[Result]:
-    """`map(function, items)`, in threads that are so many items ahead."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    args, beam_arguments = parser.parse_known_args(arguments)
+    extract_units(
+        args.input,
+        args.output,
+        args.hubert,
+        shard_size=args.shard_size,
+        dtype=args.dtype,
+        batch_seconds=args.batch_seconds,
+        beam_arguments=beam_arguments,
+    )
 
 
 if __name__ == "__main__":

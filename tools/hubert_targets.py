@@ -29,6 +29,7 @@ import soxr
 from rich.progress import track
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from speechgpt_jax.corpus.g722 import G722_BYTES_PER_SECOND, decode_g722
 from speechgpt_jax.corpus.manifest import read_manifest
 from speechgpt_jax.errors import UserError, one_line_errors
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
@@ -37,7 +38,6 @@ from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, load_hubert
 from speechgpt_jax.speech.encoder.whisper import WhisperFeatures
 from speechgpt_jax.speech.mfcc import mfcc
 from speechgpt_jax.speech.phones import flite_phones, frame_phones
-from tools.build_demo_corpus import G722_BYTES_PER_SECOND, decode_g722
 
 # Whisper's last two blocks of four carry phones best from one voice to another.
 TEACHERS = {"whisper": lambda: WhisperFeatures(3, 4), "mfcc": lambda: mfcc_features}

@@ -24,12 +24,12 @@ from flax import nnx
 from speechgpt_jax import checkpoints, gin_utils, sharding
 from speechgpt_jax.checkpoints import Checkpoints, Keep
 from speechgpt_jax.errors import UserError, one_line_errors
+from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.speech2unit import load_hubert, save_hubert
 from speechgpt_jax.speech.encoder.training import Distillation, HubertBatches, MaskedPrediction
-from speechgpt_jax.training.host_memory import keep_freed_memory
 from speechgpt_jax.training.loop import fit
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
 from speechgpt_jax.training.train_step import TrainState

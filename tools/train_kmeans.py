@@ -25,12 +25,12 @@ from speechgpt_jax import sharding
 from speechgpt_jax.checkpoints import Checkpoints
 from speechgpt_jax.corpus.manifest import read_manifest
 from speechgpt_jax.errors import one_line_errors
+from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.speech import pretrained
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder import kmeans
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, load_hubert
-from speechgpt_jax.training.host_memory import keep_freed_memory
 from speechgpt_jax.training.loop import fit
 
 CLIPS_A_FILE, INIT_FRAMES = 512, 50_000

@@ -19,6 +19,7 @@ from speechgpt_jax import gin_utils
 from speechgpt_jax.checkpoints import Checkpoints
 from speechgpt_jax.corpus.manifest import read_manifest
 from speechgpt_jax.errors import UserError, one_line_errors
+from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.speech.vocoder.discriminators import DiscriminatorConfig, Discriminators
 from speechgpt_jax.speech.vocoder.training import (
     VocoderBatches,
@@ -28,7 +29,6 @@ from speechgpt_jax.speech.vocoder.training import (
     prepare_rows,
 )
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig, load_vocoder
-from speechgpt_jax.training.host_memory import keep_freed_memory
 from speechgpt_jax.training.loop import fit
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
 

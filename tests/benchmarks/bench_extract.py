@@ -26,13 +26,13 @@ import numpy as np
 import torch
 
 from speechgpt_jax import arguments
+from speechgpt_jax.corpus.extract_units import Extractor, in_advance, load
 from speechgpt_jax.data.sources import DEMO_CORPUS
+from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio, save_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
-from speechgpt_jax.training.host_memory import keep_freed_memory
 from tests.benchmarks import docs_table, timing
 from tests.benchmarks.bench_hubert import models, torch_features
-from tools.extract_units import Extractor, in_advance, load
 
 # A shard of a small corpus; ours fills the last row of each round with silence.
 CLIPS_PER_ROUND = 100

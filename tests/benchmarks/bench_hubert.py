@@ -20,12 +20,12 @@ import transformers
 from flax import nnx
 
 from speechgpt_jax import arguments
+from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.encoder import kmeans
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.hubert import Hubert
 from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit
-from speechgpt_jax.training.host_memory import keep_freed_memory
 from tests.benchmarks import docs_table, timing
 from tests.speech.encoder.test_hubert import copy_weights, oracle
 

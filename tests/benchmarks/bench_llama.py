@@ -27,8 +27,8 @@ from speechgpt_jax import arguments
 from speechgpt_jax.data.packing import Packer, pack
 from speechgpt_jax.decoding.generate import generate
 from speechgpt_jax.decoding.sampling import GREEDY
+from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.models.llama import Llama, LlamaConfig
-from speechgpt_jax.training.host_memory import keep_freed_memory
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
 from speechgpt_jax.training.stage import compiler_options
 from speechgpt_jax.training.train_step import TrainState, make_train_step

@@ -10,6 +10,8 @@ import pytest
 
 from speechgpt_jax import prompts
 from speechgpt_jax.corpus import text_to_speech
+from speechgpt_jax.corpus.dialogues import CHAIN_FORMS, ModelSynthesizer
+from speechgpt_jax.corpus.extract_units import load
 from speechgpt_jax.data import descriptions
 from speechgpt_jax.data.pipeline import load_once
 from speechgpt_jax.data.sources import DEMO_CORPUS
@@ -19,7 +21,6 @@ from speechgpt_jax.unit_text import text_to_units, units_to_text
 from tasks import modality_adaptation, speech_instruct
 from tests.decoding.test_conversation import learn_by_heart
 from tools import build_speech_instruct, extract_units
-from tools.build_speech_instruct import CHAIN_FORMS
 
 DIALOGUES = [
     {"question": "what is two plus two?", "answer": "two plus two is four."},
@@ -123,7 +124,7 @@ def test_stage_3_speaks_questions_and_answers(chain, small_hubert, voice, tmp_pa
     def heard(text, speaker):
         wav = tmp_path / "said.wav"
         text_to_speech.speak(voice, speaker, text, wav)
-        return units_to_text(speech2unit(extract_units.load(str(wav)))[0])
+        return units_to_text(speech2unit(load(str(wav)))[0])
 
     question, answer = "which colour is grass?", "grass is green."
     possible = [
@@ -202,7 +203,7 @@ def test_our_own_model_gives_units(table):
     )
     ids = tokenizer.encode(prompts.DEFAULT_PREFIX + said)
     model = learn_by_heart([tokenizer.bos_id, *ids, tokenizer.eos_id], tokenizer.vocab_size)
-    voice = build_speech_instruct.ModelVoice(model, tokenizer, max_new_tokens=16)
+    voice = ModelSynthesizer(model, tokenizer, max_new_tokens=16)
     assert voice([(text, "")] * 3) == [units] * 3
     short = dataclasses.replace(voice, max_new_tokens=4)
     (reason,) = short([(text, "")])

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechgpt_jax.corpus import shards
+from speechgpt_jax.corpus.extract_units import in_batches
 from speechgpt_jax.corpus.manifest import parse_rows
 from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.speech.audio import load_audio, save_audio
@@ -220,7 +221,7 @@ not that [while running 'x']
 def test_batches_keep_the_order_and_hold_no_more_than_asked():
     sound = [np.zeros(n) for n in (3, 4, 2, 9, 1)]
     items = [*sound[:2], "not readable", *sound[2:]]
-    batches = list(extract_units.in_batches(items, 8))
+    batches = list(in_batches(items, 8))
     assert [[len(x) for x in batch] for batch in batches] == [[3, 4, 12], [2], [9], [1]]
     assert all(a is b for a, b in zip(itertools.chain(*batches), items, strict=True))
 

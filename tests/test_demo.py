@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from speechgpt_jax import demo
 from speechgpt_jax.decoding.conversation import Reply
-from tools import demo
 
 WAV = np.zeros(320, np.float32)
 

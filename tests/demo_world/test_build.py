@@ -9,10 +9,10 @@ import pytest
 import soundfile
 import tensorflow as tf
 
+from speechgpt_jax.demo_world import build
 from speechgpt_jax.demo_world import world as demo_world
 from speechgpt_jax.speech import audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
-from tools import build_demo_corpus
 
 NUM_UNITS = 200
 
@@ -35,19 +35,19 @@ def read(path):
 
 
 def test_a_failing_command_is_named(tmp_path):
-    clip = build_demo_corpus.planned_clips()[0]
+    clip = build.planned_clips()[0]
     with pytest.raises(ValueError, match=r"nothing\.py.* failed .*check --tts"):
-        build_demo_corpus.speak(clip, f"{sys.executable} nothing.py {{text}} {{wav}}", tmp_path)
+        build.speak(clip, f"{sys.executable} nothing.py {{text}} {{wav}}", tmp_path)
     with pytest.raises(ValueError, match=r"no-such-voice .*check --tts"):
-        build_demo_corpus.speak(clip, "no-such-voice {text} {wav}", tmp_path)
+        build.speak(clip, "no-such-voice {text} {wav}", tmp_path)
 
 
 def test_a_wrong_sample_rate_is_named(tmp_path, voice):
-    clip = build_demo_corpus.planned_clips()[0]
+    clip = build.planned_clips()[0]
     (tmp_path / "wavs").mkdir()
     soundfile.write(tmp_path / clip.path, np.zeros(8000), 8000)
     with pytest.raises(ValueError, match="has 8000 Hz and 1 channels"):
-        build_demo_corpus.speak(clip, voice, tmp_path)
+        build.speak(clip, voice, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -66,43 +66,43 @@ def test_a_wrong_sample_rate_is_named(tmp_path, voice):
     ],
 )
 def test_prompt_text(transcript, text):
-    assert build_demo_corpus.prompt_text(transcript) == text
+    assert build.prompt_text(transcript) == text
 
 
 def test_plan_keeps_voices_apart():
-    clips = build_demo_corpus.planned_clips()
+    clips = build.planned_clips()
     assert len({clip.id for clip in clips}) == len(clips)
     voices = {split: {c.speaker for c in clips if c.split == split} for split in ("train", "test")}
-    assert voices["train"] == voices["test"] == set(build_demo_corpus.TRAIN_VOICES)
+    assert voices["train"] == voices["test"] == set(build.TRAIN_VOICES)
     assert {c.speaker for c in clips if c.split == "unheard_voice"} == {"awb"}
-    assert {c.speaker for c in clips if c.kind == "answer"} == {build_demo_corpus.ANSWER_VOICE}
+    assert {c.speaker for c in clips if c.kind == "answer"} == {build.ANSWER_VOICE}
 
 
 def test_plan_speaks_every_text_and_no_test_text_in_training():
-    clips = build_demo_corpus.planned_clips()
+    clips = build.planned_clips()
     assert {c.text for c in clips} == {s.text for s in demo_world.all_sentences()}
     train = {c.text for c in clips if c.split == "train"}
     assert not train & {c.text for c in clips if c.split != "train"}
 
 
-def small_corpus(folder: Path, voice: str) -> list[build_demo_corpus.Clip]:
+def small_corpus(folder: Path, voice: str) -> list[build.Clip]:
     """Two questions, their answers and two plain sentences of every split that has them."""
-    planned = build_demo_corpus.planned_clips()
+    planned = build.planned_clips()
     clips = []
-    for split in build_demo_corpus.SPLITS:
+    for split in build.SPLITS:
         for kind in ("question", "plain"):
             clips += [c for c in planned if (c.split, c.kind) == (split, kind)][:2]
     answers = {c.answer_id for c in clips}
     clips += [c for c in planned if c.id in answers]
     (folder / "wavs").mkdir()
-    return [build_demo_corpus.speak(clip, voice, folder) for clip in clips]
+    return [build.speak(clip, voice, folder) for clip in clips]
 
 
 def test_encode_writes_the_units_of_every_clip(tmp_path, voice, hubert):
     clips = small_corpus(tmp_path, voice)
-    build_demo_corpus.write_manifest(clips, tmp_path / "manifest.jsonl")
-    assert build_demo_corpus.read_manifest(tmp_path / "manifest.jsonl") == clips
-    build_demo_corpus.encode(tmp_path, hubert, tmp_path / "out")
+    build.write_manifest(clips, tmp_path / "manifest.jsonl")
+    assert build.read_manifest(tmp_path / "manifest.jsonl") == clips
+    build.encode(tmp_path, hubert, tmp_path / "out")
 
     utterances = list(read(tmp_path / "out" / "utterances-train.tfrecord.gz"))
     assert {u["id"] for u in utterances} == {c.id for c in clips if c.split == "train"}
@@ -118,7 +118,7 @@ def test_encode_writes_the_units_of_every_clip(tmp_path, voice, hubert):
         np.testing.assert_array_equal(d["question_units"], spoken[d["id"]]["units"])
         answer = next(u for u in utterances if u["text"] == d["answer"])
         np.testing.assert_array_equal(d["answer_units"], answer["units"])
-        assert d["answer_speaker"] == build_demo_corpus.ANSWER_VOICE
+        assert d["answer_speaker"] == build.ANSWER_VOICE
 
     rows = json.loads((tmp_path / "out" / "clips" / "clips.json").read_text())
     assert {row["kind"] for row in rows} == {"question", "plain"}
@@ -130,19 +130,19 @@ def test_encode_writes_the_units_of_every_clip(tmp_path, voice, hubert):
 
 def test_encode_without_a_manifest_says_what_to_run(tmp_path, hubert):
     with pytest.raises(ValueError, match="run the step `synthesize`"):
-        build_demo_corpus.encode(tmp_path, hubert, tmp_path / "out")
+        build.encode(tmp_path, hubert, tmp_path / "out")
 
 
 def test_human_prompts_without_the_packages_says_what_to_unpack(tmp_path):
     with pytest.raises(ValueError, match="dpkg-deb -x"):
-        build_demo_corpus.human_prompts(tmp_path, 3)
+        build.human_prompts(tmp_path, 3)
 
 
 # ---- the shipped corpus ------------------------------------------------------------------------
 
-SHIPPED = build_demo_corpus.SHIPPED_CORPUS
-UTTERANCES = [f"utterances-{split}" for split in build_demo_corpus.SPLITS]
-DIALOGUES = [f"dialogues-{split}" for split in build_demo_corpus.SPLITS[:-1]]
+SHIPPED = build.SHIPPED_CORPUS
+UTTERANCES = [f"utterances-{split}" for split in build.SPLITS]
+DIALOGUES = [f"dialogues-{split}" for split in build.SPLITS[:-1]]
 
 
 def check_units(units, durations):
@@ -161,7 +161,7 @@ def test_shipped_utterances(name):
         if u["kind"] != "prompt":
             assert set(demo_world.words(u["text"])) <= set(demo_world.vocabulary())
     strangers = {"utterances-unheard_voice": {"awb"}, "utterances-human": {"human"}}
-    assert speakers == strangers.get(name, set(build_demo_corpus.TRAIN_VOICES))
+    assert speakers == strangers.get(name, set(build.TRAIN_VOICES))
 
 
 @pytest.mark.parametrize("name", DIALOGUES)

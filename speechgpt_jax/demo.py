@@ -1,6 +1,6 @@
 """The whole road in minutes: trains three stages on speech, then answers a spoken question aloud.
 
-    make demo            (or: python -m tools.demo [--question=FILE] [--output_dir=DIR])
+    make demo            (or: python -m speechgpt_jax.demo [--question=FILE] [--output_dir=DIR])
 
 Trains from scratch on the embedded corpus. Ctrl-C stops it; called again, it goes on where it was.
 """

@@ -8,7 +8,7 @@ import sys
 PROGRAM = """
 import resource, statistics, sys
 import jax, jax.numpy as jnp
-from speechgpt_jax.training.host_memory import keep_freed_memory
+from speechgpt_jax.host_memory import keep_freed_memory
 
 rows, *keep = sys.argv[1:]
 if keep:

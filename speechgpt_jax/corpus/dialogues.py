@@ -1,0 +1,154 @@
+"""Written dialogues -> the four forms of chain of modality; speech by a command or by our model."""
+
+import dataclasses
+import os
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from speechgpt_jax import checkpoints, prompts
+from speechgpt_jax.corpus import shards, text_to_speech
+from speechgpt_jax.corpus.extract_units import Extractor, Sound, in_advance, load
+from speechgpt_jax.corpus.records import one_line, reason_against, record, rejected
+from speechgpt_jax.decoding.conversation import build_llama
+from speechgpt_jax.decoding.generate import generate
+from speechgpt_jax.decoding.sampling import GREEDY
+from speechgpt_jax.models.llama import Llama
+from speechgpt_jax.tokenizer import Tokenizer
+from speechgpt_jax.unit_text import units_to_text
+
+CHAIN_FORMS = {
+    "speech_to_speech": prompts.SPEECH_TO_SPEECH,
+    "speech_to_text": prompts.SPEECH_TO_TEXT,
+    "text_to_speech": prompts.TEXT_TO_SPEECH,
+    "text_to_text": prompts.TEXT_TO_TEXT,
+}
+# Texts per call of our model: the longest answer sets the time of a call.
+GENERATE_BATCH = 16
+
+Utterance = tuple[str, str]  # text, voice
+UnitsOrReason = Sequence[int] | str  # reduced units, or why there are none
+Synthesizer = Callable[[list[Utterance]], list[UnitsOrReason]]
+
+
+@dataclasses.dataclass(frozen=True)
+class DialogueWriter:
+    """Rows with `question` and `answer` -> lines of each of CHAIN_FORMS, and rejects.
+
+    Attributes:
+      synthesizer: gives the units of questions and answers.
+      question_voices: one of them is drawn for each question.
+      answer_voice: of every answer.
+      prefix: the system prompt.
+      max_answer_words: dialogues with longer answers are rejected.
+    """
+
+    synthesizer: Synthesizer
+    question_voices: Sequence[str]
+    answer_voice: str
+    prefix: str
+    max_answer_words: int
+
+    def __call__(self, rows: list[dict]) -> dict[str, list[str]]:
+        lines = {kind: [] for kind in (*CHAIN_FORMS, shards.REJECTS)}
+        reasons = [self._reason_against(row) for row in rows]
+        usable = [row for row, reason in zip(rows, reasons) if not reason]
+        utterances = [utterance for row in usable for utterance in self._utterances(row)]
+        synthesized = iter(self.synthesizer(utterances))
+        for row, reason in zip(rows, reasons):
+            units = [] if reason else [next(synthesized), next(synthesized)]
+            reason = reason or next((item for item in units if isinstance(item, str)), "")
+            if reason:
+                lines[shards.REJECTS].append(rejected(row, reason))
+                continue
+            values = {
+                "question": one_line(row["question"]),
+                "answer": one_line(row["answer"]),
+                "question_units": units_to_text(units[0]),
+                "answer_units": units_to_text(units[1]),
+            }
+            for kind, template in CHAIN_FORMS.items():
+                lines[kind].append(record(self.prefix, template, values))
+        return lines
+
+    def _reason_against(self, row: dict) -> str:
+        words = len(row["answer"].split())
+        if words > self.max_answer_words:
+            return f"the answer has {words} words; --max_answer_words is {self.max_answer_words}"
+        return reason_against(row["question"]) or reason_against(row["answer"])
+
+    def _utterances(self, row: dict) -> tuple[Utterance, Utterance]:
+        question, answer = one_line(row["question"]), one_line(row["answer"])
+        # The same voice for the same question in every run.
+        voice = random.Random(question).choice(self.question_voices)
+        return (question, voice), (answer, self.answer_voice)
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandSynthesizer:
+    """A text-to-speech command, whose sound is encoded as units."""
+
+    template: str
+    extractor: Extractor
+
+    def __call__(self, utterances: list[Utterance]) -> list[UnitsOrReason]:
+        sound = in_advance(self._sound, utterances, threads=os.cpu_count() or 1)
+        encoded = self.extractor.encode(sound)
+        return [item if isinstance(item, str) else item[0].tolist() for item in encoded]
+
+    def _sound(self, utterance: Utterance) -> Sound:
+        text, voice = utterance
+        with tempfile.TemporaryDirectory() as folder:
+            wav = Path(folder) / "speech.wav"
+            try:
+                text_to_speech.speak(self.template, voice, text, wav)
+            except text_to_speech.NotSpoken as error:
+                return str(error)
+            return load(str(wav))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSynthesizer:
+    """A text-to-unit model of ours. It has one voice, whatever is asked for."""
+
+    model: Llama
+    tokenizer: Tokenizer
+    max_new_tokens: int
+
+    @classmethod
+    def from_run(cls, run: str, max_new_tokens: int) -> "ModelSynthesizer":
+        tokenizer = Tokenizer.from_pretrained(f"{run}/tokenizer")
+        return cls(checkpoints.load_model(run, build_llama), tokenizer, max_new_tokens)
+
+    def __call__(self, utterances: list[Utterance]) -> list[UnitsOrReason]:
+        # Texts of similar length together; full batches, so that few shapes are compiled.
+        order = sorted(range(len(utterances)), key=lambda i: len(utterances[i][0]))
+        synthesized = {}
+        for start in range(0, len(order), GENERATE_BATCH):
+            batch = order[start : start + GENERATE_BATCH]
+            padded = batch + batch[-1:] * (GENERATE_BATCH - len(batch))
+            synthesized |= zip(padded, self._generate([utterances[i][0] for i in padded]))
+        return [synthesized[i] for i in range(len(utterances))]
+
+    def _generate(self, texts: list[str]) -> list[UnitsOrReason]:
+        tokens, lengths = generate(
+            self.model,
+            [self._prompt(text) for text in texts],
+            max_new_tokens=self.max_new_tokens,
+            stop_ids=[self.tokenizer.eos_id],
+            sampling=GREEDY,
+        )
+        return [self._units(row, length) for row, length in zip(tokens, lengths)]
+
+    def _prompt(self, text: str) -> list[int]:
+        prompt = prompts.CROSS_MODAL_PROMPT.format(description=prompts.SPEAK, source=text)
+        return [self.tokenizer.bos_id, *self.tokenizer.encode(prompts.DEFAULT_PREFIX + prompt)]
+
+    def _units(self, tokens: np.ndarray, length: int) -> UnitsOrReason:
+        if length == len(tokens):
+            return f"the model wrote {length} tokens without an end; see --max_new_tokens"
+        units = prompts.parse_response(self.tokenizer.decode(tokens[:length])).units
+        return units or "the model wrote no units"

@@ -1,0 +1,33 @@
+"""Records of SpeechInstruct as lines of JSON, and reasons why a text can't be in one."""
+
+import json
+import re
+
+from speechgpt_jax import prompts
+
+# A text that has one of these in it would be read as tokens of speech or of a dialogue's turns.
+_MARKERS = re.compile("|".join([*map(re.escape, prompts.ROLE_TOKENS), r"<\d+>"]))
+
+
+def record(prefix: str, template: str, values: dict[str, str]) -> str:
+    """A line of JSON with `prefix` and `plain_text`."""
+    return json.dumps({"prefix": prefix, "plain_text": template.format(**values)})
+
+
+def rejected(row: dict, reason: str) -> str:
+    """A line of JSON: the row, without its units, and the reason."""
+    row = {name: value for name, value in row.items() if name not in ("units", "durations")}
+    return json.dumps(row | {"reason": reason})
+
+
+def reason_against(text: object) -> str:
+    """Why a text can't be in a record; "" if it can."""
+    if not isinstance(text, str) or not text.strip():
+        return "there is no text"
+    marker = _MARKERS.search(text)
+    return f"the text has {marker[0]} in it, which is a token" if marker else ""
+
+
+def one_line(text: str) -> str:
+    """ "a  b\\nc" -> "a b c"."""
+    return " ".join(text.split())

@@ -1,0 +1,164 @@
+"""SpeechInstruct from recordings with units, and from dialogues: training data of all three stages.
+
+    modality_adaptation        unit text, one recording per line
+    cross_modal_instruction    units -> text and text -> units, under one of 100 descriptions
+    chain_of_modality          the four forms of a dialogue, by `corpus.dialogues`
+
+tools/build_speech_instruct.py is the command.
+"""
+
+import dataclasses
+import functools
+import random
+import re
+from collections.abc import Sequence
+
+from speechgpt_jax import prompts
+from speechgpt_jax.corpus import shards, text_to_speech
+from speechgpt_jax.corpus.dialogues import (
+    CHAIN_FORMS,
+    CommandSynthesizer,
+    DialogueWriter,
+    ModelSynthesizer,
+)
+from speechgpt_jax.corpus.extract_units import Extractor, absolute
+from speechgpt_jax.corpus.records import one_line, reason_against, record, rejected
+from speechgpt_jax.data import descriptions
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.unit_text import units_to_text
+
+
+@dataclasses.dataclass(frozen=True)
+class DialogueSettings:
+    """What the output of `chain_of_modality` depends on, besides the dialogues.
+
+    Attributes:
+      tts: text-to-speech command with {speaker}, {text} and {wav}, or
+      text_to_unit: folder of a run of ours that writes units, in place of `tts` and `hubert`.
+      hubert: folder of HuBERT and centroids that encode the sound of `tts`.
+      question_voices: speakers for {speaker}, one of them drawn for each question.
+      answer_voice: speaker for {speaker} of every answer.
+      prefix: the system prompt.
+      max_answer_words: dialogues with longer answers are rejected.
+      max_new_tokens: of `text_to_unit`; longer speech is rejected.
+    """
+
+    tts: str | None
+    text_to_unit: str | None
+    hubert: str
+    question_voices: Sequence[str]
+    answer_voice: str
+    prefix: str
+    max_answer_words: int
+    max_new_tokens: int
+
+    def make_writer(self) -> DialogueWriter:
+        if self.tts:
+            extractor = Extractor.from_pretrained(self.hubert, batch_seconds=32)
+            synthesizer = CommandSynthesizer(self.tts, extractor)
+        else:
+            synthesizer = ModelSynthesizer.from_run(self.text_to_unit, self.max_new_tokens)
+        return DialogueWriter(
+            synthesizer, self.question_voices, self.answer_voice, self.prefix, self.max_answer_words
+        )
+
+
+def modality_adaptation(units: str, output: str, beam_arguments: Sequence[str] = ()) -> None:
+    """Writes OUTPUT/units-*.txt from `units`, the output folder of `extract_units`."""
+    job = shards.Job("modality_adaptation", ("units",), lambda: write_units, count_units, "txt")
+    _run_on_units(job, units, output, {}, beam_arguments)
+
+
+def cross_modal_instruction(
+    units: str, output: str, prefix: str, beam_arguments: Sequence[str] = ()
+) -> None:
+    """Writes OUTPUT/asr-*.jsonl and tts-*.jsonl from `units`, the output of `extract_units`."""
+    write = functools.partial(write_pairs, prefix=prefix)
+    job = shards.Job("cross_modal_instruction", ("asr", "tts"), lambda: write, count_units)
+    _run_on_units(job, units, output, {"prefix": prefix}, beam_arguments)
+
+
+def chain_of_modality(
+    dialogues: str,
+    output: str,
+    settings: DialogueSettings,
+    shard_size: int,
+    beam_arguments: Sequence[str] = (),
+) -> None:
+    """Writes OUTPUT/FORM-*.jsonl, a FORM for each of CHAIN_FORMS.
+
+    Args:
+      dialogues: JSONL or TSV file with a `question` and an `answer` per row.
+      output: folder; what an earlier run finished there is kept.
+      settings: what becomes of the dialogues.
+      shard_size: dialogues per shard.
+      beam_arguments: Beam's own flags.
+    """
+    if bool(settings.tts) == bool(settings.text_to_unit):
+        raise UserError("chain_of_modality needs either --tts or --text_to_unit.")
+    if settings.tts:
+        text_to_speech.speech_command(settings.tts, "", "", "")
+    options = shards.pipeline_options(beam_arguments)
+    output = absolute(output)
+    settings = dataclasses.replace(
+        settings,
+        hubert=absolute(settings.hubert),
+        text_to_unit=settings.text_to_unit and absolute(settings.text_to_unit),
+        question_voices=list(settings.question_voices),
+    )
+    rows = shards.read_table(absolute(dialogues), ("question", "answer"))
+    work = shards.cut(rows, output, shard_size, dataclasses.asdict(settings))
+    job = shards.Job("chain_of_modality", tuple(CHAIN_FORMS), settings.make_writer, count_units)
+    shards.print_summary(shards.run(job, work, output, options), output)
+
+
+def _run_on_units(
+    job: shards.Job, units: str, output: str, settings: dict, beam_arguments: Sequence[str]
+) -> None:
+    options = shards.pipeline_options(beam_arguments)
+    output = absolute(output)
+    files = _unit_files(absolute(units))
+    shards.keep_plan(output, settings | {"step": job.name, "files": files})
+    work = [shards.Shard(file, i, len(files)) for i, file in enumerate(files)]
+    shards.print_summary(shards.run(job, work, output, options), output)
+
+
+def _unit_files(folder: str) -> list[str]:
+    """The finished shards that `extract_units` wrote."""
+    files = shards.find_files(folder, "units-*-of-*.jsonl")
+    if not files or len(files) != int(files[0][-11:-6]):
+        raise UserError(
+            f"--units={folder} has {len(files)} finished shards, not all; "
+            "let tools.extract_units finish."
+        )
+    return files
+
+
+def write_units(rows: list[dict]) -> dict[str, list[str]]:
+    """Rows with `units` -> lines of unit text."""
+    return {"units": [units_to_text(row["units"]) for row in rows], shards.REJECTS: []}
+
+
+def write_pairs(rows: list[dict], prefix: str) -> dict[str, list[str]]:
+    """Rows with `units` and `text` -> records of speech recognition and of speech synthesis."""
+    lines = {"asr": [], "tts": [], shards.REJECTS: []}
+    for row in rows:
+        reason = reason_against(row.get("text"))
+        if reason:
+            lines[shards.REJECTS].append(rejected(row, reason))
+            continue
+        text, units = one_line(row["text"]), units_to_text(row["units"])
+        # The same description for the same recording in every run.
+        rng = random.Random(row["path"])
+        for kind, options, source, target in (
+            ("asr", descriptions.ASR, units, text),
+            ("tts", descriptions.TTS, text, units),
+        ):
+            values = {"description": rng.choice(options), "source": source, "target": target}
+            lines[kind].append(record(prefix, prompts.CROSS_MODAL, values))
+    return lines
+
+
+def count_units(line: str) -> dict[str, int]:
+    """The number of units in a line of unit text or of a record."""
+    return {"units": len(re.findall(r"<\d+>", line))}

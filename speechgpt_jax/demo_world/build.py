@@ -1,0 +1,314 @@
+"""The embedded corpus: the work of tools/build_demo_corpus.py."""
+
+import dataclasses
+import gzip
+import json
+import os
+import random
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from rich.progress import track
+
+from speechgpt_jax.corpus import text_to_speech
+from speechgpt_jax.corpus.g722 import G722_BYTES_PER_SECOND, decode_g722
+from speechgpt_jax.demo_world import words as demo_words
+from speechgpt_jax.demo_world import world as demo_world
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import ASSETS
+from speechgpt_jax.speech import audio
+from speechgpt_jax.speech.audio import SAMPLE_RATE
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from speechgpt_jax.unit_text import reduce_units
+
+SHIPPED_CORPUS = ASSETS / "corpus"
+TRAIN_VOICES = ("slt", "rms", "kal16")
+ANSWER_VOICE = "slt"
+UNHEARD_VOICE = "awb"
+HUMAN = "human"
+HUMAN_PROMPTS = 140
+SPLITS = ("train", "test", "unheard_voice", "human")
+SHIPPED_CLIPS = {
+    ("test", "question"): 12,
+    ("unheard_voice", "question"): 6,
+    ("test", "plain"): 6,
+    ("unheard_voice", "plain"): 3,
+    ("human", "prompt"): 15,
+}
+ENCODE_BATCH = 256
+
+Units = tuple[np.ndarray, np.ndarray]  # reduced units [N], durations [N] in frames of 20 ms
+Fields = dict[str, str | np.ndarray]
+SECOND_VOICE_SHARE = 0.05  # of training texts, spoken by two voices: some 9.5 hours in all
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """One row of manifest.jsonl; question clips name their answer's clip."""
+
+    id: str
+    path: str  # under the work directory
+    text: str
+    speaker: str
+    split: str  # train | test | unheard_voice | human
+    kind: str  # question | answer | plain | prompt
+    topic: str
+    seconds: float = 0.0
+    answer: str = ""
+    answer_id: str = ""
+    wording: str = ""
+    fact: str = ""
+    held_out: str = ""
+
+
+def _clip(kind: str, number: int, text: str, speaker: str, split: str, topic: str, **more) -> Clip:
+    name = f"{kind}-{number:05d}-{speaker}"
+    return Clip(name, f"wavs/{name}.wav", text, speaker, split, kind, topic, **more)
+
+
+def _voices(split: str, rng: random.Random) -> list[tuple[str, str]]:
+    """(split, voice) of each recording of one text."""
+    if split == "test":
+        return [("test", rng.choice(TRAIN_VOICES)), ("unheard_voice", UNHEARD_VOICE)]
+    count = 2 if rng.random() < SECOND_VOICE_SHARE else 1
+    return [("train", voice) for voice in rng.sample(TRAIN_VOICES, count)]
+
+
+def planned_clips() -> list[Clip]:
+    """Everything the voices say, always the same."""
+    rng = random.Random(demo_world.SEED)
+    dialogues = demo_world.questions()
+    first_with_answer = {}
+    for dialogue in dialogues:
+        first_with_answer.setdefault(dialogue.answer, dialogue)
+    clips = [
+        _clip("answer", i, d.answer, ANSWER_VOICE, d.split, d.topic)
+        for i, d in enumerate(first_with_answer.values())
+    ]
+    answer_ids = {clip.text: clip.id for clip in clips}
+    for i, d in enumerate(dialogues):
+        for split, voice in _voices(d.split, rng):
+            clip = _clip(
+                "question",
+                i,
+                d.question,
+                voice,
+                split,
+                d.topic,
+                answer=d.answer,
+                answer_id=answer_ids[d.answer],
+                wording=d.wording,
+                fact=d.fact,
+                held_out=d.held_out,
+            )
+            clips.append(clip)
+    for i, sentence in enumerate(demo_world.plain_sentences()):
+        for split, voice in _voices(sentence.split, rng):
+            clips.append(_clip("plain", i, sentence.text, voice, split, sentence.topic))
+    return clips
+
+
+def speak(clip: Clip, template: str, work_dir: Path) -> Clip:
+    """Writes the clip's wav, unless an earlier run did, and returns it with its seconds."""
+    path = work_dir / clip.path
+    if not path.exists():
+        text_to_speech.speak(template, clip.speaker, clip.text, path)
+    info = soundfile.info(path)
+    if info.samplerate != SAMPLE_RATE or info.channels != 1:
+        raise UserError(
+            f"{path} has {info.samplerate} Hz and {info.channels} channels; the corpus needs "
+            f"{SAMPLE_RATE} Hz mono: let the --tts command convert it."
+        )
+    return dataclasses.replace(clip, seconds=round(info.duration, 3))
+
+
+# ---- the real person ---------------------------------------------------------------------------
+
+
+def prompt_text(transcript: str) -> str:
+    """ "Press 7 to delete this message." -> "press seven to delete this message."; "" if not words.
+
+    Transcripts with symbols, abbreviations, single letters or numbers above nine give "".
+    """
+    text = transcript.strip(" .\n")
+    if re.search(r"[^A-Za-z0-9 ,.!?']|\d\d|\d\.\d|\.\.|[A-Z]{2}|\b[B-HJ-Zb-z]\b", text):
+        return ""
+    text = re.sub(r"\d", lambda digit: demo_words.ONES[int(digit[0])], text.lower())
+    text = re.sub(r"\s+", " ", text.replace("!", ".")).rstrip(".")
+    return text if text.endswith("?") else text + "."
+
+
+def human_prompts(folder: Path, count: int) -> list[tuple[Path, str]]:
+    """(G.722 file, text) of at most `count` sentences of 1.5 to 8 seconds found under `folder`."""
+    transcripts = sorted(folder.rglob("core-sounds-en.txt.gz"))
+    if not transcripts:
+        raise UserError(
+            f"--human_prompts={folder} holds no core-sounds-en.txt.gz; unpack Debian's "
+            "asterisk-core-sounds-en and asterisk-core-sounds-en-g722 there with `dpkg-deb -x`."
+        )
+    recordings = {path.stem: path for path in sorted(folder.rglob("*.g722"))}
+    found = {}
+    for line in gzip.decompress(transcripts[0].read_bytes()).decode().splitlines():
+        name, _, transcript = line.partition(": ")
+        path, text = recordings.get(name), prompt_text(transcript)
+        if not path or len(text.split()) < 4 or "represenatives" in text:  # sic
+            continue
+        if 1.5 <= path.stat().st_size / G722_BYTES_PER_SECOND <= 8:
+            found.setdefault(text.strip(".?"), (path, text))
+    chosen = random.Random(demo_world.SEED).sample(sorted(found), min(count, len(found)))
+    return [found[text] for text in sorted(chosen)]
+
+
+def copy_human_prompts(folder: Path, work_dir: Path) -> list[Clip]:
+    clips = []
+    for i, (path, text) in enumerate(human_prompts(folder, HUMAN_PROMPTS)):
+        wav = decode_g722(path)
+        clip = _clip("prompt", i, text, HUMAN, "human", "prompts", seconds=len(wav) / SAMPLE_RATE)
+        audio.save_audio(work_dir / clip.path, wav)
+        clips.append(clip)
+    return clips
+
+
+# ---- synthesize --------------------------------------------------------------------------------
+
+
+def write_manifest(clips: Iterable[Clip], path: Path) -> None:
+    """The whole file or none of it."""
+    lines = (json.dumps(dataclasses.asdict(clip)) + "\n" for clip in clips)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text("".join(lines))
+    os.replace(unfinished, path)
+
+
+def read_manifest(path: Path) -> list[Clip]:
+    if not path.exists():
+        raise UserError(f"no {path}; run the step `synthesize` with the same --work_dir first.")
+    return [Clip(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def synthesize(work_dir: Path, tts: str, human: Path | None, processes: int) -> list[Clip]:
+    (work_dir / "wavs").mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(processes) as pool:  # the work is done by the --tts processes
+        spoken = pool.map(lambda clip: speak(clip, tts, work_dir), planned_clips())
+        clips = list(track(spoken, "speech", total=len(planned_clips())))
+    if human:
+        clips += copy_human_prompts(human, work_dir)
+    write_manifest(clips, work_dir / "manifest.jsonl")
+    return clips
+
+
+def print_hours(clips: Iterable[Clip]) -> None:
+    hours: dict[tuple[str, str, str], list[float]] = {}
+    for clip in clips:
+        hours.setdefault((clip.split, clip.kind, clip.speaker), []).append(clip.seconds / 3600)
+    for (split, kind, speaker), durations in sorted(hours.items()):
+        print(f"{split:14} {kind:9} {speaker:6} {len(durations):6} clips {sum(durations):6.2f} h")
+
+
+# ---- encode ------------------------------------------------------------------------------------
+
+
+def encode_clips(clips: list[Clip], work_dir: Path, speech2unit: Speech2Unit) -> dict[str, Units]:
+    """Clip id -> reduced units, durations."""
+    encoded = {}
+    for start in track(range(0, len(clips), ENCODE_BATCH), "units"):
+        batch = clips[start : start + ENCODE_BATCH]
+        wavs = [audio.load_audio(work_dir / clip.path) for clip in batch]
+        for clip, cluster_ids in zip(batch, speech2unit.cluster_ids(wavs)):
+            encoded[clip.id] = reduce_units(cluster_ids)
+    return encoded
+
+
+def write_units(clips: list[Clip], encoded: dict[str, Units], path: Path) -> None:
+    """The manifest with units and durations: what tools.train_vocoder learns from."""
+    with open(path, "w") as file:
+        for clip in clips:
+            units, durations = (values.tolist() for values in encoded[clip.id])
+            row = dataclasses.asdict(clip) | {"units": units, "durations": durations}
+            file.write(json.dumps(row) + "\n")
+
+
+def utterance(clip: Clip, encoded: dict[str, Units]) -> Fields:
+    units, durations = encoded[clip.id]
+    about = {name: getattr(clip, name) for name in ("id", "text", "speaker", "topic", "kind")}
+    return about | {"units": units, "durations": durations}
+
+
+def dialogue(question: Clip, answer: Clip, encoded: dict[str, Units]) -> Fields:
+    question_units, question_durations = encoded[question.id]
+    answer_units, answer_durations = encoded[answer.id]
+    return {
+        "id": question.id,
+        "topic": question.topic,
+        "held_out": question.held_out,
+        "question": question.text,
+        "question_speaker": question.speaker,
+        "question_units": question_units,
+        "question_durations": question_durations,
+        "answer": answer.text,
+        "answer_speaker": answer.speaker,
+        "answer_units": answer_units,
+        "answer_durations": answer_durations,
+    }
+
+
+def serialize(fields: Fields) -> bytes:
+    """A tf.train.Example: texts as bytes, arrays as int64 lists."""
+    import tensorflow as tf  # takes seconds, and `synthesize` has no use of it
+
+    features = {}
+    for name, value in fields.items():
+        if isinstance(value, str):
+            features[name] = tf.train.Feature(bytes_list={"value": [value.encode()]})
+        else:
+            features[name] = tf.train.Feature(int64_list={"value": value})
+    return tf.train.Example(features={"feature": features}).SerializeToString()
+
+
+def write_records(path: Path, rows: list[Fields]) -> None:
+    """Shuffled, so that any first part is a fair sample; the whole file or none of it."""
+    import tensorflow as tf
+
+    unfinished = path.with_suffix(".part")
+    with tf.io.TFRecordWriter(str(unfinished), options="GZIP") as writer:
+        for fields in random.Random(demo_world.SEED).sample(rows, len(rows)):
+            writer.write(serialize(fields))
+    os.replace(unfinished, path)
+    print(f"{path.name:38} {len(rows):6} records {path.stat().st_size / 1e6:6.2f} MB")
+
+
+def copy_clips(clips: list[Clip], work_dir: Path, folder: Path) -> None:
+    """A few recordings of each held-out kind as FLAC, and clips.json that says what they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.flac"):
+        old.unlink()
+    rng = random.Random(demo_world.SEED)
+    rows = []
+    for (split, kind), count in SHIPPED_CLIPS.items():
+        members = [c for c in clips if (c.split, c.kind) == (split, kind) and c.seconds <= 5]
+        for clip in sorted(rng.sample(members, min(count, len(members))), key=lambda c: c.id):
+            audio.save_audio(folder / f"{clip.id}.flac", audio.load_audio(work_dir / clip.path))
+            row = {name: getattr(clip, name) for name in ("text", "speaker", "kind", "answer")}
+            rows.append({"file": f"{clip.id}.flac"} | row)
+    (folder / "clips.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def encode(work_dir: Path, speech2unit: Speech2Unit, output: Path) -> None:
+    clips = read_manifest(work_dir / "manifest.jsonl")
+    by_id = {clip.id: clip for clip in clips}
+    encoded = encode_clips(clips, work_dir, speech2unit)
+    write_units(clips, encoded, work_dir / "units.jsonl")
+    output.mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        members = [clip for clip in clips if clip.split == split]
+        rows = [utterance(clip, encoded) for clip in members]
+        write_records(output / f"utterances-{split}.tfrecord.gz", rows)
+        questions = [clip for clip in members if clip.kind == "question"]
+        if questions:
+            rows = [dialogue(clip, by_id[clip.answer_id], encoded) for clip in questions]
+            write_records(output / f"dialogues-{split}.tfrecord.gz", rows)
+    copy_clips(clips, work_dir, output / "clips")
