@@ -1,6 +1,7 @@
-"""The READMEs keep their promises: commands, links and tables are those of the code."""
+"""Commands, links and tables in the READMEs, recipes and docstrings agree with the code."""
 
 import argparse
+import ast
 import collections
 import dataclasses
 import datetime
@@ -23,6 +24,7 @@ DOCUMENTS = list(docs_table.documents())
 
 _FENCED = re.compile(r"^```\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"`((?:\.venv/bin/)?python -m [^`]+)`")
+_COMMAND = re.compile(r"\s*(?:taskset -c \d+ )?(?:\.venv/bin/)?python -m (.*)")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 # Files and folders that the reader brings: <!-- given: recordings dialogues.tsv -->
 _GIVEN = re.compile(r"<!-- given: (.*?) -->")
@@ -55,21 +57,30 @@ class Command:
         return [argument for argument in self.arguments if not argument.startswith("--")]
 
 
-def code_lines(text: str) -> list[str]:
-    """Lines of code in the order of the text, continued lines joined."""
-    found = [(m.start(), m[1]) for m in _FENCED.finditer(text)]
-    found += [(m.start(), m[1]) for m in _INLINE.finditer(_FENCED.sub("", text))]
-    return [line for _, code in found for line in code.replace("\\\n", " ").splitlines()]
+def code_lines(path: Path) -> list[str]:
+    """Lines of code of a README, a recipe's header or a docstring; continued lines are joined."""
+    text = path.read_text()
+    if path.suffix == ".md":
+        found = [m[1] for m in _FENCED.finditer(text)]
+        found += [m[1] for m in _INLINE.finditer(_FENCED.sub("", text))]
+    elif path.suffix == ".gin":
+        found = [re.sub(r"^# *(Command: +)?", "", text, flags=re.MULTILINE)]
+    else:
+        found = [ast.get_docstring(ast.parse(text)) or ""]
+    return [line for code in found for line in code.replace("\\\n", " ").splitlines()]
 
 
 def commands(path: Path) -> list[Command]:
-    """All commands of a document; what a launcher passes to `train` is one of its own."""
+    """All commands of a document; what a launcher passes to `train` is one of its own.
+
+    Lines that leave something out ("...") or name alternatives ("[--merge]") are skipped.
+    """
     document, found = str(path.relative_to(ROOT)), []
-    for line in code_lines(path.read_text()):
-        words = shlex.split(line, comments=True) if "python -m" in line else []
-        if not words:
+    for line in code_lines(path):
+        match = _COMMAND.match(line)
+        if not match or "..." in line or "[" in line:
             continue
-        module, arguments = words[2], words[3:]
+        module, *arguments = shlex.split(match[1], comments=True)
         if "--" in arguments:
             split = arguments.index("--")
             found.append(Command(document, "speechgpt_jax.train", tuple(arguments[split + 1 :])))
@@ -77,7 +88,13 @@ def commands(path: Path) -> list[Command]:
     return found
 
 
-ALL_COMMANDS = sorted({c for path in DOCUMENTS for c in commands(path)}, key=str)
+def documented() -> list[Path]:
+    """READMEs, recipes, and the mains, whose docstrings are their help."""
+    patterns = ("gin/runs/*.gin", "tools/*.py", "speechgpt_jax/*.py", "tests/benchmarks/*.py")
+    return [*DOCUMENTS, *(path for pattern in patterns for path in sorted(ROOT.glob(pattern)))]
+
+
+ALL_COMMANDS = sorted({c for path in documented() for c in commands(path)}, key=str)
 
 
 # ---- commands ------------------------------------------------------------------------------------
@@ -180,7 +197,7 @@ def test_inputs_exist_or_are_made_before(path):
         exists = in_project and (ROOT / value).exists()
         assert exists or known & set(parents) or _PLACEHOLDER.fullmatch(value), f"{value} in {line}"
 
-    for line in code_lines(text):
+    for line in code_lines(path):
         if "python -m" not in line:
             known.update(re.findall(r"> (\S+)", line))
             continue
@@ -200,9 +217,7 @@ def test_inputs_exist_or_are_made_before(path):
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z_]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for path in DOCUMENTS:
-        named = {
-            m for line in code_lines(path.read_text()) for m in re.findall(r"make (\w+)", line)
-        }
+        named = {m for line in code_lines(path) for m in re.findall(r"make (\w+)", line)}
         assert named <= targets, path
 
 
