@@ -2,5 +2,8 @@
 
 import os
 
+from speechgpt_jax.platforms import avoid_absent_tpu
+
 # TensorFlow's C++ start-up messages would bury ours; it reads this when it is first imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+avoid_absent_tpu()

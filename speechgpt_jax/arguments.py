@@ -16,6 +16,7 @@ with absl alike. Not-a-number and infinity are refused by each of them.
 import argparse
 import math
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -152,6 +153,16 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Exits with the code that `main(sys.argv[1:])` returns; a UserError is one line."""
     with one_line_errors():
         sys.exit(main(sys.argv[1:]))
+
+
+def run_program(words: Sequence[str], input: str | None = None) -> int:
+    """Runs another program, such as gcloud or sbatch, and returns its exit code."""
+    try:
+        return subprocess.run(words, input=input, text=True, check=False).returncode
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{words[0]} is not installed, or not on PATH; --dry_run prints what would be run."
+        ) from error
 
 
 # ---- absl ----------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""What starts training on clusters."""
+"""Launchers of training on clusters: GKE, SLURM, TPU VM."""

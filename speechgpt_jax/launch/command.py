@@ -1,14 +1,16 @@
-"""What the launchers share that start a stopped run again: the command, and how it says so."""
+"""The training command of launchers that restart a stopped run, and its exit code."""
 
 from collections.abc import Sequence
 
-# Of a run that was told to stop, saved, and is to be started again: EX_TEMPFAIL of sysexits.h.
+# Exit code of a run that was told to stop, has saved, and is to be restarted: EX_TEMPFAIL of
+# sysexits.h.
 STOPPED_EXIT_CODE = 75
-# From SIGTERM to SIGKILL: time to finish the step under way and to write a checkpoint.
+# From SIGTERM to SIGKILL: time to finish the current step and to write a checkpoint.
 GRACE_SECONDS = 300
 
 
 def train_command(python: str, arguments: Sequence[str]) -> list[str]:
+    """`python -m speechgpt_jax.train ARGUMENTS` with STOPPED_EXIT_CODE, as a list of words."""
     return [
         python,
         "-m",

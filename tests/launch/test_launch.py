@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.launch import command as launch
+from speechgpt_jax.launch import gke
 from tools import launch_gke, launch_slurm, launch_tpu_vm
 
 # JobSet's own schema, from its CustomResourceDefinition of August 2026 (Apache-2.0), without its
@@ -68,7 +70,6 @@ def test_jobset(topology, slices, hosts, chips, capsys):
 
 
 def test_the_schema_finds_mistakes():
-    args = launch_gke.parse([*GKE, "--topology=2x4", "--", *TRAIN])
     schema = json.loads(SCHEMA.read_text())
     for path, value in (
         (("spec", "failurePolicy", "maxRestart"), 3),
@@ -76,7 +77,7 @@ def test_the_schema_finds_mistakes():
         (("spec", "replicatedJobs", 0, "template", "spec", "parallelism"), "4"),
         (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "container"), []),
     ):
-        manifest = inner = launch_gke.manifest(args)
+        manifest = inner = gke.job_set("a", "image", "tpu", "2x4", TRAIN)
         for key in path[:-1]:
             inner = inner[key]
         inner[path[-1]] = value
@@ -84,10 +85,59 @@ def test_the_schema_finds_mistakes():
             check(manifest, schema)
 
 
-def test_topology_must_be_numbers():
-    args = launch_gke.parse([*GKE, "--topology=16,16", "--", *TRAIN])
-    with pytest.raises(ValueError, match="topology '16,16': give chips a dimension, such as 16x16"):
-        launch_gke.manifest(args)
+SLURM = ["--name=a", "--nodes=4", "--dry_run"]
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "illegal"),
+    [
+        (launch_gke, [*GKE, "--topology=2x4"], "--topology=0x4"),
+        (launch_gke, [*GKE, "--topology=2x4"], "--topology=16,16"),
+        (launch_gke, [*GKE, "--topology=2x4"], "--topology=-2x-2"),
+        (launch_gke, [*GKE, "--topology=2x4"], "--topology=4"),
+        (launch_gke, [*GKE, "--topology=2x4"], "--slices=0"),
+        (launch_gke, [*GKE, "--topology=2x4"], "--max_restarts=-1"),
+        (launch_gke, [*GKE, "--topology=2x4"], "--name=Stage_1"),
+        (launch_gke, [*GKE, "--topology=2x4"], "--image="),
+        (launch_slurm, SLURM, "--name=my run"),
+        (launch_slurm, SLURM, "--name="),
+        (launch_slurm, SLURM, "--hours=0"),
+        (launch_slurm, SLURM, "--hours=nan"),
+        (launch_slurm, SLURM, "--nodes=0"),
+        (launch_slurm, SLURM, "--gpus_per_node=-8"),
+        (launch_slurm, SLURM, "--cpus_per_gpu=0"),
+        (launch_slurm, SLURM, "--sbatch=partition gpu"),
+        (launch_slurm, SLURM, "--node=1"),
+    ],
+)
+def test_illegal_arguments_are_named(module, arguments, illegal, capsys):
+    assert dry_run(module, [*arguments, "--", *TRAIN], capsys)
+    flag, _, value = illegal.partition("=")
+    with pytest.raises(UserError, match=f"{flag}.*{value}"):
+        module.main([*arguments, illegal, "--", *TRAIN])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["create", "--name=my pod", "--zone=z"],
+        ["create", "--name=pod", "--zone=", "--accelerator_type=a", "--runtime_version=b"],
+        ["create", "--name=pod", "--zone=z", "--accelerator_type=a"],
+        ["setup", "--name=pod", "--zone=z", "--source="],
+        ["train", "--name=pod", "--zone=z"],
+        ["destroy", "--name=pod", "--zone=z"],
+        [],
+    ],
+)
+def test_illegal_tpu_vm_commands(arguments):
+    with pytest.raises(UserError):
+        launch_tpu_vm.main(arguments)
+
+
+def test_a_missing_program_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="sbatch is not installed"):
+        launch_slurm.main(["--name=a", "--nodes=4", "--", *TRAIN])
 
 
 def test_slurm(capsys):
@@ -141,4 +191,4 @@ def test_what_the_help_shows_is_understood(module):
     commands = re.findall(r"python -m tools\.\w+ (.*)", text)
     assert commands
     for command in commands:
-        module.parse(shlex.split(command))
+        module.parser().parse_args(shlex.split(command))

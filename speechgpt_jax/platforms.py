@@ -1,0 +1,33 @@
+"""Which platform JAX uses where libtpu is installed but no TPU is attached.
+
+JAX then asks libtpu for devices, and libtpu prints error lines before JAX falls back to the CPU.
+Importing this package spares it the question. JAX_PLATFORMS, where it is set, is obeyed.
+"""
+
+import glob
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+GOOGLE_PCI_VENDOR = "0x1ae0"
+
+
+def avoid_absent_tpu() -> None:
+    """Sets JAX_PLATFORMS=cpu where JAX would look for a TPU in vain."""
+    if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None:
+        return
+    # With a GPU plugin installed, JAX must find out by itself which of the two is there.
+    if importlib.util.find_spec("jax_plugins") is not None or has_tpu():
+        return
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if "jax" in sys.modules:  # It has read the environment, but has not looked for devices yet.
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
+
+
+def has_tpu(root: str = "/") -> bool:
+    """Whether the kernel shows a TPU: a device node (TPU VM, GKE) or a PCI device of Google's."""
+    if glob.glob(f"{root}/dev/accel*") or glob.glob(f"{root}/dev/vfio/[0-9]*"):
+        return True
+    vendors = glob.glob(f"{root}/sys/bus/pci/devices/*/vendor")
+    return any(Path(vendor).read_text().strip() == GOOGLE_PCI_VENDOR for vendor in vendors)
