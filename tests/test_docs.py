@@ -178,6 +178,7 @@ def mistakes() -> dict[Command, str]:
         return {c: m for given, row in zip(by_module.values(), found) for c, m in zip(given, row)}
 
 
+@pytest.mark.slow  # Every main imports its libraries.
 @pytest.mark.parametrize("command", ALL_COMMANDS, ids=str)
 def test_command_lines_parse(command, mistakes):
     assert mistakes[command] == ""
