@@ -33,6 +33,7 @@ from speechgpt_jax.corpus.g722 import G722_BYTES_PER_SECOND, decode_g722
 from speechgpt_jax.corpus.manifest import read_manifest
 from speechgpt_jax.errors import UserError, one_line_errors
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
+from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.encoder import kmeans
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, load_hubert
 from speechgpt_jax.speech.encoder.whisper import WhisperFeatures
@@ -51,7 +52,9 @@ SHRINKAGE = 0.02
 
 def make_teacher(name: str):
     """A function of clips [S] that gives features [T, D] of each, 50 a second."""
-    return TEACHERS[name]() if name in TEACHERS else Speech2Unit(load_hubert(name), None).features
+    if name in TEACHERS:
+        return TEACHERS[name]()
+    return Speech2Unit(for_inference(load_hubert(name)), None).features
 
 
 def mfcc_features(wavs: list[np.ndarray]) -> list[np.ndarray]:

@@ -11,7 +11,6 @@ and durations: what a vocoder meets when it speaks for a person it has never hea
 """
 
 import argparse
-import json
 import os
 import pathlib
 
@@ -21,10 +20,10 @@ from rich.progress import track
 
 from speechgpt_jax.corpus.manifest import read_manifest
 from speechgpt_jax.errors import one_line_errors
+from speechgpt_jax.files import write_jsonl
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit
 from speechgpt_jax.speech.encoder.training import distort
-from speechgpt_jax.speech.pretrained import write_whole
 from speechgpt_jax.unit_text import reduce_units
 
 BATCH = 256
@@ -81,7 +80,7 @@ def main() -> None:
 def write_rows(rows: list[dict], output: pathlib.Path) -> None:
     """The whole file or none of it; paths become relative to its folder."""
     rows = [row | {"path": os.path.relpath(row["path"], output.parent)} for row in rows]
-    write_whole(output, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_jsonl(output, rows)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.progress import track
 
@@ -25,12 +24,13 @@ from speechgpt_jax import sharding
 from speechgpt_jax.checkpoints import Checkpoints
 from speechgpt_jax.corpus.manifest import read_manifest
 from speechgpt_jax.errors import one_line_errors
+from speechgpt_jax.files import write_bytes
 from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.sharding import MeshConfig
-from speechgpt_jax.speech import pretrained
 from speechgpt_jax.speech.audio import load_audio
+from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.encoder import kmeans
-from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, load_hubert
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, load_hubert, save_centroids
 from speechgpt_jax.training.loop import fit
 
 CLIPS_A_FILE, INIT_FRAMES = 512, 50_000
@@ -65,14 +65,13 @@ def main() -> None:
             tries=args.tries,
             seed=args.seed,
         )
-        tensors = safetensors.numpy.save({"cluster_centers": centroids})
-        pretrained.write_whole(args.hubert / "kmeans.safetensors", tensors)
+        save_centroids(args.hubert, centroids)
         print(f"{len(centroids)} centroids are in {args.hubert / 'kmeans.safetensors'}.")
 
 
 def extract(hubert: pathlib.Path, paths: list[str], work_dir: pathlib.Path) -> list[np.ndarray]:
     """Features of all clips, float16 [M, D] a file, memory-mapped; finished files are kept."""
-    speech2unit = Speech2Unit(load_hubert(hubert), None)
+    speech2unit = Speech2Unit(for_inference(load_hubert(hubert)), None)
     files = []
     for number in track(range(-(-len(paths) // CLIPS_A_FILE)), description="features"):
         files.append(work_dir / f"features-{number:05d}.npy")
@@ -82,7 +81,7 @@ def extract(hubert: pathlib.Path, paths: list[str], work_dir: pathlib.Path) -> l
         rows = speech2unit.features([*map(load_audio, clips)])
         data = io.BytesIO()
         np.save(data, np.concatenate(rows).astype(np.float16))
-        pretrained.write_whole(files[-1], data.getvalue())
+        write_bytes(files[-1], data.getvalue())
     return [np.load(file, mmap_mode="r") for file in files]
 
 

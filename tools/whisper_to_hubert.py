@@ -20,6 +20,7 @@ from rich.progress import track
 
 from speechgpt_jax.conversion import output
 from speechgpt_jax.errors import UserError, one_line_errors
+from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.hubert import Hubert
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, save_hubert
@@ -111,7 +112,9 @@ def main() -> None:
             )
         variables = WhisperFeatures(config.num_layers).variables
         bare = convert(variables, dataclasses.replace(config, projection_size=None))
-        kernel, bias = least_squares(Speech2Unit(bare, None).features, clips, targets)
+        kernel, bias = least_squares(
+            Speech2Unit(for_inference(bare), None).features, clips, targets
+        )
         hubert = convert(variables, config)
         put(hubert.projection, kernel=kernel, bias=bias)
         with output.whole_folder(args.out) as folder:

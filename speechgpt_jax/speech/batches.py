@@ -1,4 +1,4 @@
-"""Endless batches whose position is one number, for the models of this room."""
+"""Endless random batches whose position is one number."""
 
 from collections.abc import Mapping
 
@@ -6,12 +6,15 @@ import numpy as np
 
 
 class NumberedBatches:
-    """Batch n is a function of (seed, n) alone: `draw(rng)`, which the subclass defines."""
+    """Endless batches; batch n depends on (seed, n) only, so training resumes at any step.
+
+    Subclasses define `draw(rng)`, which makes a batch from random numbers.
+    """
 
     def __init__(self, seed: int):
         self._seed, self._position = seed, 0
 
-    def __iter__(self):
+    def __iter__(self) -> "NumberedBatches":
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
@@ -19,8 +22,14 @@ class NumberedBatches:
         self._position += 1
         return self.draw(rng)
 
+    def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """One batch."""
+        raise NotImplementedError
+
     def state(self) -> dict[str, bytes]:
+        """Position to be saved in a checkpoint."""
         return {"number": str(self._position).encode()}
 
-    def restore(self, positions: Mapping[str, bytes]) -> None:
-        self._position = int(positions["number"])
+    def restore(self, state: Mapping[str, bytes]) -> None:
+        """Continues after the batches that had been drawn when `state` was taken."""
+        self._position = int(state["number"])

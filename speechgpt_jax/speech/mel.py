@@ -1,7 +1,9 @@
 """Short-time Fourier transforms and mel spectrograms, differentiable, as matrix products.
 
-A matrix product is several times faster on a CPU than an FFT of these sizes under XLA, and as
-fast on an accelerator.
+At these sizes a matrix product is several times faster than XLA's FFT on a CPU, and as fast on an
+accelerator.
+
+Shapes: B batch, S samples, F frames, N samples of one window.
 """
 
 import functools
@@ -22,7 +24,7 @@ def hann_window(size: int) -> np.ndarray:
 
 @functools.cache
 def _analysis_matrix(n_fft: int) -> np.ndarray:
-    """Windowed frame [n_fft] -> real parts then imaginary parts [n_fft + 2]."""
+    """Matrix [n_fft, n_fft + 2]: frame -> real parts, then imaginary parts, under the window."""
     angle = 2 * np.pi * np.outer(np.arange(n_fft), np.arange(n_fft // 2 + 1)) / n_fft
     basis = np.concatenate([np.cos(angle), -np.sin(angle)], axis=1)
     return (hann_window(n_fft)[:, None] * basis).astype(np.float32)
@@ -30,9 +32,9 @@ def _analysis_matrix(n_fft: int) -> np.ndarray:
 
 @functools.cache
 def _synthesis_matrix(n_fft: int) -> np.ndarray:
-    """Real parts then imaginary parts [n_fft + 2] -> windowed frame [n_fft]."""
+    """Matrix [n_fft + 2, n_fft]: real parts, then imaginary parts -> frame under the window."""
     angle = 2 * np.pi * np.outer(np.arange(n_fft // 2 + 1), np.arange(n_fft)) / n_fft
-    # Every bin but the first and the last stands for a conjugate pair.
+    # All bins but the first and the last represent a conjugate pair.
     weight = np.full((n_fft // 2 + 1, 1), 2.0 / n_fft)
     weight[[0, -1]] = 1.0 / n_fft
     basis = np.concatenate([weight * np.cos(angle), -weight * np.sin(angle)])
@@ -45,7 +47,7 @@ def _check_hop(n_fft: int, hop: int) -> None:
 
 
 def frames_of(wav: jax.Array, size: int, hop: int) -> jax.Array:
-    """wav [B, S] -> [B, (S - size) // hop + 1, size]: `size` samples, every `hop` samples."""
+    """Overlapping frames: wav [B, S] -> [B, (S - size) // hop + 1, size], one every `hop`."""
     block = math.gcd(size, hop)
     blocks = wav[:, : wav.shape[1] // block * block].reshape(len(wav), -1, block)
     step, overlap = hop // block, size // block
@@ -61,7 +63,7 @@ def spectrum(frames: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def power(frames: jax.Array) -> jax.Array:
-    """Frames [..., N] -> the squared magnitudes [..., N / 2 + 1] of their spectrum."""
+    """Power spectrum: frames [..., N] -> squared magnitudes [..., N / 2 + 1]."""
     real, imag = spectrum(frames)
     return jnp.square(real) + jnp.square(imag)
 
@@ -69,22 +71,31 @@ def power(frames: jax.Array) -> jax.Array:
 def stft(
     wav: jax.Array, n_fft: int, hop: int, pad_mode: str = "reflect"
 ) -> tuple[jax.Array, jax.Array]:
-    """Real and imaginary parts of the centred Hann STFT, as `torch.stft(center=True)`.
+    """Real and imaginary parts of the centred Hann STFT, the same as `torch.stft(center=True)`.
 
-    wav [B, S], S a multiple of `hop` -> two of [B, S / hop + 1, n_fft / 2 + 1]. Raises ValueError
-    otherwise.
+    Args:
+      wav: [B, S], S a multiple of `hop`.
+      n_fft: samples per window, a multiple of `hop`.
+      hop: samples between windows.
+      pad_mode: of `jnp.pad`, by which half a window is added at either end.
+
+    Returns:
+      two arrays [B, S / hop + 1, n_fft / 2 + 1].
+
+    Raises:
+      UserError: sizes are not such multiples.
     """
     _check_hop(n_fft, hop)
     if wav.shape[1] % hop:
         raise UserError(
-            f"{wav.shape[1]} samples is no multiple of the hop {hop}; pad or cut the wav."
+            f"{wav.shape[1]} samples are not a multiple of the hop {hop}; pad or cut the wav."
         )
     padded = jnp.pad(wav, ((0, 0), (n_fft // 2, n_fft // 2)), mode=pad_mode)
     return spectrum(frames_of(padded, n_fft, hop))
 
 
 def _overlap_add(frames: jax.Array, hop: int) -> jax.Array:
-    """Frames [B, F, N] starting `hop` samples apart -> their sum [B, (F - 1) * hop + N]."""
+    """Sum [B, (F - 1) * hop + N] of frames [B, F, N] that start `hop` samples apart."""
     batch, num_frames, size = frames.shape
     overlap = size // hop
     blocks = frames.reshape(batch, num_frames, overlap, hop)
@@ -97,10 +108,21 @@ def _overlap_add(frames: jax.Array, hop: int) -> jax.Array:
 def istft(
     real: jax.Array, imag: jax.Array, n_fft: int, hop: int, frame_mask: jax.Array | None = None
 ) -> jax.Array:
-    """The inverse of `stft`, as `torch.istft(center=True)`.
+    """Inverse of `stft`, the same as `torch.istft(center=True)`.
 
-    real, imag [B, F, n_fft / 2 + 1] -> wav [B, (F - 1) * hop]. Frames whose `frame_mask` [B, F] is
-    0 are taken for absent, so that a shorter item of a batch ends as it would alone.
+    Args:
+      real: [B, F, n_fft / 2 + 1].
+      imag: [B, F, n_fft / 2 + 1].
+      n_fft: samples per window.
+      hop: samples between windows.
+      frame_mask: [B, F], 0 for frames of padding, so that a shorter item of a batch ends the same
+        as it would alone.
+
+    Returns:
+      wav [B, (F - 1) * hop].
+
+    Raises:
+      UserError: n_fft is not an even multiple of `hop`.
     """
     _check_hop(n_fft, hop)
     mask = jnp.ones(real.shape[:2], real.dtype) if frame_mask is None else frame_mask
@@ -111,14 +133,14 @@ def istft(
     return wav[:, inside] / jnp.maximum(envelope[:, inside], 1e-8)
 
 
-def _hz_to_mel(hz):
+def _hz_to_mel(hz: np.ndarray | float) -> np.ndarray:
     """Slaney's scale: linear below 1 kHz (15 mels), logarithmic above."""
     return np.where(
         hz < 1000, 3 * hz / 200, 15 + 27 * np.log(np.maximum(hz, 1) / 1000) / np.log(6.4)
     )
 
 
-def _mel_to_hz(mel):
+def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
     return np.where(mel < 15, 200 * mel / 3, 1000 * 6.4 ** ((mel - 15) / 27))
 
 
@@ -126,9 +148,9 @@ def _mel_to_hz(mel):
 def mel_filterbank(
     sample_rate: int, n_fft: int, num_mels: int, fmin: float, fmax: float
 ) -> np.ndarray:
-    """Triangular filters of unit area on Slaney's mel scale (librosa's default).
+    """Triangular filters of unit area, float32 [n_fft / 2 + 1, num_mels].
 
-    float32 [n_fft / 2 + 1, num_mels].
+    On Slaney's mel scale from `fmin` to `fmax` Hz, librosa's default.
     """
     corners = _mel_to_hz(np.linspace(_hz_to_mel(fmin), _hz_to_mel(fmax), num_mels + 2))
     hz = np.linspace(0, sample_rate / 2, n_fft // 2 + 1)[:, None]
@@ -138,14 +160,17 @@ def mel_filterbank(
 
 
 def magnitude(real: jax.Array, imag: jax.Array) -> jax.Array:
-    """The absolute value, with a floor of 1e-4: its gradient at silence stays finite."""
+    """Magnitude, at least 1e-4, so that its gradient stays finite for silence."""
     return jnp.sqrt(real**2 + imag**2 + 1e-8)
 
 
 def log_mel(
     wav: jax.Array, sample_rate: int, n_fft: int, hop: int, num_mels: int, fmax: float
 ) -> jax.Array:
-    """log(max(mel magnitude, 1e-5)) of HiFi-GAN; wav [B, S] -> [B, S / hop + 1, num_mels]."""
+    """Log-mel spectrogram of HiFi-GAN: wav [B, S] -> [B, S / hop + 1, num_mels].
+
+    The natural logarithm of mel magnitudes, which are at least 1e-5; mels from 0 to `fmax` Hz.
+    """
     mel = magnitude(*stft(wav, n_fft, hop)) @ mel_filterbank(
         sample_rate, n_fft, num_mels, 0.0, fmax
     )

@@ -1,4 +1,4 @@
-"""Mel-frequency cepstral coefficients: the features HuBERT's first iteration clusters."""
+"""Mel-frequency cepstral coefficients, which HuBERT's first iteration clusters."""
 
 import numpy as np
 import scipy.fft
@@ -9,9 +9,10 @@ N_FFT, WINDOW, HOP, NUM_MELS, NUM_COEFFICIENTS = 512, 400, 320, 40, 13
 
 
 def mfcc(wav: np.ndarray) -> np.ndarray:
-    """wav [S] at 16 kHz -> [T, 39]: 13 coefficients, their first and second differences.
+    """wav [S] at 16 kHz -> [T, 39] float32: 13 coefficients, their first and second differences.
 
-    Frames stand where HuBERT's do: 400 samples every 320, so 16000 samples give 49.
+    Frames are HuBERT's: 400 samples, one every 320, so 16000 samples give 49. Each coefficient has
+    mean 0 over the recording.
     """
     num_frames = max(0, (len(wav) - WINDOW) // HOP + 1)
     if num_frames == 0:

@@ -1,8 +1,7 @@
-"""Folders of `config.json` and `model.safetensors`: how the models of this room are kept."""
+"""Folders of `config.json` and `model.safetensors`: saved HuBERTs and vocoders."""
 
 import json
 import os
-import pathlib
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,42 +9,43 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from etils import epath
 from flax import nnx
+from numpy.typing import DTypeLike
 
+from speechgpt_jax import files
 from speechgpt_jax.errors import UserError
 
 Module = TypeVar("Module", bound=nnx.Module)
 
 
-def write_whole(path: pathlib.Path, data: bytes) -> None:
-    """The file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(data)
-    os.replace(part, path)
+def save_model(
+    folder: str | os.PathLike, model: nnx.Module, fields: dict, dtype: DTypeLike = np.float32
+) -> None:
+    """Writes the parameters as `dtype` (float16 halves the file), then `fields` as config.json.
 
-
-def save_model(folder: str | os.PathLike, model: nnx.Module, fields: dict, dtype=np.float32):
-    """Writes the parameters as `dtype` (float16 halves the file), then `fields` as config.json."""
-    folder = pathlib.Path(folder)
+    Raises:
+      UserError: the folder can't be written.
+    """
+    folder = epath.Path(folder)
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
     tensors = {".".join(map(str, path)): np.asarray(value[...], dtype) for path, value in flat}
-    write_whole(folder / "model.safetensors", safetensors.numpy.save(tensors))
-    write_whole(folder / "config.json", json.dumps(fields, indent=2).encode())
+    files.write_bytes(folder / "model.safetensors", safetensors.numpy.save(tensors))
+    files.write_text(folder / "config.json", json.dumps(fields, indent=2))
 
 
 def load_fields(folder: str | os.PathLike) -> dict:
-    """The fields of `folder/config.json`; UserError where there is none."""
-    path = pathlib.Path(folder) / "config.json"
-    if not path.is_file():
+    """Fields of `folder/config.json`; UserError if it is missing or no JSON object."""
+    path = epath.Path(folder) / "config.json"
+    if not path.exists():
         raise UserError(f"{folder} has no config.json; expected a folder of a saved model.")
-    return json.loads(path.read_text())
+    return files.read_json(path, "the configuration of a saved model")
 
 
-def load_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors of one file; UserError where it is missing or damaged."""
+def load_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file; UserError if it is missing or damaged."""
     try:
-        return safetensors.numpy.load_file(path)
+        return safetensors.numpy.load(epath.Path(path).read_bytes())
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(
             f"{path} is missing or damaged ({error}); convert or copy it again."
@@ -53,19 +53,19 @@ def load_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def load_model(folder: str | os.PathLike, build: Callable[[], Module]) -> Module:
-    """What `build` makes, holding the saved parameters as float32.
+    """The model that `build` makes, with the saved parameters as float32.
 
     Raises:
-      UserError: names or shapes in the file are not those of the model.
+      UserError: the file is missing or damaged, or its names or shapes are not the model's.
     """
-    path = pathlib.Path(folder) / "model.safetensors"
+    path = epath.Path(folder) / "model.safetensors"
     tensors = load_tensors(path)
     graph, state = nnx.split(nnx.eval_shape(build))
     flat = [(".".join(map(str, path)), path, value) for path, value in nnx.to_flat_state(state)]
-    wanted = {(name, value.shape) for name, _, value in flat}
-    wrong = sorted(wanted ^ {(name, tensor.shape) for name, tensor in tensors.items()})
-    if wrong:
-        raise UserError(f"{path} does not fit its config.json; they differ in {wrong[:4]}.")
+    expected = {(name, value.shape) for name, _, value in flat}
+    differing = sorted(expected ^ {(name, tensor.shape) for name, tensor in tensors.items()})
+    if differing:
+        raise UserError(f"{path} does not fit its config.json; they differ in {differing[:4]}.")
     loaded = [
         (path, value.replace(jnp.asarray(tensors[name], jnp.float32))) for name, path, value in flat
     ]

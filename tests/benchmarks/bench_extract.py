@@ -30,6 +30,7 @@ from speechgpt_jax.corpus.extract_units import Extractor, in_advance, load
 from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio, save_audio
+from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from tests.benchmarks import docs_table, timing
 from tests.benchmarks.bench_hubert import models, torch_features
@@ -109,7 +110,7 @@ def our_side(dtype, batch_seconds):
     )
     keep_freed_memory()  # As `Extractor.from_pretrained` does.
     _, hubert = models()
-    hubert.prepare(dtype)
+    hubert = for_inference(hubert, dtype)
     extractor = Extractor(Speech2Unit(hubert, centroids(hubert.config)), batch_seconds)
     compiled.clear()
 

@@ -22,6 +22,7 @@ from flax import nnx
 from speechgpt_jax import arguments
 from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
+from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.encoder import kmeans
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.hubert import Hubert
@@ -61,7 +62,7 @@ def torch_run(seconds: float) -> Callable:
 def our_run(seconds: float) -> Callable:
     keep_freed_memory()  # As `extract_units` does.
     _, hubert = models()
-    hubert.prepare()  # As `Speech2Unit.from_pretrained` does.
+    hubert = for_inference(hubert)  # As `Speech2Unit.from_pretrained` does.
     return functools.partial(Speech2Unit(hubert, None).features, [speech(seconds)])
 
 
@@ -79,7 +80,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
 
     theirs, hubert = models()
-    hubert.prepare()
+    hubert = for_inference(hubert)
     layer = hubert.config.feature_layer
     features = torch_features(theirs, speech(10), layer)
     rng = np.random.default_rng(0)

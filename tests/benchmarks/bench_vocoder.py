@@ -18,6 +18,7 @@ import transformers
 from flax import nnx
 
 from speechgpt_jax import arguments
+from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.vocoder.streaming import stream
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig
 from tests.benchmarks import docs_table, timing
@@ -62,9 +63,7 @@ def shipped_run(seconds: float) -> Callable:
 
 
 def published() -> UnitVocoder:
-    vocoder = UnitVocoder(PUBLISHED, rngs=nnx.Rngs(0))
-    vocoder.prepare()
-    return vocoder
+    return for_inference(UnitVocoder(PUBLISHED, rngs=nnx.Rngs(0)))
 
 
 def first_chunk(make: Callable[[], UnitVocoder]) -> Callable:

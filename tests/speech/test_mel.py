@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech import mel
 
 
@@ -27,11 +28,11 @@ def test_stft_is_torch_stft(n_fft, hop, pad_mode):
 
 @pytest.mark.parametrize(("n_fft", "hop"), [(16, 4), (64, 16), (320, 80)])
 def test_istft_is_torch_istft(n_fft, hop):
-    """For any spectrum, also one that is no sound's."""
+    """For any spectrum, even if no sound has it."""
     rng = np.random.default_rng(0)
     real, imag = rng.standard_normal((2, 2, 33, n_fft // 2 + 1), np.float32)
     spectrum = torch.complex(torch.from_numpy(real), torch.from_numpy(imag)).mT
-    # A sound's first and last bins are real, and torch takes them so.
+    # The first and last bins of a sound are real; torch ignores their imaginary parts.
     theirs = torch.istft(spectrum, n_fft, hop, window=torch.hann_window(n_fft)).numpy()
     ours = np.asarray(mel.istft(real, imag, n_fft, hop))
     assert ours.shape == (2, 32 * hop)
@@ -72,8 +73,8 @@ def test_log_mel():
     assert np.isfinite(mel.log_mel(0 * wav, 16000, 1024, 256, 80, 8000.0)).all()
 
 
-def test_refuses_what_does_not_divide():
-    with pytest.raises(ValueError, match="multiple of the hop"):
+def test_sizes_that_are_no_multiple_of_the_hop_are_refused():
+    with pytest.raises(UserError, match="multiple of the hop"):
         mel.stft(sound(), 64, 24)
-    with pytest.raises(ValueError, match="pad or cut"):
+    with pytest.raises(UserError, match="pad or cut"):
         mel.stft(sound(samples=5121), 64, 16)

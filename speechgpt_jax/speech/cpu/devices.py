@@ -1,25 +1,71 @@
-"""CPU devices of one core each, for programs that run at once.
+"""Programs run in parallel on a CPU: one per core, each on a device of its own.
 
-XLA cuts every product over all threads of a device, whatever `xla_cpu_multi_thread_eigen` says: of
-two programs at once, each waits for the other's halves, and finds in no core's cache what it wrote.
-A device with a single thread computes it in one go.
+XLA splits every matrix product over all threads of a device, whatever `xla_cpu_multi_thread_eigen`
+says. Two programs on one device then wait for each other's halves and lose what they had in the
+cores' caches. On a device with a single thread a program keeps one core to itself.
 """
 
 import functools
 import os
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxlib import xla_client
 
-# Neither shall loops be cut.
-OPTIONS = {"xla_cpu_multi_thread_eigen": False}
+
+class Parallelism(NamedTuple):
+    """How batches of work run.
+
+    Attributes:
+      num_workers: programs that run at the same time.
+      rows: rows of frames in one program's batch.
+    """
+
+    num_workers: int
+    rows: int
+
+
+def backend_is_cpu() -> bool:
+    """True if JAX computes on a CPU by default."""
+    return jax.default_backend() == "cpu"
+
+
+def parallelism() -> Parallelism:
+    """One program of one row per core of a CPU; one program of several rows on an accelerator."""
+    if not backend_is_cpu():
+        return Parallelism(num_workers=1, rows=8)
+    # Linux knows which of the cores this process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Parallelism(num_workers=cores, rows=1)
+
+
+def compiler_options(dtype: DTypeLike, *, single_core: bool) -> dict[str, bool | str]:
+    """XLA options for a program whose products are of `dtype`.
+
+    Args:
+      dtype: type of the factors of matrix products.
+      single_core: the program runs on a device of `single_core_device`.
+    """
+    if not backend_is_cpu():
+        return {}
+    options = {}
+    if single_core:
+        # Loops are not split over threads either.
+        options["xla_cpu_multi_thread_eigen"] = False
+    if dtype == jnp.float32:
+        # XLA's own float32 products are faster than YNNPACK's, which then only reduces. For
+        # bfloat16 XLA has none of its own.
+        options["xla_cpu_experimental_ynn_fusion_type"] = "LIBRARY_FUSION_TYPE_REDUCE"
+    return options
 
 
 @functools.cache
-def device(number: int) -> jax.Device:
-    """The device of so many a number, another for each, made when it is first asked for."""
+def single_core_device(number: int) -> jax.Device:
+    """CPU device number `number` with a single thread, created on first use."""
     before = os.environ.get("PJRT_NPROC")
-    os.environ["PJRT_NPROC"] = "1"  # How many threads XLA gives it.
+    os.environ["PJRT_NPROC"] = "1"  # The number of threads that XLA gives the device.
     try:
         return xla_client.make_cpu_client(asynchronous=False).devices()[0]
     finally:

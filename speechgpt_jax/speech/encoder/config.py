@@ -1,9 +1,15 @@
-"""Sizes of a HuBERT and how many frames they make of how many samples."""
+"""Configuration of a HuBERT, and its number of frames for a number of samples."""
 
 import dataclasses
 import math
+from typing import TypeVar
+
+import jax
+import numpy as np
 
 from speechgpt_jax.errors import UserError
+
+Samples = TypeVar("Samples", int, np.ndarray, jax.Array)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,17 +17,22 @@ class HubertConfig:
     """Sizes of a HuBERT; the defaults are the base model (95 M parameters).
 
     Attributes:
+      normalize: recordings are scaled to mean 0 and variance 1 first (`do_normalize` of Hugging
+        Face, `task.normalize` of fairseq).
       front_end: "wave", or "mel": its first layer is then no convolution but a log-mel spectrogram
         of `conv_dim[0]` bands, windows of `conv_kernel[0]` samples and hops of `conv_stride[0]`.
+      conv_dim, conv_kernel, conv_stride: channels, taps and stride of each front-end layer.
+      hidden_size, num_layers, num_heads, intermediate_size: of the Transformer.
+      position_kernel, position_groups: taps and groups of the convolution that adds positions.
+      position_period: if not 0, sinusoids that repeat after this many frames replace that
+        convolution, so a recording may have any length.
       norm_first: LayerNorm stands before attention and MLP, as in the large HuBERT, and once at the
         end, instead of after each.
-      position_kernel, position_groups: of the convolution that tells positions.
-      position_period: if not 0, sinusoids do instead, Whisper's, each of a frequency such that all
-        repeat after so many frames: a recording has no longest length.
-      attention_frames: how far a frame attends to either side; None is all of the sound.
-      feature_layer: 1-based layer whose output is the features.
-      projection_size: if given, the features are a linear projection of that output to so many.
-      projection_reach: if not 0, it is of three frames: that so many before, itself, that after.
+      attention_frames: number of frames to either side that a frame attends to; None: all.
+      feature_layer: number of the layer, from 1, whose output is the features.
+      projection_size: if given, the features are a linear projection of that output to this size.
+      projection_reach: if not 0, the projection reads three frames: the one this many frames
+        before, the frame itself and the one this many after.
     """
 
     front_end: str = "wave"
@@ -41,19 +52,44 @@ class HubertConfig:
     feature_layer: int = 11
     projection_size: int | None = None
     projection_reach: int = 0
+    normalize: bool = False
 
     def __post_init__(self):
         if self.front_end not in ("wave", "mel"):
             raise UserError(f'front_end {self.front_end!r} must be "wave" or "mel".')
+        if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride) >= 1:
+            raise UserError(
+                f"conv_dim {self.conv_dim}, conv_kernel {self.conv_kernel} and conv_stride "
+                f"{self.conv_stride} must be of one length: one value per layer."
+            )
+        if self.front_end == "mel" and self.conv_dim[-1] != self.hidden_size:
+            raise UserError(
+                f"conv_dim {self.conv_dim} must end in hidden_size {self.hidden_size}: the mel "
+                "front end has no projection."
+            )
+        if self.num_heads < 1 or self.hidden_size % self.num_heads:
+            raise UserError(
+                f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}."
+            )
+        if not 1 <= self.feature_layer <= self.num_layers:
+            raise UserError(
+                f"feature_layer {self.feature_layer} must be one of the num_layers "
+                f"{self.num_layers} layers, counted from 1."
+            )
+        if not self.position_period and self.hidden_size % self.position_groups:
+            raise UserError(
+                f"hidden_size {self.hidden_size} must be a multiple of position_groups "
+                f"{self.position_groups}."
+            )
 
     @classmethod
     def base(cls) -> "HubertConfig":
-        """The shape of mHuBERT: units come from layer 11 of 12."""
+        """The shape of mHuBERT, whose units come from layer 11 of 12."""
         return cls()
 
     @classmethod
     def tiny(cls) -> "HubertConfig":
-        """4.7 M parameters, over a mel spectrogram: what a laptop teaches from nothing."""
+        """4.7 M parameters over a mel spectrogram; a laptop can train it from scratch."""
         return cls(
             front_end="mel",
             conv_dim=(80, 384, 384),
@@ -71,9 +107,10 @@ class HubertConfig:
 
     @classmethod
     def whisper_tiny(cls) -> "HubertConfig":
-        """7.6 M parameters, Whisper tiny's encoder: the shipped ears of the demo world.
+        """7.6 M parameters, Whisper tiny's encoder: the shipped speech encoder of the demo.
 
-        It attends to 1.92 s on either side, and tells 37 directions of 38 phones.
+        A layer attends to 1.92 s on either side. The features are 37 discriminant directions of 38
+        phones.
         """
         return dataclasses.replace(
             cls.tiny(),
@@ -87,11 +124,12 @@ class HubertConfig:
 
     @property
     def feature_size(self) -> int:
+        """Size D of a feature vector."""
         return self.projection_size or self.projected_size
 
     @property
     def projected_size(self) -> int:
-        """What a projection is given; without one, these are the features."""
+        """Size of the projection's input, which without a projection is the features."""
         return self.hidden_size * (3 if self.projection_reach else 1)
 
     @property
@@ -101,7 +139,7 @@ class HubertConfig:
 
     @property
     def receptive_field(self) -> int:
-        """Samples one frame sees before the Transformer: 400 of the base model."""
+        """Samples that one frame of the front end depends on: 400 (25 ms) in the base model."""
         field, step = 1, 1
         for kernel, stride in zip(self.conv_kernel, self.conv_stride):
             field, step = field + (kernel - 1) * step, step * stride
@@ -109,26 +147,26 @@ class HubertConfig:
 
     @property
     def padding(self) -> int:
-        """Samples of silence before and after the sound.
+        """Samples of silence added before and after a recording.
 
-        Frames of either front end so are as many, and their centres (320 t + 200) where they were.
+        So both front ends make the same number of frames, centred at the same 320 t + 200.
         """
         return (self.receptive_field - self.conv_kernel[0]) // 2 * (self.front_end == "mel")
 
     @property
     def reach(self) -> float:
-        """How many frames to either side a feature depends on, by attention and projection."""
+        """Frames to either side that a feature depends on, by attention and projection."""
         near = math.inf if self.attention_frames is None else self.attention_frames
         return self.feature_layer * near + self.projection_reach
 
-    def num_frames(self, samples):
-        """16000 samples -> 49 frames; fewer than 400 samples -> 0. Works on ints and arrays."""
+    def num_frames(self, samples: Samples) -> Samples:
+        """16000 samples -> 49 frames; fewer than 400 samples -> 0."""
         samples = samples + 2 * self.padding
         for kernel, stride in zip(self.conv_kernel, self.conv_stride):
             samples = (samples - kernel) // stride + 1
         return samples * (samples > 0)
 
-    def first_frames(self, samples):
-        """Frames of the front end's first layer: samples in, as many as there are, unpadded."""
+    def first_frames(self, samples: Samples) -> Samples:
+        """Number of frames of the front end's first layer, for samples including `padding`."""
         frames = (samples - self.conv_kernel[0]) // self.conv_stride[0] + 1
         return frames * (frames > 0)

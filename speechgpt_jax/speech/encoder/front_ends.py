@@ -1,13 +1,17 @@
-"""What a HuBERT's Transformer is given: [B, S] samples at 16 kHz -> [B, T, D], 50 frames a second.
+"""Front ends of a HuBERT: samples at 16 kHz -> 50 frames per second for the Transformer.
 
 Either HuBERT's own convolutions over the samples or, as in MelHuBERT (Lin et al. 2022, arXiv
-2211.09944), some over a log-mel spectrogram, which a small model then need not find by itself.
+2211.09944), convolutions over a log-mel spectrogram, which a small model need not learn by itself.
 
-Shapes: B batch, S samples, T frames, T' frames of the first layer, C convolution channels, D hidden
-size.
+Both normalise by statistics of the whole recording. These can be computed from pieces of it, with
+`statistics` and `pool_statistics`.
+
+Shapes: B batch, S samples, T frames, T' frames of the first layer, C channels of the convolutions,
+D hidden size, P pieces of one recording.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,45 +19,43 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import SAMPLE_RATE
-from speechgpt_jax.speech.cpu.toom_cook import StridedToomCookConv
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.mel import frames_of, mel_filterbank, power
 
 gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
-def linear(c_in: int, c_out: int, axes: tuple, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer whose kernel names its two dimensions; its type is that of the products.
+def linear(c_in: int, c_out: int, axes: tuple[str | None, ...], rngs: nnx.Rngs) -> nnx.Linear:
+    """Linear layer whose kernel carries the logical axis names `axes`.
 
-    Their sums are float32.
+    Factors have the kernel's type, sums are float32.
     """
     return nnx.Linear(
         c_in,
         c_out,
-        kernel_metadata=named(axes),
-        promote_dtype=_as_kernel,
+        kernel_metadata=axis_names(axes),
+        promote_dtype=_cast_input_to_kernel,
         preferred_element_type=jnp.float32,
         rngs=rngs,
     )
 
 
-def _as_kernel(arrays: tuple, dtype: None) -> tuple:
+def _cast_input_to_kernel(arrays: tuple, dtype: None) -> tuple:
     x, kernel, bias = arrays
     return x.astype(kernel.dtype), kernel, bias
 
 
-def named(axes: tuple) -> dict:
-    """What a parameter needs to carry the names of its dimensions."""
+def axis_names(axes: tuple[str | None, ...]) -> dict[str, Any]:
+    """Metadata of a parameter that carries logical axis names."""
     # Eager sharding would demand a mesh even for a chat on a laptop.
     return {"out_sharding": axes, "eager_sharding": False}
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """x [B, T, C_in], kernel [K, C_in, C_out] -> [B, T', C_out], without padding.
+    """Convolution without padding: x [B, T, C_in], kernel [K, C_in, C_out] -> [B, T', C_out].
 
-    The kernel's type is that of the products; their sums are float32.
+    Factors have the kernel's type, sums are float32.
     """
     return lax.conv_general_dilated(
         x.astype(kernel.dtype),
@@ -66,7 +68,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
 
 class Conv(nnx.Module):
-    """A 1-D convolution without padding: [B, T, C_in] -> [B, T', C_out]."""
+    """1-D convolution without padding: [B, T, C_in] -> [B, T', C_out]."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, bias: bool, rngs: nnx.Rngs):
         self.stride = stride
@@ -79,35 +81,8 @@ class Conv(nnx.Module):
         return y if self.bias is None else y + self.bias[...]
 
 
-class TapByTap(nnx.Module):
-    """A `Conv` as a product for each tap: CPUs multiply bfloat16, but XLA convolves none there."""
-
-    def __init__(self, conv: Conv):
-        self.kernel, self.bias, self.stride = conv.kernel, conv.bias, conv.stride
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x, taps = x.astype(self.kernel.dtype), len(self.kernel[...])
-        steps = (x.shape[1] - taps) // self.stride + 1
-        y = sum(
-            jnp.matmul(
-                x[:, tap :: self.stride][:, :steps],
-                self.kernel[tap],
-                preferred_element_type=jnp.float32,
-            )
-            for tap in range(taps)
-        )
-        return y if self.bias is None else y + self.bias[...]
-
-
-def prepared(conv: Conv) -> nnx.Module:
-    """The same, faster on a CPU, of a kernel that no longer changes."""
-    if conv.kernel.dtype != jnp.float32:
-        return TapByTap(conv)
-    return StridedToomCookConv(conv) if (conv.kernel.shape[0], conv.stride) == (3, 2) else conv
-
-
 class ChannelNorm(nnx.Module):
-    """GroupNorm with one group a channel: each channel is normalised over its own clip's frames."""
+    """GroupNorm with one group per channel, by given mean and variance."""
 
     def __init__(self, channels: int, eps: float):
         self.eps = eps
@@ -120,7 +95,10 @@ class ChannelNorm(nnx.Module):
 
 
 class WaveFrontEnd(nnx.Module):
-    """HuBERT's seven convolutions, the first of them normalised over the clip, and a projection."""
+    """HuBERT's seven convolutions over samples and a projection.
+
+    The first layer's output is normalised per channel over the whole recording.
+    """
 
     def __init__(self, config: HubertConfig, rngs: nnx.Rngs):
         widths, eps = (1, *config.conv_dim), config.layer_norm_eps
@@ -132,16 +110,19 @@ class WaveFrontEnd(nnx.Module):
         self.layer_norm = nnx.LayerNorm(widths[-1], epsilon=eps, rngs=rngs)
         self.projection = linear(widths[-1], config.hidden_size, (None, "embed"), rngs)
 
-    def moments(self, wav: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What `__call__` normalises by: of each channel of the first layer mean and variance.
+    def statistics(self, wav: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and variance [B, 1, C] of each channel of the first layer's output.
 
-        wav [B, S], of which the layer's first `frames` [B] count -> [B, 1, C], [B, 1, C]. They
-        follow from those of the samples in its windows, which are far fewer numbers.
+        They follow from the covariance of the samples in its windows, which is far less work than
+        the layer itself.
+
+        Args:
+          wav: [B, S].
+          frames: [B], the number of the layer's frames that count; the others are padding.
         """
         first = self.conv_layers[0]
         kernel = first.kernel[:, 0]
         windows = frames_of(wav, len(kernel), first.stride)  # [B, T', K]
-        # Padding takes no part, so a clip is normalised alike alone and in a batch.
         weights = (jnp.arange(windows.shape[1]) < frames[:, None]) / jnp.maximum(frames, 1)[:, None]
         mean = jnp.einsum("BTK,BT->BK", windows, weights)
         windows = windows - mean[:, None]
@@ -150,43 +131,35 @@ class WaveFrontEnd(nnx.Module):
         return (mean @ kernel)[:, None], variance[:, None]
 
     @staticmethod
-    def pool(moments: tuple[np.ndarray, np.ndarray], frames: np.ndarray):
-        """Moments [P, 1, C] of a clip's pieces, of so many frames each -> [1, C] of the clip."""
-        means, variances = np.array(moments, np.float64)
+    def pool_statistics(
+        statistics: tuple[np.ndarray, np.ndarray], frames: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Statistics [P, 1, C] of pieces of `frames` [P] each -> [1, C] of the whole recording."""
+        means, variances = np.array(statistics, np.float64)
         mean = np.average(means, 0, frames)
         variance = np.average(variances + np.square(means - mean), 0, frames)
         return mean.astype(np.float32), variance.astype(np.float32)
 
-    def __call__(self, wav: jax.Array, moments: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """wav [B, S] and the clip's moments -> [B, T, D]."""
-        x = self.group_norm(self.conv_layers[0](wav[..., None]), *moments)
+    def __call__(self, wav: jax.Array, statistics: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """wav [B, S], statistics of the whole recording -> [B, T, D]."""
+        x = self.group_norm(self.conv_layers[0](wav[..., None]), *statistics)
         x = gelu(x)
         for conv in self.conv_layers[1:]:
             x = gelu(conv(x))
         return self.projection(self.layer_norm(x))
 
-    def prepare(self) -> None:
-        """Makes what is multiplied less often, from kernels that will no longer change."""
-        first, *others = self.conv_layers
-        self.conv_layers = nnx.List([first, *map(prepared, others)])
-
 
 class MelFrontEnd(nnx.Module):
-    """Convolutions over Whisper's log-mel spectrogram, taken relative to the clip's loudest band.
+    """Convolutions over Whisper's log-mel spectrogram, relative to the recording's loudest band.
 
-    The functions are those of `WaveFrontEnd`; the moments are the one peak [B, 1, 1].
+    Its statistics are the peak [B, 1, 1] of the log-mel spectrogram.
     """
 
-    # Of the spectrogram, in powers of ten: how far below the peak it ends, and the peak's value.
+    # In powers of ten: range of the spectrogram below the peak, and the value given to the peak.
     DEPTH, PEAK = 8.0, 1.5
 
     def __init__(self, config: HubertConfig, rngs: nnx.Rngs):
         widths = config.conv_dim
-        if widths[-1] != config.hidden_size:
-            raise UserError(
-                f"conv_dim {widths} must end in hidden_size {config.hidden_size}: this front end"
-                " has no projection."
-            )
         self.num_mels = widths[0]
         self.window, self.hop = config.conv_kernel[0], config.conv_stride[0]
         self.conv_layers = nnx.List(
@@ -194,29 +167,29 @@ class MelFrontEnd(nnx.Module):
             for shape in zip(widths, widths[1:], config.conv_kernel[1:], config.conv_stride[1:])
         )
 
-    def _log_mel(self, wav: jax.Array) -> jax.Array:  # BS -> BT'C
-        filters = mel_filterbank(SAMPLE_RATE, self.window, self.num_mels, 0.0, SAMPLE_RATE / 2)
-        mel = power(frames_of(wav, self.window, self.hop)) @ filters
-        return jnp.log10(jnp.maximum(mel, 1e-10))
-
-    def moments(self, wav: jax.Array, frames: jax.Array) -> jax.Array:
+    def statistics(self, wav: jax.Array, frames: jax.Array) -> jax.Array:
+        """Peak [B, 1, 1] of the first `frames` [B] of the log-mel spectrogram of wav [B, S]."""
         x = self._log_mel(wav)
-        heard = (jnp.arange(x.shape[1]) < frames[:, None])[..., None]
-        return jnp.where(heard, x, -10.0).max((1, 2), keepdims=True)
+        counts = (jnp.arange(x.shape[1]) < frames[:, None])[..., None]
+        return jnp.where(counts, x, -10.0).max((1, 2), keepdims=True)
 
     @staticmethod
-    def pool(moments: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    def pool_statistics(statistics: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        """Peaks [P, 1, 1] of pieces -> [1, 1] of the whole recording."""
         del frames
-        return moments.max(0)
+        return statistics.max(0)
 
-    def __call__(self, wav: jax.Array, moments: jax.Array) -> jax.Array:
-        x = (jnp.maximum(self._log_mel(wav) - moments, -self.DEPTH) + 4.0 + self.PEAK) / 4.0
+    def __call__(self, wav: jax.Array, statistics: jax.Array) -> jax.Array:
+        """wav [B, S], peak of the whole recording [B, 1, 1] -> [B, T, D]."""
+        x = (jnp.maximum(self._log_mel(wav) - statistics, -self.DEPTH) + 4.0 + self.PEAK) / 4.0
         for conv in self.conv_layers:
             x = gelu(conv(x))
         return x
 
-    def prepare(self) -> None:
-        """Nothing is long enough to gain by it."""
+    def _log_mel(self, wav: jax.Array) -> jax.Array:  # BS -> BT'C
+        filters = mel_filterbank(SAMPLE_RATE, self.window, self.num_mels, 0.0, SAMPLE_RATE / 2)
+        mel = power(frames_of(wav, self.window, self.hop)) @ filters
+        return jnp.log10(jnp.maximum(mel, 1e-10))
 
 
 FRONT_ENDS = {"wave": WaveFrontEnd, "mel": MelFrontEnd}

@@ -1,7 +1,6 @@
-"""K-means over feature vectors: fit by iterations over all of them or over batches; apply as one
-matrix product.
+"""K-means over feature vectors, fitted on all of them at once or on batches.
 
-Shapes: M feature vectors, D their size, K clusters. Features may be cut over devices along M.
+Shapes: M feature vectors, D their size, K clusters. Features may be sharded along M.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from speechgpt_jax.speech.batches import NumberedBatches
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Clusters:
-    """What fitting changes: steps taken, centroids [K, D], and features seen by each [K]."""
+    """State of a fit: steps taken [], centroids [K, D], features assigned to each so far [K]."""
 
     step: jax.Array
     centroids: jax.Array
@@ -28,10 +27,8 @@ class Clusters:
 
 @jax.jit
 def assign(features: jax.Array, centroids: jax.Array) -> jax.Array:
-    """features [..., D], centroids [K, D] -> cluster ids [...] of the nearest centroid.
-
-    |x - c|^2 = |x|^2 - 2 x.c + |c|^2, and |x|^2 is the same for every centroid.
-    """
+    """features [..., D], centroids [K, D] -> cluster ids [...] of the nearest centroids, int32."""
+    # |x - c|^2 = |x|^2 - 2 x.c + |c|^2, and |x|^2 is the same for every centroid.
     scores = features @ centroids.T - 0.5 * jnp.square(centroids).sum(-1)
     return scores.argmax(-1).astype(jnp.int32)
 
@@ -40,8 +37,8 @@ def assign(features: jax.Array, centroids: jax.Array) -> jax.Array:
 def init_centroids(features: jax.Array, num_clusters: int, key: jax.Array) -> jax.Array:
     """k-means++ (Arthur and Vassilvitskii 2007): features [M, D] -> centroids [K, D].
 
-    Each next centroid is drawn with probability proportional to the squared distance to the
-    nearest one so far.
+    Each centroid is a feature vector drawn with probability proportional to its squared distance
+    to the nearest centroid so far.
     """
     keys = jax.random.split(key, num_clusters)
     first = features[jax.random.randint(keys[0], (), 0, len(features))]
@@ -58,14 +55,15 @@ def init_centroids(features: jax.Array, num_clusters: int, key: jax.Array) -> ja
 def init_clusters(
     features: np.ndarray, num_clusters: int, *, seed: int, tries: int = 1
 ) -> Clusters:
-    """The best of several starts by k-means++: that with the least inertia of features [M, D].
+    """Start of a fit: the best of `tries` runs of k-means++, by the inertia of features [M, D].
 
     Raises:
       UserError: fewer feature vectors than clusters.
     """
     if len(features) < num_clusters:
         raise UserError(
-            f"{len(features)} feature vectors cannot make {num_clusters} clusters; give more sound."
+            f"{len(features)} feature vectors cannot make {num_clusters} clusters; "
+            "give more recordings or fewer clusters."
         )
     features, keys = jnp.asarray(features), jax.random.split(jax.random.key(seed), tries)
     starts = [init_centroids(features, num_clusters, key) for key in keys]
@@ -75,21 +73,24 @@ def init_clusters(
 
 @jax.jit
 def inertia(features: jax.Array, centroids: jax.Array) -> jax.Array:
-    """Mean squared distance of features [M, D] to the nearest of centroids [K, D]."""
+    """Mean squared distance of features [M, D] to the nearest of centroids [K, D], a scalar."""
     return jnp.square(features - centroids[assign(features, centroids)]).sum(-1).mean()
 
 
 @functools.partial(jax.jit, static_argnames="memory")
 def update(clusters: Clusters, features: jax.Array, memory: float) -> tuple[Clusters, jax.Array]:
-    """Moves each centroid to the mean of all its features: those of this batch and those before.
+    """Moves each centroid to the mean of its features in this batch and in earlier ones.
+
+    A cluster without features stays where it is.
 
     Args:
+      clusters: state before this step.
       features: a batch [M, D].
-      memory: what the features before still count: 0 is Lloyd's iteration on the batch, 1 is
-        mini-batch k-means (Sculley 2010). A cluster without features stays where it is.
+      memory: weight of features of earlier batches. 0 is Lloyd's iteration on the batch, 1 is
+        mini-batch k-means (Sculley 2010).
 
     Returns:
-      the new clusters, and the batch's inertia before the move.
+      the state after this step, and the batch's inertia before it.
     """
     old = clusters.centroids
     ids, before = assign(features, old), memory * clusters.counts
@@ -104,7 +105,14 @@ def update(clusters: Clusters, features: jax.Array, memory: float) -> tuple[Clus
 def fit(
     features: np.ndarray, num_clusters: int, *, steps: int, seed: int, init_sample: int = 50_000
 ) -> np.ndarray:
-    """features [M, D] float32 -> centroids [K, D]: k-means++ on a sample, then Lloyd on all.
+    """features [M, D] float32 -> centroids [K, D], by k-means++ on a sample, then Lloyd on all.
+
+    Args:
+      features: [M, D].
+      num_clusters: K.
+      steps: iterations of Lloyd's algorithm.
+      seed: of the sample and of k-means++.
+      init_sample: size of the sample.
 
     Raises:
       UserError: fewer feature vectors than clusters.
@@ -120,7 +128,7 @@ def fit(
 class FeatureBatches(NumberedBatches):
     """Endless batches {"features": float32 [frames, D]} drawn from arrays of [M, D].
 
-    The arrays may be memory-mapped files: what a batch takes is read, no more.
+    The arrays may be memory-mapped files: only the drawn vectors are read.
     """
 
     def __init__(self, arrays: Sequence[np.ndarray], frames: int, *, seed: int):
@@ -129,10 +137,11 @@ class FeatureBatches(NumberedBatches):
         self._ends = np.cumsum([len(array) for array in arrays])
 
     def __len__(self) -> int:
-        """Feature vectors in all."""
+        """Total number of feature vectors."""
         return int(self._ends[-1])
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """`frames` vectors without repetition, in the order of the arrays; all if these are few."""
         if self._frames >= len(self):
             return {"features": np.concatenate(self._arrays).astype(np.float32)}
         places = np.sort(rng.choice(len(self), self._frames, replace=False))

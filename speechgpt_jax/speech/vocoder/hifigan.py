@@ -15,7 +15,6 @@ from flax import nnx
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech import mel
-from speechgpt_jax.speech.cpu.toom_cook import ToomCookConv
 from speechgpt_jax.speech.vocoder.config import VocoderConfig
 
 # Pulses and noise of unit power are filtered; speech starts out some 25 dB below them.
@@ -23,8 +22,6 @@ LOG_LEVEL = -3.0
 # exp() of what a fresh or a broken network says must stay finite.
 MAX_LOG_MAGNITUDE = 5.0
 TYPICAL_HZ = 130.0
-# From so many taps and channels on, Toom and Cook's convolution is faster on a CPU.
-LONG_KERNEL, MANY_CHANNELS = 7, 64
 
 
 def masked(x, mask):
@@ -79,13 +76,6 @@ class ResidualBlock(nnx.Module):
             y = dilated(masked(jax.nn.leaky_relu(x, 0.1), mask))
             x = x + plain(masked(jax.nn.leaky_relu(y, 0.1), mask))
         return x
-
-    def prepare(self) -> None:
-        """Makes what is multiplied less often, from kernels that will no longer change."""
-        kernel_size, channels, _ = self.convs1[0].kernel.shape
-        if kernel_size >= LONG_KERNEL and channels >= MANY_CHANNELS:
-            self.convs1 = nnx.List(map(ToomCookConv, self.convs1))
-            self.convs2 = nnx.List(map(ToomCookConv, self.convs2))
 
 
 class DurationPredictor(nnx.Module):

@@ -19,6 +19,7 @@ from flax import nnx
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import ASSETS
 from speechgpt_jax.speech import pretrained
+from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.pitch import pulse_train
 from speechgpt_jax.speech.vocoder.config import VocoderConfig
 from speechgpt_jax.speech.vocoder.hifigan import DurationPredictor, Generator, PitchPredictor
@@ -50,20 +51,12 @@ class UnitVocoder(nnx.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike = SHIPPED) -> "UnitVocoder":
-        """The vocoder of `load_vocoder`, prepared: to speak, not to be trained any further."""
-        vocoder = load_vocoder(folder)
-        vocoder.prepare()
-        return vocoder
+        """The vocoder of `load_vocoder`, in its form for inference."""
+        return for_inference(load_vocoder(folder))
 
     def save_pretrained(self, folder: str | os.PathLike, dtype=np.float32) -> None:
         """Writes such a folder; each file appears whole or not at all. float16 halves it."""
         pretrained.save_model(folder, self, self.config.to_json(), dtype)
-
-    def prepare(self) -> None:
-        """Says the same faster, from parameters that will no longer change. Only CPUs need it."""
-        if jax.default_backend() == "cpu":
-            for block in self.generator.resblocks:
-                block.prepare()
 
     def __call__(self, units, durations=None, speaker: int | str = 0, duration_scale: float = 1.0):
         """One sequence of units -> wav, float32 [samples]; see `synthesize`."""

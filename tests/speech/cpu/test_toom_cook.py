@@ -1,4 +1,4 @@
-"""Convolutions with fewer multiplications are the convolutions."""
+"""Toom and Cook's convolutions give the same as plain ones."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ from speechgpt_jax.speech.vocoder.hifigan import Conv
 
 @pytest.mark.parametrize("steps", [1, 5, 64, 201])
 @pytest.mark.parametrize(("kernel_size", "dilation"), [(3, 1), (5, 2), (7, 3), (11, 1), (11, 5)])
-def test_it_is_the_convolution(kernel_size, dilation, steps):
+def test_same_as_the_convolution(kernel_size, dilation, steps):
     rng = np.random.default_rng(0)
     conv = Conv(12, 20, kernel_size, dilation=dilation, rngs=nnx.Rngs(0))
     conv.bias[...] = jnp.asarray(rng.standard_normal(20), jnp.float32)
@@ -22,7 +22,7 @@ def test_it_is_the_convolution(kernel_size, dilation, steps):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("steps", [3, 4, 64, 201])
-def test_it_is_the_strided_convolution(steps, bias):
+def test_same_as_the_strided_convolution(steps, bias):
     conv = hubert_front_ends.Conv(12, 20, 3, 2, bias, nnx.Rngs(0))
     x = np.random.default_rng(0).standard_normal((2, steps, 12), np.float32)
     np.testing.assert_allclose(StridedToomCookConv(conv)(x), conv(x), atol=2e-5)

@@ -1,7 +1,6 @@
-"""HuBERT against `transformers`, alone against in a batch, and the audio that goes in."""
+"""HuBERT against `transformers`, and a clip alone against the clip in a batch."""
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -12,9 +11,11 @@ import torch
 import transformers
 from flax import nnx
 
-from speechgpt_jax.speech.encoder import attention as hubert_attention
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.speech.encoder.attention import attend_nearby
 from speechgpt_jax.speech.encoder.config import HubertConfig
-from speechgpt_jax.speech.encoder.hubert import Hubert
+from speechgpt_jax.speech.encoder.hubert import Hubert, standardize
+from tests.speech.encoder.segments import rows_of_segments
 
 SMALL = HubertConfig(
     conv_dim=(16, 16, 24, 24, 32, 32, 32),
@@ -29,7 +30,7 @@ SMALL = HubertConfig(
 
 
 @nnx.jit
-def hear(hubert, wav, lengths):
+def encode(hubert, wav, lengths):
     return hubert(wav, lengths)
 
 
@@ -108,12 +109,12 @@ def test_features_are_those_of_transformers(config):
     copy_weights(model, hubert)
     wav = np.random.default_rng(0).standard_normal((2, 8_000)).astype(np.float32)
 
-    features = hear(hubert, wav, np.array([8_000, 8_000]))
+    features = encode(hubert, wav, np.array([8_000, 8_000]))
 
     with torch.no_grad():
         output = model(torch.from_numpy(wav), output_hidden_states=True)
     expected = output.hidden_states[config.feature_layer].numpy()
-    if config.norm_first:  # Its end has a norm of its own.
+    if config.norm_first:  # The last layer is followed by a norm.
         expected = output.last_hidden_state.numpy()
     assert features.shape == expected.shape == (2, config.num_frames(8_000), config.hidden_size)
     error = np.abs(np.asarray(features) - expected).max() / np.abs(expected).max()
@@ -140,10 +141,10 @@ def test_a_clip_has_the_same_features_alone_and_in_a_batch(config):
     lengths = np.array([4_000, 9_111, 400])
     wav = rng.standard_normal((3, 12_000)).astype(np.float32)
 
-    together = np.asarray(hear(hubert, wav, lengths))
+    together = np.asarray(encode(hubert, wav, lengths))
 
     for row, length, features in zip(wav, lengths, together):
-        alone = np.asarray(hear(hubert, row[None, :length], np.array([length])))[0]
+        alone = np.asarray(encode(hubert, row[None, :length], np.array([length])))[0]
         np.testing.assert_allclose(features[: len(alone)], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -151,54 +152,22 @@ def test_a_frame_depends_on_no_more_than_its_reach():
     hubert = Hubert(NEAR, rngs=nnx.Rngs(0))
     assert NEAR.reach == 9 and SMALL.reach == math.inf
     x = np.random.default_rng(0).standard_normal((1, 60, 48)).astype(np.float32)
-    encode = nnx.jit(lambda hubert, x, first: hubert.encode(x, jnp.array([x.shape[1]]), 3, first))
-    whole, piece = encode(hubert, x, 0), encode(hubert, x[:, 20:], 20)
+    run = nnx.jit(lambda hubert, x, first: hubert.encode(x, jnp.array([x.shape[1]]), 3, first))
+    whole, piece = run(hubert, x, 0), run(hubert, x[:, 20:], 20)
     np.testing.assert_allclose(piece[:, 9:], whole[:, 29:], atol=1e-5)
     assert np.abs(piece[:, 8] - whole[:, 28]).max() > 1e-4
-    # Positions repeat: 40 frames on, the same sound is heard alike.
-    np.testing.assert_allclose(encode(hubert, x, 40), whole, atol=1e-5)
+    # Positions repeat after 40 frames.
+    np.testing.assert_allclose(run(hubert, x, 40), whole, atol=1e-5)
 
 
-def rows_of_segments(steps: int):
-    """q, k, v [2, T, 4, 8], and segments [2, T] of any number, with padding at one row's end."""
-    rng = np.random.default_rng(0)
-    arrays = rng.standard_normal((3, 2, steps, 4, 8)).astype(np.float32)
-    at = np.arange(steps) / steps
-    segments = np.stack([1 + (at > 0.5), np.array([7, 3, 3, 0])[(at * 4).astype(int)]])
-    return arrays, segments.astype(np.int32)
-
-
-@pytest.mark.parametrize("steps", [30, 250, 611])
-def test_attention_by_segment_is_that_under_a_mask(steps):
-    (q, k, v), segments = rows_of_segments(steps)
-    theirs = hubert_attention.attend_masked(q, k, v, segments, segments)
-    ours = hubert_attention.attend_by_segment(q, k, v, segments, segments)
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-    # A part of the frames attends to all of them, and padding to anything.
-    part = slice(steps // 3, steps // 2)
-    ours = hubert_attention.attend_by_segment(q[:, part], k, v, segments[:, part], segments)
-    np.testing.assert_allclose(ours, theirs[:, part], atol=1e-5)
-
-    def loss(attend, *arrays):
-        return jnp.square(attend(*arrays, segments, segments)).sum()
-
-    gradients = (
-        jax.grad(functools.partial(loss, attend), argnums=(0, 1, 2))(q, k, v)
-        for attend in (hubert_attention.attend_by_segment, hubert_attention.attend_masked)
-    )
-    for a, b in zip(*gradients):
-        np.testing.assert_allclose(a, b, atol=1e-4)
-
-
-@pytest.mark.parametrize(("steps", "near"), [(30, 5), (40, 10), (7, 32)])
-def test_attention_to_what_is_near_is_that_under_a_mask(steps, near):
+@pytest.mark.parametrize(("steps", "reach"), [(30, 5), (40, 10), (7, 32)])
+def test_attention_to_nearby_frames_is_masked_attention(steps, reach):
     (q, k, v), segments = rows_of_segments(steps)
     at = np.arange(steps)
     mask = segments[:, :, None] == segments[:, None]
-    mask &= abs(at[:, None] - at) <= near
+    mask &= abs(at[:, None] - at) <= reach
     theirs = jax.nn.dot_product_attention(q, k, v, mask=jnp.asarray(mask[:, None]))
-    ours = hubert_attention.attend_near(q, k, v, segments, near)
+    ours = attend_nearby(q, k, v, segments, reach)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
@@ -211,8 +180,29 @@ def test_number_of_frames(config, samples, frames):
     assert config.hop == 320
 
 
-def test_a_front_end_that_is_none_gives_one_clear_line():
-    with pytest.raises(ValueError, match=r"front_end 'spectrum' must be \"wave\" or \"mel\""):
-        HubertConfig(front_end="spectrum")
-    with pytest.raises(ValueError, match=r"must end in hidden_size 48"):
-        Hubert(dataclasses.replace(NEAR, conv_dim=(20, 48, 40)), rngs=nnx.Rngs(0))
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        (SMALL, {"front_end": "spectrum"}, r"front_end 'spectrum' must be \"wave\" or \"mel\""),
+        (SMALL, {"conv_dim": (16, 16)}, r"conv_dim \(16, 16\), .* must be of one length"),
+        (SMALL, {"num_heads": 5}, "hidden_size 48 must be a multiple of num_heads 5"),
+        (SMALL, {"num_heads": 0}, "num_heads 0"),
+        (SMALL, {"feature_layer": 4}, "feature_layer 4 must be one of the num_layers 3"),
+        (SMALL, {"feature_layer": 0}, "feature_layer 0"),
+        (SMALL, {"position_groups": 5}, "position_groups 5"),
+        (NEAR, {"conv_dim": (20, 48, 40)}, r"must end in hidden_size 48"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_in_one_line(config, changes, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(config, **changes)
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.01])
+def test_sound_is_normalised_as_by_transformers(gain):
+    rng = np.random.default_rng(0)
+    wavs = [gain * rng.standard_normal(n).astype(np.float32) + 0.1 for n in (8_000, 5_000)]
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
+    for wav in wavs:
+        expected = extractor(wav, sampling_rate=16_000).input_values[0]
+        np.testing.assert_allclose(standardize(wav), expected, atol=1e-5)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import sklearn.cluster
 
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.encoder import kmeans
 
 
@@ -61,7 +62,7 @@ def test_fit_is_as_good_as_scikit_learn(features):
     assert float(kmeans.inertia(features, centroids)) < 1.1 * oracle.inertia_ / len(features)
 
 
-def test_of_several_starts_the_best_is_taken(features):
+def test_the_best_of_several_starts_is_taken(features):
     starts = [kmeans.init_clusters(features, 12, seed=3, tries=tries) for tries in (1, 6)]
     one, best = (float(kmeans.inertia(features, start.centroids)) for start in starts)
     assert best < one
@@ -82,6 +83,6 @@ def test_batches_are_drawn_from_all_files_and_resume(tmp_path):
     np.testing.assert_array_equal(everything, rows)
 
 
-def test_too_few_features(features):
-    with pytest.raises(ValueError, match="5 feature vectors cannot make 12 clusters"):
+def test_fewer_features_than_clusters_are_refused(features):
+    with pytest.raises(UserError, match="5 feature vectors cannot make 12 clusters"):
         kmeans.fit(features[:5], 12, steps=1, seed=0)

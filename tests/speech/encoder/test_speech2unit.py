@@ -1,4 +1,4 @@
-"""The shipped ears on shipped recordings."""
+"""The shipped speech encoder on shipped recordings."""
 
 import dataclasses
 import json
@@ -9,7 +9,9 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import load_audio
+from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.hubert import Hubert
 from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit
@@ -67,14 +69,14 @@ def test_a_batch_may_hold_anything(speech2unit, wavs):
         (np.full(16_000, np.nan, np.float32), "NaN"),
     ],
 )
-def test_what_is_no_sound_gives_one_clear_line(speech2unit, wav, message):
-    with pytest.raises(ValueError, match=message):
+def test_other_than_mono_float_sound_is_refused_in_one_line(speech2unit, wav, message):
+    with pytest.raises(UserError, match=message):
         speech2unit.cluster_ids([wav])
 
 
 @pytest.fixture(scope="module")
 def minute(wavs):
-    """A minute of people, one recording after the other."""
+    """A minute of speech: several recordings joined."""
     rows = json.loads((CLIPS / "clips.json").read_text())
     sound = np.concatenate([load_audio(CLIPS / row["file"]) for row in rows])
     return np.resize(sound, 60 * 16_000 + 123)
@@ -84,7 +86,7 @@ def test_a_long_recording_has_the_units_of_one_window(speech2unit, minute):
     whole = dataclasses.replace(speech2unit, whole_seconds=100).cluster_ids([minute])[0]
     in_windows, short = speech2unit.cluster_ids([minute, minute[:8_000]])
     assert len(in_windows) == len(whole) == speech2unit.hubert.config.num_frames(len(minute))
-    # They attend to what is near, and windows overlap by that much: only rounding differs.
+    # Frames attend to nearby frames, and windows overlap by that many: only rounding differs.
     assert (in_windows == whole).mean() > 0.995
     assert len(short) == 24
 
@@ -100,16 +102,16 @@ def test_frames_attend_to_all_of_a_long_recording(minute, norm_first):
         norm_first=norm_first,
         feature_layer=2,
     )
-    in_pieces = Speech2Unit(Hubert(config, rngs=nnx.Rngs(0)), None)
-    at_once = dataclasses.replace(in_pieces, whole_seconds=130)
+    in_parts = Speech2Unit(for_inference(Hubert(config, rngs=nnx.Rngs(0))), None)
+    at_once = dataclasses.replace(in_parts, whole_seconds=130)
     (expected,) = at_once.features([minute])
-    np.testing.assert_allclose(in_pieces.features([minute])[0], expected, atol=2e-3)
-    # Silence instead of its end is heard at its beginning.
-    (changed,) = in_pieces.features([minute * (np.arange(len(minute)) < 32 * 16_000)])
+    np.testing.assert_allclose(in_parts.features([minute])[0], expected, atol=2e-3)
+    # Silence instead of the end changes the features of the beginning.
+    (changed,) = in_parts.features([minute * (np.arange(len(minute)) < 32 * 16_000)])
     assert np.abs(changed[:50] - expected[:50]).max() > 0.01
     two_minutes = np.tile(minute, 2)
-    # Longer than 100 s it is heard in windows, whose context hardly matters.
-    (features,), (whole,) = in_pieces.features([two_minutes]), at_once.features([two_minutes])
+    # More than 100 s are encoded in windows, which change little.
+    (features,), (whole,) = in_parts.features([two_minutes]), at_once.features([two_minutes])
     assert features.shape == whole.shape == (config.num_frames(len(two_minutes)), 32)
     assert np.abs(features - whole).mean() < 0.1 * np.abs(whole).mean()
 
@@ -126,19 +128,32 @@ def test_too_short_and_silent_sound(speech2unit):
     assert durations.sum() == 49
 
 
-def test_damaged_folders_give_one_clear_line(tmp_path):
-    with pytest.raises(ValueError, match=r"has no config.json"):
+def test_damaged_folders_are_refused_in_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"has no config.json"):
         Speech2Unit.from_pretrained(tmp_path)
     folder = tmp_path / "hubert"
     shutil.copytree(SHIPPED, folder)
     centroids = safetensors.numpy.save({"cluster_centers": np.zeros((7, 3), np.float32)})
     (folder / "kmeans.safetensors").write_bytes(centroids)
-    with pytest.raises(ValueError, match=r"shape \(7, 3\); expected \[clusters, 37\]"):
+    with pytest.raises(UserError, match=r"shape \(7, 3\); expected \[clusters, 37\]"):
         Speech2Unit.from_pretrained(folder)
     (folder / "kmeans.safetensors").write_bytes(safetensors.numpy.save({"a": np.zeros(3)}))
-    with pytest.raises(ValueError, match=r"holds \['a'\]; expected cluster_centers"):
+    with pytest.raises(UserError, match=r"holds \['a'\]; expected cluster_centers"):
         Speech2Unit.from_pretrained(folder)
+    config = json.loads((SHIPPED / "config.json").read_text())
+    for changes, message in (
+        ({"conv_kernal": [1]}, "not that of a HuBERT .*conv_kernal"),
+        ({"num_heads": 5}, "config.json .*multiple of num_heads 5"),
+        ({"hidden_size": "384"}, "config.json is not that of a HuBERT"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | changes))
+        with pytest.raises(UserError, match=message):
+            Speech2Unit.from_pretrained(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        Speech2Unit.from_pretrained(folder)
+    shutil.copytree(SHIPPED, folder, dirs_exist_ok=True)
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(ValueError, match="missing or damaged"):
+    with pytest.raises(UserError, match="missing or damaged"):
         Speech2Unit.from_pretrained(folder)

@@ -11,6 +11,7 @@ import torch
 import transformers
 from flax import nnx
 
+from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.vocoder.hifigan import DurationPredictor, Generator
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig, _bucket, _generate
 from tests.speech.random_vocoder import build
@@ -91,15 +92,14 @@ def copy_generator(ours: Generator, theirs: transformers.SpeechT5HifiGan):
             copy_conv(a, b)
 
 
-@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("config", [PUBLISHED, SMALL])
-def test_generator_is_hifigan(config, prepared):
+def test_generator_is_hifigan(config, fast):
     """Also in front of padding that holds anything."""
-    theirs, vocoder = oracle(config), build(config)
-    ours = vocoder.generator
+    theirs, ours = oracle(config), build(config).generator
     copy_generator(ours, theirs)
-    if prepared:
-        vocoder.prepare()
+    if fast:
+        ours = for_inference(ours)
     x = np.random.default_rng(0).standard_normal((1, 13, config.model_in_dim), np.float32)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(x)).numpy()
@@ -180,8 +180,7 @@ def test_durations_may_depend_on_the_speaker():
 
 @pytest.mark.parametrize("config", [SMALL, WIDE, ISTFT, PULSES])
 def test_an_item_of_a_batch_sounds_as_alone(config):
-    vocoder, rng = build(config), np.random.default_rng(0)
-    vocoder.prepare()
+    vocoder, rng = for_inference(build(config)), np.random.default_rng(0)
     units = [rng.integers(20, size=size) for size in (30, 1, 11)]
     durations = [rng.integers(1, 6, size=len(u)) for u in units]
     speakers = [0, "bob", 1]
@@ -198,8 +197,7 @@ def test_an_item_of_a_batch_sounds_as_alone(config):
 
 @pytest.mark.parametrize("config", [SMALL, WIDE, ISTFT, PULSES])
 def test_padding_does_not_reach_the_samples(config):
-    vocoder = build(config)
-    vocoder.prepare()
+    vocoder = for_inference(build(config))
     codes = np.random.default_rng(0).integers(20, size=(1, 40))
     speakers, mask = np.array([1]), np.ones((1, 40), np.float32)
     bare = np.asarray(_generate(vocoder, codes, speakers, mask))
@@ -265,8 +263,7 @@ def test_speakers_sound_different():
     ("config", "dtype"), [(SINGLE, np.float32), (WIDE, np.float32), (PULSES, np.float16)]
 )
 def test_saved_and_loaded(config, dtype, tmp_path):
-    vocoder = build(config)
-    vocoder.prepare()
+    vocoder = for_inference(build(config))
     vocoder.save_pretrained(tmp_path, dtype)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     loaded = UnitVocoder.from_pretrained(tmp_path)

@@ -1,0 +1,165 @@
+"""The three stages of a HuBERT over many recordings: front end, positions, Transformer.
+
+Results are the same as of each recording alone and whole, up to rounding; only recordings over
+100 s whose frames attend to all others are approximated, by overlapping windows.
+
+Shapes: P pieces of a second, B rows, S samples, T frames, D hidden size, C channels, F size of a
+feature vector, K clusters.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from speechgpt_jax.speech.encoder import batching, kmeans
+from speechgpt_jax.speech.encoder.batching import PIECE_FRAMES
+from speechgpt_jax.speech.encoder.hubert import EncoderLayer, Hubert, standardize
+from speechgpt_jax.speech.encoder.runner import Runner
+from speechgpt_jax.speech.encoder.windows import FRAMES_PER_SECOND, Window, windows_of
+
+
+def project(runner: Runner, wavs: list[np.ndarray]) -> list[np.ndarray]:
+    """Front end: wavs [S] -> frames [T, D] each, from pieces of a second."""
+    config = runner.hubert.config
+    if config.normalize:
+        wavs = [standardize(wav) if len(wav) else wav for wav in wavs]
+    sounds = [np.pad(wav, config.padding) for wav in wavs]
+    size = PIECE_FRAMES * config.hop
+    # Samples after its last hop that a frame depends on; the same of the first layer's frames.
+    overlap = config.receptive_field - config.hop
+    first_overlap = config.conv_kernel[0] - config.conv_stride[0]
+
+    def first_layer_piece(i: int, number: int):
+        piece = sounds[i][number * size :][: size + first_overlap]
+        frames = np.int32(config.first_frames(len(piece)))
+        return batching.cut(piece, 0, size + first_overlap), frames
+
+    counts = [-(-max(len(sound) - first_overlap, 0) // size) for sound in sounds]
+    statistics = [
+        runner.hubert.front_end.pool_statistics(*of_pieces) if count else None
+        for count, of_pieces in zip(
+            counts, batching.map_pieces(runner, _statistics, counts, first_layer_piece)
+        )
+    ]
+
+    def piece(i: int, number: int):
+        return batching.cut(sounds[i], number * size, size + overlap), statistics[i]
+
+    return batching.map_frames(
+        runner, _project, [config.num_frames(len(wav)) for wav in wavs], piece
+    )
+
+
+def add_positions(runner: Runner, frames: list[np.ndarray]) -> list[np.ndarray]:
+    """Frames [T, D] each -> input of the Transformer's first layer [T, D] each."""
+    before, after = runner.hubert.positions.context
+
+    def piece(i: int, number: int):
+        first = number * PIECE_FRAMES
+        size = before + PIECE_FRAMES + after
+        return batching.cut(frames[i], first - before, size), np.int32(first)
+
+    return batching.map_frames(runner, _add_positions, [len(x) for x in frames], piece)
+
+
+def transform(
+    runner: Runner,
+    frames: list[np.ndarray],
+    centroids: np.ndarray | None,
+    whole_seconds: float,
+) -> list[np.ndarray]:
+    """Transformer: frames [T, D] -> features [T, F], or cluster ids [T] of centroids [K, F].
+
+    Recordings longer than `whole_seconds` are cut into windows.
+    """
+    config, whole_frames = runner.hubert.config, whole_seconds * FRAMES_PER_SECOND
+    # Recording and window of what is computed in rows, and of what is computed in parallel parts.
+    in_rows, in_parts = [], []
+    for i, total in enumerate(map(len, frames)):
+        if total > whole_frames:
+            chosen = in_parts if config.reach == math.inf else in_rows
+            chosen += [(i, window) for window in windows_of(total, config.reach)]
+        elif total:
+            in_rows.append((i, Window(0, total, 0, total)))
+
+    empty = np.zeros((0, config.feature_size), np.float32)
+    results = [[empty if centroids is None else np.zeros(0, np.int32)] for _ in frames]
+    segments = [window.cut(frames[i]) for i, window in in_rows]
+    for (i, window), y in zip(in_rows, _transform_rows(runner, segments, centroids)):
+        results[i].append(window.kept(y))
+    for i, window in in_parts:
+        y = _transform_parts(runner, window.cut(frames[i]), centroids)
+        results[i].append(window.kept(y))
+    return [np.concatenate(windows) for windows in results]
+
+
+def _transform_rows(
+    runner: Runner, segments: list[np.ndarray], centroids: np.ndarray | None
+) -> list[np.ndarray]:
+    """Segments [T, D], several per row -> features or cluster ids of each."""
+    batches = batching.pack([len(x) for x in segments], runner.parallelism.rows)
+    results = runner.map(_transform, lambda batch: (centroids, *batch.fill(segments)), batches)
+    by_segment = dict(pair for batch, y in zip(batches, results) for pair in batch.split(y))
+    return [by_segment[i] for i in range(len(segments))]
+
+
+def _transform_parts(runner: Runner, x: np.ndarray, centroids: np.ndarray | None) -> np.ndarray:
+    """Frames [T, D] that all attend to each other -> features or cluster ids.
+
+    Layer by layer, in parts that are computed at once and attend to the keys of all parts.
+    """
+    parts = batching.split_in_parts(x, runner.parallelism.num_workers)
+    total = sum(part.shape[1] for part in parts)
+    segments = (np.arange(total) < len(x)).astype(np.int32)[None]
+    for layer in range(runner.hubert.config.feature_layer):
+        parts = _transform_layer(runner, layer, parts, segments)
+    y = runner.run(_to_features, centroids, np.concatenate(parts, axis=1), segments)
+    return y[0, : len(x)]
+
+
+def _transform_layer(
+    runner: Runner, layer: int, parts: list[np.ndarray], segments: np.ndarray
+) -> list[np.ndarray]:
+    """Parts [1, T, D] of one recording -> output of a layer, parts [1, T, D]."""
+    by_part = runner.map(_keys_values, lambda part: (part,), parts, layer)
+    keys, values = (np.concatenate(arrays, axis=1) for arrays in zip(*by_part))
+    return runner.map(_attend, lambda part: (part, (keys, values, segments)), parts, layer)
+
+
+# ---- what is compiled ----------------------------------------------------------------------------
+
+
+def _statistics(hubert: Hubert, wav, frames):  # PS, P
+    return hubert.front_end.statistics(wav, frames), frames
+
+
+def _project(hubert: Hubert, wav, statistics):  # PS, P1C each -> PTD
+    return hubert.front_end(wav, statistics)
+
+
+def _add_positions(hubert: Hubert, x, first):  # P(before + T + after)D, P -> PTD
+    return hubert.add_positions(x, first)
+
+
+def _transform(hubert: Hubert, centroids, x, segments):  # KF, BTD, BT -> BTF or BT
+    features = hubert.transform(x, segments, hubert.config.feature_layer)
+    return _cluster(features, centroids)
+
+
+def _keys_values(layer: EncoderLayer, x):  # BTD -> BTNH, BTNH
+    return layer.keys_values(x)
+
+
+def _attend(layer: EncoderLayer, x, attended):  # BTD, (BSNH, BSNH, BS) -> BTD
+    return layer(x, jnp.ones(x.shape[:2], jnp.int32), attended)
+
+
+def _to_features(hubert: Hubert, centroids, x, segments):  # KF, BTD, BT -> BTF or BT
+    return _cluster(hubert.to_features(x, segments), centroids)
+
+
+def _cluster(features: jax.Array, centroids: jax.Array | None) -> jax.Array:
+    # Part of the same program, so that an accelerator returns ids only.
+    return features if centroids is None else kmeans.assign(features, centroids)
