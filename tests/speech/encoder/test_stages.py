@@ -68,11 +68,10 @@ def form(request, monkeypatch):
 @pytest.mark.parametrize("config", [WAVE, MEL], ids=["wave", "mel"])
 def test_features_are_those_of_each_recording_alone_and_whole(config, form):
     hubert = Hubert(config, rngs=nnx.Rngs(0))
-    if form == "for_inference":
-        hubert = for_inference(hubert)
+    encoder = for_inference(hubert) if form == "for_inference" else hubert
     encode = jax.jit(lambda hubert, wav, lengths: hubert(wav, lengths))
     wavs = clips(3.3, 12.345, 27.0, 0.3, 45.0 if config is MEL else 31.0)
-    *packed, nothing = features(hubert, [*wavs, *clips(0.02)])
+    *packed, nothing = features(encoder, [*wavs, *clips(0.02)])
     assert nothing.shape == (0, config.feature_size)
     for wav, ours in zip(wavs, packed):
         expected = np.asarray(encode(hubert, wav[None], np.array([len(wav)])))[0]
