@@ -8,22 +8,26 @@ from speechgpt_jax.speech.mel import mel_filterbank
 N_FFT, WINDOW, HOP, NUM_MELS, NUM_COEFFICIENTS = 512, 400, 320, 40, 13
 
 
+def num_frames(samples: int) -> int:
+    """HuBERT's frames, of 400 samples every 320: 16000 samples give 49."""
+    return max(0, (samples - WINDOW) // HOP + 1)
+
+
 def mfcc(wav: np.ndarray) -> np.ndarray:
     """wav [S] at 16 kHz -> [T, 39] float32: 13 coefficients, their first and second differences.
 
-    Frames are HuBERT's: 400 samples, one every 320, so 16000 samples give 49. Each coefficient has
-    mean 0 over the recording.
+    Each coefficient has mean 0 over the recording.
     """
-    num_frames = max(0, (len(wav) - WINDOW) // HOP + 1)
-    if num_frames == 0:
+    count = num_frames(len(wav))
+    if count == 0:
         return np.zeros((0, 3 * NUM_COEFFICIENTS), np.float32)
-    starts = np.arange(num_frames)[:, None] * HOP
+    starts = np.arange(count)[:, None] * HOP
     frames = wav[starts + np.arange(WINDOW)] * np.hamming(WINDOW)
     power = np.square(np.abs(np.fft.rfft(frames, N_FFT)))
     mel = np.log(power @ mel_filterbank(16_000, N_FFT, NUM_MELS, 20.0, 8_000.0) + 1e-10)
     cepstra = scipy.fft.dct(mel, norm="ortho")[:, :NUM_COEFFICIENTS]
     cepstra = cepstra - cepstra.mean(0)
-    if num_frames == 1:
+    if count == 1:
         deltas = [np.zeros_like(cepstra)] * 2
     else:
         first = np.gradient(cepstra, axis=0)

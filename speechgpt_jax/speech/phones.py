@@ -1,58 +1,98 @@
-"""Which phone is said when: of flite's voices by flite itself, of people by forced alignment."""
+"""Phones of a recording with their times: flite's own for its voices, else forced alignment.
+
+Phones are [(name, end in seconds), ...], in order, from the start of the recording.
+"""
 
 import re
 import subprocess
 
 import numpy as np
 
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 
+Phones = list[tuple[str, float]]
+
+# flite's names and those of the CMU dictionary for the same phones.
 SAME_PHONES = {"ax": "ah", "pau": "sil"}
+SILENCES = ("sil", "+spn+", "+nsn+")
 
 
-def flite_phones(text: str, voice: str) -> list[tuple[str, float]]:
-    """[(phone, its end in seconds), ...] as flite itself planned them."""
+def flite_phones(text: str, voice: str) -> Phones:
+    """The phones of `text` as flite's `voice` speaks it.
+
+    Raises:
+      UserError: flite is not installed, or has no such voice.
+    """
     command = ["flite", "-voice", voice, "-psdur", "-t", text, "-o", "none"]
-    spoken = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    pairs = (item.split(":") for item in spoken.split())
-    return [(SAME_PHONES.get(phone, phone), float(end)) for phone, end in pairs]
+    try:
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError as error:
+        raise UserError(
+            "flite is not installed, and the phones of its voices come from it; on Debian or"
+            " Ubuntu: apt-get install flite."
+        ) from error
+    except subprocess.CalledProcessError as error:
+        raise UserError(
+            f"flite failed for voice {voice!r} and text {text[:60]!r}: {error.stderr.strip()}"
+        ) from error
+    pairs = [item.rpartition(":") for item in printed.split()]
+    try:
+        phones = [(SAME_PHONES.get(phone, phone), float(end)) for phone, _, end in pairs]
+    except ValueError as error:
+        raise UserError(f"flite has no phones for {text[:60]!r}: {printed[:60]!r}.") from error
+    if not phones:
+        raise UserError(f"flite has no phones for voice {voice!r} and text {text[:60]!r}.")
+    return phones
 
 
 class PocketsphinxAligner:
-    """phones = aligner(wav, text), in the same form as flite's; [] where it finds none."""
+    """Forced alignment by PocketSphinx's acoustic model.
+
+    phones = aligner(wav, text), [] where no alignment is found.
+    """
 
     def __init__(self):
-        import pocketsphinx
-
+        try:
+            import pocketsphinx
+        except ImportError as error:
+            raise UserError(
+                "phones of human recordings need PocketSphinx; pip install pocketsphinx."
+            ) from error
         self._decoder = pocketsphinx.Decoder(samprate=SAMPLE_RATE, bestpath=False, loglevel="FATAL")
 
-    def __call__(self, wav: np.ndarray, text: str) -> list[tuple[str, float]]:
+    def __call__(self, wav: np.ndarray, text: str) -> Phones:
+        """wav [S] at 16 kHz, what is spoken in it -> phones. Words it does not know are skipped."""
         decoder = self._decoder
         words = [word for word in re.findall(r"[a-z']+", text.lower()) if decoder.lookup_word(word)]
         pcm = (np.clip(wav, -1, 1) * 32767).astype(np.int16).tobytes()
         try:
+            # Words first, then the phones within them.
             decoder.set_align_text(" ".join(words))
-            decode(decoder, pcm)
+            _decode(decoder, pcm)
             decoder.set_alignment()
-            decode(decoder, pcm)
+            _decode(decoder, pcm)
         except RuntimeError:
             return []
         phones = [
-            (p.name.lower(), (p.start + p.duration) / 100)
-            for w in decoder.get_alignment() or []
-            for p in w
+            (phone.name.lower(), (phone.start + phone.duration) / 100)
+            for word in decoder.get_alignment() or []
+            for phone in word
         ]
-        return [("sil" if name in ("sil", "+spn+", "+nsn+") else name, end) for name, end in phones]
+        return [("sil" if name in SILENCES else name, end) for name, end in phones]
 
 
-def decode(decoder, pcm: bytes) -> None:
+def _decode(decoder, pcm: bytes) -> None:
     decoder.start_utt()
     decoder.process_raw(pcm, full_utt=True)
     decoder.end_utt()
 
 
-def frame_phones(phones: list[tuple[str, float]], num_frames: int) -> list[str]:
-    """The phone at the middle of each frame (12.5 ms into it)."""
+def frame_phones(phones: Phones, num_frames: int) -> list[str]:
+    """The phone at the centre of each frame, which is 12.5 ms after its start.
+
+    [("a", 0.03), ("b", 0.1)], 3 -> ["a", "b", "b"]; frames past the last phone get the last phone.
+    """
     ends = [end for _, end in phones]
     at = np.searchsorted(ends, np.arange(num_frames) * 0.02 + 0.0125)
     return [phones[min(i, len(phones) - 1)][0] for i in at]

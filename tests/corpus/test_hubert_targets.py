@@ -1,13 +1,19 @@
-"""What ears are taught: directions of features that tell phones apart, whoever speaks."""
+"""Targets of a HuBERT: directions of features that tell phones apart, whoever speaks."""
+
+import json
 
 import numpy as np
+import pytest
 
+from speechgpt_jax.corpus import hubert_targets as corpus_targets
+from speechgpt_jax.corpus.hubert_targets import Clip, phone_directions, with_context
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.speech.encoder.targets import load_targets, save_targets
 from speechgpt_jax.speech.phones import frame_phones
 from tools import hubert_targets
-from tools.hubert_targets import Clip, phone_directions, with_context
 
 
-def test_directions_tell_phones_and_leave_speakers_out():
+def test_directions_separate_phones_and_leave_speakers_out():
     rng = np.random.default_rng(0)
     speaker, phone = rng.standard_normal((2, 6))
     features, phones = [], []
@@ -16,22 +22,63 @@ def test_directions_tell_phones_and_leave_speakers_out():
         x = rng.standard_normal() * speaker + np.where(names == "a", 1, -1)[:, None] * phone
         features.append((x + 0.3 * rng.standard_normal(x.shape)).astype(np.float32))
         phones.append([*names])
-    told = phone_directions(features, phones, 1)(np.concatenate(features))[:, 0]
+    projected = phone_directions(features, phones, 1)(np.concatenate(features))[:, 0]
     names = np.concatenate(phones)
-    within = [told[names == name] for name in "ab"]
+    within = [projected[names == name] for name in "ab"]
     # Of unit variance within a phone, its mean far from the other's, whoever speaks.
     assert 0.7 < np.mean([x.var() for x in within]) < 1.2
     assert abs(within[0].mean() - within[1].mean()) > 4
-    assert abs(told.mean()) < 1e-3
+    assert abs(projected.mean()) < 1e-3
+    with pytest.raises(UserError, match=r"--directions=2: these clips have at most 1 direction"):
+        phone_directions(features, phones, 2)
 
 
-def test_context_is_what_was_two_frames_before_and_after():
+def test_context_is_two_frames_before_and_after():
     x = np.arange(4.0)[:, None]
     np.testing.assert_array_equal(with_context(x), [[0, 0, 2], [0, 1, 3], [0, 2, 3], [1, 3, 3]])
 
 
-def test_phones_are_as_much_longer_as_the_sound(monkeypatch):
-    said = [("a", 0.1), ("b", 0.2)]
-    monkeypatch.setattr(hubert_targets, "flite_phones", lambda text, voice: said)
+def test_phones_are_stretched_as_the_clip_is(monkeypatch):
+    phones = [("a", 0.1), ("b", 0.2)]
+    monkeypatch.setattr(corpus_targets, "flite_phones", lambda text, voice: phones)
     clip = Clip(np.zeros(0), {"text": "ab", "speaker": "slt"}, stretch=2.0)
-    assert clip.phones(20) == ["a"] * 10 + ["b"] * 10 != frame_phones(said, 20)
+    assert clip.phones(20) == ["a"] * 10 + ["b"] * 10 != frame_phones(phones, 20)
+
+
+def test_targets_come_back_as_they_were_saved(tmp_path):
+    rng = np.random.default_rng(0)
+    wavs = [rng.uniform(-1, 1, n).astype(np.float32) for n in (900, 1_300)]
+    features = [rng.standard_normal((n, 3)).astype(np.float16) for n in (2, 3)]
+    save_targets(tmp_path, wavs, features)
+    clips, targets = load_targets(tmp_path)
+    assert [clip.dtype for clip in clips] == [np.int16] * 2
+    for wav, clip in zip(wavs, clips):
+        np.testing.assert_allclose(clip / 32767, wav, atol=1 / 32767)
+    for rows, saved in zip(targets, features):
+        np.testing.assert_array_equal(rows, saved)
+    np.save(tmp_path / "clip_ends.npy", [900])
+    with pytest.raises(UserError, match=r"sound.npy and clip_ends.npy do not belong together"):
+        load_targets(tmp_path)
+    (tmp_path / "targets.npy").write_bytes(b"no array")
+    save_targets(tmp_path / "other", wavs, features)
+    (tmp_path / "other" / "targets.npy").write_bytes(b"no array")
+    with pytest.raises(UserError, match=r"targets.npy is missing or damaged"):
+        load_targets(tmp_path / "other")
+
+
+def test_what_can_not_be_prepared_is_one_clear_line(tmp_path):
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text(json.dumps({"path": "a.wav", "split": "train"}) + "\n")
+    command = [f"--manifest={manifest}", f"--output={tmp_path}/targets"]
+    for flags, message in (
+        (["--hours=nan"], r"--hours: expected a number, above 0, got 'nan'"),
+        (["--directions=0"], r"--directions: expected a whole number, at least 1, got '0'"),
+        (["--teacher=nowhere"], r"--teacher: expected a path that exists, got 'nowhere'"),
+        (["--directions=3"], r"needs the `text` and the `speaker` .*a.wav has \['path', 'split'\]"),
+    ):
+        with pytest.raises(UserError, match=message):
+            hubert_targets.main([*command, *flags])
+    manifest.write_text(json.dumps({"path": "a.wav", "split": "test"}) + "\n")
+    with pytest.raises(UserError, match="no rows in its train split"):
+        hubert_targets.main(command)
+    assert not (tmp_path / "targets").exists()

@@ -1,13 +1,14 @@
-"""How a HuBERT learns from another model's features: batches and two objectives.
+"""Training of a HuBERT on another model's features: batches and two objectives.
 
-`MaskedPrediction` is HuBERT's own (Hsu et al. 2021, arXiv 2106.07447): spans of frames are hidden,
-and their clusters are told from what is around them. `Distillation`, as of DistilHuBERT (Chang et
-al. 2022, arXiv 2110.01900), hides nothing: the features themselves are to become the teacher's.
+`MaskedPrediction` is HuBERT's own objective (Hsu et al. 2021, arXiv 2106.07447): spans of frames
+are masked, and the clusters of these frames are predicted from the frames around them.
+`Distillation` is the regression of DistilHuBERT (Chang et al. 2022, arXiv 2110.01900): nothing is
+masked, and the features are regressed on the teacher's.
 
-An objective makes a `learner`: a module that holds the HuBERT and its heads, with
+An objective builds a learner: a module that holds the HuBERT and its heads, with
 `learner.loss(batch, key) -> (loss, metrics)`.
 
-Shapes: B batch, S samples, T frames, K clusters, D size of features.
+Shapes: B batch, S samples, T frames, K clusters, D feature size.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ import scipy.signal
 from flax import nnx
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.batches import NumberedBatches
 from speechgpt_jax.speech.encoder.config import HubertConfig
@@ -31,11 +33,12 @@ class MaskedPrediction:
     """HuBERT's objective; the defaults are the paper's.
 
     Attributes:
-      mask_start: share of the frames at which a hidden span begins; spans may overlap.
-      mask_frames: length of a span.
-      unmasked_weight: of the frames that are not hidden; those that are weigh 1 less it.
-      temperature: divides the cosine of a frame's and a cluster's vectors.
-      vector_size: of both vectors.
+      mask_start: probability that a masked span starts at a frame; spans may overlap.
+      mask_frames: length of a span in frames.
+      unmasked_weight: weight of the loss at unmasked frames; that at masked frames weighs
+        1 - `unmasked_weight`.
+      temperature: divides the cosine similarity of a frame's vector and a cluster's vector.
+      vector_size: size of these vectors.
     """
 
     mask_start: float = 0.08
@@ -44,53 +47,99 @@ class MaskedPrediction:
     temperature: float = 0.1
     vector_size: int = 256
 
-    def learner(self, config: HubertConfig, targets: np.ndarray, rngs: nnx.Rngs):
-        """Targets are cluster ids [frames], all that there are; UserError if they are features."""
-        if targets.ndim != 1:
-            raise UserError(f"targets {list(targets.shape)} are features; expected cluster ids.")
-        return MaskedHubert(config, 1 + int(targets.max()), self, rngs=rngs)
+    def __post_init__(self):
+        check_number("mask_start", self.mask_start, above=0, at_most=1)
+        check_number("mask_frames", self.mask_frames, at_least=1)
+        check_number("unmasked_weight", self.unmasked_weight, at_least=0, at_most=1)
+        check_number("temperature", self.temperature, above=0)
+        check_number("vector_size", self.vector_size, at_least=1)
+
+    def learner(
+        self, config: HubertConfig, targets: list[np.ndarray], rngs: nnx.Rngs
+    ) -> "MaskedHubert":
+        """The module to train; `targets` are the cluster ids [T] of every clip.
+
+        Raises:
+          UserError: the targets are features.
+        """
+        if targets[0].ndim != 1:
+            raise UserError(
+                f"the targets [frames, {targets[0].shape[-1]}] are features; MaskedPrediction needs"
+                " cluster ids: call tools.hubert_targets with --num_clusters."
+            )
+        num_clusters = 1 + max(int(ids.max(initial=0)) for ids in targets)
+        return MaskedHubert(config, num_clusters, self, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-    """The squared error of the features."""
+    """Mean squared error of the features."""
 
-    def learner(self, config: HubertConfig, targets: np.ndarray, rngs: nnx.Rngs):
-        """Targets are features [frames, D]; UserError if they are not of the student's size."""
-        if targets.shape[1:] != (config.feature_size,):
+    def learner(
+        self, config: HubertConfig, targets: list[np.ndarray], rngs: nnx.Rngs
+    ) -> "HubertStudent":
+        """The module to train; `targets` are the teacher's features [T, D] of every clip.
+
+        Raises:
+          UserError: the targets are cluster ids, or their size is not that of the HuBERT.
+        """
+        if targets[0].ndim != 2:
             raise UserError(
-                f"targets are {list(targets.shape)}; expected features"
-                f" [frames, {config.feature_size}] for a student of this feature_size."
+                "the targets [frames] are cluster ids; Distillation needs features: call"
+                " tools.hubert_targets without --num_clusters."
+            )
+        if targets[0].shape[1] != config.feature_size:
+            raise UserError(
+                f"the targets are [frames, {targets[0].shape[1]}]; this HuBERT's features are"
+                f" [frames, {config.feature_size}]. Set its projection_size to the targets' size,"
+                " or make targets with as many --directions."
             )
         return HubertStudent(config, rngs=rngs)
 
 
 class MaskedHubert(nnx.Module):
-    """A HuBERT whose input has gaps, and vectors of the clusters that belong there."""
+    """A HuBERT with a mask embedding and one vector per cluster."""
 
-    def __init__(self, config: HubertConfig, num_clusters: int, objective, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: HubertConfig,
+        num_clusters: int,
+        objective: MaskedPrediction,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.objective = objective
         self.hubert = Hubert(config, rngs=rngs)
-        self.gap = nnx.Param(jax.random.uniform(rngs.params(), (config.hidden_size,)))
+        self.mask_embedding = nnx.Param(jax.random.uniform(rngs.params(), (config.hidden_size,)))
         self.vector_head = nnx.Linear(config.feature_size, objective.vector_size, rngs=rngs)
         vectors = jax.random.normal(rngs.params(), (num_clusters, objective.vector_size))
         self.cluster_vectors = nnx.Param(vectors)
 
-    def __call__(self, wav: jax.Array, lengths: jax.Array, hidden: jax.Array) -> jax.Array:
-        """wav [B, S], lengths [B] in samples, hidden [B, T] (bool) -> logits [B, T, K]."""
+    def __call__(
+        self,
+        wav: jax.Array,  # [B, S]
+        lengths: jax.Array,  # [B] in samples
+        masked: jax.Array,  # bool [B, T]
+    ) -> jax.Array:
+        """Logits [B, T, K] of the clusters."""
         config = self.hubert.config
-        x = jnp.where(hidden[..., None], self.gap[...], self.hubert.project(wav, lengths))
+        x = self.hubert.project(wav, lengths)
+        x = jnp.where(masked[..., None], self.mask_embedding[...], x)
         features = self.hubert.encode(x, config.num_frames(lengths), config.num_layers)
-        told, clusters = self.vector_head(features), self.cluster_vectors[...]
-        return _unit_length(told) @ _unit_length(clusters).T / self.objective.temperature
+        predicted, clusters = self.vector_head(features), self.cluster_vectors[...]
+        return _unit_length(predicted) @ _unit_length(clusters).T / self.objective.temperature
 
-    def loss(self, batch: dict[str, jax.Array], key: jax.Array):
-        """Cross-entropy of the hidden clusters; batch as `HubertBatches` gives it."""
+    def loss(
+        self, batch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Cross entropy of the clusters of masked frames; `batch` is one of `HubertBatches`."""
         targets, weight = batch["targets"], self.objective.unmasked_weight
-        hidden = spans(key, targets.shape, self.objective.mask_start, self.objective.mask_frames)
-        logits = self(batch["wav"], batch["lengths"], hidden)
-        masked_loss, masked_accuracy = _of_clusters(logits, targets, hidden)
-        unmasked_loss, unmasked_accuracy = _of_clusters(logits, targets, ~hidden)
+        masked = sample_spans(
+            key, targets.shape, self.objective.mask_start, self.objective.mask_frames
+        )
+        logits = self(batch["wav"], batch["lengths"], masked)
+        masked_loss, masked_accuracy = _cluster_loss(logits, targets, masked)
+        unmasked_loss, unmasked_accuracy = _cluster_loss(logits, targets, ~masked)
         return (1 - weight) * masked_loss + weight * unmasked_loss, {
             "masked_loss": masked_loss,
             "unmasked_loss": unmasked_loss,
@@ -100,48 +149,63 @@ class MaskedHubert(nnx.Module):
 
 
 class HubertStudent(nnx.Module):
-    """A HuBERT whose features are to be another model's."""
+    """A HuBERT that learns the features of a teacher."""
 
     def __init__(self, config: HubertConfig, *, rngs: nnx.Rngs):
         self.hubert = Hubert(config, rngs=rngs)
 
-    def loss(self, batch: dict[str, jax.Array], key: jax.Array):
-        """Mean squared error; batch as `HubertBatches` gives it."""
+    def loss(
+        self, batch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Mean squared error over the frames; `batch` is one of `HubertBatches`."""
         config, frames = self.hubert.config, self.hubert.config.num_frames(batch["lengths"])
-        # Sound is heard alike wherever in a recording it is.
+        # A random first position: features must not depend on where in a recording a frame stands.
         first = jax.random.randint(key, (), 0, max(1, config.position_period))
         x = self.hubert.project(batch["wav"], batch["lengths"])
         features = self.hubert.encode(x, frames, config.feature_layer, first)
-        heard = jnp.arange(features.shape[1]) < frames[:, None]
-        return _mean(jnp.square(features - batch["targets"]).mean(-1), heard), {}
+        is_real = jnp.arange(features.shape[1]) < frames[:, None]
+        return _masked_mean(jnp.square(features - batch["targets"]).mean(-1), is_real), {}
 
 
-def spans(key: jax.Array, shape: tuple[int, int], start: float, length: int) -> jax.Array:
-    """Hidden frames, bool [B, T]: from each frame on, with probability `start`, `length` frames."""
-    begins = jax.random.bernoulli(key, start, shape)
-    padded = jnp.pad(begins, ((0, 0), (length - 1, 0)))
+def sample_spans(
+    key: jax.Array, shape: tuple[int, int], start_probability: float, length: int
+) -> jax.Array:
+    """Random mask, bool [B, T]: a span of `length` frames starts at each frame with a probability.
+
+    Spans may overlap, and end with the row.
+    """
+    starts = jax.random.bernoulli(key, start_probability, shape)
+    padded = jnp.pad(starts, ((0, 0), (length - 1, 0)))
     return sum(padded[:, i : i + shape[1]] for i in range(length)) > 0
 
 
-def _of_clusters(logits, targets, chosen) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy and accuracy over the chosen frames that have a target (-1: none)."""
-    known = jnp.maximum(targets, 0)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, known)
+def _cluster_loss(
+    logits: jax.Array,  # [B, T, K]
+    targets: jax.Array,  # [B, T], -1 where there is none
+    chosen: jax.Array,  # bool [B, T]
+) -> tuple[jax.Array, jax.Array]:
+    """Cross entropy and accuracy over the chosen frames that have a target."""
+    ids = jnp.maximum(targets, 0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, ids)
     chosen = chosen & (targets >= 0)
-    return _mean(losses, chosen), _mean(logits.argmax(-1) == known, chosen)
+    return _masked_mean(losses, chosen), _masked_mean(logits.argmax(-1) == ids, chosen)
 
 
-def _mean(values, chosen):
-    """Of the chosen ones; 0 if there are none."""
+def _masked_mean(values: jax.Array, chosen: jax.Array) -> jax.Array:
+    """Mean of the chosen values; 0 if none is chosen."""
     return (values * chosen).sum() / jnp.maximum(chosen.sum(), 1)
 
 
-def _unit_length(x):
+def _unit_length(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-6)
 
 
 def distort(rng: np.random.Generator, wav: np.ndarray) -> np.ndarray:
-    """Another room and microphone, the same words: random level, tilt, resonance and noise."""
+    """The same speech [S] through another room and microphone.
+
+    Level, spectral tilt, one resonance or notch, and white noise (10 to 50 dB below the speech) are
+    drawn at random.
+    """
     tilt, (radius, angle) = rng.uniform(-0.5, 0.5), rng.uniform((0.0, 0.1), (0.8, 3.0))
     resonance = [1.0, -2 * radius * np.cos(angle), radius**2]
     numerator, denominator = ([1.0, tilt], resonance)
@@ -149,21 +213,25 @@ def distort(rng: np.random.Generator, wav: np.ndarray) -> np.ndarray:
         numerator, denominator = np.convolve(numerator, resonance), [1.0]
     out = scipy.signal.lfilter(numerator, denominator, wav)
     out *= rng.uniform(0.1, 0.3) / (np.abs(out).max() + 1e-6)
-    level = np.sqrt(np.square(out).mean()) * 10 ** (-rng.uniform(10, 50) / 20)
-    return (out + level * rng.standard_normal(len(out))).astype(np.float32)
+    noise = np.sqrt(np.square(out).mean()) * 10 ** (-rng.uniform(10, 50) / 20)
+    return (out + noise * rng.standard_normal(len(out))).astype(np.float32)
 
 
 class HubertBatches(NumberedBatches):
-    """Endless batches of random crops of `crop_seconds`, `rows` at a time; short clips are padded.
+    """Endless batches of random crops of `crop_seconds`; shorter clips are padded with zeros.
 
-    {"wav": float32 [B, S], "lengths": int32 [B] in samples, "targets": int32 [B, T] cluster ids, -1
-    where a clip has ended, or float32 [B, T, D] features, 0 there}
+    {
+        "wav": float32 [B, S],
+        "lengths": int32 [B], in samples,
+        "targets": cluster ids int32 [B, T], -1 past a clip's end,
+            or features float32 [B, T, D], 0 past a clip's end,
+    }
     """
 
     def __init__(
         self,
         clips: list[np.ndarray],  # int16 [S] each
-        targets: list[np.ndarray],  # [T] or [T, D] each, 50 a second
+        targets: list[np.ndarray],  # [T] or [T, D] each, 50 frames per second
         config: HubertConfig,
         *,
         rows: int,
@@ -185,9 +253,9 @@ class HubertBatches(NumberedBatches):
         for row, i in enumerate(rng.choice(len(self._clips), self._rows)):
             hop = self._config.hop
             first = rng.integers(max(0, len(self._clips[i]) - self._samples) // hop + 1)
-            clip = self._clips[i][first * hop :][: self._samples] / np.float32(32768)
-            lengths[row] = len(clip)
-            wav[row, : len(clip)] = distort(rng, clip) if self._distorted else clip
-            told = self._targets[i][first:][: self._config.num_frames(len(clip))]
-            targets[row, : len(told)] = told
+            crop = self._clips[i][first * hop :][: self._samples] / np.float32(32768)
+            lengths[row] = len(crop)
+            wav[row, : len(crop)] = distort(rng, crop) if self._distorted else crop
+            frames = self._targets[i][first:][: self._config.num_frames(len(crop))]
+            targets[row, : len(frames)] = frames
         return {"wav": wav, "lengths": lengths, "targets": targets}

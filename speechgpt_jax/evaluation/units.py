@@ -1,0 +1,171 @@
+"""How much of the phones units keep: for seen voices, an unseen voice and a human.
+
+Units and phones of a recording are compared frame by frame, 50 per second.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from rich.progress import track
+
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.speech.audio import load_audio
+from speechgpt_jax.speech.encoder import kmeans
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from speechgpt_jax.speech.mfcc import mfcc, num_frames
+from speechgpt_jax.speech.phones import PocketsphinxAligner, flite_phones, frame_phones
+from speechgpt_jax.unit_text import reduce_units
+
+# Group of recordings -> its split of the manifest. The map from units to phones is learned on FIT;
+# PNMI and rate are those of SEEN, other texts by the same voices.
+FIT, SEEN = "fit", "seen voices"
+GROUPS = {FIT: "train", SEEN: "test", "unseen voice": "unheard_voice", "human": "human"}
+# The split whose phones are aligned; the others are spoken by flite.
+HUMAN_SPLIT = "human"
+
+ByGroup = dict[str, list[np.ndarray]]  # group -> one array per clip
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What `score` measures.
+
+    Attributes:
+      pnmi: phone-normalised mutual information (Hsu et al. 2021): the share of the phones' entropy
+        that the units explain.
+      units_per_second: after merging repeats.
+      accuracy: group -> share of its frames whose phone is the most frequent phone of their unit
+        in the group FIT.
+    """
+
+    pnmi: float
+    units_per_second: float
+    accuracy: dict[str, float]
+
+
+def score(units: ByGroup, phones: ByGroup, num_units: int) -> Score:
+    """Scores units [T] against phones [T]; both have the same groups, clips and frames."""
+    all_units = {group: np.concatenate(clips) for group, clips in units.items()}
+    all_phones = {group: np.concatenate(clips) for group, clips in phones.items()}
+    phone_of_unit = most_frequent_phone(all_units[FIT], all_phones[FIT], num_units)
+    reduced = sum(len(reduce_units(clip)[0]) for clip in units[SEEN])
+    return Score(
+        pnmi(all_units[SEEN], all_phones[SEEN]),
+        reduced / (len(all_units[SEEN]) / 50),
+        {
+            group: float((phone_of_unit[all_units[group]] == all_phones[group]).mean())
+            for group in units
+            if group != FIT
+        },
+    )
+
+
+def pnmi(units: np.ndarray, phones: np.ndarray) -> float:
+    """I(unit; phone) / H(phone) of units [T] and phones [T], both numbered from 0.
+
+    Raises:
+      UserError: there is only one phone, whose entropy is 0.
+    """
+    joint = np.zeros((units.max() + 1, phones.max() + 1))
+    np.add.at(joint, (units, phones), 1)
+    joint /= joint.sum()
+    p_phone = joint.sum(0, keepdims=True)
+    independent = joint.sum(1, keepdims=True) * p_phone
+    seen = joint > 0
+    information = (joint[seen] * np.log(joint[seen] / independent[seen])).sum()
+    entropy = -(p_phone[p_phone > 0] * np.log(p_phone[p_phone > 0])).sum()
+    if entropy == 0:
+        raise UserError("all frames have the same phone; PNMI needs recordings of several phones.")
+    return float(information / entropy)
+
+
+def most_frequent_phone(units: np.ndarray, phones: np.ndarray, num_units: int) -> np.ndarray:
+    """The phone that goes with each unit most often, [num_units]; -1 for a unit that never occurs.
+
+    [0, 0, 0, 2], [5, 5, 4, 1], 3 -> [5, -1, 1]
+    """
+    counts = np.zeros((num_units, phones.max() + 1), int)
+    np.add.at(counts, (units, phones), 1)
+    return np.where(counts.any(1), counts.argmax(1), -1)
+
+
+def choose_rows(rows: list[dict], count: int) -> dict[str, list[dict]]:
+    """Group -> at most `count` random rows of its split; groups without rows are left out.
+
+    Raises:
+      UserError: there are no rows to learn the map on, or to measure PNMI on; or a row has no
+        `text`, or no `speaker`.
+    """
+    by_group = {
+        group: [row for row in rows if row.get("split") == split] for group, split in GROUPS.items()
+    }
+    for group in (FIT, SEEN):
+        if not by_group[group]:
+            raise UserError(
+                f"the manifest has no rows of split {GROUPS[group]!r}; eval_units needs some."
+            )
+    rng, chosen = np.random.default_rng(0), {}
+    for group, of_group in by_group.items():
+        if of_group:
+            chosen[group] = [of_group[i] for i in rng.permutation(len(of_group))[:count]]
+    for row in (row for of_group in chosen.values() for row in of_group):
+        if not (isinstance(row.get("text"), str) and isinstance(row.get("speaker"), str)):
+            raise UserError(
+                f"{row['path']} has {sorted(row)} in the manifest; phones need its `text` and its"
+                " `speaker`."
+            )
+    return chosen
+
+
+def load_labelled(rows: Mapping[str, list[dict]]) -> tuple[ByGroup, ByGroup, int]:
+    """Reads the recordings of each group and finds their phones.
+
+    Args:
+      rows: of each group: `path`, `text`, `split` and `speaker`, a voice of flite except for
+        humans.
+
+    Returns:
+      clips float32 [S] of each group, their phones [T] as numbers, and the number of phones.
+      Recordings whose phones are not found are left out.
+
+    Raises:
+      UserError: no recording of a group is left.
+    """
+    numbers, clips, phones = {}, {}, {}
+    align = None
+    for group, group_rows in rows.items():
+        clips[group], phones[group] = [], []
+        for row in track(group_rows, description=f"phones, {group}"):
+            wav = load_audio(row["path"])
+            if row["split"] == HUMAN_SPLIT:
+                align = align or PocketsphinxAligner()
+                found = align(wav, row["text"])
+            else:
+                found = flite_phones(row["text"], row["speaker"])
+            if found and num_frames(len(wav)):
+                names = frame_phones(found, num_frames(len(wav)))
+                phones[group].append(np.array([numbers.setdefault(n, len(numbers)) for n in names]))
+                clips[group].append(wav)
+        if not clips[group]:
+            raise UserError(f"no phones were found in any of {len(group_rows)} clips of {group}.")
+    return clips, phones, len(numbers)
+
+
+def hubert_units(speech2unit: Speech2Unit) -> Callable[[ByGroup], ByGroup]:
+    """Clips of each group -> their units."""
+    return lambda clips: {group: speech2unit.cluster_ids(wavs) for group, wavs in clips.items()}
+
+
+def mfcc_units(num_units: int) -> Callable[[ByGroup], ByGroup]:
+    """Clips of each group -> ids of `num_units` clusters of MFCCs, fitted on the group FIT."""
+
+    def encode(clips):
+        vectors = {group: [mfcc(wav) for wav in wavs] for group, wavs in clips.items()}
+        centroids = kmeans.fit(np.concatenate(vectors[FIT]), num_units, steps=30, seed=0)
+        return {
+            group: [np.asarray(kmeans.assign(rows, centroids)) for rows in of_clips]
+            for group, of_clips in vectors.items()
+        }
+
+    return encode

@@ -1,0 +1,112 @@
+"""Fits the centroids that turn HuBERT features into units, over any amount of audio.
+
+Features are kept in files, so memory does not grow with the audio; batches are split over all
+devices.
+"""
+
+import functools
+import math
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from rich.progress import track
+
+from speechgpt_jax import files, sharding
+from speechgpt_jax.checkpoints import Checkpoints
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.sharding import MeshConfig
+from speechgpt_jax.speech.audio import load_audio
+from speechgpt_jax.speech.cpu.inference import for_inference
+from speechgpt_jax.speech.encoder import kmeans
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, load_hubert
+from speechgpt_jax.training.loop import fit
+
+CLIPS_PER_FILE = 512
+# Frames among which k-means++ chooses the first centroids.
+INIT_FRAMES = 50_000
+
+
+def extract_features(
+    hubert_folder: str | os.PathLike, paths: list[str], work_dir: str | os.PathLike
+) -> list[np.ndarray]:
+    """Features of recordings: memory-mapped float16 [frames, D], one array per 512 recordings.
+
+    They are written to `work_dir`; files that are there already are not computed again.
+
+    Raises:
+      UserError: there are no recordings, or one can't be read.
+    """
+    if len(paths) == 0:
+        raise UserError("no recordings to cluster; the manifest's train split is empty.")
+    speech2unit = Speech2Unit(for_inference(load_hubert(hubert_folder)), None)
+    feature_files = []
+    for number in track(range(math.ceil(len(paths) / CLIPS_PER_FILE)), description="features"):
+        file = pathlib.Path(work_dir) / f"features-{number:05d}.npy"
+        feature_files.append(file)
+        if file.is_file():
+            continue
+        clips = paths[number * CLIPS_PER_FILE :][:CLIPS_PER_FILE]
+        features = speech2unit.features([*map(load_audio, clips)])
+        with files.whole_file(file) as unfinished:
+            np.save(unfinished, np.concatenate(features).astype(np.float16))
+    return [np.load(file, mmap_mode="r") for file in feature_files]
+
+
+def train(
+    features: list[np.ndarray],
+    work_dir: str | os.PathLike,
+    *,
+    num_clusters: int,
+    steps: int,
+    batch_frames: int | None,
+    tries: int = 1,
+    seed: int = 0,
+) -> np.ndarray:
+    """Arrays of features [M, D] -> centroids float32 [K, D].
+
+    Resumes from the newest checkpoint of `work_dir` if there is one.
+
+    Args:
+      features: any number of arrays; memory-mapped files will do.
+      work_dir: gets checkpoints and metrics.jsonl.
+      num_clusters: number of centroids K.
+      steps: number of updates.
+      batch_frames: frames drawn for each update (mini-batch k-means, Sculley 2010); None takes all
+        frames each time (Lloyd's algorithm).
+      tries: initialisations by k-means++, of which the one with the least inertia is taken.
+      seed: seed of the initialisation and the batches.
+
+    Raises:
+      UserError: there are fewer frames than clusters.
+    """
+    mesh = sharding.create_mesh(MeshConfig())
+    total = sum(map(len, features))
+    frames = min(batch_frames or total, total) // mesh.size * mesh.size
+    if frames == 0:
+        raise UserError(f"{total} frames can't be split over {mesh.size} devices; give more audio.")
+    sample = next(kmeans.FeatureBatches(features, INIT_FRAMES, seed=seed))["features"]
+    clusters = kmeans.init_clusters(sample, num_clusters, seed=seed, tries=tries)
+    # Lloyd's algorithm forgets the previous assignment; mini-batches accumulate theirs.
+    memory = 1.0 if frames < total // mesh.size * mesh.size else 0.0
+
+    def train_step(clusters, batch):
+        clusters, inertia = kmeans.update(clusters, batch["features"], memory=memory)
+        return clusters, {"inertia": inertia, "frames": jnp.float32(len(batch["features"]))}
+
+    clusters = fit(
+        jax.device_put(clusters, NamedSharding(mesh, PartitionSpec())),
+        jax.jit(train_step, donate_argnums=0),
+        kmeans.FeatureBatches(features, frames, seed=seed + 1),
+        steps=steps,
+        checkpoints=Checkpoints(work_dir),
+        output_dir=work_dir,
+        place_batch=functools.partial(sharding.place_batch, mesh=mesh),
+        save_every=max(1, steps // 5),
+        rate="frames",
+        name="k-means",
+    )
+    return np.asarray(clusters.centroids)

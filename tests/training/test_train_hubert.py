@@ -1,0 +1,160 @@
+"""A unit space from nothing but sound: clusters of MFCCs, a HuBERT, centroids of its features."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+import gin
+from speechgpt_jax import gin_utils
+from speechgpt_jax.corpus.hubert_targets import make_teacher
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.speech.audio import save_audio
+from speechgpt_jax.speech.encoder.config import HubertConfig
+from speechgpt_jax.speech.encoder.hubert import Hubert
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, save_hubert
+from speechgpt_jax.speech.encoder.targets import save_targets
+from speechgpt_jax.speech.encoder.training import Distillation, MaskedPrediction
+from speechgpt_jax.training import train_hubert
+from speechgpt_jax.training.optimizer import AdamW
+from tools import hubert_targets, train_kmeans
+
+SMALL = HubertConfig(
+    conv_dim=(8, 16, 16),
+    conv_kernel=(10, 8, 8),
+    conv_stride=(5, 8, 8),
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    intermediate_size=16,
+    position_kernel=8,
+    position_groups=4,
+    feature_layer=1,
+)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    """Noise whose level rises and falls, faster from one recording to the next."""
+    folder, rng = tmp_path_factory.mktemp("sounds"), np.random.default_rng(0)
+    with (folder / "manifest.jsonl").open("w") as rows:
+        for i in range(6):
+            noise = rng.standard_normal(12_000 + 1_000 * i)
+            level = 1 + np.sin(np.arange(len(noise)) / 1_000 * (i + 1))
+            save_audio(folder / f"{i}.wav", (0.1 * level * noise).astype(np.float32))
+            rows.write(json.dumps({"path": f"{i}.wav", "split": "train"}) + "\n")
+    return folder / "manifest.jsonl"
+
+
+def train(targets, output_dir, steps, **changes):
+    arguments = {
+        "targets": targets,
+        "output_dir": output_dir,
+        "model": SMALL,
+        "objective": MaskedPrediction(),
+        "optimizer": AdamW(1e-3, schedule="constant"),
+        "steps": steps,
+        "batch_size": 2,
+        "crop_seconds": 0.5,
+        "distorted": False,
+    }
+    train_hubert.train(**arguments | changes)
+    return safetensors.numpy.load_file(output_dir / "hubert" / "model.safetensors")
+
+
+def test_a_unit_space_from_scratch(manifest, tmp_path):
+    targets, folder = tmp_path / "targets", tmp_path / "run" / "hubert"
+    hubert_targets.main(
+        [
+            f"--manifest={manifest}",
+            f"--output={targets}",
+            "--teacher=mfcc",
+            "--num_clusters=5",
+            "--hours=0.1",
+        ]
+    )
+    whole = train(targets, tmp_path / "whole", 3)
+    train(targets, tmp_path / "run", 2)
+    resumed = train(targets, tmp_path / "run", 3)
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], resumed[name])
+
+    fit = [f"--hubert={folder}", f"--manifest={manifest}", "--num_clusters=4", "--steps=5"]
+    train_kmeans.main(fit)
+    lloyd = Speech2Unit.from_pretrained(folder)
+    train_kmeans.main([*fit, f"--work_dir={tmp_path}/k", "--batch_frames=64"])
+    assert lloyd.centroids.shape == Speech2Unit.from_pretrained(folder).centroids.shape == (4, 16)
+    units, durations = lloyd(np.random.default_rng(1).standard_normal(16_000).astype(np.float32))
+    assert durations.sum() == 49 and units.max() < 4
+
+    # This HuBERT is the teacher of the next iteration.
+    (features,) = make_teacher(folder)([np.zeros(8_000, np.float32)])
+    assert features.shape == (24, 16)
+
+
+@pytest.fixture
+def clusters(tmp_path):
+    """Folder of a clip of a second and its 49 cluster ids."""
+    save_targets(tmp_path / "targets", [np.zeros(16_000, np.float32)], [np.arange(49) % 3])
+    return tmp_path / "targets"
+
+
+def test_starting_from_other_sizes_is_one_clear_line(clusters, tmp_path):
+    other = Hubert(dataclasses.replace(SMALL, num_layers=1), rngs=nnx.Rngs(0))
+    save_hubert(tmp_path / "other", other)
+    with pytest.raises(UserError, match=r"start_from has other sizes .*layers\.1"):
+        train(clusters, tmp_path / "run", 1, start_from=tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, r"train_hubert.train.steps 0 must be at least 1"),
+        ({"batch_size": -1}, r"train_hubert.train.batch_size -1 must be at least 1"),
+        ({"crop_seconds": float("nan")}, r"train_hubert.train.crop_seconds nan must be above 0"),
+        ({"crop_seconds": 0.01}, r"crop_seconds 0.01 is shorter than a frame"),
+        ({"objective": Distillation()}, r"cluster ids; Distillation needs features: call"),
+    ],
+)
+def test_values_that_make_no_sense_are_one_clear_line(clusters, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        train(clusters, tmp_path / "run", **{"steps": 1} | changes)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "objective"),
+    [
+        ("hubert_base", MaskedPrediction()),
+        ("hubert_tiny", Distillation()),
+        ("hubert_tiny_masked", MaskedPrediction(unmasked_weight=0.5)),
+    ],
+)
+def test_recipes_bind_the_names_that_they_always_had(recipe, objective):
+    bindings = ["train_hubert.train.steps = 5", "optimizer.AdamW.learning_rate = 1e-6"]
+    gin_utils.parse([f"gin/runs/{recipe}.gin"], bindings)
+    assert gin.query_parameter("train_hubert.train.steps") == 5
+    assert gin_utils.call(AdamW).learning_rate == 1e-6
+    assert gin_utils.call(type(objective)) == objective
+
+
+def test_the_command_checks_its_flags_and_what_gin_binds(tmp_path):
+    def error_of(*flags):
+        command = [sys.executable, "-m", "tools.train_hubert", f"--output_dir={tmp_path}/run"]
+        env = os.environ | {"JAX_PLATFORMS": "cpu"}
+        done = subprocess.run([*command, *flags], env=env, capture_output=True, text=True)
+        assert done.returncode == 1
+        return done.stderr
+
+    error = error_of(f"--targets={tmp_path}/nowhere")
+    assert error.startswith("Error: flag --targets=") and "expected a path that exists" in error
+    assert error.count("\n") == 1
+    # The short flag binds the parameter, which is checked before the targets are read.
+    expected = "Error: train_hubert.train.steps 0 must be at least 1.\n"
+    assert error_of(f"--targets={tmp_path}", "--steps=0") == expected
