@@ -21,11 +21,12 @@ from speechgpt_jax.decoding.conversation import Conversation, Reply
 from speechgpt_jax.errors import one_line_errors
 from speechgpt_jax.evaluation.evaluate import evaluate_run
 from speechgpt_jax.evaluation.metrics import normalize
-from speechgpt_jax.speech.audio import load_audio, save_audio
+from speechgpt_jax.speech.audio import check_output, load_audio, save_audio
 from speechgpt_jax.training import lm
 from speechgpt_jax.training.progress import draw_losses, duration_text, read_metrics
 
 OUTPUT_DIR = pathlib.Path("runs/demo")
+ANSWER = "answer.wav"
 STAGES = ("modality_adaptation", "cross_modal_instruction", "chain_of_modality")
 # (stage, tasks, split, examples of each): enough to tell, and done in a minute.
 EVALUATIONS = (
@@ -105,8 +106,8 @@ def ask(output_dir: pathlib.Path, path: pathlib.Path) -> Reply:
     say("It answers", reply.text or "(nothing)")
     say("In units", "".join(f"<{unit}>" for unit in reply.units) or "(none)")
     if reply.units:
-        save_audio(output_dir / "answer.wav", reply.wav)
-        say("As sound", f"{output_dir / 'answer.wav'}, {len(reply.wav) / 16_000:.1f} s")
+        save_audio(output_dir / ANSWER, reply.wav)
+        say("As sound", f"{output_dir / ANSWER}, {len(reply.wav) / 16_000:.1f} s")
     return reply
 
 
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--question", type=pathlib.Path, help="a recording to ask instead")
     parser.add_argument("--output_dir", type=pathlib.Path, default=OUTPUT_DIR)
     args = parser.parse_args()
+    check_output(args.output_dir / ANSWER)
     if args.question:
         load_audio(args.question)  # A bad file is better known before than after training.
 

@@ -12,13 +12,15 @@ from speechgpt_jax.decoding.conversation import HUBERT, VOCODER, Conversation, R
 from speechgpt_jax.decoding.sampling import Sampling
 from speechgpt_jax.errors import UserError, one_line_errors
 from speechgpt_jax.gin_utils import hush_libraries
-from speechgpt_jax.speech.audio import load_audio, save_audio
+from speechgpt_jax.speech.audio import check_output, load_audio, save_audio
 
 RUN = flags.DEFINE_string("run", None, "Folder of a training run.", required=True)
 TASK = flags.DEFINE_enum("task", "answer", ["answer", "transcribe", "speak"], "What to do.")
-AUDIO = flags.DEFINE_string("audio", None, "The recording to listen to: wav, flac, mp3 or ogg.")
+AUDIO = flags.DEFINE_string("audio", None, "The recording to listen to.")
 TEXT = flags.DEFINE_string("text", None, "The text to read, instead of --audio.")
-OUTPUT = flags.DEFINE_string("output", "answer.wav", "Where sound is written, if there is any.")
+OUTPUT = flags.DEFINE_string(
+    "output", "answer.wav", "File for the spoken answer; its suffix names the format."
+)
 WRITTEN = flags.DEFINE_bool("written", False, "Answer in writing only.")
 HUBERT_FOLDER = flags.DEFINE_string("hubert", str(HUBERT), "HuBERT and centroids.")
 VOCODER_FOLDER = flags.DEFINE_string("vocoder", str(VOCODER), "The unit vocoder.")
@@ -37,6 +39,8 @@ def main(_) -> None:
         raise UserError("--task=transcribe listens: give --audio.")
     if TASK.value == "speak" and TEXT.value is None:
         raise UserError("--task=speak reads: give --text.")
+    if TASK.value == "speak" or (TASK.value == "answer" and not WRITTEN.value):
+        check_output(OUTPUT.value)
     source = TEXT.value if AUDIO.value is None else load_audio(AUDIO.value)
     conversation = Conversation.from_run(
         RUN.value,

@@ -1,66 +1,367 @@
-"""Sound in and out: every format a user has, and one clear line for what is none."""
+"""Sound in and out: every format is read whole or refused with the reason."""
 
 import io
+import struct
 
+import av
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
-from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio, save_audio
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.speech import audio
+from speechgpt_jax.speech.audio import SAMPLE_RATE, SUFFIXES, check_output, load_audio, save_audio
+
+LIBSNDFILE = (
+    "wav",
+    "flac",
+    "ogg",
+    "mp3",
+    "opus",
+    "aiff",
+    "au",
+    "caf",
+    "w64",
+    "nist",
+    "voc",
+    "rf64",
+)
+# Suffix -> FFmpeg's format, codec and sample rate in Hz.
+FFMPEG = {
+    "m4a": ("mp4", "aac", 44_100),
+    "mp4": ("mp4", "alac", 44_100),
+    "mov": ("mov", "pcm_s16le", 16_000),
+    "3gp": ("3gp", "libopencore_amrnb", 8_000),
+    "aac": ("adts", "aac", 22_050),
+    "webm": ("webm", "libopus", 48_000),
+    "mka": ("matroska", "flac", 16_000),
+    "wma": ("asf", "wmav2", 44_100),
+    "amr": ("amr", "libopencore_amrnb", 8_000),
+    "ac3": ("ac3", "ac3", 48_000),
+    "wv": ("wv", "wavpack", 16_000),
+    "tta": ("tta", "tta", 16_000),
+}
+FORMATS = (*LIBSNDFILE, *FFMPEG)
 
 
 def tone(seconds: float, rate: int) -> np.ndarray:
     return 0.5 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate).astype("float32")
 
 
+def write_ffmpeg(path, container, codec, rate, wav, options=None):
+    """Encodes float32 [channels, samples] at `rate` with FFmpeg."""
+    layout = ("mono", "stereo")[len(wav) - 1]
+    with av.open(path, "w", format=container, options=options or {}) as output:
+        stream = output.add_stream(codec, rate=rate, layout=layout)
+        if codec == "wmav2":
+            stream.bit_rate = 64_000
+        if codec in ("wavpack", "tta"):  # Their first formats have 8 bits.
+            stream.codec_context.format = {"wavpack": "s16p", "tta": "s16"}[codec]
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wav), format="fltp", layout=layout)
+        frame.sample_rate, frame.pts = rate, 0
+        stream.codec_context.open()
+        size = stream.codec_context.frame_size or 1024
+        resampler = av.AudioResampler(stream.format, layout, rate, frame_size=size)
+        for piece in [*resampler.resample(frame), *resampler.resample(None), None]:
+            output.mux(stream.encode(piece))
+    return path
+
+
+def recording(folder, suffix, seconds=2.0):
+    """A tone in the format of that suffix."""
+    path = folder / f"tone.{suffix}"
+    if suffix in FFMPEG:
+        container, codec, rate = FFMPEG[suffix]
+        return write_ffmpeg(path, container, codec, rate, tone(seconds, rate)[None])
+    name, subtype = ("OGG", "OPUS") if suffix == "opus" else (suffix.upper(), None)
+    soundfile.write(path, tone(seconds, 16_000), 16_000, subtype, format=name)
+    return path
+
+
+def joined(first, second):
+    path = first.with_stem("joined")
+    path.write_bytes(first.read_bytes() + second.read_bytes())
+    return path
+
+
+def stereo_noise(seconds=0.3):
+    """Samples that 16 bits hold exactly, float32 [2, samples]."""
+    rng = np.random.default_rng(0)
+    return rng.integers(-(2**15), 2**15, (2, round(seconds * 16_000))).astype(np.float32) / 2**15
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_format_is_read(tmp_path, suffix):
+    path = recording(tmp_path, suffix)
+    assert path.suffix in SUFFIXES
+    wav, of_open_file = load_audio(path), load_audio(io.BytesIO(path.read_bytes()))
+    assert wav.dtype == np.float32 and wav.ndim == 1
+    # Encoders add a little at both ends.
+    assert abs(len(wav) - 2 * SAMPLE_RATE) < 0.1 * SAMPLE_RATE
+    assert np.abs(np.fft.rfft(wav[:SAMPLE_RATE])).argmax() == 440
+    np.testing.assert_allclose(of_open_file, wav, atol=1e-6)
+
+
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
-def test_any_format_and_rate_becomes_mono_16_khz(tmp_path, suffix, rate):
+def test_every_rate_becomes_16_khz(tmp_path, suffix, rate):
     path = tmp_path / f"tone.{suffix}"
     soundfile.write(path, np.stack([tone(1, rate), tone(1, rate)], axis=1), rate)
     wav = load_audio(path)
-    assert wav.dtype == np.float32 and wav.ndim == 1
-    assert abs(len(wav) - SAMPLE_RATE) < 0.1 * SAMPLE_RATE  # mp3 pads both ends
-    spectrum = np.abs(np.fft.rfft(wav[:SAMPLE_RATE], SAMPLE_RATE))
-    assert spectrum.argmax() == 440
+    assert abs(len(wav) - SAMPLE_RATE) < 0.1 * SAMPLE_RATE
+    assert np.abs(np.fft.rfft(wav[:SAMPLE_RATE], SAMPLE_RATE)).argmax() == 440
 
 
-def test_channels_are_averaged(tmp_path):
-    path = tmp_path / "stereo.wav"
-    soundfile.write(path, np.stack([tone(0.1, 16_000), np.zeros(1_600)], axis=1), 16_000, "FLOAT")
-    np.testing.assert_allclose(load_audio(path), tone(0.1, 16_000) / 2, atol=1e-6)
+@pytest.mark.parametrize(
+    ("container", "codec"),
+    [
+        ("matroska", "flac"),
+        ("mp4", "alac"),
+        ("wv", "wavpack"),
+        ("tta", "tta"),
+        ("mov", "pcm_s16be"),
+    ],
+)
+def test_channels_are_averaged_exactly(tmp_path, container, codec):
+    wav = stereo_noise()
+    path = write_ffmpeg(tmp_path / "a", container, codec, 16_000, wav)
+    np.testing.assert_array_equal(load_audio(path), wav.mean(axis=0))
 
 
-def test_round_trip_and_open_files(tmp_path):
-    save_audio(tmp_path / "tone.wav", tone(0.5, 16_000))
-    assert [path.name for path in tmp_path.iterdir()] == ["tone.wav"]
-    data = (tmp_path / "tone.wav").read_bytes()
-    np.testing.assert_allclose(load_audio(io.BytesIO(data)), tone(0.5, 16_000), atol=1e-4)
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+def test_channels_of_wav_are_averaged_exactly(tmp_path, subtype):
+    wav = np.round(stereo_noise() * 128) / 128
+    soundfile.write(tmp_path / "a.wav", wav.T, 16_000, subtype)
+    np.testing.assert_allclose(load_audio(tmp_path / "a.wav"), wav.mean(axis=0), atol=2**-8)
 
 
-def test_a_truncated_wav_gives_what_is_there(tmp_path):
-    save_audio(tmp_path / "whole.wav", tone(1, 16_000))
-    (tmp_path / "cut.wav").write_bytes((tmp_path / "whole.wav").read_bytes()[:16_044])
-    assert len(load_audio(tmp_path / "cut.wav")) == 8_000
+@pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
+def test_resampling_in_blocks_is_resampling_the_whole(tmp_path, monkeypatch, rate):
+    monkeypatch.setattr(audio, "BLOCK", 10_000)
+    wav = np.random.default_rng(0).uniform(-1, 1, 3 * rate).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", wav, rate, "FLOAT")
+    expected = soxr.resample(wav, rate, SAMPLE_RATE)
+    np.testing.assert_allclose(load_audio(tmp_path / "a.wav"), expected, atol=1e-6)
+
+
+def test_joined_wavpack_is_refused(tmp_path):
+    first = recording(tmp_path, "wv")
+    with pytest.raises(UserError, match="damaged"):
+        load_audio(joined(first, first))
+
+
+@pytest.mark.parametrize("suffix", sorted({*FORMATS} - {"wv"}))
+def test_joined_recordings_are_read_to_their_end(tmp_path, suffix):
+    first = recording(tmp_path, suffix)
+    for count in (2, 3):
+        path = joined(first, joined(first, first) if count == 3 else first)
+        wav = load_audio(path)
+        assert abs(len(wav) - count * len(load_audio(first))) < 0.1 * count * SAMPLE_RATE
+        assert np.abs(wav[-SAMPLE_RATE // 2 :]).max() > 0.4
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "aiff", "au", "caf", "w64", "nist"])
+def test_joined_recordings_are_exact(tmp_path, suffix):
+    parts = [stereo_noise(seconds) for seconds in (0.3, 0.7)]
+    for name, wav in zip("ab", parts):
+        file = tmp_path / f"{name}.{suffix}"
+        soundfile.write(file, wav.T, 16_000, "PCM_24", format=suffix.upper())
+    path = joined(tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}")
+    np.testing.assert_array_equal(load_audio(path), np.concatenate(parts, axis=1).mean(axis=0))
+
+
+def test_joined_recordings_of_other_rates(tmp_path):
+    for name, rate in (("a", 8_000), ("b", 44_100)):
+        soundfile.write(tmp_path / f"{name}.flac", tone(1, rate), rate)
+    wav = load_audio(joined(tmp_path / "a.flac", tmp_path / "b.flac"))
+    assert len(wav) == 2 * SAMPLE_RATE
+    assert np.abs(np.fft.rfft(wav)).argmax() == 880
+
+
+def test_the_second_of_two_joined_recordings_is_checked_too(tmp_path):
+    first = recording(tmp_path, "wav")
+    path = joined(first, first)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="cut off: its header states 64000 bytes of sound, 63000"):
+        load_audio(path)
+
+
+def test_joined_mp3_with_tags_between(tmp_path):
+    first = write_ffmpeg(tmp_path / "a.mp3", "mp3", "libmp3lame", 44_100, tone(2, 44_100)[None])
+    assert first.read_bytes()[:3] == b"ID3"
+    assert abs(len(load_audio(joined(first, first))) - 4 * SAMPLE_RATE) < 0.2 * SAMPLE_RATE
+
+
+CUT = sorted({*FORMATS} - {"voc", "wv", "tta", "ac3", "aac", "amr"})
+
+
+@pytest.mark.parametrize("share", [0.4, 0.7])
+@pytest.mark.parametrize("suffix", CUT)
+def test_a_recording_that_is_cut_off_is_refused(tmp_path, suffix, share):
+    data = recording(tmp_path, suffix).read_bytes()
+    path = tmp_path / f"cut.{suffix}"
+    path.write_bytes(data[: round(share * len(data))])
+    for source in (path, io.BytesIO(path.read_bytes())):
+        with pytest.raises(UserError, match=r"cut off|damaged|not readable"):
+            load_audio(source)
+
+
+@pytest.mark.parametrize("suffix", ["wv", "aac", "amr", "tta"])
+def test_a_stream_that_is_cut_within_a_packet_is_refused(tmp_path, suffix):
+    """These formats state no length; what shows is the packet that was cut in two."""
+    data = recording(tmp_path, suffix, seconds=6.0).read_bytes()
+    with pytest.raises(UserError, match="cut off"):
+        load_audio(io.BytesIO(data[: len(data) * 2 // 3 - 7]))
+
+
+@pytest.mark.parametrize("options", [{"movflags": "faststart"}, {"movflags": "frag_keyframe"}])
+def test_m4a_with_its_index_in_front(tmp_path, options):
+    path = tmp_path / "a.m4a"
+    write_ffmpeg(path, "mp4", "aac", 44_100, tone(2, 44_100)[None], options)
+    assert abs(len(load_audio(path)) - 2 * SAMPLE_RATE) < 0.1 * SAMPLE_RATE
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(UserError, match="cut off"):
+        load_audio(path)
+
+
+def wav_with(data_size: int, samples: bytes) -> io.BytesIO:
+    """A 16-bit wav whose header states `data_size` bytes of sound."""
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, 16_000, 32_000, 2, 16)
+    body = b"WAVE" + form + struct.pack("<4sI", b"data", data_size) + samples
+    return io.BytesIO(b"RIFF" + struct.pack("<I", min(len(body), 2**32 - 1)) + body)
+
+
+@pytest.mark.parametrize("stated", [0, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
+def test_a_wav_from_a_pipe_is_read_whole(stated):
+    wav = stereo_noise()[0]
+    samples = (wav * 2**15).astype("<i2").tobytes()
+    np.testing.assert_array_equal(load_audio(wav_with(stated, samples)), wav)
+
+
+def test_a_flac_from_a_pipe_is_read_whole(tmp_path):
+    wav = stereo_noise()[0]
+    soundfile.write(tmp_path / "a.flac", wav, 16_000)
+    data = bytearray((tmp_path / "a.flac").read_bytes())
+    data[21] &= 0xF0  # The number of samples, 36 bits.
+    data[22:26] = bytes(4)
+    np.testing.assert_array_equal(load_audio(io.BytesIO(data)), wav)
+
+
+@pytest.mark.parametrize("stated", [96_002, 200_000, 2**30])
+def test_a_wav_whose_header_promises_more_is_refused(stated):
+    with pytest.raises(UserError, match=f"cut off: its header states {stated} bytes"):
+        load_audio(wav_with(stated, bytes(96_000)))
+
+
+@pytest.mark.parametrize("padding", [b"", b"\0", b"\0LIST\4\0\0\0INFO"])
+def test_an_odd_data_chunk_is_read(padding):
+    assert len(load_audio(wav_with(4_001, bytes(4_001) + padding))) == 2_000
+
+
+@pytest.mark.parametrize("hours", [10, 100])
+def test_a_small_file_that_claims_hours_takes_little_memory(tmp_path, hours):
+    soundfile.write(tmp_path / "a.flac", tone(1, 16_000), 16_000)
+    data = bytearray((tmp_path / "a.flac").read_bytes())
+    samples = hours * 3600 * 16_000
+    data[21] = data[21] & 0xF0 | samples >> 32
+    data[22:26] = (samples & 0xFFFFFFFF).to_bytes(4)
+    with pytest.raises(UserError, match="cut off"):
+        load_audio(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "opus", "m4a", "webm"])
+def test_a_limit_is_held(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(audio, "BLOCK", 4_000)
+    path = recording(tmp_path, suffix)
+    assert len(load_audio(path, max_seconds=2.2)) > 1.9 * SAMPLE_RATE
+    with pytest.raises(UserError, match=f"tone.{suffix} is longer than 1.5 s"):
+        load_audio(path, max_seconds=1.5)
+
+
+def test_a_playlist_opens_no_other_file(tmp_path):
+    recording(tmp_path, "aac")
+    for name, text in (
+        ("list.m3u8", "#EXTM3U\n#EXTINF:2,\ntone.aac\n#EXT-X-ENDLIST\n"),
+        ("list.wav", "ffconcat version 1.0\nfile tone.aac\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match="not readable as sound"):
+            load_audio(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("empty.wav", b"", "not readable as wav"),
-        ("text.wav", b"this is no sound", "not readable as wav"),
-        ("header.wav", None, "holds no samples"),
+        *((f"empty.{suffix}", b"", "is empty") for suffix in ("wav", "mp3", "ogg", "m4a", "webm")),
+        ("text.wav", b"this is no sound", "not readable as sound"),
+        ("text.txt", b"hello\n" * 100, "not readable as sound"),
+        ("random.mp3", np.random.default_rng(0).bytes(5_000), "not readable|damaged"),
+        ("picture.m4a", b"\x89PNG\r\n\x1a\n" + bytes(100), "not readable as sound"),
+        ("header.wav", np.zeros(0, np.float32), "holds no samples"),
         ("nan.wav", np.array([0.0, np.nan], np.float32), "NaN"),
-        ("absent.wav", "absent", "No audio file"),
+        ("infinite.wav", np.array([0.0, np.inf], np.float32), "infinite"),
+        ("absent.wav", None, "No audio file"),
     ],
 )
 def test_bad_files_give_one_clear_line(tmp_path, name, data, message):
     path = tmp_path / name
     if isinstance(data, bytes):
         path.write_bytes(data)
-    elif not isinstance(data, str):
-        samples = np.zeros(0, np.float32) if data is None else data
-        soundfile.write(path, samples, 16_000, "FLOAT")
-    with pytest.raises(ValueError, match=message) as error:
+    elif data is not None:
+        soundfile.write(path, data, 16_000, "FLOAT")
+    with pytest.raises(UserError, match=message) as error:
         load_audio(path)
     assert name in str(error.value)
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", sorted(audio._output_formats()))
+def test_every_format_is_written(tmp_path, suffix):
+    path = tmp_path / "missing" / f"tone{suffix.upper()}"
+    save_audio(path, tone(2, 16_000))
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    wav = load_audio(path)
+    assert len(wav) == 2 * SAMPLE_RATE
+    assert np.abs(np.fft.rfft(wav)).argmax() == 880
+    if suffix not in (".mp3", ".ogg", ".oga", ".opus"):
+        np.testing.assert_allclose(wav, tone(2, 16_000), atol=1e-4)
+
+
+def test_the_formats_that_people_ask_for_are_written():
+    asked = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".au", ".caf"}
+    assert asked <= audio._output_formats().keys()
+
+
+def test_a_long_ogg_is_written(tmp_path):
+    """libsndfile's encoder overflows the stack on minutes at once."""
+    save_audio(tmp_path / "long.ogg", np.zeros(20 * 60 * SAMPLE_RATE, np.float32))
+    assert soundfile.info(tmp_path / "long.ogg").frames == 20 * 60 * SAMPLE_RATE
+
+
+def test_round_trip_clips(tmp_path):
+    save_audio(tmp_path / "loud.wav", 3 * tone(0.5, 16_000))
+    expected = np.clip(3 * tone(0.5, 16_000), -1, 1)
+    np.testing.assert_allclose(load_audio(tmp_path / "loud.wav"), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("answer", r"no suffix.*expected one of .*\.flac, .*\.mp3, .*\.ogg, .*\.wav"),
+        ("answer.txt", r"the suffix '\.txt'.*expected one of"),
+        ("answer.m4a", r"the suffix '\.m4a'"),
+        (".wav", "no suffix"),
+        ("folder.wav", "folder"),
+        ("file.txt/answer.wav", "file.txt is a file"),
+    ],
+)
+def test_outputs_that_cannot_be_written_are_refused_at_once(tmp_path, name, message):
+    (tmp_path / "folder.wav").mkdir()
+    (tmp_path / "file.txt").write_text("")
+    for function in (check_output, lambda path: save_audio(path, tone(0.1, 16_000))):
+        with pytest.raises(UserError, match=message):
+            function(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt", "folder.wav"]
