@@ -25,11 +25,20 @@ def save_model(
     """Writes the parameters as `dtype` (float16 halves the file), then `fields` as config.json.
 
     Raises:
-      UserError: the folder can't be written.
+      UserError: the folder can't be written, or a parameter does not fit in `dtype`.
     """
     folder = epath.Path(folder)
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    tensors = {".".join(map(str, path)): np.asarray(value[...], dtype) for path, value in flat}
+    tensors = {}
+    for path, value in flat:
+        name = ".".join(map(str, path))
+        with np.errstate(over="ignore"):
+            tensors[name] = np.asarray(value[...]).astype(dtype)
+        largest = np.abs(np.asarray(value[...])).max(initial=0)
+        if np.isfinite(largest) and not np.isfinite(tensors[name]).all():
+            raise UserError(
+                f"{name} holds {largest:.3g}, too large for {np.dtype(dtype)}; save as float32."
+            )
     files.write_bytes(folder / "model.safetensors", safetensors.numpy.save(tensors))
     files.write_text(folder / "config.json", json.dumps(fields, indent=2))
 
@@ -43,12 +52,16 @@ def load_fields(folder: str | os.PathLike) -> dict:
 
 
 def load_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file; UserError if it is missing or damaged."""
+    """All tensors of a safetensors file; UserError if it is missing, damaged or of bfloat16."""
     try:
         return safetensors.numpy.load(epath.Path(path).read_bytes())
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(
             f"{path} is missing or damaged ({error}); convert or copy it again."
+        ) from error
+    except KeyError as error:  # NumPy has no such type.
+        raise UserError(
+            f"{path} holds tensors of type {error}; save them as float32 or float16."
         ) from error
 
 
@@ -56,7 +69,8 @@ def load_model(folder: str | os.PathLike, build: Callable[[], Module]) -> Module
     """The model that `build` makes, with the saved parameters as float32.
 
     Raises:
-      UserError: the file is missing or damaged, or its names or shapes are not the model's.
+      UserError: the file is missing or damaged, its names or shapes are not the model's, or a
+        tensor is not of a floating-point type.
     """
     path = epath.Path(folder) / "model.safetensors"
     tensors = load_tensors(path)
@@ -66,6 +80,9 @@ def load_model(folder: str | os.PathLike, build: Callable[[], Module]) -> Module
     differing = sorted(expected ^ {(name, tensor.shape) for name, tensor in tensors.items()})
     if differing:
         raise UserError(f"{path} does not fit its config.json; they differ in {differing[:4]}.")
+    for name, tensor in tensors.items():
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise UserError(f"{path}: {name} is {tensor.dtype}; expected a floating-point type.")
     loaded = [
         (path, value.replace(jnp.asarray(tensors[name], jnp.float32))) for name, path, value in flat
     ]

@@ -1,13 +1,14 @@
 """The three stages of a HuBERT over many recordings: front end, positions, Transformer.
 
-Results are the same as of each recording alone and whole, up to rounding; only recordings over
-100 s whose frames attend to all others are approximated, by overlapping windows.
+Up to rounding, results are those of each recording alone and in one piece. The exception are
+recordings over 100 s of a model without `attention_frames`: they are cut into windows.
 
 Shapes: P pieces of a second, B rows, S samples, T frames, D hidden size, C channels, F size of a
 feature vector, K clusters.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,31 +26,38 @@ def project(runner: Runner, wavs: list[np.ndarray]) -> list[np.ndarray]:
     config = runner.hubert.config
     if config.normalize:
         wavs = [standardize(wav) if len(wav) else wav for wav in wavs]
-    sounds = [np.pad(wav, config.padding) for wav in wavs]
-    size = PIECE_FRAMES * config.hop
-    # Samples after its last hop that a frame depends on; the same of the first layer's frames.
-    overlap = config.receptive_field - config.hop
-    first_overlap = config.conv_kernel[0] - config.conv_stride[0]
-
-    def first_layer_piece(i: int, number: int):
-        piece = sounds[i][number * size :][: size + first_overlap]
-        frames = np.int32(config.first_frames(len(piece)))
-        return batching.cut(piece, 0, size + first_overlap), frames
-
-    counts = [-(-max(len(sound) - first_overlap, 0) // size) for sound in sounds]
-    statistics = [
-        runner.hubert.front_end.pool_statistics(*of_pieces) if count else None
-        for count, of_pieces in zip(
-            counts, batching.map_pieces(runner, _statistics, counts, first_layer_piece)
-        )
-    ]
+    padded = [np.pad(wav, config.padding) for wav in wavs]
+    statistics = _statistics(runner, padded)
+    hop = PIECE_FRAMES * config.hop
+    # A frame depends on more samples than its hop.
+    size = hop + config.receptive_field - config.hop
 
     def piece(i: int, number: int):
-        return batching.cut(sounds[i], number * size, size + overlap), statistics[i]
+        return batching.cut(padded[i], number * hop, size), statistics[i]
 
     return batching.map_frames(
         runner, _project, [config.num_frames(len(wav)) for wav in wavs], piece
     )
+
+
+def _statistics(runner: Runner, wavs: list[np.ndarray]) -> list[Any]:
+    """Padded wavs [S] -> each one's statistics for the front end; None if it has no frame."""
+    config = runner.hubert.config
+    hop = PIECE_FRAMES * config.hop
+    # A frame of the first layer depends on more samples than its hop.
+    overlap = config.conv_kernel[0] - config.conv_stride[0]
+
+    def piece(i: int, number: int):
+        samples = wavs[i][number * hop :][: hop + overlap]
+        frames = np.int32(config.first_frames(len(samples)))
+        return batching.cut(samples, 0, hop + overlap), frames
+
+    counts = [-(-max(len(wav) - overlap, 0) // hop) for wav in wavs]
+    by_recording = batching.map_pieces(runner, _piece_statistics, counts, piece)
+    return [
+        runner.hubert.front_end.pool_statistics(*of_pieces) if count else None
+        for count, of_pieces in zip(counts, by_recording)
+    ]
 
 
 def add_positions(runner: Runner, frames: list[np.ndarray]) -> list[np.ndarray]:
@@ -75,7 +83,7 @@ def transform(
     Recordings longer than `whole_seconds` are cut into windows.
     """
     config, whole_frames = runner.hubert.config, whole_seconds * FRAMES_PER_SECOND
-    # Recording and window of what is computed in rows, and of what is computed in parallel parts.
+    # Pairs (recording, window): computed several in a row, or alone in parallel parts.
     in_rows, in_parts = [], []
     for i, total in enumerate(map(len, frames)):
         if total > whole_frames:
@@ -131,7 +139,8 @@ def _transform_layer(
 # ---- what is compiled ----------------------------------------------------------------------------
 
 
-def _statistics(hubert: Hubert, wav, frames):  # PS, P
+def _piece_statistics(hubert: Hubert, wav, frames):  # PS, P
+    # The numbers of frames are the pieces' weights.
     return hubert.front_end.statistics(wav, frames), frames
 
 
