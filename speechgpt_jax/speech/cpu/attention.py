@@ -65,7 +65,17 @@ def _extent(segments: jax.Array, segment: jax.Array) -> tuple[jax.Array, jax.Arr
     return first, len(segments) - jnp.argmax(segments[::-1] == segment) - first
 
 
-def _attend_segment(size, q, k, v, start, end, first_key, count, y):
+def _attend_segment(
+    size: int,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    start: jax.Array,
+    end: jax.Array,
+    first_key: jax.Array,
+    count: jax.Array,
+    y: jax.Array,
+) -> jax.Array:
     """Queries q [H, T'] from `start` to `end` over `count` keys from `first_key` on.
 
     The keys lie within a slice of `size` of k [S, H] and v [H, S]. Returns y [H, T'] with the

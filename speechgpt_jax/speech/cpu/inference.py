@@ -1,5 +1,6 @@
 """Models in their fastest form for inference on the backend at hand."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import jax
@@ -41,7 +42,7 @@ def for_inference(model: Model, dtype: DTypeLike = jnp.float32) -> Model:
     return model
 
 
-def _cast_kernel(dtype: DTypeLike):
+def _cast_kernel(dtype: DTypeLike) -> Callable[[tuple, nnx.Param], nnx.Param]:
     def cast(path: tuple, parameter: nnx.Param) -> nnx.Param:
         # The first convolution reads one channel of samples, which need float32.
         is_factor = path[-1] == "kernel" and parameter.shape[-2] > 1
@@ -79,7 +80,7 @@ class OneByOne(nnx.Module):
         self.front_end = front_end
         self.statistics, self.pool_statistics = front_end.statistics, front_end.pool_statistics
 
-    def __call__(self, wav: jax.Array, statistics) -> jax.Array:
+    def __call__(self, wav: jax.Array, statistics: front_ends.Statistics) -> jax.Array:
         """wav [B, S], statistics of [B, ...] -> [B, T, D]."""
 
         def project_row(row):

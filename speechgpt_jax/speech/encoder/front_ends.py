@@ -25,6 +25,9 @@ from speechgpt_jax.speech.mel import frames_of, mel_filterbank, power
 
 gelu = functools.partial(jax.nn.gelu, approximate=False)
 
+# Mean and variance of a `WaveFrontEnd`, peak of a `MelFrontEnd`.
+Statistics = tuple[jax.Array, jax.Array] | jax.Array
+
 
 def linear(c_in: int, c_out: int, axes: tuple[str | None, ...], rngs: nnx.Rngs) -> nnx.Linear:
     """Linear layer whose kernel carries the logical axis names `axes`.

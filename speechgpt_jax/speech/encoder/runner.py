@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from flax import nnx
 
 from speechgpt_jax.speech.cpu import devices
 from speechgpt_jax.speech.encoder.hubert import Hubert
@@ -74,7 +75,7 @@ class Runner:
         with ThreadPoolExecutor(workers) as pool:
             return list(pool.map(run, items))
 
-    def _run(self, function: Callable, model, arrays: Arrays, single_core: bool) -> Any:
+    def _run(self, function: Callable, model: nnx.Module, arrays: Arrays, single_core: bool) -> Any:
         options = devices.compiler_options(self.hubert.dtype, single_core=single_core)
         # By default accelerators multiply float32 with less than its precision.
         with jax.default_matmul_precision("highest"):

@@ -16,7 +16,8 @@ import numpy as np
 
 from speechgpt_jax.speech.encoder import batching, kmeans
 from speechgpt_jax.speech.encoder.batching import PIECE_FRAMES
-from speechgpt_jax.speech.encoder.hubert import EncoderLayer, Hubert, standardize
+from speechgpt_jax.speech.encoder.front_ends import Statistics
+from speechgpt_jax.speech.encoder.hubert import EncoderLayer, Hubert, KeysValues, standardize
 from speechgpt_jax.speech.encoder.runner import Runner
 from speechgpt_jax.speech.encoder.windows import FRAMES_PER_SECOND, Window, windows_of
 
@@ -139,33 +140,43 @@ def _transform_layer(
 # ---- what is compiled ----------------------------------------------------------------------------
 
 
-def _piece_statistics(hubert: Hubert, wav, frames):  # PS, P
+def _piece_statistics(
+    hubert: Hubert, wav: jax.Array, frames: jax.Array
+) -> tuple[Statistics, jax.Array]:  # PS, P -> P..., P
     # The numbers of frames are the pieces' weights.
     return hubert.front_end.statistics(wav, frames), frames
 
 
-def _project(hubert: Hubert, wav, statistics):  # PS, P1C each -> PTD
+def _project(
+    hubert: Hubert, wav: jax.Array, statistics: Statistics
+) -> jax.Array:  # PS, P... -> PTD
     return hubert.front_end(wav, statistics)
 
 
-def _add_positions(hubert: Hubert, x, first):  # P(before + T + after)D, P -> PTD
+def _add_positions(hubert: Hubert, x: jax.Array, first: jax.Array) -> jax.Array:
+    # P(before + T + after)D, P -> PTD
     return hubert.add_positions(x, first)
 
 
-def _transform(hubert: Hubert, centroids, x, segments):  # KF, BTD, BT -> BTF or BT
+def _transform(
+    hubert: Hubert, centroids: jax.Array | None, x: jax.Array, segments: jax.Array
+) -> jax.Array:  # KF, BTD, BT -> BTF or BT
     features = hubert.transform(x, segments, hubert.config.feature_layer)
     return _cluster(features, centroids)
 
 
-def _keys_values(layer: EncoderLayer, x):  # BTD -> BTNH, BTNH
+def _keys_values(layer: EncoderLayer, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # BTD -> BTNH, BTNH
     return layer.keys_values(x)
 
 
-def _attend(layer: EncoderLayer, x, attended):  # BTD, (BSNH, BSNH, BS) -> BTD
+def _attend(layer: EncoderLayer, x: jax.Array, attended: KeysValues) -> jax.Array:  # BTD -> BTD
     return layer(x, jnp.ones(x.shape[:2], jnp.int32), attended)
 
 
-def _to_features(hubert: Hubert, centroids, x, segments):  # KF, BTD, BT -> BTF or BT
+def _to_features(
+    hubert: Hubert, centroids: jax.Array | None, x: jax.Array, segments: jax.Array
+) -> jax.Array:  # KF, BTD, BT -> BTF or BT
     return _cluster(hubert.to_features(x, segments), centroids)
 
 
