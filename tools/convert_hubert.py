@@ -8,7 +8,6 @@ and nothing that is pickled in the file is run.
 """
 
 import argparse
-import dataclasses
 import pathlib
 import re
 from collections.abc import Mapping
@@ -94,10 +93,7 @@ def convert(checkpoint: pathlib.Path, out: pathlib.Path, feature_layer: int) -> 
     """
     output.refuse_existing(out, "config.json", "model.safetensors")
     read = _read_hugging_face if checkpoint.is_dir() else _read_fairseq
-    config, arrays, table, ignored = read(checkpoint)
-    if not 1 <= feature_layer <= config.num_layers:
-        raise UserError(f"layer {feature_layer} must lie in 1..{config.num_layers}.")
-    config = dataclasses.replace(config, feature_layer=feature_layer)
+    config, arrays, table, ignored = read(checkpoint, feature_layer)
     source = weights.from_arrays(checkpoint, arrays)
     hubert = key_table.load_module(lambda: Hubert(config, rngs=nnx.Rngs(0)), table, source, ignored)
     with output.whole_folder(out) as folder:
@@ -105,12 +101,12 @@ def convert(checkpoint: pathlib.Path, out: pathlib.Path, feature_layer: int) -> 
     return hubert
 
 
-def _read_fairseq(path):
+def _read_fairseq(path, feature_layer: int):
     saved = pickles.load_torch(path)
     if not (isinstance(saved, dict) and isinstance(saved.get("model"), dict)):
         raise UserError(f"{path} has no weights under 'model'; expected a checkpoint of fairseq.")
     arrays = weight_norm.fold(_float32(weights.from_torch(path, saved["model"])))
-    config = _fairseq_config(path, arrays, _fairseq_fields(saved))
+    config = _fairseq_config(path, arrays, _fairseq_fields(saved), feature_layer)
     return config, arrays, FAIRSEQ, FAIRSEQ_IGNORED
 
 
@@ -126,7 +122,7 @@ def _fairseq_fields(saved: Mapping) -> dict:
     return options if isinstance(options, dict) else {}
 
 
-def _fairseq_config(path, arrays, fields) -> HubertConfig:
+def _fairseq_config(path, arrays, fields, feature_layer: int) -> HubertConfig:
     """Sizes are read off the weights; what they don't tell comes from the options."""
     if fields.get("layer_norm_first") or fields.get("extractor_mode", "default") != "default":
         raise UserError(
@@ -149,6 +145,7 @@ def _fairseq_config(path, arrays, fields) -> HubertConfig:
         intermediate_size=arrays["encoder.layers.0.fc1.weight"].shape[0],
         position_kernel=position_kernel,
         position_groups=hidden_size // group_width,
+        feature_layer=feature_layer,
     )
 
 
@@ -173,7 +170,7 @@ def _strides(text: str | None, count: int) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def _read_hugging_face(folder):
+def _read_hugging_face(folder, feature_layer: int):
     fields = weights.read_json(folder / "config.json")
     expected = {
         "model_type": "hubert",
@@ -203,6 +200,7 @@ def _read_hugging_face(folder):
         position_kernel=fields["num_conv_pos_embeddings"],
         position_groups=fields["num_conv_pos_embedding_groups"],
         layer_norm_eps=fields["layer_norm_eps"],
+        feature_layer=feature_layer,
     )
     return config, weight_norm.fold(arrays), HUGGING_FACE, ("masked_spec_embed", "lm_head.*")
 

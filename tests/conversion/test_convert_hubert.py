@@ -185,7 +185,7 @@ def test_what_is_no_hubert_is_named(fairseq_file, theirs, tmp_path):
     (tmp_path / "cut.pt").write_bytes(fairseq_file.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"cut.pt is missing, damaged or no PyTorch file"):
         convert_hubert.convert(tmp_path / "cut.pt", out, 2)
-    with pytest.raises(ValueError, match=r"layer 11 must lie in 1..3"):
+    with pytest.raises(ValueError, match=r"feature_layer 11 must be one of the num_layers 3"):
         convert_hubert.convert(fairseq_file, out, 11)
     large = write_fairseq(tmp_path / "large.pt", theirs, layer_norm_first=True)
     with pytest.raises(ValueError, match=r"normalises as the large HuBERT does"):
