@@ -2,92 +2,36 @@
 
     python -m tools.convert_vocoder g_00500000 config.json vocoder
 
-One voice or several; nothing that is pickled in the file is run.
+One speaker or several. Nothing that is pickled in the file is run.
 """
 
-import argparse
 import pathlib
 
-import jax
-import numpy as np
-from flax import nnx
-
-from speechgpt_jax.conversion import key_table, output, pickles, weight_norm, weights
-from speechgpt_jax.conversion.key_table import AS_IS, TRANSPOSED_CONV, Row
-from speechgpt_jax.errors import UserError, one_line_errors
-from speechgpt_jax.speech.vocoder.config import VocoderConfig
-from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
+from speechgpt_jax import arguments
+from speechgpt_jax.arguments import existing_file, output_folder
 
 
-def _conv(ours: str, theirs: str, layout=key_table.REVERSED) -> list[Row]:
-    return [
-        Row(f"{ours}.kernel", f"{theirs}.weight", layout),
-        Row(f"{ours}.bias", f"{theirs}.bias", AS_IS),
-    ]
+def main(argv: list[str]) -> None:
+    parser = arguments.Parser(__doc__)
+    parser.add_argument("checkpoint", type=existing_file)
+    parser.add_argument("config", type=existing_file)
+    parser.add_argument("out", type=output_folder)
+    args = parser.parse_args(argv)
 
+    import jax
+    from flax import nnx
 
-def _norm(name: str) -> list[Row]:
-    ours, theirs = f"duration_predictor.{name}", f"dur_predictor.{name}"
-    return [
-        Row(f"{ours}.scale", f"{theirs}.weight", AS_IS),
-        Row(f"{ours}.bias", f"{theirs}.bias", AS_IS),
-    ]
+    from speechgpt_jax.conversion import vocoder, weights
 
-
-FAIRSEQ = [
-    Row("code_embedding.embedding", "dict.weight", AS_IS),
-    Row("speaker_embedding.embedding", "spkr.weight", AS_IS),
-    *_conv("generator.conv_pre", "conv_pre"),
-    *_conv("generator.ups.*", "ups.*", TRANSPOSED_CONV),
-    *_conv("generator.resblocks.*.convs1.*", "resblocks.*.convs1.*"),
-    *_conv("generator.resblocks.*.convs2.*", "resblocks.*.convs2.*"),
-    *_conv("generator.conv_post", "conv_post"),
-    *_conv("duration_predictor.conv1", "dur_predictor.conv1.0"),
-    *_norm("ln1"),
-    *_conv("duration_predictor.conv2", "dur_predictor.conv2.0"),
-    *_norm("ln2"),
-    *_conv("duration_predictor.proj", "dur_predictor.proj"),
-]
-
-
-def convert(checkpoint: pathlib.Path, config_file: pathlib.Path, out: pathlib.Path) -> UnitVocoder:
-    """Writes `config.json` and `model.safetensors`; returns what they hold.
-
-    Raises:
-      UserError: the checkpoint is damaged or refused, or does not fit its config.
-    """
-    output.refuse_existing(out, "config.json", "model.safetensors")
-    config = VocoderConfig.from_json(weights.read_json(config_file))
-    saved = pickles.load_torch(checkpoint)
-    if not (isinstance(saved, dict) and isinstance(saved.get("generator"), dict)):
-        raise UserError(f"{checkpoint} has no weights under 'generator'; expected fairseq's g_*.")
-    source = weights.from_torch(checkpoint, saved["generator"])
-    arrays = {name: source.read(name).astype(np.float32) for name in source.shapes}
-    source = weights.from_arrays(checkpoint, weight_norm.fold(arrays))
-    vocoder = key_table.load_module(lambda: UnitVocoder(config, rngs=nnx.Rngs(0)), FAIRSEQ, source)
-    with output.whole_folder(out) as folder:
-        vocoder.save_pretrained(folder)
-    return vocoder
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    print(weights.describe_sha256(pathlib.Path(args.checkpoint), {}))
+    converted = vocoder.convert(args.checkpoint, args.config, args.out)
+    config = converted.config
+    size = sum(x.size for x in jax.tree.leaves(nnx.state(converted, nnx.Param)))
+    print(
+        f"{args.out}: vocoder of {size:,} parameters, {config.num_embeddings} units,"
+        f" {max(len(config.speakers), 1)} speakers."
     )
-    parser.add_argument("checkpoint", type=pathlib.Path)
-    parser.add_argument("config", type=pathlib.Path)
-    parser.add_argument("out", type=pathlib.Path)
-    args = parser.parse_args()
-    with one_line_errors():
-        print(weights.describe_sha256(args.checkpoint, {}))
-        vocoder = convert(args.checkpoint, args.config, args.out)
-        config = vocoder.config
-        sizes = [x.size for x in jax.tree.leaves(nnx.state(vocoder, nnx.Param))]
-        print(
-            f"{args.out}: vocoder of {sum(sizes):,} parameters, {config.num_embeddings} units,"
-            f" {max(len(config.speakers), 1)} voices."
-        )
 
 
 if __name__ == "__main__":
-    main()
+    arguments.run(main)

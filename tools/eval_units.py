@@ -13,7 +13,7 @@ Phones of synthesised clips are flite's own (`flite` must be installed); those o
 aligned by PocketSphinx. Groups that the manifest has no clips of are left out.
 """
 
-from speechgpt_jax import arguments
+from speechgpt_jax import arguments, files
 from speechgpt_jax.arguments import existing_file, existing_folder, positive_int
 
 
@@ -32,11 +32,10 @@ def main(argv: list[str]) -> None:
     import rich
     from rich.table import Table
 
-    from speechgpt_jax.corpus.manifest import read_manifest
     from speechgpt_jax.evaluation import units
     from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit
 
-    rows = units.choose_rows(read_manifest(args.manifest), args.clips)
+    rows = units.choose_rows(files.read_manifest(args.manifest), args.clips)
     speech2unit = Speech2Unit.from_pretrained(args.hubert or SHIPPED)
     clips, phones, num_phones = units.load_labelled(rows)
     encoders = {

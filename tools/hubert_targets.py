@@ -19,7 +19,7 @@ with --num_clusters, int16 [frames], and `target_ends.npy` [clips]: all clips on
 to be memory-mapped.
 """
 
-from speechgpt_jax import arguments
+from speechgpt_jax import arguments, files
 from speechgpt_jax.arguments import (
     at_least,
     existing_file,
@@ -60,10 +60,9 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     # Imported now that the arguments are right: it takes seconds.
     from speechgpt_jax.corpus import hubert_targets
-    from speechgpt_jax.corpus.manifest import read_manifest
 
     clips, hours = hubert_targets.prepare(
-        read_manifest(args.manifest, "train"),
+        files.read_manifest(args.manifest, "train"),
         args.output,
         teacher=args.teacher,
         hours=args.hours,

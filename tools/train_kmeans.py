@@ -11,7 +11,7 @@ FOLDER/kmeans.safetensors (`cluster_centers` [K, D] float32).
 
 import pathlib
 
-from speechgpt_jax import arguments
+from speechgpt_jax import arguments, files
 from speechgpt_jax.arguments import at_least, existing_file, existing_folder, positive_int
 
 
@@ -38,14 +38,13 @@ def main(argv: list[str]) -> None:
     # Imported now that the arguments are right: it takes seconds.
     import numpy as np
 
-    from speechgpt_jax.corpus.manifest import read_manifest
     from speechgpt_jax.host_memory import keep_freed_memory
     from speechgpt_jax.speech.encoder.speech2unit import save_centroids
     from speechgpt_jax.training import train_kmeans
 
     keep_freed_memory()
     work_dir = args.work_dir or pathlib.Path(args.hubert) / "kmeans"
-    paths = [row["path"] for row in read_manifest(args.manifest, "train")]
+    paths = [row["path"] for row in files.read_manifest(args.manifest, "train")]
     paths = [*np.random.default_rng(args.seed).permutation(paths)][: args.clips]
     centroids = train_kmeans.train(
         train_kmeans.extract_features(args.hubert, paths, work_dir),

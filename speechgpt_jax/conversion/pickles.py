@@ -1,18 +1,24 @@
-"""Pickles of PyTorch and joblib, read without running them.
+"""Reads pickles of PyTorch and joblib without running them.
 
 A pickle is a program that may call anything. These unpicklers call only what rebuilds tensors and
-arrays. Objects of the libraries in `INERT`, which such files are full of, become empty shells that
+arrays. Objects of the libraries in `INERT`, of which such files are full, become empty objects that
 keep their state; every other name is refused.
 
-The module is what `torch.load` asks of a `pickle_module`: it has `Unpickler` and `load`.
+This module is also the `pickle_module` of `torch.load`: it has `Unpickler` and `load`.
 """
 
+import io
 import os
+import pathlib
 import pickle
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from joblib import numpy_pickle_utils
 from joblib.numpy_pickle import NumpyArrayWrapper, NumpyUnpickler
 
 from speechgpt_jax.errors import UserError
@@ -39,7 +45,7 @@ class Refused(UserError):
 
 
 class Inert:
-    """Stands for an object of a library that is not here; `state` is all it knows."""
+    """Stands for an object of a library that is not loaded; `state` holds its attributes."""
 
     state = None
 
@@ -64,7 +70,7 @@ class Inert:
 
 
 class Array(NumpyArrayWrapper):
-    """An array within a joblib file, whose numbers follow in the file as they are."""
+    """An array within a joblib file; its numbers follow in the file."""
 
     def read_array(self, unpickler, ensure_native_byte_order):
         if self.dtype.hasobject:
@@ -85,20 +91,23 @@ class JoblibUnpickler(NumpyUnpickler):
         return _inert(module, name) or super().find_class(module, name)
 
 
-def load(file, **kwargs):
+def load(file: io.BufferedIOBase, **kwargs) -> Any:
+    """The object in an open file; the interface is that of `pickle.load`."""
     return Unpickler(file, **kwargs).load()
 
 
-def load_torch(path: str | os.PathLike):
-    """What `torch.save` wrote; tensors stay on disk until they are used.
+def load_torch(path: str | os.PathLike) -> Any:
+    """The object that `torch.save` wrote; its tensors stay on disk until they are used.
 
     Raises:
-      UserError: it is damaged, or would run code.
+      UserError: the file is missing or damaged, or would run code.
     """
-    try:
+    with _reading(path, "PyTorch"):
         is_zip = zipfile.is_zipfile(path)
         if is_zip and any(n.endswith("constants.pkl") for n in zipfile.ZipFile(path).namelist()):
-            raise Refused("a TorchScript program is refused.")
+            raise Refused(
+                "a TorchScript program is refused; save the model's state_dict with torch.save."
+            )
         return torch.load(
             path,
             map_location="cpu",
@@ -106,34 +115,71 @@ def load_torch(path: str | os.PathLike):
             weights_only=False,
             mmap=is_zip,
         )
-    except Exception as error:
-        raise _named(path, "PyTorch", error) from error
 
 
-def load_joblib(path: str | os.PathLike):
-    """What `joblib.dump` wrote without compression.
+def load_joblib(path: str | os.PathLike) -> Any:
+    """The object that `joblib.dump` wrote, compressed or not.
 
     Raises:
-      UserError: it is damaged, or would run code.
+      UserError: the file is missing or damaged, would run code, or its compression can't be read.
     """
-    try:
-        with open(path, "rb") as file:
-            return JoblibUnpickler(str(path), file, ensure_native_byte_order=True).load()
-    except Exception as error:
-        raise _named(path, "joblib", error) from error
+    with _reading(path, "joblib"), open(path, "rb") as file:
+        _check_compression(path, file)
+        # Opens what the file's first bytes name: zlib, gzip, bz2, lzma, xz, lz4 or no compression.
+        opened = numpy_pickle_utils._validate_fileobject_and_memmap(file, str(path))
+        with opened as (unpacked, _):
+            return JoblibUnpickler(str(path), unpacked, ensure_native_byte_order=True).load()
 
 
-def _inert(module, name):
-    """The shell for an object of a known library, None for what is harmless; the rest raises."""
+def _check_compression(path: str | os.PathLike, file: io.BufferedReader) -> None:
+    compression = numpy_pickle_utils._detect_compressor(file)
+    if compression == "compat":
+        raise _Unreadable(
+            f"{path} was written by a joblib before 0.10; load it there and dump it again with a"
+            " newer one."
+        )
+    if compression == "lz4":
+        try:
+            import lz4.frame  # noqa: F401
+        except ImportError as error:
+            raise _Unreadable(
+                f"{path} is compressed by LZ4, and that package is not installed; pip install lz4."
+            ) from error
+
+
+def _inert(module: str, name: str) -> type[Inert] | None:
+    """`Inert` for a name of a known library, None for a harmless one.
+
+    Raises:
+      Refused: it is neither.
+    """
     if name in HARMLESS.get(module, ()):
         return None
     if any(f"{module}.".startswith(f"{library}.") for library in INERT):
         return Inert
-    raise Refused(f"it would run {module}.{name}: refused.")
+    raise Refused(
+        f"it would run {module}.{name}, which is refused; save only the weights (a dict of tensors,"
+        " or a k-means of scikit-learn) and convert that file."
+    )
 
 
-def _named(path, kind, error) -> UserError:
-    if isinstance(error, Refused):
-        return Refused(f"{path} holds more than weights: {error}")
-    problem = str(error).partition("\n")[0]
-    return UserError(f"{path} is missing, damaged or no {kind} file ({problem}); get it again.")
+class _Unreadable(UserError):
+    """A file whose message needs no more words."""
+
+
+@contextmanager
+def _reading(path: str | os.PathLike, kind: str) -> Iterator[None]:
+    """Turns whatever the unpicklers raise into a UserError that names the file."""
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"there is no file {path}; expected a {kind} file.")
+    try:
+        yield
+    except Refused as error:
+        raise Refused(f"{path} holds more than weights: {error}") from error
+    except _Unreadable:
+        raise
+    except Exception as error:  # Damaged bytes make an unpickler raise anything.
+        problem = str(error).partition("\n")[0]
+        raise UserError(
+            f"{path} is damaged or no {kind} file ({problem}); get it again."
+        ) from error

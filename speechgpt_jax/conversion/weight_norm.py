@@ -1,4 +1,4 @@
-"""Weight normalisation (Salimans and Kingma 2016): w = g v / |v|, folded into w and taken apart."""
+"""Weight normalisation (Salimans and Kingma 2016): w = g v / |v|; from (g, v) to w and back."""
 
 from collections.abc import Iterable, Mapping
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from speechgpt_jax.errors import UserError
 
-# The names of g and v in PyTorch, before and since its parametrizations.
+# PyTorch's names of g and v: of `weight_norm`, and of its newer parametrizations.
 NAMES = (
     ("weight_g", "weight_v"),
     ("parametrizations.weight.original0", "parametrizations.weight.original1"),
@@ -14,21 +14,29 @@ NAMES = (
 
 
 def fold(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """{"conv.weight_g": g, "conv.weight_v": v, ...} -> {"conv.weight": w, ...}."""
+    """{"conv.weight_g": g, "conv.weight_v": v, ...} -> {"conv.weight": w, ...}.
+
+    Raises:
+      UserError: a g has no v beside it.
+    """
     folded = dict(tensors)
     for g_name, v_name in NAMES:
         for name in [n.removesuffix(g_name) for n in tensors if n.endswith(f".{g_name}")]:
             g, v = folded.pop(name + g_name), folded.pop(name + v_name, None)
             if v is None:
-                raise UserError(f"{name}{g_name} has no {name}{v_name} beside it.")
-            # The norm is over every axis that g does not have.
+                raise UserError(
+                    f"the checkpoint has {name}{g_name} but no {name}{v_name}; get it again."
+                )
+            # The norm is taken over the axes along which g has size 1.
             axes = tuple(axis for axis, size in enumerate(g.shape) if size == 1)
             folded[name + "weight"] = g * v / np.sqrt(np.square(v).sum(axes, keepdims=True))
     return folded
 
 
-def unfold(tensors: Mapping[str, np.ndarray], names: Iterable[str], axis: int) -> dict:
-    """The inverse for weights called `names`, whose g lies along `axis`."""
+def unfold(
+    tensors: Mapping[str, np.ndarray], names: Iterable[str], axis: int
+) -> dict[str, np.ndarray]:
+    """The inverse of `fold` for the weights `names`; their g lies along `axis`."""
     unfolded = dict(tensors)
     for name in names:
         v = unfolded.pop(name)

@@ -1,16 +1,29 @@
-"""Recordings in G.722, as Debian's Asterisk prompts are packed."""
+"""Reads G.722, the 16 kHz telephone codec in which Debian packs Asterisk's prompts."""
 
-import pathlib
+import os
 
 import numpy as np
+
+from speechgpt_jax.errors import UserError
 
 G722_BYTES_PER_SECOND = 8000
 
 
-def decode_g722(path: pathlib.Path) -> np.ndarray:
-    """float32 [samples] at 16 kHz."""
-    import av  # comes with the recogniser of the test extra
+def decode_g722(path: str | os.PathLike) -> np.ndarray:
+    """float32 [samples] at 16 kHz of a raw .g722 file.
 
-    with av.open(str(path), format="g722") as container:
-        frames = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
+    Raises:
+      UserError: the file can't be decoded, or PyAV is not installed.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise UserError(f"{path}: reading G.722 needs PyAV; pip install av.") from error
+    try:
+        with av.open(os.fspath(path), format="g722") as container:
+            frames = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
+    except (OSError, av.FFmpegError) as error:
+        raise UserError(f"{path} can't be read as G.722 ({error}); get it again.") from error
+    if not frames:
+        raise UserError(f"{path} holds no samples; expected a G.722 recording.")
     return np.concatenate(frames).astype(np.float32) / 2**15

@@ -92,8 +92,6 @@ def prepare(
     Raises:
       UserError: an input is missing or can't be read.
     """
-    if not rows:
-        raise UserError("the manifest has no rows in its train split; nothing to learn from.")
     if directions:
         _check_transcripts(rows)
     teach = make_teacher(teacher)

@@ -38,10 +38,8 @@ def extract_features(
     They are written to `work_dir`; files that are there already are not computed again.
 
     Raises:
-      UserError: there are no recordings, or one can't be read.
+      UserError: a recording can't be read.
     """
-    if len(paths) == 0:
-        raise UserError("no recordings to cluster; the manifest's train split is empty.")
     speech2unit = Speech2Unit(for_inference(load_hubert(hubert_folder)), None)
     feature_files = []
     for number in track(range(math.ceil(len(paths) / CLIPS_PER_FILE)), description="features"):

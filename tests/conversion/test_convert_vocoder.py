@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.nn.utils import parametrizations
 
+from speechgpt_jax.conversion import fairseq
+from speechgpt_jax.conversion import vocoder as convert_vocoder
 from speechgpt_jax.speech.vocoder.config import VocoderConfig
 from speechgpt_jax.speech.vocoder.vocoder import SHIPPED, UnitVocoder
-from tools import convert_to_fairseq, convert_vocoder
 
 # The published shape with every width cut down.
 CONFIG = dataclasses.replace(
@@ -158,7 +159,7 @@ def assert_sounds_the_same(vocoder: UnitVocoder, model: Reference, speaker: int)
 SEVERAL = dataclasses.replace(CONFIG, speakers=("0", "1", "2"))
 
 
-@pytest.mark.parametrize("config", [CONFIG, SEVERAL], ids=["one_voice", "three_voices"])
+@pytest.mark.parametrize("config", [CONFIG, SEVERAL], ids=["one_speaker", "three_speakers"])
 def test_in_and_out(config, tmp_path):
     model = write_fairseq(tmp_path / "in", config)
     checkpoint, fields = tmp_path / "in" / "g_00000000", tmp_path / "in" / "config.json"
@@ -168,7 +169,7 @@ def test_in_and_out(config, tmp_path):
     assert_sounds_the_same(vocoder, model, speaker=max(len(config.speakers) - 1, 0))
 
     (tmp_path / "back").mkdir()
-    convert_to_fairseq.write_vocoder(tmp_path / "out", tmp_path / "back")
+    fairseq.write_vocoder(tmp_path / "out", tmp_path / "back")
     before, after = (
         torch.load(tmp_path / name / "g_00000000", weights_only=True)["generator"]
         for name in ("in", "back")
@@ -208,6 +209,6 @@ def test_what_does_not_fit_is_named(tmp_path):
 
 
 def test_heads_that_fairseq_lacks_stay_here(tmp_path):
-    """The shipped voice ends in an inverse STFT."""
+    """The shipped vocoder ends in an inverse STFT."""
     with pytest.raises(ValueError, match=r"ends in an inverse STFT"):
-        convert_to_fairseq.write_vocoder(SHIPPED, tmp_path)
+        fairseq.write_vocoder(SHIPPED, tmp_path)

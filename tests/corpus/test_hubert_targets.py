@@ -2,6 +2,7 @@
 
 import json
 
+import av
 import numpy as np
 import pytest
 
@@ -66,6 +67,31 @@ def test_targets_come_back_as_they_were_saved(tmp_path):
         load_targets(tmp_path / "other")
 
 
+def write_g722(path, wav):
+    with av.open(str(path), "w", format="g722") as out:
+        stream = out.add_stream("g722", rate=16_000, layout="mono")
+        pcm = (wav * 32767).astype(np.int16)[None]
+        frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout="mono")
+        frame.sample_rate = 16_000
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            out.mux(packet)
+
+
+def test_recordings_of_people_are_added_as_they_are_and_resampled(tmp_path):
+    wav = 0.3 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
+    for seconds, name in ((1.0, "a"), (0.3, "too_short")):
+        write_g722(tmp_path / f"{name}.g722", wav[: int(seconds * 16_000)])
+    as_it_is, resampled = corpus_targets.load_people(tmp_path, np.random.default_rng(0))
+    # The codec delays by 22 samples.
+    assert np.corrcoef(as_it_is.wav[200:8_000], wav[178:7_978])[0, 1] > 0.999
+    assert 0.8 * 16_000 < len(resampled.wav) < 1.25 * 16_000
+    (tmp_path / "a.g722").write_bytes(b"")
+    with pytest.raises(UserError, match=r"a.g722 holds no samples"):
+        corpus_targets.decode_g722(tmp_path / "a.g722")
+    with pytest.raises(UserError, match=r"no .g722 file below .*nowhere; unpack"):
+        corpus_targets.load_people(tmp_path / "nowhere", np.random.default_rng(0))
+
+
 def test_what_can_not_be_prepared_is_one_clear_line(tmp_path):
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text(json.dumps({"path": "a.wav", "split": "train"}) + "\n")
@@ -79,6 +105,6 @@ def test_what_can_not_be_prepared_is_one_clear_line(tmp_path):
         with pytest.raises(UserError, match=message):
             hubert_targets.main([*command, *flags])
     manifest.write_text(json.dumps({"path": "a.wav", "split": "test"}) + "\n")
-    with pytest.raises(UserError, match="no rows in its train split"):
+    with pytest.raises(UserError, match="has no rows of split 'train'"):
         hubert_targets.main(command)
     assert not (tmp_path / "targets").exists()
