@@ -1,1 +1,1 @@
-"""Audio, HuBERT units and the unit vocoder; knows no language model."""
+"""Signal processing, the speech encoder and the unit vocoder; knows no language model."""

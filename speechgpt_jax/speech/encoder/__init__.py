@@ -1,1 +1,1 @@
-"""Sound to units: HuBERT, k-means and what cuts long recordings."""
+"""Speech encoder: sound -> units, by HuBERT features and k-means."""

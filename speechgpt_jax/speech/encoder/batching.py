@@ -1,4 +1,4 @@
-"""Recordings of any number and length in batches of few shapes, each of which is compiled once.
+"""Batches of few shapes, each compiled once, for recordings of any number and length.
 
 The front end and the positions get pieces of one second, the Transformer gets rows of frames in
 which recordings, or windows of them, stand one after the other.
@@ -18,8 +18,9 @@ from speechgpt_jax.speech.encoder.windows import FRAMES_PER_SECOND
 
 # Lengths of a row in seconds, and numbers of pieces, that are compiled.
 BUCKETS = (2, 5, 10, 15, 20, 30, 40)
-# Rows hold at least the longest segment and this many seconds.
+# Room in a row, unless a segment is longer.
 ROW_SECONDS = BUCKETS[-1]
+# Pieces in one program.
 MAX_PIECES = 10
 PIECE_FRAMES = FRAMES_PER_SECOND
 # Longest part of a recording, in frames, that a core computes at a time.

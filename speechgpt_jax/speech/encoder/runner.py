@@ -1,4 +1,4 @@
-"""Programs of a HuBERT and NumPy arrays, run on the device or on several CPU cores at once."""
+"""Programs of a HuBERT, run on the whole device or several at once on the cores of a CPU."""
 
 import dataclasses
 import functools
@@ -59,16 +59,16 @@ class Runner:
           layer: number of a layer, from 0.
         """
         workers = self.parallelism.num_workers
-        single_core = len(items) >= workers > 1
+        huberts = self._single_core_huberts if len(items) >= workers > 1 else None
 
-        def run(item):
-            hubert = self._single_core_huberts.get() if single_core else self.hubert
+        def run(item: Item) -> Any:
+            hubert = huberts.get() if huberts else self.hubert
             try:
                 model = hubert if layer is None else hubert.layers[layer]
-                return self._run(function, model, arrays_of(item), single_core)
+                return self._run(function, model, arrays_of(item), single_core=huberts is not None)
             finally:
-                if single_core:
-                    self._single_core_huberts.put(hubert)
+                if huberts:
+                    huberts.put(hubert)
 
         if workers == 1 or len(items) == 1:
             return [run(item) for item in items]

@@ -6,11 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 FRAMES_PER_SECOND = 50
-# Longest windows, in frames, where a feature depends on `reach` frames to either side: the reach on
-# both sides is computed twice, so windows are at least four times as long.
+# Longest window, in frames, if a feature depends on `reach` frames to either side: WINDOW, or
+# WINDOW_REACHES times the reach if that is longer, because neighbouring windows overlap by twice
+# the reach.
 WINDOW, WINDOW_REACHES = 2000, 4
-# Longest windows where a feature depends on the whole recording: as long as fairseq's, with a
-# context of one second, which more context would hardly improve.
+# Longest window, and context at either side, if a feature depends on the whole recording. fairseq
+# cuts recordings at the same length; a longer context changes few units.
 WIDE_WINDOW, WIDE_CONTEXT = 5000, 50
 
 
