@@ -45,14 +45,16 @@ def main(argv: list[str]) -> None:
         "--teacher", type=teacher, default="whisper", help="whisper, mfcc or a HuBERT's folder"
     )
     parser.add_argument(
-        "--directions", type=positive_int, help="size of the targets, as directions of phones"
+        "--directions", type=positive_int, help="project the features to this many directions"
     )
     parser.add_argument(
         "--num_clusters",
         type=at_least(1, at_most=2**15),
-        help="the targets are cluster ids of that many clusters",
+        help="write cluster ids instead of features, of this many clusters",
     )
-    parser.add_argument("--hours", type=positive_float, default=4.0, help="audio of the manifest")
+    parser.add_argument(
+        "--hours", type=positive_float, default=4.0, help="hours of the manifest to use"
+    )
     parser.add_argument(
         "--people", type=existing_folder, help="folder of .g722 files, added to the clips"
     )
