@@ -29,6 +29,17 @@ ASSETS = epath.resource_path("speechgpt_jax") / "assets"
 Path = str | os.PathLike
 
 
+def find(path: Path) -> epath.Path:
+    """`path`, or, where nothing is there, what the package ships under that name.
+
+    So that `speechgpt_jax/assets/tokenizer` is found from every working folder.
+    """
+    found = epath.Path(path)
+    if found.parts[:2] == ("speechgpt_jax", "assets") and not found.exists():
+        return ASSETS.joinpath(*found.parts[2:])
+    return found
+
+
 class Row(NamedTuple):
     """One row of a manifest, and where it stands: `place` is "FILE:LINE", for messages."""
 

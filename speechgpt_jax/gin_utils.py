@@ -31,8 +31,6 @@ from speechgpt_jax import arguments as command_line
 from speechgpt_jax.annotations import annotations, describe, fits
 from speechgpt_jax.errors import UserError, one_line_errors
 
-PROJECT = Path(__file__).parent.parent
-
 # Exceptions that gin raises for a mistake in a file or a binding.
 CONFIG_ERRORS = (
     AttributeError,
@@ -51,8 +49,8 @@ class ConfigError(UserError):
     """A mistake in a gin file or binding."""
 
 
-# Files are found from the project's root, wherever the command is run.
-gin.add_config_file_search_path(str(PROJECT))
+# gin/runs/demo_stage1.gin is found from every working folder: the package holds gin/.
+gin.add_config_file_search_path(str(Path(__file__).parent))
 
 
 def define_flags() -> None:

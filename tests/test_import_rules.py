@@ -20,7 +20,7 @@ LEAVES = {
     "tokenizer",
 }
 ROOT_MODULES = LEAVES | {"sharding", "checkpoints"}
-MAINS = {"train", "evaluate", "infer", "chat", "serve", "precompile", "demo"}
+MAINS = {"cli", "train", "evaluate", "infer", "chat", "serve", "precompile", "demo"}
 
 # Room or module -> what it may import of ours, besides itself.
 ALLOWED = {

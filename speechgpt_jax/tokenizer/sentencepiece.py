@@ -18,7 +18,7 @@ from pathlib import Path
 import sentencepiece
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import ASSETS
+from speechgpt_jax.files import ASSETS, find
 
 DEMO_TOKENIZER = ASSETS / "tokenizer"
 
@@ -57,7 +57,7 @@ class Tokenizer:
     def from_pretrained(cls, folder: str | Path) -> "Tokenizer":
         """A Hugging Face folder: `tokenizer.model` and, where they are, the added tokens of
         `added_tokens.json` and of `tokenizer_config.json`."""
-        folder = Path(folder)
+        folder = Path(find(folder))
         model = _read_model(folder / "tokenizer.model")
         return cls(model, _read_added_tokens(folder))
 

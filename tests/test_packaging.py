@@ -1,0 +1,226 @@
+"""What is installed: extras, the wheel, and the console command."""
+
+import ast
+import functools
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from speechgpt_jax import cli
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def _name(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", Requirement(requirement).name).lower()
+
+
+@functools.cache
+def _needs(distribution: str) -> frozenset[str]:
+    """Names of all distributions that the installation of one brings, itself included."""
+    found, unseen = set(), [distribution]
+    while unseen:
+        name = unseen.pop()
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            requirements = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:  # For another platform.
+            continue
+        for text in requirements:
+            requirement = Requirement(text)
+            if not requirement.marker or requirement.marker.evaluate({"extra": ""}):
+                unseen.append(_name(text))
+    return frozenset(found)
+
+
+def _installed_by(requirements: Iterable[str]) -> set[str]:
+    return set().union(*(_needs(_name(requirement)) for requirement in requirements))
+
+
+@functools.cache
+def _distributions() -> dict[str, set[str]]:
+    """Library -> names of the distributions that hold it."""
+    return {
+        library: {_name(name) for name in names}
+        for library, names in importlib.metadata.packages_distributions().items()
+    }
+
+
+def _run(code: str, cwd: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+# Importing what the distributions named in the arguments don't hold fails, as if not installed.
+ONLY = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+missing = set(sys.argv.pop(1).split(","))
+sys.meta_path.insert(0, Missing())
+"""
+
+
+def _missing_without(extras: Iterable[str]) -> str:
+    wanted = PROJECT["dependencies"] + [line for extra in extras for line in EXTRAS[extra]]
+    installed = _installed_by(wanted) | {"speechgpt-jax"}
+    return ",".join(lib for lib, names in _distributions().items() if not names & installed)
+
+
+# ---- versions and extras -------------------------------------------------------------------------
+
+
+def test_requirements_lock_what_pyproject_asks_for():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    locked = {_name(line): Requirement(line) for line in lines if not line.startswith("#")}
+    for text in (*PROJECT["dependencies"], *EXTRAS["train"], *EXTRAS["corpus"]):
+        wanted = Requirement(text)
+        assert locked[_name(text)].specifier == wanted.specifier, f"{text}: call `make lock`"
+    assert all(re.fullmatch("==[^=,*]+", str(line.specifier)) for line in locked.values())
+
+
+def test_every_import_has_its_extra():
+    """Each library that the package imports is installed by the base or by some extra."""
+    everything = PROJECT["dependencies"] + [line for lines in EXTRAS.values() for line in lines]
+    installed = _installed_by(line for line in everything if not line.startswith("speechgpt_jax"))
+    ours = {"speechgpt_jax", "tasks", "tools"}
+    for folder in ours:
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                names = []
+                if isinstance(node, ast.Import):
+                    names = [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom):
+                    names = [node.module]
+                for library in {name.partition(".")[0] for name in names} - ours:
+                    if library not in sys.stdlib_module_names:
+                        assert _distributions()[library] & installed, f"{file} imports {library}"
+
+
+def test_each_library_is_in_the_extra_that_is_named_when_it_is_missing():
+    for library, extra in cli.EXTRAS.items():
+        assert _distributions()[library] & _installed_by(EXTRAS[extra]), library
+        assert not _distributions()[library] & _installed_by(PROJECT["dependencies"]), library
+
+
+@pytest.mark.parametrize("module", ["speechgpt_jax.infer", "tools.synthesize"])
+def test_talking_needs_the_base_alone(module, tmp_path):
+    code = f"{ONLY}\nsys.path.insert(0, {str(ROOT)!r})\nimport {module}"
+    result = _run(code, tmp_path, _missing_without([]))
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "module, extra",
+    [
+        ("speechgpt_jax.train", "train"),
+        ("speechgpt_jax.evaluate", "train"),
+        ("tools.extract_units", "corpus"),
+        ("tools.convert_hubert", "convert"),
+        ("tools.convert_llama", "convert"),
+    ],
+)
+def test_a_program_needs_its_extra_alone(module, extra, tmp_path):
+    code = f"{ONLY}\nsys.path.insert(0, {str(ROOT)!r})\nimport {module}"
+    result = _run(code, tmp_path, _missing_without([extra]))
+    assert result.returncode == 0, result.stderr
+
+
+# ---- the console command -------------------------------------------------------------------------
+
+
+COMMAND = (
+    f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom speechgpt_jax import cli; cli.main()"
+)
+
+
+def test_help_names_every_program_and_imports_none(tmp_path):
+    check = "assert not {'absl', 'jax', 'numpy', 'tensorflow'} & set(sys.modules)"
+    result = _run(f"{COMMAND}\n{check}", tmp_path, "--help")
+    assert result.returncode == 0, result.stderr
+    for name, module in cli.find_programs().items():
+        (line,) = re.findall(rf"^  {name} +(.+)$", result.stdout, re.MULTILINE)
+        assert line.endswith(".") and len(line) <= 100, f"first line of the docstring of {module}"
+
+
+def test_arguments_reach_the_program(tmp_path):
+    for name in ("launch-slurm", "launch_slurm"):
+        result = _run(COMMAND, tmp_path, name, "--help")
+        assert result.returncode == 0, result.stderr
+        assert "--nodes" in result.stdout
+
+
+def test_unknown_command_is_one_line(tmp_path):
+    result = _run(COMMAND, tmp_path, "trian")
+    assert result.returncode == 1
+    assert result.stderr == "Error: speechgpt trian: no such command; see speechgpt --help.\n"
+
+
+def test_missing_extra_is_one_line(tmp_path):
+    result = _run(ONLY + COMMAND, tmp_path, "tensorflow", "train", "--output_dir=x")
+    assert result.returncode == 1
+    assert result.stderr == (
+        "Error: speechgpt train needs tensorflow: pip install 'speechgpt_jax[train]'.\n"
+    )
+
+
+# ---- the wheel -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Folder of the unpacked wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    ignore = shutil.ignore_patterns("*.egg-info", "__pycache__")
+    for name in ("speechgpt_jax", "tasks", "tools", "gin"):
+        shutil.copytree(ROOT / name, folder / "source" / name, symlinks=True, ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "-w", folder, folder / "source"], check=True)
+    (file,) = folder.glob("*.whl")
+    zipfile.ZipFile(file).extractall(folder / "unpacked")
+    return folder / "unpacked"
+
+
+@pytest.mark.slow
+def test_wheel_holds_recipes_assets_and_programs(wheel):
+    def files(folder: Path, *patterns: str) -> set[Path]:
+        return {f.relative_to(folder) for pattern in patterns for f in folder.rglob(pattern)}
+
+    package = wheel / "speechgpt_jax"
+    assert files(package / "gin", "*.*") == files(ROOT / "gin", "*.gin")
+    assert files(package / "assets", "*.*") == files(ROOT / "speechgpt_jax/assets", "*.*")
+    for folder in ("speechgpt_jax", "tasks", "tools"):
+        assert files(wheel / folder, "*.py") == files(ROOT / folder, "*.py")
+
+
+@pytest.mark.slow
+def test_wheel_trains_a_recipe_from_an_empty_folder(wheel, tmp_path):
+    code = f"""
+import sys
+sys.path.insert(0, {str(wheel)!r})
+from speechgpt_jax import cli
+assert cli.__file__.startswith({str(wheel)!r})
+cli.main()
+"""
+    arguments = ["train", "--gin_file=gin/runs/demo_stage1.gin", "--output_dir=run"]
+    result = _run(code, tmp_path, *arguments, "--gin.lm.train.steps=1")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run/checkpoints/1").exists() or list((tmp_path / "run").rglob("1"))
