@@ -26,7 +26,7 @@ EXTRAS = {
     "apache_beam": "corpus",
     "clu": "train",
     "jiwer": "train",
-    "matplotlib": "train",
+    "matplotlib": "plots",
     "seqio": "train",
     "tensorflow": "train",
     "tensorflow_datasets": "train",

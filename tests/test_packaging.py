@@ -19,7 +19,19 @@ from speechgpt_jax import cli
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = PROJECT["optional-dependencies"]
+BASE = PROJECT["dependencies"]
+
+
+def _extra(name: str) -> list[str]:
+    """Requirements of an extra and of those of ours that it names."""
+    lines = []
+    for line in PROJECT["optional-dependencies"][name]:
+        requirement = Requirement(line)
+        if requirement.name == PROJECT["name"]:
+            lines += [line for extra in sorted(requirement.extras) for line in _extra(extra)]
+        else:
+            lines.append(line)
+    return lines
 
 
 def _name(requirement: str) -> str:
@@ -77,7 +89,7 @@ sys.meta_path.insert(0, Missing())
 
 
 def _missing_without(extras: Iterable[str]) -> str:
-    wanted = PROJECT["dependencies"] + [line for extra in extras for line in EXTRAS[extra]]
+    wanted = BASE + [line for extra in extras for line in _extra(extra)]
     installed = _installed_by(wanted) | {"speechgpt-jax"}
     return ",".join(lib for lib, names in _distributions().items() if not names & installed)
 
@@ -88,7 +100,7 @@ def _missing_without(extras: Iterable[str]) -> str:
 def test_requirements_lock_what_pyproject_asks_for():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     locked = {_name(line): Requirement(line) for line in lines if not line.startswith("#")}
-    for text in (*PROJECT["dependencies"], *EXTRAS["train"], *EXTRAS["corpus"]):
+    for text in BASE + _extra("train") + _extra("corpus"):
         wanted = Requirement(text)
         assert locked[_name(text)].specifier == wanted.specifier, f"{text}: call `make lock`"
     assert all(re.fullmatch("==[^=,*]+", str(line.specifier)) for line in locked.values())
@@ -96,8 +108,7 @@ def test_requirements_lock_what_pyproject_asks_for():
 
 def test_every_import_has_its_extra():
     """Each library that the package imports is installed by the base or by some extra."""
-    everything = PROJECT["dependencies"] + [line for lines in EXTRAS.values() for line in lines]
-    installed = _installed_by(line for line in everything if not line.startswith("speechgpt_jax"))
+    installed = _installed_by(BASE + _extra("all") + _extra("test"))
     ours = {"speechgpt_jax", "tasks", "tools"}
     for folder in ours:
         for file in (ROOT / folder).rglob("*.py"):
@@ -114,8 +125,8 @@ def test_every_import_has_its_extra():
 
 def test_each_library_is_in_the_extra_that_is_named_when_it_is_missing():
     for library, extra in cli.EXTRAS.items():
-        assert _distributions()[library] & _installed_by(EXTRAS[extra]), library
-        assert not _distributions()[library] & _installed_by(PROJECT["dependencies"]), library
+        assert _distributions()[library] & _installed_by(_extra(extra)), library
+        assert not _distributions()[library] & _installed_by(BASE), library
 
 
 @pytest.mark.parametrize("module", ["speechgpt_jax.infer", "tools.synthesize"])
