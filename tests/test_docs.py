@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from absl import app, flags
 
+from speechgpt_jax import cli
 from tests.benchmarks import docs_table
 
 ROOT = docs_table.ROOT
@@ -24,7 +25,7 @@ DOCUMENTS = list(docs_table.documents())
 
 _FENCED = re.compile(r"^```\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"`((?:\.venv/bin/)?python -m [^`]+)`")
-_COMMAND = re.compile(r"\s*(?:taskset -c \d+ )?(?:\.venv/bin/)?python -m (.*)")
+_COMMAND = re.compile(r"\s*(?:taskset -c \d+ )?(?:\.venv/bin/)?(python -m |speechgpt )(.*)")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 # Files and folders that the reader brings: <!-- given: recordings dialogues.tsv -->
 _GIVEN = re.compile(r"<!-- given: (.*?) -->")
@@ -80,7 +81,9 @@ def commands(path: Path) -> list[Command]:
         match = _COMMAND.match(line)
         if not match or "..." in line or "[" in line:
             continue
-        module, *arguments = shlex.split(match[1], comments=True)
+        module, *arguments = shlex.split(match[2], comments=True)
+        if match[1] == "speechgpt ":
+            module = cli.find_programs()[module]
         if "--" in arguments:
             split = arguments.index("--")
             found.append(Command(document, "speechgpt_jax.train", tuple(arguments[split + 1 :])))
