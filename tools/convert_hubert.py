@@ -17,8 +17,10 @@ from speechgpt_jax.arguments import existing_path, output_folder, positive_int
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
-    parser.add_argument("checkpoint", type=existing_path)
-    parser.add_argument("out", type=output_folder)
+    parser.add_argument(
+        "checkpoint", type=existing_path, help="file of fairseq, folder of Hugging Face"
+    )
+    parser.add_argument("out", type=output_folder, help="folder; may hold centroids already")
     parser.add_argument(
         "--layer", type=positive_int, default=11, help="layer, from 1, that units are made from"
     )

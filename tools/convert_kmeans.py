@@ -12,8 +12,8 @@ from speechgpt_jax.arguments import existing_file, output_folder
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
-    parser.add_argument("file", type=existing_file)
-    parser.add_argument("out", type=output_folder)
+    parser.add_argument("file", type=existing_file, help="written by joblib")
+    parser.add_argument("out", type=output_folder, help="folder of the HuBERT")
     args = parser.parse_args(argv)
     # Imported now that the arguments are right: it takes seconds.
     import pathlib

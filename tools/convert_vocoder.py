@@ -1,4 +1,4 @@
-"""fairseq's unit HiFi-GAN (CodeHiFiGAN) -> a folder that the tools here take as --vocoder.
+"""Converts fairseq's unit HiFi-GAN (CodeHiFiGAN) into a folder that tools take as --vocoder.
 
     python -m tools.convert_vocoder g_00500000 config.json vocoder
 
@@ -13,9 +13,9 @@ from speechgpt_jax.arguments import existing_file, output_folder
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
-    parser.add_argument("checkpoint", type=existing_file)
-    parser.add_argument("config", type=existing_file)
-    parser.add_argument("out", type=output_folder)
+    parser.add_argument("checkpoint", type=existing_file, help="such as g_00500000")
+    parser.add_argument("config", type=existing_file, help="the config.json beside it")
+    parser.add_argument("out", type=output_folder, help="new folder")
     args = parser.parse_args(argv)
 
     import jax

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--clips", type=positive_int, default=2500, help="clips drawn from the train split"
     )
-    parser.add_argument("--steps", type=positive_int, default=60)
+    parser.add_argument("--steps", type=positive_int, default=60, help="of k-means")
     parser.add_argument(
         "--batch_frames", type=positive_int, help="frames drawn for each step; default: all"
     )
