@@ -21,12 +21,12 @@ MAINS = ("train", "evaluate", "infer", "precompile", "demo")
 # Tools of a checkout, not of a user.
 HIDDEN = {"bootstrap_venv"}
 
-# Library -> the extra that installs it; talking needs none of them.
+# Library -> the extras that install it; talking needs none of them.
 EXTRAS = {
     "apache_beam": "corpus",
     "clu": "train",
     "jiwer": "train",
-    "matplotlib": "plots",
+    "matplotlib": "train,corpus",
     "seqio": "train",
     "tensorflow": "train",
     "tensorflow_datasets": "train",
