@@ -1,11 +1,12 @@
-"""The dialogue templates, and how a response is read.
+"""The dialogue templates, and the parser of responses.
 
 A template is a format string: `CROSS_MODAL.format(description=..., source=..., target=...)`; units
-stand in it as unit text. Dots and spaces differ between the templates exactly as they do in the
+are inserted as unit text. Dots and spaces differ between the templates exactly as they do in the
 published SpeechInstruct data (Zhang et al. 2023), because released checkpoints saw no others.
 
-Each `*_PROMPT` is what stands before the response: decoding starts from it. It ends without the
-space that follows in the dialogue, since that space belongs to the first word of the response.
+Each `*_PROMPT` is the part of a dialogue before the response: decoding starts from it. It ends
+without the space that follows in the dialogue, since that space belongs to the response's first
+word.
 """
 
 import dataclasses
@@ -13,13 +14,14 @@ import re
 
 HUMAN, SPEECHGPT, END_OF_HUMAN, END_OF_ANSWER = "[Human]", "[SpeechGPT]", "<eoh>", "<eoa>"
 
-# What an added-token vocabulary holds after the units; <eoa>, [ta] and [ua] are ordinary text.
+# The added tokens after the units; <eoa>, [ta] and [ua] are ordinary text.
 ROLE_TOKENS = ("<sosp>", "<eosp>", HUMAN, SPEECHGPT, END_OF_HUMAN, "<eos>")
 
-# Our own system prompt; SpeechInstruct records bring theirs, and so must a released checkpoint.
+# Our own system prompt. SpeechInstruct records have theirs; released checkpoints need the one that
+# they were trained with.
 DEFAULT_PREFIX = "This is SpeechGPT.\n"
 
-# The descriptions that our own mains ask with; training has many (data/descriptions.py).
+# The task descriptions that our mains use; training has many (data/descriptions.py).
 TRANSCRIBE = "Transcribe this speech"
 SPEAK = "Say this text aloud"
 
@@ -27,12 +29,12 @@ SPEAK = "Say this text aloud"
 CROSS_MODAL_PROMPT = "[Human]: {description}. This is input: {source}<eoh> [SpeechGPT]:"
 CROSS_MODAL = CROSS_MODAL_PROMPT + " {target}<eoa> "
 
-# A text instruction, in the same dress as the cross-modal data it is mixed with.
+# A text instruction, in the form of the cross-modal data it is mixed with.
 TEXT_INSTRUCTION_PROMPT = "[Human]: {question}<eoh> [SpeechGPT]:"
 TEXT_INSTRUCTION = TEXT_INSTRUCTION_PROMPT + " {answer}<eoa> "
 
-# Chain of modality. A bare spoken question is answered aloud, a bare written one in writing;
-# the two crossed forms ask for what they want.
+# Chain of modality. A spoken question is answered in speech and a written one in text, unless the
+# question asks for the other.
 SPEECH_TO_SPEECH_PROMPT = "[Human]: {question_units}<eoh>. [SpeechGPT]:"
 SPEECH_TO_SPEECH = SPEECH_TO_SPEECH_PROMPT + " {question}; [ta] {answer}; [ua] {answer_units}<eoa>."
 
@@ -45,18 +47,18 @@ TEXT_TO_SPEECH = TEXT_TO_SPEECH_PROMPT + " [ta] {answer}; [ua] {answer_units}<eo
 TEXT_TO_TEXT_PROMPT = "[Human]: {question}<eoh>. [SpeechGPT]:"
 TEXT_TO_TEXT = TEXT_TO_TEXT_PROMPT + " [ta] {answer}<eoa>."
 
-# How the released system asks; {question} is anything above, text or unit text.
+# The prompt of the released system; {question} is text or unit text.
 RELEASED_PROMPT = "[Human]: {question} <eoh>. [SpeechGPT]: "
 
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """What a model said; a part that it did not say is empty.
+    """The parts of a model's response; parts that it did not write are empty.
 
     Attributes:
       question: its transcript of a spoken question.
-      text: the text answer, or the transcript that ASR was asked for.
-      units: the unit answer, or the speech that TTS was asked for.
+      text: the answer in text, or the transcript when the task was ASR.
+      units: the answer in units, or the speech when the task was TTS.
     """
 
     question: str
@@ -67,14 +69,15 @@ class Response:
 def parse_response(text: str) -> Response:
     """`"what is it?; [ta] a cat; [ua] <sosp><7><eosp><eoa>."` -> its three parts.
 
-    Takes decoded text, with or without the dialogue before the response and with or without
-    spaces around added tokens. Generated text may be broken: an unclosed `<sosp>` keeps the units
-    it has, and a missing marker leaves its part empty.
+    Args:
+      text: decoded text, with or without the dialogue before the response, and with or without
+        spaces around added tokens. It may be incomplete: the units after an unclosed `<sosp>` are
+        kept, and a missing marker leaves its part empty.
     """
     body = text.rpartition(SPEECHGPT)[2].strip().removeprefix(":")
     body = body.partition(END_OF_ANSWER)[0]
     words, _, speech = body.partition("<sosp>")
-    units = [int(unit) for unit in re.findall(r"<(\d+)>", speech.partition("<eosp>")[0])]
+    units = [int(unit) for unit in re.findall(r"<([0-9]+)>", speech.partition("<eosp>")[0])]
     question, chained, answer = words.partition("[ua]")[0].partition("[ta]")
     if not chained:
         question, answer = "", question

@@ -1,4 +1,4 @@
-"""Units and the text they travel in: `[661, 987]` <-> `<sosp><661><987><eosp>`."""
+"""Units <-> unit text: `[661, 987]` <-> `<sosp><661><987><eosp>`."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from speechgpt_jax.errors import UserError
 
 START, END = "<sosp>", "<eosp>"
 
-_UNIT = re.compile(r"\s*<(\d+)>\s*")
+_UNIT = re.compile(r"\s*<([0-9]+)>\s*")
 
 
 def units_to_text(units: Iterable[int]) -> str:
@@ -18,10 +18,10 @@ def units_to_text(units: Iterable[int]) -> str:
 
 
 def text_to_units(text: str) -> list[int]:
-    """`"<sosp><5><9><eosp>"` -> `[5, 9]`; white space between the tags is allowed.
+    """`"<sosp><5><9><eosp>"` -> `[5, 9]`; white space around tags is allowed.
 
     Raises:
-      UserError: not exactly one `<sosp>...<eosp>`, or something in it that is not a unit.
+      UserError: `text` is not one `<sosp>...<eosp>`, or holds something else than units.
     """
     body = text.strip()
     if not (body.startswith(START) and body.endswith(END)):
@@ -44,14 +44,17 @@ def reduce_units(cluster_ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, n
     """Merges repeats: `[5, 5, 9]` -> units `[5, 9]`, durations `[2, 1]`.
 
     Args:
-      cluster_ids: [T] one cluster id a frame.
+      cluster_ids: [T] one cluster id per frame.
 
     Returns:
       reduced units [N] and durations [N] in frames, int32; the durations sum to T.
+
+    Raises:
+      ValueError: `cluster_ids` has other than one axis.
     """
     cluster_ids = np.asarray(cluster_ids, np.int32)
     if cluster_ids.ndim != 1:
-        raise UserError(f"cluster_ids must be [frames], got shape {cluster_ids.shape}.")
+        raise ValueError(f"cluster_ids must be [frames], got shape {cluster_ids.shape}.")
     starts = np.flatnonzero(np.diff(cluster_ids, prepend=-1))
     durations = np.diff(starts, append=len(cluster_ids))
     return cluster_ids[starts], durations.astype(np.int32)

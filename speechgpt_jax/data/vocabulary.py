@@ -9,7 +9,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from speechgpt_jax.tokenizer import Tokenizer, any_of
+from speechgpt_jax.tokenizer import SentencePieceTokenizer, Tokenizer, any_of
 
 # What str.strip() takes for white space; RE2's \s has six of these.
 _SPACES = (
@@ -34,7 +34,7 @@ class Vocabulary(seqio.Vocabulary):
 
     @classmethod
     def from_files(cls, model_file: str | Path, added_tokens: Sequence[str]) -> "Vocabulary":
-        return cls(Tokenizer.from_files(model_file, added_tokens))
+        return cls(SentencePieceTokenizer.from_files(model_file, added_tokens))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Vocabulary":
@@ -153,7 +153,7 @@ class Vocabulary(seqio.Vocabulary):
 
 
 def _from_parts(model: bytes, added_tokens: dict[str, int]) -> Vocabulary:
-    return Vocabulary(Tokenizer(model, added_tokens))
+    return Vocabulary(SentencePieceTokenizer(model, added_tokens))
 
 
 def _strip_beside(runs: tf.Tensor, texts: tf.Tensor) -> tf.Tensor:

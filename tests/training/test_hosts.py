@@ -78,11 +78,13 @@ def train_as_one_of(num_processes, process_id, port, folder, mesh, steps, stop):
 
 
 def run(folder, mesh, steps, batches):
-    from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
+    from speechgpt_jax.tokenizer import DEMO_TOKENIZER, SentencePieceTokenizer
     from speechgpt_jax.training.lm import train
     from speechgpt_jax.training.optimizer import AdamW
 
-    tokenizer = Tokenizer.from_files(DEMO_TOKENIZER / "tokenizer.model", ["<0>", "<1>", "<sosp>"])
+    tokenizer = SentencePieceTokenizer.from_files(
+        DEMO_TOKENIZER / "tokenizer.model", ["<0>", "<1>", "<sosp>"]
+    )
     train(
         model=dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size, num_kv_heads=4),
         tokenizer=tokenizer,

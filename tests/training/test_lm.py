@@ -16,12 +16,14 @@ from toy import CONFIG, RandomBatches
 from speechgpt_jax import checkpoints
 from speechgpt_jax.models.layers import LoraConfig
 from speechgpt_jax.models.llama import Llama, LlamaConfig
-from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
+from speechgpt_jax.tokenizer import DEMO_TOKENIZER, SentencePieceTokenizer, Tokenizer
 from speechgpt_jax.training.lm import train
 from speechgpt_jax.training.optimizer import AdamW
 from speechgpt_jax.training.progress import read_metrics
 
-TOKENIZER = Tokenizer.from_files(DEMO_TOKENIZER / "tokenizer.model", ["<0>", "<1>", "<sosp>"])
+TOKENIZER = SentencePieceTokenizer.from_files(
+    DEMO_TOKENIZER / "tokenizer.model", ["<0>", "<1>", "<sosp>"]
+)
 CONFIG = dataclasses.replace(CONFIG, vocab_size=TOKENIZER.vocab_size)
 LORA = dataclasses.replace(CONFIG, lora=LoraConfig(rank=2, dropout=0.1))
 
@@ -132,7 +134,7 @@ def test_runs_can_be_moved_together(stage1, stage3, tmp_path):
 
 def test_new_tokens_start_at_the_mean(tmp_path, stage1):
     folder, old_state = stage1
-    tokenizer = Tokenizer.from_files(
+    tokenizer = SentencePieceTokenizer.from_files(
         DEMO_TOKENIZER / "tokenizer.model", ["<0>", "<1>", "<sosp>", *map(str, range(200, 340))]
     )
     model = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size)
@@ -151,7 +153,7 @@ def test_new_tokens_start_at_the_mean(tmp_path, stage1):
 
 def test_new_tokens_within_the_padding_start_at_the_mean_too(tmp_path, stage1):
     folder, old_state = stage1
-    tokenizer = Tokenizer.from_files(
+    tokenizer = SentencePieceTokenizer.from_files(
         DEMO_TOKENIZER / "tokenizer.model", ["<0>", "<1>", "<sosp>", "<eosp>"]
     )
     model = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size)

@@ -1,0 +1,63 @@
+"""Trains a SentencePiece model with LLaMA's settings."""
+
+import io
+import re
+from collections.abc import Iterable, Iterator
+
+import sentencepiece
+
+from speechgpt_jax.errors import UserError
+
+# The trainer passes over lines that hold one of these.
+_RESERVED = re.compile("[\0\u2585]")
+# The part of its messages about the size of the vocabulary that names the limit.
+_SIZE = re.compile(r"Vocabulary size.* (?:<= \d+|\d+ vs \d+)\.")
+
+
+def train_sentencepiece(sentences: Iterable[str], vocab_size: int) -> bytes:
+    """Trains a BPE model: byte fallback, single digits, no normalisation, as LLaMA's.
+
+    Every sentence counts, however long it is.
+
+    Args:
+      sentences: texts without line breaks; blank ones are left out.
+      vocab_size: pieces, of which 256 are bytes and three control tokens.
+
+    Returns:
+      the serialised model.
+
+    Raises:
+      UserError: there is no text, or too much or too little of it for `vocab_size`.
+    """
+    pieces = [piece for sentence in sentences for piece in _trainable(sentence)]
+    if not pieces:
+        raise UserError("there is no text to train a tokenizer on; give a file with sentences.")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(pieces),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=0.99995,
+            byte_fallback=True,
+            split_digits=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            # By default it drops lines of more than 4,192 bytes; 10 is its least.
+            max_sentence_length=max(10, *(len(piece.encode()) for piece in pieces)),
+            num_threads=2,
+            minloglevel=1,
+        )
+    except RuntimeError as error:
+        if problem := _SIZE.search(str(error)):
+            raise UserError(
+                f"vocab_size {vocab_size} does not suit this text: {problem.group()}"
+            ) from error
+        raise
+    return model.getvalue()
+
+
+def _trainable(sentence: str) -> Iterator[str]:
+    return (piece for piece in _RESERVED.split(sentence) if piece.strip())
