@@ -286,6 +286,11 @@ def parameter_shapes(path) -> dict[str, jax.ShapeDtypeStruct]:
     return shapes
 
 
+def own_parameter_shapes(path) -> dict[str, jax.ShapeDtypeStruct]:
+    """As `parameter_shapes`, without those that only the bases have."""
+    return _parameters(_saved_shapes(latest(path)))
+
+
 def restore_parameters(path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Reads parameters by name into the dtypes and shardings of `targets`.
 
@@ -298,6 +303,8 @@ def restore_parameters(path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dic
         wanted = {PARAMS + n: x for n, x in targets.items() if n in saved and n not in arrays}
         if wanted:
             arrays |= _parameters(_read(folder, wanted))
+        if len(arrays) == len(targets):
+            break
     return arrays
 
 
@@ -438,8 +445,18 @@ def _writing(folder):
 
 def _with_bases(path):
     """The checkpoint at `path`, the one it is based on, and so on."""
+    folder = None
     while path is not None:
-        folder = latest(path)
+        try:
+            folder = latest(path)
+        except UserError as error:
+            if folder is None:
+                raise
+            raise UserError(
+                f"{folder} is an adapter on {path}, which is gone: move that run back there, or"
+                " export the adapter by `convert_llama to_hf RUN OUT --base=NAME` and convert it"
+                " again by `convert_llama from_hf OUT NEW_RUN --base=MOVED_RUN`."
+            ) from error
         yield folder
         path = _read_metadata(folder)["base"]
         if path and "://" not in path:

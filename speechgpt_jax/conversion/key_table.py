@@ -1,4 +1,4 @@
-"""Tables that say which of our parameters is which of theirs, read in both directions.
+"""Tables of parameter names, ours and those of another framework, applied in both directions.
 
     TABLE = [
         Row("layers.*.attention.q_proj.kernel", "encoder.layers.*.self_attn.q_proj.weight"),
@@ -23,7 +23,7 @@ from speechgpt_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the axes of one tensor lie on either side; both functions return views."""
+    """Order of a tensor's axes on either side, as two functions that return views."""
 
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_theirs: Callable[[np.ndarray], np.ndarray]
@@ -41,12 +41,14 @@ TRANSPOSED_CONV = Layout(
 
 @dataclasses.dataclass(frozen=True)
 class Row:
+    """One pattern of names: ours, theirs, and how the axes change between them."""
+
     ours: str
     theirs: str
     layout: Layout = REVERSED
 
     def names_of_theirs(self, name: str, shape: Sequence[int]) -> list[str] | None:
-        """Their tensors that make our parameter `name` of this shape; None if it is another row's.
+        """Names of the tensors that make up our parameter `name`; None if another row has it.
 
         "layers.0.q_proj.kernel" -> ["encoder.layers.0.q_proj.weight"]
         """
@@ -60,6 +62,7 @@ class Row:
 
     @property
     def is_stacked(self) -> bool:
+        """Our parameter holds several of their tensors along its first axis."""
         return self.theirs.count("*") > self.ours.count("*")
 
 
@@ -69,21 +72,23 @@ def read(
     wanted: Mapping[str, tuple[int, ...]],
     ignored: Iterable[str] = (),
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Our parameters one by one, made of theirs.
+    """Converts their tensors to our parameters, one by one.
 
-    All names and shapes are checked before the first tensor is read.
+    All names, dtypes and shapes are checked before the first tensor is read.
 
     Args:
-      table: rows; the first that fits is taken.
+      table: rows; the first that matches a name is taken.
       weights: theirs.
       wanted: names and shapes of all our parameters.
-      ignored: patterns of names of theirs that ours have no use for.
+      ignored: patterns of their names that have no counterpart in ours.
 
     Raises:
-      UserError: one of theirs is missing, has another shape or is left over, or holds a NaN.
+      UserError: one of theirs is missing, quantised, left over, of another shape, or holds a NaN.
     """
     found = {name: _find(table, name, shape) for name, shape in wanted.items()}
-    _check_names(weights, [n for _, names in found.values() for n in names], ignored)
+    needed = [name for _, names in found.values() for name in names]
+    weights.check_floats(needed)
+    _check_names(weights, needed, ignored)
     for name, (row, names) in found.items():
         shape = tuple(wanted[name][1:] if row.is_stacked else wanted[name])
         for their_name in names:
@@ -100,7 +105,7 @@ def load_module(
     weights: Weights,
     ignored: Iterable[str] = (),
 ) -> nnx.Module:
-    """What `build` makes, holding their weights. Arguments and errors are those of `read`."""
+    """The module that `build` makes, with their weights; arguments and errors as of `read`."""
     graph, abstract = nnx.split(nnx.eval_shape(build))
     wanted = {name: x.shape for name, x in checkpoints.flatten(abstract).items()}
     arrays = dict(read(table, weights, wanted, ignored))
@@ -110,7 +115,7 @@ def load_module(
 def write(
     table: Sequence[Row], parameters: Iterable[tuple[str, np.ndarray]]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Their tensors one by one, made of ours."""
+    """Converts our parameters to their tensors, one by one."""
     for name, array in parameters:
         row, names = _find(table, name, array.shape)
         parts = array if row.is_stacked else [array]
@@ -118,14 +123,18 @@ def write(
             yield their_name, np.ascontiguousarray(row.layout.to_theirs(part))
 
 
-def _find(table, name, shape) -> tuple[Row, list[str]]:
+def _find(table: Sequence[Row], name: str, shape: Sequence[int]) -> tuple[Row, list[str]]:
     for row in table:
         if names := row.names_of_theirs(name, shape):
             return row, names
-    raise UserError(f"{name} has no counterpart in the other format.")
+    raise UserError(
+        f"{name} has no counterpart in the other format: this kind of model can't be converted."
+    )
 
 
-def _assemble(row, names, weights, shape) -> np.ndarray:
+def _assemble(
+    row: Row, names: Sequence[str], weights: Weights, shape: tuple[int, ...]
+) -> np.ndarray:
     if not row.is_stacked:
         return np.ascontiguousarray(row.layout.to_ours(weights.read(names[0])))
     stacked = None
@@ -137,7 +146,7 @@ def _assemble(row, names, weights, shape) -> np.ndarray:
     return stacked
 
 
-def _check_names(weights, needed, ignored):
+def _check_names(weights: Weights, needed: Sequence[str], ignored: Iterable[str]) -> None:
     if missing := sorted(set(needed) - weights.shapes.keys()):
         raise UserError(
             f"{weights.source} lacks {missing[0]}{_and_more(missing)}: its config and its weights"
@@ -152,8 +161,8 @@ def _check_names(weights, needed, ignored):
         )
 
 
-def _check_shape(weights, name, layout, expected):
-    # A view of a single number has the shape, and takes no memory.
+def _check_shape(weights: Weights, name: str, layout: Layout, expected: tuple[int, ...]) -> None:
+    # A broadcast view of one number has the shape but takes no memory.
     expected = layout.to_theirs(np.broadcast_to(np.int8(0), expected)).shape
     if weights.shapes[name] != expected:
         raise UserError(
@@ -162,11 +171,11 @@ def _check_shape(weights, name, layout, expected):
         )
 
 
-def _and_more(names) -> str:
+def _and_more(names: Sequence[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
-def _fill(pattern: str, indices) -> str:
+def _fill(pattern: str, indices: Iterable[str | int]) -> str:
     for index in indices:
         pattern = pattern.replace("*", str(index), 1)
     return pattern

@@ -1,48 +1,54 @@
-"""LLaMA in Hugging Face's format: config.json, the names of the weights, PEFT's adapters."""
+"""LLaMA in Hugging Face's format: config.json, generation_config.json, the names of the weights."""
 
 from collections.abc import Mapping
 
 from speechgpt_jax.conversion.key_table import AS_IS, Row
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.models.layers import (
-    PROJECTIONS,
-    LinearRopeScaling,
-    Llama3RopeScaling,
-    LoraConfig,
-)
+from speechgpt_jax.models.layers import PROJECTIONS, LinearRopeScaling, Llama3RopeScaling
 from speechgpt_jax.models.llama import LlamaConfig
+from speechgpt_jax.tokenizer import Tokenizer
 
-_LAYER = "model.layers.*"
-_PART_OF = {name: "self_attn" if name in PROJECTIONS[:4] else "mlp" for name in PROJECTIONS}
+LAYER = "model.layers.*"
+# Which part of a layer holds a projection: {"q_proj": "self_attn", ..., "down_proj": "mlp"}.
+PART_OF = {name: "self_attn" if name in PROJECTIONS[:4] else "mlp" for name in PROJECTIONS}
 
 TABLE = [
     Row("embed_tokens", "model.embed_tokens.weight", AS_IS),
     Row("norm.scale", "model.norm.weight", AS_IS),
     Row("lm_head.kernel", "lm_head.weight"),
     *(
-        Row(f"layers.{norm}.scale", f"{_LAYER}.{norm}.weight", AS_IS)
+        Row(f"layers.{norm}.scale", f"{LAYER}.{norm}.weight", AS_IS)
         for norm in ("input_layernorm", "post_attention_layernorm")
     ),
     *(
-        Row(f"layers.{part}.{name}.kernel", f"{_LAYER}.{part}.{name}.weight")
-        for name, part in _PART_OF.items()
+        Row(f"layers.{part}.{name}.kernel", f"{LAYER}.{part}.{name}.weight")
+        for name, part in PART_OF.items()
     ),
 ]
 # Buffers that old versions of transformers saved.
 IGNORED = ("model.layers.*.self_attn.rotary_emb.inv_freq",)
 
-ADAPTER_TABLE = [
-    Row(
-        f"layers.{part}.{name}.lora_{matrix}",
-        f"base_model.model.{_LAYER}.{part}.{name}.lora_{matrix.upper()}.weight",
-    )
-    for name, part in _PART_OF.items()
-    for matrix in "ab"
-]
+# Maximum length of texts where nothing names one.
+DEFAULT_CONTEXT_LENGTH = 2048
+
+# transformers 5 has `rope_parameters`; before, `rope_theta` and `rope_scaling`.
+_ROPE_FIELDS = ("rope_parameters", "rope_theta", "rope_scaling")
+# Fields that only hold for the source: code that isn't copied.
+_LEFT_OUT = ("auto_map",)
 
 
 def config_from(fields: Mapping, source: str, compute_dtype: str) -> LlamaConfig:
-    """The fields of config.json -> our config; ValueError for what is not built here."""
+    """The fields of config.json -> our config.
+
+    Raises:
+      UserError: a field is missing, or asks for something that is not built here.
+    """
+    if method := fields.get("quantization_config"):
+        raise UserError(
+            f"{source} says that the weights are quantised ({method.get('quant_method')}): load the"
+            " model in transformers, call `model.dequantize()` and `save_pretrained`, and convert"
+            " that folder."
+        )
     for name, value in {
         "model_type": "llama",
         "hidden_act": "silu",
@@ -53,6 +59,7 @@ def config_from(fields: Mapping, source: str, compute_dtype: str) -> LlamaConfig
             raise UserError(f"{source} has {name} {fields[name]!r}; only {value!r} is built here.")
     try:
         num_heads = fields["num_attention_heads"]
+        rope_theta, rope_scaling = _rope_from(fields, source)
         return LlamaConfig(
             vocab_size=fields["vocab_size"],
             hidden_size=fields["hidden_size"],
@@ -64,15 +71,30 @@ def config_from(fields: Mapping, source: str, compute_dtype: str) -> LlamaConfig
             rms_norm_eps=fields["rms_norm_eps"],
             tie_embeddings=fields.get("tie_word_embeddings", False),
             dtype=compute_dtype,
-            **_rope_from(fields, source),
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
         )
     except KeyError as error:
         raise UserError(f"{source} has no {error}; expected the config of a LLaMA.") from error
 
 
-def config_to(config: LlamaConfig, context_length: int, dtype: str) -> dict:
-    """Our config -> the fields of config.json, as every version of transformers reads them."""
-    return {
+def config_to(
+    config: LlamaConfig,
+    dtype: str,
+    source: Mapping,
+    tokenizer: Tokenizer | None,
+    context_length: int | None,
+) -> dict:
+    """Our config -> the fields of config.json, as every version of transformers reads them.
+
+    Args:
+      config: of the run.
+      dtype: of the weights.
+      source: the fields of the config.json that the run was once converted from, or {}.
+      tokenizer: the run's; names bos, eos and pad where the source doesn't.
+      context_length: tokens; None takes the source's, or DEFAULT_CONTEXT_LENGTH.
+    """
+    ours = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": config.vocab_size,
@@ -83,78 +105,78 @@ def config_to(config: LlamaConfig, context_length: int, dtype: str) -> dict:
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": context_length,
         "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": _scaling_to(config.rope_scaling),
         "tie_word_embeddings": config.tie_embeddings,
         "attention_bias": False,
         "mlp_bias": False,
         "torch_dtype": dtype,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
+        **({"dtype": dtype} if "dtype" in source else {}),
     }
+    kept = {n: x for n, x in source.items() if n not in (*_ROPE_FIELDS, *_LEFT_OUT)}
+    defaults = {"max_position_embeddings": DEFAULT_CONTEXT_LENGTH, **_token_ids(tokenizer)}
+    given = {"max_position_embeddings": context_length} if context_length else {}
+    return defaults | kept | ours | _rope_to(config, source) | given
 
 
-def adapter_config_from(fields: Mapping, source: str) -> LoraConfig:
-    """adapter_config.json of PEFT -> ours; ValueError for variants that are not built here."""
-    plain = {"peft_type": "LORA", "bias": "none", "use_rslora": False, "use_dora": False}
-    for name, value in plain.items():
-        if fields.get(name, value) != value:
-            raise UserError(f"{source} has {name} {fields[name]!r}; only {value!r} is built here.")
-    for name in ("modules_to_save", "layers_to_transform", "rank_pattern", "alpha_pattern"):
-        if fields.get(name):
-            raise UserError(f"{source} has {name}; only the same adapter in all layers is built.")
-    try:
-        targets = fields["target_modules"]
-        return LoraConfig(
-            rank=fields["r"],
-            alpha=fields["lora_alpha"],
-            dropout=fields.get("lora_dropout", 0.0),
-            targets=tuple(sorted([targets] if isinstance(targets, str) else targets)),
-        )
-    except KeyError as error:
-        raise UserError(f"{source} has no {error}; expected the config of a LoRA.") from error
+def generation_config(config_fields: Mapping) -> dict:
+    """How the released SpeechGPT decodes, for a model whose source has no generation_config.json.
 
-
-def adapter_config_to(lora: LoraConfig, base: str) -> dict:
-    """Ours -> adapter_config.json; `base` is a folder or a name on the hub."""
+    `config_fields` are those of the model's config.json.
+    """
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "inference_mode": True,
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": lora.dropout,
-        "target_modules": list(lora.targets),
-        "bias": "none",
+        **{name: config_fields[name] for name in ids if name in config_fields},
+        "do_sample": True,
+        "temperature": 0.7,
+        "top_k": 50,
+        "top_p": 0.8,
+        "max_new_tokens": config_fields["max_position_embeddings"],
     }
 
 
-def _rope_from(fields, source) -> dict:
-    """transformers 5 has `rope_parameters`; before, `rope_theta` and `rope_scaling`."""
+def _token_ids(tokenizer: Tokenizer | None) -> dict[str, int]:
+    if tokenizer is None:
+        return {}
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
+
+
+def _rope_from(
+    fields: Mapping, source: str
+) -> tuple[float, LinearRopeScaling | Llama3RopeScaling | None]:
+    """Theta and scaling of the rotary positions, in the spelling of any version of transformers."""
     rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    theta = rope.get("rope_theta", fields.get("rope_theta", 10_000.0))
+    theta = float(rope.get("rope_theta", fields.get("rope_theta", 10_000.0)))
+    if (share := rope.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise UserError(f"{source} rotates {share} of each head; only all of it is built here.")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
-        scaling = None
-    elif kind == "linear":
-        scaling = LinearRopeScaling(rope["factor"])
-    elif kind == "llama3":
-        scaling = Llama3RopeScaling(
+        return theta, None
+    if kind == "linear":
+        return theta, LinearRopeScaling(rope["factor"])
+    if kind == "llama3":
+        return theta, Llama3RopeScaling(
             factor=rope["factor"],
             low_frequency_factor=rope["low_freq_factor"],
             high_frequency_factor=rope["high_freq_factor"],
             original_length=rope["original_max_position_embeddings"],
         )
-    else:
-        raise UserError(f"{source} scales RoPE by {kind!r}; only linear and llama3 are built here.")
-    return {"rope_theta": float(theta), "rope_scaling": scaling}
+    raise UserError(f"{source} scales RoPE by {kind!r}; only linear and llama3 are built here.")
 
 
-def _scaling_to(scaling) -> dict | None:
+def _rope_to(config: LlamaConfig, source: Mapping) -> dict:
+    """The source's fields where the run has the same rotation, and the old spelling beside them."""
+    ours = config.rope_theta, config.rope_scaling
+    fields = {"rope_theta": config.rope_theta, "rope_scaling": _scaling_to(config.rope_scaling)}
+    if source and _rope_from(source, "the source") == ours:
+        return fields | {name: source[name] for name in _ROPE_FIELDS if name in source}
+    return fields
+
+
+def _scaling_to(scaling: LinearRopeScaling | Llama3RopeScaling | None) -> dict | None:
     if scaling is None:
         return None
     if isinstance(scaling, LinearRopeScaling):

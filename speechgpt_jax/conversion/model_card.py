@@ -1,11 +1,11 @@
-"""The README.md of an exported model: what it is, what it was trained on, what was measured."""
+"""The README.md of an exported model: its shape, training stages, measured figures and usage."""
 
 import ast
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from speechgpt_jax import checkpoints
 from speechgpt_jax.models.llama import LlamaConfig, param_count
@@ -65,8 +65,17 @@ def write(
     *,
     name: str,
     is_adapter: bool,
-):
-    """Writes README.md of the run's newest checkpoint into `folder`."""
+) -> None:
+    """Writes the README.md of a run's newest checkpoint.
+
+    Args:
+      run: a run, or one of its checkpoints.
+      config: of the exported model.
+      tokenizer: the run's, or None.
+      folder: gets README.md.
+      name: of the model.
+      is_adapter: the export is an adapter without its base.
+    """
     tokens = {"tokens": f"{config.vocab_size:,}"}
     if tokenizer:
         tokens["units"] = f"{len(tokenizer.unit_ids):,}"
@@ -89,8 +98,8 @@ def write(
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def stages(run: pathlib.Path) -> list[tuple]:
-    """Run, data, steps and last loss of this run and of those it started from, oldest first."""
+def stages(run: pathlib.Path) -> list[tuple[str, str, int | str, str]]:
+    """(name, data, steps, last loss) of the run and of those it started from, oldest first."""
     return [
         (
             folder.name,
@@ -102,8 +111,8 @@ def stages(run: pathlib.Path) -> list[tuple]:
     ]
 
 
-def _ancestors(run) -> Iterator[tuple[pathlib.Path, dict]]:
-    """The run and those before it, as far as their folders are still there, with their bindings."""
+def _ancestors(run: pathlib.Path | str | None) -> Iterator[tuple[pathlib.Path, dict]]:
+    """Folder and gin bindings of the run and of those before it, while their folders exist."""
     while run is not None:
         folder = _run_folder(run)
         metadata = checkpoints.read_metadata(run)
@@ -118,12 +127,12 @@ def _ancestors(run) -> Iterator[tuple[pathlib.Path, dict]]:
             return
 
 
-def _run_folder(path) -> pathlib.Path:
+def _run_folder(path: pathlib.Path | str) -> pathlib.Path:
     return pathlib.Path(checkpoints.latest(path)).parent.parent
 
 
 def _bindings(config_text: str) -> dict:
-    """ "lm.train.steps = 250" -> {"train.steps": 250}, of an operative gin file."""
+    """Bindings of an operative gin file: "lm.train.steps = 250" -> {"train.steps": 250}."""
     bindings = {}
     for line in re.findall(r"^(?:[\w.]+\.)?(\w+\.\w+) = (.+)$", config_text, re.MULTILINE):
         try:
@@ -133,15 +142,15 @@ def _bindings(config_text: str) -> dict:
     return bindings
 
 
-def _last_loss(folder) -> str:
+def _last_loss(folder: pathlib.Path) -> str:
     losses = [line["loss"] for line in read_metrics(folder) if "loss" in line]
     return f"{losses[-1]:.3f}" if losses else "not known"
 
 
-def _figures(run) -> str:
+def _figures(run: pathlib.Path) -> str:
     path = _run_folder(run) / "evaluation.json"
     if not path.exists():
-        return "None were measured: run `python -m speechgpt_jax.evaluate` before the export."
+        return "None: `python -m speechgpt_jax.evaluate` was not run before the export."
     rows = [
         (split, task, metric, f"{value:.3f}")
         for split, tasks in json.loads(path.read_text()).items()
@@ -151,6 +160,6 @@ def _figures(run) -> str:
     return _table(["split", "task", "figure", "value"], rows)
 
 
-def _table(header, rows) -> str:
+def _table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

@@ -1,26 +1,146 @@
-"""Our tokenizer as files with which `transformers.AutoTokenizer` gives our ids.
+"""Our tokenizer in Hugging Face's files, in and out.
 
-Text is cut at the added tokens, white space around them goes, and every piece left gets its own
-leading `▁` (see `speechgpt_jax.tokenizer`). A current `LlamaTokenizer` does otherwise, so the
-folder asks for the plain fast tokenizer, whose rules all stand in tokenizer.json. `<s>` in a text
-is ordinary text, as with us. Not the same: the separators U+001C to U+001F beside an added token,
-which Python strips as white space and Rust does not.
+Written are files with which `transformers.AutoTokenizer` gives our ids. Text is cut at the added
+tokens, white space around them is dropped, and every piece left gets its own leading `▁` (see
+`speechgpt_jax.tokenizer.sentencepiece`). A current `LlamaTokenizer` does otherwise, so the folder
+asks for the plain fast tokenizer, whose rules all stand in tokenizer.json. `<s>` in a text is
+ordinary text. One difference is left: the separators U+001C to U+001F beside an added token, which
+Python strips as white space and Rust does not.
+
+Read is tokenizer.model, or a tokenizer.json that transformers made of one.
 """
 
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
 
 import tokenizers
+from etils import epath
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 
+from speechgpt_jax import files
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.tokenizer import Tokenizer
+from speechgpt_jax.tokenizer import SentencePieceTokenizer
+from speechgpt_jax.tokenizer.sentencepiece import read_added_tokens
 
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
+# Names of padding tokens, whose row in the embedding is often missing.
+_PADDING = ("<pad>", "<PAD>", "[PAD]")
 
 
-def write(tokenizer: Tokenizer, folder: pathlib.Path, context_length: int):
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def read(folder: pathlib.Path, num_rows: int) -> SentencePieceTokenizer | None:
+    """Reads the tokenizer of a Hugging Face folder; None, and a printed line, if there is none.
+
+    Args:
+      folder: has tokenizer.model or tokenizer.json.
+      num_rows: of the embedding. A padding token beyond them is dropped: no model can read it.
+
+    Raises:
+      UserError: a file is damaged, or the tokenizer has more tokens than the embedding rows.
+    """
+    path = folder / "tokenizer.json"
+    fast = files.read_json(path) if path.exists() else {}
+    added = {x["content"]: x["id"] for x in fast.get("added_tokens", [])}
+    if (folder / "tokenizer.model").exists():
+        slow = SentencePieceTokenizer.from_folder(folder)
+        model, added = slow.model, added | slow.added_tokens
+    elif model := _sentencepiece_model(fast):
+        added |= read_added_tokens(folder)
+    else:
+        print(
+            f"{folder} has no tokenizer.model, nor a tokenizer.json of LLaMA's SentencePiece kind:"
+            " the run gets no tokenizer, so it can be exported but not trained or asked. Put the"
+            " original tokenizer.model into the folder and convert again."
+        )
+        return None
+    return SentencePieceTokenizer(model, _with_rows(added, num_rows, folder))
+
+
+def _with_rows(added: Mapping[str, int], num_rows: int, folder: pathlib.Path) -> dict[str, int]:
+    """The added tokens that have a row in the embedding; a UserError unless the rest is padding."""
+    beyond = {token: id_ for token, id_ in added.items() if id_ >= num_rows}
+    if unknown := sorted(beyond.keys() - {*_PADDING, _padding_token(folder)}):
+        raise UserError(
+            f"{folder}: the tokenizer has {max(beyond.values()) + 1} ids, {unknown[0]!r} among"
+            f" them, but config.json only {num_rows} rows: take both from the same checkpoint."
+        )
+    for token, id_ in beyond.items():
+        print(f"{token} is left out: its id {id_} has no row among the {num_rows} of the model.")
+    return {token: id_ for token, id_ in added.items() if id_ < num_rows}
+
+
+def _padding_token(folder: pathlib.Path) -> str | None:
+    path = folder / "tokenizer_config.json"
+    token = files.read_json(path).get("pad_token") if path.exists() else None
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _sentencepiece_model(fast: Mapping) -> bytes | None:
+    """The SentencePiece model that a tokenizer.json was made of; None if of no such model.
+
+    SentencePiece's BPE joins the pair whose result has the best score, wherever it was cut. So the
+    merges must be all pairs that make a piece, in the order of the pieces they make; the pieces'
+    scores are their places in that order.
+    """
+    model = fast.get("model", {})
+    if not (model.get("type") == "BPE" and model.get("byte_fallback") and _adds_prefix(fast)):
+        return None
+    vocabulary = model["vocab"]
+    pieces = sorted(vocabulary, key=vocabulary.get)
+    if pieces[:3] != [UNK, BOS, EOS] or [*map(vocabulary.get, pieces)] != [*range(len(pieces))]:
+        return None
+    theirs = [tuple(x.split(" ") if isinstance(x, str) else x) for x in model["merges"]]
+    made = list(dict.fromkeys("".join(pair) for pair in theirs))
+    # Those that nothing makes, such as single characters, come after them in the order of ids.
+    made += [piece for piece in pieces if piece not in set(made)]
+    scores = {piece: -float(rank) for rank, piece in enumerate(made)}
+    ours = merges(vocabulary, [scores[piece] for piece in pieces])
+    if sorted(ours) != sorted(theirs):
+        return None
+    return _proto(pieces, scores).SerializeToString()
+
+
+def _adds_prefix(fast: Mapping) -> bool:
+    """Texts get a leading ▁ and their spaces become ▁, in any of the spellings in use."""
+    steps = [*_steps(fast.get("normalizer")), *_steps(fast.get("pre_tokenizer"))]
+    kinds = [step["type"] for step in steps]
+    if kinds == ["Metaspace"]:
+        return steps[0].get("prepend_scheme", "always") != "never" and not steps[0].get("split")
+    return kinds == ["Prepend", "Replace"]
+
+
+def _steps(step: Mapping | None) -> Sequence[Mapping]:
+    if step is None:
+        return []
+    return step.get("normalizers") or step.get("pretokenizers") or [step]
+
+
+def _proto(pieces: Sequence[str], scores: Mapping[str, float]) -> ModelProto:
+    proto = ModelProto()
+    proto.trainer_spec.model_type = proto.trainer_spec.BPE
+    proto.trainer_spec.vocab_size = len(pieces)
+    proto.trainer_spec.byte_fallback = True
+    proto.normalizer_spec.name = "identity"
+    proto.normalizer_spec.add_dummy_prefix = True
+    proto.normalizer_spec.remove_extra_whitespaces = False
+    proto.normalizer_spec.escape_whitespaces = True
+    kinds = ModelProto.SentencePiece
+    special = {UNK: kinds.UNKNOWN, BOS: kinds.CONTROL, EOS: kinds.CONTROL}
+    special |= {f"<0x{byte:02X}>": kinds.BYTE for byte in range(256)}
+    for piece in pieces:
+        score = 0.0 if piece in special else scores[piece]
+        proto.pieces.add(piece=piece, score=score, type=special.get(piece, kinds.NORMAL))
+    return proto
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def write(tokenizer: SentencePieceTokenizer, folder: epath.Path, max_length: int) -> None:
     """Writes tokenizer.json, tokenizer_config.json, tokenizer.model and added_tokens.json.
 
     Raises:
@@ -37,12 +157,12 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, context_length: int):
         "padding_side": "left",
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": context_length,
+        "model_max_length": max_length,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(fields, indent=2) + "\n")
 
 
-def build(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+def build(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
     """The same as a tokenizer of the `tokenizers` library, bos in front."""
     proto = ModelProto.FromString(tokenizer.model)
     _check_kind(proto)
@@ -79,7 +199,7 @@ def build(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     return fast
 
 
-def merges(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
+def merges(vocabulary: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
     """All pairs of pieces that make a piece, the one with the best score first."""
     ranked = []
     for piece, id_ in vocabulary.items():
@@ -90,7 +210,7 @@ def merges(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, s
     return [(left, right) for *_, left, right in sorted(ranked)]
 
 
-def _check_kind(proto: ModelProto):
+def _check_kind(proto: ModelProto) -> None:
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     is_llama = (
         trainer.model_type == trainer.BPE
@@ -104,14 +224,16 @@ def _check_kind(proto: ModelProto):
     if not is_llama:
         raise UserError(
             "the SentencePiece model is not of LLaMA's kind (BPE with byte fallback, no"
-            " normalisation, <unk> <s> </s> first), so no tokenizer.json gives its ids."
+            " normalisation, <unk> <s> </s> first), so no tokenizer.json gives its ids; remove the"
+            " run's tokenizer folder to export the weights only."
         )
 
 
-def _check_ids(tokenizer, fast):
+def _check_ids(tokenizer: SentencePieceTokenizer, fast: tokenizers.Tokenizer) -> None:
     for token, id_ in tokenizer.added_tokens.items():
         if fast.token_to_id(token) != id_:
             raise UserError(
                 f"{token!r} has id {id_}, and would have {fast.token_to_id(token)} in"
-                " tokenizer.json: added tokens must follow the pieces without a gap."
+                " tokenizer.json: added tokens must follow the pieces without a gap; give the"
+                " missing ids tokens in the run's tokenizer/added_tokens.json."
             )

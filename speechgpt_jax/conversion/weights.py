@@ -3,44 +3,70 @@
 import contextlib
 import dataclasses
 import hashlib
-import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import ml_dtypes
 import numpy as np
 import safetensors
 import torch
 
+from speechgpt_jax import files
 from speechgpt_jax.conversion import pickles
 from speechgpt_jax.errors import UserError
+
+read_json = files.read_json
+
+# What weights are stored as when they are not quantised.
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+_OF_SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# Ends of the names under which GPTQ, AWQ, bitsandbytes and their like keep codes and scales.
+_QUANTIZED = ("qweight", "qzeros", "SCB", "absmax", "quant_map", "weight_scale", "weight_scale_inv")
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Named arrays somewhere on disk or in memory.
+    """Named arrays on disk or in memory.
 
     Attributes:
       source: where they are, for messages.
       shapes: name -> shape.
-      fetch: name -> array in the dtype it is stored in.
+      dtypes: name -> dtype as it is stored, such as "bfloat16" or "I8".
+      fetch: name -> array in that dtype.
     """
 
     source: str
     shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
     fetch: Callable[[str], np.ndarray]
 
     def read(self, name: str) -> np.ndarray:
-        """The array; UserError if it holds a NaN or an infinity."""
+        """The array; raises a UserError if it holds a NaN or an infinity."""
         array = self.fetch(name)
         if not np.isfinite(array).all():
-            raise UserError(f"{self.source}: {name} holds NaN or infinity; the file is no use.")
+            raise UserError(
+                f"{self.source}: {name} holds NaN or infinity; get the file again, or take an"
+                " earlier checkpoint."
+            )
         return array
 
+    def check_floats(self, names: Iterable[str]) -> None:
+        """Raises a UserError if one of `names` is quantised."""
+        codes = [name for name in self.shapes if name.endswith(_QUANTIZED)]
+        codes += [name for name in names if self.dtypes.get(name, FLOATS[0]) not in FLOATS]
+        if codes:
+            raise UserError(
+                f"{self.source}: {codes[0]} ({self.dtypes[codes[0]]}) is part of quantised weights;"
+                " load the model in transformers, call `model.dequantize()` and `save_pretrained`,"
+                " and convert that folder."
+            )
 
-def from_arrays(source, arrays: Mapping[str, np.ndarray]) -> Weights:
+
+def from_arrays(source: str | pathlib.Path, arrays: Mapping[str, np.ndarray]) -> Weights:
     """Weights that are in memory."""
-    return Weights(str(source), {n: x.shape for n, x in arrays.items()}, arrays.__getitem__)
+    shapes = {name: x.shape for name, x in arrays.items()}
+    dtypes = {name: str(x.dtype) for name, x in arrays.items()}
+    return Weights(str(source), shapes, dtypes, arrays.__getitem__)
 
 
 def from_folder(folder: pathlib.Path, names: Iterable[str]) -> Weights:
@@ -58,7 +84,7 @@ def from_folder(folder: pathlib.Path, names: Iterable[str]) -> Weights:
         if (folder / name).is_file():
             return _together(folder, [_open(folder / name)])
         if index.is_file():
-            weight_map = read_json(index).get("weight_map", {})
+            weight_map = files.read_json(index, "an index of shards").get("weight_map", {})
             shards = [_open(folder / shard) for shard in sorted(set(weight_map.values()))]
             weights = _together(folder, shards)
             if lost := sorted(weight_map.keys() - weights.shapes.keys()):
@@ -70,28 +96,19 @@ def from_folder(folder: pathlib.Path, names: Iterable[str]) -> Weights:
     raise UserError(f"{folder} has no weights; expected one of {', '.join(names)}.")
 
 
-def from_torch(source, tensors: Mapping[str, torch.Tensor]) -> Weights:
-    """Tensors that `pickles.load_torch` opened; UserError if they are something else."""
+def from_torch(source: str | pathlib.Path, tensors: Mapping[str, torch.Tensor]) -> Weights:
+    """Tensors that `pickles.load_torch` opened; raises a UserError if they are something else."""
     if not (
         isinstance(tensors, Mapping) and all(isinstance(x, torch.Tensor) for x in tensors.values())
     ):
         raise UserError(f"{source} holds other things than named tensors.")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return Weights(str(source), shapes, lambda name: _to_numpy(tensors[name]))
-
-
-def read_json(path: pathlib.Path) -> dict:
-    """UserError where there is none or it is no JSON object."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is missing or no JSON ({error}).") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{path} holds {type(fields).__name__}; expected a JSON object.")
-    return fields
+    dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
+    return Weights(str(source), shapes, dtypes, lambda name: _to_numpy(tensors[name]))
 
 
 def sha256(path: pathlib.Path) -> str:
+    """Hexadecimal digest of a file."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -100,7 +117,7 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def describe_sha256(path: pathlib.Path, published: Mapping[str, str]) -> str:
-    """One line on whether `path` is one of the files {sha256: what it is}."""
+    """One line with the digest of `path`, and what file it is by {sha256: what it is}."""
     digest = sha256(path)
     return (
         f"{path.name}: sha256 {digest}, {published.get(digest, 'not a published file known here')}"
@@ -119,24 +136,28 @@ def _open_torch(path: pathlib.Path) -> Weights:
     def read():
         return from_torch(path, pickles.load_torch(path))
 
+    opened = read()
     # Mapped anew for each tensor: what was read before no longer counts as memory in use.
-    return Weights(str(path), read().shapes, lambda name: read().fetch(name))
+    return dataclasses.replace(opened, fetch=lambda name: read().fetch(name))
 
 
 def _open_safetensors(path: pathlib.Path) -> Weights:
     with _safe_open(path) as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        shapes = {name: tuple(x.get_shape()) for name, x in slices.items()}
+        stored = {name: x.get_dtype() for name, x in slices.items()}
+    dtypes = {name: _OF_SAFETENSORS.get(dtype, dtype) for name, dtype in stored.items()}
 
     def fetch(name):
         # Opened anew, as PyTorch's are.
         with _safe_open(path) as file:
             return file.get_tensor(name)
 
-    return Weights(str(path), shapes, fetch)
+    return Weights(str(path), shapes, dtypes, fetch)
 
 
 @contextlib.contextmanager
-def _safe_open(path):
+def _safe_open(path: pathlib.Path) -> Iterator[safetensors.safe_open]:
     try:
         with safetensors.safe_open(path, "numpy") as file:
             yield file
@@ -144,10 +165,11 @@ def _safe_open(path):
         raise UserError(f"{path} is damaged ({error}); get it again.") from error
 
 
-def _together(folder, parts: list[Weights]) -> Weights:
+def _together(folder: pathlib.Path, parts: list[Weights]) -> Weights:
     owner = {name: part for part in parts for name in part.shapes}
     shapes = {name: part.shapes[name] for name, part in owner.items()}
-    return Weights(str(folder), shapes, lambda name: owner[name].fetch(name))
+    dtypes = {name: part.dtypes[name] for name, part in owner.items()}
+    return Weights(str(folder), shapes, dtypes, lambda name: owner[name].fetch(name))
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:

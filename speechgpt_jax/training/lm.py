@@ -21,7 +21,7 @@ import jax
 from etils import epath
 
 from speechgpt_jax import sharding
-from speechgpt_jax.checkpoints import Checkpoints, Keep
+from speechgpt_jax.checkpoints import Checkpoints, Keep, read_metadata
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.llama import LlamaConfig
 from speechgpt_jax.sharding import MeshConfig
@@ -104,6 +104,7 @@ def train(
     step = jit_train_step(stage, state, devices, tokenizer.unit_ids)
 
     metadata = {"config": config_text(), "model": dataclasses.asdict(model)}
+    metadata |= _kept_fields(start_from)
     _describe(output_dir, tokenizer, metadata["config"])
     base = start_from if trainable != "all" else None
     with (
@@ -148,6 +149,12 @@ def _check(model, tokenizer, start_from, trainable):
             f"the model has {model.vocab_size} tokens and {start_from} only"
             f" {number_of_tokens(start_from)}: a frozen base never learns new ones."
         )
+
+
+def _kept_fields(start_from: str | None) -> dict:
+    """Fields of the Hugging Face files that the first of all runs was converted from, if it was."""
+    saved = read_metadata(start_from) if start_from else {}
+    return {"hugging_face": saved["hugging_face"]} if "hugging_face" in saved else {}
 
 
 def _describe(output_dir, tokenizer, config_text):

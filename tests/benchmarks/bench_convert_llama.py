@@ -41,7 +41,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 def write_checkpoint(folder: pathlib.Path, config: LlamaConfig) -> int:
     """Writes random weights in shards, one tensor per layer; returns their size in bytes."""
     folder.mkdir(parents=True)
-    fields = llama_format.config_to(config, 2048, "bfloat16")
+    fields = llama_format.config_to(config, "bfloat16", {}, None, 2048)
     (folder / "config.json").write_text(json.dumps(fields))
     rng = np.random.default_rng(0)
     shard, weight_map, total = {}, {}, 0

@@ -1,133 +1,36 @@
-"""LLaMA in and out: against transformers and peft themselves, on folders of the released layout."""
+"""LLaMA in and out: against transformers itself, on folders of the released layout."""
 
 import dataclasses
 import json
 import os
+import re
 import resource
 import shutil
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
-import peft
 import pytest
-import safetensors.numpy
 import safetensors.torch
 import torch
 import transformers
 from flax import nnx
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from speechgpt_jax import checkpoints
 from speechgpt_jax.checkpoints import Checkpoints
-from speechgpt_jax.conversion import tokenizer_format
+from speechgpt_jax.conversion import llama, shards
 from speechgpt_jax.decoding.conversation import build_llama
 from speechgpt_jax.decoding.generate import generate
 from speechgpt_jax.decoding.sampling import GREEDY
-from speechgpt_jax.models.layers import LinearRopeScaling, Llama3RopeScaling, LoraConfig
-from speechgpt_jax.models.llama import Llama
-from speechgpt_jax.prompts import ROLE_TOKENS
-from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.models.layers import LinearRopeScaling, Llama3RopeScaling
+from speechgpt_jax.models.llama import Llama, LlamaConfig
+from speechgpt_jax.tokenizer import SentencePieceTokenizer, Tokenizer
+from speechgpt_jax.training.lm import train
+from speechgpt_jax.training.optimizer import AdamW
+from tests.conversion.released import PROMPTS, SMALL, TOKENIZER, assert_same_logits, change_json
 from tests.models.hugging_face import CONFIG, reference
+from tests.training.toy import RandomBatches
 from tools import convert_llama
-
-GOLDEN = Path(__file__).parent.parent / "testdata" / "golden"
-CASES = json.loads((GOLDEN / "llama_tokenizer.json").read_text())["cases"]
-TOKENIZER = Tokenizer.from_pretrained(GOLDEN)
-# The last rows are padding of ours: 3006 is no multiple of 128.
-SMALL = dataclasses.replace(CONFIG, vocab_size=TOKENIZER.vocab_size)
-PROMPTS = [
-    "This is a system prompt.\n[Human]: what is a cat?<eoh> [SpeechGPT]:",
-    "[Human]: <sosp><5><71><9><999><0><eosp><eoh>. [SpeechGPT]:",
-]
-
-
-def write_released(folder: Path, model, dtype=torch.float16) -> Path:
-    """The layout of SpeechGPT-7B-ma and -cm: two .bin shards, index, slow tokenizer."""
-    folder.mkdir()
-    model.config.save_pretrained(folder)
-    tensors = {name: x.to(dtype).clone() for name, x in model.state_dict().items()}
-    for layer in range(model.config.num_hidden_layers):
-        tensors[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
-    names = list(tensors)
-    half = len(names) // 2
-    shards = {
-        "pytorch_model-00001-of-00002.bin": names[:half],
-        "pytorch_model-00002-of-00002.bin": names[half:],
-    }
-    for shard, members in shards.items():
-        torch.save({name: tensors[name] for name in members}, folder / shard)
-    weight_map = {name: shard for shard, members in shards.items() for name in members}
-    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    TOKENIZER.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def theirs():
-    model = reference(SMALL)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.copy_(weight.half())
-    return model
-
-
-@pytest.fixture(scope="module")
-def released(tmp_path_factory, theirs):
-    return write_released(tmp_path_factory.mktemp("released") / "SpeechGPT-cm", theirs)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, released):
-    """The released folder as a run of ours."""
-    out = tmp_path_factory.mktemp("runs") / "cm"
-    convert_llama.from_hf(released, out, "float32")
-    return out
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory, run):
-    out = tmp_path_factory.mktemp("exported") / "cm"
-    convert_llama.to_hf(run, out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory, theirs):
-    """A PEFT folder on top of the released one: SpeechGPT-7B-com."""
-    torch.manual_seed(1)
-    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
-    model = reference(SMALL)
-    model.load_state_dict(theirs.state_dict())
-    model = peft.get_peft_model(model, config).eval()
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.3)
-    folder = tmp_path_factory.mktemp("released") / "SpeechGPT-com"
-    model.save_pretrained(folder)
-    return folder, model
-
-
-@pytest.fixture(scope="module")
-def adapter_run(run, adapter):
-    out = run.parent / "com"
-    convert_llama.adapter_from_hf(adapter[0], out, run)
-    return out
-
-
-@nnx.jit
-def our_logits(model, tokens):
-    return model.unembed(model(tokens))
-
-
-def assert_same_logits(ours: Llama, model, rtol=1e-4):
-    tokens = np.random.default_rng(0).integers(3, ours.config.vocab_size, (2, 40))
-    with torch.no_grad():
-        expected = model(torch.from_numpy(tokens)).logits.numpy()
-    logits = np.asarray(our_logits(ours, jnp.asarray(tokens)))[..., : ours.config.vocab_size]
-    assert np.abs(logits - expected).max() / np.abs(expected).max() < rtol
 
 
 def test_the_released_layout_gives_the_logits_of_transformers(run, theirs):
@@ -177,11 +80,11 @@ def test_the_llama_family(changes, tmp_path):
     model = reference(config)
     model.save_pretrained(tmp_path / "in", max_shard_size="40KB")
     assert (tmp_path / "in" / "model.safetensors.index.json").exists()
-    convert_llama.from_hf(tmp_path / "in", tmp_path / "run", "float32")
+    llama.from_hf(tmp_path / "in", tmp_path / "run", "float32")
     ours = checkpoints.load_model(tmp_path / "run", build_llama)
     assert ours.config == dataclasses.replace(config, scan_layers=True)
     assert_same_logits(ours, model)
-    convert_llama.to_hf(tmp_path / "run", tmp_path / "out")
+    llama.to_hf(tmp_path / "run", tmp_path / "out")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert_same_logits(ours, again)
 
@@ -189,9 +92,9 @@ def test_the_llama_family(changes, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_round_trip_is_bit_exact(dtype, tmp_path, monkeypatch):
     reference(CONFIG).to(dtype).save_pretrained(tmp_path / "in", max_shard_size="50KB")
-    convert_llama.from_hf(tmp_path / "in", tmp_path / "run")
-    monkeypatch.setattr(convert_llama, "SHARD_BYTES", 50_000)
-    convert_llama.to_hf(tmp_path / "run", tmp_path / "out")
+    llama.from_hf(tmp_path / "in", tmp_path / "run")
+    monkeypatch.setattr(shards, "SHARD_BYTES", 50_000)
+    llama.to_hf(tmp_path / "run", tmp_path / "out")
     before, after = (read_tensors(tmp_path / name) for name in ("in", "out"))
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -200,24 +103,192 @@ def test_round_trip_is_bit_exact(dtype, tmp_path, monkeypatch):
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
 
 
+NEW_LLAMA3 = {
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500_000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+}
+OLD_LLAMA3 = {
+    "rope_parameters": None,
+    "rope_theta": 500_000.0,
+    "rope_scaling": {
+        "type": "llama3",
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+}
+SOURCES = {
+    "llama3_new": (NEW_LLAMA3 | {"eos_token_id": [1501, 1502]}, {"eos_token_id": [1501, 1502]}),
+    "llama3_old": (OLD_LLAMA3 | {"torch_dtype": "float32", "dtype": None}, {"temperature": 0.6}),
+    "linear_old": (
+        {
+            "rope_parameters": None,
+            "rope_theta": 10_000.0,
+            "rope_scaling": {"type": "linear", "factor": 2.0},
+        },
+        {"do_sample": True, "top_p": 0.9},
+    ),
+    "no_theta": ({"rope_parameters": None}, {"max_length": 4096}),
+    "other_fields": (
+        {"initializer_range": 0.03, "attention_dropout": 0.1, "use_cache": False, "new_field": 1},
+        {},
+    ),
+}
+
+
+def write_source(folder: Path, config: dict, generation: dict) -> tuple[dict, dict, dict]:
+    """A small LLaMA with token ids and lengths of its own; returns its JSON files."""
+    reference(SMALL).save_pretrained(folder)
+    ids = {"bos_token_id": 1500, "eos_token_id": 1501, "pad_token_id": 1505}
+    change_json(folder / "config.json", **(ids | {"max_position_embeddings": 131072} | config))
+    change_json(folder / "generation_config.json", **(ids | generation))
+    change_json(folder / "tokenizer_config.json", model_max_length=16384)
+    TOKENIZER.save_pretrained(folder)
+    return read_configs(folder)
+
+
+def read_configs(folder: Path) -> tuple[dict, dict, dict]:
+    names = "config", "generation_config", "tokenizer_config"
+    return tuple(json.loads((folder / f"{name}.json").read_text()) for name in names)
+
+
+def assert_within(before: dict, after: dict):
+    """Every field of `before` is in `after`, unchanged."""
+    assert before == {name: after.get(name, "missing") for name in before}
+
+
+@pytest.mark.parametrize(("config", "generation"), SOURCES.values(), ids=SOURCES)
+def test_what_a_run_does_not_change_survives_the_round_trip(config, generation, tmp_path):
+    before = write_source(tmp_path / "in", config, generation)
+    llama.from_hf(tmp_path / "in", tmp_path / "run", "float32")
+    llama.to_hf(tmp_path / "run", tmp_path / "out")
+    after = read_configs(tmp_path / "out")
+    assert_within(before[0], after[0])
+    assert after[1] == before[1]
+    assert after[2]["model_max_length"] == 16384
+    # transformers reads the same out of both, whatever the spelling.
+    theirs, again = (
+        transformers.AutoConfig.from_pretrained(tmp_path / name) for name in ("in", "out")
+    )
+    for name in ("rope_parameters", "bos_token_id", "eos_token_id", "max_position_embeddings"):
+        assert getattr(again, name) == getattr(theirs, name)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert_same_logits(checkpoints.load_model(tmp_path / "run", build_llama), model)
+
+
+def test_a_length_given_by_hand_wins(tmp_path):
+    write_source(tmp_path / "in", {}, {})
+    llama.from_hf(tmp_path / "in", tmp_path / "run")
+    llama.to_hf(tmp_path / "run", tmp_path / "out", context_length=512)
+    config, _, tokenizer = read_configs(tmp_path / "out")
+    assert (config["max_position_embeddings"], tokenizer["model_max_length"]) == (512, 512)
+
+
+def test_a_run_trained_from_a_converted_one_keeps_its_fields(tmp_path):
+    """But not those that training changed: rows and rotary positions."""
+    config, generation, _ = write_source(tmp_path / "in", *SOURCES["llama3_new"])
+    llama.from_hf(tmp_path / "in", tmp_path / "run", "float32")
+    added = TOKENIZER.added_tokens | {"<new>": TOKENIZER.vocab_size}
+    tokenizer = SentencePieceTokenizer(TOKENIZER.model, added)
+    model = dataclasses.replace(
+        LlamaConfig.from_dict(checkpoints.read_metadata(tmp_path / "run")["model"]),
+        vocab_size=tokenizer.vocab_size,
+        rope_scaling=LinearRopeScaling(2.0),
+    )
+    train(
+        model=model,
+        tokenizer=tokenizer,
+        batches=RandomBatches(),
+        optimizer=AdamW(learning_rate=1e-3),
+        steps=4,
+        output_dir=str(tmp_path / "trained"),
+        start_from=str(tmp_path / "run"),
+    )
+    llama.to_hf(tmp_path / "trained", tmp_path / "out")
+    after = read_configs(tmp_path / "out")
+    assert after[1] == generation
+    changed = {"vocab_size": 3007, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    del config["rope_parameters"]
+    assert_within(config | changed, after[0])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert_same_logits(checkpoints.load_model(tmp_path / "trained", build_llama), theirs)
+
+
+def test_a_run_of_no_source_is_exported_with_its_tokenizers_ids(tmp_path):
+    save_run(tmp_path / "run", Llama(SMALL, rngs=nnx.Rngs(0)))
+    llama.to_hf(tmp_path / "run", tmp_path / "out")
+    for fields in read_configs(tmp_path / "out")[:2]:
+        assert [fields[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "fits"),
+    [
+        ("float16", 1e6, False),
+        ("float16", -65_520.0, False),
+        ("float16", 65_504.0, True),
+        ("float16", 1e-12, True),  # Small numbers may become 0.
+        ("bfloat16", 3.4e38, False),
+        ("bfloat16", 1e-42, True),
+        ("bfloat16", 1e38, True),
+    ],
+)
+def test_numbers_too_large_for_a_dtype_are_refused(dtype, value, fits, tmp_path):
+    model = reference(CONFIG)
+    with torch.no_grad():
+        model.model.norm.weight[5] = value
+    model.save_pretrained(tmp_path / "in")
+    llama.from_hf(tmp_path / "in", tmp_path / "run")
+    if fits:
+        llama.to_hf(tmp_path / "run", tmp_path / "out", dtype)
+        tensor = read_tensors(tmp_path / "out")["model.norm.weight"]
+        assert tensor[5].item() == torch.tensor(value).to(tensor.dtype).item()
+    else:
+        shown = re.escape(f"{abs(value):g}")
+        message = rf"model.norm.weight holds {shown}, too large for {dtype}.*--dtype="
+        with pytest.raises(UserError, match=message):
+            llama.to_hf(tmp_path / "run", tmp_path / "out", dtype)
+        assert not (tmp_path / "out").exists()
+
+
+def test_float64_weights_become_float32(tmp_path):
+    model = reference(CONFIG)
+    model.double().save_pretrained(tmp_path / "in")
+    llama.from_hf(tmp_path / "in", tmp_path / "run", "float32")
+    assert_same_logits(checkpoints.load_model(tmp_path / "run", build_llama), model.float())
+
+
 def read_tensors(folder: Path) -> dict:
     files = sorted(folder.glob("*.safetensors"))
     return {n: x for file in files for n, x in safetensors.torch.load_file(file).items()}
 
 
+def save_run(folder: Path, model: Llama, config: str = ""):
+    """A run as training leaves it."""
+    metadata = {"config": config, "model": dataclasses.asdict(model.config)}
+    store = Checkpoints(folder, metadata=metadata)
+    store.save(3, {"params": checkpoints.flatten(nnx.state(model))})
+    store.close()
+    TOKENIZER.save_pretrained(folder / "tokenizer")
+
+
 def test_a_trained_run_is_exported_with_padding_dropped_and_a_card(tmp_path):
     model = Llama(dataclasses.replace(SMALL, dtype="float32"), rngs=nnx.Rngs(0))
     config = "train.steps = 3\ntrain.start_from = 'gone'\nload_host_batches.mixture = 'my_mixture'"
-    metadata = {"config": config, "model": dataclasses.asdict(model.config)}
-    store = Checkpoints(tmp_path / "stage2", metadata=metadata)
-    store.save(3, {"params": checkpoints.flatten(nnx.state(model))})
-    store.close()
-    TOKENIZER.save_pretrained(tmp_path / "stage2" / "tokenizer")
+    save_run(tmp_path / "stage2", model, config)
     (tmp_path / "stage2" / "metrics.jsonl").write_text('{"step": 3, "loss": 1.25}\n')
     figures = {"test": {"my_asr": {"wer": 0.123}}}
     (tmp_path / "stage2" / "evaluation.json").write_text(json.dumps(figures))
 
-    convert_llama.to_hf(tmp_path / "stage2", tmp_path / "out", "bfloat16", context_length=512)
+    llama.to_hf(tmp_path / "stage2", tmp_path / "out", "bfloat16", context_length=512)
 
     tensors = read_tensors(tmp_path / "out")
     assert tensors["model.embed_tokens.weight"].shape[0] == SMALL.vocab_size
@@ -229,71 +300,6 @@ def test_a_trained_run_is_exported_with_padding_dropped_and_a_card(tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| stage2 | my_mixture | 3 | 1.250 |" in card
     assert "| test | my_asr | wer | 0.123 |" in card
-
-
-@pytest.fixture(scope="module")
-def fast(exported):
-    return transformers.AutoTokenizer.from_pretrained(exported)
-
-
-def test_the_exported_tokenizer_gives_the_golden_ids(fast):
-    assert len(CASES) > 400
-    for case in CASES:
-        assert fast(case["text"]).input_ids == case["ids"], case["text"]
-    assert (fast.bos_token_id, fast.eos_token_id, fast.pad_token_id) == (1, 2, 0)
-    assert len(fast) == TOKENIZER.vocab_size
-
-
-# U+001C..U+001F beside an added token is the one difference; surrogates are no text.
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x1c\x1d\x1e\x1f"))
-PARTS = st.one_of(TEXT, st.sampled_from([" ", "\n", "<s>", "<5>", "<999>", *ROLE_TOKENS]))
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.lists(PARTS, max_size=12).map("".join))
-def test_the_exported_tokenizer_gives_our_ids(fast, text):
-    assert fast(text, add_special_tokens=False).input_ids == TOKENIZER.encode(text)
-
-
-def test_the_demo_tokenizer_is_exported_too():
-    demo = Tokenizer.from_pretrained(DEMO_TOKENIZER)
-    fast = tokenizer_format.build(demo)
-    for text in [*PROMPTS, "what is two plus three? <sosp><17><103><eosp>"]:
-        assert fast.encode(text, add_special_tokens=False).ids == demo.encode(text)
-
-
-def test_an_adapter_comes_in_on_its_base(adapter, adapter_run):
-    ours = checkpoints.load_model(adapter_run, build_llama)
-    assert ours.config.lora == LoraConfig(4, 8, 0.0, ("q_proj", "v_proj"))
-    assert_same_logits(ours, adapter[1])
-    size = sum(f.stat().st_size for f in (adapter_run / "checkpoints").rglob("*") if f.is_file())
-    assert size < 100_000
-
-
-def test_an_adapter_goes_out_alone_and_merged(adapter, adapter_run, exported, tmp_path):
-    convert_llama.adapter_to_hf(adapter_run, tmp_path / "alone", str(exported))
-    alone = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "alone", dtype=torch.float32)
-    ours = checkpoints.load_model(adapter_run, build_llama)
-    assert_same_logits(ours, alone)
-    before, after = (
-        safetensors.numpy.load_file(folder / "adapter_model.safetensors")
-        for folder in (adapter[0], tmp_path / "alone")
-    )
-    assert before.keys() == after.keys()
-    for name, tensor in before.items():
-        np.testing.assert_array_equal(tensor, after[name])
-
-    convert_llama.to_hf(adapter_run, tmp_path / "merged", "float32")
-    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    # The base is stored in float16, and so is its sum with the adapter.
-    assert_same_logits(ours, merged, rtol=1e-2)
-    card = (tmp_path / "alone" / "README.md").read_text()
-    assert "| cm | not known |" in card and "| com | not known |" in card
-
-
-def spoil_json(folder: Path, name: str, **changes):
-    path = folder / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def lose_a_shard(folder):
@@ -333,6 +339,28 @@ def put_wrong_shape(tensors):
     tensors["model.norm.weight"] = torch.ones(47)
 
 
+def put_dtype(dtype):
+    def put(tensors):
+        tensors["model.layers.0.self_attn.q_proj.weight"] = (
+            tensors["model.layers.0.self_attn.q_proj.weight"].float().clamp(-1, 1).to(dtype)
+        )
+
+    return put
+
+
+def put_gptq(tensors):
+    name = "model.layers.1.mlp.up_proj."
+    del tensors[name + "weight"]
+    tensors[name + "qweight"] = torch.ones(6, 80, dtype=torch.int32)
+    tensors[name + "scales"] = torch.ones(1, 80)
+
+
+def put_bitsandbytes(tensors):
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = torch.ones(80 * 48 // 2, 1, dtype=torch.uint8)
+    tensors[name + ".absmax"] = torch.ones(60)
+
+
 class Evil:
     def __reduce__(self):
         return os.system, ("touch /tmp/speechgpt_jax_was_here",)
@@ -342,6 +370,7 @@ def put_code(folder):
     torch.save({"w": Evil()}, folder / "pytorch_model-00001-of-00002.bin")
 
 
+QUANT = r"is part of quantised weights; .*dequantize"
 BAD = [
     (lose_a_shard, r"pytorch_model-00002-of-00002.bin is missing"),
     (cut_a_shard, r"00001-of-00002.bin is missing, damaged or no PyTorch file"),
@@ -354,14 +383,48 @@ BAD = [
         r"has an unexpected model.layers.0.extra",
     ),
     (change_tensors(lambda t: t.pop("lm_head.weight")), r"lacks lm_head.weight"),
-    (lambda f: spoil_json(f, "config.json", num_hidden_layers=1), r"unexpected model.layers.1"),
+    (lambda f: change_json(f / "config.json", num_hidden_layers=1), r"unexpected model.layers.1"),
     (
-        lambda f: spoil_json(f, "config.json", vocab_size=3005),
-        r"3006 ids, but config.json only 3005",
+        lambda f: change_json(f / "config.json", vocab_size=3005),
+        r"3006 ids, .<eos>. among them, but config.json only 3005",
     ),
-    (lambda f: spoil_json(f, "config.json", hidden_act="gelu"), r"hidden_act 'gelu'"),
-    (lambda f: spoil_json(f, "config.json", tie_word_embeddings=True), r"lm_head of its own"),
-    (lambda f: (f / "config.json").write_text("{"), r"config.json is missing or no JSON"),
+    (lambda f: change_json(f / "config.json", hidden_act="gelu"), r"hidden_act 'gelu'"),
+    (lambda f: change_json(f / "config.json", tie_word_embeddings=True), r"lm_head of its own"),
+    (lambda f: (f / "config.json").write_text("{"), r"config.json is not JSON"),
+    *(
+        (change_tensors(put_dtype(dtype)), rf"layers.0.self_attn.q_proj.weight \({name}\) {QUANT}")
+        for name, dtype in {
+            "I8": torch.int8,
+            "U8": torch.uint8,
+            "F8_E4M3": torch.float8_e4m3fn,
+            "F8_E5M2": torch.float8_e5m2,
+        }.items()
+    ),
+    (change_tensors(put_gptq), rf"layers.1.mlp.up_proj.qweight \(I32\) {QUANT}"),
+    (change_tensors(put_bitsandbytes), rf"up_proj.weight(.absmax)? \(\w+\) {QUANT}"),
+    *(
+        (
+            lambda f, q={"quant_method": method}: change_json(
+                f / "config.json", quantization_config=q
+            ),
+            rf"config.json says that the weights are quantised \({method}\): .*dequantize",
+        )
+        for method in ("bitsandbytes", "gptq", "awq", "fp8", "compressed-tensors")
+    ),
+    (
+        lambda f: change_json(
+            f / "config.json", rope_parameters={"partial_rotary_factor": 0.5, "rope_theta": 1e4}
+        ),
+        r"rotates 0.5 of each head",
+    ),
+    (
+        lambda f: change_json(
+            f / "config.json", rope_parameters={"rope_type": "llama3", "rope_theta": 1e4}
+        ),
+        r"config.json has no 'factor'",
+    ),
+    (shutil.rmtree, r"is not a folder; .*hf download"),
+    (lambda f: (f / "config.json").unlink(), r"config.json can't be read"),
 ]
 
 
@@ -369,29 +432,11 @@ BAD = [
 def test_bad_folders_give_one_line_and_no_output(released, tmp_path, damage, message):
     shutil.copytree(released, tmp_path / "in")
     damage(tmp_path / "in")
-    with pytest.raises(ValueError, match=message) as caught:
-        convert_llama.from_hf(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(UserError, match=message) as caught:
+        llama.from_hf(tmp_path / "in", tmp_path / "out")
     assert "\n" not in str(caught.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+    assert not [path for path in tmp_path.iterdir() if path.name != "in"]
     assert not Path("/tmp/speechgpt_jax_was_here").exists()
-
-
-def test_an_adapter_for_another_base_is_refused(adapter, run, tmp_path):
-    folder = tmp_path / "adapter"
-    model = peft.get_peft_model(
-        reference(dataclasses.replace(SMALL, hidden_size=32)),
-        peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
-    )
-    model.save_pretrained(folder)
-    with pytest.raises(ValueError, match=r"not fit the base .*shape \(4, 32\); expected \(4, 48"):
-        convert_llama.adapter_from_hf(folder, tmp_path / "out", run)
-    with pytest.raises(SystemExit, match="is an adapter: name the run of its base by --base"):
-        convert_llama.main(["from_hf", str(adapter[0]), str(tmp_path / "out")])
-    with pytest.raises(SystemExit, match="has no adapter"):
-        convert_llama.main(["to_hf", str(run), str(tmp_path / "out"), "--base=x"])
-    with pytest.raises(SystemExit, match="exists; name another folder"):
-        convert_llama.main(["to_hf", str(run), str(folder)])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
 
 
 def test_no_space_left_is_one_line(released, run, tmp_path, capfd):
@@ -400,9 +445,34 @@ def test_no_space_left_is_one_line(released, run, tmp_path, capfd):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         for command in (["from_hf", str(released)], ["to_hf", str(run)]):
-            with pytest.raises(SystemExit, match=r"^Error: .*can't be written[^\n]*$"):
+            with pytest.raises(UserError, match=r"^[^\n]*can't be written[^\n]*$"):
                 convert_llama.main([*command, str(tmp_path / "out")])
             assert not list(tmp_path.iterdir())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_folders_that_are_not_what_they_should_be(run, released, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "saving" / "checkpoints" / "3.orbax-checkpoint-tmp-1").mkdir(parents=True)
+    out = str(tmp_path / "out")
+    for command, message in [
+        (["to_hf", str(tmp_path / "nothing"), out], "no checkpoint in .*nothing"),
+        (["to_hf", str(tmp_path / "file"), out], "no checkpoint in .*file"),
+        (["to_hf", str(tmp_path / "saving"), out], "no checkpoint in .*saving"),
+        (["to_hf", str(run), str(tmp_path / "file")], "file exists; name another folder"),
+        (["to_hf", str(run), str(tmp_path)], "exists; name another folder"),
+        (["from_hf", str(released), str(tmp_path)], "exists; name another folder"),
+        (["to_hf", str(run), str(tmp_path / "file" / "out")], "can't be written"),
+        (["from_hf", "fnlp/SpeechGPT-7B-cm", out], "hf download"),
+        (["from_hf", str(released), out, f"--base={run}"], "leave out --base"),
+        (["to_hf", str(run), out, "--context_length=0"], "--context_length: expected"),
+        (["to_hf", str(run), out, "--base="], "--base: expected a text that is not empty"),
+        (["to_hf", str(run), out, "--dtype=float8"], "--dtype: invalid choice"),
+        ([], "required: command"),
+    ]:
+        with pytest.raises(UserError, match=message) as caught:
+            convert_llama.main(command)
+        assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "saving"]

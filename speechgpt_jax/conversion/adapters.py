@@ -1,0 +1,234 @@
+"""LoRA adapters of PEFT <-> a run that trains an adapter on another run.
+
+A run has the same adapter in every layer. Which modules a PEFT adapter changes, and with which
+rank, is read from its weights: `target_modules` may be names, suffixes, full paths or a regex.
+"""
+
+import dataclasses
+import math
+import pathlib
+import re
+from collections.abc import Mapping
+
+from speechgpt_jax import checkpoints, files
+from speechgpt_jax.conversion import key_table, llama, model_card, shards, tokenizer_format, weights
+from speechgpt_jax.conversion.key_table import Row
+from speechgpt_jax.conversion.llama_format import LAYER, PART_OF
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.models.layers import LoraConfig
+from speechgpt_jax.models.llama import LlamaConfig
+from speechgpt_jax.training.start import ADAPTER
+
+TABLE = [
+    Row(
+        f"layers.{part}.{name}.lora_{matrix}",
+        f"base_model.model.{LAYER}.{part}.{name}.lora_{matrix.upper()}.weight",
+    )
+    for name, part in PART_OF.items()
+    for matrix in "ab"
+]
+# "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" -> module, layer, projection, A.
+_WEIGHT = re.compile(
+    r"base_model\.model\.(model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+))\.lora_([AB])\.weight"
+)
+
+# Values of `init_lora_weights` under which training starts from the base as it is ...
+_KEEPS_BASE = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
+# ... and those that first subtract the initial adapter from the base, which PEFT can undo.
+_SUBTRACTS_FROM_BASE = ("pissa", "olora", "corda", "lora_ga")
+# Fields of adapter_config.json that add to LoRA something that can be merged into the weights.
+_MERGEABLE = (
+    *("use_dora", "use_qalora", "modules_to_save", "lora_bias", "trainable_token_indices"),
+    *("layer_replication", "target_parameters", "kasa_config", "use_bdlora", "monteclora_config"),
+)
+# Fields under which the adapter depends on the text: nothing can be merged.
+_DEPENDS_ON_TEXT = ("alora_invocation_tokens", "arrow_config")
+
+_MERGE = (
+    "merge it into its base in PEFT (`model.merge_and_unload().save_pretrained(FOLDER)`) and"
+    " convert that folder without --base"
+)
+
+
+def from_peft(folder: pathlib.Path, out: pathlib.Path, base: pathlib.Path) -> None:
+    """Converts a PEFT adapter to a run of a few MB on the run `base`.
+
+    Raises:
+      UserError: the adapter is damaged, of another kind, or for another base.
+    """
+    files.refuse_existing(out.parent, out.name)
+    place = f"{folder}/adapter_config.json"
+    fields = files.read_json(place, "the adapter_config.json of a PEFT adapter")
+    base_metadata = checkpoints.read_metadata(base)
+    base_config = LlamaConfig.from_dict(base_metadata["model"])
+    source = weights.from_folder(folder, ("adapter_model.safetensors", "adapter_model.bin"))
+    lora = lora_config(fields, source.shapes, base_config.num_layers, place)
+    config = dataclasses.replace(base_config, lora=lora)
+    shapes = {n: x.shape for n, x in llama.abstract(config).items() if n.endswith(ADAPTER)}
+    try:
+        parameters = key_table.read(TABLE, source, shapes)
+    except UserError as error:
+        raise UserError(f"the adapter does not fit the base {base}: {error}") from error
+    kept = base_metadata.get("hugging_face", {}) | {"adapter_config": fields}
+    tokenizer = llama.run_tokenizer(base)
+    with files.whole_folder(out) as unfinished:
+        metadata = llama.metadata(config, folder, kept)
+        checkpoints.save_parameters(unfinished, parameters, metadata, base)
+        if tokenizer:
+            tokenizer.save_pretrained(unfinished / "tokenizer")
+
+
+def to_peft(
+    run: pathlib.Path, out: pathlib.Path, base: str, context_length: int | None = None
+) -> None:
+    """Exports the adapter of a run as a PEFT folder; the base's weights are not needed.
+
+    Args:
+      run: one that trained only an adapter.
+      out: the new folder.
+      base: where PEFT finds the model it belongs on: the folder that `llama.to_hf` wrote of the
+        run's base, or a name on the hub.
+      context_length: tokens, for tokenizer_config.json; None keeps the source's.
+
+    Raises:
+      UserError: the run has no adapter apart from its base.
+    """
+    files.refuse_existing(out.parent, out.name)
+    saved = checkpoints.read_metadata(run)
+    config = LlamaConfig.from_dict(saved["model"])
+    if not (config.lora and saved["base"]):
+        raise UserError(f"{run} has no adapter apart from its base; leave out --base.")
+    shapes = checkpoints.own_parameter_shapes(run)
+    source = saved.get("hugging_face", {})
+    tokenizer = llama.run_tokenizer(run)
+    with files.whole_folder(out) as unfinished:
+        arrays = ((n, llama.restore(run, n, shapes)) for n in shapes if n.endswith(ADAPTER))
+        shards.write_file(
+            unfinished / "adapter_model.safetensors", dict(key_table.write(TABLE, arrays))
+        )
+        fields = adapter_config(config.lora, base, source.get("adapter_config", {}))
+        shards.write_json(unfinished / "adapter_config.json", fields)
+        if tokenizer:
+            length = llama.max_length(source, context_length)
+            tokenizer_format.write(tokenizer, unfinished, length)
+        model_card.write(run, config, tokenizer, unfinished, name=out.name, is_adapter=True)
+
+
+def lora_config(
+    fields: Mapping, shapes: Mapping[str, tuple[int, ...]], num_layers: int, source: str
+) -> LoraConfig:
+    """PEFT's adapter -> our config.
+
+    Args:
+      fields: of adapter_config.json.
+      shapes: name -> shape of each of the adapter's weights.
+      num_layers: of the base.
+      source: of the fields, for messages.
+
+    Raises:
+      UserError: it is not the same LoRA in every layer on an unchanged base.
+    """
+    _check_variant(fields, source)
+    _check_init(str(fields.get("init_lora_weights", True)).lower(), source)
+    layers, scales = {}, {}
+    for name, shape in shapes.items():
+        found = _WEIGHT.fullmatch(name)
+        if not found:
+            raise UserError(
+                f"{source} comes with {name}, which is no LoRA of a layer's projection: {_MERGE}."
+            )
+        module, layer, projection, matrix = found.groups()
+        layers.setdefault(projection, set()).add(int(layer))
+        if matrix == "A":
+            scales[module] = shape[0], _alpha(fields, module, shape[0], source)
+    for projection, present in layers.items():
+        if missing := set(range(num_layers)) - present:
+            raise UserError(
+                f"{source} leaves {projection} of layer {min(missing)} without an adapter; only the"
+                f" same adapter in all {num_layers} layers is built here: {_MERGE}."
+            )
+    if len(set(scales.values())) != 1:
+        found = ", ".join(f"{rank} and {alpha:g}" for rank, alpha in sorted(set(scales.values())))
+        raise UserError(
+            f"{source} must have one rank and one alpha, but has {found or 'none'}: {_MERGE}."
+        )
+    rank, alpha = next(iter(scales.values()))
+    return LoraConfig(
+        rank=rank, alpha=alpha, dropout=fields.get("lora_dropout", 0.0), targets=sorted(layers)
+    )
+
+
+def adapter_config(lora: LoraConfig, base: str, source: Mapping) -> dict:
+    """Our config -> the fields of adapter_config.json.
+
+    Args:
+      lora: of the run.
+      base: a folder or a name on the hub.
+      source: the fields of the adapter_config.json that the run was converted from, or {}.
+    """
+    rank_stabilised = bool(source.get("use_rslora"))
+    alpha = lora.scale * math.sqrt(lora.rank) if rank_stabilised else lora.alpha
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": lora.rank,
+        "lora_alpha": round(alpha, 9),
+        "use_rslora": rank_stabilised,
+        "lora_dropout": lora.dropout,
+        "target_modules": list(lora.targets),
+        "bias": "none",
+    }
+
+
+def _check_variant(fields: Mapping, source: str) -> None:
+    """Raises a UserError unless the adapter is plain LoRA."""
+    if fields.get("peft_type") != "LORA":
+        raise UserError(
+            f"{source} has peft_type {fields.get('peft_type')!r}; only 'LORA' is built here:"
+            f" {_MERGE}."
+        )
+    for name in _DEPENDS_ON_TEXT:
+        if fields.get(name):
+            raise UserError(
+                f"{source} has {name}: such an adapter changes with the text and is not built here;"
+                " train a plain LoRA instead."
+            )
+    for name in _MERGEABLE:
+        if fields.get(name):
+            raise UserError(f"{source} has {name}, which is not built here: {_MERGE}.")
+    if fields.get("bias", "none") != "none":
+        raise UserError(f"{source} trains biases ({fields['bias']!r}); LLaMA has none: {_MERGE}.")
+
+
+def _check_init(init: str, source: str) -> None:
+    """Raises a UserError where the adapter belongs on a base that its initialisation changed."""
+    if init in _KEEPS_BASE:
+        return
+    if init.startswith(_SUBTRACTS_FROM_BASE):
+        raise UserError(
+            f"{source} has init_lora_weights {init!r}, which changed the base: save it as plain"
+            " LoRA with PEFT's `save_pretrained(FOLDER,"
+            " path_initial_model_for_weight_conversion=INITIAL)`, INITIAL being the adapter saved"
+            " before training; or save the base that it was trained on, convert that, and set"
+            " init_lora_weights to true."
+        )
+    raise UserError(
+        f"{source} has init_lora_weights {init!r}, which changed the base or is not known here:"
+        f" {_MERGE}."
+    )
+
+
+def _alpha(fields: Mapping, module: str, rank: int, source: str) -> float:
+    """The alpha of one module, such that alpha / rank is its scale."""
+    try:
+        alpha = fields["lora_alpha"]
+    except KeyError as error:
+        raise UserError(f"{source} has no {error}; expected the config of a LoRA.") from error
+    for pattern, value in (fields.get("alpha_pattern") or {}).items():
+        # PEFT takes the first that matches.
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = value
+            break
+    return alpha * math.sqrt(rank) if fields.get("use_rslora") else alpha

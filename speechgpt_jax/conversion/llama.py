@@ -1,0 +1,254 @@
+"""LLaMA of Hugging Face <-> a run, which can be trained, talked with and evaluated.
+
+Weights keep their dtype, bit for bit, and pass through memory one stack of layers at a time. What
+the source's JSON files say and a run doesn't change (token ids, lengths, decoding) is kept in the
+run's metadata and comes back on export.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+
+import jax
+import ml_dtypes
+import numpy as np
+from flax import nnx
+
+from speechgpt_jax import checkpoints, files
+from speechgpt_jax.conversion import (
+    key_table,
+    llama_format,
+    model_card,
+    shards,
+    tokenizer_format,
+    weights,
+)
+from speechgpt_jax.conversion.weights import Weights
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.models.llama import Llama, LlamaConfig
+from speechgpt_jax.tokenizer import SentencePieceTokenizer
+from speechgpt_jax.training.start import ADAPTER, VOCABULARY_AXIS
+
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+# Files of a Hugging Face folder whose fields a run keeps.
+KEPT_FILES = ("config", "generation_config", "tokenizer_config")
+
+
+# ---- Hugging Face -> run -------------------------------------------------------------------------
+
+
+def from_hf(folder: pathlib.Path, out: pathlib.Path, compute_dtype: str = "bfloat16") -> None:
+    """Converts a Hugging Face folder to a run: step 0 of its checkpoints, and the tokenizer.
+
+    Args:
+      folder: config.json, weights in safetensors or PyTorch files, one or many, and the tokenizer.
+      out: the new run.
+      compute_dtype: "bfloat16" or "float32", in which the model computes; weights keep theirs.
+
+    Raises:
+      UserError: the folder is damaged, incomplete or of another kind, or `out` can't be written.
+    """
+    files.refuse_existing(out.parent, out.name)
+    fields = read_fields(folder)
+    config = llama_format.config_from(fields["config"], f"{folder}/config.json", compute_dtype)
+    source = weights.from_folder(folder, ("model.safetensors", "pytorch_model.bin"))
+    tokenizer = tokenizer_format.read(folder, config.vocab_size)
+    ignored = [*llama_format.IGNORED]
+    if config.tie_embeddings:
+        _check_tied(source)
+        ignored.append("lm_head.weight")
+    shapes = {name: _shape_in_use(name, x, config) for name, x in abstract(config).items()}
+    parameters = key_table.read(llama_format.TABLE, source, shapes, ignored)
+    _check_room(out, source)
+    with files.whole_folder(out) as unfinished:
+        padded = ((name, _padded(name, array, config)) for name, array in parameters)
+        checkpoints.save_parameters(unfinished, padded, metadata(config, folder, fields))
+        if tokenizer:
+            tokenizer.save_pretrained(unfinished / "tokenizer")
+
+
+def read_fields(folder: pathlib.Path) -> dict[str, dict]:
+    """The JSON files of a Hugging Face folder that a run keeps: {"config": {...}, ...}."""
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is not a folder; a model of the hub is downloaded first, by `hf download"
+            " NAME --local-dir FOLDER`."
+        )
+    paths = {name: folder / f"{name}.json" for name in KEPT_FILES}
+    required = {"config": files.read_json(paths["config"], "the config.json of a LLaMA")}
+    return required | {n: files.read_json(path) for n, path in paths.items() if path.exists()}
+
+
+def metadata(config: LlamaConfig, folder: pathlib.Path, fields: Mapping[str, Mapping]) -> dict:
+    """Metadata of a converted checkpoint; `fields` are the source's JSON files."""
+    return {
+        "config": f"# Converted from {folder.name}.",
+        "model": dataclasses.asdict(config),
+        "hugging_face": dict(fields),
+    }
+
+
+def abstract(config: LlamaConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Name, shape and dtype of each parameter."""
+    state = nnx.state(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))), nnx.Param)
+    return checkpoints.flatten(state)
+
+
+def _check_tied(source: Weights) -> None:
+    """Tied weights may be stored twice, but must be the same."""
+    names = "model.embed_tokens.weight", "lm_head.weight"
+    if source.shapes.keys() >= set(names) and not np.array_equal(*map(source.read, names)):
+        raise UserError(
+            f"{source.source} has an lm_head of its own, but its config.json says"
+            " tie_word_embeddings; set that to false if the lm_head was trained."
+        )
+
+
+def _check_room(out: pathlib.Path, source: Weights) -> None:
+    """Raises a UserError before the work rather than in the middle of it."""
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    # A number takes two bytes at least.
+    needed = 2 * sum(int(np.prod(shape)) for shape in source.shapes.values())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{out} needs {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free."
+        )
+
+
+def _shape_in_use(name: str, target: jax.ShapeDtypeStruct, config: LlamaConfig) -> tuple[int, ...]:
+    """The shape without the padding rows of the vocabulary."""
+    shape = list(target.shape)
+    if name in VOCABULARY_AXIS:
+        shape[VOCABULARY_AXIS[name]] = config.vocab_size
+    return tuple(shape)
+
+
+def _padded(name: str, array: np.ndarray, config: LlamaConfig) -> np.ndarray:
+    """`array` with the padding rows of the vocabulary."""
+    if array.dtype == np.float64:
+        array = array.astype(np.float32)  # JAX has no more.
+    if name not in VOCABULARY_AXIS:
+        return array
+    padding = [(0, 0), (0, 0)]
+    padding[VOCABULARY_AXIS[name]] = (0, config.padded_vocab_size - config.vocab_size)
+    return np.pad(array, padding)
+
+
+# ---- run -> Hugging Face -------------------------------------------------------------------------
+
+
+def to_hf(
+    run: pathlib.Path,
+    out: pathlib.Path,
+    dtype: str | None = None,
+    context_length: int | None = None,
+) -> None:
+    """Exports the newest checkpoint of a run as a Hugging Face folder, adapters merged.
+
+    Args:
+      run: a run, or one of its checkpoints.
+      out: the new folder.
+      dtype: of the weights, a key of `DTYPES`; None keeps each as it is stored.
+      context_length: tokens, for config.json and tokenizer_config.json; None keeps the source's.
+
+    Raises:
+      UserError: the checkpoint is damaged, a weight doesn't fit `dtype`, or `out` can't be written.
+    """
+    files.refuse_existing(out.parent, out.name)
+    saved = checkpoints.read_metadata(run)
+    source = saved.get("hugging_face", {})
+    config = LlamaConfig.from_dict(saved["model"])
+    shapes = checkpoints.parameter_shapes(run)
+    stored = str(shapes["embed_tokens"].dtype)
+    tokenizer = run_tokenizer(run)
+    fields = llama_format.config_to(
+        config, dtype or stored, source.get("config", {}), tokenizer, context_length
+    )
+    generation = source.get("generation_config") or llama_format.generation_config(fields)
+    with files.whole_folder(out) as unfinished:
+        merged = _merged_parameters(run, shapes, config)
+        tensors = key_table.write(llama_format.TABLE, merged)
+        if dtype:
+            tensors = ((name, cast(name, x, DTYPES[dtype])) for name, x in tensors)
+        shards.write(unfinished, tensors)
+        shards.write_json(unfinished / "config.json", fields)
+        shards.write_json(unfinished / "generation_config.json", generation)
+        if tokenizer:
+            tokenizer_format.write(tokenizer, unfinished, max_length(source, context_length))
+        plain = dataclasses.replace(config, lora=None)
+        model_card.write(run, plain, tokenizer, unfinished, name=out.name, is_adapter=False)
+
+
+def max_length(source: Mapping[str, Mapping], context_length: int | None) -> int:
+    """Tokens that a text may have, for tokenizer_config.json: as given, or as the source has it."""
+    return (
+        context_length
+        or source.get("tokenizer_config", {}).get("model_max_length")
+        or source.get("config", {}).get("max_position_embeddings")
+        or llama_format.DEFAULT_CONTEXT_LENGTH
+    )
+
+
+def run_tokenizer(run: pathlib.Path) -> SentencePieceTokenizer | None:
+    """The tokenizer saved with a run, given the run or one of its checkpoints."""
+    folder = pathlib.Path(checkpoints.latest(run)).parent.parent / "tokenizer"
+    return SentencePieceTokenizer.from_folder(folder) if folder.is_dir() else None
+
+
+def restore(run: pathlib.Path, name: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> np.ndarray:
+    """One parameter of a run."""
+    return np.asarray(checkpoints.restore_parameters(run, {name: shapes[name]})[name])
+
+
+def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """`array` in another dtype; a UserError where a number is too large for it."""
+    with np.errstate(over="ignore"):
+        result = array.astype(dtype)
+    if not np.isfinite(result).all():
+        raise UserError(
+            f"{name} holds {np.abs(np.float32(array)).max():g}, too large for"
+            f" {np.dtype(dtype).name} (at most {float(ml_dtypes.finfo(dtype).max):g}): export with"
+            " --dtype=bfloat16 or --dtype=float32."
+        )
+    return result
+
+
+def _merged_parameters(
+    run: pathlib.Path, shapes: Mapping[str, jax.ShapeDtypeStruct], config: LlamaConfig
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Parameters one by one, padding rows dropped and adapters added to their kernels."""
+    for name in shapes:
+        if name.endswith(ADAPTER):
+            continue
+        array = restore(run, name, shapes)
+        adapter = [name.replace("kernel", matrix) for matrix in ADAPTER]
+        if adapter[0] != name and adapter[0] in shapes:
+            a, b = (restore(run, matrix, shapes) for matrix in adapter)
+            array = _add_adapter(name, array, a, b, config.lora.scale)
+        yield name, _in_use(name, array, config)
+
+
+def _add_adapter(
+    name: str,
+    kernels: np.ndarray,  # [L, D, F]
+    a: np.ndarray,  # [L, D, R]
+    b: np.ndarray,  # [L, R, F]
+    scale: float,
+) -> np.ndarray:  # [L, D, F]
+    # Layer by layer: memory holds one of them in float32.
+    merged = np.empty_like(kernels)
+    for layer in range(len(kernels)):
+        delta = scale * (np.float32(a[layer]) @ np.float32(b[layer]))
+        merged[layer] = cast(name, np.float32(kernels[layer]) + delta, kernels.dtype)
+    return merged
+
+
+def _in_use(name: str, array: np.ndarray, config: LlamaConfig) -> np.ndarray:
+    """`array` without the padding rows of the vocabulary."""
+    if name not in VOCABULARY_AXIS:
+        return array
+    axis = VOCABULARY_AXIS[name]
+    return array[: config.vocab_size] if axis == 0 else array[:, : config.vocab_size]

@@ -1,0 +1,264 @@
+"""LoRA adapters in and out, against PEFT itself."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import peft
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+import transformers
+
+from speechgpt_jax import checkpoints
+from speechgpt_jax.conversion import adapters, llama
+from speechgpt_jax.decoding.conversation import build_llama
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.models.layers import LoraConfig
+from tests.conversion.released import SMALL, assert_same_logits, change_json
+from tests.models.hugging_face import reference
+from tools import convert_llama
+
+PLAIN = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+ALL_PROJECTIONS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
+
+
+def trained(theirs, **fields) -> peft.PeftModel:
+    """`theirs` with an adapter that looks as after some training."""
+    torch.manual_seed(1)
+    model = reference(SMALL)
+    model.load_state_dict(theirs.state_dict())
+    model = peft.get_peft_model(model, peft.LoraConfig(**(PLAIN | fields))).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.add_(0.1 * torch.randn_like(weight))
+    return model
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, theirs):
+    """A PEFT folder on top of the released one: SpeechGPT-7B-com."""
+    model = trained(theirs)
+    folder = tmp_path_factory.mktemp("released") / "SpeechGPT-com"
+    model.save_pretrained(folder)
+    return folder, model
+
+
+@pytest.fixture(scope="module")
+def adapter_run(run, adapter):
+    out = run.parent / "com"
+    adapters.from_peft(adapter[0], out, run)
+    return out
+
+
+def test_an_adapter_comes_in_on_its_base(adapter, adapter_run):
+    ours = checkpoints.load_model(adapter_run, build_llama)
+    assert ours.config.lora == LoraConfig(4, 8, 0.0, ("q_proj", "v_proj"))
+    assert_same_logits(ours, adapter[1])
+    size = sum(f.stat().st_size for f in (adapter_run / "checkpoints").rglob("*") if f.is_file())
+    assert size < 100_000
+
+
+def test_an_adapter_goes_out_alone_and_merged(adapter, adapter_run, exported, tmp_path):
+    adapters.to_peft(adapter_run, tmp_path / "alone", str(exported))
+    alone = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "alone", dtype=torch.float32)
+    ours = checkpoints.load_model(adapter_run, build_llama)
+    assert_same_logits(ours, alone)
+    before, after = (
+        safetensors.numpy.load_file(folder / "adapter_model.safetensors")
+        for folder in (adapter[0], tmp_path / "alone")
+    )
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        np.testing.assert_array_equal(tensor, after[name])
+
+    llama.to_hf(adapter_run, tmp_path / "merged", "float32")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    # The base is stored in float16, and so is its sum with the adapter.
+    assert_same_logits(ours, merged, rtol=1e-2)
+    card = (tmp_path / "alone" / "README.md").read_text()
+    assert "| cm | not known |" in card and "| com | not known |" in card
+
+
+SAME_IN_ALL_LAYERS = {
+    "all_linear": ({"target_modules": "all-linear"}, ALL_PROJECTIONS),
+    "regex": ({"target_modules": r".*\.(q|v)_proj"}, ("q_proj", "v_proj")),
+    "suffix": ({"target_modules": ["self_attn.q_proj"]}, ("q_proj",)),
+    "full_names": (
+        {"target_modules": [f"model.layers.{layer}.mlp.up_proj" for layer in range(2)]},
+        ("up_proj",),
+    ),
+    "excluded": (
+        {"target_modules": "all-linear", "exclude_modules": ["q_proj"]},
+        tuple(name for name in ALL_PROJECTIONS if name != "q_proj"),
+    ),
+    "all_layers_named": ({"layers_to_transform": [0, 1]}, ("q_proj", "v_proj")),
+    "rslora": ({"use_rslora": True}, ("q_proj", "v_proj")),
+    "one_rank_in_patterns": (
+        {"rank_pattern": {"q_proj": 6, "v_proj": 6}, "alpha_pattern": {".*_proj": 5}},
+        ("q_proj", "v_proj"),
+    ),
+    "rslora_with_patterns": (
+        {"use_rslora": True, "rank_pattern": {".*": 3}, "alpha_pattern": {".*": 5}},
+        ("q_proj", "v_proj"),
+    ),
+    "gaussian": ({"init_lora_weights": "gaussian"}, ("q_proj", "v_proj")),
+    "no_init": ({"init_lora_weights": False}, ("q_proj", "v_proj")),
+    "eva": ({"init_lora_weights": "eva", "eva_config": peft.EvaConfig()}, ("q_proj", "v_proj")),
+    "orthogonal": ({"init_lora_weights": "orthogonal"}, ("q_proj", "v_proj")),
+    "mica": ({"init_lora_weights": "mica"}, ("q_proj", "v_proj")),
+}
+
+
+@pytest.mark.parametrize(("fields", "targets"), SAME_IN_ALL_LAYERS.values(), ids=SAME_IN_ALL_LAYERS)
+def test_the_same_lora_in_all_layers_however_it_is_written(fields, targets, theirs, run, tmp_path):
+    model = trained(theirs, **fields)
+    model.save_pretrained(tmp_path / "in")
+    adapters.from_peft(tmp_path / "in", tmp_path / "run", run)
+    ours = checkpoints.load_model(tmp_path / "run", build_llama)
+    assert ours.config.lora.targets == targets
+    assert_same_logits(ours, model)
+
+    adapters.to_peft(tmp_path / "run", tmp_path / "out", "base")
+    base = reference(SMALL)
+    base.load_state_dict(theirs.state_dict())
+    assert_same_logits(ours, peft.PeftModel.from_pretrained(base, tmp_path / "out").eval())
+
+
+def test_rslora_goes_out_as_it_came(theirs, run, tmp_path):
+    trained(theirs, use_rslora=True, r=8, lora_alpha=16).save_pretrained(tmp_path / "in")
+    adapters.from_peft(tmp_path / "in", tmp_path / "run", run)
+    adapters.to_peft(tmp_path / "run", tmp_path / "out", "base")
+    fields = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (fields["r"], fields["lora_alpha"], fields["use_rslora"]) == (8, 16, True)
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_what_peft_converts_of_an_init_that_changed_the_base(init, rslora, theirs, run, tmp_path):
+    """Refused as it is, exact as the plain LoRA that PEFT makes of it."""
+    torch.manual_seed(1)
+    model = reference(SMALL)
+    model.load_state_dict(theirs.state_dict())
+    config = peft.LoraConfig(**PLAIN, init_lora_weights=init, use_rslora=rslora)
+    model = peft.get_peft_model(model, config).eval()
+    model.save_pretrained(tmp_path / "initial")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.add_(0.1 * torch.randn_like(weight))
+    model.save_pretrained(tmp_path / "changed")
+    with pytest.raises(UserError, match=f"{init}.*path_initial_model_for_weight_conversion"):
+        adapters.from_peft(tmp_path / "changed", tmp_path / "out", run)
+
+    model.save_pretrained(
+        tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "initial")
+    )
+    adapters.from_peft(tmp_path / "plain", tmp_path / "out", run)
+    assert_same_logits(checkpoints.load_model(tmp_path / "out", build_llama), model, rtol=1e-3)
+
+
+def add_tensor(name):
+    def add(folder):
+        path = folder / "adapter_model.safetensors"
+        tensors = safetensors.torch.load_file(path)
+        safetensors.torch.save_file(tensors | {name: torch.ones(4, 48)}, path)
+
+    return add
+
+
+def set_field(**fields):
+    return lambda folder: change_json(folder / "adapter_config.json", **fields)
+
+
+MERGE = r"merge_and_unload\(\)\.save_pretrained\(FOLDER\)"
+REFUSED = {
+    "corda": (set_field(init_lora_weights="corda"), "path_initial_model_for_weight_conversion"),
+    "lora_ga": (set_field(init_lora_weights="lora_ga"), "path_initial_model_for_weight_conversion"),
+    "loftq": (set_field(init_lora_weights="loftq"), MERGE),
+    "new_init": (set_field(init_lora_weights="of_next_year"), f"of_next_year.*{MERGE}"),
+    "dora": (set_field(use_dora=True), f"use_dora.*{MERGE}"),
+    "modules_to_save": (set_field(modules_to_save=["lm_head"]), f"modules_to_save.*{MERGE}"),
+    "saved_module": (add_tensor("base_model.model.lm_head.weight"), f"lm_head.*{MERGE}"),
+    "other_module": (
+        add_tensor("base_model.model.model.embed_tokens.lora_A.weight"),
+        f"embed_tokens.*{MERGE}",
+    ),
+    "trained_tokens": (set_field(trainable_token_indices=[1]), f"trainable_token_ind.*{MERGE}"),
+    "biases": (set_field(bias="all"), f"biases.*{MERGE}"),
+    "other_method": (set_field(peft_type="IA3"), f"IA3.*{MERGE}"),
+    "by_text": (set_field(alora_invocation_tokens=[5]), "alora.*train a plain LoRA"),
+    "no_alpha": (set_field(lora_alpha=None), "has no 'lora_alpha'"),
+    "two_alphas": (set_field(alpha_pattern={"q_proj": 3}), f"4 and 3, 4 and 8.*{MERGE}"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
+def test_other_adapters_are_refused_with_a_way_out(change, message, adapter, run, tmp_path):
+    shutil.copytree(adapter[0], tmp_path / "in")
+    change(tmp_path / "in")
+    with pytest.raises(UserError, match=message) as caught:
+        adapters.from_peft(tmp_path / "in", tmp_path / "out", run)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layers_to_transform": [1]}, "q_proj of layer 0 without an adapter.*merge_and_unload"),
+        ({"rank_pattern": {"v_proj": 2}}, r"2 and 8, 4 and 8.*merge_and_unload"),
+    ],
+)
+def test_adapters_that_differ_between_layers_are_refused(fields, message, theirs, run, tmp_path):
+    trained(theirs, **fields).save_pretrained(tmp_path / "in")
+    with pytest.raises(UserError, match=message):
+        adapters.from_peft(tmp_path / "in", tmp_path / "out", run)
+
+
+def test_an_adapter_for_another_base_is_refused(adapter, run, tmp_path):
+    folder = tmp_path / "adapter"
+    model = peft.get_peft_model(
+        reference(dataclasses.replace(SMALL, hidden_size=32)),
+        peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
+    )
+    model.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"not fit the base .*shape \(4, 32\); expected \(4, 48"):
+        adapters.from_peft(folder, tmp_path / "out", run)
+    for command, message in [
+        (["from_hf", str(adapter[0]), str(tmp_path / "out")], "name the run of its base by --base"),
+        (["to_hf", str(run), str(tmp_path / "out"), "--base=x"], "has no adapter"),
+        (["from_hf", str(run), str(tmp_path / "out"), f"--base={run}"], "leave out --base"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            convert_llama.main(command)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
+
+
+def test_an_adapter_whose_base_has_moved(adapter, adapter_run, run, tmp_path):
+    """The message names a way to get it onto the base again, and that way works."""
+    shutil.copytree(run, tmp_path / "cm")
+    adapters.from_peft(adapter[0], tmp_path / "com", tmp_path / "cm")
+    (tmp_path / "cm").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"an adapter on .*cm.* which is gone: .*from_hf OUT"):
+        convert_llama.main(["to_hf", str(tmp_path / "com"), str(tmp_path / "out"), "--merge"])
+    convert_llama.main(["to_hf", str(tmp_path / "com"), str(tmp_path / "out"), "--base=name"])
+    convert_llama.main(
+        ["from_hf", str(tmp_path / "out"), str(tmp_path / "again"), f"--base={tmp_path / 'moved'}"]
+    )
+    assert_same_logits(checkpoints.load_model(tmp_path / "again", build_llama), adapter[1])
+
+
+def test_a_merge_that_overflows_is_refused(theirs, run, tmp_path):
+    model = trained(theirs)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.mul_(1000)
+    model.save_pretrained(tmp_path / "in")
+    adapters.from_peft(tmp_path / "in", tmp_path / "run", run)
+    with pytest.raises(UserError, match=r"self_attn.q_proj.kernel holds .* too large for float16"):
+        llama.to_hf(tmp_path / "run", tmp_path / "out", "float32")
