@@ -51,7 +51,7 @@ def _from_hf(args: argparse.Namespace) -> None:
     is_adapter = (args.folder / "adapter_config.json").exists()
     if is_adapter and not args.base:
         raise UserError(f"{args.folder} is an adapter: name the run of its base by --base.")
-    if args.base and not is_adapter:
+    if args.base and args.folder.is_dir() and not is_adapter:
         raise UserError(f"{args.folder} has no adapter_config.json: leave out --base.")
     if is_adapter:
         adapters.from_peft(args.folder, args.out, args.base)

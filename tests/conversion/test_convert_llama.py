@@ -466,6 +466,7 @@ def test_folders_that_are_not_what_they_should_be(run, released, tmp_path):
         (["from_hf", str(released), str(tmp_path)], "exists; name another folder"),
         (["to_hf", str(run), str(tmp_path / "file" / "out")], "can't be written"),
         (["from_hf", "fnlp/SpeechGPT-7B-cm", out], "hf download"),
+        (["from_hf", "fnlp/SpeechGPT-7B-com", out, f"--base={run}"], "hf download"),
         (["from_hf", str(released), out, f"--base={run}"], "leave out --base"),
         (["to_hf", str(run), out, "--context_length=0"], "--context_length: expected"),
         (["to_hf", str(run), out, "--base="], "--base: expected a text that is not empty"),
