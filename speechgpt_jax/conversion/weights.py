@@ -15,8 +15,6 @@ from speechgpt_jax import files
 from speechgpt_jax.conversion import pickles
 from speechgpt_jax.errors import UserError
 
-read_json = files.read_json
-
 # What weights are stored as when they are not quantised.
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 _OF_SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}

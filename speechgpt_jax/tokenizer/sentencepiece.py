@@ -64,7 +64,7 @@ class SentencePieceTokenizer(Tokenizer):
     def from_folder(cls, folder: str | os.PathLike) -> "SentencePieceTokenizer":
         """A folder with `tokenizer.model` and, where they exist, the added tokens of
         `added_tokens.json` and of `tokenizer_config.json`."""
-        folder = epath.Path(files.find(folder))
+        folder = files.find(folder)
         model = _read_model(folder / "tokenizer.model")
         return cls(model, read_added_tokens(folder))
 

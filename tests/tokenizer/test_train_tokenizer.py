@@ -66,7 +66,7 @@ def test_lines_of_a_file_end_at_line_feeds(tmp_path, capsys):
         ("caf\xe9\n".encode("latin-1"), [], r"text.txt:1: not UTF-8 .*; save it as UTF-8"),
         (b"a cat\n" * 9, ["--vocab_size=5000"], r"vocab_size 5000 .* too high .* <= 2\d\d\.$"),
         (bytes(" ".join(map(chr, range(0x4E00, 0x4F00))), "utf-8"), [], "smaller than .* vs 516"),
-        (b"a cat\n", ["--vocab_size=3"], "--vocab_size: expected a whole number of at least 300"),
+        (b"a cat\n", ["--vocab_size=3"], "--vocab_size: expected a whole number.*300"),
         (b"a cat\n", ["--num_units=0"], "--num_units: expected"),
     ],
     ids=["missing", "empty", "blank", "latin-1", "too_large", "too_small", "tiny", "no_units"],
