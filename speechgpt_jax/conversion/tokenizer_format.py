@@ -1,13 +1,13 @@
 """Our tokenizer in Hugging Face's files, in and out.
 
-Written are files with which `transformers.AutoTokenizer` gives our ids. Text is cut at the added
-tokens, white space around them is dropped, and every piece left gets its own leading `▁` (see
-`speechgpt_jax.tokenizer.sentencepiece`). A current `LlamaTokenizer` does otherwise, so the folder
-asks for the plain fast tokenizer, whose rules all stand in tokenizer.json. `<s>` in a text is
-ordinary text. One difference is left: the separators U+001C to U+001F beside an added token, which
-Python strips as white space and Rust does not.
+`read` takes tokenizer.model, or a tokenizer.json that transformers made from one.
 
-Read is tokenizer.model, or a tokenizer.json that transformers made of one.
+`write` makes files from which `transformers.AutoTokenizer` gives our ids: text is cut at the added
+tokens, white space around them is dropped, and every piece left gets its own leading `▁` (see
+`speechgpt_jax.tokenizer.sentencepiece`). A current `LlamaTokenizer` has other rules, so the folder
+asks for the plain fast tokenizer, whose rules are all in tokenizer.json. `<s>` in a text is
+ordinary text. One difference remains: the separators U+001C to U+001F beside an added token, which
+Python strips as white space and Rust does not.
 """
 
 import json
@@ -44,11 +44,15 @@ def read(folder: pathlib.Path, num_rows: int) -> SentencePieceTokenizer | None:
     """
     path = folder / "tokenizer.json"
     fast = files.read_json(path) if path.exists() else {}
-    added = {x["content"]: x["id"] for x in fast.get("added_tokens", [])}
+    try:
+        added = {x["content"]: x["id"] for x in fast.get("added_tokens", [])}
+        model = _sentencepiece_model(fast)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); get it again.") from error
     if (folder / "tokenizer.model").exists():
         slow = SentencePieceTokenizer.from_folder(folder)
         model, added = slow.model, added | slow.added_tokens
-    elif model := _sentencepiece_model(fast):
+    elif model:
         added |= read_added_tokens(folder)
     else:
         print(
@@ -57,11 +61,17 @@ def read(folder: pathlib.Path, num_rows: int) -> SentencePieceTokenizer | None:
             " original tokenizer.model into the folder and convert again."
         )
         return None
-    return SentencePieceTokenizer(model, _with_rows(added, num_rows, folder))
+    tokenizer = SentencePieceTokenizer(model, _with_rows(added, num_rows, folder))
+    if tokenizer.vocab_size > num_rows:
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, but config.json only"
+            f" {num_rows} rows: take both from the same checkpoint."
+        )
+    return tokenizer
 
 
 def _with_rows(added: Mapping[str, int], num_rows: int, folder: pathlib.Path) -> dict[str, int]:
-    """The added tokens that have a row in the embedding; a UserError unless the rest is padding."""
+    """The added tokens that have a row in the embedding; raises unless the rest are padding."""
     beyond = {token: id_ for token, id_ in added.items() if id_ >= num_rows}
     if unknown := sorted(beyond.keys() - {*_PADDING, _padding_token(folder)}):
         raise UserError(
@@ -80,11 +90,10 @@ def _padding_token(folder: pathlib.Path) -> str | None:
 
 
 def _sentencepiece_model(fast: Mapping) -> bytes | None:
-    """The SentencePiece model that a tokenizer.json was made of; None if of no such model.
+    """The SentencePiece model that a tokenizer.json was made from; None if there is none.
 
-    SentencePiece's BPE joins the pair whose result has the best score, wherever it was cut. So the
-    merges must be all pairs that make a piece, in the order of the pieces they make; the pieces'
-    scores are their places in that order.
+    SentencePiece's BPE joins the neighbours whose joint piece has the best score. So the merges
+    must be all pairs that make a piece; a piece's score is its place in their order.
     """
     model = fast.get("model", {})
     if not (model.get("type") == "BPE" and model.get("byte_fallback") and _adds_prefix(fast)):
@@ -95,7 +104,7 @@ def _sentencepiece_model(fast: Mapping) -> bytes | None:
         return None
     theirs = [tuple(x.split(" ") if isinstance(x, str) else x) for x in model["merges"]]
     made = list(dict.fromkeys("".join(pair) for pair in theirs))
-    # Those that nothing makes, such as single characters, come after them in the order of ids.
+    # Pieces that no merge makes, such as single characters, follow in the order of their ids.
     made += [piece for piece in pieces if piece not in set(made)]
     scores = {piece: -float(rank) for rank, piece in enumerate(made)}
     ours = merges(vocabulary, [scores[piece] for piece in pieces])

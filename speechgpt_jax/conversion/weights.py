@@ -15,10 +15,10 @@ from speechgpt_jax import files
 from speechgpt_jax.conversion import pickles
 from speechgpt_jax.errors import UserError
 
-# What weights are stored as when they are not quantised.
+# Dtypes of weights that are not quantised.
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 _OF_SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-# Ends of the names under which GPTQ, AWQ, bitsandbytes and their like keep codes and scales.
+# Endings of the names of codes and scales, as of GPTQ, AWQ and bitsandbytes.
 _QUANTIZED = ("qweight", "qzeros", "SCB", "absmax", "quant_map", "weight_scale", "weight_scale_inv")
 
 

@@ -151,6 +151,19 @@ def test_other_tokens_past_the_embedding_are_refused(tmp_path):
         tokenizer_format.read(tmp_path, ROWS - 1)
 
 
+def test_pieces_past_the_embedding_are_refused(tmp_path):
+    SentencePieceTokenizer(TOKENIZER.model, {}).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"2000 ids, but config.json only 1999 rows"):
+        tokenizer_format.read(tmp_path, 1999)
+
+
+@pytest.mark.parametrize("damaged", [{"added_tokens": [5]}, {"model": [1]}, {"added_tokens": 5}])
+def test_a_damaged_tokenizer_json_is_refused(damaged, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(damaged))
+    with pytest.raises(UserError, match=r"tokenizer.json is damaged .*get it again"):
+        tokenizer_format.read(tmp_path, ROWS)
+
+
 def another_kind(fields):
     fields["model"]["byte_fallback"] = False
 
