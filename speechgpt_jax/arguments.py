@@ -189,7 +189,7 @@ def define(
     return flags.DEFINE(_AbslParser(type), name, default, help, required=required)
 
 
-def run_with_flags(main: Callable[[], None], argv: Sequence[str] | None = None) -> NoReturn:
+def run_with_flags(main: Callable[[], None], argv: list[str] | None = None) -> NoReturn:
     """Reads absl's flags, calls `main()` and exits; a UserError is one line.
 
     `argv` starts with the program's name; by default it is sys.argv.

@@ -8,7 +8,6 @@ Trains from scratch on the embedded corpus. Ctrl-C stops it; called again, it go
 import argparse
 import json
 import pathlib
-import sys
 import time
 
 import rich
@@ -164,4 +163,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     with one_line_errors():
-        sys.exit(main())
+        main()

@@ -6,6 +6,8 @@ python -m speechgpt_jax.infer --run=runs/demo/stage2 --task=transcribe --audio=s
 python -m speechgpt_jax.infer --run=runs/demo/stage2 --task=speak --text="good morning"
 """
 
+from typing import Any
+
 from absl import app, flags
 
 from speechgpt_jax.decoding.conversation import HUBERT, VOCODER, Conversation, Reply
@@ -41,7 +43,7 @@ def main(_) -> None:
         raise UserError("--task=speak reads: give --text.")
     if TASK.value == "speak" or (TASK.value == "answer" and not WRITTEN.value):
         check_output(OUTPUT.value)
-    source = TEXT.value if AUDIO.value is None else load_audio(AUDIO.value)
+    source: Any = TEXT.value if AUDIO.value is None else load_audio(AUDIO.value)
     conversation = Conversation.from_run(
         RUN.value,
         hubert=HUBERT_FOLDER.value,

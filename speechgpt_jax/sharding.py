@@ -87,7 +87,8 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
         raise UserError(
             f"mesh {config}: data must be a multiple of slices, got {sizes[0]} and {config.slices}."
         )
-    return tuple(sizes)
+    data, fsdp, model = sizes
+    return data, fsdp, model
 
 
 def create_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -38,9 +38,10 @@ def pack(wavs: list[np.ndarray]) -> list[tuple[np.ndarray, list[int]]]:
     Returns (sound, numbers of the sentences in it) for each window.
     """
     pause = np.zeros(round(PAUSE_SECONDS * SAMPLE_RATE), np.float32)
-    windows, parts, members = [], [], []
+    windows, members = [], []
+    parts: list[np.ndarray] = []
     for number, wav in enumerate(wavs):
-        if members and sum(map(len, parts)) + len(wav) > WINDOW_SECONDS * SAMPLE_RATE:
+        if members and sum(len(part) for part in parts) + len(wav) > WINDOW_SECONDS * SAMPLE_RATE:
             windows.append((np.concatenate(parts), members))
             parts, members = [], []
         parts += [wav, pause]

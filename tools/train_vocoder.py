@@ -68,7 +68,7 @@ def train(
         vocoder = load_vocoder(start_from)
     if vocoder.config != model:
         raise UserError(f"{start_from} holds {vocoder.config}, but the run's model is {model}.")
-    judges = discriminators and Discriminators(discriminators, rngs=nnx.Rngs(seed))
+    judges = Discriminators(discriminators, rngs=nnx.Rngs(seed)) if discriminators else None
     update = make_optimizer(optimizer, steps)
     train_step = make_train_step(vocoder, judges, update, objective, seed)
     state = fit(

@@ -101,7 +101,10 @@ class _Walk:
 
     def cost(self) -> Cost:
         self._visit(self.entry, 1)
-        rows = [Collective(op, *map(int, sums), a) for (op, a), sums in self.found.items()]
+        rows = [
+            Collective(op, int(count), int(size), asynchronous)
+            for (op, asynchronous), (count, size) in self.found.items()
+        ]
         return Cost(self.flops, tuple(sorted(rows, key=lambda row: -row.bytes)))
 
     def _visit(self, name, times):
@@ -170,7 +173,7 @@ class _Walk:
             operands = sorted((own[name] for name in instruction.operands), key=lambda i: i.opcode)
             if [operand.opcode for operand in operands] == ["constant", "get-tuple-element"]:
                 limit, counter = operands
-                return int(counter.attribute("index")), int(limit.arguments)
+                return int(counter.attribute("index") or 0), int(limit.arguments)
         raise UserError(f"the loop condition {condition} has no comparison with a constant.")
 
     def _step(self, body, counter) -> int:
@@ -203,7 +206,8 @@ class _Walk:
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     """Computations by name, and the name of the entry."""
-    computations, entry, current = {}, None, []
+    computations: dict[str, list[Instruction]] = {}
+    entry, current = "", []
     for line in text.splitlines():
         if header := _COMPUTATION.match(line):
             current = computations[header["name"]] = []
@@ -215,7 +219,9 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
 def shape(array_type: str) -> tuple[int, ...]:
     """ "bf16[4,128]{1,0:T(8,128)}" -> (4, 128)."""
-    return tuple(int(size) for size in _ARRAY.match(array_type)["sizes"].split(",") if size)
+    array = _ARRAY.match(array_type)
+    assert array, array_type
+    return tuple(int(size) for size in array["sizes"].split(",") if size)
 
 
 def num_bytes(any_type: str) -> int:
@@ -227,7 +233,7 @@ def num_bytes(any_type: str) -> int:
 
 
 def _bits(dtype) -> int:
-    return BITS.get(dtype) or int(re.search(r"\d+", dtype)[0])
+    return BITS.get(dtype) or int(re.findall(r"\d+", dtype)[0])
 
 
 def _instruction(name, rest) -> Instruction:

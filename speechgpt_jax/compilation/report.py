@@ -4,6 +4,7 @@ import dataclasses
 import re
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -65,7 +66,7 @@ class OutOfMemory(Exception):
 def compile_and_report(lower: Callable, batch_per_chip: float, model_flops: float) -> Report:
     """Compiles what `lower()` gives, a jax.stages.Lowered; see `Report` for the other two."""
     start = time.perf_counter()
-    sizes = {"batch_per_chip": batch_per_chip, "model_flops_per_chip": model_flops}
+    sizes: dict[str, Any] = {"batch_per_chip": batch_per_chip, "model_flops_per_chip": model_flops}
     try:
         compiled = compile_or_out_of_memory(lower())
     except OutOfMemory as error:
@@ -112,7 +113,8 @@ def largest_that_fits(report_of: Callable[[int], Report]) -> Report | None:
             low, fitting = n, report
         else:
             high, failing = n, report
-        if fitting and failing:
+        if fitting and failing and high is not None:
+            assert failing.available_gib is not None
             slope = (failing.peak_gib - fitting.peak_gib) / (high - low)
             guess = low + int((failing.available_gib - fitting.peak_gib) / slope)
             n = max(low + 1, min(high - 1, guess))
@@ -130,7 +132,7 @@ def table(report: Report) -> str:
         ("batch", f"{report.batch_per_chip:g} rows a chip"),
         ("flops of the model", f"{report.model_flops_per_chip:.4g} a chip"),
     ]
-    if report.fits:
+    if report.fits and report.flops_per_chip is not None:
         ratio = report.flops_per_chip / report.model_flops_per_chip
         rows[2:2] = [("arguments", f"{report.argument_gib:.3f} GiB a chip")]
         rows += [

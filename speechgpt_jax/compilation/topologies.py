@@ -97,8 +97,7 @@ def slice_devices(name: str, num_slices: int = 1) -> list[jax.Device]:
 def parse_slice(name: str) -> tuple[Generation, tuple[int, int, int]]:
     """ "v4-16" -> generation v4 and the shape (2, 2, 2) of its 8 chips; UserError if unknown."""
     match = re.fullmatch(r"(\w+)-(\d+)", name)
-    generation = GENERATIONS.get(match[1]) if match else None
-    if generation is None:
+    if match is None or (generation := GENERATIONS.get(match[1])) is None:
         raise UserError(
             f"topology {name!r} is unknown: write one of {', '.join(GENERATIONS)}, a dash and the"
             " size, such as v5e-256 or v5p-128."

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import joblib
 import numpy as np
@@ -108,7 +108,7 @@ def write_vocoder(folder: str | pathlib.Path, out: str | pathlib.Path) -> None:
 WRITERS = {"hubert": write_hubert, "kmeans": write_kmeans, "vocoder": write_vocoder}
 
 
-def _tensors(model: nnx.Module, table: Iterable[key_table.Row]) -> dict[str, np.ndarray]:
+def _tensors(model: nnx.Module, table: Sequence[key_table.Row]) -> dict[str, np.ndarray]:
     parameters = checkpoints.flatten(nnx.state(model, nnx.Param))
     return dict(key_table.write(table, ((n, np.asarray(x)) for n, x in parameters.items())))
 

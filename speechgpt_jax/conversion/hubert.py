@@ -271,7 +271,7 @@ def _read_hugging_face(folder: pathlib.Path, feature_layer: int) -> _Checkpoint:
     for name, value in _EXPECTED.items():
         if fields.get(name, value) != value:
             raise UserError(f"{path} has {name} {fields[name]!r}; {_BASE_ONLY}.")
-    sizes = {}
+    sizes: dict[str, Any] = {}
     for ours, theirs in _FIELDS.items():
         default = getattr(HubertConfig, ours)
         value = fields.get(theirs, default)

@@ -137,12 +137,11 @@ def _assemble(
 ) -> np.ndarray:
     if not row.is_stacked:
         return np.ascontiguousarray(row.layout.to_ours(weights.read(names[0])))
-    stacked = None
-    for i, name in enumerate(names):
-        part = row.layout.to_ours(weights.read(name))
-        if stacked is None:
-            stacked = np.empty(shape, part.dtype)
-        stacked[i] = part
+    first = row.layout.to_ours(weights.read(names[0]))
+    stacked = np.empty(shape, first.dtype)
+    stacked[0] = first
+    for i, name in enumerate(names[1:], 1):
+        stacked[i] = row.layout.to_ours(weights.read(name))
     return stacked
 
 

@@ -1,6 +1,7 @@
 """LLaMA in Hugging Face's format: config.json, generation_config.json, the names of the weights."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from speechgpt_jax.conversion.key_table import AS_IS, Row
 from speechgpt_jax.errors import UserError
@@ -37,7 +38,7 @@ _ROPE_FIELDS = ("rope_parameters", "rope_theta", "rope_scaling")
 _LEFT_OUT = ("auto_map",)
 
 
-def config_from(fields: Mapping, source: str, compute_dtype: str) -> LlamaConfig:
+def config_from(fields: Mapping, source: str, compute_dtype: Any) -> LlamaConfig:
     """The fields of config.json -> our config.
 
     Raises:

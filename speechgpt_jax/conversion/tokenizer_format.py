@@ -200,7 +200,7 @@ def build(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
     fast.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.bos_id)]
     )
-    by_id = sorted(tokenizer.added_tokens, key=tokenizer.added_tokens.get)
+    by_id = sorted(tokenizer.added_tokens, key=tokenizer.added_tokens.__getitem__)
     fast.add_tokens(
         [AddedToken(t, lstrip=True, rstrip=True, normalized=False, special=False) for t in by_id]
     )

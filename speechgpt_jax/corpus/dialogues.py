@@ -6,6 +6,7 @@ import random
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ class DialogueWriter:
         utterances = [utterance for row in usable for utterance in self._utterances(row)]
         synthesized = iter(self.synthesizer(utterances))
         for row, reason in zip(rows, reasons):
-            units = [] if reason else [next(synthesized), next(synthesized)]
+            units: list[Any] = [] if reason else [next(synthesized), next(synthesized)]
             reason = reason or next((item for item in units if isinstance(item, str)), "")
             if reason:
                 lines[shards.REJECTS].append(rejected(row, reason))

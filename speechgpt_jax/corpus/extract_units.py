@@ -22,7 +22,8 @@ from speechgpt_jax.unit_text import reduce_units
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Sound = np.ndarray | str  # float32 [S] at 16 kHz, or why there is none
 # Reduced units [N] and durations [N] in frames of 20 ms, or why there are none.
 Heard = tuple[np.ndarray, np.ndarray] | str

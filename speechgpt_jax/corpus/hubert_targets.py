@@ -58,6 +58,7 @@ class Clip:
 
     def phones(self, num_frames: int) -> list[str]:
         """The phone of each frame, by flite's own timing."""
+        assert self.row is not None, "a recording without transcript has no phones"
         phones = flite_phones(self.row["text"], self.row["speaker"])
         return frame_phones([(phone, end * self.stretch) for phone, end in phones], num_frames)
 

@@ -46,6 +46,8 @@ REJECTS = "rejects"
 
 # (kind of output, measure, value) -> number of lines with that value.
 Totals = collections.Counter
+# Rows of a shard -> {kind of output: lines}.
+Worker = Callable[[list[dict]], Mapping[str, Sequence[str]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +57,14 @@ class Job:
     Attributes:
       name: of the job.
       kinds: of output, each with a file a shard. Rows that won't do are written as "rejects".
-      make_worker: called once a worker; what it gives takes a shard's rows to {kind: lines}.
+      make_worker: called once per process that does the work.
       measure: what is counted of a line for the summary, e.g. {"units": 90}.
       suffix: of the files.
     """
 
     name: str
     kinds: tuple[str, ...]
-    make_worker: Callable[[], Callable[[list[dict]], Mapping[str, Sequence[str]]]]
+    make_worker: Callable[[], Worker]
     measure: Callable[[str], dict[str, int]]
     suffix: str = "jsonl"
 
@@ -191,11 +193,13 @@ class MakeShard(beam.DoFn):
     """Shard -> Totals of its output, which is made unless it is there."""
 
     def __init__(self, job: Job, output: str):
-        self._job, self._output, self._worker = job, output, None
+        self._job, self._output = job, output
+        self._worker: Worker | None = None
 
     def process(self, shard: Shard) -> Iterator[Totals]:
         if not FileSystems.exists(self._file(self._job.kinds[-1], shard)):
-            self._worker = self._worker or self._job.make_worker()
+            if self._worker is None:
+                self._worker = self._job.make_worker()
             self._write(shard, self._worker(shard.read()))
         yield self._totals(shard)
 

@@ -57,6 +57,7 @@ class DialogueSettings:
             extractor = Extractor.from_pretrained(self.hubert, batch_seconds=32)
             synthesizer = CommandSynthesizer(self.tts, extractor)
         else:
+            assert self.text_to_unit, "one of tts and text_to_unit is given"
             synthesizer = ModelSynthesizer.from_run(self.text_to_unit, self.max_new_tokens)
         return DialogueWriter(
             synthesizer, self.question_voices, self.answer_voice, self.prefix, self.max_answer_words

@@ -137,7 +137,7 @@ def separate(arrays: Mapping[str, np.ndarray]) -> list[Example]:
 
 def to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 

@@ -19,6 +19,7 @@ import tensorflow as tf
 from speechgpt_jax.data.packing import (
     FEATURES,
     POOL_SIZE,
+    Example,
     Packer,
     concatenate,
     from_bytes,
@@ -72,7 +73,7 @@ class Reader(Iterator[Batch]):
         self._batch_size = batch_size
         self._bos_id = bos_id
         self._packer = Packer(sequence_length)
-        self._waiting: list[dict[str, np.ndarray]] = []
+        self._waiting: list[Example] = []
 
     def __next__(self) -> Batch:
         rows = [self._next_row() for _ in range(self._batch_size)]
@@ -278,7 +279,7 @@ def _warn_of_uneven_files(provider, split: str, num_readers: int, cached: bool) 
             )
 
 
-def _next_examples(iterator) -> list[dict[str, np.ndarray]]:
+def _next_examples(iterator) -> list[Example]:
     """The examples of the next ragged batch; none at the end of the data.
 
     Raises:

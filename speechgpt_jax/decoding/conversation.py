@@ -129,7 +129,7 @@ class Conversation:
     def _reply(self, prompt: str) -> Reply:
         response = prompts.parse_response(self.complete(prompt))
         wav = self.vocoder(response.units, speaker=self.speaker) if response.units else np.zeros(0)
-        return Reply(response.question, response.text, response.units, np.float32(wav))
+        return Reply(response.question, response.text, response.units, wav.astype(np.float32))
 
 
 def build_llama(fields: dict) -> Llama:

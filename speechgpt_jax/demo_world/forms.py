@@ -302,6 +302,7 @@ def animal_forms() -> Iterator[Form]:
 
 def animal_size_forms() -> Iterator[Form]:
     ranks = {a(x): i for i, x in enumerate(w.ANIMALS)}
+    rank = ranks.__getitem__
     pairs = [(x, y) for x, y in itertools.permutations(ranks, 2) if abs(ranks[x] - ranks[y]) > 2]
     random.Random(SEED).shuffle(pairs)
     half = len(pairs) // 2
@@ -318,7 +319,7 @@ def animal_size_forms() -> Iterator[Form]:
                 f"is {{a}} or {{b}} the {name} animal?",
             ),
             f"{{x}} is {name} than {{y}}.",
-            rows("a b x y", ((*p, pick(p, key=ranks.get), drop(p, key=ranks.get)) for p in asked)),
+            rows("a b x y", ((*p, pick(p, key=rank), drop(p, key=rank)) for p in asked)),
             ("a", "b"),
             "animal pair",
         )

@@ -5,6 +5,7 @@ in plain XLA. All three give the same numbers; the first two never hold scores o
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,9 @@ def _blockwise_forward(query, key, value, segment_ids):
 
 def _blockwise_backward(residuals, grad):  # BTNH
     keys, values, kept = residuals
-    of_query, of_keys, of_values = [], 0.0, 0.0
+    of_query: Any = []
+    of_keys: Any = 0.0
+    of_values: Any = 0.0
     for (now, seen), (queries, weights, sums, mean) in zip(_blocks(grad.shape[1]), kept):
         rows = _rows(grad[:, now], keys.shape[1]) / sums
         shift = jnp.sum(rows * mean, axis=-1)[:, :, None]
@@ -139,7 +142,8 @@ def splash_attention(query, key, value, segment_ids, interpret=False):
             out_specs=queries,
             check_vma=False,
         )
-    heads = attend(*heads_first, _pad(segment_ids, padding))
+    query, key, value = heads_first
+    heads = attend(query, key, value, _pad(segment_ids, padding))
     return heads.swapaxes(1, 2)[:, :length]
 
 

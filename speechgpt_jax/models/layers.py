@@ -206,15 +206,15 @@ class Dense(nnx.Module):
         y = matmul(x, self.kernel.astype(x.dtype), self.axes)
         if self.kernel_scale is not None:
             y = y * self.kernel_scale.astype(x.dtype)
-        return y + self._adapter(x, rngs) if self.lora else y
+        return y + self._adapter(x, self.lora, rngs) if self.lora else y
 
-    def _adapter(self, x, rngs):
-        if rngs is not None and self.lora.dropout > 0:
-            keep = jax.random.bernoulli(rngs.dropout(), 1 - self.lora.dropout, x.shape)
-            x = jnp.where(keep, x / (1 - self.lora.dropout), 0)
+    def _adapter(self, x, lora, rngs):
+        if rngs is not None and lora.dropout > 0:
+            keep = jax.random.bernoulli(rngs.dropout(), 1 - lora.dropout, x.shape)
+            x = jnp.where(keep, x / (1 - lora.dropout), 0)
         low_rank = matmul(x, self.lora_a.astype(x.dtype), (self.axes[0], "rank"))
         adapted = matmul(low_rank, self.lora_b.astype(x.dtype), ("rank", self.axes[1]))
-        return adapted * self.lora.scale
+        return adapted * lora.scale
 
     def quantize(self):
         """Rounds the kernel to int8, each output by its largest weight; stacked layers too."""

@@ -109,11 +109,11 @@ def _opened(source: str | os.PathLike | BinaryIO) -> Iterator[_Recording]:
         with open(path, "rb") as file:
             # An empty file can't be mapped.
             empty = os.fstat(file.fileno()).st_size == 0
-            data = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            data = None if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise UserError(f"{path} can't be read: {error}.") from error
-    with contextlib.nullcontext() if empty else data:
-        yield _Recording(data, path)
+    with contextlib.nullcontext(b"") if data is None else data as mapped:
+        yield _Recording(mapped, path)
 
 
 def _resampled(blocks: Blocks) -> np.ndarray:
@@ -220,7 +220,7 @@ def _is_joined_mp3(sound: soundfile.SoundFile, recording: _Recording) -> bool:
     return seconds > sound.frames / sound.samplerate + TOLERANCE_SECONDS
 
 
-def _xing_header(data: bytes) -> tuple[float, int]:
+def _xing_header(data: bytes | mmap.mmap) -> tuple[float, int]:
     """Seconds and bytes that the first frame of an MP3 without tags states; zeros if it doesn't."""
     # Flags of which 3 stand for the number of frames and the number of bytes, which follow.
     pattern = rb"(?s)\xff(.)(.).(?:.{9}|.{17}|.{32})(?:Xing|Info)\0\0\0[\3\7\x0b\x0f](.{4})(.{4})"

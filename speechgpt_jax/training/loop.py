@@ -87,7 +87,7 @@ def fit(
       The state after the last step.
     """
     state, first_step = resume(state, batches, checkpoints)
-    profile_first, profile_last = profile_steps or (None, None)
+    profile_first, profile_last = profile_steps or (0, 0)  # Step 0 is never run.
     if profile_steps and not first_step < profile_first <= profile_last <= steps:
         raise UserError(
             f"profile_steps {profile_steps} must be steps of this run: {first_step + 1} to {steps}."
@@ -167,7 +167,7 @@ class Reporter:
         self._unread = []
         self._averages = Averages()
         self._timed = collections.Counter()
-        self._last_read = None
+        self._last_read: float | None = None
 
     def add(self, step: int, metrics: Mapping, batch: Mapping):
         self._unread.append((step, metrics, batch))
@@ -201,7 +201,7 @@ class Reporter:
                 for name in (self._rate, "model_flops")
                 if name in metrics
             }
-            self._timed.update(steps=1, elapsed=now - self._last_read, **amounts)
+            self._timed.update({"steps": 1, "elapsed": now - self._last_read, **amounts})
         self._last_read = now
 
     def _report(self):

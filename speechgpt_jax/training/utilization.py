@@ -30,7 +30,8 @@ PEAK_FLOPS = {
 def peak_flops(devices: Iterable[jax.Device]) -> float | None:
     """Of all devices together, a second; None if one of them, such as a CPU, isn't in the table."""
     peaks = [_peak(device.device_kind) for device in devices]
-    return None if None in peaks else sum(peaks)
+    known = [peak for peak in peaks if peak is not None]
+    return sum(known) if len(known) == len(peaks) else None
 
 
 def _peak(kind: str) -> float | None:

@@ -38,7 +38,7 @@ def parallelism() -> Parallelism:
         return Parallelism(num_workers=1, rows=8)
     # Linux knows which of the cores this process may use.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Parallelism(num_workers=cores, rows=1)
+    return Parallelism(num_workers=cores or 1, rows=1)
 
 
 def compiler_options(dtype: DTypeLike, *, single_core: bool) -> dict[str, bool | str]:
@@ -50,7 +50,7 @@ def compiler_options(dtype: DTypeLike, *, single_core: bool) -> dict[str, bool |
     """
     if not backend_is_cpu():
         return {}
-    options = {}
+    options: dict[str, bool | str] = {}
     if single_core:
         # Loops are not split over threads either.
         options["xla_cpu_multi_thread_eigen"] = False

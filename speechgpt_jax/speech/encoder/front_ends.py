@@ -195,4 +195,5 @@ class MelFrontEnd(nnx.Module):
         return jnp.log10(jnp.maximum(mel, 1e-10))
 
 
-FRONT_ENDS = {"wave": WaveFrontEnd, "mel": MelFrontEnd}
+FrontEnd = WaveFrontEnd | MelFrontEnd
+FRONT_ENDS: dict[str, type[FrontEnd]] = {"wave": WaveFrontEnd, "mel": MelFrontEnd}

@@ -73,6 +73,7 @@ class Speech2Unit:
     @property
     def num_units(self) -> int:
         """Number of clusters."""
+        assert self.centroids is not None, "made to compute features only"
         return len(self.centroids)
 
     def __call__(self, wav: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -131,7 +132,7 @@ def check_sound(wav: Any) -> None:
 
 def load_config(folder: str | os.PathLike) -> HubertConfig:
     """Configuration of the HuBERT in a folder; UserError if there is none."""
-    fields = {
+    fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in pretrained.load_fields(folder).items()
     }

@@ -189,9 +189,9 @@ class Generator(nnx.Module):
             return jnp.tanh(self.conv_post(x))[..., 0]
         # One frame more than steps (the first one, reflected) makes steps * hop samples.
         x = self.conv_post(jnp.concatenate([x[:, 1:2], x], axis=1))
-        spectrum = self._spectrum(x, mask, pulses, first_code)
+        real, imaginary = self._spectrum(x, mask, pulses, first_code)
         frames = None if mask is None else jnp.pad(mask, ((0, 0), (1, 0)), constant_values=1)
-        return mel.istft(*spectrum, self.n_fft, self.hop, frames)
+        return mel.istft(real, imaginary, self.n_fft, self.hop, frames)
 
     def _spectrum(self, x, mask, pulses, first_code):
         """What conv_post says [B, F, parts * bins] -> real and imaginary parts [B, F, bins]."""

@@ -148,7 +148,8 @@ def _speak(vocoder, codes, speakers, mask, melody, start, first_code, place, num
     if not melody:
         return vocoder.generator(x, mask, only=only), None
     wav = vocoder.generator(x, mask, vocoder.pulses(*melody, start), first_code, only)
-    return wav, phases(*melody, config.sampling_rate, config.code_hop_size, start)
+    hz, voiced = melody
+    return wav, phases(hz, voiced, config.sampling_rate, config.code_hop_size, start)
 
 
 def _spoken(piece) -> np.ndarray:

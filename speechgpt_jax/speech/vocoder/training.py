@@ -92,7 +92,8 @@ def speak(vocoder: UnitVocoder, batch, rngs: nnx.Rngs) -> tuple[jax.Array, dict[
     pulses = None
     if vocoder.config.pitch_hidden_dim:
         pulses = vocoder.pulses(batch["hz"], batch["voiced"])
-        losses["pitch"] = pitch_loss(*vocoder.pitch_predictor(x, batch["mask"]), batch)
+        log_hz, voiced = vocoder.pitch_predictor(x, batch["mask"])
+        losses["pitch"] = pitch_loss(log_hz, voiced, batch)
     return vocoder.generator(x, batch["mask"], pulses), losses
 
 
