@@ -18,6 +18,7 @@ check: test
 test: $(VENV)/test.stamp
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
+	$(RUN) -m mypy
 	$(RUN) -m pytest -n 2 --dist=worksteal $(FAST)
 
 lint: $(VENV)/test.stamp

@@ -213,6 +213,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_restoring_on_another_mesh(tmp_path):
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     done = subprocess.run(

@@ -8,6 +8,8 @@ import pytest
 from speechgpt_jax import demo
 from speechgpt_jax.decoding.conversation import Reply
 
+pytestmark = pytest.mark.slow
+
 WAV = np.zeros(320, np.float32)
 
 

@@ -12,6 +12,8 @@ import pytest
 from speechgpt_jax.compilation.report import OutOfMemory, Report, largest_that_fits
 from speechgpt_jax.compilation.topologies import parse_slice
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 LENGTH, LAYERS, WIDTH, INNER, VOCAB = 256, 3, 256, 512, 512
 LAYER = 4 * WIDTH * WIDTH + 3 * WIDTH * INNER  # Weights.

@@ -11,6 +11,8 @@ import pytest
 from speechgpt_jax import sharding
 from speechgpt_jax.sharding import MeshConfig, mesh_shape
 
+pytestmark = pytest.mark.slow
+
 # Eight simulated devices need a flag that is read before JAX starts, so: another process.
 PROGRAM = """
 import sys

@@ -11,6 +11,8 @@ import pytest
 
 from speechgpt_jax import checkpoints
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 GIN = """

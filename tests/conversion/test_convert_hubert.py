@@ -311,6 +311,7 @@ def test_audio_is_normalised_as_the_feature_extractor_says(theirs, tmp_path, nam
     assert np.abs(ours - other).max() / scale > 5e-3
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_the_whole_recording_where_it_is_cut(theirs, tmp_path):
     theirs.save_pretrained(tmp_path / "in")
     save_extractor(tmp_path / "in", "preprocessor_config.json", do_normalize=True)

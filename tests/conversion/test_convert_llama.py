@@ -40,6 +40,7 @@ def test_the_released_layout_gives_the_logits_of_transformers(run, theirs):
     assert Tokenizer.from_pretrained(run / "tokenizer").added_tokens == TOKENIZER.added_tokens
 
 
+@pytest.mark.slow
 def test_greedy_generation_is_that_of_transformers(run, exported):
     """200 tokens, theirs by the exported tokenizer and ours by our own."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)

@@ -30,6 +30,7 @@ def wav():
     return load_audio(sorted((SHIPPED.parent / "corpus" / "clips").glob("*-human.flac"))[0])
 
 
+@pytest.mark.slow
 def test_with_unbounded_attention_features_are_whispers(teacher, wav):
     hubert = build(teacher.variables, WHOLE)
     (ours,) = Speech2Unit(hubert, None).features([wav])

@@ -22,6 +22,8 @@ from tasks import modality_adaptation, speech_instruct
 from tests.decoding.test_conversation import learn_by_heart
 from tools import build_speech_instruct, extract_units
 
+pytestmark = pytest.mark.slow
+
 DIALOGUES = [
     {"question": "what is two plus two?", "answer": "two plus two is four."},
     {"question": "what is unspeakable?", "answer": "nothing is."},

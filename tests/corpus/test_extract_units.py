@@ -92,6 +92,7 @@ def test_two_workers_write_the_same(extracted, recordings, small_hubert, tmp_pat
     assert shards_of(tmp_path) == shards_of(extracted)
 
 
+@pytest.mark.slow
 def test_after_a_kill_the_rest_is_made(extracted, recordings, small_hubert, tmp_path):
     source = tmp_path / "recordings"
     shutil.copytree(recordings, source)

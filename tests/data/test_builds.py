@@ -12,6 +12,8 @@ from speechgpt_jax.data.pipeline import load_batches
 from tasks import speech_instruct
 from tests.data.packed_texts import once, texts_of
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = str(Path(__file__).parent.parent / "testdata" / "golden")
 
 

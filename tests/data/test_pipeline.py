@@ -11,6 +11,8 @@ from speechgpt_jax.data.pipeline import load_batches, load_once
 from tasks import modality_adaptation, speech_instruct
 from tests.data.synthetic_corpus import mixture_on, task_on
 
+pytestmark = pytest.mark.slow
+
 ROWS, LENGTH = 4, 192
 
 

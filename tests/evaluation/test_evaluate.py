@@ -13,6 +13,8 @@ from speechgpt_jax.models.llama import Llama, LlamaConfig
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
 from tests.data.synthetic_corpus import task_on, write_corpus
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tokenizer():

@@ -137,6 +137,7 @@ def write_corpus(folder) -> dict[str, list[dict]]:
     return {split: [r for r in rows if r["split"] == split] for split in units.GROUPS.values()}
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_an_independent_count_gives(hubert, tmp_path, monkeypatch, capsys):
     rows = write_corpus(tmp_path)
     (tmp_path / "bin").mkdir()

@@ -16,6 +16,8 @@ from speechgpt_jax.training import lm
 from speechgpt_jax.training.optimizer import AdamW
 from speechgpt_jax.training.progress import read_metrics
 
+pytestmark = pytest.mark.slow
+
 DATA = {1: "UNITS", 2: "DIALOGUES", 3: "DIALOGUES"}
 TASK = {1: "unit_lines", 2: "dialogue_lines", 3: "dialogue_lines"}
 

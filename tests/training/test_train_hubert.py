@@ -25,6 +25,8 @@ from speechgpt_jax.training import train_hubert
 from speechgpt_jax.training.optimizer import AdamW
 from tools import hubert_targets, train_kmeans
 
+pytestmark = pytest.mark.slow
+
 SMALL = HubertConfig(
     conv_dim=(8, 16, 16),
     conv_kernel=(10, 8, 8),

@@ -39,6 +39,7 @@ def test_making_a_device_leaves_the_environment_unchanged(given, monkeypatch):
     assert dict(os.environ) == before
 
 
+@pytest.mark.slow
 def test_units_are_the_same_in_one_program_or_several_at_once(monkeypatch):
     rng = np.random.default_rng(0)
     wavs = [rng.standard_normal(16_000 * n).astype(np.float32) / 9 for n in (1, 3, 35, 30, 2)]

@@ -40,6 +40,7 @@ def test_only_cpu_devices_asks_for_the_backend():
     assert asking == ["cpu/devices.py"]
 
 
+@pytest.mark.slow
 def test_a_hubert_computes_the_same_and_stays_as_it_was():
     hubert = Hubert(WAVE, rngs=nnx.Rngs(0))
     wav = np.random.default_rng(0).standard_normal((2, 12_000), np.float32)
@@ -79,6 +80,7 @@ def test_taps_one_by_one_are_the_convolution(taps, stride, bias):
     np.testing.assert_allclose(TapByTapConv(conv)(x), conv(x), atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [30, 250, 611])
 def test_attention_by_segment_is_masked_attention(steps):
     (q, k, v), segments = rows_of_segments(steps)

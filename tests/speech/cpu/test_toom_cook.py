@@ -10,6 +10,7 @@ from speechgpt_jax.speech.encoder import front_ends as hubert_front_ends
 from speechgpt_jax.speech.vocoder.hifigan import Conv
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 5, 64, 201])
 @pytest.mark.parametrize(("kernel_size", "dilation"), [(3, 1), (5, 2), (7, 3), (11, 1), (11, 5)])
 def test_same_as_the_convolution(kernel_size, dilation, steps):

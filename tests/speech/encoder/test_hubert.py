@@ -92,6 +92,7 @@ def copy_weights(model: transformers.HubertModel, hubert: Hubert) -> None:
         norm(ours.final_layer_norm, theirs.final_layer_norm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
@@ -134,6 +135,7 @@ NEAR = dataclasses.replace(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SMALL, NEAR], ids=["wave", "mel"])
 def test_a_clip_has_the_same_features_alone_and_in_a_batch(config):
     hubert = Hubert(config, rngs=nnx.Rngs(0))

@@ -19,6 +19,8 @@ from speechgpt_jax.speech.encoder.training import (
     sample_spans,
 )
 
+pytestmark = pytest.mark.slow
+
 SMALL = HubertConfig(
     conv_dim=(8, 16, 16),
     conv_kernel=(10, 8, 8),

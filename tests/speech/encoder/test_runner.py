@@ -17,6 +17,7 @@ def hubert():
     return Hubert(WAVE, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_float32_is_multiplied_as_float32_on_accelerators(hubert):
     precisions = []
 

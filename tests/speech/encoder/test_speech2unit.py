@@ -82,6 +82,7 @@ def minute(wavs):
     return np.resize(sound, 60 * 16_000 + 123)
 
 
+@pytest.mark.slow
 def test_a_long_recording_has_the_units_of_one_window(speech2unit, minute):
     whole = dataclasses.replace(speech2unit, whole_seconds=100).cluster_ids([minute])[0]
     in_windows, short = speech2unit.cluster_ids([minute, minute[:8_000]])
@@ -91,6 +92,7 @@ def test_a_long_recording_has_the_units_of_one_window(speech2unit, minute):
     assert len(short) == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_frames_attend_to_all_of_a_long_recording(minute, norm_first):
     config = HubertConfig(

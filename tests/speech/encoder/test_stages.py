@@ -65,6 +65,7 @@ def form(request, monkeypatch):
         jax.clear_caches()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [WAVE, MEL], ids=["wave", "mel"])
 def test_features_are_those_of_each_recording_alone_and_whole(config, form):
     hubert = Hubert(config, rngs=nnx.Rngs(0))
@@ -79,6 +80,7 @@ def test_features_are_those_of_each_recording_alone_and_whole(config, form):
         np.testing.assert_allclose(ours, expected, atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["for_inference", "accelerator"], indirect=True)
 @pytest.mark.parametrize("config", [WAVE, MEL], ids=["wave", "mel"])
 def test_products_of_bfloat16_change_little(config, form):
@@ -91,6 +93,7 @@ def test_products_of_bfloat16_change_little(config, form):
         assert 0.001 < error < 0.02
 
 
+@pytest.mark.slow
 def test_attention_that_reaches_far_but_not_everywhere_is_computed_in_windows_too():
     hubert = Hubert(dataclasses.replace(MEL, attention_frames=300), rngs=nnx.Rngs(0))
     (wav,) = clips(70.0)
@@ -99,6 +102,7 @@ def test_attention_that_reaches_far_but_not_everywhere_is_computed_in_windows_to
     np.testing.assert_allclose(ours, expected, atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [WAVE, MEL], ids=["wave", "mel"])
 def test_a_normalising_encoder_ignores_level_and_offset(config):
     hubert = Hubert(dataclasses.replace(config, normalize=True), rngs=nnx.Rngs(0))
@@ -112,6 +116,7 @@ def test_a_normalising_encoder_ignores_level_and_offset(config):
         np.testing.assert_allclose(row[: len(ours)], ours, atol=2e-2)
 
 
+@pytest.mark.slow
 def test_few_shapes_are_compiled_and_little_is_padded(monkeypatch):
     hubert = Hubert(WAVE, rngs=nnx.Rngs(0))
     shapes, rows = set(), []

@@ -20,6 +20,7 @@ from speechgpt_jax.speech.encoder.whisper import (
 )
 
 
+@pytest.mark.slow
 def test_the_whole_encoder_is_that_of_ctranslate2():
     rng = np.random.default_rng(0)
     wav = np.cumsum(rng.standard_normal(480_000)).astype(np.float32)  # 30 s, low frequencies

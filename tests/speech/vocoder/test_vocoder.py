@@ -92,6 +92,7 @@ def copy_generator(ours: Generator, theirs: transformers.SpeechT5HifiGan):
             copy_conv(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("config", [PUBLISHED, SMALL])
 def test_generator_is_hifigan(config, fast):
@@ -157,6 +158,7 @@ def test_duration_predictor():
         assert_close(np.asarray(ours(x)), theirs(torch.from_numpy(x)).numpy())
 
 
+@pytest.mark.slow
 def test_durations_follow_the_formula():
     vocoder = build(SMALL)
     units = np.arange(20, dtype=np.int32)
@@ -178,6 +180,7 @@ def test_durations_may_depend_on_the_speaker():
         assert (np.abs(ann - bob).max() > 1e-3) == depends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SMALL, WIDE, ISTFT, PULSES])
 def test_an_item_of_a_batch_sounds_as_alone(config):
     vocoder, rng = for_inference(build(config)), np.random.default_rng(0)
@@ -228,6 +231,7 @@ def test_contexts_bound_the_receptive_field(config):
     assert max(-heard.min(), heard.max()) >= context - 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [PUBLISHED, ISTFT, PULSES])
 def test_a_part_has_the_samples_of_the_whole(config):
     vocoder, size, number = build(config), 70, 4

@@ -15,6 +15,8 @@ from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig
 from speechgpt_jax.training.optimizer import AdamW
 from tools import eval_vocoder, synthesize, train_vocoder
 
+pytestmark = pytest.mark.slow
+
 CONFIG = VocoderConfig(
     num_embeddings=6,
     embedding_dim=8,

@@ -29,6 +29,8 @@ from speechgpt_jax.speech.vocoder.training import (
 )
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig
 
+pytestmark = pytest.mark.slow
+
 CONFIG = VocoderConfig(
     num_embeddings=6,
     embedding_dim=8,
