@@ -154,7 +154,10 @@ def lora_config(
         )
     rank, alpha = next(iter(scales.values()))
     return LoraConfig(
-        rank=rank, alpha=alpha, dropout=fields.get("lora_dropout", 0.0), targets=sorted(layers)
+        rank=rank,
+        alpha=alpha,
+        dropout=fields.get("lora_dropout", 0.0),
+        targets=tuple(sorted(layers)),
     )
 
 

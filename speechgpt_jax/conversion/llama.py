@@ -99,7 +99,9 @@ def abstract(config: LlamaConfig) -> dict[str, jax.ShapeDtypeStruct]:
 def _check_tied(source: Weights) -> None:
     """Tied weights may be stored twice, but must be the same."""
     names = "model.embed_tokens.weight", "lm_head.weight"
-    if source.shapes.keys() >= set(names) and not np.array_equal(*map(source.read, names)):
+    if source.shapes.keys() >= set(names) and not np.array_equal(
+        source.read(names[0]), source.read(names[1])
+    ):
         raise UserError(
             f"{source.source} has an lm_head of its own, but its config.json says"
             " tie_word_embeddings; set that to false if the lm_head was trained."
@@ -227,6 +229,7 @@ def _merged_parameters(
         adapter = [name.replace("kernel", matrix) for matrix in ADAPTER]
         if adapter[0] != name and adapter[0] in shapes:
             a, b = (restore(run, matrix, shapes) for matrix in adapter)
+            assert config.lora, f"{name} has an adapter, the config has none"
             array = _add_adapter(name, array, a, b, config.lora.scale)
         yield name, _in_use(name, array, config)
 
@@ -241,7 +244,7 @@ def _add_adapter(
     # Layer by layer: memory holds one of them in float32.
     merged = np.empty_like(kernels)
     for layer in range(len(kernels)):
-        delta = scale * (np.float32(a[layer]) @ np.float32(b[layer]))
+        delta = scale * (np.asarray(a[layer], np.float32) @ np.asarray(b[layer], np.float32))
         merged[layer] = cast(name, np.float32(kernels[layer]) + delta, kernels.dtype)
     return merged
 

@@ -38,7 +38,7 @@ def write(folder: epath.Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None
 def write_file(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes one safetensors file; raises OSError where it can't be written."""
     try:
-        safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+        safetensors.numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
     except safetensors.SafetensorError as error:
         raise OSError(str(error)) from error
 

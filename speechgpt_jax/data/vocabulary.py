@@ -9,7 +9,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from speechgpt_jax.tokenizer import SentencePieceTokenizer, Tokenizer, any_of
+from speechgpt_jax.tokenizer import SentencePieceTokenizer, any_of
 
 # What str.strip() takes for white space; RE2's \s has six of these.
 _SPACES = (
@@ -28,7 +28,7 @@ class Vocabulary(seqio.Vocabulary):
     batch of them (ragged ids [B, N]).
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: SentencePieceTokenizer):
         super().__init__()
         self.tokenizer = tokenizer
 
@@ -38,7 +38,7 @@ class Vocabulary(seqio.Vocabulary):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Vocabulary":
-        return cls(Tokenizer.from_pretrained(folder))
+        return cls(SentencePieceTokenizer.from_folder(folder))
 
     @property
     def bos_id(self) -> int:
