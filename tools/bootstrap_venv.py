@@ -1,9 +1,9 @@
-"""Makes a virtual environment with pip for a Python without `ensurepip` (Debian's python3 alone).
+"""Creates a virtual environment with pip where Python lacks `ensurepip`, as Debian's python3 does.
 
     python3.11 tools/bootstrap_venv.py .venv
 
-Needs the standard library alone: it takes pip's newest wheel from the package index (PIP_INDEX_URL,
-or PyPI) and lets that wheel install itself.
+It uses the standard library only: it downloads pip's newest wheel from the package index
+(PIP_INDEX_URL, or PyPI) and runs pip from the wheel to install the wheel.
 """
 
 import os
@@ -17,7 +17,7 @@ import venv
 
 
 def newest_pip_wheel(index: str) -> str:
-    """The address of pip's last wheel on a PEP 503 index."""
+    """URL of the last wheel of pip on a PEP 503 index."""
     page_url = index.rstrip("/") + "/pip/"
     page = urllib.request.urlopen(page_url).read().decode()
     wheels = re.findall(r'href="([^"]+-py3-none-any\.whl[^"]*)"', page)
