@@ -5,7 +5,7 @@
 Prints, for the HuBERT units and for as many clusters of MFCCs:
 
 - PNMI: the share of the phones' entropy that the units explain (Hsu et al. 2021), seen voices;
-- units per second after merging repeats, seen voices;
+- units per second without repeats, seen voices;
 - frame accuracy of each group of speakers, if every unit is replaced by its most frequent phone in
   the training clips.
 

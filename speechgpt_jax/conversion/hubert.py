@@ -93,7 +93,7 @@ _BASE_ONLY = (
 
 
 class _Checkpoint(NamedTuple):
-    """What either format holds."""
+    """Content of a checkpoint of either format."""
 
     config: HubertConfig
     arrays: dict[str, np.ndarray]
@@ -133,20 +133,20 @@ def _read_fairseq(path: pathlib.Path, feature_layer: int) -> _Checkpoint:
             f"{path} has no weights under 'model'; expected a checkpoint of fairseq. A model of"
             " transformers is given as its folder."
         )
-    arrays = _float32(weights.from_torch(path, saved["model"]))
-    arrays = weight_norm.fold(_without_fine_tuning(arrays))
+    tensors = _without_fine_tuning(saved["model"])
+    arrays = weight_norm.fold(_float32(weights.from_torch(path, tensors)))
     model, task = _fairseq_options(saved)
     config = _fairseq_config(path, arrays, model, task, feature_layer)
     return _Checkpoint(config, arrays, FAIRSEQ, FAIRSEQ_HEADS)
 
 
-def _without_fine_tuning(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """The weights of the HuBERT within a fine-tuned model; others are returned as they are."""
+def _without_fine_tuning(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The weights of the HuBERT within a fine-tuned model; a bare HuBERT's are returned as is."""
     for prefix in _FAIRSEQ_PREFIXES:
-        inner = {n.removeprefix(prefix): x for n, x in arrays.items() if n.startswith(prefix)}
+        inner = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
         if inner:
             return inner
-    return arrays
+    return tensors
 
 
 def _fairseq_options(saved: Mapping) -> tuple[dict, dict]:
@@ -252,7 +252,7 @@ _FIELDS = {
     "position_groups": "num_conv_pos_embedding_groups",
     "layer_norm_eps": "layer_norm_eps",
 }
-# What config.json must say of a base HuBERT, and what it means where it says nothing.
+# Values of config.json that a base HuBERT has; they are also the defaults of absent fields.
 _EXPECTED = {
     "model_type": "hubert",
     "feat_extract_norm": "group",

@@ -34,7 +34,7 @@ class Score:
     Attributes:
       pnmi: phone-normalised mutual information (Hsu et al. 2021): the share of the phones' entropy
         that the units explain.
-      units_per_second: after merging repeats.
+      units_per_second: reduced units (repeats removed) per second of audio.
       accuracy: group -> share of its frames whose phone is the most frequent phone of their unit
         in the group FIT.
     """

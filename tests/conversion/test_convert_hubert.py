@@ -378,7 +378,7 @@ def test_heads_of_fine_tuned_models_are_left_out(theirs, tmp_path, kind):
 @pytest.mark.parametrize("options", ["dict", "namespace"])
 def test_heads_of_fine_tuned_fairseq_models_are_left_out(theirs, tmp_path, prefix, options):
     tensors = {prefix + name: x for name, x in fairseq_tensors(theirs).items()}
-    tensors |= {"w2v_encoder.proj.weight": torch.ones(3, 48), "decoder.x": torch.ones(3)}
+    tensors |= {"w2v_encoder.proj.weight": torch.ones(3, 48), "decoder.version": torch.arange(3)}
     if options == "dict":
         pretrained = {"model": OPTIONS, "task": {"normalize": False}}
         cfg = {"model": {"_name": "hubert_ctc", "w2v_args": pretrained}, "task": {}}
