@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -308,13 +307,5 @@ def _normalizes(folder: pathlib.Path) -> bool:
 
 
 def _float32(source: weights.Weights) -> dict[str, np.ndarray]:
-    arrays = {}
-    for name in source.shapes:
-        array = source.read(name)
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise UserError(
-                f"{source.source}: {name} holds {array.dtype} numbers; expected floating point."
-                " Give the checkpoint before quantisation."
-            )
-        arrays[name] = array.astype(np.float32)
-    return arrays
+    source.check_floats(source.shapes)
+    return {name: source.read(name).astype(np.float32) for name in source.shapes}
