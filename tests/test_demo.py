@@ -1,4 +1,4 @@
-"""What the demo says of its own answer."""
+"""The lines that the demo prints about its answer."""
 
 import json
 
@@ -7,6 +7,7 @@ import pytest
 
 from speechgpt_jax import demo
 from speechgpt_jax.decoding.conversation import Reply
+from speechgpt_jax.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -16,10 +17,10 @@ WAV = np.zeros(320, np.float32)
 @pytest.mark.parametrize(
     ("reply", "expected"),
     [
-        (Reply("What is it?", "a cat", [1], WAV), "Heard and answered rightly."),
+        (Reply("What is it?", "a cat", [1], WAV), "the answer is right."),
         (Reply("what was it", "a cat.", [1], WAV), "it misheard"),
-        (Reply("what is it", "a dog.", [1], WAV), "its answer is wrong: right is 'a cat.'"),
-        (Reply("what is it", "a cat.", [], WAV), "said nothing aloud"),
+        (Reply("what is it", "a dog.", [1], WAV), "its answer is wrong, the right one is 'a cat.'"),
+        (Reply("what is it", "a cat.", [], WAV), "it gave no speech"),
     ],
 )
 def test_the_verdict_is_honest(reply, expected):
@@ -41,3 +42,18 @@ def test_losses_before_and_after_each_stage(tmp_path):
     cells = [list(column.cells) for column in table.columns]
     assert [cell[0] for cell in cells[1:]] == ["6.50", "-", "7.25", "1.50"]
     assert cells[0] == [f"{n} {name}" for n, name in enumerate(demo.STAGES, 1)]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--question=no.wav", "question: expected a path that exists, got 'no.wav'"),
+        ("--question={text}", "text.wav"),
+        ("--output_dir={text}", "text.wav is a file"),
+    ],
+)
+def test_bad_flags_are_known_before_the_training(tmp_path, flag, message):
+    text = tmp_path / "text.wav"
+    text.write_text("no sound")
+    with pytest.raises(UserError, match=message):
+        demo.main([flag.format(text=text)])

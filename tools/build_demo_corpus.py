@@ -14,35 +14,33 @@ Splits: `train` and `test` are spoken by three voices (answers always by the sam
 person, Debian's asterisk-core-sounds-en and -g722 unpacked with `dpkg-deb -x` into one folder.
 """
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
+from speechgpt_jax import arguments
 from speechgpt_jax.corpus import text_to_speech
 from speechgpt_jax.demo_world import build
-from speechgpt_jax.errors import one_line_errors
 from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("step", choices=["synthesize", "encode"])
-    parser.add_argument("--work_dir", type=Path, required=True)
-    parser.add_argument("--tts", default=text_to_speech.FLITE, help="default: %(default)s")
-    parser.add_argument("--human_prompts", type=Path, help="folder of the unpacked packages")
-    parser.add_argument("--processes", type=int, default=2, help="--tts commands at once")
-    parser.add_argument("--hubert", type=Path, default=SHIPPED, help="HuBERT and centroids")
-    parser.add_argument("--output", type=Path, default=build.SHIPPED_CORPUS)
-    args = parser.parse_args()
-    with one_line_errors():
-        if args.step == "synthesize":
-            clips = build.synthesize(args.work_dir, args.tts, args.human_prompts, args.processes)
-            build.print_hours(clips)
-        else:
-            speech2unit = Speech2Unit.from_pretrained(args.hubert)
-            build.encode(args.work_dir, speech2unit, args.output)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = arguments.Parser(__doc__)
+    add = parser.add_argument
+    add("step", choices=["synthesize", "encode"])
+    add("--work_dir", type=arguments.output_folder, required=True)
+    add("--tts", type=arguments.nonempty, default=text_to_speech.FLITE, help="default: %(default)s")
+    add("--human_prompts", type=arguments.existing_folder, help="folder of the unpacked packages")
+    add("--processes", type=arguments.positive_int, default=2, help="--tts commands at once")
+    add("--hubert", type=Path, default=SHIPPED, help="folder of HuBERT and centroids")
+    add("--output", type=arguments.output_folder, default=str(build.SHIPPED_CORPUS))
+    args = parser.parse_args(argv)
+    work_dir = Path(args.work_dir)
+    if args.step == "synthesize":
+        human = Path(args.human_prompts) if args.human_prompts else None
+        build.print_hours(build.synthesize(work_dir, args.tts, human, args.processes))
+    else:
+        build.encode(work_dir, Speech2Unit.from_pretrained(args.hubert), Path(args.output))
 
 
 if __name__ == "__main__":
-    main()
+    arguments.run(main)

@@ -11,7 +11,7 @@ UNITS is the output of tools.extract_units; each of its shards becomes one of
     cross_modal_instruction    asr-*.jsonl, tts-*.jsonl: units -> text and text -> units, each under
                                one of 100 descriptions, for rows that have a `text`
 
-FILE is JSONL or TSV with a `question` and an `answer` per row, and becomes shards of
+FILE is JSONL, TSV or CSV with a `question` and an `answer` per row, and becomes shards of
 
     chain_of_modality          speech_to_speech-*.jsonl, speech_to_text-*.jsonl,
                                text_to_speech-*.jsonl, text_to_text-*.jsonl: the four forms
@@ -28,16 +28,17 @@ tools.extract_units, whose shards are made in the same way.
 import argparse
 from collections.abc import Sequence
 
-from speechgpt_jax import prompts
+from speechgpt_jax import arguments, prompts
+from speechgpt_jax.arguments import at_least, nonempty, output_folder, positive_int
 from speechgpt_jax.corpus import speech_instruct
-from speechgpt_jax.errors import UserError, one_line_errors
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.encoder.speech2unit import SHIPPED
 
 STEPS = ("modality_adaptation", "cross_modal_instruction", "chain_of_modality")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    args, beam_arguments = parser().parse_known_args(arguments)
+def main(argv: Sequence[str] | None = None) -> None:
+    args, beam_arguments = parser().parse_known_args(argv)
     if args.step == "chain_of_modality":
         if not args.dialogues:
             raise UserError("chain_of_modality needs --dialogues, a JSONL or TSV file.")
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tts=args.tts,
             text_to_unit=args.text_to_unit,
             hubert=args.hubert,
-            question_voices=args.question_voices.split(","),
+            question_voices=args.question_voices,
             answer_voice=args.answer_voice,
             prefix=args.prefix,
             max_answer_words=args.max_answer_words,
@@ -64,26 +65,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
 
 
+def voices(text: str) -> list[str]:
+    """Type of names that commas separate."""
+    return [nonempty(name).strip() for name in text.split(",")]
+
+
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("step", choices=STEPS)
-    parser.add_argument("--output", required=True, help="folder")
-    parser.add_argument("--units", help="folder that tools.extract_units wrote")
-    parser.add_argument("--dialogues", help="JSONL or TSV with `question` and `answer`")
-    parser.add_argument("--prefix", default=prompts.DEFAULT_PREFIX, help="the system prompt")
-    parser.add_argument("--tts", help="command with {speaker}, {text} and {wav}")
-    parser.add_argument("--text_to_unit", help="run of ours that writes units, in place of --tts")
-    parser.add_argument("--hubert", default=str(SHIPPED), help="encodes the sound of --tts")
-    parser.add_argument("--question_voices", default="slt", help="for {speaker}, comma-separated")
-    parser.add_argument("--answer_voice", default="slt", help="for {speaker}")
-    parser.add_argument("--max_answer_words", type=int, default=35, help="longer ones are rejected")
-    parser.add_argument("--max_new_tokens", type=int, default=512, help="of --text_to_unit")
-    parser.add_argument("--shard_size", type=int, default=250, help="dialogues per shard")
+    parser = arguments.Parser(__doc__)
+    add = parser.add_argument
+    add("step", choices=STEPS)
+    add("--output", type=output_folder, required=True, help="folder")
+    add("--units", type=nonempty, help="folder that tools.extract_units wrote")
+    add("--dialogues", type=nonempty, help="JSONL, TSV or CSV with `question` and `answer`")
+    add("--prefix", default=prompts.DEFAULT_PREFIX, help="the system prompt")
+    add("--tts", type=nonempty, help="command with {speaker}, {text} and {wav}")
+    add("--text_to_unit", type=nonempty, help="run of ours that writes units, in place of --tts")
+    add("--hubert", type=nonempty, default=str(SHIPPED), help="encodes the sound of --tts")
+    add("--question_voices", type=voices, default=["slt"], help="for {speaker}, comma-separated")
+    add("--answer_voice", type=nonempty, default="slt", help="for {speaker}")
+    add("--max_answer_words", type=at_least(0), default=35, help="longer ones are rejected")
+    add("--max_new_tokens", type=positive_int, default=512, help="of --text_to_unit")
+    add("--shard_size", type=positive_int, default=250, help="dialogues per shard")
     return parser
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    arguments.run(main)

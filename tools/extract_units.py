@@ -3,8 +3,9 @@
     python -m tools.extract_units --input=recordings --output=units
     python -m tools.extract_units --input=manifest.tsv --hubert=mhubert --output=units
 
---input is a folder (every wav, flac, mp3 and ogg file under it), or a manifest: JSONL or TSV with a
-`path` per row, relative to the manifest, and other fields to keep (`text`, `speaker`). OUTPUT gets
+--input is a folder (every wav, flac, mp3 and ogg file under it; hidden and other files are counted
+and named), or a manifest: JSONL, TSV or CSV with a `path` per row, relative to the manifest, and
+other fields to keep (`text`, `speaker`), or fairseq's TSV. OUTPUT gets
 
     units-00000-of-00004.jsonl    the rows, with `units` (repeats merged) and `durations` (in frames
                                   of 20 ms), in the order of the input
@@ -18,22 +19,22 @@ machine needs one. All other flags are Beam's; --runner takes the work to Datafl
 Paths may be of any file system that Beam knows (gs://).
 """
 
-import argparse
 from collections.abc import Sequence
 
+from speechgpt_jax import arguments
+from speechgpt_jax.arguments import nonempty, positive_int
 from speechgpt_jax.corpus.extract_units import extract_units
-from speechgpt_jax.errors import one_line_errors
 from speechgpt_jax.speech.encoder.speech2unit import SHIPPED
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = arguments.Parser(__doc__)
+    parser.add_argument("--input", type=nonempty, required=True, help="folder, or manifest")
+    parser.add_argument(
+        "--hubert", type=nonempty, default=str(SHIPPED), help="folder of HuBERT and centroids"
     )
-    parser.add_argument("--input", required=True, help="folder of recordings, or manifest")
-    parser.add_argument("--hubert", default=str(SHIPPED), help="folder of HuBERT and centroids")
-    parser.add_argument("--output", required=True, help="folder")
-    parser.add_argument("--shard_size", type=int, default=250, help="recordings per shard")
+    parser.add_argument("--output", type=arguments.output_folder, required=True, help="folder")
+    parser.add_argument("--shard_size", type=positive_int, default=250, help="recordings per shard")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
@@ -42,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         " about one unit in a hundred",
     )
     parser.add_argument(
-        "--batch_seconds", type=int, default=1800, help="seconds of sound encoded together"
+        "--batch_seconds", type=positive_int, default=1800, help="seconds encoded together"
     )
-    args, beam_arguments = parser.parse_known_args(arguments)
+    args, beam_arguments = parser.parse_known_args(argv)
     extract_units(
         args.input,
         args.output,
@@ -57,5 +58,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    arguments.run(main)

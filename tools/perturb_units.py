@@ -18,9 +18,8 @@ import numpy as np
 import soxr
 from rich.progress import track
 
-from speechgpt_jax.corpus.manifest import read_manifest
 from speechgpt_jax.errors import one_line_errors
-from speechgpt_jax.files import write_jsonl
+from speechgpt_jax.files import read_manifest, write_jsonl
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit
 from speechgpt_jax.speech.encoder.training import distort

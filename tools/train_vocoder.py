@@ -17,8 +17,8 @@ from flax import nnx
 
 from speechgpt_jax import gin_utils
 from speechgpt_jax.checkpoints import Checkpoints
-from speechgpt_jax.corpus.manifest import read_manifest
 from speechgpt_jax.errors import UserError, one_line_errors
+from speechgpt_jax.files import read_manifest
 from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.speech.vocoder.discriminators import DiscriminatorConfig, Discriminators
 from speechgpt_jax.speech.vocoder.training import (

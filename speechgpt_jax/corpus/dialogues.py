@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from speechgpt_jax import checkpoints, prompts
-from speechgpt_jax.corpus import shards, text_to_speech
+from speechgpt_jax.corpus import text_to_speech
 from speechgpt_jax.corpus.extract_units import Extractor, Sound, in_advance, load
 from speechgpt_jax.corpus.records import one_line, reason_against, record, rejected
+from speechgpt_jax.corpus.summary import REJECTS
 from speechgpt_jax.decoding.conversation import build_llama
 from speechgpt_jax.decoding.generate import generate
 from speechgpt_jax.decoding.sampling import GREEDY
@@ -54,7 +55,7 @@ class DialogueWriter:
     max_answer_words: int
 
     def __call__(self, rows: list[dict]) -> dict[str, list[str]]:
-        lines = {kind: [] for kind in (*CHAIN_FORMS, shards.REJECTS)}
+        lines = {kind: [] for kind in (*CHAIN_FORMS, REJECTS)}
         reasons = [self._reason_against(row) for row in rows]
         usable = [row for row, reason in zip(rows, reasons) if not reason]
         utterances = [utterance for row in usable for utterance in self._utterances(row)]
@@ -63,7 +64,7 @@ class DialogueWriter:
             units: list[Any] = [] if reason else [next(synthesized), next(synthesized)]
             reason = reason or next((item for item in units if isinstance(item, str)), "")
             if reason:
-                lines[shards.REJECTS].append(rejected(row, reason))
+                lines[REJECTS].append(rejected(row, reason))
                 continue
             values = {
                 "question": one_line(row["question"]),

@@ -1,10 +1,12 @@
-"""Recordings -> units by HuBERT and k-means: the work of tools/extract_units.py."""
+"""Recordings -> units by HuBERT and k-means; tools/extract_units.py is the command."""
 
+import collections
 import dataclasses
 import functools
 import io
 import json
 import os
+import pathlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +14,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from speechgpt_jax.corpus import shards
-from speechgpt_jax.corpus.shards import FileSystems
+from speechgpt_jax import files
+from speechgpt_jax.corpus import plan, shards
+from speechgpt_jax.corpus.beam_files import FileSystems, absolute, find_files, read_table
+from speechgpt_jax.corpus.summary import REJECTS, print_summary
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
@@ -21,12 +25,13 @@ from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.unit_text import reduce_units
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
+TABLES = (".jsonl", ".tsv", ".csv")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Sound = np.ndarray | str  # float32 [S] at 16 kHz, or why there is none
+Sound = np.ndarray | str  # float32 [samples] at 16 kHz, or why there is none
 # Reduced units [N] and durations [N] in frames of 20 ms, or why there are none.
-Heard = tuple[np.ndarray, np.ndarray] | str
+Encoded = tuple[np.ndarray, np.ndarray] | str
 
 
 def extract_units(
@@ -51,57 +56,84 @@ def extract_units(
       beam_arguments: Beam's own flags.
     """
     options = shards.pipeline_options(beam_arguments)
-    output, hubert = absolute(output), absolute(hubert)
-    rows = find_recordings(absolute(source))
-    work = shards.cut(rows, output, shard_size, {"hubert": hubert, "dtype": dtype})
+    source, output, hubert = absolute(source), absolute(output), absolute(hubert)
+    files.check_writable_folder(output)
+    check_hubert(hubert)
+    skipped = ""
+    if source.lower().endswith(TABLES):
+        rows = read_manifest(source)
+    else:
+        rows, skipped = find_recordings(source, output)
+    work = plan.cut(rows, output, shard_size, {"hubert": hubert, "dtype": dtype})
+    if skipped:
+        print(skipped)
     job = shards.Job(
         name="extract_units",
         kinds=("units",),
         make_worker=functools.partial(Extractor.from_pretrained, hubert, batch_seconds, dtype),
         measure=measure,
     )
-    shards.print_summary(shards.run(job, work, output, options), output)
+    print_summary(shards.run(job, work, output, options), output)
+    if skipped:
+        print(skipped)
 
 
-def absolute(path: str) -> str:
-    """A path that means the same in whatever folder a worker runs."""
-    return path if "://" in path else os.path.abspath(path)
+def check_hubert(folder: str) -> None:
+    """Raises a UserError if the folder lacks a HuBERT or its centroids."""
+    for name in ("config.json", "model.safetensors", "kmeans.safetensors"):
+        if "://" not in folder and not os.path.isfile(os.path.join(folder, name)):
+            raise UserError(f"{folder} has no {name}; expected a folder of HuBERT and centroids.")
 
 
-def find_recordings(source: str) -> Iterator[dict]:
-    """The rows of a manifest, or one a recording of a folder, sorted by name.
+def read_manifest(path: str) -> Iterator[dict]:
+    """The rows of a manifest, with full `path`s.
 
     Raises:
-      UserError: there is no such manifest, a line of it won't do, or the folder has no recording.
+      UserError: there is no such file, or a row can't be read or has no `path`.
     """
-    if source.endswith((".jsonl", ".tsv")):
-        yield from read_rows(source)
-        return
-    paths = [p for p in shards.find_files(source, "**") if p.lower().endswith(SUFFIXES)]
-    if not paths:
+    for row in read_table(path, ("path",)):
+        yield row.fields | {"path": files.resolve(row.fields["path"], path)}
+
+
+def find_recordings(folder: str, output: str) -> tuple[list[dict], str]:
+    """A row for each recording under `folder`, sorted by name; which other files there are.
+
+    Files of `output` are not looked at, in case it is a folder in `folder`.
+
+    Raises:
+      UserError: the folder has no recording.
+    """
+    paths = [path for path in find_files(folder, "**") if not path.startswith(f"{output}/")]
+    others = collections.Counter()
+    rows = []
+    for path in paths:
+        name = pathlib.PurePath(path)
+        if name.name.startswith("."):
+            others["hidden"] += 1
+        elif name.suffix.lower() in SUFFIXES:
+            rows.append({"path": path})
+        else:
+            others[name.suffix.lower() or "without a suffix"] += 1
+    kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common())
+    if not rows:
         raise UserError(
-            f"--input={source} has no {', '.join(SUFFIXES)} file; give a folder that has some, or "
-            "a manifest named .jsonl or .tsv."
+            f"--input={folder} has no {', '.join(SUFFIXES)} file"
+            f"{f' (it has {kinds})' if kinds else ''}; give a folder that has some, or a manifest "
+            f"named {', '.join(TABLES)}."
         )
-    yield from ({"path": path} for path in paths)
-
-
-def read_rows(manifest: str) -> Iterator[dict]:
-    folder = FileSystems.split(manifest)[0]
-    for row in shards.read_table(manifest, ("path",)):
-        if "://" not in row["path"]:
-            row["path"] = FileSystems.join(folder, row["path"])
-        yield row
+    total = others.total()
+    return rows, f"{total} file{'s' * (total > 1)} skipped: {kinds}." if others else ""
 
 
 def measure(line: str) -> dict[str, int]:
+    """The lengths of an output row, for the summary."""
     row = json.loads(line)
     return {"frames": sum(row["durations"]), "units": len(row["units"])}
 
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-    """Rows with a `path` -> lines with `units` and `durations` too, and lines of what has none."""
+    """Rows with a `path` -> lines of JSON with `units` and `durations` too, and rejects."""
 
     speech2unit: Speech2Unit
     batch_seconds: int
@@ -114,25 +146,25 @@ class Extractor:
         return cls(Speech2Unit.from_pretrained(hubert, dtype), batch_seconds)
 
     def __call__(self, rows: list[dict]) -> dict[str, list[str]]:
-        lines = {"units": [], shards.REJECTS: []}
+        lines = {"units": [], REJECTS: []}
         sound = in_advance(load, [row["path"] for row in rows])
-        for row, heard in zip(rows, self.encode(sound)):
-            if isinstance(heard, str):
-                lines[shards.REJECTS].append(json.dumps(row | {"reason": heard}))
+        for row, encoded in zip(rows, self.encode(sound)):
+            if isinstance(encoded, str):
+                lines[REJECTS].append(json.dumps(row | {"reason": encoded}))
             else:
-                units, durations = (values.tolist() for values in heard)
+                units, durations = (values.tolist() for values in encoded)
                 lines["units"].append(json.dumps(row | {"units": units, "durations": durations}))
         return lines
 
-    def encode(self, sound: Iterable[Sound]) -> list[Heard]:
-        """What is heard of each item; the next batch is read meanwhile."""
+    def encode(self, sound: Iterable[Sound]) -> list[Encoded]:
+        """Units of each item; the next batch is read meanwhile."""
         batches = in_batches(sound, self.batch_seconds * SAMPLE_RATE)
-        hear_batch = functools.partial(hear, self.speech2unit)
-        return [item for batch in in_advance(hear_batch, batches, 1, ahead=1) for item in batch]
+        encode = functools.partial(encode_batch, self.speech2unit)
+        return [item for batch in in_advance(encode, batches, 1, ahead=1) for item in batch]
 
 
 def in_batches(sound: Iterable[Sound], samples: int) -> Iterator[list[Sound]]:
-    """The items in their order, at most so many samples together: memory stays flat."""
+    """The items in their order, in batches of at most `samples`, or of one: memory stays flat."""
     batch, filled = [], 0
     for item in sound:
         size = 0 if isinstance(item, str) else len(item)
@@ -145,31 +177,36 @@ def in_batches(sound: Iterable[Sound], samples: int) -> Iterator[list[Sound]]:
         yield batch
 
 
-def hear(speech2unit: Speech2Unit, batch: list[Sound]) -> list[Heard]:
+def encode_batch(speech2unit: Speech2Unit, batch: list[Sound]) -> list[Encoded]:
+    """Units of each item; the reason of an item that is no sound."""
     cluster_ids = iter(speech2unit.cluster_ids([x for x in batch if not isinstance(x, str)]))
-    return [item if isinstance(item, str) else heard(item, next(cluster_ids)) for item in batch]
+    return [x if isinstance(x, str) else _reduce(x, next(cluster_ids)) for x in batch]
 
 
-def heard(wav: np.ndarray, cluster_ids: np.ndarray) -> Heard:
+def _reduce(wav: np.ndarray, cluster_ids: np.ndarray) -> Encoded:
     if not len(cluster_ids):
         return f"{len(wav)} samples are shorter than a frame of units"
     return reduce_units(cluster_ids)
 
 
 def load(path: str) -> Sound:
+    """float32 [samples] at 16 kHz, or why the file can't be read."""
     try:
         with FileSystems.open(path) as file:
             source = io.BytesIO(file.read())
         source.name = path
         return load_audio(source)
-    except (ValueError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except (ValueError, OSError) as error:
+        # A failure of a remote file system may pass; Beam tries again.
+        if "://" in path and not isinstance(error, UserError | FileNotFoundError):
+            raise
         return " ".join(str(error).split())
 
 
 def in_advance(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int = 8, ahead: int = 16
 ) -> Iterator[Result]:
-    """`map(function, items)`, in threads that are so many items ahead."""
+    """`map(function, items)` in threads, which work up to `ahead` items in advance."""
     with ThreadPoolExecutor(threads) as pool:
         waiting = deque()
         for item in items:

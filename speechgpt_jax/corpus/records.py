@@ -24,6 +24,8 @@ def reason_against(text: object) -> str:
     """Why a text can't be in a record; "" if it can."""
     if not isinstance(text, str) or not text.strip():
         return "there is no text"
+    if re.search("[\ud800-\udfff]", text):
+        return "the text has half a character in it (a lone surrogate)"
     marker = _MARKERS.search(text)
     return f"the text has {marker[0]} in it, which is a token" if marker else ""
 

@@ -13,16 +13,20 @@ import random
 import re
 from collections.abc import Sequence
 
-from speechgpt_jax import prompts
-from speechgpt_jax.corpus import shards, text_to_speech
+from etils import epath
+
+from speechgpt_jax import files, prompts
+from speechgpt_jax.corpus import plan, shards, text_to_speech
+from speechgpt_jax.corpus.beam_files import absolute, find_files, read_table
 from speechgpt_jax.corpus.dialogues import (
     CHAIN_FORMS,
     CommandSynthesizer,
     DialogueWriter,
     ModelSynthesizer,
 )
-from speechgpt_jax.corpus.extract_units import Extractor, absolute
+from speechgpt_jax.corpus.extract_units import Extractor, check_hubert
 from speechgpt_jax.corpus.records import one_line, reason_against, record, rejected
+from speechgpt_jax.corpus.summary import REJECTS, print_summary
 from speechgpt_jax.data import descriptions
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.unit_text import units_to_text
@@ -97,20 +101,24 @@ def chain_of_modality(
     """
     if bool(settings.tts) == bool(settings.text_to_unit):
         raise UserError("chain_of_modality needs either --tts or --text_to_unit.")
-    if settings.tts:
-        text_to_speech.speech_command(settings.tts, "", "", "")
     options = shards.pipeline_options(beam_arguments)
     output = absolute(output)
+    files.check_writable_folder(output)
     settings = dataclasses.replace(
         settings,
         hubert=absolute(settings.hubert),
         text_to_unit=settings.text_to_unit and absolute(settings.text_to_unit),
         question_voices=list(settings.question_voices),
     )
-    rows = shards.read_table(absolute(dialogues), ("question", "answer"))
-    work = shards.cut(rows, output, shard_size, dataclasses.asdict(settings))
+    if settings.tts:
+        text_to_speech.check_command(settings.tts)
+        check_hubert(settings.hubert)
+    elif not epath.Path(settings.text_to_unit).is_dir():
+        raise UserError(f"--text_to_unit={settings.text_to_unit}: there is no such folder.")
+    rows = (row.fields for row in read_table(absolute(dialogues), ("question", "answer")))
+    work = plan.cut(rows, output, shard_size, dataclasses.asdict(settings))
     job = shards.Job("chain_of_modality", tuple(CHAIN_FORMS), settings.make_writer, count_units)
-    shards.print_summary(shards.run(job, work, output, options), output)
+    print_summary(shards.run(job, work, output, options), output)
 
 
 def _run_on_units(
@@ -118,35 +126,36 @@ def _run_on_units(
 ) -> None:
     options = shards.pipeline_options(beam_arguments)
     output = absolute(output)
-    files = _unit_files(absolute(units))
-    shards.keep_plan(output, settings | {"step": job.name, "files": files})
-    work = [shards.Shard(file, i, len(files)) for i, file in enumerate(files)]
-    shards.print_summary(shards.run(job, work, output, options), output)
+    files.check_writable_folder(output)
+    unit_files = _unit_files(absolute(units))
+    plan.keep_plan(output, settings | {"step": job.name, "files": unit_files})
+    work = [plan.Shard(file, i, len(unit_files)) for i, file in enumerate(unit_files)]
+    print_summary(shards.run(job, work, output, options), output)
 
 
 def _unit_files(folder: str) -> list[str]:
     """The finished shards that `extract_units` wrote."""
-    files = shards.find_files(folder, "units-*-of-*.jsonl")
-    if not files or len(files) != int(files[0][-11:-6]):
+    found = find_files(folder, "units-*-of-*.jsonl")
+    if not found or len(found) != int(found[0][-11:-6]):
         raise UserError(
-            f"--units={folder} has {len(files)} finished shards, not all; "
+            f"--units={folder} has {len(found)} finished shards, not all; "
             "let tools.extract_units finish."
         )
-    return files
+    return found
 
 
 def write_units(rows: list[dict]) -> dict[str, list[str]]:
     """Rows with `units` -> lines of unit text."""
-    return {"units": [units_to_text(row["units"]) for row in rows], shards.REJECTS: []}
+    return {"units": [units_to_text(row["units"]) for row in rows], REJECTS: []}
 
 
 def write_pairs(rows: list[dict], prefix: str) -> dict[str, list[str]]:
     """Rows with `units` and `text` -> records of speech recognition and of speech synthesis."""
-    lines = {"asr": [], "tts": [], shards.REJECTS: []}
+    lines = {"asr": [], "tts": [], REJECTS: []}
     for row in rows:
         reason = reason_against(row.get("text"))
         if reason:
-            lines[shards.REJECTS].append(rejected(row, reason))
+            lines[REJECTS].append(rejected(row, reason))
             continue
         text, units = one_line(row["text"]), units_to_text(row["units"])
         # The same description for the same recording in every run.

@@ -1,15 +1,18 @@
-"""Any text-to-speech command, as a template of one command line: {speaker}, {text} and {wav}.
+"""Text-to-speech commands, as a template of one command line: {speaker}, {text} and {wav}.
 
 The template is split into arguments before the text goes in, and no shell ever sees the text.
 """
 
+import errno
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import whole_file
 
 FLITE = "flite -voice {speaker} -t {text} -o {wav}"
 
@@ -24,8 +27,19 @@ def speech_command(template: str, speaker: str, text: str, wav: str) -> list[str
     missing = [name for name in ("{text}", "{wav}") if name not in template]
     if missing:
         raise UserError(f"--tts={template!r} lacks {missing}; give a command such as {FLITE!r}.")
+    try:
+        parts = shlex.split(template)
+    except ValueError as error:
+        raise UserError(f"--tts={template!r} is not a command line: {error}.") from error
     pattern = re.compile("|".join(map(re.escape, values)))
-    return [pattern.sub(lambda m: values[m[0]], part) for part in shlex.split(template)]
+    return [pattern.sub(lambda m: values[m[0]], part) for part in parts]
+
+
+def check_command(template: str) -> None:
+    """Raises a UserError if the template lacks {text} or {wav}, or its program isn't installed."""
+    program = speech_command(template, "", "", "")[0]
+    if not shutil.which(program):
+        raise UserError(f"--tts={template!r}: {program!r} is not installed, or not in PATH.")
 
 
 def speak(template: str, speaker: str, text: str, wav: Path) -> None:
@@ -33,15 +47,27 @@ def speak(template: str, speaker: str, text: str, wav: Path) -> None:
 
     Raises:
       NotSpoken: the command failed.
-      UserError: there is no such command.
+      UserError: there is no such command, or the wav can't be written.
     """
-    unfinished = wav.with_suffix(".part.wav")
-    command = speech_command(template, speaker, text, str(unfinished))
+    with whole_file(wav) as unfinished:
+        command = speech_command(template, speaker, text, str(unfinished))
+        reason = _failure(command)
+        if not reason and not os.path.getsize(unfinished):
+            reason = "no sound written"
+        if reason:
+            raise NotSpoken(
+                f"{template} failed for {speaker}, {text[:99]!r} ({reason}); check --tts."
+            )
+
+
+def _failure(command: list[str]) -> str:
+    """Why the command failed; "" if it did not."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    except ValueError as error:  # A text with NUL or half a character in it.
+        return str(error)
     except OSError as error:
+        if error.errno == errno.E2BIG:
+            return "the text is longer than an argument can be"
         raise UserError(f"{command[0]} can't be run ({error}); check --tts.") from error
-    if done.returncode or not unfinished.exists():
-        reason = done.stderr.strip() or f"exit code {done.returncode}, no file written"
-        raise NotSpoken(f"{template} failed when {speaker} said {text!r} ({reason}); check --tts.")
-    os.replace(unfinished, wav)
+    return (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else ""

@@ -6,10 +6,11 @@ position = batches.state()   # of what was handed out so far
 batches.restore(position)    # the next batch is the one that came after it
 """
 
+import functools
 import logging
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -64,16 +65,32 @@ class Reader(Iterator[Batch]):
 
     The position is that of the batches handed out: what TensorFlow reads ahead and what waits in
     the packer's pool is part of it.
+
+    Args:
+      load_examples: makes the endless dataset of examples: this reader's share of them, or with
+        `whole=True` all of them, for a reader whose share is empty.
+      batch_size: rows of a batch.
+      sequence_length: tokens of a row.
+      bos_id: first input token of every example.
     """
 
     def __init__(
-        self, examples: tf.data.Dataset, batch_size: int, sequence_length: int, bos_id: int
+        self,
+        load_examples: Callable[..., tf.data.Dataset],
+        batch_size: int,
+        sequence_length: int,
+        bos_id: int,
     ):
-        self._iterator = iter(examples.ragged_batch(_READ_BATCH).prefetch(1))
+        self._load_examples = load_examples
         self._batch_size = batch_size
         self._bos_id = bos_id
         self._packer = Packer(sequence_length)
+<<<<<<< HEAD
         self._waiting: list[Example] = []
+=======
+        self._waiting: list[dict[str, np.ndarray]] = []
+        self._start(whole=False)
+>>>>>>> d6f5eed (Corpora: files by Beam, plan, shards and summary apart; what a folder holds and isn't read is counted; blank lines, empty files and fewer records than readers)
 
     def __next__(self) -> Batch:
         rows = [self._next_row() for _ in range(self._batch_size)]
@@ -87,15 +104,18 @@ class Reader(Iterator[Batch]):
             {f"file/{name}": np.frombuffer(data, np.uint8) for name, data in files.items()}
             | {f"packer/{name}": array for name, array in self._packer.state().items()}
             | {f"waiting/{name}": array for name, array in concatenate(self._waiting).items()}
+            | ({"whole": np.array(True)} if self._whole else {})
         )
 
     def restore(self, state: bytes) -> None:
-        """Goes on after the batch that `state` was taken at.
+        """Resumes after the batch that `state` was taken at.
 
         Raises:
           UserError: the state of other data: another mixture or seed.
         """
         arrays = from_bytes(state)
+        if self._whole != ("whole" in arrays):
+            self._start(whole=not self._whole)
         with tempfile.TemporaryDirectory() as folder:
             for name, data in _group(arrays, "file").items():
                 (Path(folder) / name).write_bytes(data.tobytes())
@@ -110,11 +130,24 @@ class Reader(Iterator[Batch]):
         self._packer.restore(_group(arrays, "packer"))
         self._waiting = separate(_group(arrays, "waiting"))
 
+    def _start(self, whole: bool) -> None:
+        self._whole = whole
+        examples = self._load_examples(whole=whole)
+        self._iterator = iter(examples.ragged_batch(_READ_BATCH).prefetch(1))
+
     def _next_row(self) -> Batch:
         while len(self._packer) < POOL_SIZE:
             if not self._waiting:
                 self._waiting = _next_examples(self._iterator)
-            self._packer.add(self._waiting.pop(0))
+            if self._waiting:
+                self._packer.add(self._waiting.pop(0))
+            elif not self._whole:  # Fewer records than readers.
+                self._start(whole=True)
+            else:
+                raise UserError(
+                    "The data has no example: a task's files are empty, or no record is left, such"
+                    " as where no dialogue has the task's `direction`."
+                )
         return pack(self._packer.fill_row(), self._packer.length, self._bos_id)
 
 
@@ -133,8 +166,9 @@ def load_batches(
 
     The data is read in `num_readers` parts, each with whole files of its own or, where there are
     fewer files than readers, every `num_readers`-th record of all files. Either way each record is
-    read once an epoch of its reader. The batches of all readers together, and where they stand, do
-    not depend on which host has which readers: any number of hosts goes on exactly.
+    read once per epoch of its reader; a reader that no record falls to reads all of the data. The
+    batches of all readers together, and their position, do not depend on which host has which
+    readers: any number of hosts resumes exactly.
 
     Args:
       mixture_or_task: a SeqIO provider, or the name of a registered one.
@@ -153,7 +187,8 @@ def load_batches(
     return Batches(
         {
             f"reader_{i}_of_{num_readers}": Reader(
-                _load_shuffled(
+                functools.partial(
+                    _load_shuffled,
                     provider,
                     split,
                     sequence_length,
@@ -170,45 +205,28 @@ def load_batches(
     )
 
 
-def load_once(
-    mixture_or_task: str | seqio.Task | seqio.Mixture,
-    split: str,
-    *,
-    batch_size: int,
-    sequence_length: int,
-) -> Iterator[Batch]:
-    """Every example of a split once and in order, packed; for the loss on held-out data.
-
-    The rows that are missing from the last batch are padding.
-    """
-    provider = _get_provider(mixture_or_task, split)
-    examples = _load_examples(provider, split, sequence_length, shuffle=False, seed=0, num_epochs=1)
-    iterator = iter(examples.ragged_batch(_READ_BATCH))
-    packer = Packer(sequence_length)
-    while group := _next_examples(iterator):
-        for example in group:
-            packer.add(example)
-    rows = []
-    while packer:
-        rows.append(pack(packer.fill_row(), sequence_length, _bos_id(provider)))
-    empty_rows = -len(rows) % batch_size
-    rows += [{key: np.zeros_like(row) for key, row in rows[0].items()} for _ in range(empty_rows)]
-    for start in range(0, len(rows), batch_size):
-        yield _stack(rows[start : start + batch_size])
-
-
 def _load_shuffled(
-    provider, split, sequence_length, *, seed: int, use_cached: bool, shard_info: seqio.ShardInfo
+    provider: seqio.Task | seqio.Mixture,
+    split: str,
+    sequence_length: int,
+    *,
+    seed: int,
+    use_cached: bool,
+    shard_info: seqio.ShardInfo,
+    whole: bool,
 ) -> tf.data.Dataset:
-    examples = _load_examples(
-        provider,
+    """Endless examples at their own length: one shard of them, or all with `whole`."""
+    examples = provider.get_dataset(
+        dict.fromkeys(provider.output_features, sequence_length),
         split,
-        sequence_length,
         shuffle=True,
-        seed=seed,
+        # Readers of all records read them in orders of their own.
+        seed=seed + shard_info.index if whole else seed,
         num_epochs=None,
         use_cached=use_cached,
-        shard_info=shard_info,
+        shard_info=None if whole else shard_info,
+        trim_output_features=False,
+        try_in_mem_cache=False,
     )
     if not use_cached:
         return examples
@@ -216,14 +234,6 @@ def _load_shuffled(
     tasks = seqio.get_subtasks(provider)
     num_examples = sum(task.get_cached_stats(split)["examples"] for task in tasks)
     return examples.shuffle(min(num_examples, SHUFFLE_BUFFER), seed=seed)
-
-
-def _load_examples(provider, split, sequence_length, **options) -> tf.data.Dataset:
-    """Examples at their own length."""
-    lengths = dict.fromkeys(provider.output_features, sequence_length)
-    return provider.get_dataset(
-        lengths, split, trim_output_features=False, try_in_mem_cache=False, **options
-    )
 
 
 def _bos_id(provider: seqio.Task | seqio.Mixture) -> int:
@@ -279,8 +289,13 @@ def _warn_of_uneven_files(provider, split: str, num_readers: int, cached: bool) 
             )
 
 
+<<<<<<< HEAD
 def _next_examples(iterator) -> list[Example]:
     """The examples of the next ragged batch; none at the end of the data.
+=======
+def _next_examples(iterator) -> list[dict[str, np.ndarray]]:
+    """The examples of the next ragged batch; none if the dataset has none.
+>>>>>>> d6f5eed (Corpora: files by Beam, plan, shards and summary apart; what a folder holds and isn't read is counted; blank lines, empty files and fewer records than readers)
 
     Raises:
       UserError: what a preprocessor says of a record, without TensorFlow's account of where.

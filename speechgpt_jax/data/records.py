@@ -9,10 +9,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from speechgpt_jax import prompts, unit_text
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.tokenizer import any_of
+
+# The problem of a blank line, which is no record.
+BLANK = b"blank"
+_BYTE_ORDER_MARK = "^\ufeff"
 
 Texts = dict[str, tf.Tensor]  # field -> [B]
 Check = Callable[[Texts], tf.Tensor]  # problems [B]
@@ -20,31 +25,73 @@ Check = Callable[[Texts], tf.Tensor]  # problems [B]
 
 def parse_json(lines: tf.Tensor, fields: Sequence[str]) -> tuple[Texts, tf.Tensor]:
     """JSON objects -> fields and problems; a list of units becomes unit text."""
+    return _parse_each(_json_texts, lines, fields)
 
-    def parse(lines):
-        rows = [_parse_line(line, fields) for line in lines]
+
+def parse_examples(records: tf.Tensor, fields: Sequence[str]) -> tuple[Texts, tf.Tensor]:
+    """tf.train.Examples -> fields and problems."""
+    return _parse_each(_example_texts, records, fields)
+
+
+def parse_lines(lines: tf.Tensor, fields: Sequence[str]) -> tuple[Texts, tf.Tensor]:
+    """Lines that are the only field."""
+
+    def text(line: bytes, fields: Sequence[str]) -> list[bytes]:
+        return [line]
+
+    return _parse_each(text, lines, fields)
+
+
+def _parse_each(
+    texts_of: Callable[[bytes, Sequence[str]], list[bytes]],
+    records: tf.Tensor,
+    fields: Sequence[str],
+) -> tuple[Texts, tf.Tensor]:
+    """Fields and problems by a function of one record, which raises a UserError for a problem."""
+
+    def parse(records):
+        rows = [_fields_and_problem(texts_of, record, fields) for record in records]
         return [np.array(column, object) for column in zip(*rows)]
 
     types = [tf.string] * (len(fields) + 1)
-    columns = tf.numpy_function(parse, [lines], types, stateful=False)
+    columns = tf.numpy_function(parse, [records], types, stateful=False)
     *texts, problems = (tf.ensure_shape(column, [None]) for column in columns)
     return dict(zip(fields, texts)), problems
 
 
-def _parse_line(line: bytes, fields: Sequence[str]) -> tuple[bytes, ...]:
-    """The fields, and the problem."""
+def _fields_and_problem(texts_of, record: bytes, fields: Sequence[str]) -> tuple[bytes, ...]:
+    try:
+        return *texts_of(record, fields), b""
+    except UserError as error:
+        return *(b"" for _ in fields), str(error).encode()
+
+
+def _json_texts(line: bytes, fields: Sequence[str]) -> list[bytes]:
     try:
         record = json.loads(line.decode())
         if not isinstance(record, dict):
             raise UserError("not a JSON object")
-        return *(_text(record, field) for field in fields), b""
-    except UnicodeError:
-        problem = "not UTF-8 text"
-    except json.JSONDecodeError as error:
-        problem = f"not JSON: {error}"
-    except ValueError as error:
-        problem = str(error)
-    return *(b"" for _ in fields), problem.encode()
+        return [_text(record, field) for field in fields]
+    except UnicodeError as error:
+        raise UserError("not UTF-8 text") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"not JSON: {error}") from error
+
+
+def _example_texts(record: bytes, fields: Sequence[str]) -> list[bytes]:
+    try:
+        features = tf.train.Example.FromString(record).features.feature
+    except DecodeError as error:
+        raise UserError("not a tf.train.Example") from error
+    texts = []
+    for field in fields:
+        if field not in features:
+            raise UserError(f"no `{field}`")
+        values = features[field].bytes_list.value
+        if len(values) != 1:
+            raise UserError(f"`{field}` is not one text")
+        texts.append(values[0])
+    return texts
 
 
 def _text(record: dict, field: str) -> bytes:
@@ -58,18 +105,11 @@ def _text(record: dict, field: str) -> bytes:
     return value.encode()
 
 
-def parse_examples(records: tf.Tensor, fields: Sequence[str]) -> tuple[Texts, tf.Tensor]:
-    """tf.train.Examples -> fields and problems."""
-    parsed = tf.io.parse_example(records, {f: tf.io.RaggedFeature(tf.string) for f in fields})
-    texts = {field: parsed[field].to_tensor(shape=[None, 1])[:, 0] for field in fields}
-    problems = [tf.where(parsed[f].row_lengths() == 1, "", f"no `{f}`") for f in fields]
-    return texts, first_problem(problems)
-
-
-def parse_lines(lines: tf.Tensor, fields: Sequence[str]) -> tuple[Texts, tf.Tensor]:
-    """Lines that are the only field."""
-    (field,) = fields
-    return {field: lines}, tf.zeros_like(lines)
+def skip_blank(lines: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Lines without byte order marks, and the problem BLANK of those that have nothing else."""
+    lines = tf.strings.regex_replace(lines, _BYTE_ORDER_MARK, "", replace_global=False)
+    blank = tf.strings.regex_full_match(lines, r"[\t-\r\x{1c}-\x{20}\x{85}\p{Z}]*")
+    return lines, tf.where(blank, BLANK, b"")
 
 
 def check_dialogues(num_units: int) -> Check:

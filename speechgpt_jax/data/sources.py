@@ -1,5 +1,6 @@
 """Where examples come from, as SeqIO data sources."""
 
+import itertools
 import logging
 import os
 import re
@@ -35,6 +36,7 @@ _PARSERS = {
     "tfrecord": records.parse_examples,
     "array_record": records.parse_examples,
 }
+_LINES = ("jsonl", "txt")
 _LISTED = 20
 
 
@@ -47,10 +49,12 @@ class RecordFiles(seqio.DataSource):
 
     Names may end in `-00000-of-00008`; all but ArrayRecord may be compressed (.gz).
 
-    Before the first record is given, all of this host's are read once and checked. Bad ones stop
-    everything, or, with `on_error="skip"`, are counted, listed in the log and left out. Shuffled
-    are records, and each comes once an epoch: a buffer behind the endless repetition, as SeqIO has
-    it, would read twenty records five hundred times before the first is given.
+    In .jsonl and .txt, byte order marks and blank lines are skipped; lines end at "\\n" alone.
+
+    Before the first record is given, all of this reader's are read once and checked. Bad ones stop
+    everything, or, with `on_error="skip"`, are counted, listed in the log and left out. Records are
+    shuffled within each epoch: a buffer behind the endless repetition, as SeqIO has it, would read
+    twenty records five hundred times before it gives the first.
     """
 
     def __init__(
@@ -91,11 +95,13 @@ class RecordFiles(seqio.DataSource):
         files = self.list_shards(split)
         if shard_info:
             files = files[shard_info.index :: shard_info.num_shards]
-        files, num_records = self._checked(files)
-        dataset = tf.data.Dataset.from_tensor_slices(files)
-        if shuffle:
-            dataset = dataset.shuffle(len(files), seed=seed)
         format_ = file_format(files)
+        readable, num_records = self._checked(files)
+        if not num_records and (not shard_info or shard_info.num_shards == 1):
+            raise UserError(f"The files of split {split!r} have no records, such as {files[0]}.")
+        dataset = tf.data.Dataset.from_tensor_slices(tf.constant(readable, tf.string))
+        if shuffle:
+            dataset = dataset.shuffle(max(1, len(readable)), seed=seed)
         dataset = dataset.interleave(
             lambda file: self._good_records(file, format_),
             cycle_length=16,
@@ -103,7 +109,7 @@ class RecordFiles(seqio.DataSource):
             num_parallel_calls=tf.data.AUTOTUNE,
         )
         if shuffle:
-            dataset = dataset.shuffle(min(num_records, SHUFFLE_BUFFER), seed=seed)
+            dataset = dataset.shuffle(max(1, min(num_records, SHUFFLE_BUFFER)), seed=seed)
         return dataset
 
     def _good_records(self, file: tf.Tensor, format_: tuple[str, str]) -> tf.data.Dataset:
@@ -117,57 +123,68 @@ class RecordFiles(seqio.DataSource):
         name, compression = format_
 
         def parse(batch: tf.Tensor) -> tuple[Texts, tf.Tensor]:
+            blank = tf.zeros_like(batch)
+            if name in _LINES:
+                batch, blank = records.skip_blank(batch)
             texts, problems = _PARSERS[name](batch, self._fields)
-            checks = [problems, records.encoding_problems(texts), self._check(texts)]
+            checks = [blank, problems, records.encoding_problems(texts), self._check(texts)]
             return texts, records.first_problem(checks)
 
         dataset = read_file(file, name, compression).batch(_PARSE_BATCH)
         return dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
 
     def _checked(self, files: list[str]) -> tuple[list[str], int]:
-        """The files that can be read and their number of good records; ValueError or a log of what
-        is bad, files and records."""
+        """The files that have records, and the number of good ones.
+
+        Logs what is left out, files and records.
+
+        Raises:
+          UserError: with on_error="stop", something is bad; or no record is good, except where the
+            files have none at all.
+        """
         format_ = file_format(files)
-        readable, problems, total = [], [], 0
+        readable, problems, total, good = [], [], 0, 0
         for file in files:
             try:
                 found = list(self._problems(file, format_))
-            except ValueError as error:
+            except UserError as error:
                 problems.append(str(error))
                 continue
-            readable.append(file)
+            if found:
+                readable.append(file)
+            else:
+                logger.warning("%s has no records.", file)
             total += len(found)
-            problems += [
-                f"{file}, record {number}: {problem}"
-                for number, problem in enumerate(found, 1)
-                if problem
-            ]
-        unreadable = len(files) - len(readable)
+            good += sum(not problem for _, problem in found)
+            problems += [f"{file}, {where}: {problem}" for where, problem in found if problem]
         if problems:
             self._report(problems, total)
-        num_records = total - (len(problems) - unreadable)
-        if not num_records:
-            raise UserError(f"None of the records can be used: {problems[0]}.")
-        return readable, num_records
+            if not good:
+                raise UserError(f"None of the records can be used: {problems[0]}.")
+        return readable, good
 
-    def _problems(self, file: str, format_: tuple[str, str]) -> Iterator[str]:
-        """The problem of every record, "" where there is none.
+    def _problems(self, file: str, format_: tuple[str, str]) -> Iterator[tuple[str, str]]:
+        """Each record's place, such as "line 3", and its problem, "" if there is none.
 
         Raises:
-          UserError: the file is empty or damaged.
+          UserError: the file is damaged.
         """
-        if not tf.io.gfile.stat(file).length:
-            raise UserError(f"{file} is empty")
+        name, _ = format_
+        unit = "line" if name in _LINES else "record"
         number = 0
+        if not tf.io.gfile.stat(file).length:
+            return
         try:
-            for _, problems in self._parsed(file, format_).as_numpy_iterator():
-                number += len(problems)
-                yield from map(bytes.decode, problems.tolist())
+            batches = self._parsed(file, format_).as_numpy_iterator()
+            problems = itertools.chain.from_iterable(batch.tolist() for _, batch in batches)
+            for number, problem in enumerate(problems, 1):
+                if problem != records.BLANK:
+                    yield f"{unit} {number}", problem.decode()
         except (tf.errors.OpError, RuntimeError, ValueError) as error:  # ArrayRecord has the latter
             reason = str(error).partition("\n")[0]
-            raise UserError(f"{file} is no {format_[0]} file, or damaged: {reason}") from error
-        if not number:  # To ArrayRecord a file of anything else is a file of none.
-            raise UserError(f"{file} is no {format_[0]} file, or has no records")
+            raise UserError(f"{file} is no {name} file, or damaged: {reason}") from error
+        if not number and name == "array_record":  # What is no ArrayRecord reads as one of none.
+            raise UserError(f"{file} is no {name} file, or has no records")
 
     def _report(self, problems: list[str], total: int) -> None:
         if self._on_error == "stop":

@@ -1,9 +1,11 @@
-"""The embedded corpus: the work of tools/build_demo_corpus.py."""
+"""The embedded corpus: speech of the demo world as clips, then as records of units and texts.
+
+tools/build_demo_corpus.py is the command.
+"""
 
 import dataclasses
 import gzip
 import json
-import os
 import random
 import re
 from collections.abc import Iterable
@@ -14,24 +16,26 @@ import numpy as np
 import soundfile
 from rich.progress import track
 
+from speechgpt_jax import files
 from speechgpt_jax.corpus import text_to_speech
 from speechgpt_jax.corpus.g722 import G722_BYTES_PER_SECOND, decode_g722
 from speechgpt_jax.demo_world import words as demo_words
 from speechgpt_jax.demo_world import world as demo_world
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import ASSETS
 from speechgpt_jax.speech import audio
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.unit_text import reduce_units
 
-SHIPPED_CORPUS = ASSETS / "corpus"
+SHIPPED_CORPUS = files.ASSETS / "corpus"
 TRAIN_VOICES = ("slt", "rms", "kal16")
 ANSWER_VOICE = "slt"
 UNHEARD_VOICE = "awb"
 HUMAN = "human"
 HUMAN_PROMPTS = 140
+SECOND_VOICE_SHARE = 0.05  # of training texts, spoken by two voices: some 9.5 hours in all
 SPLITS = ("train", "test", "unheard_voice", "human")
+# (split, kind) -> number of recordings shipped as FLAC.
 SHIPPED_CLIPS = {
     ("test", "question"): 12,
     ("unheard_voice", "question"): 6,
@@ -39,11 +43,10 @@ SHIPPED_CLIPS = {
     ("unheard_voice", "plain"): 3,
     ("human", "prompt"): 15,
 }
-ENCODE_BATCH = 256
+ENCODE_BATCH = 256  # clips
 
 Units = tuple[np.ndarray, np.ndarray]  # reduced units [N], durations [N] in frames of 20 ms
-Fields = dict[str, str | np.ndarray]
-SECOND_VOICE_SHARE = 0.05  # of training texts, spoken by two voices: some 9.5 hours in all
+Fields = dict[str, str | np.ndarray]  # of one record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +82,7 @@ def _voices(split: str, rng: random.Random) -> list[tuple[str, str]]:
 
 
 def planned_clips() -> list[Clip]:
-    """Everything the voices say, always the same."""
+    """The clips of all synthetic voices, always the same."""
     rng = random.Random(demo_world.SEED)
     dialogues = demo_world.questions()
     first_with_answer = {}
@@ -113,7 +116,11 @@ def planned_clips() -> list[Clip]:
 
 
 def speak(clip: Clip, template: str, work_dir: Path) -> Clip:
-    """Writes the clip's wav, unless an earlier run did, and returns it with its seconds."""
+    """Writes the clip's wav, unless an earlier run did, and returns the clip with its seconds.
+
+    Raises:
+      UserError: the command failed, or its sound is not 16 kHz mono.
+    """
     path = work_dir / clip.path
     if not path.exists():
         text_to_speech.speak(template, clip.speaker, clip.text, path)
@@ -152,7 +159,7 @@ def human_prompts(folder: Path, count: int) -> list[tuple[Path, str]]:
         )
     recordings = {path.stem: path for path in sorted(folder.rglob("*.g722"))}
     found = {}
-    for line in gzip.decompress(transcripts[0].read_bytes()).decode().splitlines():
+    for line in gzip.decompress(transcripts[0].read_bytes()).decode().split("\n"):
         name, _, transcript = line.partition(": ")
         path, text = recordings.get(name), prompt_text(transcript)
         if not path or len(text.split()) < 4 or "represenatives" in text:  # sic
@@ -163,9 +170,10 @@ def human_prompts(folder: Path, count: int) -> list[tuple[Path, str]]:
     return [found[text] for text in sorted(chosen)]
 
 
-def copy_human_prompts(folder: Path, work_dir: Path) -> list[Clip]:
+def copy_human_prompts(prompts: list[tuple[Path, str]], work_dir: Path) -> list[Clip]:
+    """Writes the wavs of the human's prompts."""
     clips = []
-    for i, (path, text) in enumerate(human_prompts(folder, HUMAN_PROMPTS)):
+    for i, (path, text) in enumerate(prompts):
         wav = decode_g722(path)
         clip = _clip("prompt", i, text, HUMAN, "human", "prompts", seconds=len(wav) / SAMPLE_RATE)
         audio.save_audio(work_dir / clip.path, wav)
@@ -177,31 +185,49 @@ def copy_human_prompts(folder: Path, work_dir: Path) -> list[Clip]:
 
 
 def write_manifest(clips: Iterable[Clip], path: Path) -> None:
-    """The whole file or none of it."""
-    lines = (json.dumps(dataclasses.asdict(clip)) + "\n" for clip in clips)
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text("".join(lines))
-    os.replace(unfinished, path)
+    """Writes the clips as JSONL."""
+    files.write_jsonl(path, map(dataclasses.asdict, clips))
 
 
 def read_manifest(path: Path) -> list[Clip]:
+    """The clips that `synthesize` wrote.
+
+    Raises:
+      UserError: there are none, or a row is not that of a clip.
+    """
     if not path.exists():
         raise UserError(f"no {path}; run the step `synthesize` with the same --work_dir first.")
-    return [Clip(**json.loads(line)) for line in path.read_text().splitlines()]
+    clips = []
+    for row in files.read_rows(path, ("id", "path", "text", "speaker", "split", "kind", "topic")):
+        try:
+            clips.append(Clip(**row.fields))
+        except TypeError as error:
+            raise UserError(f"{row.place}: not a clip ({error}).") from error
+    return clips
 
 
 def synthesize(work_dir: Path, tts: str, human: Path | None, processes: int) -> list[Clip]:
+    """Writes the wavs of all clips and WORK_DIR/manifest.jsonl, and returns the clips.
+
+    Args:
+      work_dir: folder.
+      tts: template of a text-to-speech command.
+      human: folder of the human's prompts, see `human_prompts`; None leaves them out.
+      processes: commands that run at once.
+    """
+    text_to_speech.check_command(tts)
+    prompts = human_prompts(human, HUMAN_PROMPTS) if human else []
     (work_dir / "wavs").mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(processes) as pool:  # the work is done by the --tts processes
         spoken = pool.map(lambda clip: speak(clip, tts, work_dir), planned_clips())
         clips = list(track(spoken, "speech", total=len(planned_clips())))
-    if human:
-        clips += copy_human_prompts(human, work_dir)
+    clips += copy_human_prompts(prompts, work_dir)
     write_manifest(clips, work_dir / "manifest.jsonl")
     return clips
 
 
 def print_hours(clips: Iterable[Clip]) -> None:
+    """Prints clips and hours of each split, kind and speaker."""
     hours: dict[tuple[str, str, str], list[float]] = {}
     for clip in clips:
         hours.setdefault((clip.split, clip.kind, clip.speaker), []).append(clip.seconds / 3600)
@@ -213,7 +239,7 @@ def print_hours(clips: Iterable[Clip]) -> None:
 
 
 def encode_clips(clips: list[Clip], work_dir: Path, speech2unit: Speech2Unit) -> dict[str, Units]:
-    """Clip id -> reduced units, durations."""
+    """Clip id -> units."""
     encoded = {}
     for start in track(range(0, len(clips), ENCODE_BATCH), "units"):
         batch = clips[start : start + ENCODE_BATCH]
@@ -224,21 +250,23 @@ def encode_clips(clips: list[Clip], work_dir: Path, speech2unit: Speech2Unit) ->
 
 
 def write_units(clips: list[Clip], encoded: dict[str, Units], path: Path) -> None:
-    """The manifest with units and durations: what tools.train_vocoder learns from."""
-    with open(path, "w") as file:
-        for clip in clips:
-            units, durations = (values.tolist() for values in encoded[clip.id])
-            row = dataclasses.asdict(clip) | {"units": units, "durations": durations}
-            file.write(json.dumps(row) + "\n")
+    """Writes the manifest with units and durations, from which tools.train_vocoder trains."""
+    rows = []
+    for clip in clips:
+        units, durations = (values.tolist() for values in encoded[clip.id])
+        rows.append(dataclasses.asdict(clip) | {"units": units, "durations": durations})
+    files.write_jsonl(path, rows)
 
 
 def utterance(clip: Clip, encoded: dict[str, Units]) -> Fields:
+    """The record of a clip."""
     units, durations = encoded[clip.id]
     about = {name: getattr(clip, name) for name in ("id", "text", "speaker", "topic", "kind")}
     return about | {"units": units, "durations": durations}
 
 
 def dialogue(question: Clip, answer: Clip, encoded: dict[str, Units]) -> Fields:
+    """The record of a question and its answer."""
     question_units, question_durations = encoded[question.id]
     answer_units, answer_durations = encoded[answer.id]
     return {
@@ -258,7 +286,7 @@ def dialogue(question: Clip, answer: Clip, encoded: dict[str, Units]) -> Fields:
 
 def serialize(fields: Fields) -> bytes:
     """A tf.train.Example: texts as bytes, arrays as int64 lists."""
-    import tensorflow as tf  # takes seconds, and `synthesize` has no use of it
+    import tensorflow as tf  # Takes seconds to import, which `synthesize` need not wait for.
 
     features = {}
     for name, value in fields.items():
@@ -270,19 +298,20 @@ def serialize(fields: Fields) -> bytes:
 
 
 def write_records(path: Path, rows: list[Fields]) -> None:
-    """Shuffled, so that any first part is a fair sample; the whole file or none of it."""
+    """Writes the records in random order, so that any first part is a fair sample."""
     import tensorflow as tf
 
-    unfinished = path.with_suffix(".part")
-    with tf.io.TFRecordWriter(str(unfinished), options="GZIP") as writer:
+    with (
+        files.whole_file(path) as unfinished,
+        tf.io.TFRecordWriter(str(unfinished), options="GZIP") as writer,
+    ):
         for fields in random.Random(demo_world.SEED).sample(rows, len(rows)):
             writer.write(serialize(fields))
-    os.replace(unfinished, path)
     print(f"{path.name:38} {len(rows):6} records {path.stat().st_size / 1e6:6.2f} MB")
 
 
 def copy_clips(clips: list[Clip], work_dir: Path, folder: Path) -> None:
-    """A few recordings of each held-out kind as FLAC, and clips.json that says what they are."""
+    """Writes a few recordings of each held-out kind as FLAC, and clips.json with their texts."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.flac"):
         old.unlink()
@@ -294,10 +323,11 @@ def copy_clips(clips: list[Clip], work_dir: Path, folder: Path) -> None:
             audio.save_audio(folder / f"{clip.id}.flac", audio.load_audio(work_dir / clip.path))
             row = {name: getattr(clip, name) for name in ("text", "speaker", "kind", "answer")}
             rows.append({"file": f"{clip.id}.flac"} | row)
-    (folder / "clips.json").write_text(json.dumps(rows, indent=1) + "\n")
+    files.write_text(folder / "clips.json", json.dumps(rows, indent=1) + "\n")
 
 
 def encode(work_dir: Path, speech2unit: Speech2Unit, output: Path) -> None:
+    """Writes the records of all splits and the shipped clips into `output`, and units.jsonl."""
     clips = read_manifest(work_dir / "manifest.jsonl")
     by_id = {clip.id: clip for clip in clips}
     encoded = encode_clips(clips, work_dir, speech2unit)

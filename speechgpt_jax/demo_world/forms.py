@@ -20,8 +20,12 @@ SEED = 7
 class Form:
     """Wordings of one kind of question over its facts, each a dict of slot -> words.
 
-    combination: the slots whose values together, in any order, are a combination to hold out.
-    family: forms of one family hold out the same combinations; by default the form is its own.
+    Attributes:
+      wordings: questions with slots.
+      answer: with slots.
+      facts: slot -> words.
+      combination: slots whose values, in any order, form a combination that can be held out.
+      family: forms of one family hold out the same combinations; by default its own name.
     """
 
     name: str
@@ -33,6 +37,7 @@ class Form:
     family: str = ""
 
     def combination_of(self, fact: dict[str, str]) -> str:
+        """ "sums/three + two"; "" if the form has no combinations."""
         if not self.combination:
             return ""
         return f"{self.family or self.name}/{' + '.join(sorted(fact[s] for s in self.combination))}"
@@ -155,7 +160,7 @@ def comparing_number_forms() -> Iterator[Form]:
 
 
 def neighbour_forms(topic: str, noun: str, ring: tuple[str, ...]) -> Iterator[Form]:
-    """What comes after and before each member of a ring such as the days of the week."""
+    """Questions for the neighbours in a ring such as the days of the week."""
     for where, step in (("after", 1), ("before", -1)):
         yield Form(
             f"{noun} {where}",
@@ -349,8 +354,8 @@ def color_forms() -> Iterator[Form]:
     )
 
 
-def told_forms() -> Iterator[Form]:
-    """Questions that say what they ask about: to answer is to hear and to remember."""
+def given_forms() -> Iterator[Form]:
+    """Questions that give the fact they ask for: answers need recognition and memory alone."""
     yield Form(
         "my color",
         "my things",
@@ -529,6 +534,7 @@ def thing_forms() -> Iterator[Form]:
 
 @cache
 def forms() -> tuple[Form, ...]:
-    rooms = (number_forms, day_forms, month_forms, animal_forms, color_forms, told_forms)
-    rooms += (opposite_forms, country_forms, thing_forms)
-    return tuple(itertools.chain.from_iterable(room() for room in rooms))
+    """All forms, always in the same order."""
+    makers = (number_forms, day_forms, month_forms, animal_forms, color_forms, given_forms)
+    makers += (opposite_forms, country_forms, thing_forms)
+    return tuple(itertools.chain.from_iterable(make() for make in makers))

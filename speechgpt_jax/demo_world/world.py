@@ -1,9 +1,9 @@
-"""The small world of everyday talk that the embedded corpus speaks about: its texts, no audio.
+"""The texts of the embedded corpus: everyday talk about a small world.
 
-A closed vocabulary of some 450 words, so that a model of a few million parameters can learn to hear
-all of it in minutes. Lower case, numbers as words, American spelling (the recognisers that judge us
-write it), no apostrophes, and no two words that sound alike (no "to", no "for"): in free word order
-nothing would tell them apart.
+A closed vocabulary of some 450 words, so that a model of a few million parameters learns to
+recognise all of them in minutes. Lower case, numbers as words, American spelling (that of the
+recognisers by which we evaluate), no apostrophes, and no two words that sound the same (no "to",
+no "for"): in free word order nothing would distinguish them.
 
 Questions come from the forms of `speechgpt_jax.demo_world.forms`, each fact in several wordings:
 
@@ -11,16 +11,15 @@ Questions come from the forms of `speechgpt_jax.demo_world.forms`, each fact in 
 
 Two things are held out for `test`, and `Dialogue.held_out` says which:
 
-- `combination`: the fact's combination ("three + two", in whatever order) never occurs in training,
-  in no wording and in no form of the same family: a model has to generalise over the parts.
-- `wording`: fact and wording are both trained, but never the two together (a greeting's
-  wording is new altogether). What cannot be put together from parts (capitals, animal sounds) is
-  held out only this way.
+- `combination`: the fact's combination ("three + two", in either order) occurs in training in no
+  wording and in no form of the same family: a model has to generalise over the parts.
+- `wording`: fact and wording both occur in training, but not together (the wording of a greeting
+  does not occur at all). Facts without parts (capitals, animal sounds) are held out only this way.
 
 Plain sentences for ASR and TTS are templated (with pairs of fillers held out in each pattern) or in
-free word order: shuffled decks of the whole vocabulary, cut into strings of 4 to 9 words, so that
-every word is heard equally often and in any company. Without them a model fills slots instead of
-hearing.
+free word order: the vocabulary is shuffled again and again and cut into strings of 4 to 9 words, so
+that every word is equally frequent and has any neighbours. Without them a model guesses words from
+the sentence instead of recognising them.
 
     python -m speechgpt_jax.demo_world.world  # prints counts, vocabulary size, words by topic
 """
@@ -52,15 +51,15 @@ class Dialogue:
     question: str
     answer: str
     split: str  # train | test
-    wording: str  # "sums/0": the form's name and which of its wordings
-    fact: str  # "sums/two three five": what is asked, whatever the wording
-    combination: str  # "sums/three + two": what may be held out; "" where nothing may
+    wording: str  # "sums/0": the form's name and the number of the wording
+    fact: str  # "sums/two three five": what is asked, in any wording
+    combination: str  # "sums/three + two": may be held out; "" if the fact has none
     held_out: str  # "" in train, else combination | wording
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence to hear or to say; its topic is `free_order` where the words have no order."""
+    """A plain sentence; its topic is `free_order` if the words have no order."""
 
     topic: str
     text: str
@@ -125,7 +124,7 @@ def questions() -> tuple[Dialogue, ...]:
 
 
 def _sample_by_topic(dialogues: list[Dialogue], count: int, rng: random.Random) -> list[Dialogue]:
-    """`count` dialogues, the topics in turn, so that a small topic is tested as well as a large."""
+    """`count` dialogues, from the topics in turn: small topics are tested as much as large ones."""
     topics: dict[str, list[Dialogue]] = {}
     for dialogue in rng.sample(dialogues, len(dialogues)):
         topics.setdefault(dialogue.topic, []).append(dialogue)
@@ -163,6 +162,7 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def free_order_sentences() -> tuple[Sentence, ...]:
+    """Strings of words in random order, of all words equally often."""
     rng = random.Random(SEED + 2)
     deck: list[str] = []
     sentences = []
@@ -177,11 +177,12 @@ def free_order_sentences() -> tuple[Sentence, ...]:
 
 
 def plain_sentences() -> tuple[Sentence, ...]:
+    """The sentences for ASR and TTS."""
     return templated_sentences() + free_order_sentences()
 
 
 def all_sentences() -> tuple[Sentence, ...]:
-    """Every distinct text of the world: questions, answers, plain sentences; train ones win."""
+    """Every distinct text of questions, answers and plain sentences; in train if in both splits."""
     found: dict[str, Sentence] = {}
     for d in questions():
         for text in (d.question, d.answer):
@@ -192,6 +193,7 @@ def all_sentences() -> tuple[Sentence, ...]:
 
 
 def main() -> None:
+    """Prints the size of the world."""
     dialogues, plain = questions(), plain_sentences()
     print(f"questions        {Counter(d.held_out or d.split for d in dialogues)}")
     print(f"question-answers {len({(d.fact, d.answer) for d in dialogues})}")

@@ -13,12 +13,12 @@ from speechgpt_jax.corpus import text_to_speech
 from speechgpt_jax.corpus.dialogues import CHAIN_FORMS, ModelSynthesizer
 from speechgpt_jax.corpus.extract_units import load
 from speechgpt_jax.data import descriptions
-from speechgpt_jax.data.pipeline import load_once
 from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
 from speechgpt_jax.unit_text import text_to_units, units_to_text
 from tasks import modality_adaptation, speech_instruct
+from tests.data.packed_texts import load_once
 from tests.decoding.test_conversation import learn_by_heart
 from tools import build_speech_instruct, extract_units
 
@@ -215,7 +215,21 @@ def test_our_own_model_gives_units(table):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["chain_of_modality", "--output=x"], "needs --dialogues, and --tts or --text_to_unit"),
+        (["chain_of_modality", "--output=x"], "needs --dialogues, a JSONL"),
+        (["chain_of_modality", "--output=x", "--dialogues=d"], "either --tts or --text_to_unit"),
+        (
+            ["chain_of_modality", "--output=x", "--dialogues=d", "--tts=nope {text} {wav}"],
+            "'nope' is not installed",
+        ),
+        (
+            ["chain_of_modality", "--output=x", "--dialogues=d", "--text_to_unit=nope"],
+            "--text_to_unit=nope: there is no such folder",
+        ),
+        (["chain_of_modality", "--output=x", "--shard_size=0"], "shard_size: expected a whole"),
+        (
+            ["chain_of_modality", "--output=x", "--question_voices=a,,b"],
+            "question_voices: expected",
+        ),
         (["chain_of_modality", "--output=x", "--dialogues=d", "--tts=say"], "lacks"),
         (["modality_adaptation", "--output=x"], "needs --units, the output of"),
         (["modality_adaptation", "--output=x", "--units=none"], "has 0 finished shards"),

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from speechgpt_jax.corpus import shards
+from speechgpt_jax.corpus import plan, shards, summary
 from speechgpt_jax.corpus.extract_units import in_batches
-from speechgpt_jax.corpus.manifest import parse_rows
 from speechgpt_jax.data.sources import DEMO_CORPUS
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import load_audio, save_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from tools import extract_units
@@ -77,10 +75,10 @@ def test_what_lies_in_the_folder_at_the_end(extracted):
     names = [f"units-{i:05d}-of-00005.jsonl" for i in range(5)]
     others = ["histogram.png", "manifest.jsonl", "plan.json", "summary.tsv"]
     assert sorted(os.listdir(extracted)) == sorted(names + others)
-    totals = shards.read_totals(str(extracted / "summary.tsv"))
+    totals = summary.read_totals(str(extracted / "summary.tsv"))
     rows = rows_of(extracted)
     for measure, field in (("frames", "durations"), ("units", "units")):
-        found = shards.histograms(totals)["units", measure]
+        found = summary.histograms(totals)["units", measure]
         size = sum if field == "durations" else len
         assert sum(n * lines for n, lines in found.items()) == sum(size(r[field]) for r in rows)
     assert (extracted / "histogram.png").read_bytes().startswith(b"\x89PNG")
@@ -176,8 +174,9 @@ def test_another_input_does_not_go_on_with_the_same_output(extracted, recordings
     [
         ("nowhere", r"nowhere has no \.wav, \.flac"),
         ("nowhere.jsonl", "There is no file .*nowhere.jsonl"),
-        ("rows.jsonl", r"rows\.jsonl:2: expected a JSON object with path, got .*KeyError: 'path'"),
-        ("cells.tsv", r"cells\.tsv:2: expected a line of columns with path"),
+        ("rows.jsonl", r"rows\.jsonl:2: path is missing"),
+        ("cells.tsv", r"cells\.tsv:2: expected 2 cells"),
+        ("others", r"others has no \.wav.* file \(it has 2 \.txt, 1 hidden, 1 without a suffix\)"),
         ("none.jsonl", "There is no row to work on"),
     ],
 )
@@ -185,6 +184,9 @@ def test_an_input_that_will_not_do_is_one_line(small_hubert, tmp_path, source, m
     (tmp_path / "rows.jsonl").write_text('{"path": "a.wav"}\n{"wav": "b.wav"}\n')
     (tmp_path / "cells.tsv").write_text("path\ttext\nonly a path\n")
     (tmp_path / "none.jsonl").write_text("\n")
+    (tmp_path / "others").mkdir()
+    for name in ("a.txt", "B.TXT", ".DS_Store", "README"):
+        (tmp_path / "others" / name).touch()
     with pytest.raises(ValueError, match=message):
         extract(tmp_path / source, small_hubert, tmp_path / "units")
     assert not list(tmp_path.glob("units/*"))
@@ -196,27 +198,80 @@ def test_a_misspelt_flag_is_named(recordings, small_hubert, tmp_path):
     assert not (tmp_path / "units").exists()
 
 
-def test_ears_that_are_not_there_are_named_once(recordings, tmp_path, caplog):
-    with pytest.raises(
-        ValueError, match=r"ears has no config\.json; expected a folder of a saved model\.$"
+def test_values_that_make_no_sense_are_one_line(recordings, small_hubert, tmp_path):
+    (tmp_path / "file").touch()
+    for flag, message in (
+        ("--shard_size=0", "shard_size: expected a whole number of at least 1, got '0'"),
+        ("--batch_seconds=nan", "batch_seconds: expected a whole number"),
+        ("--dtype=float16", "dtype: invalid choice: 'float16'"),
+        (f"--output={tmp_path}/file", "file is a file"),
+        ("--direct_num_workers=two", "Beam does not understand --direct_num_workers=two"),
     ):
-        extract(recordings, tmp_path / "ears", tmp_path / "units")
+        with pytest.raises(UserError, match=message):
+            extract(recordings, small_hubert, tmp_path / "units", flag)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "kmeans.safetensors"])
+def test_a_hubert_that_is_not_whole_is_known_before_the_work(
+    recordings, small_hubert, tmp_path, missing
+):
+    shutil.copytree(small_hubert, tmp_path / "hubert")
+    (tmp_path / "hubert" / missing).unlink()
+    with pytest.raises(UserError, match=rf"hubert has no {missing}; expected a folder of HuBERT"):
+        extract(recordings, tmp_path / "hubert", tmp_path / "units")
+    assert not (tmp_path / "units").exists()
+
+
+def test_files_that_are_no_recordings_are_counted_and_named(
+    recordings, small_hubert, tmp_path, capsys
+):
+    wav = sorted(recordings.glob("*.wav"))[0].read_bytes()
+    for name in ("a.WAV", "b.txt", "c.docx", "d.txt", "._a.wav", "e"):
+        (tmp_path / name).write_bytes(wav)
+    extract(tmp_path, small_hubert, tmp_path / "units")
+    extract(tmp_path, small_hubert, tmp_path / "units")  # Its own output is not among them.
+    said = "5 files skipped: 2 .txt, 1 hidden, 1 .docx, 1 without a suffix."
+    assert capsys.readouterr().out.count(said) == 4
+    assert [row["path"] for row in rows_of(tmp_path / "units")] == [str(tmp_path / "a.WAV")]
+
+
+def test_fairseqs_manifests_are_read(recordings, small_hubert, tmp_path):
+    wavs = sorted(recordings.glob("*.wav"))[:2]
+    lines = [f"{wav.name}\t{len(load_audio(wav))}\n" for wav in wavs]
+    (tmp_path / "train.tsv").write_text(f"{recordings}\n" + "".join(lines))
+    extract(tmp_path / "train.tsv", small_hubert, tmp_path / "units")
+    assert [row["path"] for row in rows_of(tmp_path / "units")] == list(map(str, wavs))
+
+
+class Special(UserError):
+    """A kind of UserError."""
+
+
+@pytest.mark.parametrize("error", [UserError("this is\nnot 'that'\n\"é\""), Special("no [such]")])
+def test_a_workers_mistake_is_raised_as_it_was_and_not_logged(tmp_path, caplog, error):
+    def make_worker():
+        raise error
+
+    with pytest.raises(UserError) as raised:
+        run(make_worker, tmp_path)
+    assert str(raised.value) == str(error)
     assert not [record for record in caplog.records if record.name.startswith("apache_beam")]
 
 
-def test_a_workers_error_is_told_to_its_last_line_and_a_bug_stays_one():
-    text = """Traceback (most recent call last):
-  File "tools/some.py", line 1, in f
-ValueError: this is
-not that [while running 'x']
-"""
-    with pytest.raises(ValueError, match=r"^this is\nnot that$"), shards.worker_errors():
-        raise RuntimeError(text)
-    with pytest.raises(KeyError), shards.worker_errors():
-        try:
-            raise ValueError("this is not that")
-        except ValueError as error:
-            raise KeyError("that") from error
+def test_a_workers_bug_stays_one(tmp_path):
+    def make_worker():
+        raise KeyError("a bug") from UserError("not this")
+
+    with pytest.raises(Exception, match="a bug") as raised:
+        run(make_worker, tmp_path)
+    assert not isinstance(raised.value, UserError)
+
+
+def run(make_worker, folder):
+    job = shards.Job("test", ("units",), make_worker, len)
+    work = plan.cut([{"path": "a"}], str(folder), 1, {})
+    shards.run(job, work, str(folder), shards.pipeline_options([]))
 
 
 def test_batches_keep_the_order_and_hold_no_more_than_asked():
@@ -227,22 +282,10 @@ def test_batches_keep_the_order_and_hold_no_more_than_asked():
     assert all(a is b for a, b in zip(itertools.chain(*batches), items, strict=True))
 
 
-TEXT = st.text(st.characters(exclude_characters="\t\r\n", exclude_categories=["Cs"]), min_size=1)
-
-
-@given(st.lists(TEXT.filter(str.strip), min_size=1))
-def test_jsonl_and_tsv_say_the_same(texts):
-    rows = [{"path": "a.wav", "text": text} for text in texts]
-    jsonl = [json.dumps(row).encode() for row in rows]
-    tsv = [b"path\ttext\n", *(f"a.wav\t{text}\r\n".encode() for text in texts)]
-    assert list(parse_rows(jsonl, "rows.jsonl", ("path",))) == rows
-    assert list(parse_rows(tsv, "rows.tsv", ("path", "text"))) == rows
-
-
 @pytest.mark.parametrize(("num_rows", "size"), [(1, 1), (7, 3), (6, 3), (2, 9)])
 def test_cut(tmp_path, num_rows, size):
     rows = [{"text": "é" * i} for i in range(num_rows)]
-    cut = shards.cut(rows, str(tmp_path), size, {})
+    cut = plan.cut(rows, str(tmp_path), size, {})
     assert [row for shard in cut for row in shard.read()] == rows
     assert [len(shard.read()) for shard in cut[:-1]] == [size] * (len(cut) - 1)
     assert [shard.index for shard in cut] == list(range(-(-num_rows // size)))

@@ -5,8 +5,8 @@ import sys
 
 import numpy as np
 
-from speechgpt_jax.corpus.manifest import read_manifest
 from speechgpt_jax.demo_world.build import SHIPPED_CORPUS
+from speechgpt_jax.files import read_manifest
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from tools import perturb_units

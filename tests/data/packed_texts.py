@@ -1,8 +1,35 @@
-"""The texts in packed batches, to compare what was read by different ways."""
+"""The packed examples of a split, each once, and the texts of packed batches."""
 
+import numpy as np
 import seqio
 
-from speechgpt_jax.data.pipeline import load_once
+from speechgpt_jax.data.packing import FEATURES, Packer, pack
+
+
+def load_once(provider, split, *, batch_size, sequence_length):
+    """Every example of a split once and in order, packed; the last batch is filled by padding."""
+    if isinstance(provider, str):
+        provider = seqio.get_mixture_or_task(provider)
+    dataset = provider.get_dataset(
+        dict.fromkeys(provider.output_features, sequence_length),
+        split,
+        shuffle=False,
+        seed=0,
+        num_epochs=1,
+        trim_output_features=False,
+        try_in_mem_cache=False,
+    )
+    packer = Packer(sequence_length)
+    for example in dataset.as_numpy_iterator():
+        packer.add({key: example[key] for key in FEATURES if key in example})
+    bos_id = provider.output_features["targets"].vocabulary.bos_id
+    rows = []
+    while packer:
+        rows.append(pack(packer.fill_row(), sequence_length, bos_id))
+    rows += [{k: np.zeros_like(v) for k, v in rows[0].items()}] * (-len(rows) % batch_size)
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        yield {key: np.stack([row[key] for row in batch]) for key in rows[0]}
 
 
 def texts_of(batches, vocabulary):

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import seqio
 
-from speechgpt_jax.data.pipeline import load_batches, load_once
-from tasks import modality_adaptation, speech_instruct
+from speechgpt_jax.data.pipeline import load_batches
+from speechgpt_jax.errors import UserError
+from tasks import mixtures, modality_adaptation, speech_instruct
+from tests.data.packed_texts import load_once
 from tests.data.synthetic_corpus import mixture_on, task_on
 
 pytestmark = pytest.mark.slow
@@ -130,13 +132,6 @@ def test_another_number_of_hosts_goes_on_exactly(task):
             assert_same(next_batch(others), batch)
 
 
-def test_once_gives_every_example_once(task):
-    batches = list(load_once(task, "test", batch_size=ROWS, sequence_length=LENGTH))
-    texts = [tuple(e["target_tokens"].tolist()) for b in batches for e in examples_in(b)]
-    assert len(texts) == len(set(texts)) == 60
-    assert all(v.shape == (ROWS, LENGTH) for b in batches for v in b.values())
-
-
 @pytest.mark.parametrize(
     ("name", "converter"),
     [
@@ -203,3 +198,40 @@ def test_mistakes_are_named(corpus):
         batches_of("demo_asrr")
     with pytest.raises(ValueError, match="demo_tts has no split 'human'; it has test, train"):
         load_batches("demo_tts", "human", batch_size=1, sequence_length=64)
+
+
+def write_dialogues(file, count):
+    row = {"prefix": "", "plain_text": "[Human]: hi<eoh> [SpeechGPT]: %d<eoa> "}
+    lines = [json.dumps(row) % i + "\n" for i in range(count)]
+    file.write_text("".join(lines))
+
+
+GOLDEN = str(Path(__file__).parent.parent / "testdata" / "golden")
+
+
+@pytest.mark.parametrize("files", [1, 8, 12])
+def test_fewer_records_than_readers(tmp_path, files):
+    """Five records, in one file or beside empty ones: every reader has batches, also resumed."""
+    write_dialogues(tmp_path / "d-0.jsonl", 5)
+    for i in range(1, files):
+        write_dialogues(tmp_path / f"d-{i}.jsonl", 0)
+    name = f"test_few_{files}"
+    speech_instruct.dialogue_lines(name, {"train": str(tmp_path / "d-*")}, GOLDEN)
+    options = {"batch_size": 1, "num_readers": 8, "readers": range(8)}
+    batches = batches_of(name, **options)
+    batch = next(batches)
+    assert (batch["decoder_segment_ids"].max(1) > 1).all()
+    position, expected = batches.state(), next(batches)
+    restarted = batches_of(name, **options)
+    restarted.restore(position)
+    assert_same(next(restarted), expected)
+
+
+def test_a_direction_that_no_dialogue_has_is_one_line(tmp_path):
+    write_dialogues(tmp_path / "d.jsonl", 5)
+    files = {"train": str(tmp_path / "d.jsonl")}
+    none = speech_instruct.dialogue_lines("test_none", files, GOLDEN, "speech_to_speech")
+    some = speech_instruct.dialogue_lines("test_some", files, GOLDEN, "text_to_text")
+    for name in (none, mixtures.mix("test_none_mixed", [some, none], [9, 1])):
+        with pytest.raises(UserError, match=r"has no example.* `direction`"):
+            next(batches_of(name))

@@ -11,6 +11,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from speechgpt_jax.data.records import check_dialogues, check_texts, check_unit_text
 from speechgpt_jax.data.sources import RecordFiles
+from speechgpt_jax.errors import UserError
 
 FIELDS = ("prefix", "plain_text")
 GOOD = {"prefix": "Be kind.\n", "plain_text": "[Human]: <sosp><5> <9><eosp><eoh> [SpeechGPT]: é"}
@@ -38,6 +39,11 @@ def example(record):
         for key, text in record.items()
     }
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+def numbers(field):
+    feature = {field: tf.train.Feature(int64_list=tf.train.Int64List(value=[1, 2]))}
+    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
 
 
 def write_jsonl(file, records):
@@ -111,11 +117,12 @@ def test_every_epoch_is_shuffled_and_whole(tmp_path):
 
 def test_no_good_record_is_an_error_also_when_bad_ones_are_skipped(tmp_path):
     (tmp_path / "d.jsonl").write_text("oops\n")
-    with pytest.raises(ValueError, match=r"None of the records can be used: .*record 1: not JSON"):
+    with pytest.raises(ValueError, match=r"None of the records can be used: .*line 1: not JSON"):
         read(dialogues(tmp_path / "d.jsonl", "skip"))
 
 
 BAD = {
+    "too deep": ("[" * 100_000 + "\n", "not JSON: "),
     "no JSON": ("oops\n", "not JSON: Expecting value"),
     "a list": ("[1]\n", "not a JSON object"),
     "no plain_text": ('{"prefix": ""}\n', "no `plain_text`"),
@@ -133,7 +140,7 @@ def test_a_bad_record_is_named(tmp_path, name):
     bad, message = BAD[name]
     file = tmp_path / "d.jsonl"
     file.write_text(rows("[Human] 1", "[Human] 2") + bad + rows("[Human] 3"))
-    with pytest.raises(ValueError, match=rf"d\.jsonl, record 3: {message}.* 1 of 4 records"):
+    with pytest.raises(ValueError, match=rf"d\.jsonl, line 3: {message}.* 1 of 4 records"):
         read(dialogues(file))
 
 
@@ -145,15 +152,20 @@ def test_bad_records_are_skipped_counted_and_listed(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "speechgpt_jax"):
         read_back = read(dialogues(tmp_path / "*.jsonl", "skip"))
     assert [record["plain_text"] for record in read_back] == [b"[Human] a", b"[Human] b"]
-    assert f"Left out {2 * len(BAD) + 1} of {2 * len(BAD) + 2} records" in caplog.text
-    assert "b.jsonl, record 3: no `plain_text`" in caplog.text and "c.jsonl is empty" in caplog.text
+    assert f"Left out {2 * len(BAD)} of {2 * len(BAD) + 2} records" in caplog.text
+    assert (
+        "b.jsonl, line 3: no `plain_text`" in caplog.text
+        and "c.jsonl has no records" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("d.jsonl", b"", r"d\.jsonl is empty"),
-        ("d.jsonl", bytes(range(255, 0, -1)), r"d\.jsonl, record 1: not UTF-8 text"),
+        ("d.jsonl", b"", r"The files of split 'train' have no records, such as .*d\.jsonl"),
+        ("d.jsonl", b"\xef\xbb\xbf \n\n", r"split 'train' have no records"),
+        ("d.jsonl.gz", gzip.compress(b""), r"split 'train' have no records"),
+        ("d.jsonl", bytes(range(255, 0, -1)), r"d\.jsonl, line 1: not UTF-8 text"),
         ("d.tfrecord", b"no records " * 9, r"d\.tfrecord is no tfrecord file, or damaged"),
         ("d.tfrecord.gz", b"no records " * 9, r"d\.tfrecord\.gz is no tfrecord file, or damaged"),
         ("d.array_record", b"no records " * 9, r"d\.array_record is no array_record file"),
@@ -171,10 +183,10 @@ def test_records_of_another_kind(tmp_path):
     with pytest.raises(ValueError, match="record 2: no `prefix`"):
         read(dialogues(tmp_path / "d.tfrecord"))
     (tmp_path / "u.txt").write_text("<sosp><1><eosp>\nhello\n")
-    with pytest.raises(ValueError, match="record 2: not <sosp>, units and <eosp>"):
+    with pytest.raises(ValueError, match="line 2: not <sosp>, units and <eosp>"):
         read(unit_text(tmp_path / "u.txt"))
     (tmp_path / "q.jsonl").write_text('{"question": " ", "answer": "a"}\n')
-    with pytest.raises(ValueError, match="record 1: `question` is blank"):
+    with pytest.raises(ValueError, match="line 1: `question` is blank"):
         read(RecordFiles({"train": str(tmp_path / "q*")}, ("question", "answer"), check_texts))
 
 
@@ -187,3 +199,59 @@ def test_mistakes_are_named(tmp_path):
     (tmp_path / "d.txt").write_text("a\n")
     with pytest.raises(ValueError, match="Files of one split have one format"):
         read(dialogues(tmp_path / "d.*"))
+
+
+@pytest.mark.parametrize("name", ["d.tfrecord", "d.tfrecord.gz", "d.array_record"])
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (b"no example", "not a tf.train.Example"),
+        (example({"text": "hello"}), "no `prefix`"),
+        (numbers("prefix"), "`prefix` is not one text"),
+        (b"", "no `prefix`"),
+    ],
+)
+def test_a_bad_example_is_named_and_the_others_are_read(tmp_path, caplog, name, record, message):
+    good = example(GOOD)
+    if name.endswith("array_record"):
+        writer = ArrayRecordWriter(str(tmp_path / name), "group_size:1")
+    else:
+        writer = tf.io.TFRecordWriter(str(tmp_path / name), "GZIP" if "gz" in name else "")
+    for written in (good, good, record, good):
+        writer.write(written)
+    writer.close()
+    with pytest.raises(UserError, match=rf"{name}, record 3: {message}\. 1 of 4 records"):
+        read(dialogues(tmp_path / name))
+    with caplog.at_level(logging.WARNING, "speechgpt_jax"):
+        assert len(read(dialogues(tmp_path / name, "skip"))) == 3
+    assert f"record 3: {message}" in caplog.text
+
+
+def test_blank_lines_and_byte_order_marks_are_skipped(tmp_path):
+    """Lines end at newlines alone: what else may end a line stays within a text."""
+    text = "[Human] a\u2028b\x85c\u2029d"
+    line = json.dumps(GOOD | {"plain_text": text}, ensure_ascii=False)
+    (tmp_path / "d.jsonl").write_text(f"\ufeff\n{line}\r\n \t\n\u2028\n{line}\n\n", newline="")
+    found = read(dialogues(tmp_path / "d.jsonl"))
+    assert [record["plain_text"].decode() for record in found] == [text] * 2
+    (tmp_path / "u.txt").write_text("\ufeff<sosp><1>\u2028<2><eosp>\n\n<sosp><3><eosp>")
+    assert len(read(unit_text(tmp_path / "u.txt"))) == 2
+    (tmp_path / "d.jsonl").write_text(f"\n{line}\n\noops\n")
+    with pytest.raises(UserError, match=r"d\.jsonl, line 4: not JSON.* 1 of 2 records are bad"):
+        read(dialogues(tmp_path / "d.jsonl"))
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_tfrecord, write_array_record])
+@pytest.mark.parametrize("gz", [False, True])
+def test_an_empty_file_among_others_has_no_records(tmp_path, write, gz):
+    if gz and write is write_array_record:
+        return
+    suffix = write.__name__.removeprefix("write_") + (".gz" if gz else "")
+    write(tmp_path / f"a.{suffix}", [GOOD, GOOD])
+    (tmp_path / f"b.{suffix}").write_bytes(b"")
+    if write is not write_array_record:
+        write(tmp_path / f"c.{suffix}", [])
+    assert len(read(dialogues(tmp_path / f"*.{suffix}"))) == 2
+    hosts = [seqio.ShardInfo(i, 2) for i in range(2)]
+    source = dialogues(tmp_path / f"[ab].{suffix}")
+    assert [len(read(source, shuffle=True, shard_info=host)) for host in hosts] == [2, 0]

@@ -1,0 +1,82 @@
+"""Files where Beam's workers write: any file system that Beam knows, local or gs://."""
+
+import contextlib
+import glob
+import logging
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from typing import BinaryIO
+
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import Row, parse_rows
+
+# Beam warns about cloud libraries that are not installed: on import and later.
+logging.disable(logging.WARNING)
+import apache_beam as beam  # noqa: E402, F401 (imported from here by the other modules)
+from apache_beam.io.filesystems import FileSystems  # noqa: E402
+
+logging.disable(logging.NOTSET)
+logging.getLogger("apache_beam").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def whole_file(path: str) -> Iterator[BinaryIO]:
+    """A file to write bytes to, which gets the name `path` when the block ends well.
+
+    Raises:
+      UserError: the file can't be written.
+    """
+    unfinished = f"{path}.{uuid.uuid4().hex}.part"
+    try:
+        with FileSystems.create(unfinished) as file:
+            yield file
+        FileSystems.rename([unfinished], [path])
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            delete([unfinished])
+        if isinstance(error, OSError):
+            raise UserError(f"{path} can't be written: {error}.") from error
+        raise
+
+
+def write_lines(path: str, lines: Iterable[str]) -> None:
+    """Writes lines that have no line end in them."""
+    with whole_file(path) as file:
+        for line in lines:
+            file.write(line.encode() + b"\n")
+
+
+def read_lines(path: str) -> list[str]:
+    """The lines that `write_lines` wrote."""
+    with FileSystems.open(path) as file:
+        return file.read().decode().split("\n")[:-1]
+
+
+def read_table(path: str, required: Sequence[str]) -> Iterator[Row]:
+    """The rows of a JSONL, TSV or CSV file, as `files.parse_rows` gives them."""
+    if not FileSystems.exists(path):
+        raise UserError(f"There is no file {path}.")
+    try:
+        with FileSystems.open(path) as lines:
+            yield from parse_rows(lines, path, required)
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error}.") from error
+
+
+def find_files(folder: str, pattern: str) -> list[str]:
+    """Sorted paths of the files in `folder` that match; `**` goes into folders too."""
+    found = FileSystems.match([FileSystems.join(glob.escape(folder), pattern)])
+    return sorted(file.path for file in found[0].metadata_list)
+
+
+def delete(paths: Sequence[str]) -> None:
+    """Deletes those of the files that exist."""
+    found = [glob.escape(path) for path in paths if FileSystems.exists(path)]
+    if found:
+        FileSystems.delete(found)
+
+
+def absolute(path: str) -> str:
+    """A path that means the same in whatever folder a worker runs."""
+    return path if "://" in path else os.path.abspath(path)
