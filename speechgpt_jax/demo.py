@@ -163,9 +163,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-<<<<<<< HEAD
-    with one_line_errors():
-        main()
-=======
     arguments.run(main)
->>>>>>> d6f5eed (Corpora: files by Beam, plan, shards and summary apart; what a folder holds and isn't read is counted; blank lines, empty files and fewer records than readers)

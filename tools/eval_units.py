@@ -32,10 +32,6 @@ def main(argv: list[str]) -> None:
     import rich
     from rich.table import Table
 
-<<<<<<< HEAD
-=======
-    from speechgpt_jax.files import read_manifest
->>>>>>> d6f5eed (Corpora: files by Beam, plan, shards and summary apart; what a folder holds and isn't read is counted; blank lines, empty files and fewer records than readers)
     from speechgpt_jax.evaluation import units
     from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit
 

@@ -3,9 +3,9 @@
     python -m tools.extract_units --input=recordings --output=units
     python -m tools.extract_units --input=manifest.tsv --hubert=mhubert --output=units
 
---input is a folder (every wav, flac, mp3 and ogg file under it; hidden and other files are counted
-and named), or a manifest: JSONL, TSV or CSV with a `path` per row, relative to the manifest, and
-other fields to keep (`text`, `speaker`), or fairseq's TSV. OUTPUT gets
+--input is a folder (every recording under it: wav, flac, mp3, ogg, opus, m4a, aiff, ...; hidden and
+other files are counted and named), or a manifest: JSONL, TSV or CSV with a `path` per row, relative
+to the manifest, and other fields to keep (`text`, `speaker`), or fairseq's TSV. OUTPUT gets
 
     units-00000-of-00004.jsonl    the rows, with `units` (repeats merged) and `durations` (in frames
                                   of 20 ms), in the order of the input

@@ -62,10 +62,6 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     # Imported now that the arguments are right: it takes seconds.
     from speechgpt_jax.corpus import hubert_targets
-<<<<<<< HEAD
-=======
-    from speechgpt_jax.files import read_manifest
->>>>>>> d6f5eed (Corpora: files by Beam, plan, shards and summary apart; what a folder holds and isn't read is counted; blank lines, empty files and fewer records than readers)
 
     clips, hours = hubert_targets.prepare(
         files.read_manifest(args.manifest, "train"),

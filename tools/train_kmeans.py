@@ -38,10 +38,6 @@ def main(argv: list[str]) -> None:
     # Imported now that the arguments are right: it takes seconds.
     import numpy as np
 
-<<<<<<< HEAD
-=======
-    from speechgpt_jax.files import read_manifest
->>>>>>> d6f5eed (Corpora: files by Beam, plan, shards and summary apart; what a folder holds and isn't read is counted; blank lines, empty files and fewer records than readers)
     from speechgpt_jax.host_memory import keep_freed_memory
     from speechgpt_jax.speech.encoder.speech2unit import save_centroids
     from speechgpt_jax.training import train_kmeans

@@ -20,11 +20,10 @@ from speechgpt_jax.corpus.beam_files import FileSystems, absolute, find_files, r
 from speechgpt_jax.corpus.summary import REJECTS, print_summary
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.host_memory import keep_freed_memory
-from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
+from speechgpt_jax.speech.audio import SAMPLE_RATE, SUFFIXES, load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.unit_text import reduce_units
 
-SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
 TABLES = (".jsonl", ".tsv", ".csv")
 
 Item = TypeVar("Item")
@@ -116,10 +115,10 @@ def find_recordings(folder: str, output: str) -> tuple[list[dict], str]:
             others[name.suffix.lower() or "without a suffix"] += 1
     kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common())
     if not rows:
+        held = f" (it has {kinds})" if kinds else ""
         raise UserError(
-            f"--input={folder} has no {', '.join(SUFFIXES)} file"
-            f"{f' (it has {kinds})' if kinds else ''}; give a folder that has some, or a manifest "
-            f"named {', '.join(TABLES)}."
+            f"--input={folder} has no recording{held}; give a folder that has some (.wav, .flac,"
+            f" .mp3, .m4a, .opus, ...), or a manifest named {', '.join(TABLES)}."
         )
     total = others.total()
     return rows, f"{total} file{'s' * (total > 1)} skipped: {kinds}." if others else ""

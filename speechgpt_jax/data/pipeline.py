@@ -85,12 +85,8 @@ class Reader(Iterator[Batch]):
         self._batch_size = batch_size
         self._bos_id = bos_id
         self._packer = Packer(sequence_length)
-<<<<<<< HEAD
         self._waiting: list[Example] = []
-=======
-        self._waiting: list[dict[str, np.ndarray]] = []
         self._start(whole=False)
->>>>>>> d6f5eed (Corpora: files by Beam, plan, shards and summary apart; what a folder holds and isn't read is counted; blank lines, empty files and fewer records than readers)
 
     def __next__(self) -> Batch:
         rows = [self._next_row() for _ in range(self._batch_size)]
@@ -289,13 +285,8 @@ def _warn_of_uneven_files(provider, split: str, num_readers: int, cached: bool) 
             )
 
 
-<<<<<<< HEAD
 def _next_examples(iterator) -> list[Example]:
-    """The examples of the next ragged batch; none at the end of the data.
-=======
-def _next_examples(iterator) -> list[dict[str, np.ndarray]]:
     """The examples of the next ragged batch; none if the dataset has none.
->>>>>>> d6f5eed (Corpora: files by Beam, plan, shards and summary apart; what a folder holds and isn't read is counted; blank lines, empty files and fewer records than readers)
 
     Raises:
       UserError: what a preprocessor says of a record, without TensorFlow's account of where.

@@ -7,9 +7,8 @@ What the figures mean: `python -m tools.eval_units --help`, which measures one e
 """
 
 from speechgpt_jax import arguments
-from speechgpt_jax.files import read_manifest
 from speechgpt_jax.evaluation import units
-from speechgpt_jax.files import ASSETS
+from speechgpt_jax.files import ASSETS, read_manifest
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from tests.benchmarks import docs_table
 

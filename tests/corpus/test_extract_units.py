@@ -172,11 +172,11 @@ def test_another_input_does_not_go_on_with_the_same_output(extracted, recordings
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("nowhere", r"nowhere has no \.wav, \.flac"),
+        ("nowhere", "nowhere has no recording; give"),
         ("nowhere.jsonl", "There is no file .*nowhere.jsonl"),
         ("rows.jsonl", r"rows\.jsonl:2: path is missing"),
         ("cells.tsv", r"cells\.tsv:2: expected 2 cells"),
-        ("others", r"others has no \.wav.* file \(it has 2 \.txt, 1 hidden, 1 without a suffix\)"),
+        ("others", r"others has no recording \(it has 2 \.txt, 1 hidden, 1 without a suffix\)"),
         ("none.jsonl", "There is no row to work on"),
     ],
 )
