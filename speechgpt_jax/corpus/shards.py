@@ -113,6 +113,12 @@ class MakeShard(beam.DoFn):
         return totals
 
 
+def write_summary(totals: Totals, path: str) -> None:
+    """In a worker: writes summary.tsv."""
+    with mistakes_sent():
+        write_totals(totals, path)
+
+
 def run(job: Job, shards: Sequence[Shard], output: str, options: PipelineOptions) -> Totals:
     """Makes the missing shards, then summary.tsv and histogram.png, under a progress bar.
 
@@ -129,7 +135,7 @@ def run(job: Job, shards: Sequence[Shard], output: str, options: PipelineOptions
         | beam.ParDo(MakeShard(job, output))
         | beam.CombineGlobally(add_totals)
     )
-    totals | beam.Map(mistakes_sent()(write_totals), summary)
+    totals | beam.Map(write_summary, summary)
     with mistakes_received(), progress(job, shards, output):
         pipeline.run().wait_until_finish()
     totals = read_totals(summary)

@@ -148,7 +148,7 @@ def test_what_can_not_be_heard_is_listed(recordings, small_hubert, tmp_path, cap
     rejects = rows_of(tmp_path / "units", "rejects")
     names.remove(str(good))
     assert [row["path"] for row in rejects] == [str(tmp_path / name) for name in names]
-    reasons = ["not readable", "not readable", "not readable", "300 samples", "No such file"]
+    reasons = ["empty.wav is empty", "text.flac", "cut.wav", "300 samples", "No such file"]
     for row, reason in zip(rejects, reasons):
         assert reason in row["reason"] and "\n" not in row["reason"]
     assert "Rejected rows: 5" in capsys.readouterr().out
@@ -201,7 +201,7 @@ def test_a_misspelt_flag_is_named(recordings, small_hubert, tmp_path):
 def test_values_that_make_no_sense_are_one_line(recordings, small_hubert, tmp_path):
     (tmp_path / "file").touch()
     for flag, message in (
-        ("--shard_size=0", "shard_size: expected a whole number of at least 1, got '0'"),
+        ("--shard_size=0", "shard_size: expected a whole number, at least 1, got '0'"),
         ("--batch_seconds=nan", "batch_seconds: expected a whole number"),
         ("--dtype=float16", "dtype: invalid choice: 'float16'"),
         (f"--output={tmp_path}/file", "file is a file"),
