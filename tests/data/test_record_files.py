@@ -234,7 +234,7 @@ def test_blank_lines_and_byte_order_marks_are_skipped(tmp_path):
     (tmp_path / "d.jsonl").write_text(f"\ufeff\n{line}\r\n \t\n\u2028\n{line}\n\n", newline="")
     found = read(dialogues(tmp_path / "d.jsonl"))
     assert [record["plain_text"].decode() for record in found] == [text] * 2
-    (tmp_path / "u.txt").write_text("\ufeff<sosp><1>\u2028<2><eosp>\n\n<sosp><3><eosp>")
+    (tmp_path / "u.txt").write_text("\ufeff<sosp><1><2><eosp>\n\n<sosp><3><eosp>")
     assert len(read(unit_text(tmp_path / "u.txt"))) == 2
     (tmp_path / "d.jsonl").write_text(f"\n{line}\n\noops\n")
     with pytest.raises(UserError, match=r"d\.jsonl, line 4: not JSON.* 1 of 2 records are bad"):
