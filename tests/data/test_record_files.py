@@ -153,10 +153,8 @@ def test_bad_records_are_skipped_counted_and_listed(tmp_path, caplog):
         read_back = read(dialogues(tmp_path / "*.jsonl", "skip"))
     assert [record["plain_text"] for record in read_back] == [b"[Human] a", b"[Human] b"]
     assert f"Left out {2 * len(BAD)} of {2 * len(BAD) + 2} records" in caplog.text
-    assert (
-        "b.jsonl, line 3: no `plain_text`" in caplog.text
-        and "c.jsonl has no records" in caplog.text
-    )
+    assert "b.jsonl, line 4: no `plain_text`" in caplog.text
+    assert "c.jsonl has no records" in caplog.text
 
 
 @pytest.mark.parametrize(
