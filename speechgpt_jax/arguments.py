@@ -171,6 +171,10 @@ def run_program(words: Sequence[str], input: str | None = None) -> int:
 flags.disclaim_key_flags()
 
 
+class _Default(str):
+    """The text of a default value, which is not checked before it is used."""
+
+
 class _AbslParser(flags.ArgumentParser):
     """A type of this module as absl wants it."""
 
@@ -178,14 +182,16 @@ class _AbslParser(flags.ArgumentParser):
         self.parse_text = parse_text
 
     def parse(self, argument: Any) -> Any:
-        # Defaults come as values.
-        return self.parse_text(argument) if isinstance(argument, str) else argument
+        is_given = isinstance(argument, str) and not isinstance(argument, _Default)
+        return self.parse_text(argument) if is_given else argument
 
 
 def define(
     name: str, type: Type, default: Any, help: str, *, required: bool = False
 ) -> flags.FlagHolder:
     """An absl flag whose value is checked by one of the types above, or by one like them."""
+    if isinstance(default, str):
+        default = _Default(default)
     return flags.DEFINE(_AbslParser(type), name, default, help, required=required)
 
 

@@ -230,7 +230,10 @@ def _require_arguments(
         if value is gin.REQUIRED:
             if function is gin.config.macro:
                 raise ConfigError(f"%{'/'.join(scopes)} is not set.")
-            raise ConfigError(f"{function.__qualname__}.{name} is not set.")
+            raise ConfigError(
+                f"{function.__qualname__}.{name} is not set: bind it in a gin file or by"
+                f" --gin.{function.__qualname__}.{name}=VALUE."
+            )
 
 
 def _bindings(function: Callable, scopes: Sequence[str] = ()) -> dict[str, Any]:

@@ -6,44 +6,78 @@ python -m speechgpt_jax.infer --run=runs/demo/stage2 --task=transcribe --audio=s
 python -m speechgpt_jax.infer --run=runs/demo/stage2 --task=speak --text="good morning"
 """
 
-from typing import Any
+from __future__ import annotations
 
-from absl import app, flags
+from typing import TYPE_CHECKING
 
-from speechgpt_jax.decoding.conversation import HUBERT, VOCODER, Conversation, Reply
-from speechgpt_jax.decoding.sampling import Sampling
-from speechgpt_jax.errors import UserError, one_line_errors
-from speechgpt_jax.gin_utils import hush_libraries
-from speechgpt_jax.speech.audio import check_output, load_audio, save_audio
+from absl import flags
 
-RUN = flags.DEFINE_string("run", None, "Folder of a training run.", required=True)
-TASK = flags.DEFINE_enum("task", "answer", ["answer", "transcribe", "speak"], "What to do.")
-AUDIO = flags.DEFINE_string("audio", None, "The recording to listen to.")
-TEXT = flags.DEFINE_string("text", None, "The text to read, instead of --audio.")
-OUTPUT = flags.DEFINE_string(
-    "output", "answer.wav", "File for the spoken answer; its suffix names the format."
+from speechgpt_jax import arguments
+from speechgpt_jax.arguments import (
+    at_least,
+    define,
+    existing_file,
+    existing_folder,
+    finite_float,
+    nonempty,
+    positive_int,
 )
-WRITTEN = flags.DEFINE_bool("written", False, "Answer in writing only.")
-HUBERT_FOLDER = flags.DEFINE_string("hubert", str(HUBERT), "HuBERT and centroids.")
-VOCODER_FOLDER = flags.DEFINE_string("vocoder", str(VOCODER), "The unit vocoder.")
-SPEAKER = flags.DEFINE_string("speaker", "slt", "Which of the vocoder's voices speaks.")
-TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of sampling; 0 takes the likeliest token.")
-TOP_K = flags.DEFINE_integer("top_k", 50, "Sample among so many of the likeliest tokens.")
-TOP_P = flags.DEFINE_float("top_p", 0.8, "Sample among the likeliest tokens of this total mass.")
-MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 384, "Longest answer.")
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import ASSETS
+from speechgpt_jax.gin_utils import hush_libraries
+from speechgpt_jax.speech.audio import SAMPLE_RATE, check_output, load_audio, save_audio
+
+if TYPE_CHECKING:
+    from speechgpt_jax.decoding.conversation import Reply
+
+RUN = define("run", existing_folder, None, "Folder of a training run.", required=True)
+TASK = flags.DEFINE_enum("task", "answer", ["answer", "transcribe", "speak"], "What to do.")
+AUDIO = define("audio", existing_file, None, "A recording as input.")
+TEXT = define("text", nonempty, None, "A text as input, instead of --audio.")
+OUTPUT = define(
+    "output", nonempty, "answer.wav", "File for a spoken answer; its suffix names the format."
+)
+WRITTEN = flags.DEFINE_bool("written", False, "Answer in text only.")
+HUBERT_FOLDER = define(
+    "hubert", existing_folder, str(ASSETS / "hubert_tiny"), "Folder of HuBERT and its centroids."
+)
+VOCODER_FOLDER = define(
+    "vocoder", existing_folder, str(ASSETS / "vocoder"), "Folder of the unit vocoder."
+)
+SPEAKER = define("speaker", nonempty, "slt", "Name of the speaker whose voice the vocoder uses.")
+TEMPERATURE = define(
+    "temperature",
+    finite_float(at_least=0),
+    0.0,
+    "Divides the logits before sampling; 0 always takes the most likely token.",
+)
+TOP_K = define("top_k", at_least(0), 50, "Sample among this many most likely tokens; 0: all.")
+TOP_P = define(
+    "top_p",
+    finite_float(above=0, at_most=1),
+    0.8,
+    "Sample among the fewest tokens whose probabilities add up to this.",
+)
+MAX_NEW_TOKENS = define("max_new_tokens", positive_int, 384, "Longest answer, in tokens.")
 
 
-def main(_) -> None:
+def main() -> None:
     hush_libraries()
     if (AUDIO.value is None) == (TEXT.value is None):
         raise UserError("Give one of --audio and --text.")
     if TASK.value == "transcribe" and AUDIO.value is None:
-        raise UserError("--task=transcribe listens: give --audio.")
+        raise UserError("--task=transcribe needs a recording: give --audio.")
     if TASK.value == "speak" and TEXT.value is None:
-        raise UserError("--task=speak reads: give --text.")
-    if TASK.value == "speak" or (TASK.value == "answer" and not WRITTEN.value):
+        raise UserError("--task=speak needs a text: give --text.")
+
+    if TASK.value != "transcribe" and not WRITTEN.value:
         check_output(OUTPUT.value)
-    source: Any = TEXT.value if AUDIO.value is None else load_audio(AUDIO.value)
+
+    # Importing JAX takes seconds; wrong flags are reported before.
+    from speechgpt_jax.decoding.conversation import Conversation
+    from speechgpt_jax.decoding.sampling import Sampling
+
+    source = TEXT.value if AUDIO.value is None else load_audio(AUDIO.value)
     conversation = Conversation.from_run(
         RUN.value,
         hubert=HUBERT_FOLDER.value,
@@ -61,17 +95,16 @@ def main(_) -> None:
 
 
 def show(reply: Reply) -> None:
-    """Prints what there is of the reply, and writes its sound."""
+    """Prints the parts of a reply and writes its sound to --output."""
     if reply.transcript:
         print(f"heard:  {reply.transcript}")
     if reply.text:
         print(f"answer: {reply.text}")
     if reply.units:
         save_audio(OUTPUT.value, reply.wav)
-        seconds = len(reply.wav) / 16_000
+        seconds = len(reply.wav) / SAMPLE_RATE
         print(f"spoken: {len(reply.units)} units, {seconds:.1f} s, in {OUTPUT.value}")
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        app.run(main)
+    arguments.run_with_flags(main)

@@ -4,53 +4,81 @@
         [--batch_per_chip=4 | --find_batch] [--decode] [--json=report.json] \\
         [--gin.LlamaConfig.remat=minimal]
 
-Says whether it fits, its peak memory, its flops and its collectives. Needs libtpu and a few
+Prints whether it fits, its peak memory, its flops and its collectives. Needs libtpu and a few
 minutes of a CPU; no data, tokenizer or checkpoint is read.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import functools
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jax
 from absl import flags
 
-from speechgpt_jax import gin_utils, sharding
-from speechgpt_jax.compilation.decoding import report_decoding
-from speechgpt_jax.compilation.report import Report, largest_that_fits, table
-from speechgpt_jax.compilation.topologies import slice_devices
-from speechgpt_jax.compilation.training import report_training
+from speechgpt_jax import files, gin_utils
+from speechgpt_jax.arguments import IllegalValue, define, finite_float, output_file
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.training import inputs, lm
-from speechgpt_jax.training.stage import Stage
 
-TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "A TPU slice, such as v5e-256 or v5p-128.", required=True
+if TYPE_CHECKING:
+    from speechgpt_jax.compilation.report import Report
+
+
+def tpu_slice(text: str) -> str:
+    """Type of TPU slices, such as v5e-256."""
+    from speechgpt_jax.compilation.topologies import parse_slice
+
+    try:
+        parse_slice(text)
+    except UserError as error:
+        raise IllegalValue(str(error)) from error
+    return text
+
+
+TOPOLOGY = define(
+    "topology", tpu_slice, None, "A TPU slice, such as v5e-256 or v5p-128.", required=True
 )
-BATCH_PER_CHIP = flags.DEFINE_float(
-    "batch_per_chip", None, "Rows a chip; by default the run's batch over all chips."
+BATCH_PER_CHIP = define(
+    "batch_per_chip",
+    finite_float(above=0),
+    None,
+    "Rows per chip; by default the run's batch over all chips.",
 )
 FIND_BATCH = flags.DEFINE_bool("find_batch", False, "Find the largest batch that fits.")
 DECODE = flags.DEFINE_bool(
     "decode", False, "Compile prompts and answers of half the length each, not the train step."
 )
-JSON = flags.DEFINE_string("json", None, "Where to write the report, too.")
+JSON = define("json", output_file, None, "File to write the report to as well.")
 
 
-def main():
-    # The host only compiles; what it compiles for is the topology's.
+def main() -> None:
+    import jax
+
+    from speechgpt_jax.compilation.report import table
+
+    # The host only compiles; the devices are those of the topology.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
     report = precompile()
-    print(f"{TOPOLOGY.value}, {report.batch_per_chip:g} rows a chip")
+    print(f"{TOPOLOGY.value}, {report.batch_per_chip:g} rows per chip")
     print(table(report))
     if JSON.value:
-        Path(JSON.value).write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
+        files.write_text(JSON.value, json.dumps(dataclasses.asdict(report), indent=2) + "\n")
 
 
 def precompile() -> Report:
-    """The report of the run that gin describes; the largest batch's with --find_batch."""
+    """Report of the run that gin describes; with --find_batch that of the largest batch."""
+    from speechgpt_jax import sharding
+    from speechgpt_jax.compilation.decoding import report_decoding
+    from speechgpt_jax.compilation.report import largest_that_fits
+    from speechgpt_jax.compilation.topologies import slice_devices
+    from speechgpt_jax.compilation.training import report_training
+    from speechgpt_jax.training import inputs, lm
+    from speechgpt_jax.training.stage import Stage
+
+    if FIND_BATCH.value and BATCH_PER_CHIP.value is not None:
+        raise UserError("Give one of --find_batch and --batch_per_chip.")
     names = [field.name for field in dataclasses.fields(Stage)]
     training = Stage(**gin_utils.arguments(lm.train, names))
     batch = gin_utils.arguments(inputs.load_host_batches, ("batch_size", "sequence_length"))
@@ -67,6 +95,11 @@ def precompile() -> Report:
     rows = batch["batch_size"]
     if BATCH_PER_CHIP.value is not None:
         rows = round(BATCH_PER_CHIP.value * mesh.size)
+    if rows < 1:
+        raise UserError(
+            f"--batch_per_chip={BATCH_PER_CHIP.value:g} on {mesh.size} chips is less than one row;"
+            f" give at least {1 / mesh.size:g}."
+        )
     return report_of(rows=rows)
 
 

@@ -1,19 +1,20 @@
-"""Devices: the mesh, the one table from array dimensions to mesh axes, and where batches go.
+"""Sharding: the mesh, the table from logical axes to mesh axes, and the placement of batches.
 
-Parameters name their dimensions ("vocab", "embed", ...: the model's `out_sharding=` names) and this
-module alone decides which mesh axis cuts which dimension:
+Parameters name their logical axes ("vocab", "embed", ...: the model's `out_sharding=` names); this
+module alone decides over which mesh axis each of them is sharded:
 
     mesh = create_mesh(MeshConfig(data=1, fsdp=-1, model=1))       # every device on `fsdp`
     with use_mesh(mesh):
-        params = nnx.state(nnx.jit(build)())                 # born in pieces, on its own devices
-    batch = place_batch(numpy_batch_of_this_host, mesh)      # one global array a key
+        params = nnx.state(nnx.jit(build)())                 # created sharded
+    batch = place_batch(numpy_batch_of_this_host, mesh)      # one global array per key
 """
 
 import collections
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,10 +27,10 @@ from speechgpt_jax.limits import check_number
 
 MESH_AXES = ("data", "fsdp", "model")
 
-# Logical axis -> mesh axis, for parameters and activations alike. Weights are cut over `fsdp`
-# along `embed` (ZeRO-3) and over `model` along the dimension that heads, MLP or vocabulary own
-# (Megatron); the batch is cut over both data axes. What a layer hands to the next, and remat saves,
-# is cut along its width, `residual`, too.
+# Logical axis -> mesh axis, for parameters and activations. Weights are sharded over `fsdp` along
+# `embed` (ZeRO-3) and over `model` along heads, MLP or vocabulary (Megatron); the batch over both
+# data axes. The activations between layers, which remat saves, are also sharded along their width,
+# `residual`.
 LOGICAL_AXIS_RULES = (
     ("batch", ("data", "fsdp")),
     ("length", None),
@@ -50,11 +51,12 @@ class MeshConfig:
     """Sizes of the mesh axes.
 
     Attributes:
-      data: copies of the whole model that see different batches; gradients are summed over them.
-      fsdp: pieces the weights and the optimizer state are cut into; batches are cut here too.
-      model: tensor parallelism.
-      slices: TPU slices joined by the data-centre network; `data` must be a multiple of it, so
-        that only the gradient sum crosses the slow network.
+      data: number of replicas of the model, each with its own part of the batch; gradients are
+        summed over them.
+      fsdp: number of shards of the weights, the optimizer state and the batch.
+      model: number of shards of each layer: tensor parallelism.
+      slices: number of TPU slices joined by the data-centre network; `data` must be a multiple of
+        it, so that only the gradient sum crosses the slow network.
 
     One of data, fsdp and model may be -1: all devices that the others leave.
     """
@@ -69,7 +71,11 @@ class MeshConfig:
 
 
 def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
-    """MeshConfig(data=2, fsdp=-1, model=1) on 8 devices -> (2, 4, 1). UserError if it can't be."""
+    """MeshConfig(data=2, fsdp=-1, model=1) on 8 devices -> (2, 4, 1).
+
+    Raises:
+      UserError: the mesh does not fill the devices.
+    """
     sizes = [config.data, config.fsdp, config.model]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError(
@@ -92,7 +98,7 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
 
 
 def create_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Devices (default: all) in an order that keeps neighbours on the fast network."""
+    """Mesh of `devices` (by default all), with neighbours joined by the fast network."""
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
     if config.slices > 1:
@@ -106,14 +112,14 @@ def create_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None)
 
 
 @contextlib.contextmanager
-def use_mesh(mesh: Mesh):
-    """Inside, logical axis names mean axes of `mesh`: build models and trace steps here."""
+def use_mesh(mesh: Mesh) -> Iterator[None]:
+    """Maps logical axes to axes of `mesh` inside the block: build models and trace steps there."""
     with jax.set_mesh(mesh), nnx.logical_axis_rules(LOGICAL_AXIS_RULES):
         yield
 
 
-def abstract(make: Callable, mesh: Mesh, *args):
-    """Shapes, dtypes and shardings of what `make(*args)` would return, computing nothing."""
+def abstract(make: Callable, mesh: Mesh, *args: Any) -> Any:
+    """Shapes, dtypes and shardings of `make(*args)`, which is not computed."""
     with use_mesh(mesh):
         shapes = jax.eval_shape(make, *args)
         shardings = nnx.get_named_sharding(shapes, mesh)
@@ -124,23 +130,23 @@ def abstract(make: Callable, mesh: Mesh, *args):
     )
 
 
-def create_sharded(make: Callable, mesh: Mesh, *args):
-    """`make(*args)`, each device computing only its own pieces: no host ever holds the whole."""
+def create_sharded(make: Callable, mesh: Mesh, *args: Any) -> Any:
+    """`make(*args)`, where each device computes only its own shards: no host holds the whole."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract(make, mesh, *args))
     with use_mesh(mesh):
         return jax.jit(make, out_shardings=shardings)(*args)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over `data` and `fsdp`; every device of one `model` group has the same."""
+    """Sharding of a batch: rows over `data` and `fsdp`, replicated over `model`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def process_share(mesh: Mesh) -> tuple[int, int]:
-    """Which share of every batch this process reads, and how many there are: (index, shares).
+    """Index of the share of every batch that this process reads, and the number of shares.
 
-    There are as many as processes, but for those that hold one `model` group together: they read
-    the same rows.
+    Each process has its own share, except that processes which split a `model` group read the same
+    rows.
     """
     if jax.process_count() == 1:
         return 0, 1
@@ -158,18 +164,18 @@ def process_share(mesh: Mesh) -> tuple[int, int]:
     return shares.index(tuple(rows[jax.process_index()])), len(shares)
 
 
-def check_rows(rows: int, mesh: Mesh):
-    """UserError if a batch of so many rows can't be cut over the mesh."""
+def check_rows(rows: int, mesh: Mesh) -> None:
+    """Raises a UserError if a batch of `rows` rows does not divide over the mesh."""
     pieces = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % pieces:
         raise UserError(
-            f"batch of {rows} rows can't be cut over data x fsdp = {pieces} pieces;"
+            f"batch of {rows} rows can't be sharded over data x fsdp = {pieces} pieces;"
             f" try a batch size of {math.ceil(rows / pieces) * pieces}."
         )
 
 
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Rows read by this process, {key: [rows of this process, ...]} -> global arrays [B, ...]."""
+    """{key: [rows of this process, ...]} -> {key: global array [B, ...]}."""
     sharding = batch_sharding(mesh)
     _, shares = process_share(mesh)
     for rows in batch.values():

@@ -3,8 +3,8 @@
     python -m speechgpt_jax.train --gin_file=gin/runs/demo_stage1.gin --output_dir=runs/stage1 \\
         --gin.train.steps=100
 
-The same command goes on where a stopped run was. On several hosts every process gets the same
-command; --multihost tells those of a TPU pod that they belong together.
+The same command resumes a stopped run from its last checkpoint. On several hosts every process
+gets the same command, with --multihost on a TPU pod.
 """
 
 import sys
@@ -12,31 +12,67 @@ import sys
 from absl import flags
 
 from speechgpt_jax import gin_utils
-from speechgpt_jax.errors import UserError, one_line_errors
-from speechgpt_jax.host_memory import keep_freed_memory
-from speechgpt_jax.training import hosts, lm
-
-OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir", None, "Folder of the run: checkpoints, metrics, plots.", required=True
+from speechgpt_jax.arguments import (
+    IllegalValue,
+    at_least,
+    define,
+    nonempty,
+    output_folder,
+    positive_int,
 )
-PROFILE_STEPS = flags.DEFINE_list(
-    "profile_steps", None, "FIRST,LAST: steps traced by jax.profiler into OUTPUT_DIR/profile."
+from speechgpt_jax.errors import one_line_errors
+
+
+def two_steps(text: str) -> tuple[int, int]:
+    """Type of FIRST,LAST: two step numbers."""
+    try:
+        first, last = map(positive_int, text.split(","))
+    except ValueError:
+        raise IllegalValue(f"expected two steps, such as 20,22, got {text!r}") from None
+    return first, last
+
+
+OUTPUT_DIR = define(
+    "output_dir",
+    output_folder,
+    None,
+    "Folder of the run: checkpoints, metrics, plots.",
+    required=True,
+)
+PROFILE_STEPS = define(
+    "profile_steps",
+    two_steps,
+    None,
+    "FIRST,LAST: steps traced by jax.profiler into OUTPUT_DIR/profile.",
 )
 MULTIHOST = flags.DEFINE_bool(
-    "multihost", False, "One of several processes, as the TPU pod, GKE or SLURM says."
+    "multihost", False, "Join the other processes that the TPU pod, GKE or SLURM started."
 )
-COORDINATOR_ADDRESS = flags.DEFINE_string(
-    "coordinator_address", None, "HOST:PORT of process 0, where no scheduler says it."
+COORDINATOR_ADDRESS = define(
+    "coordinator_address",
+    nonempty,
+    None,
+    "HOST:PORT of process 0; only needed outside of TPU pods, GKE and SLURM.",
 )
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator_address.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator_address, from 0.")
-
-STOPPED_EXIT_CODE = flags.DEFINE_integer(
-    "stopped_exit_code", 0, "After SIGTERM, for schedulers that start again what has failed."
+NUM_PROCESSES = define(
+    "num_processes", positive_int, None, "Number of processes, with --coordinator_address."
+)
+PROCESS_ID = define(
+    "process_id", at_least(0), None, "Number of this process, with --coordinator_address."
+)
+STOPPED_EXIT_CODE = define(
+    "stopped_exit_code",
+    at_least(0, at_most=255),
+    0,
+    "Exit code after SIGTERM, for schedulers that restart what has failed.",
 )
 
 
-def main():
+def main() -> None:
+    # Importing JAX and TensorFlow takes seconds; wrong flags are reported before.
+    from speechgpt_jax.host_memory import keep_freed_memory
+    from speechgpt_jax.training import hosts, lm
+
     others = (MULTIHOST.value, COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value)
     try:
         with hosts.connected(*others), one_line_errors():
@@ -44,23 +80,12 @@ def main():
             gin_utils.call(
                 lm.train,
                 output_dir=OUTPUT_DIR.value,
-                profile_steps=profile_steps(),
+                profile_steps=PROFILE_STEPS.value,
                 config_text=gin_utils.operative_config,
             )
     except SystemExit as stop:
-        # A run that came to its end returns; 0 is that of SIGTERM.
+        # A finished run returns from `train`; exit code 0 is that of SIGTERM.
         sys.exit(STOPPED_EXIT_CODE.value if stop.code == 0 else stop.code)
-
-
-def profile_steps() -> tuple[int, int] | None:
-    if PROFILE_STEPS.value is None:
-        return None
-    try:
-        first, last = map(int, PROFILE_STEPS.value)
-    except ValueError:
-        given = ",".join(PROFILE_STEPS.value)
-        raise UserError(f"--profile_steps={given}: give two steps, such as 20,22.") from None
-    return first, last
 
 
 if __name__ == "__main__":

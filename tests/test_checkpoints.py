@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 
 from speechgpt_jax import checkpoints
 from speechgpt_jax.checkpoints import Checkpoints, Keep, NotSaved
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.training.train_step import TrainState
 
 TX = optax.adam(1e-3)
@@ -52,6 +53,17 @@ def test_state_input_position_and_metadata_come_back(saved):
     assert restored.state.params["b"].dtype == jnp.bfloat16
     assert checkpoints.read_metadata(saved)["config"] == "a.b = 3"
     assert checkpoints.latest(saved).name == "3"
+
+
+def test_a_base_that_has_moved(tmp_path):
+    for name, base in (("base", None), ("adapter", tmp_path / "base")):
+        store = Checkpoints(tmp_path / name, base=base)
+        store.save(1, make_state())
+        store.close()
+    assert "w" in checkpoints.parameter_shapes(tmp_path / "adapter")
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"is an adapter on .*/base/checkpoints/1, which is gone"):
+        checkpoints.parameter_shapes(tmp_path / "adapter")
 
 
 def test_no_checkpoint(tmp_path):
@@ -194,7 +206,8 @@ def test_parameters_by_name(saved):
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np, sys
 from jax.sharding import NamedSharding, PartitionSpec as P
-from speechgpt_jax.checkpoints import Checkpoints, _bit_sums, checksums
+from speechgpt_jax.checkpoints import Checkpoints
+from speechgpt_jax.checkpoints.arrays import _bit_sums, checksums
 from speechgpt_jax.sharding import MeshConfig, create_mesh
 
 x = jax.random.normal(jax.random.key(0), (16, 8))

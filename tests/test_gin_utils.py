@@ -1,6 +1,5 @@
 """Gin files and bindings: what they give, and what mistakes look like."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,6 @@ import pytest
 from speechgpt_jax import gin_utils
 from speechgpt_jax.errors import one_line_errors
 from speechgpt_jax.gin_utils import ConfigError
-from speechgpt_jax.models.llama import LlamaConfig
 from speechgpt_jax.training.optimizer import AdamW
 
 ROOT = Path(__file__).parent.parent
@@ -105,6 +103,13 @@ def test_a_file_that_includes_itself(tmp_path):
         gin_utils.parse([str(tmp_path / "a.gin")])
 
 
+def test_a_main_without_a_gin_file():
+    gin_utils.parse([])
+    with pytest.raises(ConfigError, match=r"AdamW.learning_rate is not set: bind it in a gin file"):
+        gin_utils.call(AdamW)
+    assert gin_utils.call(AdamW, learning_rate=1.0) == AdamW(1.0)
+
+
 def test_missing_file():
     with pytest.raises(ConfigError, match=r"Unable to open file: no.gin"):
         gin_utils.parse(["no.gin"])
@@ -125,16 +130,3 @@ def test_bugs_keep_their_traceback():
     # A ValueError of another library says nothing about what the user did.
     with pytest.raises(ValueError), one_line_errors():
         int("nine")
-
-
-@pytest.mark.parametrize(
-    ("name", "config"),
-    [
-        ("tiny", LlamaConfig.tiny(1706)),
-        ("llama_7b", dataclasses.replace(LlamaConfig.llama_7b(33006), remat="full")),
-        ("llama_13b", dataclasses.replace(LlamaConfig.llama_13b(33006), remat="full")),
-    ],
-)
-def test_model_files_are_the_named_sizes(name, config):
-    gin_utils.parse([f"gin/models/{name}.gin"], [f"LlamaConfig.vocab_size = {config.vocab_size}"])
-    assert gin_utils.call(LlamaConfig) == config

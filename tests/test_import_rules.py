@@ -43,7 +43,7 @@ ALLOWED = {
     "training": ROOT_MODULES | {"models", "data", "speech"},
     "decoding": ROOT_MODULES | {"models", "speech"},
     "serving": ROOT_MODULES | {"decoding", "speech"},
-    "evaluation": ROOT_MODULES | {"decoding", "speech"},
+    "evaluation": ROOT_MODULES | {"models", "decoding", "speech"},
     "conversion": ROOT_MODULES | {"models", "speech", "training"},
     "corpus": ROOT_MODULES | {"speech", "data", "models", "decoding"},
     "demo_world": ROOT_MODULES | {"corpus", "speech", "data"},

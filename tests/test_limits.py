@@ -10,13 +10,13 @@ from speechgpt_jax.decoding.sampling import Sampling
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_choice, check_number, is_within
 from speechgpt_jax.models.layers import LoraConfig
-from speechgpt_jax.models.llama import LlamaConfig
 from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.training.inputs import load_host_batches
 from speechgpt_jax.training.optimizer import AdamW, Guard
 from speechgpt_jax.training.stage import Stage
+from tests.sizes import llama
 
-TINY = LlamaConfig.tiny(1706)
+TINY = llama("tiny", 1706)
 NOT_FINITE = (math.nan, math.inf, -math.inf)
 
 
@@ -35,7 +35,7 @@ def stage(**changes):
     return Stage(**fields | changes)
 
 
-def llama(**changes):
+def changed(**changes):
     return dataclasses.replace(TINY, **changes)
 
 
@@ -64,12 +64,12 @@ def batches(**changes):
         (batches, "batch_size", (0, -8)),
         (batches, "sequence_length", (0, -1)),
         (batches, "num_readers", (0, -1)),
-        (llama, "vocab_size", (0, -1)),
-        (llama, "num_kv_heads", (0, -4)),
-        (llama, "head_dim", (0, 63)),
-        (llama, "rope_theta", (0.0, *NOT_FINITE)),
-        (llama, "dtype", ("float8", "bf16")),
-        (llama, "remat", ("some",)),
+        (changed, "vocab_size", (0, -1)),
+        (changed, "num_kv_heads", (0, -4)),
+        (changed, "head_dim", (0, 63)),
+        (changed, "rope_theta", (0.0, *NOT_FINITE)),
+        (changed, "dtype", ("float8", "bf16")),
+        (changed, "remat", ("some",)),
         (LoraConfig, "rank", (0, -1)),
         (LoraConfig, "alpha", (0.0, *NOT_FINITE)),
         (LoraConfig, "dropout", (-0.1, 1.0, *NOT_FINITE)),

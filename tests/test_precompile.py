@@ -90,7 +90,7 @@ def test_report_of_a_small_slice(precompile):
     # ... and no gradient of a kernel reaches a device that doesn't keep it.
     assert moved["reduce-scatter"] >= 2 * weights
     assert moved["all-reduce"] < 0.01 * weights
-    assert "collective" in done.stdout and "GiB a chip" in done.stdout
+    assert "collective" in done.stdout and "GiB per chip" in done.stdout
 
 
 def test_report_of_decoding(precompile):
@@ -108,7 +108,7 @@ def test_report_of_decoding(precompile):
 def test_mistakes_are_one_line(precompile):
     done, report = precompile("--topology=v5e-16")
     assert done.returncode == 1 and report is None
-    message = "Error: batch of 4 rows can't be cut over data x fsdp = 16 pieces"
+    message = "Error: batch of 4 rows can't be sharded over data x fsdp = 16 pieces"
     assert done.stderr.splitlines()[-1].startswith(message)
     assert "Traceback" not in done.stderr
 

@@ -1,4 +1,4 @@
-"""The program that answers prompts, lowered for a mesh from shapes alone."""
+"""The decoding program, lowered for a mesh from shapes, without weights."""
 
 import functools
 
@@ -17,10 +17,10 @@ from speechgpt_jax.training.stage import Stage
 
 
 def report_decoding(training: Stage, mesh: Mesh, rows: int, length: int) -> Report:
-    """The report of `rows` prompts and their answers, half of `length` tokens each."""
+    """Report of decoding `rows` prompts and answers of `length / 2` tokens each."""
     model = training.model
     read = length * matmul_flops_per_token(model, 0)
-    # The output layer sees no token of the prompt but its last.
+    # Of a prompt, the output layer only reads the last token.
     unseen = (length - length // 2) * 2 * model.hidden_size * model.vocab_size
     return compile_and_report(
         functools.partial(lower_generate, training, mesh, rows, length),
@@ -30,7 +30,7 @@ def report_decoding(training: Stage, mesh: Mesh, rows: int, length: int) -> Repo
 
 
 def lower_generate(training: Stage, mesh: Mesh, rows: int, length: int) -> jax.stages.Lowered:
-    """What `generate` runs: the prompts are read at once, then tokens are written one by one."""
+    """The program of `generate`, lowered for `mesh`."""
     sharding.check_rows(rows, mesh)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: stage.build(training)))
     row = sharding.batch_sharding(mesh)

@@ -1,7 +1,7 @@
-"""What a compiled program does, read from XLA's text: matrix products and collectives.
+"""Flops and collectives of a compiled program, counted in XLA's text.
 
-XLA's own cost analysis counts the body of a loop once, so of a model scanned over its layers it
-sees one layer. Here everything counts as often as it runs:
+XLA's own cost analysis counts the body of a loop once: one layer of a model that scans over its
+layers. Here every instruction counts as often as it runs:
 
     cost = program_cost(compiled.as_text())
     cost.matmul_flops, cost.collectives
@@ -28,14 +28,14 @@ _ARRAY = re.compile(r"(?P<dtype>[a-z]\w*)\[(?P<sizes>[\d,]*)\]")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All collectives of a kind in one run of the program, on one device.
+    """All collectives of one kind in one run of the program, on one device.
 
     Attributes:
       op: "all-gather", "reduce-scatter", ...
-      count: how often it runs.
-      bytes: of the whole arrays: what is gathered, or what is summed before it is scattered. On a
-        ring each device sends about that much, and twice as much for an all-reduce.
-      asynchronous: whether other work goes on meanwhile.
+      count: number of times it runs.
+      bytes: bytes of the whole arrays: after gathering, or before scattering. On a ring each
+        device sends about that much, and twice as much for an all-reduce.
+      asynchronous: whether it overlaps with other work.
     """
 
     op: str
@@ -46,11 +46,11 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one run on one device.
+    """Cost of one run on one device.
 
     Attributes:
-      matmul_flops: of matrix products and convolutions, two for each multiplication and addition.
-        Those inside of custom kernels, such as splash attention, are not visible.
+      matmul_flops: flops of matrix products and convolutions, two per multiply-add. Custom
+        kernels, such as splash attention, are not included.
       collectives: largest first.
     """
 
@@ -84,13 +84,13 @@ def program_cost(text: str) -> Cost:
 
 
 class _Walk:
-    """From the entry into every computation that is called, as often as it is."""
+    """Visits the entry and every computation that it calls, with the number of calls."""
 
     def __init__(self, text):
         self.computations, self.entry = parse(text)
         instructions = [i for body in self.computations.values() for i in body]
         self.types = {instruction.name: instruction.type for instruction in instructions}
-        # The pieces of an asynchronous gather repeat it wherever it goes on beside other work.
+        # An asynchronous gather is repeated in every computation that overlaps with it.
         self.started = {
             instruction.operands[0]
             for instruction in instructions
@@ -115,7 +115,7 @@ class _Walk:
                 self._visit(computation, times * loops)
 
     def _called(self, instruction) -> tuple[list[str], int]:
-        """The computations an instruction runs, and how often."""
+        """Names of the computations that an instruction calls, and the number of calls."""
         if instruction.opcode == "while":
             return instruction.calls("body"), self._trip_count(instruction)
         if self._is_fused_reduce_scatter(instruction):
@@ -225,7 +225,7 @@ def shape(array_type: str) -> tuple[int, ...]:
 
 
 def num_bytes(any_type: str) -> int:
-    """Of an array, or of all arrays of a tuple."""
+    """Bytes of an array, or of all arrays of a tuple."""
     return sum(
         _bits(found["dtype"]) * math.prod(shape(found[0])) // 8
         for found in _ARRAY.finditer(any_type)
@@ -247,7 +247,7 @@ def _instruction(name, rest) -> Instruction:
 
 
 def _closing(text, start) -> int:
-    """The position behind the parenthesis that closes the one at `start`."""
+    """Position after the parenthesis that closes the one at `start`."""
     depth = 0
     for found in re.finditer(r"[()]", text[start:]):
         depth += 1 if found[0] == "(" else -1
@@ -275,7 +275,7 @@ def _windows(convolution) -> Iterable[dict]:
 
 
 def _pairs(length, out_length, *, size, pad, stride, lhs_dilate, rhs_dilate) -> int:
-    """How many (output position, kernel position) pairs meet an input and no padding."""
+    """Number of (output position, kernel position) pairs that meet an input, not padding."""
     positions = stride * np.arange(out_length)[:, None] + rhs_dilate * np.arange(size) - pad
     inside = (positions >= 0) & (positions <= (length - 1) * lhs_dilate)
     return int(np.sum(inside & (positions % lhs_dilate == 0)))

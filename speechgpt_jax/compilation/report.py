@@ -1,4 +1,4 @@
-"""Compiles a step for TPUs that aren't there, and says what it would need."""
+"""Compiles a program for TPUs that aren't attached, and reports memory, flops and collectives."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ from speechgpt_jax.compilation.hlo import Collective, program_cost
 
 GIB = 2**30
 
-# What libtpu says when a program doesn't fit: "Used 17.3G of 15.75G hbm" or, far from fitting,
+# libtpu's messages if a program doesn't fit: "Used 17.3G of 15.75G hbm" or, if it is far too large,
 # "HLO temporaries (24.99G) exceeds available HBM (15.75G)".
 _SIZE = r"([\d.]+)([MGT])"
 _OUT_OF_MEMORY = re.compile(
@@ -22,20 +22,19 @@ _OUT_OF_MEMORY = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What one step takes of each chip.
+    """Memory, flops and collectives of one step, per chip.
 
     Attributes:
-      fits: into a chip's memory.
-      peak_gib: most memory in use at a time, arguments included; of a program that doesn't fit,
-        what XLA would have needed.
-      batch_per_chip: rows of the whole batch over the number of chips.
-      model_flops_per_chip: of the model's matrix products, as if nothing were computed twice and
-        without attention's, which flops_per_chip can't see on a TPU.
-      flops_per_chip: of the matrix products in the program; None if it doesn't fit, and so are:
-      argument_gib: parameters, optimizer state and batch.
-      collectives: by kind, with their bytes.
-      compile_seconds: tracing and XLA together.
-      available_gib: the memory of a chip; known only if the program doesn't fit.
+      fits: whether it fits into a chip's memory.
+      peak_gib: peak memory, arguments included; if the program doesn't fit, what XLA would need.
+      batch_per_chip: rows of the whole batch divided by the number of chips.
+      model_flops_per_chip: flops of the model's matrix products without recomputation and without
+        attention, which flops_per_chip doesn't include on a TPU either.
+      flops_per_chip: flops of the matrix products in the program; None if it doesn't fit.
+      argument_gib: parameters, optimizer state and batch; None if it doesn't fit.
+      collectives: one row per kind; empty if it doesn't fit.
+      compile_seconds: time of tracing and XLA; None if it doesn't fit.
+      available_gib: the memory of a chip; only known if the program doesn't fit.
     """
 
     fits: bool
@@ -50,7 +49,7 @@ class Report:
 
 
 class OutOfMemory(Exception):
-    """The program needs `needed` GiB of a chip that has `available`."""
+    """The program needs `needed` GiB, a chip has `available` GiB."""
 
     def __init__(self, needed: float, available: float):
         super().__init__(f"needs {needed:.2f} GiB of {available:.2f}")
@@ -58,13 +57,13 @@ class OutOfMemory(Exception):
 
     @classmethod
     def from_message(cls, message: str) -> "OutOfMemory | None":
-        """From libtpu's words; None if they say something else."""
+        """Parses libtpu's message; None if it reports another error."""
         found = _OUT_OF_MEMORY.search(message)
         return cls(*(_gib(*found.group(i, i + 1)) for i in (1, 3))) if found else None
 
 
 def compile_and_report(lower: Callable, batch_per_chip: float, model_flops: float) -> Report:
-    """Compiles what `lower()` gives, a jax.stages.Lowered; see `Report` for the other two."""
+    """Compiles the jax.stages.Lowered that `lower()` returns; `Report` explains the other two."""
     start = time.perf_counter()
     sizes: dict[str, Any] = {"batch_per_chip": batch_per_chip, "model_flops_per_chip": model_flops}
     try:
@@ -84,7 +83,7 @@ def compile_and_report(lower: Callable, batch_per_chip: float, model_flops: floa
 
 
 def compile_or_out_of_memory(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """`lowered.compile()`, with an exception of its own where memory is short."""
+    """`lowered.compile()`; raises OutOfMemory if the program doesn't fit."""
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -98,11 +97,11 @@ def _gib(number: str, unit: str) -> float:
 
 
 def largest_that_fits(report_of: Callable[[int], Report]) -> Report | None:
-    """The report of the largest n that fits, or None if not even 1 does.
+    """Report of the largest n that fits, or None if not even 1 does.
 
     Programs that fit take minutes to compile, others are rejected sooner. So n grows fast until one
-    is, and then the line between what fits and what doesn't says where to look: mostly 1, 64, the
-    largest and the next.
+    is rejected; then n is interpolated between the peak memory of one that fits and of one that
+    doesn't. Mostly four are tried: 1, 64, the largest and the next.
     """
     low, fitting = 0, None
     high, failing = None, None
@@ -124,19 +123,19 @@ def largest_that_fits(report_of: Callable[[int], Report]) -> Report | None:
 
 
 def table(report: Report) -> str:
-    """A report for the terminal."""
+    """A report as text for the terminal."""
     fits = "yes" if report.fits else f"no: a chip has {report.available_gib:.2f} GiB"
     rows = [
         ("fits", fits),
-        ("peak", f"{report.peak_gib:.3f} GiB a chip"),
-        ("batch", f"{report.batch_per_chip:g} rows a chip"),
-        ("flops of the model", f"{report.model_flops_per_chip:.4g} a chip"),
+        ("peak", f"{report.peak_gib:.3f} GiB per chip"),
+        ("batch", f"{report.batch_per_chip:g} rows per chip"),
+        ("flops of the model", f"{report.model_flops_per_chip:.4g} per chip"),
     ]
     if report.fits and report.flops_per_chip is not None:
         ratio = report.flops_per_chip / report.model_flops_per_chip
-        rows[2:2] = [("arguments", f"{report.argument_gib:.3f} GiB a chip")]
+        rows[2:2] = [("arguments", f"{report.argument_gib:.3f} GiB per chip")]
         rows += [
-            ("flops of the program", f"{report.flops_per_chip:.4g} a chip, {ratio:.3f} times"),
+            ("flops of the program", f"{report.flops_per_chip:.4g} per chip, {ratio:.3f} times"),
             ("compiled in", f"{report.compile_seconds:.0f} s"),
         ]
     lines = [f"{name:<22}{value}" for name, value in rows]

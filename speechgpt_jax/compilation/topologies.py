@@ -1,14 +1,17 @@
-"""TPU slices by their product names, as devices to compile for on any machine with libtpu."""
+"""Devices of TPU slices, by product name, to compile for on any machine with libtpu."""
+
+from __future__ import annotations
 
 import dataclasses
 import importlib.util
 import os
 import re
-
-import jax
-from jax.experimental import topologies
+from typing import TYPE_CHECKING
 
 from speechgpt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
 
 # Chips along each dimension of the slices that are sold.
 SHAPES_2D = {
@@ -43,9 +46,9 @@ class Generation:
     Attributes:
       xla_name: what libtpu calls it.
       shapes: number of chips -> chips along each dimension.
-      cores_per_chip: the number in a slice's product name counts cores, not chips.
-      ring: from so many chips on, a dimension is closed to a ring.
-      chip_config: libtpu's name of how cores make devices; here always one device a chip.
+      cores_per_chip: a slice's product name counts cores, not chips.
+      ring: dimensions of a multiple of this many chips are closed to a ring.
+      chip_config: libtpu's name for how cores form devices; here always one device per chip.
     """
 
     xla_name: str
@@ -64,10 +67,10 @@ GENERATIONS = {
 
 
 def slice_devices(name: str, num_slices: int = 1) -> list[jax.Device]:
-    """ "v5e-256" -> 256 devices that can be compiled for, but not run on.
+    """Devices of a slice to compile for: "v5e-256" -> 256 devices, which can run nothing.
 
-    The number is that of the product's name: chips of v5e and v6e, cores (two a chip) of v4 and
-    v5p, so that "v4-128" are 64 devices.
+    As in product names, v5e and v6e are counted in chips, v4 and v5p in cores, two per chip:
+    "v4-128" has 64 devices.
 
     Raises:
       UserError: there is no such slice, or no libtpu.
@@ -77,12 +80,15 @@ def slice_devices(name: str, num_slices: int = 1) -> list[jax.Device]:
         raise UserError(
             "compiling for TPUs needs libtpu: pip install libtpu==0.0.42.1, or the extra `tpu`."
         )
-    # Two compilations may run side by side, and nobody asks the cloud which machine this is.
+    # Two compilations may run at once, and libtpu must not ask the cloud which machine this is.
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_WORKER_ID", "0")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-256")
+    # Wrong names are reported before JAX is imported.
+    from jax.experimental import topologies
+
     topology = topologies.get_topology_desc(
         platform="tpu",
         topology_name=f"{generation.xla_name}:{'x'.join(map(str, shape))}",

@@ -1,4 +1,4 @@
-"""The train step of a stage, lowered for a mesh from shapes alone."""
+"""The train step of a stage, lowered for a mesh from shapes, without weights."""
 
 import functools
 
@@ -16,9 +16,9 @@ BATCH_KEYS = ("input_tokens", "target_tokens", "loss_weights", "segment_ids", "p
 
 
 def report_training(training: Stage, mesh: Mesh, rows: int, length: int) -> Report:
-    """The report of one optimizer step on `rows` rows of `length` tokens, over all chips."""
+    """Report of one optimizer step on a batch of `rows` rows of `length` tokens."""
     tokens_per_chip = rows * length / mesh.size
-    # Attention over no tokens: on TPUs it is a kernel, whose flops XLA doesn't see.
+    # Without attention (length 0): on TPUs it is a Pallas kernel, whose flops XLA can't count.
     flops_per_token = training_flops_per_token(training.model, 0, training.trainable)
     return compile_and_report(
         functools.partial(lower_train_step, training, mesh, rows, length),
@@ -38,7 +38,11 @@ def lower_train_step(training: Stage, mesh: Mesh, rows: int, length: int) -> jax
 
 
 def abstract_batch(mesh: Mesh, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch in SeqIO's form; UserError if the mesh can't cut it."""
+    """Shapes of a batch with SeqIO's decoder_* keys, sharded over the mesh.
+
+    Raises:
+      UserError: the rows don't divide over the mesh.
+    """
     sharding.check_rows(rows, mesh)
     placement = sharding.batch_sharding(mesh)
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=placement)

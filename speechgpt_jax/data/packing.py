@@ -42,6 +42,10 @@ class Packer:
 
     def add(self, example: Example) -> None:
         self.taken += 1
+        self._keep(example)
+
+    def _keep(self, example: Example) -> None:
+        """Puts an example into the pool, or drops it if it is longer than a row."""
         size = _size(example)
         if size > self.length:
             self._drop()
@@ -64,10 +68,12 @@ class Packer:
         return {"counts": np.array([self.taken, self.dropped]), **concatenate(self._pool)}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes over the pool of `state`; rows may have been longer or shorter then."""
         state = dict(state)
         self.taken, self.dropped = state.pop("counts").tolist()
-        self._pool = separate(state)
-        self._sizes = list(map(_size, self._pool))
+        self._pool, self._sizes = [], []
+        for example in separate(state):
+            self._keep(example)
 
     def _longest_of_at_most(self, free: int) -> int | None:
         """Where in the pool the first of the longest examples is that fit."""

@@ -1,1 +1,1 @@
-"""From prompts to tokens, text and sound."""
+"""Decoding: prompts -> tokens, text and sound."""

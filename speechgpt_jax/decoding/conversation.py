@@ -1,4 +1,4 @@
-"""Talks with a trained model: sound or text in; transcript, text, units and sound out."""
+"""Conversation with a trained model: speech or text in; transcript, text, units and speech out."""
 
 import dataclasses
 import os
@@ -13,6 +13,7 @@ from speechgpt_jax.decoding.generate import generate
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import ASSETS
+from speechgpt_jax.limits import check_number
 from speechgpt_jax.models.llama import Llama, LlamaConfig
 from speechgpt_jax.speech.encoder.speech2unit import SHIPPED as HUBERT
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
@@ -25,13 +26,13 @@ VOCODER = ASSETS / "vocoder"
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What the model made of a request; parts that it did not write are empty.
+    """The model's answer; parts that it did not write are empty.
 
     Attributes:
-      transcript: what it heard, for a spoken question.
-      text: its answer in writing.
-      units: its answer as units.
-      wav: those units as sound, float32 [samples] at 16 kHz.
+      transcript: its transcript of a spoken question.
+      text: its answer as text.
+      units: its answer as reduced units.
+      wav: waveform of the units, float32 [samples] at 16 kHz.
     """
 
     transcript: str
@@ -42,7 +43,11 @@ class Reply:
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """conversation = Conversation.from_run("runs/demo/stage3"); conversation.answer(wav).text"""
+    """A model with its tokenizer, speech encoder and vocoder.
+
+    conversation = Conversation.from_run("runs/demo/stage3")
+    conversation.answer(wav).text
+    """
 
     model: Llama
     tokenizer: Tokenizer
@@ -54,13 +59,18 @@ class Conversation:
     max_new_tokens: int = 384
 
     def __post_init__(self):
+        check_number("max_new_tokens", self.max_new_tokens, at_least=1)
+        self.vocoder.speaker_index(self.speaker)  # Raises a UserError.
         counts = {
             "tokenizer": len(self.tokenizer.unit_ids),
             "HuBERT": self.speech2unit.num_units,
             "vocoder": self.vocoder.config.num_embeddings,
         }
         if len(set(counts.values())) > 1:
-            raise UserError(f"These must have the same number of units, but have {counts}.")
+            raise UserError(
+                f"tokenizer, HuBERT and vocoder must have the same number of units, got {counts}:"
+                " give the HuBERT and vocoder with which the run's units were made."
+            )
 
     @classmethod
     def from_run(
@@ -71,10 +81,15 @@ class Conversation:
         vocoder: str | os.PathLike = VOCODER,
         **kwargs,
     ) -> "Conversation":
-        """The newest checkpoint of a run (adapters on their base), with ears and a voice.
+        """Loads the newest checkpoint of a run, a speech encoder and a vocoder.
+
+        Args:
+          path: folder of the run; an adapter is loaded with its base.
+          hubert, vocoder: folders of HuBERT with its centroids and of the unit vocoder.
+          kwargs: other fields of the conversation.
 
         Raises:
-          UserError: a folder is missing or damaged, or they disagree on the number of units.
+          UserError: a folder is missing or damaged, or their numbers of units differ.
         """
         tokenizer = Tokenizer.from_pretrained(pathlib.Path(path) / "tokenizer")
         model = checkpoints.load_model(path, build_llama)
@@ -84,8 +99,8 @@ class Conversation:
     def answer(self, question: str | np.ndarray, *, aloud: bool = True) -> Reply:
         """Answers a question, written or spoken (float32 [samples] at 16 kHz).
 
-        A spoken question is answered by the chain of modality: what was heard, the answer in
-        writing, the answer in units.
+        A spoken question is answered by the chain of modality: its transcript, the answer as text,
+        the answer as units. Without `aloud` the answer has no units.
         """
         if isinstance(question, str):
             template = prompts.TEXT_TO_SPEECH_PROMPT if aloud else prompts.TEXT_TO_TEXT_PROMPT
@@ -94,18 +109,22 @@ class Conversation:
         return self._reply(template.format(question_units=self.unit_text(question)))
 
     def transcribe(self, wav: np.ndarray, description: str = prompts.TRANSCRIBE) -> str:
-        """The words of a recording, float32 [samples] at 16 kHz."""
+        """Transcript of a recording, float32 [samples] at 16 kHz."""
         prompt = prompts.CROSS_MODAL_PROMPT.format(
             description=description, source=self.unit_text(wav)
         )
         return self._reply(prompt).text
 
     def speak(self, text: str, description: str = prompts.SPEAK) -> Reply:
-        """Says a text."""
+        """Reads a text aloud."""
         return self._reply(prompts.CROSS_MODAL_PROMPT.format(description=description, source=text))
 
     def unit_text(self, wav: np.ndarray) -> str:
-        """Sound as the model reads it; UserError where there is too little of it."""
+        """Unit text of a recording, float32 [samples] at 16 kHz.
+
+        Raises:
+          UserError: it is shorter than one frame.
+        """
         units, _ = self.speech2unit(wav)
         if not len(units):
             raise UserError(
@@ -114,7 +133,7 @@ class Conversation:
         return units_to_text(units)
 
     def complete(self, prompt: str) -> str:
-        """Decodes what follows the prefix and `prompt`, up to the end of the answer."""
+        """Decodes the answer to the prefix and `prompt`."""
         ids = [self.tokenizer.bos_id, *self.tokenizer.encode(self.prefix + prompt)]
         tokens, lengths = generate(
             self.model,
@@ -133,5 +152,5 @@ class Conversation:
 
 
 def build_llama(fields: dict) -> Llama:
-    """The model whose config has these fields, as saved beside a checkpoint."""
+    """A model from the fields of its LlamaConfig, as saved with a checkpoint."""
     return Llama(LlamaConfig.from_dict(fields), rngs=nnx.Rngs(0))

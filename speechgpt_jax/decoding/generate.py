@@ -1,6 +1,7 @@
-"""Prompts in, answers out: one prefill, then one token a step from the KV cache."""
+"""Generation: one prefill of the prompts, then one token per step with a KV cache."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,42 +10,46 @@ from flax import nnx
 
 from speechgpt_jax.decoding.sampling import Sampling
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_number
+from speechgpt_jax.models.llama import Llama
 
-# Prompts are padded to the next of these lengths (then to multiples of the last), and each new
-# length compiles once: a few seconds.
+# Prompts are padded to the next of these lengths, longer ones to multiples of the last; each new
+# length is compiled once, which takes a few seconds.
 PROMPT_LENGTHS = (32, 64, 128, 256, 512)
 
 
 def generate(
-    model,
-    prompts,
+    model: Llama,
+    prompts: Sequence[Sequence[int]],
     *,
-    max_new_tokens,
-    stop_ids,
-    sampling=Sampling(),  # noqa: B008 (frozen)
-    min_new_tokens=0,
-    forbidden_ids=(),
-    key=None,
-):
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    min_new_tokens: int = 0,
+    forbidden_ids: Sequence[int] = (),
+    key: jax.Array | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Continues every prompt until a stop token or `max_new_tokens`.
 
     Args:
-      model: a Llama.
+      model: the language model.
       prompts: B lists of token ids, of any lengths.
-      max_new_tokens: room for the answer.
-      stop_ids: any of these token ids ends an answer.
+      max_new_tokens: longest answer.
+      stop_ids: token ids that end an answer.
       sampling: how tokens are drawn.
-      min_new_tokens: no answer stops before.
-      forbidden_ids: token ids that are never written.
+      min_new_tokens: shortest answer.
+      forbidden_ids: token ids that are never drawn.
       key: a PRNG key; by default `jax.random.key(0)`.
 
     Returns:
       tokens int32 [B, max_new_tokens] and lengths int32 [B], numpy: row b's answer is
-      `tokens[b, :lengths[b]]`, without the stop token; what follows it means nothing.
+      `tokens[b, :lengths[b]]`, without the stop token; the tokens after it are undefined.
 
     Raises:
-      UserError: no prompt or an empty one, or a token id outside of the vocabulary.
+      UserError: there is no prompt, one is empty, a token id is outside of the vocabulary, or
+        `max_new_tokens` is below 1.
     """
+    check_number("max_new_tokens", max_new_tokens, at_least=1)
     config = model.config
     if not len(prompts):
         raise UserError("Got no prompts; give at least one prompt.")
@@ -70,18 +75,19 @@ def generate(
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens", "sampling"))
 def generate_padded(
-    graphdef,
-    state,
-    prompts,  # [B, T]
-    start,  # [B]
-    is_stop,  # [V]
-    is_forbidden,  # [V]
-    key,
-    min_new_tokens,
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    prompts: jax.Array,  # int32 [B, T], padded on the left
+    start: jax.Array,  # int32 [B], number of padding tokens
+    is_stop: jax.Array,  # bool [V]
+    is_forbidden: jax.Array,  # bool [V]
+    key: jax.Array,
+    min_new_tokens: int,
     *,
-    max_new_tokens,
-    sampling,
-):
+    max_new_tokens: int,
+    sampling: Sampling,
+) -> tuple[jax.Array, jax.Array]:
+    """The jitted body of `generate`: tokens [B, max_new_tokens] and lengths [B]."""
     model = nnx.merge(graphdef, state)
     blocks, output_kernel = model.blocks(), model.output_kernel()
     batch, prompt_length = prompts.shape
@@ -99,7 +105,7 @@ def generate_padded(
         step, lengths, tokens, hidden, cache = carry
         token = draw(hidden, step)
         tokens = tokens.at[:, step].set(token)
-        # A row that has stopped keeps its length, and what it writes is ignored.
+        # A row that has stopped keeps its length; its later tokens are ignored.
         going_on = (lengths == step) & ~is_stop[token]
         hidden, cache = model.decode(token[:, None], cache, blocks)
         return step + 1, lengths + going_on, tokens, hidden[:, -1], cache
@@ -113,7 +119,7 @@ def generate_padded(
 
 
 def _pad_left(prompts):
-    """[[7, 8], [9]] -> tokens [[.., 7, 8], [.., 0, 9]] and how many of each row are padding."""
+    """[[7, 8], [9]] -> tokens [[.., 7, 8], [.., 0, 9]] and each row's number of padding tokens."""
     longest = max(len(prompt) for prompt in prompts)
     step = PROMPT_LENGTHS[-1]
     length = next((n for n in PROMPT_LENGTHS if n >= longest), -(-longest // step) * step)

@@ -1,4 +1,4 @@
-"""How the next token is drawn from the logits."""
+"""Sampling of the next token from its logits."""
 
 import dataclasses
 
@@ -10,14 +10,14 @@ from speechgpt_jax.limits import check_number
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Temperature, then the `top_k` likeliest tokens, then the nucleus of those.
+    """Temperature, then the `top_k` most likely tokens, then the nucleus of those.
 
-    The defaults are those of the released SpeechGPT.
+    Defaults of the released SpeechGPT.
 
     Attributes:
-      temperature: divides the logits; 0 always takes the likeliest token.
-      top_k: how many of the likeliest tokens stay; 0 keeps all.
-      top_p: the fewest tokens whose probabilities add up to this stay (Holtzman et al. 2020).
+      temperature: divides the logits; 0 always takes the most likely token.
+      top_k: number of most likely tokens that are kept; 0 keeps all.
+      top_p: of those, the fewest whose probabilities add up to this (Holtzman et al. 2020).
     """
 
     temperature: float = 0.7
@@ -29,11 +29,11 @@ class Sampling:
         check_number("top_k", self.top_k, at_least=0)
         check_number("top_p", self.top_p, above=0, at_most=1)
 
-    def __call__(self, logits, key):
+    def __call__(self, logits: jax.Array, key: jax.Array) -> jax.Array:
         """Logits [..., V] -> token ids int32 [...]."""
         if self.temperature == 0 or self.top_k == 1:
             return jnp.argmax(logits, axis=-1)
-        # Sorted from the likeliest down, which makes the nucleus a prefix.
+        # Sorted by decreasing probability, which makes the nucleus a prefix.
         candidates, tokens = jax.lax.top_k(
             logits / self.temperature, min(self.top_k or logits.shape[-1], logits.shape[-1])
         )

@@ -1,5 +1,6 @@
-"""Decodes the examples of a split and scores what was said, by the metrics of their SeqIO tasks."""
+"""Decodes the examples of a split and scores the answers by the metrics of their SeqIO tasks."""
 
+import difflib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,9 @@ from speechgpt_jax.decoding.conversation import build_llama
 from speechgpt_jax.decoding.generate import generate
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import read_json, write_text
+from speechgpt_jax.limits import check_number
+from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.tokenizer import Tokenizer
 
 Metrics = dict[str, dict[str, float]]  # task -> name -> figure
@@ -33,10 +37,17 @@ def evaluate_run(
       run: the folder that `train` wrote.
       tasks: names of SeqIO tasks or mixtures.
       split: e.g. "test".
-      num_examples: so many of each task's first examples; all by default.
-      batch_size: prompts decoded at once.
+      num_examples: number of each task's first examples; by default all.
+      batch_size: number of prompts decoded at once.
       sampling: how answers are drawn.
+
+    Raises:
+      UserError: a task or its split is unknown, or the run can't be loaded.
     """
+    check_number("batch_size", batch_size, at_least=1)
+    check_number("num_examples", 1 if num_examples is None else num_examples, at_least=1)
+    for task in tasks:
+        check_task(task, split)
     tokenizer = Tokenizer.from_pretrained(Path(run) / "tokenizer")
     model = checkpoints.load_model(run, build_llama)
     metrics: Metrics = {}
@@ -54,8 +65,24 @@ def evaluate_run(
     return metrics
 
 
+def check_task(name: str, split: str) -> None:
+    """Raises a UserError unless `name` is a task or mixture with metrics and with this split."""
+    known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}."
+        raise UserError(f"task {name!r} is unknown; {hint}")
+    tasks = seqio.get_subtasks(seqio.get_mixture_or_task(name))
+    scored = [task for task in tasks if task.metric_fns]
+    if not scored:
+        raise UserError(f"{name} has no metrics; evaluate a task that has.")
+    splits = sorted({split for task in scored for split in task.splits})
+    if split not in splits:
+        raise UserError(f"{name} has no split {split!r}; it has {', '.join(splits)}.")
+
+
 def evaluate(
-    model,
+    model: Llama,
     tokenizer: Tokenizer,
     task: str,
     split: str,
@@ -66,8 +93,9 @@ def evaluate(
 ) -> Metrics:
     """Scores a SeqIO task, or each task of a mixture that has metrics and this split.
 
-    The model, a Llama, gets everything up to `[SpeechGPT]:` and goes on from there.
+    The model reads everything up to `[SpeechGPT]:` and writes the answer.
     """
+    check_task(task, split)
     evaluator = seqio.Evaluator(
         task,
         seqio.PrefixLMFeatureConverter(pack=False, bos_id=tokenizer.bos_id),
@@ -75,8 +103,6 @@ def evaluate(
         num_examples=num_examples,
         async_compute_metrics=False,
     )
-    if not evaluator.eval_tasks:
-        raise UserError(f"{task} has no metrics or no split {split!r}.")
 
     def predict(dataset):
         indices, examples = zip(*dataset.as_numpy_iterator())
@@ -99,7 +125,7 @@ def split_reference(tokenizer: Tokenizer, features) -> tuple[list[int], list[int
 
 def _generate_all(model, tokenizer, references, batch_size, sampling) -> np.ndarray:
     """Answers [N, T] in the order of `references`, each closed by eos."""
-    # Half as much again as the longest reference is room enough; who needs more has lost the way.
+    # One and a half times the longest reference; longer answers are wrong anyway.
     room = int(1.5 * max(len(answer) for _, answer in references))
     answers = np.full((len(references), room + 1), tokenizer.eos_id, np.int32)
     for rows in _batches_by_length([len(prompt) for prompt, _ in references], batch_size):
@@ -116,20 +142,20 @@ def _generate_all(model, tokenizer, references, batch_size, sampling) -> np.ndar
 
 
 def _batches_by_length(lengths: list[int], batch_size: int) -> Iterator[np.ndarray]:
-    """Row numbers in batches of one size; the last may repeat a row rather than compile anew."""
+    """Row numbers in batches of one size, which compile once; the last one may repeat rows."""
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         yield np.resize(order[start : start + batch_size], batch_size)
 
 
 def _save(path: Path, split: str, metrics: Metrics) -> None:
-    saved = json.loads(path.read_text()) if path.exists() else {}
+    saved = read_json(path) if path.exists() else {}
     saved.setdefault(split, {}).update(metrics)
-    path.write_text(json.dumps(saved, indent=2) + "\n")
+    write_text(path, json.dumps(saved, indent=2) + "\n")
 
 
 def table(metrics: Metrics) -> str:
-    """One line a figure."""
+    """Metrics as text, one per line."""
     rows = [(task, name, value) for task, row in metrics.items() for name, value in row.items()]
     width = max(len(task) for task, _, _ in rows)
     return "\n".join(f"{task:<{width}}  {name:<36} {value:8.3f}" for task, name, value in rows)

@@ -1,6 +1,6 @@
-"""SeqIO metric functions over what was said and what should have been said.
+"""SeqIO metric functions of references and predictions.
 
-All take two lists of `prompts.Response` and give a dict of figures.
+All take two lists of `prompts.Response` and return {name: value}.
 """
 
 import re
@@ -21,28 +21,31 @@ def read_response(text: str, **unused) -> Response:
 def word_error_rate(
     targets: Sequence[Response], predictions: Sequence[Response]
 ) -> dict[str, float]:
-    """Of the transcripts, with a control: each against the next sentence's transcript.
+    """Word error rate of the transcripts, and of a control: each against the next transcript.
 
-    A model that fills in sentences it knows, whatever it hears, has the two close together.
+    The two are close for a model that ignores the speech and writes sentences it knows.
     """
-    said = [normalize(target.text) for target in targets]
-    heard = [normalize(prediction.text) for prediction in predictions]
-    return {"wer": wer(said, heard), "wer_of_another_sentence": wer(said, heard[1:] + heard[:1])}
+    references = [normalize(target.text) for target in targets]
+    transcripts = [normalize(prediction.text) for prediction in predictions]
+    return {
+        "wer": wer(references, transcripts),
+        "wer_of_another_sentence": wer(references, transcripts[1:] + transcripts[:1]),
+    }
 
 
 def question_word_error_rate(
     targets: Sequence[Response], predictions: Sequence[Response]
 ) -> dict[str, float]:
-    """Of the transcript with which a chain of modality begins."""
-    said = [normalize(target.question) for target in targets]
-    heard = [normalize(prediction.question) for prediction in predictions]
-    return {"question_wer": wer(said, heard)}
+    """Word error rate of the transcript with which a chain of modality begins."""
+    references = [normalize(target.question) for target in targets]
+    transcripts = [normalize(prediction.question) for prediction in predictions]
+    return {"question_wer": wer(references, transcripts)}
 
 
 def answer_accuracy(
     targets: Sequence[Response], predictions: Sequence[Response]
 ) -> dict[str, float]:
-    """The share of text answers that are right word by word."""
+    """Share of text answers whose words are all right."""
     right = [
         normalize(target.text) == normalize(prediction.text)
         for target, prediction in zip(targets, predictions, strict=True)
@@ -53,22 +56,26 @@ def answer_accuracy(
 def unit_error_rate(
     targets: Sequence[Response], predictions: Sequence[Response]
 ) -> dict[str, float]:
-    """Edits a unit of the recorded speech; the same text can well be said in other units."""
-    said = [" ".join(map(str, target.units)) for target in targets]
-    spoken = [" ".join(map(str, prediction.units)) for prediction in predictions]
+    """Unit edits per unit of the recorded speech; other units may say the same text."""
+    references = [" ".join(map(str, target.units)) for target in targets]
+    units = [" ".join(map(str, prediction.units)) for prediction in predictions]
     return {
-        "unit_error_rate": wer(said, spoken),
-        "unit_error_rate_of_another_sentence": wer(said, spoken[1:] + spoken[:1]),
+        "unit_error_rate": wer(references, units),
+        "unit_error_rate_of_another_sentence": wer(references, units[1:] + units[:1]),
     }
 
 
-def wer(said: list[str], heard: list[str]) -> float:
-    """Word edits over the number of words said; 1.0 is as bad as silence."""
-    kept = [(s, h) for s, h in zip(said, heard, strict=True) if s]
+def wer(references: list[str], predictions: list[str]) -> float:
+    """Word edits per reference word; an empty prediction has 1.0.
+
+    Raises:
+      UserError: no reference has any words.
+    """
+    kept = [(r, p) for r, p in zip(references, predictions, strict=True) if r]
     if not kept:
-        raise UserError("No reference has any words.")
-    said, heard = map(list, zip(*kept))
-    return float(jiwer.wer(said, heard))
+        raise UserError("No reference has any words; evaluate a task with text references.")
+    references, predictions = map(list, zip(*kept))
+    return float(jiwer.wer(references, predictions))
 
 
 def normalize(text: str) -> str:

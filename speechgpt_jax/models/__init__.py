@@ -1,1 +1,1 @@
-"""The language model: layers and LLaMA."""
+"""The language model: LLaMA and its layers."""

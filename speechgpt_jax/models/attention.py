@@ -1,7 +1,7 @@
-"""Causal attention within segments, by the kernel of the device at hand.
+"""Causal attention within segments, with one implementation per platform.
 
-TPUs run splash attention (Pallas), NVIDIA GPUs cuDNN's fused attention, and CPUs blocks of queries
-in plain XLA. All three give the same numbers; the first two never hold scores of [B, N, T, T].
+TPUs run splash attention (Pallas), NVIDIA GPUs cuDNN's fused attention, and CPUs plain XLA over
+blocks of queries. They differ only in rounding; the first two never store scores [B, N, T, T].
 """
 
 import functools
@@ -10,16 +10,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from speechgpt_jax.models.layers import logical_spec
+from speechgpt_jax.models.collectives import logical_spec
 
-# Splash attention reads blocks of queries and keys; lengths are padded to a multiple of the lanes.
+# Splash attention reads blocks of queries and keys; rows are padded to a multiple of LANES.
 LANES = 128
 BLOCK = 512
-# Queries that a CPU takes at a time, with the keys up to the last of them.
+# Queries per block on a CPU; a block sees the keys up to its last query.
 CPU_BLOCK = 128
 
 
-def attention(query, key, value, segment_ids):  # [B, T, N, H], 2 x [B, T, K, H], [B, T] | None
+def attention(
+    query: jax.Array,  # [B, T, N, H]
+    key: jax.Array,  # [B, T, K, H]
+    value: jax.Array,  # [B, T, K, H]
+    segment_ids: jax.Array | None,  # int32 [B, T]; None: one segment
+) -> jax.Array:
     """Causal attention within each segment, [B, T, N, H]."""
     platform = target_platform()
     if platform == "tpu":
@@ -36,19 +41,19 @@ def attention(query, key, value, segment_ids):  # [B, T, N, H], 2 x [B, T, K, H]
     )
 
 
-def target_platform():
-    """ "tpu", "gpu" or "cpu": that of the mesh in use, which may be of another machine."""
+def target_platform() -> str:
+    """Platform of the mesh in use, "tpu", "gpu" or "cpu"; it may be of another machine."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
 
 
 @jax.custom_vjp
 def blockwise_attention(query, key, value, segment_ids):
-    """`attention` with few passes over the scores, and none over those of later blocks of keys.
+    """`attention` in blocks of queries, with few passes over the scores.
 
-    Scores lie with keys before queries, [B, K, S, G T]: softmax then takes many queries at once,
-    and the backward pass needs no transposed copy of them. Its formulas are those of FlashAttention
-    (Dao et al. 2022, appendix B), but the weights are kept, not made again.
+    Scores are stored with keys before queries, [B, K, S, G T]: softmax then handles many queries at
+    once, and the backward pass needs no transposed copy. Its formulas are those of FlashAttention
+    (Dao et al. 2022, appendix B), but the weights are stored, not computed again.
     """
     return _blockwise_forward(query, key, value, segment_ids)[0]
 
@@ -103,7 +108,7 @@ _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def _blocks(length):
-    """Queries that are taken at a time, and the keys up to the last of them."""
+    """Slices of queries, each with the slice of keys up to its last query."""
     starts = range(0, length, CPU_BLOCK)
     ends = [min(start + CPU_BLOCK, length) for start in starts]
     return [(slice(start, end), slice(end)) for start, end in zip(starts, ends)]
@@ -121,13 +126,19 @@ def _heads(rows, now):  # [B, K, G T, H] -> [B, T, N, H]
     return x.transpose(0, 3, 1, 2, 4).reshape(batch, x.shape[3], -1, head_dim)
 
 
-def splash_attention(query, key, value, segment_ids, interpret=False):
-    """`attention` by the Pallas kernel of TPUs; `interpret` runs it anywhere, slowly."""
+def splash_attention(
+    query: jax.Array,  # [B, T, N, H]
+    key: jax.Array,  # [B, T, K, H]
+    value: jax.Array,  # [B, T, K, H]
+    segment_ids: jax.Array | None,  # int32 [B, T]
+    interpret: bool = False,
+) -> jax.Array:
+    """`attention` by the Pallas kernel for TPUs; with `interpret` it runs anywhere, slowly."""
     batch, length = query.shape[:2]
     if segment_ids is None:
         segment_ids = jnp.ones((batch, length), jnp.int32)
     query = query * query.shape[-1] ** -0.5
-    # Behind the last token, where causal attention never looks.
+    # Padding follows the last token, where causal attention never looks.
     padding = -length % LANES
     heads_first = [_pad(x, padding).swapaxes(1, 2) for x in (query, key, value)]
     attend = functools.partial(_splash, interpret=interpret)
@@ -135,7 +146,7 @@ def splash_attention(query, key, value, segment_ids, interpret=False):
     if not mesh.empty:
         queries = logical_spec(("batch", "heads", None, None))
         keys = logical_spec(("batch", "kv_heads", None, None))
-        # XLA can't partition a kernel: every device calls it on its own rows and heads.
+        # XLA can't partition a Pallas kernel: each device calls it on its own rows and heads.
         attend = jax.shard_map(
             attend,
             in_specs=(queries, keys, keys, logical_spec(("batch", None))),
@@ -152,7 +163,7 @@ def _pad(x, padding):
 
 
 def _splash(query, key, value, segment_ids, interpret):  # [B, N, T, H], 2 x [B, K, T, H], [B, T]
-    # Only TPUs need it, and importing Pallas takes a second.
+    # Only TPUs need it, and importing it takes a second.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     _, num_heads, length, _ = query.shape

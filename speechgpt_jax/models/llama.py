@@ -1,17 +1,18 @@
 """LLaMA (Touvron et al. 2023) and its successors in Flax NNX, named as in Hugging Face.
 
-    config = LlamaConfig.tiny(vocab_size=1200)
+    config = LlamaConfig(vocab_size=1200, hidden_size=256, ...)   # sizes: gin/models
     model = Llama(config, rngs=nnx.Rngs(0))
     hidden = model(tokens)           # [B, T] -> [B, T, D]
     logits = model.unembed(hidden)   # [B, T, padded vocabulary]
 
 The layers are stacked: every parameter under `layers` has a leading axis `layers`. Accelerators
-scan over it, which compiles one layer only; a CPU runs the unrolled layers faster.
+scan over it, so that one layer is compiled; on a CPU unrolled layers run faster.
 """
 
 import dataclasses
 import functools
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_choice, check_number
 from speechgpt_jax.models import layers
 from speechgpt_jax.models.attention import attention
+from speechgpt_jax.models.collectives import constrain, gather, matmul
+from speechgpt_jax.models.kv_cache import KVCache, cached_attention, write_cache
 from speechgpt_jax.models.layers import (
     Dense,
     LinearRopeScaling,
@@ -49,20 +52,20 @@ SIZES = (
 # Logical axes of the output layer's kernel.
 OUTPUT_AXES = ("embed", "vocab")
 
-# Padding rows of the vocabulary get this logit: never sampled, and finite for the loss.
+# Logit of the vocabulary's padding rows: they are never sampled, and the loss stays finite.
 MASKED_LOGIT = -1e9
 
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Shape and numerics of a LLaMA.
+    """Sizes and numerics of a LLaMA.
 
     Attributes:
-      vocab_size: tokens in use; the weights have `padded_vocab_size` rows.
-      num_kv_heads: groups of query heads share a key and a value head when below `num_heads`.
-      rope_scaling: stretches the rotary positions of a model to longer texts.
+      vocab_size: number of tokens; the weights have `padded_vocab_size` rows.
+      num_kv_heads: number of key and value heads, each shared by a group of query heads.
+      rope_scaling: stretches the rotary positions to longer texts.
       tie_embeddings: the output layer is the transposed embedding.
-      dtype: of the computation; weights are float32.
+      dtype: dtype of activations; weights are float32.
       scan_layers: scan over the layers (compiles fast) or unroll them (runs faster on a CPU).
       remat: what the backward pass computes again: `none`, `minimal` (all but the projections) or
         `full`.
@@ -101,12 +104,12 @@ class LlamaConfig:
             raise UserError(f"head_dim {self.head_dim} must be even: RoPE rotates pairs.")
 
     @property
-    def padded_vocab_size(self):
+    def padded_vocab_size(self) -> int:
         """Rows of the embedding: the next multiple of 128, so that any mesh axis divides them."""
         return -(-self.vocab_size // 128) * 128
 
     @classmethod
-    def from_dict(cls, fields):
+    def from_dict(cls, fields: Mapping[str, Any]) -> "LlamaConfig":
         """The inverse of `dataclasses.asdict`."""
         fields = dict(fields)
         if fields["lora"]:
@@ -115,92 +118,6 @@ class LlamaConfig:
             kind = Llama3RopeScaling if "original_length" in scaling else LinearRopeScaling
             fields["rope_scaling"] = kind(**scaling)
         return cls(**fields)
-
-    @classmethod
-    def tiny(cls, vocab_size):
-        """3 million parameters besides the vocabulary: the demo world, on a CPU."""
-        return cls(
-            vocab_size=vocab_size,
-            hidden_size=256,
-            intermediate_size=688,
-            num_layers=4,
-            num_heads=4,
-            num_kv_heads=4,
-            head_dim=64,
-            dtype="float32",
-            scan_layers=False,
-        )
-
-    @classmethod
-    def llama_110m(cls, vocab_size):
-        """GPT-2 small's shape: 85 million parameters besides the vocabulary."""
-        return cls(
-            vocab_size=vocab_size,
-            hidden_size=768,
-            intermediate_size=2048,
-            num_layers=12,
-            num_heads=12,
-            num_kv_heads=12,
-            head_dim=64,
-        )
-
-    @classmethod
-    def llama_1b(cls, vocab_size):
-        """TinyLlama's shape, 1.1 billion parameters (Zhang et al. 2024)."""
-        return cls(
-            vocab_size=vocab_size,
-            hidden_size=2048,
-            intermediate_size=5632,
-            num_layers=22,
-            num_heads=32,
-            num_kv_heads=4,
-            head_dim=64,
-        )
-
-    @classmethod
-    def llama_7b(cls, vocab_size):
-        """LLaMA 7B: 6.7 billion parameters with 32,000 tokens."""
-        return cls(
-            vocab_size=vocab_size,
-            hidden_size=4096,
-            intermediate_size=11008,
-            num_layers=32,
-            num_heads=32,
-            num_kv_heads=32,
-            head_dim=128,
-        )
-
-    @classmethod
-    def llama_13b(cls, vocab_size):
-        """LLaMA 13B: 13.0 billion parameters with 32,000 tokens."""
-        return cls(
-            vocab_size=vocab_size,
-            hidden_size=5120,
-            intermediate_size=13824,
-            num_layers=40,
-            num_heads=40,
-            num_kv_heads=40,
-            head_dim=128,
-        )
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class KVCache:
-    """Keys and values of the tokens read so far.
-
-    Attributes:
-      keys: one array [B K, S, H] a layer: rows and key heads are one axis, because XLA then updates
-        the cache in place and multiplies it without a copy.
-      values: likewise.
-      start: first slot of each row that is no padding, int32 [B].
-      length: slots in use, int32 [].
-    """
-
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
-    start: jax.Array
-    length: jax.Array
 
 
 class Attention(nnx.Module):
@@ -216,17 +133,31 @@ class Attention(nnx.Module):
         self.v_proj = dense("v_proj", width, kv_width, ("embed", "kv_heads"))
         self.o_proj = dense("o_proj", query_width, width, ("heads", "embed"))
 
-    def __call__(self, x, angles, segment_ids, rngs=None):
+    def __call__(
+        self,
+        x: jax.Array,  # [B, T, D]
+        angles: tuple[jax.Array, jax.Array],
+        segment_ids: jax.Array | None,  # [B, T]
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
         query, key, value = self._project(x, angles, rngs)
         heads = attention(query, key, value, segment_ids)
         return self.o_proj(heads.reshape(*x.shape[:2], -1), rngs)
 
-    def decode(self, x, angles, mask, keys, values, slot):
-        """Like `__call__` for the next tokens; returns the output, all keys and all values."""
+    def decode(
+        self,
+        x: jax.Array,  # [B, T, D]
+        angles: tuple[jax.Array, jax.Array],
+        mask: jax.Array,  # bool [B, T, S]
+        keys: jax.Array,  # [B K, S, H]
+        values: jax.Array,  # [B K, S, H]
+        slot: jax.Array,  # int32 []
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Reads the next tokens; returns the output [B, T, D] and the cache's keys and values."""
         query, key, value = self._project(x, angles, None)
-        keys = layers.write_cache(keys, key, slot)
-        values = layers.write_cache(values, value, slot)
-        heads = layers.cached_attention(query, keys, values, mask)
+        keys = write_cache(keys, key, slot)
+        values = write_cache(values, value, slot)
+        heads = cached_attention(query, keys, values, mask)
         return self.o_proj(heads.reshape(*x.shape[:2], -1)), keys, values
 
     def _project(self, x, angles, rngs):
@@ -247,13 +178,13 @@ class MLP(nnx.Module):
         self.up_proj = dense("up_proj", width, inner, ("embed", "mlp"))
         self.down_proj = dense("down_proj", inner, width, ("mlp", "embed"))
 
-    def __call__(self, x, rngs=None):
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:  # [B, T, D]
         gate = jax.nn.silu(self.gate_proj(x, rngs))
         return self.down_proj(gate * self.up_proj(x, rngs), rngs)
 
 
 class Block(nnx.Module):
-    """One layer."""
+    """One layer: attention and MLP, each after a norm and with a residual connection."""
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -261,12 +192,27 @@ class Block(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, rngs)
 
-    def __call__(self, x, angles, segment_ids, rngs=None):
+    def __call__(
+        self,
+        x: jax.Array,  # [B, T, D]
+        angles: tuple[jax.Array, jax.Array],
+        segment_ids: jax.Array | None,  # [B, T]
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
         x = x + self.self_attn(self.input_layernorm(x), angles, segment_ids, rngs)
         x = x + self.mlp(self.post_attention_layernorm(x), rngs)
-        return layers.constrain(x, ("batch", "length", "residual"))
+        return constrain(x, ("batch", "length", "residual"))
 
-    def decode(self, x, angles, mask, keys, values, slot):
+    def decode(
+        self,
+        x: jax.Array,  # [B, T, D]
+        angles: tuple[jax.Array, jax.Array],
+        mask: jax.Array,  # bool [B, T, S]
+        keys: jax.Array,  # [B K, S, H]
+        values: jax.Array,  # [B K, S, H]
+        slot: jax.Array,  # int32 []
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """As `Attention.decode`."""
         y, keys, values = self.self_attn.decode(
             self.input_layernorm(x), angles, mask, keys, values, slot
         )
@@ -287,14 +233,20 @@ class Llama(nnx.Module):
         if not config.tie_embeddings:
             self.lm_head = Dense(width, rows, OUTPUT_AXES, lora=None, rngs=rngs)
 
-    def __call__(self, tokens, positions=None, segment_ids=None, dropout_key=None):
-        """Hidden states after the final norm, [B, T, D] in the compute dtype.
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Hidden states after the final norm, [B, T, D] in `config.dtype`.
 
         Args:
           tokens: int32 [B, T].
           positions: int32 [B, T], restarting with each segment; by default 0..T-1.
-          segment_ids: int32 [B, T]; a token sees its own segment only. By default one segment.
-          dropout_key: a PRNG key turns the adapters' dropout on.
+          segment_ids: int32 [B, T]; a token only sees its own segment. By default one segment.
+          dropout_key: PRNG key of the adapters' dropout; None: no dropout.
         """
         if positions is None:
             positions = jnp.arange(tokens.shape[1])[None]
@@ -319,39 +271,39 @@ class Llama(nnx.Module):
                 x, _ = apply(x, layer)
         return self.norm(x)
 
-    def unembed(self, hidden, kernel=None):
+    def unembed(self, hidden: jax.Array, kernel: jax.Array | None = None) -> jax.Array:
         """Hidden states [..., D] -> float32 logits [..., padded vocabulary], padding masked.
 
-        `kernel` is `self.output_kernel()`, by default taken anew.
+        `kernel` is `self.output_kernel()`; give it inside of loops.
         """
         if kernel is None:
             kernel = self.output_kernel()
-        logits = layers.matmul(hidden, kernel, OUTPUT_AXES, jnp.float32)
+        logits = matmul(hidden, kernel, OUTPUT_AXES, jnp.float32)
         in_use = jnp.arange(self.config.padded_vocab_size) < self.config.vocab_size
         return jnp.where(in_use, logits, MASKED_LOGIT)
 
-    def output_kernel(self):
-        """The output layer's weights in the compute dtype, gathered: take it outside of loops."""
+    def output_kernel(self) -> jax.Array:
+        """The output layer's weights [D, V] in `config.dtype`; call it outside of loops."""
         tied = self.config.tie_embeddings
         kernel = self.embed_tokens.T if tied else self.lm_head.kernel[...]
-        return layers.gather(kernel.astype(self.config.dtype), OUTPUT_AXES)
+        return gather(kernel.astype(self.config.dtype), OUTPUT_AXES)
 
-    def quantize(self):
-        """Rounds the projections of all layers to int8: a frozen base for adapters.
+    def quantize(self) -> None:
+        """Rounds the projections of all layers to int8, as a frozen base for adapters.
 
-        Embeddings, output layer and norms stay as they are.
+        Embeddings, output layer and norms are unchanged.
         """
         for _, node in nnx.iter_graph(self.layers):
             if isinstance(node, Dense):
                 node.quantize()
 
-    def init_cache(self, batch, length, start=None):
-        """An empty cache for `length` tokens a row.
+    def init_cache(self, batch: int, length: int, start: jax.Array | None = None) -> KVCache:
+        """An empty cache for `length` tokens per row.
 
         Args:
-          batch: rows, B.
-          length: tokens, S: those of the prompt and of the answer together.
-          start: int32 [B], how many of the first tokens of each row are padding. By default none.
+          batch: number of rows, B.
+          length: number of slots per row, S: tokens of prompt and answer together.
+          start: number of padding tokens at the start of each row, int32 [B]; by default 0.
         """
         config = self.config
         shape = (batch * config.num_kv_heads, length, config.head_dim)
@@ -360,29 +312,31 @@ class Llama(nnx.Module):
             start = jnp.zeros(batch, jnp.int32)
         return KVCache(zeros, zeros, start, jnp.int32(0))
 
-    def blocks(self):
-        """The layers one by one, adapters merged, in the compute dtype: ready to decode.
+    def blocks(self) -> list[Block]:
+        """The layers as a list for `decode`, with merged adapters, in `config.dtype`.
 
-        Copies the weights, so call it outside of the loop over tokens.
+        Copies the weights; call it outside of the loop over tokens.
         """
         graphdef, stacked = nnx.split(self.layers)
         states = _unstack(stacked, self.config.num_layers)
         return [_without_adapters(nnx.merge(graphdef, x), self.config.dtype) for x in states]
 
-    def decode(self, tokens, cache, blocks=None):
+    def decode(
+        self, tokens: jax.Array, cache: KVCache, blocks: Sequence[Block] | None = None
+    ) -> tuple[jax.Array, KVCache]:
         """Reads the next tokens.
 
         Args:
           tokens: int32 [B, T].
-          cache: what was read before; there must be room for T more.
-          blocks: `self.blocks()`, by default taken anew.
+          cache: the tokens before them; T slots must be free.
+          blocks: `self.blocks()`; give it inside of loops.
 
         Returns:
-          hidden states [B, T, D] after the final norm, and the cache with T more tokens.
+          Hidden states [B, T, D] after the final norm, and the cache with T more tokens.
         """
         slots = cache.length + jnp.arange(tokens.shape[1])
-        all_slots = jnp.arange(cache.keys[0].shape[1])
-        angles = self._angles(slots - cache.start[:, None], len(all_slots))
+        all_slots = jnp.arange(cache.num_slots)
+        angles = self._angles(slots - cache.start[:, None], cache.num_slots)
         causal = all_slots <= slots[:, None]
         mask = causal & (all_slots >= cache.start[:, None, None])  # [B, T, S]
 
@@ -396,9 +350,9 @@ class Llama(nnx.Module):
         return self.norm(x), KVCache(tuple(keys), tuple(values), cache.start, length)
 
     def _embed(self, tokens):
-        # The one border where the computation leaves float32.
+        # The only place where the computation leaves float32.
         x = self.embed_tokens[tokens].astype(self.config.dtype)
-        return layers.constrain(x, ("batch", "length", "residual"))
+        return constrain(x, ("batch", "length", "residual"))
 
     def _angles(self, positions, length):
         config = self.config
@@ -408,18 +362,18 @@ class Llama(nnx.Module):
         return layers.rope_angles(positions, frequencies, length)
 
 
-def param_count(config):
-    """Number of weights, padding rows of the vocabulary included."""
+def param_count(config: LlamaConfig) -> int:
+    """Number of weights, including padding rows of the vocabulary."""
     state = nnx.state(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))), nnx.Param)
     return sum(leaf.size for leaf in jax.tree.leaves(state))
 
 
-def matmul_flops_per_token(config, length):
-    """Floating-point operations of the matrix products of one forward pass, a token.
+def matmul_flops_per_token(config: LlamaConfig, length: int) -> int:
+    """Flops per token of the matrix products of one forward pass.
 
-    Two for each weight of the projections and the output layer, and attention over `length`
-    tokens without counting the causal half as saved (Chowdhery et al. 2022, appendix B). A
-    training step takes three times as many.
+    Two for each weight of the projections and the output layer, plus attention over `length`
+    tokens, where the causal mask saves nothing (Chowdhery et al. 2022, appendix B). A training step
+    takes three times as many.
     """
     width, head_dim = config.hidden_size, config.head_dim
     query_width, kv_width = config.num_heads * head_dim, config.num_kv_heads * head_dim
@@ -434,7 +388,7 @@ def _dense(config, rngs, name, in_features, out_features, axes):
 
 
 def _stacked_blocks(config, rngs):
-    """All blocks as one: each parameter has a leading axis `layers`."""
+    """All blocks as one module: each parameter has a leading axis `layers`."""
 
     @nnx.split_rngs(splits=config.num_layers)
     @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: "layers"})
@@ -453,7 +407,7 @@ def _without_adapters(block, dtype):
 
 
 def _unstack(tree, length):
-    """A tree of arrays [L, ...] -> L trees. Gradients come back as one concatenation."""
+    """A tree of arrays [L, ...] -> L trees; the gradient is one concatenation."""
     leaves, structure = jax.tree.flatten(tree)
     columns = [jnp.unstack(leaf) for leaf in leaves]
     return [structure.unflatten([column[i] for column in columns]) for i in range(length)]

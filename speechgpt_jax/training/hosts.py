@@ -1,23 +1,25 @@
-"""Several processes that train one model together: how they meet, and how they part.
+"""Several processes that train one model together: connecting them, and stopping all when one dies.
 
     with connected(multihost=True):     # a TPU pod, GKE, SLURM
         train(...)
 
-One that dies takes the others along, so that whoever launched them can start all of them again.
+If one of them dies the others stop, so that a scheduler can restart all of them.
 """
 
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import jax
 
 from speechgpt_jax.checkpoints import LOST_PROCESS
 from speechgpt_jax.errors import UserError
 
-# A process that was silent for so long is dead, and the others stop: within a minute.
+# A process without a heartbeat for this long counts as dead, and the others stop.
 HEARTBEAT_SECONDS = 30
-# The first process may still draw a plot when the others are done.
+# How long the others wait at the end: the first process still draws a plot.
 SHUTDOWN_SECONDS = 60
 
 
@@ -27,17 +29,17 @@ def connected(
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-):
-    """Connects this process with the others of its run; alone, it does nothing.
+) -> Iterator[None]:
+    """Connects this process with the others of its run; without others, it does nothing.
 
-    To be entered before JAX touches a device. An error inside ends the process at once: by leaving
-    politely it would wait for the others, which wait for it in a collective operation.
+    Enter it before JAX uses a device. An exception inside ends the process at once: an orderly exit
+    would wait for the others, which wait for this process in a collective operation.
 
     Args:
-      multihost: find the others by what the TPU pod, GKE or SLURM says. Under GKE and SLURM this is
-        known without being asked for.
-      coordinator_address: HOST:PORT of process 0, where nobody else says it.
-      num_processes, process_id: given with `coordinator_address`.
+      multihost: find the other processes by the environment of the TPU pod. Under GKE and SLURM
+        they are found without it.
+      coordinator_address: HOST:PORT of process 0, where the environment does not name it.
+      num_processes, process_id: required with `coordinator_address`.
 
     Raises:
       UserError: the three are not given together, or the environment names no other processes.
@@ -47,6 +49,8 @@ def connected(
         "num_processes": num_processes,
         "process_id": process_id,
     }
+    if process_id is not None and num_processes is not None and process_id >= num_processes:
+        raise UserError(f"process_id {process_id} must be below num_processes {num_processes}.")
     missing = [name for name, value in explicit.items() if value is None]
     if not missing:
         _initialize(**explicit)
@@ -64,15 +68,15 @@ def connected(
 
 
 def scheduled_processes() -> int:
-    """How many processes the scheduler started for this run, where it says so: SLURM, GKE."""
-    # SLURM_NTASKS alone says nothing: the shell that starts `srun` has it too.
+    """Number of processes that SLURM or GKE started for this run; 1 elsewhere."""
+    # SLURM_NTASKS is not enough: the shell that calls `srun` has it too.
     if "SLURM_PROCID" in os.environ and "SLURM_STEP_NODELIST" in os.environ:
         return int(os.environ["SLURM_NTASKS"])
     slices = int(os.environ.get("MEGASCALE_NUM_SLICES") or 1)
     return slices * len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(","))
 
 
-def _initialize(**explicit):
+def _initialize(**explicit: Any) -> None:
     try:
         jax.distributed.initialize(
             **explicit,
@@ -81,32 +85,33 @@ def _initialize(**explicit):
         )
     except ValueError as error:
         raise UserError(
-            f"the other processes can't be found: {error} On a TPU pod, GKE or under srun all is"
-            " known; elsewhere give --coordinator_address, --num_processes and --process_id."
+            f"the other processes can't be found: {error} On a TPU pod, GKE or under srun"
+            " the environment names them; elsewhere give --coordinator_address, --num_processes and"
+            " --process_id."
         ) from error
 
 
 @contextlib.contextmanager
-def _leave_at_once():
+def _leave_at_once() -> Iterator[None]:
     try:
         yield
     except SystemExit as stop:
-        if isinstance(stop.code, str):  # What `sys.exit` would print.
+        if isinstance(stop.code, str):  # A message, which `sys.exit` would print.
             _exit(stop.code)
         raise
     except LOST_PROCESS as error:
         cause, _, _ = str(error).partition("\n")
         _exit(
-            f"Error: process {jax.process_index()} of {jax.process_count()} stops, for another one"
-            " is gone or a device failed. Start all of them again: the same command goes on from"
-            f" the last checkpoint. JAX says: {cause}"
+            f"Error: process {jax.process_index()} of {jax.process_count()} stops: another process"
+            " is gone or a device failed. Restart all of them: the same command resumes from the"
+            f" last checkpoint. JAX reports: {cause}"
         )
     except BaseException:
         sys.excepthook(*sys.exc_info())
         _exit("")
 
 
-def _exit(message: str):
+def _exit(message: str) -> NoReturn:
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(1)

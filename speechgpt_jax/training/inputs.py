@@ -18,18 +18,21 @@ def load_host_batches(
     num_readers: int | None = None,
     mesh: MeshConfig = MeshConfig(),  # noqa: B008 (frozen)
 ) -> Batches:
-    """This process's rows of packed batches [batch_size, sequence_length], without end.
+    """Endless packed batches [batch_size, sequence_length]; each process reads its own rows.
 
     Args:
       mixture: name of a SeqIO task or mixture.
       batch_size: rows over all processes.
-      sequence_length: tokens of a row.
+      sequence_length: tokens per row.
       split: e.g. "train".
       seed: of shuffling and mixing.
-      cache_dir: where `seqio_cache_tasks` wrote the tasks; by default they are made on the fly.
-      num_readers: parts that the data is read in, by default as many as processes read. A run goes
-        on exactly with any number of processes that divides the number of readers it started with.
-      mesh: says which rows are this process's.
+      cache_dir: where `seqio_cache_tasks` wrote the tasks; by default they are not cached.
+      num_readers: number of parts in which the data is read, by default the number of processes. A
+        run resumes with the very next batch on any number of processes that divides it.
+      mesh: decides which rows are this process's.
+
+    Raises:
+      UserError: a number is not positive, or the processes, readers and rows don't divide.
     """
     check_number("batch_size", batch_size, at_least=1)
     check_number("sequence_length", sequence_length, at_least=1)
@@ -43,7 +46,7 @@ def load_host_batches(
     if batch_size % num_readers:
         raise UserError(
             f"batch_size {batch_size} must be a multiple of the {num_readers} readers of the data,"
-            f" by default one a process; try {-(-batch_size // num_readers) * num_readers}."
+            f" by default one per process; try {-(-batch_size // num_readers) * num_readers}."
         )
     own = num_readers // shares
     return load_batches(

@@ -1,7 +1,7 @@
-"""Training of the language model: one stage, from its start to its last checkpoint.
+"""Trains one stage of the language model, from its initial parameters to its last checkpoint.
 
     train(
-        model=LlamaConfig.tiny(tokenizer.vocab_size),
+        model=LlamaConfig(vocab_size=tokenizer.vocab_size, hidden_size=256, ...),
         tokenizer=tokenizer,
         batches=load_host_batches("demo_modality_adaptation", batch_size=8, sequence_length=256),
         optimizer=AdamW(learning_rate=1e-3),
@@ -9,13 +9,14 @@
         output_dir="runs/stage1",
     )
 
-The next stage names this one's folder as `start_from`.
+The next stage gets this one's folder as `start_from`.
 """
 
 import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 from etils import epath
@@ -23,6 +24,8 @@ from etils import epath
 from speechgpt_jax import sharding
 from speechgpt_jax.checkpoints import Checkpoints, Keep, read_metadata
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import check_writable_folder, write_text
+from speechgpt_jax.limits import check_number
 from speechgpt_jax.models.llama import LlamaConfig
 from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.tokenizer import Tokenizer
@@ -44,8 +47,8 @@ def train(
     steps: int,
     output_dir: str,
     start_from: str | None = None,
-    trainable: str = "all",
-    frozen_dtype: str = "float32",
+    trainable: Literal["all", "embeddings", "lora"] = "all",
+    frozen_dtype: Literal["float32", "int8"] = "float32",
     mesh: MeshConfig = MeshConfig(),  # noqa: B008 (frozen)
     accumulation: int = 1,
     loss_chunk: int = 512,
@@ -57,32 +60,32 @@ def train(
     seed: int = 0,
     config_text: Callable[[], str] = lambda: "",
 ) -> TrainState:
-    """Trains a LLaMA; goes on where it was if `output_dir` holds a checkpoint.
+    """Trains a LLaMA; resumes from the newest checkpoint if `output_dir` holds one.
 
     Args:
-      model: its shape; with `lora` set, adapters are part of it.
-      tokenizer: saved with the run; names the unit tokens.
-      batches: this process's rows of each batch, SeqIO's decoder_* keys.
+      model: its sizes; with `lora` set, adapters are part of it.
+      tokenizer: saved with the run; knows which tokens are units.
+      batches: this process's rows of each batch, with SeqIO's decoder_* keys.
       optimizer: its schedule ends at `steps`.
       steps: number of optimizer steps.
       output_dir: gets checkpoints/, metrics.jsonl, TensorBoard events, loss.png, config.gin and
         tokenizer/.
-      start_from: a run, or one of its checkpoints, whose parameters are the start.
+      start_from: a run, or one of its checkpoints, with the initial parameters.
       trainable: "all", "embeddings" or "lora"; the rest is frozen and not saved again.
-      frozen_dtype: "float32", or "int8" to hold the projections under adapters in a quarter of the
-        memory.
-      mesh: how many devices along data, fsdp and model.
-      accumulation: microbatches a step, to save memory.
-      loss_chunk: positions whose logits exist at a time.
-      guard: which batches are rejected; without it, a loss that is not finite stops the run.
-      keep: which checkpoints stay.
+      frozen_dtype: "float32", or "int8" to store the projections under adapters in a quarter of
+        the memory.
+      mesh: number of devices along data, fsdp and model.
+      accumulation: microbatches per step, to save memory.
+      loss_chunk: positions whose logits are in memory at the same time.
+      guard: rejects bad batches; without it, a loss that is not finite stops the run.
+      keep: which checkpoints stay on disk.
       save_every, log_every: in steps.
       profile_steps: first and last step of a jax.profiler trace, written to profile/.
       seed: of the initial parameters and of dropout.
-      config_text: gives the text saved as config.gin.
+      config_text: called for the text of config.gin.
 
     Raises:
-      UserError: the arguments, the tokenizer and the checkpoints don't fit one another.
+      UserError: the arguments, the tokenizer and the checkpoints contradict one another.
     """
     stage = Stage(
         model=model,
@@ -95,6 +98,9 @@ def train(
         guard=guard,
         seed=seed,
     )
+    check_number("save_every", save_every, at_least=1)
+    check_number("log_every", log_every, at_least=1)
+    check_writable_folder(output_dir)
     _check(model, tokenizer, start_from, trainable)
     devices = sharding.create_mesh(mesh)
     parameters = initial_parameters(model, devices, start_from=start_from, seed=seed)
@@ -126,12 +132,14 @@ def train(
             peak_flops=utilization.peak_flops(devices.devices.flat),
             name=epath.Path(output_dir).name,
         )
-    _say_where_to_go_next(output_dir)
+    _print_next_steps(output_dir)
     return state
 
 
-def _check(model, tokenizer, start_from, trainable):
-    """UserError if the arguments of `train` don't fit one another."""
+def _check(
+    model: LlamaConfig, tokenizer: Tokenizer, start_from: str | None, trainable: str
+) -> None:
+    """Raises a UserError if the arguments of `train` contradict one another."""
     if model.vocab_size != tokenizer.vocab_size:
         raise UserError(
             f"the model has vocab_size {model.vocab_size} and the tokenizer"
@@ -140,14 +148,28 @@ def _check(model, tokenizer, start_from, trainable):
     if trainable != "all" and start_from is None:
         raise UserError(
             f"trainable {trainable!r} trains a part of a model: start_from must name the run or the"
-            " checkpoint that has the rest."
+            " checkpoint with the rest."
         )
     if trainable == "lora" and model.lora is None:
         raise UserError("trainable 'lora' needs a model with lora set.")
-    if trainable == "lora" and number_of_tokens(start_from) < model.vocab_size:
+    if trainable == "lora":
+        _check_base(model, start_from)
+
+
+def _check_base(model: LlamaConfig, start_from: str) -> None:
+    """Raises a UserError if the frozen base and the model have different tokens."""
+    num_tokens = number_of_tokens(start_from)
+    if num_tokens < model.vocab_size:
         raise UserError(
-            f"the model has {model.vocab_size} tokens and {start_from} only"
-            f" {number_of_tokens(start_from)}: a frozen base never learns new ones."
+            f"the model has {model.vocab_size} tokens and {start_from} only {num_tokens}: a frozen"
+            " base never learns new ones."
+        )
+    base = dataclasses.replace(model, vocab_size=num_tokens)
+    if base.padded_vocab_size != model.padded_vocab_size:
+        raise UserError(
+            f"the model has {model.vocab_size} tokens and {start_from} {num_tokens}: adapters are"
+            " saved without their base, so both need the same vocabulary. Use the tokenizer of"
+            f" {start_from}, or train a stage with trainable 'all' in between."
         )
 
 
@@ -157,15 +179,16 @@ def _kept_fields(start_from: str | None) -> dict:
     return {"hugging_face": saved["hugging_face"]} if "hugging_face" in saved else {}
 
 
-def _describe(output_dir, tokenizer, config_text):
+def _describe(output_dir: str, tokenizer: Tokenizer, config_text: str) -> None:
+    """Writes config.gin and tokenizer/ into the run's folder."""
     if jax.process_index() == 0:
         folder = epath.Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.gin").write_text(config_text)
+        write_text(folder / "config.gin", config_text)
         tokenizer.save_pretrained(folder / "tokenizer")
 
 
-def _say_where_to_go_next(output_dir):
+def _print_next_steps(output_dir: str) -> None:
+    """Draws loss.png and prints what can be done with the run."""
     if jax.process_index() == 0:
         draw_losses([output_dir], epath.Path(output_dir) / "loss.png")
     say(f"Checkpoints, metrics and loss.png are in {output_dir}.")

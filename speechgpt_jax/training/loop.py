@@ -1,19 +1,20 @@
-"""The training loop, for anything that learns: the language model, HuBERT, the vocoder.
+"""The training loop of the language model, HuBERT and the vocoder.
 
     state = fit(state, jax.jit(train_step, donate_argnums=0), batches, steps=1000,
                 checkpoints=Checkpoints(output_dir), output_dir=output_dir)
 
-`train_step(state, batch) -> (state, metrics)` is jitted; its metrics are scalars, or pairs (total,
-weight) whose means over several steps are then exact. `batches` gives dicts of arrays and knows
-where it stands.
+`train_step(state, batch) -> (state, metrics)` is jitted. A metric is a scalar, or a pair (total,
+weight), whose mean over several steps is the sum of totals over the sum of weights. `batches`
+yields dicts of arrays and can save and restore its position.
 """
 
 import collections
 import contextlib
+import os
 import signal
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn, Protocol
 
 import jax
 import numpy as np
@@ -24,16 +25,16 @@ from speechgpt_jax.checkpoints import Checkpoints
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.training.progress import Averages, MetricsLog, Progress, say
 
-# The metric of a train step that may reject its batch: whether it did and left the state as it was.
+# Metric of a train step that may reject its batch: true if it did and left the state unchanged.
 REJECTED = "rejected"
 
 
 class Batches(Protocol):
     """An endless iterator over batches.
 
-    `state()` is the position after the last batch that was given, in parts that several processes
-    may share out in another way when they go on; after `restore(positions)` the next batch is
-    exactly the next one.
+    `state()` is the position after the last batch, in parts: when a run resumes on another number
+    of processes, each part may be read by another process. After `restore(positions)` the next
+    batch is the one that followed that position.
     """
 
     def __next__(self) -> Mapping[str, Any]: ...
@@ -48,7 +49,7 @@ def fit(
     *,
     steps: int,
     checkpoints: Checkpoints,
-    output_dir,
+    output_dir: str | os.PathLike,
     place_batch: Callable = jax.device_put,
     save_every: int = 1000,
     log_every: int = 10,
@@ -57,31 +58,31 @@ def fit(
     peak_flops: float | None = None,
     rate: str = "tokens",
     name: str = "training",
-):
-    """Trains up to `steps` steps, going on from the newest checkpoint if there is one.
+) -> Any:
+    """Trains up to `steps` steps, resuming from the newest checkpoint if there is one.
 
-    SIGTERM or Ctrl-C saves after the step under way and leaves by SystemExit (0 or 130); the same
-    command goes on from there. Of several processes, one that gets SIGTERM is enough: all save
-    after the same step and leave.
+    At SIGTERM or Ctrl-C the current step is finished and saved, and SystemExit (0 or 130) is
+    raised; the same command resumes from there. If any of several processes gets SIGTERM, all save
+    after the same step and exit.
 
-    A metric that is not finite raises a UserError naming the step and a file with its
-    batch; a state after such a step is never saved. Batches that the step itself rejects (see
-    `optimizer.Guard`) are named too and passed over, up to `patience` of them in a row.
+    A metric that is not finite raises a UserError that names the step and a file with its batch;
+    the state after such a step is never saved. Batches that the step itself rejects (see
+    `optimizer.Guard`) are reported and skipped, up to `patience` of them in a row.
 
     Args:
-      state: the start, any pytree; a checkpoint of the same layout takes its place.
-      train_step, batches: see above; the step may donate its state.
+      state: the initial state, any pytree; a checkpoint of the same structure replaces it.
+      train_step, batches: see the module; the step may donate its state.
       steps: number of the last step, counted from 1.
       checkpoints: where states are saved.
       output_dir: where metrics, rejected batches and the profile are written.
-      place_batch: puts a batch of host arrays on the devices.
+      place_batch: copies a batch of host arrays to the devices.
       save_every, log_every: in steps.
-      patience: so many rejected batches in a row don't stop the run.
+      patience: number of rejected batches in a row that don't stop the run.
       profile_steps: first and last step of a jax.profiler trace, written to `profile`.
-      peak_flops: of all devices together, a second. With it, the metric `model_flops` is reported
-        as `mfu`, the share of that peak.
-      rate: the metric whose sum a second is reported.
-      name: what the progress bar calls this run.
+      peak_flops: peak FLOP/s summed over all devices. With it, the metric `model_flops` is
+        reported as `mfu`, the share of that peak.
+      rate: name of the metric that is also reported per second.
+      name: title of the progress bar.
 
     Returns:
       The state after the last step.
@@ -125,14 +126,14 @@ def fit(
     return state
 
 
-def resume(state, batches: Batches, checkpoints: Checkpoints) -> tuple[Any, int]:
-    """The newest checkpoint in place of `state`, or `state` itself; and the steps it has taken."""
+def resume(state: Any, batches: Batches, checkpoints: Checkpoints) -> tuple[Any, int]:
+    """State and step of the newest checkpoint; `state` and 0 if there is none."""
     names = batches.state().keys()
     restored = checkpoints.restore_latest(state, names)
     if restored is None:
         return state, 0
     for array in jax.tree.leaves(state):
-        # The caller may still hold it, and there may be no room for two.
+        # The caller may still hold a reference, and there may be no memory for two states.
         if isinstance(array, jax.Array):
             array.delete()
     if restored.input_positions.keys() == names:
@@ -140,17 +141,17 @@ def resume(state, batches: Batches, checkpoints: Checkpoints) -> tuple[Any, int]
     else:
         say(
             "The run had another number of readers (by default, of processes): its input starts"
-            " from the beginning. Bind load_host_batches.num_readers to that number to go on"
-            " exactly, or another seed to see the examples in another order than before."
+            " from the beginning. Bind load_host_batches.num_readers to that number to continue"
+            " with the next batch, or another seed to get the examples in another order."
         )
-    say(f"Going on from step {restored.step} of {checkpoints.folder}.")
+    say(f"Resuming from step {restored.step} of {checkpoints.folder}.")
     return restored.state, restored.step
 
 
 class Reporter:
     """Reads a step's metrics while the devices work on the next step, and reports their means.
 
-    Read at once, they would leave the devices idle between two steps.
+    Reading them at once would leave the devices idle between two steps.
     """
 
     def __init__(
@@ -169,17 +170,18 @@ class Reporter:
         self._timed = collections.Counter()
         self._last_read: float | None = None
 
-    def add(self, step: int, metrics: Mapping, batch: Mapping):
+    def add(self, step: int, metrics: Mapping, batch: Mapping) -> None:
+        """Takes the metrics of a step and its batch on the host."""
         self._unread.append((step, metrics, batch))
         if len(self._unread) > 1:
             self._read()
 
-    def catch_up(self):
+    def catch_up(self) -> None:
         """Waits for the last step and reads its metrics too."""
         while self._unread:
             self._read()
 
-    def close(self):
+    def close(self) -> None:
         """Reports the steps since the last report."""
         if self._averages:
             self._report()
@@ -195,7 +197,7 @@ class Reporter:
 
     def _time(self, metrics):
         now = time.perf_counter()
-        if self._last_read is not None:  # The first step compiles: its time says nothing.
+        if self._last_read is not None:  # The first step includes compilation.
             amounts = {
                 name: float(metrics[name])
                 for name in (self._rate, "model_flops")
@@ -218,20 +220,24 @@ class Reporter:
 
 
 class Review:
-    """Finds the steps that went wrong and keeps their batches.
+    """Finds the steps whose metrics are bad and saves their batches.
 
     Args:
-      output_dir: gets `rejected/step_<N>.npz`, one a process, with the rows of that process.
-      patience: so many rejected batches in a row don't stop the run.
+      output_dir: gets `rejected/step_<N>.npz`, one per process, with the rows of that process.
+      patience: number of rejected batches in a row that don't stop the run.
     """
 
-    def __init__(self, output_dir, patience: int):
+    def __init__(self, output_dir: str | os.PathLike, patience: int):
         self._folder = epath.Path(output_dir) / "rejected"
         self._patience = patience
         self._in_a_row = 0
 
     def accepts(self, step: int, metrics: Mapping, batch: Mapping) -> bool:
-        """Whether all went well; UserError naming step and batch if the run must stop."""
+        """True if the step is good, False if its batch was skipped.
+
+        Raises:
+          UserError: the run must stop; names the step and the file with its batch.
+        """
         problem = _problem(metrics)
         if problem is None:
             self._in_a_row = 0
@@ -258,7 +264,7 @@ class Review:
 
 
 def _problem(metrics: Mapping) -> str | None:
-    """What is wrong with a step, or None."""
+    """Description of what is wrong with a step, or None."""
     if bad := [name for name, value in metrics.items() if not np.isfinite(value).all()]:
         return f"{', '.join(bad)} not finite"
     if metrics.get(REJECTED, False):
@@ -268,10 +274,10 @@ def _problem(metrics: Mapping) -> str | None:
 
 
 @contextlib.contextmanager
-def stop_signals():
-    """A list that gets the first SIGTERM or SIGINT; the second one acts as usual.
+def stop_signals() -> Iterator[list[signal.Signals]]:
+    """A list to which the first SIGTERM or SIGINT is appended; the second one acts as usual.
 
-    Of several processes, JAX itself hears SIGTERM and tells the others.
+    With several processes the list stays empty: JAX itself handles SIGTERM and informs the others.
     """
     received = []
 
@@ -289,8 +295,8 @@ def stop_signals():
             signal.signal(stop, handler)
 
 
-def leave(stop: signal.Signals, step: int, checkpoints: Checkpoints):
-    """Ends the process: 0 for SIGTERM (a preemption went well), 130 for Ctrl-C as shells expect."""
+def leave(stop: signal.Signals, step: int, checkpoints: Checkpoints) -> NoReturn:
+    """Exits with 0 after SIGTERM (a preemption was handled), 130 after Ctrl-C as shells expect."""
     say(f"{stop.name}: step {step} is saved in {checkpoints.folder}.")
-    say("The same command goes on from there.")
+    say("The same command resumes from there.")
     raise SystemExit(130 if stop == signal.SIGINT else 0)

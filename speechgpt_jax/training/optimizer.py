@@ -1,4 +1,4 @@
-"""AdamW as language models are trained with: warm-up, decay, clipping, and what is not decayed."""
+"""AdamW with warm-up, decay of the learning rate, clipping, and a guard against bad batches."""
 
 import dataclasses
 from typing import Any, Literal, NamedTuple
@@ -17,14 +17,14 @@ class AdamW:
     Attributes:
       learning_rate: the peak, reached when the warm-up ends.
       schedule: "cosine", "linear" or "constant" after the warm-up.
-      warmup: share of all steps during which the rate rises linearly from 0.
+      warmup: share of all steps during which the rate rises linearly from 0, below 1.
       b1, b2, eps: moment decay rates and the denominator's floor.
       weight_decay: of all matrices, embeddings included; norms and biases are never decayed
         (the convention of GPT-3 and of the LLaMA trainers after it).
       clip_norm: gradients are scaled down to this global norm.
-      moments_dtype: "float32", or "bfloat16" to keep both moments in half the memory. They are
-        still updated in float32, but what changes a moment by less than its 1/512 is lost: take a
-        b2 of 0.98 or less with it.
+      moments_dtype: "float32", or "bfloat16" to store both moments in half the memory. They are
+        updated in float32, but changes of less than 1/512 of a moment are lost: use a b2 of at
+        most 0.98 with it.
     """
 
     learning_rate: float
@@ -51,15 +51,14 @@ class AdamW:
 
 @dataclasses.dataclass(frozen=True)
 class Guard:
-    """Batches that would do harm are rejected: their step changes nothing.
+    """Rejects bad batches: their step changes nothing.
 
-    That is a batch whose loss or gradient is not finite, or whose loss is a spike: over `spike`
-    times the mean of the losses before it, which forgets at a rate of 1/100 a step.
+    A batch is bad if its loss or gradient is not finite, or if its loss is more than `spike` times
+    the running mean of the losses before it, an exponential mean over about 100 steps.
 
     Attributes:
-      spike: a loss of so many times the running mean; must be over 1.
-      patience: so many rejected batches in a row are passed over; one more stops the run. With 0
-        the first one does.
+      spike: largest accepted loss over the running mean; above 1.
+      patience: number of rejected batches in a row that are skipped; one more stops the run.
     """
 
     spike: float = 2.0
@@ -71,13 +70,13 @@ class Guard:
 
 
 class GuardState(NamedTuple):
-    """What the guard remembers, and the state of the optimizer that it guards.
+    """State of the guard and of the optimizer that it guards.
 
     Attributes:
       mean_loss: running mean of the accepted losses, float32 [].
-      accepted: how many there were, int32 [].
-      rejected: 1 if the last batch was, else 0, int32 [].
-      inner: of the optimizer.
+      accepted: number of accepted batches, int32 [].
+      rejected: 1 if the last batch was rejected, else 0, int32 [].
+      inner: state of the optimizer.
     """
 
     mean_loss: jax.Array
@@ -118,7 +117,7 @@ def learning_rate_schedule(config: AdamW, total_steps: int) -> optax.Schedule:
     return SCHEDULES[config.schedule](config.learning_rate, warmup_steps, total_steps)
 
 
-def decay_mask(params):
+def decay_mask(params: Any) -> Any:
     """True where weight decay applies: everything but norm scales and biases.
 
     By name, not by rank: the norms of scanned layers are stacked to [layers, embed].
@@ -146,8 +145,10 @@ def make_optimizer(config: AdamW, total_steps: int) -> optax.GradientTransformat
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
-def keep_state_in(dtype: str, optimizer: optax.GradientTransformation):
-    """`optimizer`, whose arrays rest in `dtype` between two updates in float32."""
+def keep_state_in(
+    dtype: str, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """`optimizer`, whose state is stored in `dtype` and updated in float32."""
 
     def cast(state, dtype):
         # Step counts are whole numbers and stay as they are.
@@ -168,7 +169,7 @@ def keep_state_in(dtype: str, optimizer: optax.GradientTransformation):
 def guarded(
     optimizer: optax.GradientTransformation, guard: Guard
 ) -> optax.GradientTransformationExtraArgs:
-    """`optimizer`, which learns nothing from what `guard` rejects; `update` takes the loss too."""
+    """`optimizer`, whose `update` also takes the loss and skips what `guard` rejects."""
 
     def init(params):
         zero = jnp.zeros((), jnp.int32)
@@ -180,7 +181,7 @@ def guarded(
         rejected = is_spike | ~is_finite
         updates, inner = optimizer.update(grads, state.inner, params)
         updates = jax.tree.map(lambda x: jnp.where(rejected, 0, x), updates)
-        # The mean of all at first, and of about the last hundred later.
+        # At first the mean of all losses, later of about the last hundred.
         weight = jnp.maximum(1 / (state.accepted + 1), 0.01)
         new = GuardState(
             mean_loss=state.mean_loss + weight * (value - state.mean_loss),

@@ -1,7 +1,8 @@
-"""What a run says while it trains: metrics to files, a progress bar or plain lines, a plot."""
+"""Output of a training run: metrics files, a progress bar or plain lines, a plot of the losses."""
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -12,8 +13,8 @@ from etils import epath
 METRICS_FILE = "metrics.jsonl"
 
 
-def say(text: str):
-    """Prints a line, once for all processes."""
+def say(text: str) -> None:
+    """Prints a line on the first process only."""
     if jax.process_index() == 0:
         print(text, flush=True)
 
@@ -21,11 +22,11 @@ def say(text: str):
 class MetricsLog:
     """Writes {name: value} of some steps to `metrics.jsonl` and to TensorBoard's event files.
 
-    Lines of steps after `first_step` stem from a run that was killed after it logged and before it
-    saved; they are taken back, for those steps will be taken again.
+    Lines of steps after `first_step`, from a run that was killed between logging and saving, are
+    removed: those steps are repeated.
     """
 
-    def __init__(self, output_dir, first_step: int = 0):
+    def __init__(self, output_dir: str | os.PathLike, first_step: int = 0):
         self._file = epath.Path(output_dir) / METRICS_FILE
         self._lines = [line for line in _read_lines(self._file) if line["step"] <= first_step]
         self._is_writer = jax.process_index() == 0
@@ -37,19 +38,19 @@ class MetricsLog:
 
             self._events = metric_writers.SummaryWriter(str(output_dir))
 
-    def write(self, step: int, values: Mapping[str, float]):
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         if self._is_writer:
             with self._file.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
             self._events.write_scalars(step, values)
 
-    def close(self):
+    def close(self) -> None:
         if self._is_writer:
             self._events.close()
 
 
-def read_metrics(output_dir) -> list[dict[str, float]]:
-    """The lines of a run's `metrics.jsonl`: [{"step": 10, "loss": 3.2, ...}, ...]."""
+def read_metrics(output_dir: str | os.PathLike) -> list[dict[str, float]]:
+    """Lines of a run's `metrics.jsonl`: [{"step": 10, "loss": 3.2, ...}, ...]."""
     return _read_lines(epath.Path(output_dir) / METRICS_FILE)
 
 
@@ -57,15 +58,15 @@ def _read_lines(file) -> list[dict]:
     if not file.exists():
         return []
     lines = []
-    for line in file.read_text().splitlines():
-        # A kill may have cut the last line short.
+    for line in file.read_text().split("\n"):
+        # The last line is incomplete if the run was killed while it was written.
         with contextlib.suppress(json.JSONDecodeError):
             lines.append(json.loads(line))
     return lines
 
 
 class Averages:
-    """Means over some steps of metrics given as a value or as (total, weight).
+    """Means over several steps of metrics given as a value or as (total, weight).
 
     A metric whose weights sum to zero, such as the text loss of batches without text, is left out.
     """
@@ -76,7 +77,7 @@ class Averages:
     def __bool__(self):
         return bool(self._sums)
 
-    def add(self, metrics: Mapping[str, float | tuple[float, float]]):
+    def add(self, metrics: Mapping[str, float | tuple[float, float]]) -> None:
         for name, value in metrics.items():
             total, weight = value if isinstance(value, tuple) else (value, 1.0)
             old_total, old_weight = self._sums.get(name, (0.0, 0.0))
@@ -87,12 +88,12 @@ class Averages:
 
 
 class Progress:
-    """A progress bar on a terminal; elsewhere one line a report.
+    """A progress bar on a terminal; elsewhere one line per report.
 
     Args:
-      name: what is trained.
-      first_step, steps: where the run starts and ends.
-      rate: what is counted, such as "tokens".
+      name: title of the bar.
+      first_step, steps: first and last step of the run.
+      rate: what is counted per second, such as "tokens".
     """
 
     def __init__(self, name: str, first_step: int, steps: int, rate: str):
@@ -106,14 +107,14 @@ class Progress:
             )
             self._bar.start()
 
-    def report(self, step: int, means: Mapping[str, float]):
+    def report(self, step: int, means: Mapping[str, float]) -> None:
         text = f"step {step}/{self._steps}  {self._describe(step, means)}"
         if self._bar:
             self._bar.update(self._task, completed=step, report=text)
         else:
             say(text)
 
-    def close(self):
+    def close(self) -> None:
         if self._bar:
             self._bar.stop()
 
@@ -135,8 +136,8 @@ def duration_text(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def draw_losses(output_dirs: Sequence[str], image):
-    """The losses of one run after another, from their metrics.jsonl, as one PNG."""
+def draw_losses(output_dirs: Sequence[str | os.PathLike], image: str | os.PathLike) -> None:
+    """Draws the losses of several runs side by side, from their metrics.jsonl, as one PNG."""
     # Slow to import, and a training host needs no plot.
     from matplotlib.figure import Figure
 
@@ -150,5 +151,5 @@ def draw_losses(output_dirs: Sequence[str], image):
                 panel.plot(*zip(*points), label=name.replace("_", " "))
                 panel.legend()
         panel.set(title=epath.Path(folder).name, xlabel="step")
-    panels[0].set(ylabel="cross entropy, nats a token", ylim=(0, None))
+    panels[0].set(ylabel="cross entropy, nats per token", ylim=(0, None))
     figure.savefig(image)

@@ -1,6 +1,6 @@
-"""A stage of training without its data and disks: what shapes the train step.
+"""The train step of a stage, without its data and files.
 
-`lm.train` runs such a step and `precompile` compiles it for machines that aren't there.
+`lm.train` runs it; `precompile` compiles it for machines that aren't attached.
 """
 
 import dataclasses
@@ -31,9 +31,23 @@ from speechgpt_jax.training.train_step import TRAINABLE, TrainState, make_train_
 FROZEN_DTYPES = ("float32", "int8")
 
 
+# XLA options of the train step, by platform.
+COMPILER_OPTIONS = {
+    # YNNPACK, XLA's library of fused kernels, only for sums: that saves 1 to 2 % of a step. Its
+    # matrix products, on by default, make a step about a sixth slower.
+    "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"},
+    # Weights are gathered while others are in use: the default of v5e, not of v4 and v5p.
+    "tpu": {
+        "xla_enable_async_all_gather": "true",
+        "xla_tpu_enable_async_collective_fusion": "true",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+    },
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Arguments of `lm.train` of the same names."""
+    """The arguments of `lm.train` that shape the train step; see there."""
 
     model: LlamaConfig
     optimizer: AdamW
@@ -60,12 +74,12 @@ class Stage:
 
 
 def build(stage: Stage) -> Llama:
-    """A random model in the form in which it is trained."""
+    """A randomly initialised model in the form in which it is trained."""
     return prepare(stage, Llama(stage.model, rngs=nnx.Rngs(stage.seed)))
 
 
 def prepare(stage: Stage, model: Llama) -> Llama:
-    """`model`, its projections rounded if the frozen base is int8."""
+    """`model`, with its projections rounded to int8 if the stage freezes them so."""
     if stage.frozen_dtype == "int8":
         model.quantize()
     return model
@@ -77,7 +91,7 @@ def abstract_parameters(stage: Stage, mesh: Mesh) -> nnx.State:
 
 
 def prepare_parameters(stage: Stage, parameters: nnx.State, mesh: Mesh) -> nnx.State:
-    """A model's float32 parameters in the form in which they are trained or frozen."""
+    """Converts a model's float32 parameters to the form in which they are trained or frozen."""
     if stage.frozen_dtype == "float32":
         return parameters
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: Llama(stage.model, rngs=nnx.Rngs(stage.seed))))
@@ -91,9 +105,9 @@ def prepare_parameters(stage: Stage, parameters: nnx.State, mesh: Mesh) -> nnx.S
 def split(
     stage: Stage, parameters: nnx.State, mesh: Mesh, create: Callable = sharding.create_sharded
 ) -> tuple[TrainState, nnx.State]:
-    """The state of what is trained, and the parameters that are not.
+    """The train state of what is trained, and the frozen parameters.
 
-    With `sharding.abstract` as `create` from shapes to shapes.
+    With `create=sharding.abstract` it maps shapes to shapes.
     """
     params, frozen = nnx.split_state(parameters, TRAINABLE[stage.trainable], ...)
     start = functools.partial(TrainState.create, optimizer=make_stage_optimizer(stage))
@@ -101,12 +115,12 @@ def split(
 
 
 def make_stage_optimizer(stage: Stage) -> optax.GradientTransformation:
-    """The stage's optimizer, under guard if it has one."""
+    """The stage's optimizer, with its guard if it has one."""
     optimizer = make_optimizer(stage.optimizer, stage.steps)
     return guarded(optimizer, stage.guard) if stage.guard else optimizer
 
 
-def jit_train_step(stage: Stage, state: TrainState, mesh: Mesh, unit_ids: range):
+def jit_train_step(stage: Stage, state: TrainState, mesh: Mesh, unit_ids: range) -> Callable:
     """The jitted step (state, frozen, batch) -> (state, metrics); it donates its state."""
     step = make_train_step(
         nnx.graphdef(nnx.eval_shape(lambda: build(stage))),
@@ -116,39 +130,19 @@ def jit_train_step(stage: Stage, state: TrainState, mesh: Mesh, unit_ids: range)
         chunk=stage.loss_chunk,
         seed=stage.seed,
     )
-    # The new state lies as the old one does, and every device has the metrics.
+    # The new state has the old one's shardings, and every device gets the metrics.
     everywhere = NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(lambda x: x.sharding, state), everywhere
     return jax.jit(
         _measured(step, stage),
         donate_argnums=0,
         out_shardings=shardings,
-        compiler_options=compiler_options(mesh.devices.flat[0].platform),
+        compiler_options=COMPILER_OPTIONS.get(mesh.devices.flat[0].platform),
     )
 
 
-def compiler_options(platform: str) -> dict[str, str] | None:
-    """What XLA is told beside its defaults.
-
-    On CPUs its library of fused kernels (YNNPACK) may sum, which saves 1 to 2 % of a step, but not
-    multiply matrices, as by default: that makes a step about a sixth slower. On TPUs weights are
-    gathered while others are in use, which v5e does by default and v4 and v5p do not.
-    """
-    return COMPILER_OPTIONS.get(platform)
-
-
-COMPILER_OPTIONS = {
-    "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"},
-    "tpu": {
-        "xla_enable_async_all_gather": "true",
-        "xla_tpu_enable_async_collective_fusion": "true",
-        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
-    },
-}
-
-
 def _measured(step, stage):
-    """`step`, whose metrics also say what only the run knows."""
+    """`step` with two more metrics, the learning rate and the model's flops."""
     schedule = learning_rate_schedule(stage.optimizer, stage.steps)
 
     def train_step(state, frozen, batch):

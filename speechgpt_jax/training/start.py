@@ -1,4 +1,4 @@
-"""Where a stage's parameters come from: random, or the checkpoint of the stage before."""
+"""The initial parameters of a stage: random, or from the checkpoint of the stage before."""
 
 import functools
 
@@ -10,17 +10,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from speechgpt_jax import checkpoints, sharding
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.llama import Llama, LlamaConfig
+from speechgpt_jax.training.progress import say
 
-# The parameters with one row a token, and which of their axes the rows lie along.
+# Parameters with one row per token, and the axis of the rows.
 VOCABULARY_AXIS = {"embed_tokens": 0, "lm_head.kernel": 1}
 ADAPTER = ("lora_a", "lora_b")
 
 
-def initial_parameters(config: LlamaConfig, mesh: Mesh, *, start_from=None, seed=0) -> nnx.State:
-    """All parameters of the model, each piece on the device that owns it.
+def initial_parameters(
+    config: LlamaConfig, mesh: Mesh, *, start_from: str | None = None, seed: int = 0
+) -> nnx.State:
+    """All parameters of the model, sharded over the mesh.
 
-    From a checkpoint, adapters that it lacks are fresh, and tokens that it lacks get the mean of
-    its rows, so that they disturb no prediction (Hewitt 2021).
+    Adapters that the checkpoint `start_from` lacks are initialised. Tokens that it lacks get the
+    mean of its rows, so that they disturb no prediction (Hewitt 2021); those that it has beyond
+    `config.vocab_size` are dropped.
 
     Raises:
       UserError: the checkpoint is of another model.
@@ -40,14 +44,20 @@ def initial_parameters(config: LlamaConfig, mesh: Mesh, *, start_from=None, seed
     arrays = checkpoints.restore_parameters(start_from, stored)
     arrays |= _fresh_adapter(fresh, {name: targets[name].sharding for name in adapter}, mesh)
     num_tokens = number_of_tokens(start_from)
+    if num_tokens > config.vocab_size:
+        say(
+            f"The tokenizer has {config.vocab_size} tokens, {start_from} has {num_tokens}: the rows"
+            " of its last ones are dropped."
+        )
     if num_tokens != config.vocab_size:
         for name in VOCABULARY_AXIS.keys() & arrays.keys():
-            arrays[name] = _grow(name, arrays[name], num_tokens, targets[name])
+            kept = min(num_tokens, config.vocab_size)
+            arrays[name] = _resize(name, arrays[name], kept, targets[name])
     return checkpoints.unflatten(abstract, arrays)
 
 
-def number_of_tokens(checkpoint) -> int:
-    """Tokens in use in a checkpoint; its arrays have padding rows besides."""
+def number_of_tokens(checkpoint: str) -> int:
+    """Number of tokens in use in a checkpoint; its arrays also have padding rows."""
     return checkpoints.read_metadata(checkpoint)["model"]["vocab_size"]
 
 
@@ -63,7 +73,7 @@ def _check_names(saved, expected, start_from):
 
 
 def _stored(name, saved, target, start_from) -> jax.ShapeDtypeStruct:
-    """What to read for `target`: the checkpoint's shape, which may have another number of rows."""
+    """Shape to read for `target`; the checkpoint may have another number of vocabulary rows."""
     if saved.shape == target.shape:
         return target
     axis = VOCABULARY_AXIS.get(name)
@@ -72,14 +82,14 @@ def _stored(name, saved, target, start_from) -> jax.ShapeDtypeStruct:
             f"checkpoint {start_from} has {name} of shape {saved.shape}, this model {target.shape}:"
             " start from a checkpoint of the same size."
         )
-    # The checkpoint's rows may not divide over the mesh: for now every device gets them all.
+    # The checkpoint's rows may not divide over the mesh: every device gets all of them for now.
     spec = [None if i == axis else axes for i, axes in enumerate(target.sharding.spec)]
     whole_rows = NamedSharding(target.sharding.mesh, PartitionSpec(*spec))
     return jax.ShapeDtypeStruct(saved.shape, target.dtype, sharding=whole_rows)
 
 
 def _fresh_adapter(fresh, shardings, mesh):
-    """Those parameters of `fresh()` that have a sharding; the rest is never computed."""
+    """Those parameters of `fresh()` that `shardings` names; the others are not computed."""
 
     def adapter():
         parameters = checkpoints.flatten(fresh())
@@ -89,15 +99,15 @@ def _fresh_adapter(fresh, shardings, mesh):
         return jax.jit(adapter, out_shardings=shardings)()
 
 
-def _grow(name, array, num_tokens, target):
-    """Rows of the old tokens, then their mean for every new token and every padding row."""
+def _resize(name: str, array: jax.Array, kept: int, target: jax.ShapeDtypeStruct) -> jax.Array:
+    """The first `kept` rows, then their mean for every new token and every padding row."""
 
     @functools.partial(jax.jit, out_shardings=target.sharding)
-    def grow(array):
+    def resize(array):
         axis = VOCABULARY_AXIS[name]
-        old = jax.lax.slice_in_dim(array, 0, num_tokens, axis=axis)
-        missing = target.shape[axis] - num_tokens
+        old = jax.lax.slice_in_dim(array, 0, kept, axis=axis)
+        missing = target.shape[axis] - kept
         mean = jnp.mean(old, axis, keepdims=True)
         return jnp.concatenate([old, jnp.repeat(mean, missing, axis)], axis)
 
-    return grow(array)
+    return resize(array)

@@ -1,7 +1,7 @@
 """One step of training: packed tokens -> loss -> gradients -> new parameters.
 
-What is trained is chosen by a filter; the rest of the model is `frozen`, gets no gradient and no
-optimizer state, and stays outside the train state (so checkpoints hold what is trained, no more):
+A filter chooses the trained parameters. The others are `frozen`: they have no gradient and no
+optimizer state, and are not part of the train state, so checkpoints only hold what is trained:
 
     graphdef, params, frozen = nnx.split(model, TRAINABLE["lora"], ...)
     state = TrainState.create(params, optimizer)
@@ -28,7 +28,7 @@ def _is_embedding(path, value) -> bool:
     return isinstance(value, nnx.Param) and path[0] in EMBEDDINGS
 
 
-# Which parameters are trained.
+# Filter of the trained parameters, by the value of `trainable`.
 TRAINABLE = {
     "all": nnx.Param,
     "embeddings": _is_embedding,
@@ -39,10 +39,10 @@ TRAINABLE = {
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What training changes, and all that a checkpoint needs besides the input position.
+    """Everything that training changes; with the input position, the content of a checkpoint.
 
     Attributes:
-      step: steps taken, int32 [].
+      step: number of steps taken, int32 [].
       params: the trained parameters, any pytree.
       opt_state: optax's state for `params`.
     """
@@ -52,7 +52,7 @@ class TrainState:
     opt_state: Any
 
     @classmethod
-    def create(cls, params, optimizer: optax.GradientTransformation) -> "TrainState":
+    def create(cls, params: Any, optimizer: optax.GradientTransformation) -> "TrainState":
         return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
@@ -64,8 +64,8 @@ def token_losses(
 ) -> tuple[jax.Array, jax.Array]:
     """Cross entropy float32 [B, T] and whether the most likely token is the target, bool [B, T].
 
-    Float32 logits exist for `chunk` positions of every row at a time: at most [B, chunk, V]. Of
-    longer rows the backward pass makes them again, and [B, T, V] never exists.
+    Float32 logits are computed for `chunk` positions of every row at a time, [B, chunk, V], and
+    again in the backward pass if rows are longer; [B, T, V] never exists.
     """
 
     def chunk_losses(_, hidden_and_targets):
@@ -88,7 +88,12 @@ def token_losses(
     return tuple(x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :length] for x in pieces)
 
 
-def batch_metrics(losses, correct, batch, unit_ids: range) -> dict[str, tuple]:
+def batch_metrics(
+    losses: jax.Array,  # [B, T]
+    correct: jax.Array,  # [B, T]
+    batch: Mapping[str, jax.Array],
+    unit_ids: range,
+) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Sums over a batch as {name: (total, weight)}; the mean is total / weight.
 
     A target in `unit_ids` is a unit; every other is text.
@@ -109,12 +114,17 @@ def batch_metrics(losses, correct, batch, unit_ids: range) -> dict[str, tuple]:
     }
 
 
-def non_padding(batch) -> jax.Array:
-    """True where a token is part of an example, [B, T]: segment 0 is padding."""
+def non_padding(batch: Mapping[str, jax.Array]) -> jax.Array:
+    """True where a token is part of an example, bool [B, T]: segment 0 is padding."""
     return batch["decoder_segment_ids"] > 0
 
 
-def forward(model, batch, chunk: int, dropout_key=None) -> tuple[jax.Array, jax.Array]:
+def forward(
+    model: nnx.Module,
+    batch: Mapping[str, jax.Array],
+    chunk: int,
+    dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
     """Cross entropy and correctness of every target, [B, T]."""
     hidden = model(
         batch["decoder_input_tokens"],
@@ -122,7 +132,7 @@ def forward(model, batch, chunk: int, dropout_key=None) -> tuple[jax.Array, jax.
         segment_ids=batch["decoder_segment_ids"],
         dropout_key=dropout_key,
     )
-    # One gather, not one a chunk.
+    # Gathered once, not once per chunk.
     unembed = functools.partial(model.unembed, kernel=model.output_kernel())
     return token_losses(unembed, hidden, batch["decoder_target_tokens"], chunk)
 
@@ -130,7 +140,7 @@ def forward(model, batch, chunk: int, dropout_key=None) -> tuple[jax.Array, jax.
 def microbatches(batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
     """[B, ...] -> [count, B / count, ...], each taking every `count`-th row.
 
-    Strided, so that a batch cut over devices stays where it is.
+    Strided, so that no row of a sharded batch moves to another device.
     """
     rows = len(batch["decoder_target_tokens"])
     if rows % count:
@@ -152,11 +162,11 @@ def make_train_step(
     accumulation: int = 1,
     chunk: int = 512,
     seed: int = 0,
-):
+) -> Callable:
     """A function (state, frozen, batch) -> (state, metrics), to be jitted.
 
-    The loss is sum(loss_weights * cross entropy) / sum(loss_weights) over the whole batch, however
-    many microbatches (`accumulation`) it is computed in. Batches have SeqIO's decoder_* keys.
+    The loss is sum(loss_weights * cross entropy) / sum(loss_weights) over the whole batch, whatever
+    the number of microbatches, `accumulation`. Batches have SeqIO's decoder_* keys.
     """
 
     def weighted_sum(params, frozen, batch, key):

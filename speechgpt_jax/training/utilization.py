@@ -1,11 +1,11 @@
-"""How much of the devices' arithmetic a training run uses: the model flops utilization, MFU.
+"""Model flops utilization (MFU) of a training run.
 
-    MFU = tokens a second * flops a token / (number of devices * peak flops of a device)
+    MFU = tokens/s * flops per token / (number of devices * peak flops/s of a device)
 
-(Chowdhery et al. 2022, appendix B). Tokens are those that are no padding. The flops of a token are
-those of the model, as if nothing were computed again in the backward pass: the forward pass once,
-and twice more backwards, for the gradients of activations and of weights. Frozen weights have no
-gradient: an adapter's step counts two passes, and the adapter's own products nothing.
+(Chowdhery et al. 2022, appendix B). Padding is not counted. The flops of a token are those of the
+model without recomputation: one forward pass, and two passes' worth for the gradients of
+activations and of weights. Frozen weights have no gradient: an adapter's step counts two passes,
+and the adapter's own products are not counted.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ import jax
 
 from speechgpt_jax.models.llama import LlamaConfig, matmul_flops_per_token
 
-# Dense bfloat16 products a second, from the vendors' data sheets; by JAX's name of the device.
+# Dense bfloat16 FLOP/s by JAX's name of the device, from the vendors' data sheets.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -28,7 +28,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops(devices: Iterable[jax.Device]) -> float | None:
-    """Of all devices together, a second; None if one of them, such as a CPU, isn't in the table."""
+    """Peak FLOP/s summed over `devices`; None if one of them, such as a CPU, isn't in the table."""
     peaks = [_peak(device.device_kind) for device in devices]
     known = [peak for peak in peaks if peak is not None]
     return sum(known) if len(known) == len(peaks) else None
@@ -40,7 +40,7 @@ def _peak(kind: str) -> float | None:
 
 
 def training_flops_per_token(model: LlamaConfig, length: int, trainable: str) -> float:
-    """Of one step, for rows of `length` tokens and what is `trainable` (see train_step)."""
+    """Flops per token of a train step on rows of `length` tokens; `trainable` as in train_step."""
     passes = 3 if trainable == "all" else 2
-    # A 7B model's don't fit into the int32 that JAX would make of an integer.
+    # A float, because those of a 7B model exceed JAX's int32.
     return float(passes * matmul_flops_per_token(model, length))

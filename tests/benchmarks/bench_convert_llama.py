@@ -7,7 +7,6 @@ it to a run and back, each in a process of its own, and compares every byte. Mem
 resident size of that process, with Python, its imports and JAX. Needs 8 GB of disk.
 """
 
-import dataclasses
 import json
 import pathlib
 import resource
@@ -123,7 +122,15 @@ def main(argv: list[str]) -> None:
 
 
 def benchmark(table: docs_table.Table, work_dir: pathlib.Path, layers: int) -> None:
-    config = dataclasses.replace(LlamaConfig.llama_1b(32_000), num_layers=layers)
+    config = LlamaConfig(  # TinyLlama's shape.
+        vocab_size=32_000,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_layers=layers,
+        num_heads=32,
+        num_kv_heads=4,
+        head_dim=64,
+    )
     folders = [work_dir / name for name in ("hugging_face", "run", "back")]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

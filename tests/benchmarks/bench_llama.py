@@ -28,15 +28,23 @@ from speechgpt_jax.data.packing import Packer, pack
 from speechgpt_jax.decoding.generate import generate
 from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.host_memory import keep_freed_memory
-from speechgpt_jax.models.llama import Llama, LlamaConfig
+from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
-from speechgpt_jax.training.stage import compiler_options
+from speechgpt_jax.training.stage import COMPILER_OPTIONS
 from speechgpt_jax.training.train_step import TrainState, make_train_step
 from tests.benchmarks import docs_table, timing
 from tests.benchmarks.dialogues import LONGEST, dialogue_lengths
+from tests.sizes import llama
 
-SMALL = dataclasses.replace(LlamaConfig.tiny(2048), num_layers=6)
-LARGE = dataclasses.replace(LlamaConfig.llama_110m(33024), dtype="float32", scan_layers=False)
+SMALL = dataclasses.replace(llama("tiny", 2048), num_layers=6)
+LARGE = dataclasses.replace(  # GPT-2 small's shape.
+    llama("tiny", 33024),
+    hidden_size=768,
+    intermediate_size=2048,
+    num_layers=12,
+    num_heads=12,
+    num_kv_heads=12,
+)
 NEW_TOKENS, PROMPT_LENGTH = 64, 32
 DIALOGUES, ROWS, LENGTH = 128, 8, LONGEST
 
@@ -128,7 +136,7 @@ def our_training(config, batches):
     step = jax.jit(
         make_train_step(graphdef, optimizer, unit_ids=range(0)),
         donate_argnums=0,
-        compiler_options=compiler_options("cpu"),
+        compiler_options=COMPILER_OPTIONS["cpu"],
     )
     state = TrainState.create(params, optimizer)
 

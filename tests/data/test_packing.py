@@ -51,6 +51,20 @@ def test_little_stays_empty_at_the_lengths_of_speech_dialogues():
     assert np.mean(used) / 512 > 0.97
 
 
+def test_a_pool_is_taken_over_by_rows_of_another_length(caplog):
+    before = Packer(8)
+    for size in (3, 8, 5, 2):
+        before.add(example(*range(1, size + 1)))
+    longer, shorter = Packer(16), Packer(5)
+    for packer in (longer, shorter):
+        packer.restore(before.state())
+    assert [len(e["targets"]) for e in longer.fill_row()] == [3, 8, 5]
+    with_row = [len(e["targets"]) for e in shorter.fill_row()]
+    assert with_row == [3, 2]
+    assert (shorter.taken, shorter.dropped) == (4, 1)
+    assert (longer.taken, longer.dropped) == (4, 0)
+
+
 def test_too_long_is_dropped_and_counted(caplog):
     packer = Packer(4)
     with caplog.at_level(logging.WARNING, "speechgpt_jax"):

@@ -12,12 +12,13 @@ from flax import nnx
 
 from speechgpt_jax import prompts
 from speechgpt_jax.decoding.conversation import HUBERT, VOCODER, Conversation
-from speechgpt_jax.models.llama import Llama, LlamaConfig
+from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
 from speechgpt_jax.unit_text import units_to_text
+from tests.sizes import llama
 
 CLIPS = HUBERT.parent / "corpus" / "clips"
 ANSWER_UNITS = [3, 141, 59, 26, 5, 35]
@@ -57,7 +58,7 @@ def conversation(question, wav):
 
 def learn_by_heart(ids: list[int], vocab_size: int) -> Llama:
     config = dataclasses.replace(
-        LlamaConfig.tiny(vocab_size),
+        llama("tiny", vocab_size),
         hidden_size=64,
         intermediate_size=128,
         num_layers=2,

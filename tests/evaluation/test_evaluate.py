@@ -8,10 +8,12 @@ import seqio
 from flax import nnx
 
 import tasks  # noqa: F401 (registers them)
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation import evaluate
-from speechgpt_jax.models.llama import Llama, LlamaConfig
+from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
 from tests.data.synthetic_corpus import task_on, write_corpus
+from tests.sizes import llama
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +26,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def model(tokenizer):
     config = dataclasses.replace(
-        LlamaConfig.tiny(tokenizer.vocab_size),
+        llama("tiny", tokenizer.vocab_size),
         hidden_size=16,
         intermediate_size=16,
         num_layers=1,
@@ -87,3 +89,29 @@ def test_answers_come_in_the_order_of_the_questions(model, tokenizer, task, monk
 def test_a_missing_split_is_named(model, tokenizer, task):
     with pytest.raises(ValueError, match="test_asr has no metrics or no split 'dev'"):
         evaluate.evaluate(model, tokenizer, "test_asr", "dev")
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "message"),
+    [
+        (["nope"], "test", "task 'nope' is unknown; there are"),
+        (
+            ["test_asr", "test_asrr"],
+            "test",
+            r"'test_asrr' is unknown; did you mean test_asr\?",
+        ),
+        ([""], "test", "task '' is unknown"),
+        (["test_asr"], "nope", "test_asr has no split 'nope'; it has"),
+        (["demo_modality_adaptation"], "test", "demo_modality_adaptation has no metrics"),
+    ],
+)
+def test_tasks_are_checked_before_the_model_is_loaded(names, split, message, task, tmp_path):
+    # No run is in the folder: loading it would raise another error.
+    with pytest.raises(UserError, match=message):
+        evaluate.evaluate_run(tmp_path, tasks=names, split=split)
+
+
+@pytest.mark.parametrize("numbers", [{"num_examples": 0}, {"batch_size": 0}])
+def test_illegal_numbers(numbers, task, tmp_path):
+    with pytest.raises(UserError, match="must be at least 1"):
+        evaluate.evaluate_run(tmp_path, tasks=["test_asr"], **numbers)

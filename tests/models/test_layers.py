@@ -41,26 +41,11 @@ def test_dropout_is_only_before_the_adapter_and_keeps_the_mean():
     np.testing.assert_allclose(dropped.mean(axis=0), dense(x)[0], atol=0.05)
 
 
-def test_matmul_has_the_gradients_of_a_matrix_product():
-    x, kernel = jax.random.normal(jax.random.key(0), (2, 3, 4)), jnp.eye(4, 5) + 0.1
-    for argument in (0, 1):
-        actual = jax.grad(
-            lambda x, w: jnp.sum(layers.matmul(x, w, ("embed", "mlp")) ** 2), argument
-        )(x, kernel)
-        expected = jax.grad(lambda x, w: jnp.sum((x @ w) ** 2), argument)(x, kernel)
-        np.testing.assert_allclose(actual, expected, rtol=1e-5)
-
-
 def test_norm_of_bfloat16_is_taken_in_float32():
     norm = layers.RMSNorm(512, 1e-5)
     x = jax.random.normal(jax.random.key(0), (4, 512)).astype(jnp.bfloat16)
     expected = norm(x.astype(jnp.float32)).astype(jnp.bfloat16)
     np.testing.assert_array_equal(norm(x), expected)
-
-
-def test_constraints_need_no_mesh():
-    x = jnp.ones((2, 3))
-    assert layers.constrain(x, ("batch", "length")) is x
 
 
 @pytest.mark.parametrize(

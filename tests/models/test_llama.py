@@ -18,6 +18,7 @@ from speechgpt_jax.models.llama import (
     param_count,
 )
 from tests.models.hugging_face import CONFIG, reference, to_jax, with_config
+from tests.sizes import llama
 
 VARIANTS = {
     "grouped heads": {},
@@ -210,7 +211,7 @@ def test_published_sizes(name, weights):
 
 
 def test_flops_are_two_a_weight_and_attention():
-    config = LlamaConfig.llama_7b(32000)
+    config = llama("llama_7b", 32000)
     norms = (2 * config.num_layers + 1) * config.hidden_size
     weights = param_count(config) - norms - 32000 * config.hidden_size
     assert matmul_flops_per_token(config, 0) == 2 * weights

@@ -146,7 +146,7 @@ def test_killed_at_any_moment_the_curve_is_that_of_an_undisturbed_run(alone, tmp
         assert start(tmp_path, 1, steps=10**6, stop=stop) == [-signal.SIGKILL], log(tmp_path)
     last = max(step for step in losses(tmp_path))
     assert start(tmp_path, 1, steps=max(last, STEPS)) == [0], log(tmp_path)
-    assert "Going on from step" in log(tmp_path)
+    assert "Resuming from step" in log(tmp_path)
     curve = losses(tmp_path)
     assert [curve[step] for step in alone] == list(alone.values())
 
@@ -157,13 +157,13 @@ def test_two_processes_a_crash_a_preemption_and_four_processes(alone, tmp_path):
     # One is killed: the other one says so and stops.
     codes = start(folder, 2, stop=Signal(signal.SIGKILL, step=6))
     assert codes[0] not in (0, None) and codes[1] == -signal.SIGKILL, log(folder)
-    assert re.search("another one is gone|another task died", log(folder))
+    assert re.search("another process is gone|another task died", log(folder))
     first = losses(folder)
     assert set(first) >= {1, 2, 3, 4}
 
     # The same command goes on exactly. One is told to stop: both save the same step and leave.
     assert start(folder, 2, stop=Signal(signal.SIGTERM, step=5)) == [0, 0], log(folder)
-    assert re.search(r"Going on from step [24] ", log(folder))
+    assert re.search(r"Resuming from step [24] ", log(folder))
     assert "SIGTERM: step" in log(folder)
     assert "SIGTERM: step" not in log(folder, 1), "one process speaks for all"
     second = losses(folder)
@@ -178,7 +178,7 @@ def test_two_processes_a_crash_a_preemption_and_four_processes(alone, tmp_path):
     shutil.copytree(folder, tmp_path / "one")
     mesh = MeshConfig(data=1, fsdp=2, model=2)
     assert start(folder, 4, mesh=mesh, steps=saved + 2) == [0] * 4, log(folder)
-    assert f"Going on from step {saved} " in log(folder)
+    assert f"Resuming from step {saved} " in log(folder)
     assert start(tmp_path / "one", 1, steps=saved + 2) == [0], log(tmp_path / "one")
     third = losses(folder)
     assert list(third) == list(range(1, saved + 3))

@@ -1,4 +1,4 @@
-"""Whole stages on a tiny LLaMA: going on, starting from one another, adapters on their base."""
+"""Whole stages of a tiny LLaMA: resuming, starting from one another, adapters on their base."""
 
 import dataclasses
 import os
@@ -13,13 +13,15 @@ import pytest
 from flax import nnx
 from toy import CONFIG, RandomBatches
 
-from speechgpt_jax import checkpoints
+from speechgpt_jax import checkpoints, sharding
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.layers import LoraConfig
 from speechgpt_jax.models.llama import Llama, LlamaConfig
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, SentencePieceTokenizer, Tokenizer
 from speechgpt_jax.training.lm import train
 from speechgpt_jax.training.optimizer import AdamW
 from speechgpt_jax.training.progress import read_metrics
+from speechgpt_jax.training.start import initial_parameters
 
 TOKENIZER = SentencePieceTokenizer.from_files(
     DEMO_TOKENIZER / "tokenizer.model", ["<0>", "<1>", "<sosp>"]
@@ -37,6 +39,12 @@ def run(folder, steps=3, model=CONFIG, **kwargs):
         output_dir=str(folder),
         **kwargs,
     )
+
+
+def start(model, folder):
+    """Parameters by name with which a run starts from the checkpoint in `folder`."""
+    mesh = sharding.create_mesh(sharding.MeshConfig())
+    return checkpoints.flatten(initial_parameters(model, mesh, start_from=str(folder)))
 
 
 def build(fields):
@@ -75,7 +83,7 @@ class Interrupted(RandomBatches):
         return super().__next__()
 
 
-def test_going_on_equals_never_stopping(tmp_path, stage1):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, stage1):
     folder, state = stage1
     with pytest.raises(SystemExit) as stopped:
         run(tmp_path, batches=Interrupted())
@@ -85,7 +93,7 @@ def test_going_on_equals_never_stopping(tmp_path, stage1):
     assert [line["loss"] for line in parts] == [line["loss"] for line in whole]
 
 
-def test_an_adapter_that_goes_on_equals_one_that_never_stopped(tmp_path, stage1, stage3):
+def test_a_resumed_adapter_equals_an_uninterrupted_one(tmp_path, stage1, stage3):
     lora = {"model": LORA, "start_from": str(stage1[0]), "trainable": "lora"}
     with pytest.raises(SystemExit):
         run(tmp_path, batches=Interrupted(), **lora)
@@ -132,17 +140,16 @@ def test_runs_can_be_moved_together(stage1, stage3, tmp_path):
     assert_same(nnx.state(model, nnx.LoRAParam), stage3[1].params)
 
 
-def test_new_tokens_start_at_the_mean(tmp_path, stage1):
+def test_new_tokens_start_at_the_mean(stage1):
     folder, old_state = stage1
     tokenizer = SentencePieceTokenizer.from_files(
         DEMO_TOKENIZER / "tokenizer.model", ["<0>", "<1>", "<sosp>", *map(str, range(200, 340))]
     )
     model = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size)
     assert model.padded_vocab_size > CONFIG.padded_vocab_size
-    state = run(tmp_path, 0, model, tokenizer=tokenizer, start_from=str(folder))
+    started = start(model, folder)
     for name, axis in (("embed_tokens", 0), ("lm_head.kernel", 1)):
-        old = checkpoints.flatten(old_state.params)[name]
-        new = checkpoints.flatten(state.params)[name]
+        old, new = checkpoints.flatten(old_state.params)[name], started[name]
         old, new = np.moveaxis(old, axis, 0), np.moveaxis(new, axis, 0)
         used = CONFIG.vocab_size
         np.testing.assert_array_equal(new[:used], old[:used])
@@ -151,17 +158,69 @@ def test_new_tokens_start_at_the_mean(tmp_path, stage1):
         )
 
 
-def test_new_tokens_within_the_padding_start_at_the_mean_too(tmp_path, stage1):
+def test_new_tokens_within_the_padding_start_at_the_mean_too(stage1):
     folder, old_state = stage1
     tokenizer = SentencePieceTokenizer.from_files(
         DEMO_TOKENIZER / "tokenizer.model", ["<0>", "<1>", "<sosp>", "<eosp>"]
     )
     model = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size)
     assert model.padded_vocab_size == CONFIG.padded_vocab_size
-    state = run(tmp_path, 0, model, tokenizer=tokenizer, start_from=str(folder))
-    old, new = old_state.params["embed_tokens"][...], state.params["embed_tokens"][...]
+    old, new = old_state.params["embed_tokens"][...], start(model, folder)["embed_tokens"]
     used = CONFIG.vocab_size
     np.testing.assert_allclose(new[used], jnp.mean(old[:used], 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("num_tokens", [CONFIG.vocab_size - 1, CONFIG.vocab_size - 200])
+def test_tokens_beyond_the_tokenizer_are_dropped(num_tokens, stage1, capsys):
+    folder, old_state = stage1
+    started = start(dataclasses.replace(CONFIG, vocab_size=num_tokens), folder)
+    for name, axis in (("embed_tokens", 0), ("lm_head.kernel", 1)):
+        old = np.moveaxis(checkpoints.flatten(old_state.params)[name], axis, 0)[:num_tokens]
+        new = np.moveaxis(started[name], axis, 0)
+        np.testing.assert_array_equal(new[:num_tokens], old)
+        rest = new[num_tokens:]
+        np.testing.assert_allclose(rest, np.broadcast_to(old.mean(0), rest.shape), atol=1e-6)
+    assert "the rows of its last ones are dropped" in capsys.readouterr().out
+
+
+def test_an_adapter_needs_a_base_of_its_vocabulary(stage1, tmp_path):
+    tokenizer = SentencePieceTokenizer.from_files(DEMO_TOKENIZER / "tokenizer.model", [])
+    model = dataclasses.replace(LORA, vocab_size=tokenizer.vocab_size)
+    lora = {"trainable": "lora", "start_from": str(stage1[0]), "tokenizer": tokenizer}
+    # Within the padding, all of the base's rows stay where they are.
+    assert model.padded_vocab_size == CONFIG.padded_vocab_size
+    run(tmp_path, model=model, **lora)
+    assert checkpoints.load_model(tmp_path, build).config == model
+
+    pieces = SentencePieceTokenizer.from_files(
+        DEMO_TOKENIZER / "tokenizer.model", [f"<{i}>" for i in range(200)]
+    )
+    base = dataclasses.replace(CONFIG, vocab_size=pieces.vocab_size)
+    run(tmp_path / "base", 1, base, tokenizer=pieces)
+    with pytest.raises(UserError, match="both need the same vocabulary"):
+        run(tmp_path / "more", model=model, **lora | {"start_from": str(tmp_path / "base")})
+
+
+@pytest.mark.parametrize(
+    ("message", "kwargs"),
+    [
+        ("save_every 0 must be at least 1", {"save_every": 0}),
+        ("log_every -1 must be at least 1", {"log_every": -1}),
+        ("steps 0 must be at least 1", {"steps": 0}),
+        ("accumulation 0 must be at least 1", {"accumulation": 0}),
+    ],
+)
+def test_illegal_numbers(message, kwargs, tmp_path):
+    with pytest.raises(UserError, match=message):
+        run(tmp_path / "run", **kwargs)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run", "/proc/run"):
+        with pytest.raises(UserError, match="can't be"):
+            run(folder)
 
 
 @pytest.mark.parametrize(

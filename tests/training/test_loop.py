@@ -1,4 +1,4 @@
-"""The loop on a one-line model: going on, stopping, reporting."""
+"""The loop with a one-line model: resuming, stopping, reporting."""
 
 import json
 import os

@@ -19,6 +19,8 @@ from speechgpt_jax.training.progress import read_metrics
 pytestmark = pytest.mark.slow
 
 DATA = {1: "UNITS", 2: "DIALOGUES", 3: "DIALOGUES"}
+# Touvron et al. 2023, table 2, and the released checkpoints' MLP widths.
+SIZES = {"7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}
 TASK = {1: "unit_lines", 2: "dialogue_lines", 3: "dialogue_lines"}
 
 
@@ -50,12 +52,19 @@ def test_the_papers_numbers(size, stage, length, batch_size, steps, rate, schedu
     assert gin.query_parameter("train.steps") == steps
     assert gin_utils.call(AdamW) == AdamW(rate, schedule, warmup, b2=0.999, weight_decay=0.0)
     model = gin_utils.call(LlamaConfig)
-    size_of = getattr(LlamaConfig, f"llama_{size}")(rows)
     lora = LoraConfig(8, 16.0, 0.05, ("q_proj", "v_proj")) if stage == 3 else None
-    assert dataclasses.asdict(model) == dataclasses.asdict(size_of) | {
-        "remat": "full",
-        "lora": lora and dataclasses.asdict(lora),
-    }
+    hidden, intermediate, layers, heads = SIZES[size]
+    assert model == LlamaConfig(
+        vocab_size=rows,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=128,
+        remat="full",
+        lora=lora,
+    )
     trainable = "lora" if stage == 3 else "all"
     assert gin.query_parameter("train.trainable") == trainable
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from speechgpt_jax.models.llama import LlamaConfig
 from speechgpt_jax.training.utilization import peak_flops, training_flops_per_token
+from tests.sizes import llama
 
 
 @dataclasses.dataclass
@@ -16,7 +16,7 @@ class Chip:
 
 
 def test_flops_of_7b():
-    config = LlamaConfig.llama_7b(32000)
+    config = llama("llama_7b", 32000)
     weights = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 4096 * 32000
     attention = 32 * 2 * 1024 * 4096
     full = training_flops_per_token(config, 1024, "all")
@@ -26,7 +26,7 @@ def test_flops_of_7b():
 
 
 def test_a_step_of_13b_can_count_its_flops():
-    flops = training_flops_per_token(LlamaConfig.llama_13b(33006), 1024, "all")
+    flops = training_flops_per_token(llama("llama_13b", 33006), 1024, "all")
     counted = jax.jit(lambda tokens: tokens * flops)(jnp.int32(768 * 1024))
     assert float(counted) == pytest.approx(768 * 1024 * flops)
 

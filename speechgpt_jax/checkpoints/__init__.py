@@ -1,0 +1,41 @@
+"""Checkpoints: what is trained, the input position and how the run was configured, by Orbax.
+
+A run's folder holds `checkpoints/<step>/` with three items: `state` (every array of the train state
+under its dotted name), `input` (one file of bytes per process) and `metadata` (JSON). A step
+appears under its number only when all of it is on disk, so a killed run leaves no half-written one.
+
+A run that trains only a part of a model, such as an adapter, saves only that part; its metadata
+names the checkpoint of the rest as `base`.
+"""
+
+from speechgpt_jax.checkpoints.arrays import flatten, unflatten
+from speechgpt_jax.checkpoints.manager import Checkpoints, Keep, Restored
+from speechgpt_jax.checkpoints.models import (
+    load_model,
+    own_parameter_shapes,
+    parameter_shapes,
+    read_metadata,
+    restore_parameters,
+    save_parameters,
+)
+from speechgpt_jax.checkpoints.problems import LOST_PROCESS, Damaged, NotSaved
+from speechgpt_jax.checkpoints.steps import FOLDER, latest
+
+__all__ = [
+    "FOLDER",
+    "LOST_PROCESS",
+    "Checkpoints",
+    "Damaged",
+    "Keep",
+    "NotSaved",
+    "Restored",
+    "flatten",
+    "latest",
+    "load_model",
+    "own_parameter_shapes",
+    "parameter_shapes",
+    "read_metadata",
+    "restore_parameters",
+    "save_parameters",
+    "unflatten",
+]

@@ -1,0 +1,205 @@
+"""The checkpoints of a run: saved in the background, restored from the newest sound one."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from speechgpt_jax.checkpoints.arrays import checksums, flatten, unflatten
+from speechgpt_jax.checkpoints.input_positions import InputPositionsSave
+from speechgpt_jax.checkpoints.problems import Damaged, writing
+from speechgpt_jax.checkpoints.steps import (
+    FOLDER,
+    absolute,
+    pointer,
+    read_arrays,
+    read_input_positions,
+    read_step_metadata,
+    saved_shapes,
+)
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_number
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay on disk.
+
+    Attributes:
+      last: number of the newest that are kept.
+      every: steps that are multiples of this are kept too; None: no others.
+    """
+
+    last: int = 2
+    every: int | None = None
+
+    def __post_init__(self):
+        check_number("last", self.last, at_least=1)
+        check_number("every", 1 if self.every is None else self.every, at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A restored checkpoint.
+
+    Attributes:
+      step: the step after which it was saved.
+      state: has the structure of the state that was given.
+      input_positions: positions by name, those that were asked for and saved.
+    """
+
+    step: int
+    state: Any
+    input_positions: dict[str, bytes]
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Always False: the training loop has asked JAX before it called `save`.
+
+        Orbax would ask again, with the step it saved, from the thread that writes. JAX takes the
+        step of the last question for this process's current step, so a process that has trained
+        further could agree with the others on a step in its past, and all would wait for ever.
+        """
+        return False
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Files are written in the background; an error there is raised as NotSaved by the next call of
+    any method that writes or waits.
+
+    Args:
+      output_dir: the run's folder, local or gs://.
+      keep: which checkpoints stay on disk.
+      metadata: JSON values saved with each checkpoint: `config`, the operative gin; `model`, the
+        fields of the model's config.
+      base: a run or checkpoint with the parameters that this run does not train, or None.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        keep: Keep = Keep(),
+        metadata: Mapping | None = None,
+        base: str | os.PathLike | None = None,
+    ):
+        self.folder = absolute(output_dir) / FOLDER
+        self.metadata = {**(metadata or {}), "base": pointer(self.folder, base)}
+        self._saving = False
+        self._manager = _Manager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep.last, keep_period=keep.every, cleanup_tmp_directories=True
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(
+        self, step: int, state: Any, input_positions: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Copies the state off the devices, then writes it in the background."""
+        if step == self.latest_step():
+            return
+        arrays = flatten(state)
+        args = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(arrays),
+            input=InputPositionsSave(input_positions or {}),
+            metadata=ocp.args.JsonSave(self.metadata | {"checksums": checksums(arrays)}),
+        )
+        with writing(self.folder):
+            self._manager.save(step, args=args)
+        self._saving = True
+
+    def restore_latest(self, state: Any, input_names: Collection[str] = ()) -> Restored | None:
+        """Reads the newest undamaged checkpoint, or returns None if there is no checkpoint.
+
+        A damaged checkpoint is logged and renamed, and the one before it is read.
+
+        Args:
+          state: arrays or abstract arrays; the restored ones have their structure and sharding.
+          input_names: parts of the input whose positions are read too.
+
+        Raises:
+          UserError: all checkpoints are damaged, or they belong to another model.
+        """
+        targets = flatten(state)
+        damaged = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            folder = self.folder / str(step)
+            try:
+                _check_same(saved_shapes(folder), targets, folder)
+                self._check_base(folder)
+                arrays = read_arrays(folder, targets)
+                positions = read_input_positions(folder, input_names)
+            except Damaged as error:
+                logger.error("%s", error)
+                damaged.append(folder)
+            else:
+                self._move_aside(damaged)
+                return Restored(step, unflatten(state, arrays), positions)
+        if damaged:
+            raise UserError(
+                f"no checkpoint in {self.folder} can be read, of {[f.name for f in damaged]};"
+                " train again into another folder."
+            )
+        return None
+
+    def check(self) -> None:
+        """Raises NotSaved if writing has failed; does not wait."""
+        if self._saving and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until everything saved so far is on disk."""
+        with writing(self.folder):
+            self._manager.wait_until_finished()
+        self._saving = False
+
+    def close(self) -> None:
+        with writing(self.folder):
+            self._manager.close()
+
+    def _check_base(self, folder):
+        base = read_step_metadata(folder)["base"]
+        if base != self.metadata["base"]:
+            raise UserError(
+                f"checkpoint {folder} was trained on {base}, not on {self.metadata['base']}: start"
+                " from that again, or use another output folder."
+            )
+
+    def _move_aside(self, folders):
+        if not folders:
+            return
+        multihost_utils.sync_global_devices("all have found an older checkpoint")
+        if jax.process_index() == 0:
+            for folder in folders:
+                folder.rename(self.folder / f"damaged_{folder.name}")
+        multihost_utils.sync_global_devices("damaged checkpoints are moved aside")
+        self._manager.reload()
+
+
+def _check_same(saved, targets, folder):
+    """UserError unless the checkpoint has exactly the arrays that the run has."""
+    for name in sorted(saved.keys() ^ targets.keys()):
+        side = "lacks" if name in targets else "has an unknown"
+        raise UserError(
+            f"checkpoint {folder} {side} {name}: it was written by another configuration; use its"
+            " configuration or another output folder."
+        )
+    for name, target in targets.items():
+        if saved[name].shape != target.shape:
+            raise UserError(
+                f"checkpoint {folder} has {name} of shape {saved[name].shape}, this run"
+                f" {target.shape}; use its configuration or another output folder."
+            )

@@ -1,0 +1,149 @@
+"""Parameters of models in checkpoints, those of an adapter's base included."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import nnx
+from orbax.checkpoint.experimental import v1 as ocp_v1
+
+from speechgpt_jax.checkpoints.arrays import bit_sum_on_host, flatten, unflatten
+from speechgpt_jax.checkpoints.problems import writing
+from speechgpt_jax.checkpoints.steps import (
+    FOLDER,
+    absolute,
+    latest,
+    pointer,
+    read_arrays,
+    read_step_metadata,
+    saved_shapes,
+)
+from speechgpt_jax.errors import UserError
+
+PARAMS = "params."
+
+# Arrays of a whole model are stored in chunks of 64 MiB, so that a host reads little besides its
+# own shards.
+CHUNK_BYTES = 2**26
+
+
+def save_parameters(
+    output_dir: str | os.PathLike,
+    parameters: Iterable[tuple[str, np.ndarray]],
+    metadata: Mapping | None = None,
+    base: str | os.PathLike | None = None,
+) -> epath.Path:
+    """Writes step 0 of a new run one parameter at a time: memory holds only one of them.
+
+    Args:
+      output_dir, metadata, base: those of `Checkpoints`.
+      parameters: pairs of a name, as in `parameter_shapes`, and an array of any dtype.
+
+    Returns:
+      The folder of the step.
+
+    Raises:
+      NotSaved: it can't be written.
+    """
+    runs = absolute(output_dir) / FOLDER
+    step = runs / "0"
+    sums = {}
+    context = ocp_v1.Context()
+    context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
+    with context:
+        for name, array in parameters:
+            with writing(runs):
+                ocp_v1.partial.save(step, {PARAMS + name: array})
+            # On the host: a device would need several copies of what may be half a model.
+            sums[PARAMS + name] = bit_sum_on_host(array)
+        with writing(runs):
+            ocp_v1.partial.finalize(step)
+    described = {**(metadata or {}), "base": pointer(runs, base), "checksums": sums}
+    with writing(runs), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
+        writer.save(step / "metadata", described)
+    return step
+
+
+def read_metadata(path: str | os.PathLike) -> dict:
+    """Metadata of the newest checkpoint in `path`: config, model, base, checksums."""
+    return read_step_metadata(latest(path))
+
+
+def parameter_shapes(path: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every parameter in `path` and in its bases.
+
+    Names start at the model: "layers.mlp.up_proj.kernel".
+    """
+    shapes = {}
+    for folder in _with_bases(path):
+        shapes = _parameters(saved_shapes(folder)) | shapes
+    return shapes
+
+
+def own_parameter_shapes(path: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]:
+    """As `parameter_shapes`, without those that only the bases have."""
+    return _parameters(saved_shapes(latest(path)))
+
+
+def restore_parameters(
+    path: str | os.PathLike, targets: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+    """Reads parameters by name into the dtypes and shardings of `targets`.
+
+    Parameters that an adapter's checkpoint lacks are read from its base.
+
+    Args:
+      path: a run or one of its checkpoints.
+      targets: their shapes must be those of `parameter_shapes`.
+
+    Raises:
+      Damaged: files are missing or not as they were written.
+    """
+    arrays = {}
+    for folder in _with_bases(path):
+        saved = _parameters(saved_shapes(folder))
+        wanted = {PARAMS + n: x for n, x in targets.items() if n in saved and n not in arrays}
+        if wanted:
+            arrays |= _parameters(read_arrays(folder, wanted))
+        if len(arrays) == len(targets):
+            break
+    return arrays
+
+
+def load_model(path: str | os.PathLike, build: Callable[[dict], nnx.Module]) -> nnx.Module:
+    """Loads the trained model in `path` on the first device; an adapter comes with its base.
+
+    `build(fields)` makes the model from the fields of its config that were saved with it.
+    """
+    fields = read_metadata(path)["model"]
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: build(fields)))
+    arrays = restore_parameters(path, flatten(abstract))
+    return nnx.merge(graphdef, unflatten(abstract, arrays))
+
+
+def _with_bases(path: str | os.PathLike) -> Iterator[epath.Path]:
+    """The checkpoint at `path`, the one it is based on, and so on."""
+    folder = None
+    while path is not None:
+        try:
+            folder = latest(path)
+        except UserError as error:
+            if folder is None:
+                raise
+            raise UserError(
+                f"{folder} is an adapter on {path}, which is gone: move that run back there, or"
+                " export the adapter by `convert_llama to_hf RUN OUT --base=NAME` and convert it"
+                " again by `convert_llama from_hf OUT NEW_RUN --base=MOVED_RUN`."
+            ) from error
+        yield folder
+        path = read_step_metadata(folder)["base"]
+        if path and "://" not in path:
+            path = os.path.normpath(folder.parent / path)
+
+
+def _parameters(by_name: Mapping) -> dict:
+    """Those of `by_name` that are parameters, under the model's names."""
+    return {n.removeprefix(PARAMS): x for n, x in by_name.items() if n.startswith(PARAMS)}

@@ -1,0 +1,57 @@
+"""What goes wrong with checkpoints: damaged files, full disks, lost processes."""
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+from etils import epath
+
+from speechgpt_jax.errors import UserError
+
+# What JAX and Orbax raise when another process of the run is gone: the files are not to blame.
+LOST_PROCESS = (jax.errors.JaxRuntimeError, TimeoutError)
+
+
+class Damaged(UserError):
+    """A checkpoint's files are missing, cut short or not what was written."""
+
+    def __init__(self, folder: epath.Path, problem: str):
+        super().__init__(f"checkpoint {folder} is damaged: {problem}")
+
+
+class NotSaved(UserError):
+    """A checkpoint can't be written, most often because the disk is full."""
+
+
+@contextlib.contextmanager
+def reading(folder: epath.Path) -> Iterator[None]:
+    """Turns exceptions of Orbax, TensorStore and JSON into Damaged."""
+    try:
+        yield
+    except LOST_PROCESS:
+        raise
+    except Exception as error:
+        raise Damaged(folder, f"{type(error).__name__}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """The error's message without the paths and codes that TensorStore puts around the cause."""
+    line = (str(error).splitlines() or [type(error).__name__])[0].partition(" [")[0]
+    return line if len(line) <= 200 else f"{line[:60]} ... {line[-120:]}"
+
+
+@contextlib.contextmanager
+def writing(folder: epath.Path) -> Iterator[None]:
+    """Turns exceptions of Orbax, as of a full disk, into NotSaved."""
+    try:
+        yield
+    except (NotSaved, *LOST_PROCESS):
+        raise
+    except Exception as error:
+        # A step has its number only when all of it is written.
+        steps = [int(child.name) for child in folder.glob("*") if child.name.isdigit()]
+        kept = f"step {max(steps)} is untouched" if steps else "none was there before"
+        raise NotSaved(
+            f"a checkpoint can't be written to {folder}: {_first_line(error)} ({kept}). Make room;"
+            " the same command then resumes from the last one."
+        ) from error

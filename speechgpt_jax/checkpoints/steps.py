@@ -1,0 +1,96 @@
+"""One step of a run's checkpoints on disk: where it is, and what it holds."""
+
+import os
+from collections.abc import Collection, Mapping
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from speechgpt_jax.checkpoints.arrays import checksums
+from speechgpt_jax.checkpoints.input_positions import InputPositionsHandler, InputPositionsRestore
+from speechgpt_jax.checkpoints.problems import Damaged, reading
+from speechgpt_jax.errors import UserError
+
+FOLDER = "checkpoints"
+
+
+def latest(path: str | os.PathLike) -> epath.Path:
+    """The newest step under a run's folder (or its `checkpoints`, or one step itself).
+
+    Raises:
+      UserError: there is no checkpoint.
+    """
+    path = absolute(path)
+    if (path / "state").exists():
+        return path
+    for folder in (path / FOLDER, path):
+        steps = [int(child.name) for child in folder.glob("*") if child.name.isdigit()]
+        if steps:
+            return folder / str(max(steps))
+    raise UserError(f"no checkpoint in {path}; give a run's folder or one step of its checkpoints.")
+
+
+def pointer(folder: epath.Path, base: str | os.PathLike | None) -> str | None:
+    """Path of the newest checkpoint of `base` relative to `folder`; gs:// stays absolute.
+
+    So runs can be moved together.
+    """
+    if base is None:
+        return None
+    base = latest(base)
+    return str(base) if "://" in str(base) else os.path.relpath(base, folder)
+
+
+def absolute(path: str | os.PathLike) -> epath.Path:
+    """An absolute path; gs:// as it is."""
+    return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().absolute()
+
+
+def read_arrays(
+    folder: epath.Path, targets: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+    """Arrays by name in the shardings and dtypes of `targets`.
+
+    Raises:
+      Damaged: files are missing or not as they were written.
+    """
+    saved = saved_shapes(folder)
+    stored = {
+        name: jax.ShapeDtypeStruct(saved[name].shape, saved[name].dtype, sharding=_sharding(x))
+        for name, x in targets.items()
+    }
+    args = ocp.args.PyTreeRestore(
+        stored, ocp.checkpoint_utils.construct_restore_args(stored), partial_restore=True
+    )
+    with reading(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        arrays = reader.restore(folder / "state", args=args)
+    expected = read_step_metadata(folder)["checksums"]
+    for name, value in checksums(arrays).items():
+        if value != expected[name]:
+            raise Damaged(folder, f"the bits of {name} are not those that were written")
+    return {name: x.astype(targets[name].dtype) for name, x in arrays.items()}
+
+
+def saved_shapes(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of all arrays of a step, by name."""
+    with reading(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(folder / "state").item_metadata.tree
+        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tree.items()}
+
+
+def read_step_metadata(folder: epath.Path) -> dict:
+    """Metadata of one step."""
+    with reading(folder), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(folder / "metadata")
+
+
+def read_input_positions(folder: epath.Path, names: Collection[str]) -> dict[str, bytes]:
+    """Those of the input positions `names` that one step has."""
+    with reading(folder), ocp.Checkpointer(InputPositionsHandler()) as reader:
+        return reader.restore(folder / "input", args=InputPositionsRestore(names))
+
+
+def _sharding(x: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
+    """The sharding of `x`; by default the first device."""
+    return x.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])

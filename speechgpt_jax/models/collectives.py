@@ -1,0 +1,134 @@
+"""Matrix products and constraints of sharded arrays: which collectives XLA inserts, and where.
+
+Arrays are described by logical axis names (`embed`, `heads`, ...); `sharding.LOGICAL_AXIS_RULES`
+maps them to mesh axes. Without a mesh all of this is a plain matrix product.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax.core import spmd
+from jax.sharding import PartitionSpec
+
+# One logical axis name, or None, per dimension.
+Axes = Sequence[str | None]
+
+
+def constrain(x: jax.Array, axes: Axes) -> jax.Array:
+    """Shards `x` by its logical axes; returns it unchanged outside of `nnx.logical_axis_rules`."""
+    if not spmd.get_logical_axis_rules():
+        return x
+    return jax.lax.with_sharding_constraint(x, logical_spec(axes))
+
+
+def logical_spec(axes: Axes) -> PartitionSpec:
+    """Mesh axes of an array with these logical axes by the rules in use; none without rules."""
+    rules = dict(spmd.get_logical_axis_rules())
+    return PartitionSpec(*map(rules.get, axes))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def matmul(x, kernel, axes, dtype=None):  # [..., D], [D, F] -> [..., F]
+    """`x @ kernel`, in `dtype` if given, with a weight gradient that is reduced and scattered.
+
+    `axes` are the kernel's logical axes.
+    """
+    return jnp.matmul(x, kernel, preferred_element_type=dtype)
+
+
+def _matmul_forward(x, kernel, axes, dtype):
+    return matmul(x, kernel, axes, dtype), (x, kernel)
+
+
+def _matmul_backward(axes, dtype, residuals, grad):
+    del dtype
+    x, kernel = residuals
+    grad = grad.astype(x.dtype)
+    return grad @ kernel.T, _weight_gradient(x, grad, axes)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _weight_gradient(x, grad, axes):  # [..., D], [..., F] -> [D, F]
+    """x^T grad, summed over the devices' rows so that each device gets only its own shard.
+
+    XLA by itself would give every device the whole sum (all-reduce): twice the traffic.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    (embed,) = logical_spec(("embed",))
+    if sizes.get(embed, 1) == 1 or "embed" not in axes:
+        return _contract_rows(x, grad)
+    (batch,) = logical_spec(("batch",))
+    rows = [batch] + [None] * (x.ndim - 2)
+    inputs, outputs = logical_spec(_without_embed(axes))
+    scatter = axes.index("embed")
+
+    def summed(x, grad):
+        # Shards of rows are laid out better in a TPU's memory than shards of columns.
+        pair = (x, grad) if scatter == 0 else (grad, x)
+        shard = reduce_scatter(_contract_rows(*pair), embed, sizes[embed])
+        shard = jax.lax.psum(shard, [axis for axis in batch if axis != embed])
+        return shard if scatter == 0 else shard.T
+
+    return jax.shard_map(
+        summed,
+        in_specs=(PartitionSpec(*rows, inputs), PartitionSpec(*rows, outputs)),
+        out_specs=logical_spec(axes),
+        check_vma=False,
+    )(x, grad)
+
+
+def _contract_rows(x, grad):  # [..., D], [..., F] -> [D, F]
+    x_transposed = x.reshape(-1, x.shape[-1]).T
+    # XLA's CPU backend is slow at contracting the leading axes of both sides; with x^T in memory it
+    # runs a plain matrix product. Accelerators read a transposed operand at no cost.
+    x_transposed = jax.lax.platform_dependent(
+        x_transposed, cpu=jax.lax.optimization_barrier, default=lambda x: x
+    )
+    return x_transposed @ grad.reshape(-1, grad.shape[-1])
+
+
+def reduce_scatter(x: jax.Array, axis: str, size: int) -> jax.Array:  # [D, F] -> [D / size, F]
+    """Sum of `x` over a mesh axis of `size` devices; each device keeps D / size rows.
+
+    TPUs have no reduce-scatter over two dimensions of the torus at once, so it takes one after the
+    other: 256 devices are 16 rings of 16, first across the rings and then along each.
+    """
+    rings = math.isqrt(size)
+    while size % rings:
+        rings -= 1
+    ring = size // rings
+    across = [list(range(i, size, ring)) for i in range(ring)]
+    along = [list(range(i * ring, (i + 1) * ring)) for i in range(rings)]
+    for groups in (across, along):
+        x = jax.lax.psum_scatter(x, axis, axis_index_groups=groups, tiled=True)
+    return x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gather(kernel, axes):
+    """Gathers a sharded kernel once, for many products.
+
+    Its gradient, the sum of theirs, stays sharded by `axes`, the kernel's logical axes.
+    """
+    return constrain(kernel, _without_embed(axes))
+
+
+def _gather_forward(kernel, axes):
+    return gather(kernel, axes), None
+
+
+def _gather_backward(axes, _, grad):
+    return (constrain(grad, axes),)
+
+
+gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _without_embed(axes: Axes) -> list[str | None]:
+    # In use, activations and kernels are whole along `embed`.
+    return [None if axis == "embed" else axis for axis in axes]

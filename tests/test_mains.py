@@ -1,0 +1,108 @@
+"""Illegal flags of the mains: one line, before JAX or TensorFlow are imported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Prints the slow libraries that were imported when the program ends.
+PROGRAM = """
+import atexit, runpy, sys
+slow = ("jax", "tensorflow", "seqio", "orbax.checkpoint")
+atexit.register(lambda: print("imported:", [name for name in slow if name in sys.modules]))
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__")
+"""
+
+
+def start(*arguments):
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+FILE = "pyproject.toml"
+
+
+@pytest.mark.parametrize(
+    ("main", "flags", "message"),
+    [
+        ("train", [], "--output_dir is required"),
+        ("train", [f"--output_dir={FILE}"], f"can't be a folder: {ROOT / FILE} is a file"),
+        ("train", ["--output_dir=/proc/run"], "/proc/run can't be written"),
+        ("train", ["--output_dir="], "expected a text that is not empty"),
+        ("train", ["--output_dir=runs/x", "--profile_steps=5"], "expected two steps"),
+        ("train", ["--output_dir=runs/x", "--process_id=-1"], "--process_id=-1: expected"),
+        ("train", ["--output_dir=runs/x", "--num_processes=0"], "--num_processes=0: expected"),
+        ("train", ["--output_dir=runs/x", "--stopped_exit_code=256"], "at most 255"),
+        ("train", ["--output_dir=runs/x", "--stepz=3"], "Unknown command line flag 'stepz'"),
+        ("evaluate", ["--run=runs/none", "--tasks=a"], "expected a path that exists"),
+        ("evaluate", ["--run=tests", "--tasks=a", "--num_examples=0"], "--num_examples=0"),
+        ("evaluate", ["--run=tests", "--tasks=a", "--split="], "--split="),
+        ("evaluate", ["--run=tests"], "--tasks is required"),
+        ("infer", ["--run=tests"], "Give one of --audio and --text"),
+        ("infer", ["--run=none", "--text=a"], "--run=none: expected a path that exists"),
+        ("infer", [f"--run={FILE}", "--text=a"], "expected a folder, and this is a file"),
+        ("infer", ["--run=tests", "--text="], "--text=: expected"),
+        ("infer", ["--run=tests", "--text=a", "--temperature=nan"], "--temperature=nan: expected"),
+        ("infer", ["--run=tests", "--text=a", "--temperature=-1"], "--temperature=-1: expected"),
+        ("infer", ["--run=tests", "--text=a", "--top_p=2"], "--top_p=2: expected a number, above"),
+        ("infer", ["--run=tests", "--text=a", "--top_k=-1"], "--top_k=-1: expected"),
+        ("infer", ["--run=tests", "--text=a", "--max_new_tokens=0"], "--max_new_tokens=0"),
+        ("infer", ["--run=tests", "--audio=none.wav"], "--audio=none.wav: expected"),
+        ("infer", ["--run=tests", "--audio=tests"], "expected a file, and this is a folder"),
+        ("infer", ["--run=tests", "--text=a", "--output=/proc/a/b.wav"], "can't be written"),
+        ("infer", ["--run=tests", "--text=a", "--output=answer"], "answer has no suffix"),
+        ("infer", ["--run=tests", "--text=a", "--task=sing"], "--task=sing"),
+        ("precompile", ["--topology=v5e-4", "--batch_per_chip=0"], "--batch_per_chip=0: expected"),
+        ("precompile", ["--topology=v5e-4", "--batch_per_chip=nan"], "--batch_per_chip=nan"),
+        ("precompile", ["--topology=v5e-4", "--json=tests"], "can't be a file"),
+        ("precompile", ["--topology=v5e-3"], "--topology=v5e-3: topology 'v5e-3': v5e comes in"),
+        ("precompile", ["--topology=v9-4"], "--topology=v9-4: topology 'v9-4' is unknown"),
+        ("precompile", ["--topology="], "--topology=: topology '' is unknown"),
+    ],
+)
+def test_illegal_flags(main, flags, message):
+    process = start(f"speechgpt_jax.{main}", *flags)
+    assert process.returncode == 1
+    [line] = process.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert message in line
+    assert process.stdout == "imported: []\n"
+
+
+@pytest.mark.parametrize("main", ["train", "evaluate", "infer", "precompile"])
+def test_help(main):
+    command = [sys.executable, "-m", f"speechgpt_jax.{main}", "--help"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert f"python -m speechgpt_jax.{main}" in process.stdout
+    assert process.stderr == ""
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    process = start(
+        "speechgpt_jax.infer", f"--run={tmp_path}", "--text=a", f"--output={tmp_path}/a.wav"
+    )
+    assert process.returncode == 1
+    [line] = process.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert str(tmp_path) in line
+
+
+def test_talking_needs_no_tensorflow():
+    program = (
+        "import speechgpt_jax.infer, speechgpt_jax.decoding.conversation, sys;"
+        "print([name for name in ('tensorflow', 'seqio', 'apache_beam') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", program]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert process.stdout == "[]\n"
