@@ -32,7 +32,7 @@ def annotations(function: Callable) -> dict[str, Any]:
 def fits(value: Any, annotation: Any, accepts: Callable[[Any], bool] = lambda value: False) -> bool:
     """Whether `value` may be given where `annotation` stands.
 
-    `accepts` says of a value, or of an item within it, that it fits whatever stands there.
+    `accepts(value)` is true for values, or items within them, that fit any annotation.
     """
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any or isinstance(annotation, typing.TypeVar) or accepts(value):

@@ -97,13 +97,13 @@ def main() -> None:
 def show(reply: Reply) -> None:
     """Prints the parts of a reply and writes its sound to --output."""
     if reply.transcript:
-        print(f"heard:  {reply.transcript}")
+        print(f"question: {reply.transcript}")
     if reply.text:
-        print(f"answer: {reply.text}")
+        print(f"answer:   {reply.text}")
     if reply.units:
         save_audio(OUTPUT.value, reply.wav)
         seconds = len(reply.wav) / SAMPLE_RATE
-        print(f"spoken: {len(reply.units)} units, {seconds:.1f} s, in {OUTPUT.value}")
+        print(f"spoken:   {len(reply.units)} units, {seconds:.1f} s, in {OUTPUT.value}")
 
 
 if __name__ == "__main__":

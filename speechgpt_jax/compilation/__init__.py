@@ -1,1 +1,1 @@
-"""Compiling for TPU slices that aren't there, and what XLA made of a step."""
+"""Ahead-of-time compilation for TPU slices that are not attached, and its report."""

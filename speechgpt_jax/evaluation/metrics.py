@@ -56,7 +56,7 @@ def answer_accuracy(
 def unit_error_rate(
     targets: Sequence[Response], predictions: Sequence[Response]
 ) -> dict[str, float]:
-    """Unit edits per unit of the recorded speech; other units may say the same text."""
+    """Unit edits per unit of the recorded speech; different units may stand for the same text."""
     references = [" ".join(map(str, target.units)) for target in targets]
     units = [" ".join(map(str, prediction.units)) for prediction in predictions]
     return {

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-# Exit code of a run that was told to stop, has saved, and is to be restarted: EX_TEMPFAIL of
+# Exit code of a run that has saved after SIGTERM and is to be restarted: EX_TEMPFAIL of
 # sysexits.h.
 STOPPED_EXIT_CODE = 75
 # From SIGTERM to SIGKILL: time to finish the current step and to write a checkpoint.

@@ -32,7 +32,7 @@ from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.training import utilization
 from speechgpt_jax.training.loop import Batches, fit
 from speechgpt_jax.training.optimizer import AdamW, Guard
-from speechgpt_jax.training.progress import draw_losses, say
+from speechgpt_jax.training.progress import draw_losses, print_once
 from speechgpt_jax.training.stage import Stage, jit_train_step, prepare_parameters, split
 from speechgpt_jax.training.start import initial_parameters, number_of_tokens
 from speechgpt_jax.training.train_step import TrainState
@@ -191,6 +191,6 @@ def _print_next_steps(output_dir: str) -> None:
     """Draws loss.png and prints what can be done with the run."""
     if jax.process_index() == 0:
         draw_losses([output_dir], epath.Path(output_dir) / "loss.png")
-    say(f"Checkpoints, metrics and loss.png are in {output_dir}.")
-    say(f"Curves:      tensorboard --logdir={output_dir}")
-    say(f"Next stage:  --gin.train.start_from={output_dir}")
+    print_once(f"Checkpoints, metrics and loss.png are in {output_dir}.")
+    print_once(f"Curves:      tensorboard --logdir={output_dir}")
+    print_once(f"Next stage:  --gin.train.start_from={output_dir}")

@@ -23,7 +23,7 @@ from jax.experimental.multihost_utils import reached_preemption_sync_point
 
 from speechgpt_jax.checkpoints import Checkpoints
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.training.progress import Averages, MetricsLog, Progress, say
+from speechgpt_jax.training.progress import Averages, MetricsLog, Progress, print_once
 
 # Metric of a train step that may reject its batch: true if it did and left the state unchanged.
 REJECTED = "rejected"
@@ -139,12 +139,12 @@ def resume(state: Any, batches: Batches, checkpoints: Checkpoints) -> tuple[Any,
     if restored.input_positions.keys() == names:
         batches.restore(restored.input_positions)
     else:
-        say(
+        print_once(
             "The run had another number of readers (by default, of processes): its input starts"
             " from the beginning. Bind load_host_batches.num_readers to that number to continue"
             " with the next batch, or another seed to get the examples in another order."
         )
-    say(f"Resuming from step {restored.step} of {checkpoints.folder}.")
+    print_once(f"Resuming from step {restored.step} of {checkpoints.folder}.")
     return restored.state, restored.step
 
 
@@ -246,7 +246,7 @@ class Review:
         file = self._save(step, batch)
         rejected = bool(metrics.get(REJECTED, False))
         if rejected and self._in_a_row <= self._patience:
-            say(f"step {step}: {problem}; skipped. Its batch is in {file}.")
+            print_once(f"step {step}: {problem}; skipped. Its batch is in {file}.")
             return False
         raise UserError(
             f"step {step}: {problem}; nothing was saved since. Its batch is in {file}. Usual"
@@ -297,6 +297,6 @@ def stop_signals() -> Iterator[list[signal.Signals]]:
 
 def leave(stop: signal.Signals, step: int, checkpoints: Checkpoints) -> NoReturn:
     """Exits with 0 after SIGTERM (a preemption was handled), 130 after Ctrl-C as shells expect."""
-    say(f"{stop.name}: step {step} is saved in {checkpoints.folder}.")
-    say("The same command resumes from there.")
+    print_once(f"{stop.name}: step {step} is saved in {checkpoints.folder}.")
+    print_once("The same command resumes from there.")
     raise SystemExit(130 if stop == signal.SIGINT else 0)

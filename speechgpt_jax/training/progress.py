@@ -13,7 +13,7 @@ from etils import epath
 METRICS_FILE = "metrics.jsonl"
 
 
-def say(text: str) -> None:
+def print_once(text: str) -> None:
     """Prints a line on the first process only."""
     if jax.process_index() == 0:
         print(text, flush=True)
@@ -112,7 +112,7 @@ class Progress:
         if self._bar:
             self._bar.update(self._task, completed=step, report=text)
         else:
-            say(text)
+            print_once(text)
 
     def close(self) -> None:
         if self._bar:

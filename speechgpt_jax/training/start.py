@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from speechgpt_jax import checkpoints, sharding
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.llama import Llama, LlamaConfig
-from speechgpt_jax.training.progress import say
+from speechgpt_jax.training.progress import print_once
 
 # Parameters with one row per token, and the axis of the rows.
 VOCABULARY_AXIS = {"embed_tokens": 0, "lm_head.kernel": 1}
@@ -45,7 +45,7 @@ def initial_parameters(
     arrays |= _fresh_adapter(fresh, {name: targets[name].sharding for name in adapter}, mesh)
     num_tokens = number_of_tokens(start_from)
     if num_tokens > config.vocab_size:
-        say(
+        print_once(
             f"The tokenizer has {config.vocab_size} tokens, {start_from} has {num_tokens}: the rows"
             " of its last ones are dropped."
         )
