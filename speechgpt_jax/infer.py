@@ -8,7 +8,7 @@ python -m speechgpt_jax.infer --run=runs/demo/stage2 --task=speak --text="good m
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -77,7 +77,7 @@ def main() -> None:
     from speechgpt_jax.decoding.conversation import Conversation
     from speechgpt_jax.decoding.sampling import Sampling
 
-    source = TEXT.value if AUDIO.value is None else load_audio(AUDIO.value)
+    source: Any = TEXT.value if AUDIO.value is None else load_audio(AUDIO.value)
     conversation = Conversation.from_run(
         RUN.value,
         hubert=HUBERT_FOLDER.value,

@@ -17,6 +17,7 @@ import re
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
@@ -39,8 +40,8 @@ from speechgpt_jax.corpus.summary import (
 )
 from speechgpt_jax.errors import UserError
 
-PipelineOptions = beam.options.pipeline_options.PipelineOptions
-StandardOptions = beam.options.pipeline_options.StandardOptions
+PipelineOptions: TypeAlias = beam.options.pipeline_options.PipelineOptions
+StandardOptions: TypeAlias = beam.options.pipeline_options.StandardOptions
 
 # The error of a worker is raised here; Beam would log it with its traceback as well.
 logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)

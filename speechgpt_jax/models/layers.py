@@ -179,7 +179,7 @@ RopeScaling = LinearRopeScaling | Llama3RopeScaling
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
     """Radians per position of the head_dim / 2 pairs (Su et al. 2021), float32 [H / 2]."""
     frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)
-    return np.float32(scaling(frequencies) if scaling else frequencies)
+    return np.asarray(scaling(frequencies) if scaling else frequencies, np.float32)
 
 
 def rope_angles(

@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from etils import epath
@@ -109,7 +109,7 @@ def train(
     del parameters
     step = jit_train_step(stage, state, devices, tokenizer.unit_ids)
 
-    metadata = {"config": config_text(), "model": dataclasses.asdict(model)}
+    metadata: dict[str, Any] = {"config": config_text(), "model": dataclasses.asdict(model)}
     metadata |= _kept_fields(start_from)
     _describe(output_dir, tokenizer, metadata["config"])
     base = start_from if trainable != "all" else None
@@ -152,7 +152,7 @@ def _check(
         )
     if trainable == "lora" and model.lora is None:
         raise UserError("trainable 'lora' needs a model with lora set.")
-    if trainable == "lora":
+    if trainable == "lora" and start_from:
         _check_base(model, start_from)
 
 

@@ -120,7 +120,9 @@ def make_stage_optimizer(stage: Stage) -> optax.GradientTransformation:
     return guarded(optimizer, stage.guard) if stage.guard else optimizer
 
 
-def jit_train_step(stage: Stage, state: TrainState, mesh: Mesh, unit_ids: range) -> Callable:
+def jit_train_step(
+    stage: Stage, state: TrainState, mesh: Mesh, unit_ids: range
+) -> jax.stages.Wrapped:
     """The jitted step (state, frozen, batch) -> (state, metrics); it donates its state."""
     step = make_train_step(
         nnx.graphdef(nnx.eval_shape(lambda: build(stage))),
