@@ -1,86 +1,55 @@
-"""Adds to a vocoder's training rows the units that other people would give the same sentences.
+"""Adds rows with the units of perturbed recordings to the training rows of a vocoder.
 
     python -m tools.perturb_units --manifest=corpus/units.jsonl --split=train \\
         --output=corpus/perturbed.jsonl
 
-Every recording is heard once more, faster or slower (Ko et al. 2015), by which its pitch and its
-formants move too, and as if in another room, by another microphone. The units' times are brought
-back to those of the recording. The output has
-the rows of the split {path, units, durations, ...} and after them such ones, alike but for units
-and durations: what a vocoder meets when it speaks for a person it has never heard.
+Every recording is encoded once more, faster or slower and as if in another room, by another
+microphone: so a vocoder learns the units of people whom it was not trained on. OUTPUT has the rows
+of the split {path, units, durations, ...} and after them the same rows with other units and
+durations.
 """
 
-import argparse
-import os
-import pathlib
-
-import numpy as np
-import soxr
-from rich.progress import track
-
-from speechgpt_jax.errors import one_line_errors
-from speechgpt_jax.files import read_manifest, write_jsonl
-from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
-from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit
-from speechgpt_jax.speech.encoder.training import distort
-from speechgpt_jax.unit_text import reduce_units
-
-BATCH = 256
+from speechgpt_jax import arguments, files
+from speechgpt_jax.arguments import at_least, existing_file, existing_folder, finite_float
+from speechgpt_jax.errors import UserError
 
 
-def retimed(cluster_ids: np.ndarray, num_frames: int) -> np.ndarray:
-    """The units of a faster or slower recording [T], stretched to `num_frames` of the original."""
-    places = (np.arange(num_frames) + 0.5) * len(cluster_ids) / num_frames
-    return cluster_ids[places.astype(int)]
-
-
-def perturbed(
-    rows: list[dict], speech2unit: Speech2Unit, speeds: np.ndarray, rng: np.random.Generator
-) -> list[dict]:
-    """The rows as they are heard at these speeds, one a row that then still has a frame."""
-    wavs = [
-        distort(rng, soxr.resample(load_audio(row["path"]), SAMPLE_RATE * speed, SAMPLE_RATE))
-        for row, speed in zip(rows, speeds)
-    ]
-    heard = []
-    for row, cluster_ids in zip(rows, speech2unit.cluster_ids(wavs)):
-        if not len(cluster_ids):  # Too short, once it is faster.
-            continue
-        units, durations = reduce_units(retimed(cluster_ids, sum(row["durations"])))
-        heard.append(row | {"units": units.tolist(), "durations": durations.tolist()})
-    return heard
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--manifest", required=True, type=pathlib.Path)
+def main(argv: list[str]) -> None:
+    parser = arguments.Parser(__doc__)
+    parser.add_argument("--manifest", required=True, type=existing_file)
     parser.add_argument("--split", help="only the manifest's rows of this split")
-    parser.add_argument("--output", required=True, type=pathlib.Path)
-    parser.add_argument("--hubert", type=pathlib.Path, default=SHIPPED)
+    parser.add_argument("--output", required=True)
     parser.add_argument(
-        "--widest", type=float, default=1.22, help="speeds are in [1/WIDEST, WIDEST]"
+        "--hubert",
+        type=existing_folder,
+        default=str(files.ASSETS / "hubert_tiny"),
+        help="folder of HuBERT and centroids",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    with one_line_errors():
-        rows = read_manifest(args.manifest, args.split)
-        speech2unit = Speech2Unit.from_pretrained(args.hubert)
-        rng, more = np.random.default_rng(args.seed), []
-        for start in track(range(0, len(rows), BATCH), "units"):
-            batch = rows[start : start + BATCH]
-            speeds = args.widest ** rng.uniform(-1, 1, len(batch))
-            more += perturbed(batch, speech2unit, speeds, rng)
-        write_rows(rows + more, args.output)
-        print(f"{len(rows)} rows and {len(more)} of perturbed sound are in {args.output}.")
+    parser.add_argument(
+        "--widest",
+        type=finite_float(at_least=1),
+        default=1.22,
+        help="speeds are in [1/WIDEST, WIDEST]",
+    )
+    parser.add_argument("--seed", type=at_least(0), default=0)
+    args = parser.parse_args(argv)
+    files.check_writable_file(args.output)
 
+    from speechgpt_jax.corpus.perturb_units import perturb_units, write_manifest
+    from speechgpt_jax.files import read_manifest
+    from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 
-def write_rows(rows: list[dict], output: pathlib.Path) -> None:
-    """The whole file or none of it; paths become relative to its folder."""
-    rows = [row | {"path": os.path.relpath(row["path"], output.parent)} for row in rows]
-    write_jsonl(output, rows)
+    rows = read_manifest(args.manifest, args.split)
+    for row in rows:
+        if not isinstance(row.get("durations"), list):
+            raise UserError(
+                f"{row['path']} has no durations in {args.manifest}; run extract_units."
+            )
+    speech2unit = Speech2Unit.from_pretrained(args.hubert)
+    perturbed = perturb_units(rows, speech2unit, args.widest, args.seed)
+    write_manifest([*rows, *perturbed], args.output)
+    print(f"{len(rows)} rows and {len(perturbed)} of perturbed recordings are in {args.output}.")
 
 
 if __name__ == "__main__":
-    main()
+    arguments.run(main)

@@ -1,4 +1,4 @@
-"""The fundamental frequency of speech, and a pulse train that follows one.
+"""Pitch (fundamental frequency) of speech, and pulse trains that follow a pitch.
 
 Shapes: B batch, T frames, S = T * hop samples.
 """
@@ -10,16 +10,21 @@ import numpy as np
 MIN_HZ, MAX_HZ = 60.0, 400.0
 # Similarity of a frame to itself one period later, above which it counts as voiced.
 VOICING = 0.5
-# How much similarity a change of pitch by one octave between frames has to be worth.
+# Cost, in similarity, of a change of pitch by one octave between frames.
 OCTAVE_COST = 2.0
 
 
 def track_pitch(wav: np.ndarray, sampling_rate: int, hop: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pitch of each frame of clean speech: wav [S] -> hz [T], voiced [T] (bool).
+    """Pitch of each frame of clean speech: wav [S] -> pitch in Hz [T], voiced [T] (bool).
 
-    Normalised cross-correlation of 30 ms around the frame's centre with itself one lag later, and
-    the path through the lags that is best over the whole sound (Talkin 1995, RAPT). Between voiced
-    frames `hz` is interpolated.
+    Normalised cross-correlation of 30 ms around the frame's centre with the sound one lag later,
+    and the best path through the lags over the whole recording (RAPT, Talkin 1995). Between voiced
+    frames the pitch is interpolated.
+
+    Args:
+      wav: samples in [-1, 1].
+      sampling_rate: in Hz.
+      hop: samples per frame.
     """
     similarity = _similarity(wav, sampling_rate, hop)
     lags = np.geomspace(sampling_rate / MAX_HZ, sampling_rate / MIN_HZ, 96).round().astype(int)
@@ -33,7 +38,7 @@ def track_pitch(wav: np.ndarray, sampling_rate: int, hop: int) -> tuple[np.ndarr
 
 
 def _similarity(wav: np.ndarray, sampling_rate: int, hop: int) -> np.ndarray:
-    """Cross-correlation of each frame with itself every lag later: [T, lags] in [-1, 1]."""
+    """Normalised cross-correlation of each frame at each lag: wav [S] -> [T, lags] in [-1, 1]."""
     size, longest = round(0.03 * sampling_rate), round(1.1 * sampling_rate / MIN_HZ)
     before = (size + longest - hop) // 2
     padded = np.pad(wav, (before, size + longest))
@@ -44,15 +49,15 @@ def _similarity(wav: np.ndarray, sampling_rate: int, hop: int) -> np.ndarray:
     product = np.fft.irfft(spectrum * np.fft.rfft(windows[:, :size], n_fft).conj())[:, :longest]
     energy = np.cumsum(np.pad(windows**2, ((0, 0), (1, 0))), axis=1)
     energy = energy[:, size : size + longest] - energy[:, :longest]
-    # The floor, some -60 dB, keeps silence from looking periodic.
+    # The floor of about -60 dB keeps silence from looking periodic.
     floor = size * 1e-6
     return product / np.sqrt((energy[:, :1] + floor) * (energy + floor))
 
 
 def _best_path(similarity: np.ndarray, octaves: np.ndarray) -> np.ndarray:
-    """Viterbi over candidates [T, L] at `octaves` [L]: the index of the best one in each frame."""
+    """Viterbi search: candidates [T, L] at `octaves` [L] -> index of the best per frame [T]."""
     cost = OCTAVE_COST * np.abs(octaves[:, None] - octaves)
-    # Two periods are as similar as one: the shorter lag wins the tie.
+    # Two periods are as similar as one: ties go to the shorter lag.
     local = similarity - 0.02 * octaves
     score, back = local[0], np.zeros(local.shape, int)
     for t in range(1, len(local)):
@@ -66,7 +71,7 @@ def _best_path(similarity: np.ndarray, octaves: np.ndarray) -> np.ndarray:
 
 
 def _peak_near(similarity: np.ndarray, lags: np.ndarray) -> np.ndarray:
-    """The best lag within 3 % of each frame's, to a fraction of a sample (by a parabola)."""
+    """Best lag within 3 % of each frame's lag [T], to a fraction of a sample (parabola) -> [T]."""
     rows = np.arange(len(lags))
     offsets = np.arange(-8, 9)
     near = np.clip(lags[:, None] + offsets, 1, similarity.shape[1] - 2)
@@ -82,11 +87,18 @@ def _peak_near(similarity: np.ndarray, lags: np.ndarray) -> np.ndarray:
 def pulse_train(
     hz: jax.Array, voiced: jax.Array, sampling_rate: int, hop: int, start: jax.Array | float = 0.0
 ) -> jax.Array:
-    """Band-limited pulses of unit power, silence where not voiced: two of [B, T] -> [B, S].
+    """Band-limited pulses of unit power, silent where not voiced -> [B, S].
 
-    All harmonics below half the sampling rate, in phase, in closed form (Dirichlet's kernel); the
-    pitch moves on a straight line from one frame's start to the next one's, if that is voiced.
-    `start` is the phase of the first frame's start, see `phases`.
+    A pulse train has all harmonics below half the sampling rate, in phase, in closed form
+    (Dirichlet kernel). The pitch changes linearly from the start of a frame to that of the next one
+    if that is voiced.
+
+    Args:
+      hz: pitch at the start of each frame [B, T].
+      voiced: 1 where voiced, 0 elsewhere [B, T].
+      sampling_rate: in Hz.
+      hop: samples per frame.
+      start: phase at the start of the first frame, in periods.
     """
     step, slope = _steps(hz, voiced, sampling_rate, hop)
     phase = phases(hz, voiced, sampling_rate, hop, start)
@@ -104,17 +116,19 @@ def pulse_train(
 def phases(
     hz: jax.Array, voiced: jax.Array, sampling_rate: int, hop: int, start: jax.Array | float = 0.0
 ) -> jax.Array:
-    """The phase at each frame's start, in periods from 0 to 1: hz, voiced [B, T] -> [B, T]."""
+    """Phase of the pulse train at the start of each frame, in periods from 0 to 1 [B, T]."""
     step, slope = _steps(hz, voiced, sampling_rate, hop)
     advance = (hop * step + slope * hop**2 / 2)[:, :-1]
     advance = jnp.concatenate([jnp.full((len(hz), 1), start), advance], axis=1) % 1.0
-    # Wrapped at every sum: minutes later it is as exact as at the start.
+    # Wrapped at every sum, so that it stays exact over minutes.
     return jax.lax.associative_scan(lambda a, b: (a + b) % 1.0, advance, axis=1)
 
 
-def _steps(hz, voiced, sampling_rate, hop):
-    """Periods a sample at each frame's start, and their change a sample; both [B, T]."""
-    # An untrained predictor may ask for any pitch; at least two harmonics must fit.
+def _steps(
+    hz: jax.Array, voiced: jax.Array, sampling_rate: int, hop: int
+) -> tuple[jax.Array, jax.Array]:
+    """Periods per sample at the start of each frame, and their change per sample; both [B, T]."""
+    # An untrained predictor may predict any pitch; at least two harmonics must fit.
     step = jnp.clip(hz / sampling_rate, 1e-4, 0.25)
     next_voiced = jnp.pad(voiced[:, 1:], ((0, 0), (0, 1)))
     return step, jnp.diff(step, axis=1, append=step[:, -1:]) / hop * next_voiced

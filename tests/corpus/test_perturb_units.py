@@ -1,10 +1,10 @@
 """Units of perturbed sound keep the times of the recording they stand beside."""
 
 import json
-import sys
 
 import numpy as np
 
+from speechgpt_jax.corpus.perturb_units import retimed
 from speechgpt_jax.demo_world.build import SHIPPED_CORPUS
 from speechgpt_jax.files import read_manifest
 from speechgpt_jax.speech.audio import load_audio
@@ -14,14 +14,12 @@ from tools import perturb_units
 
 def test_retimed_units_last_as_long_as_the_recording():
     faster = np.array([7, 7, 8, 9, 9, 9])
-    np.testing.assert_array_equal(perturb_units.retimed(faster, 6), faster)
-    np.testing.assert_array_equal(
-        perturb_units.retimed(faster, 12), [7, 7, 7, 7, 8, 8, 9, 9, 9, 9, 9, 9]
-    )
-    np.testing.assert_array_equal(perturb_units.retimed(faster, 3), [7, 9, 9])
+    np.testing.assert_array_equal(retimed(faster, 6), faster)
+    np.testing.assert_array_equal(retimed(faster, 12), [7, 7, 7, 7, 8, 8, 9, 9, 9, 9, 9, 9])
+    np.testing.assert_array_equal(retimed(faster, 3), [7, 9, 9])
 
 
-def test_rows_of_perturbed_sound_follow_the_true_ones(tmp_path, monkeypatch):
+def test_rows_of_perturbed_sound_follow_the_true_ones(tmp_path):
     speech2unit = Speech2Unit.from_pretrained()
     rows = []
     for path in sorted((SHIPPED_CORPUS / "clips").glob("question-*.flac"))[:3]:
@@ -33,8 +31,7 @@ def test_rows_of_perturbed_sound_follow_the_true_ones(tmp_path, monkeypatch):
     manifest.write_text("".join(json.dumps(r) + "\n" for r in [*rows, rows[0] | {"split": "test"}]))
     output = tmp_path / "perturbed.jsonl"
     flags = ["--manifest", manifest, "--split", "train", "--output", output]
-    monkeypatch.setattr(sys, "argv", ["tool", *map(str, flags)])
-    perturb_units.main()
+    perturb_units.main([*map(str, flags)])
 
     written = read_manifest(output)
     assert len(written) == 6

@@ -1,4 +1,4 @@
-"""Vocoders of random weights that are like trained ones: every part of them says something."""
+"""Vocoders with random weights, scaled so that every part contributes to the output."""
 
 import jax
 import jax.numpy as jnp

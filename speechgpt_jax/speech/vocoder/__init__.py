@@ -1,1 +1,1 @@
-"""Units to sound: HiFi-GAN, duration and pitch predictors, streaming."""
+"""Unit vocoder: HiFi-GAN, duration and pitch predictors, streaming, training losses."""

@@ -1,12 +1,16 @@
-"""The sizes of a unit vocoder, and fairseq's config.json that they are kept in."""
+"""Sizes of a unit vocoder, read from and written to fairseq's config.json."""
 
 import dataclasses
 import itertools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 
 
@@ -15,21 +19,24 @@ class VocoderConfig:
     """Names and defaults are those of fairseq's published unit HiFi-GAN.
 
     Attributes:
-      num_embeddings, embedding_dim: codes, and width of their embedding.
-      speakers: names of the voices; an embedding of each goes beside that of the code. None: one
-        voice without an embedding.
-      upsample_rates, upsample_kernel_sizes: of the transposed convolutions.
-      upsample_initial_channel: halved by each of them.
-      resblock_kernel_sizes, resblock_dilation_sizes: the residual blocks after each of them.
-      duration_embed_dim: what the duration predictor is given: embedding_dim, the code alone, or
-        model_in_dim, the speaker too.
-      duration_hidden_dim, duration_kernel_size, duration_dropout: the duration predictor.
-      sampling_rate: in Hz; that of all sound here.
-      code_hop_size: samples a code.
-      istft_n_fft, istft_hop_size: the inverse STFT that makes the samples; 0 and 1: none, the
-        convolutions reach the sampling rate.
+      num_embeddings: number of codes.
+      embedding_dim: width of a code's embedding, and of a speaker's.
+      speakers: names of the speakers, each of whom has an embedding. Empty: a single speaker
+        without an embedding.
+      upsample_rates, upsample_kernel_sizes: rate and kernel size of each transposed convolution.
+      upsample_initial_channel: channels before the first transposed convolution; each halves them.
+      resblock_kernel_sizes, resblock_dilation_sizes: kernel size and dilations of the residual
+        blocks that follow each transposed convolution.
+      duration_embed_dim: input width of the duration predictor: embedding_dim for the code, or
+        model_in_dim for code and speaker.
+      duration_hidden_dim, duration_kernel_size, duration_dropout: sizes and dropout rate of the
+        duration predictor.
+      sampling_rate: in Hz; only 16 kHz is built.
+      code_hop_size: samples per code.
+      istft_n_fft, istft_hop_size: FFT size and hop, in samples, of the inverse STFT that makes the
+        samples. 0 and 1: no inverse STFT, the convolutions reach the sampling rate.
       pitch_hidden_dim: width of the pitch predictor; with one, the inverse STFT takes filtered
-        pulses and noise (see `Generator`). 0: none.
+        pulses and noise (see `Generator`). 0: no pitch predictor.
     """
 
     num_embeddings: int = 1000
@@ -51,11 +58,19 @@ class VocoderConfig:
     pitch_hidden_dim: int = 0
 
     def __post_init__(self):
+        for name in ("num_embeddings", "embedding_dim", "duration_hidden_dim", "istft_hop_size"):
+            check_number(name, getattr(self, name), at_least=1)
+        for name in ("istft_n_fft", "pitch_hidden_dim"):
+            check_number(name, getattr(self, name), at_least=0)
+        check_number("duration_dropout", self.duration_dropout, at_least=0, below=1)
+        # Every transposed convolution halves the channels.
+        fewest = 2 ** len(self.upsample_rates)
+        check_number("upsample_initial_channel", self.upsample_initial_channel, at_least=fewest)
         samples = math.prod(self.upsample_rates) * self.istft_hop_size
         if samples != self.code_hop_size:
             raise UserError(
                 f"upsample_rates {self.upsample_rates} and istft_hop_size {self.istft_hop_size} "
-                f"make {samples} samples of a code; expected code_hop_size {self.code_hop_size}."
+                f"make {samples} samples per code; expected code_hop_size {self.code_hop_size}."
             )
         if len(self.upsample_rates) != len(self.upsample_kernel_sizes):
             raise UserError(
@@ -63,23 +78,26 @@ class VocoderConfig:
                 f"upsample_rates {self.upsample_rates}."
             )
         if self.sampling_rate != SAMPLE_RATE:
-            raise UserError(f"sampling_rate {self.sampling_rate}; sound has {SAMPLE_RATE} Hz here.")
+            raise UserError(
+                f"sampling_rate {self.sampling_rate} must be {SAMPLE_RATE}: other vocoders are not"
+                " built here."
+            )
         if self.duration_embed_dim not in (self.embedding_dim, self.model_in_dim):
             raise UserError(
                 f"duration_embed_dim {self.duration_embed_dim} must be embedding_dim "
-                f"{self.embedding_dim} or, to see the speaker too, {self.model_in_dim}."
+                f"{self.embedding_dim} or, to depend on the speaker too, {self.model_in_dim}."
             )
         if self.pitch_hidden_dim and not self.istft_n_fft:
             raise UserError("A pitch predictor needs the inverse STFT; set istft_n_fft too.")
 
     @classmethod
     def unit_hifigan(cls, speakers: Sequence[str] = ()) -> "VocoderConfig":
-        """The published shape: 13.5 M parameters, 1000 codes, 50 codes a second, 16 kHz."""
+        """Published sizes: 13.5 M parameters, 1000 codes, 50 codes per second, 16 kHz."""
         return cls(speakers=tuple(speakers))
 
     @classmethod
     def tiny(cls) -> "VocoderConfig":
-        """The shipped shape: 2.3 M parameters, 200 codes, three voices."""
+        """Sizes of the shipped vocoder: 2.3 M parameters, 200 codes, three speakers."""
         return cls(
             num_embeddings=200,
             embedding_dim=64,
@@ -98,33 +116,85 @@ class VocoderConfig:
 
     @property
     def model_in_dim(self) -> int:
-        """Width of what the generator is given: code and speaker side by side."""
+        """Width of the generator's input: embeddings of code and speaker, concatenated."""
         return self.embedding_dim * (2 if self.speakers else 1)
 
     @property
     def contexts(self) -> tuple[int, ...]:
-        """How many codes on either side the generator's sound of a code can depend on.
+        """Codes on either side that the generator's samples of a code depend on.
 
-        Of the codes given, of what goes into each transposed convolution, and into the last one.
+        One number for the input of the generator, one for the input of each transposed convolution,
+        and one for the input of the last convolution.
         """
         kernels = zip(self.resblock_kernel_sizes, self.resblock_dilation_sizes)
         blocks = max(sum((k - 1) // 2 * (d + 1) for d in dilations) for k, dilations in kernels)
         rates = list(itertools.accumulate(self.upsample_rates, operator.mul))
         head = 3 + self.istft_n_fft / 2 / self.istft_hop_size
-        # The last convolution's, each stage's from the last to the first, the first convolution's.
+        # From the last convolution through each stage back to the first convolution.
         stages = [(k // 2 + blocks) / rate for k, rate in zip(self.upsample_kernel_sizes, rates)]
         reaches = itertools.accumulate([head / rates[-1], *reversed(stages), 3.0])
         return tuple(math.ceil(reach) for reach in reaches)[::-1]
 
-    @classmethod
-    def from_json(cls, fields: dict) -> "VocoderConfig":
-        """Reads fairseq's config.json; fields of its training (segment_size, ...) are left alone.
+    def check_units(self, units: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Units as int32 [N].
 
         Raises:
-          UserError: a field is missing, or describes a generator that is not built here.
+          UserError: there are none, they aren't whole numbers, or the vocoder doesn't have them.
+        """
+        values = np.asarray(units)
+        if values.ndim != 1 or not values.size or not np.issubdtype(values.dtype, np.integer):
+            raise UserError(f"expected at least one unit, a whole number, got {_abridged(units)}.")
+        if values.max() >= self.num_embeddings:
+            raise UserError(
+                f"unit {values.max()} is not among the vocoder's {self.num_embeddings}; "
+                "units and vocoder must be of one clustering."
+            )
+        return values.astype(np.int32)
+
+    def check_durations(
+        self, durations: Sequence[float] | np.ndarray, num_units: int
+    ) -> np.ndarray:
+        """Durations, in codes, as an array [num_units].
+
+        Raises:
+          UserError: they are not `num_units` finite numbers of at least 1.
+        """
+        values = np.asarray(durations)
+        is_number = values.dtype.kind in "iuf"
+        if (
+            values.shape != (num_units,)
+            or not is_number
+            or not (np.isfinite(values) & (values >= 1)).all()
+        ):
+            raise UserError(
+                f"expected for each of {num_units} units a duration of at least 1 code (of 20 ms), "
+                f"got {_abridged(durations)}."
+            )
+        return values
+
+    def speaker_index(self, speaker: int | str) -> int:
+        """Index of a speaker given by name or index; UserError if the vocoder lacks it."""
+        if isinstance(speaker, str) and speaker in self.speakers:
+            return self.speakers.index(speaker)
+        is_index = isinstance(speaker, int | np.integer) and not isinstance(speaker, bool)
+        if is_index and 0 <= speaker < max(len(self.speakers), 1):
+            return int(speaker)
+        known = (
+            f"one of {', '.join(self.speakers)} or an index" if self.speakers else "0, the only one"
+        )
+        raise UserError(f"the vocoder has no speaker {speaker!r}; expected {known}.")
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "VocoderConfig":
+        """Config from the fields of fairseq's config.json; those of its training are ignored.
+
+        Raises:
+          UserError: a field is missing or has a wrong type, or the generator is of another kind.
         """
         if str(fields.get("resblock", "1")) != "1":
-            raise UserError(f'config.json has resblock {fields["resblock"]}; only "1" is built.')
+            raise UserError(
+                f'config.json has resblock {fields["resblock"]}; only "1" is built here.'
+            )
         try:
             duration = fields["dur_predictor_params"]
             return cls(
@@ -137,9 +207,13 @@ class VocoderConfig:
             )
         except KeyError as error:
             raise UserError(f"config.json has no {error}; expected a unit HiFi-GAN's.") from error
+        except (TypeError, ZeroDivisionError) as error:
+            raise UserError(
+                f"config.json has values of wrong types ({error}); expected a unit HiFi-GAN's."
+            ) from error
 
-    def to_json(self) -> dict:
-        """The fields of fairseq's config.json, and ours that have no counterpart there."""
+    def to_json(self) -> dict[str, Any]:
+        """Fields of fairseq's config.json, and ours that have no counterpart there."""
         fields = {name: getattr(self, name) for name in _SAME}
         fields |= {"resblock": "1", "model_in_dim": self.model_in_dim}
         if self.speakers:
@@ -172,3 +246,11 @@ def _speakers(fields: dict) -> tuple[str, ...]:
 
 def _as_tuples(value):
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
+def _abridged(values) -> str:
+    """[1, 2, ..., 300] -> "300 values: [1, 2, 3, 4, 5, 6, 7, 8]..."."""
+    values = np.asarray(values).tolist()
+    if not isinstance(values, list) or len(values) <= 8:
+        return repr(values)
+    return f"{len(values)} values: {values[:8]!r}..."

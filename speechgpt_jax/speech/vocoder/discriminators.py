@@ -16,10 +16,12 @@ class DiscriminatorConfig:
     """Sizes of the multi-period and the multi-scale discriminators; the defaults are the paper's.
 
     Attributes:
-      periods: one sub-discriminator for each looks at every p-th sample.
-      period_channels: of its convolutions (kernel 5, stride 3, the last one's stride 1).
-      scales: how many sub-discriminators look at sound halved 0, 1, 2, ... times.
-      scale_channels, scale_strides, scale_groups: of their convolutions, kernel 41 (the first 15).
+      periods: sub-discriminator i takes every `periods[i]`-th sample.
+      period_channels: channels of its convolutions (kernel 5, stride 3; stride 1 in the last one).
+      scales: number of multi-scale sub-discriminators; number i takes sound downsampled 2 ** i
+        times.
+      scale_channels, scale_strides, scale_groups: channels, strides and groups of their
+        convolutions (kernel 15 in the first, 5 in the last, 41 in the others).
     """
 
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)
@@ -31,7 +33,7 @@ class DiscriminatorConfig:
 
     @classmethod
     def small(cls) -> "DiscriminatorConfig":
-        """What two CPU cores can afford: thin convolutions, a fiftieth of the paper's cost."""
+        """Sizes for two CPU cores, at a fiftieth of the paper's cost."""
         return cls(
             periods=(2, 3, 5, 7, 11),
             period_channels=(16, 32, 64, 64),
@@ -45,13 +47,22 @@ class DiscriminatorConfig:
 class StridedConv(nnx.Module):
     """A padded 1-D convolution [B, T, in] -> [B, ceil(T / stride), out], optionally in groups."""
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride, groups, *, rngs):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        groups: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
         shape = (kernel_size, in_channels // groups, out_channels)
         self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros(out_channels))
         self.stride, self.groups = stride, groups
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         pad = (self.kernel.shape[0] - 1) // 2
         y = jax.lax.conv_general_dilated(
             x,
@@ -65,16 +76,24 @@ class StridedConv(nnx.Module):
 
 
 class ConvStack(nnx.Module):
-    """Convolutions with LeakyReLU 0.1, the last one to a single channel: [B, T, 1] -> features."""
+    """Convolutions with LeakyReLU 0.1 and a last one with a single channel."""
 
-    def __init__(self, channels, kernel_sizes, strides, groups, *, rngs):
+    def __init__(
+        self,
+        channels: Sequence[int],
+        kernel_sizes: Sequence[int],
+        strides: Sequence[int],
+        groups: Sequence[int],
+        *,
+        rngs: nnx.Rngs,
+    ):
         inputs = (1, *channels[:-1])
         rows = zip(inputs, channels, kernel_sizes, strides, groups)
         self.convs = nnx.List([StridedConv(*row, rngs=rngs) for row in rows])
         self.conv_post = StridedConv(channels[-1], 1, 3, 1, 1, rngs=rngs)
 
-    def __call__(self, x) -> list[jax.Array]:
-        """Every layer's output; the last one is the judgement: 1 real, 0 made."""
+    def __call__(self, x: jax.Array) -> list[jax.Array]:
+        """[B, T, 1] -> output of every layer; the last is the score: 1 real, 0 synthesized."""
         features = []
         for conv in self.convs:
             x = jax.nn.leaky_relu(conv(x), 0.1)
@@ -83,7 +102,7 @@ class ConvStack(nnx.Module):
 
 
 class Discriminators(nnx.Module):
-    """All of a config's sub-discriminators: wav [B, S] -> a list of features for each."""
+    """Multi-period and multi-scale discriminators."""
 
     def __init__(self, config: DiscriminatorConfig, *, rngs: nnx.Rngs):
         self.periods = config.periods
@@ -105,6 +124,7 @@ class Discriminators(nnx.Module):
         self.of_scales = nnx.List([ConvStack(*sizes, rngs=rngs) for _ in range(config.scales)])
 
     def __call__(self, wav: jax.Array) -> list[list[jax.Array]]:
+        """wav [B, S] -> for each sub-discriminator the outputs of its layers."""
         by_period = [
             stack(columns(wav, period)) for period, stack in zip(self.periods, self.of_periods)
         ]
@@ -116,22 +136,30 @@ class Discriminators(nnx.Module):
 
 
 def columns(wav: jax.Array, period: int) -> jax.Array:
-    """[B, S] -> [B * period, ceil(S / period), 1]: each row holds every `period`-th sample."""
+    """[B, S] -> [B * period, ceil(S / period), 1]; a row has every `period`-th sample."""
     wav = jnp.pad(wav, ((0, 0), (0, -wav.shape[1] % period)), mode="reflect")
     return wav.reshape(len(wav), -1, period).swapaxes(1, 2).reshape(len(wav) * period, -1, 1)
 
 
-def discriminator_loss(real: Sequence, made: Sequence) -> jax.Array:
-    """Least squares (Mao et al. 2017): recordings to 1, what the vocoder made to 0."""
-    pairs = zip(real, made)
-    return sum(((1 - r[-1]) ** 2).mean() + (m[-1] ** 2).mean() for r, m in pairs)
+def discriminator_loss(
+    real: Sequence[Sequence[jax.Array]], synthesized: Sequence[Sequence[jax.Array]]
+) -> jax.Array:
+    """Least-squares GAN loss (Mao et al. 2017): target 1 for recordings, 0 for synthesized sound.
+
+    real, synthesized: outputs of `Discriminators` for both.
+    """
+    pairs = zip(real, synthesized)
+    return sum(((1 - r[-1]) ** 2).mean() + (s[-1] ** 2).mean() for r, s in pairs)
 
 
-def adversarial_loss(made: Sequence) -> jax.Array:
-    """What the generator lowers: the distance of its judgements from 1."""
-    return sum(((1 - m[-1]) ** 2).mean() for m in made)
+def adversarial_loss(synthesized: Sequence[Sequence[jax.Array]]) -> jax.Array:
+    """Least-squares GAN loss of the generator: target 1 for synthesized sound."""
+    return sum(((1 - s[-1]) ** 2).mean() for s in synthesized)
 
 
-def feature_loss(real: Sequence, made: Sequence) -> jax.Array:
-    """Feature matching (Larsen et al. 2016): L1 between the layers' outputs."""
-    return sum(jnp.abs(a - b).mean() for r, m in zip(real, made) for a, b in zip(r[:-1], m[:-1]))
+def feature_loss(
+    real: Sequence[Sequence[jax.Array]], synthesized: Sequence[Sequence[jax.Array]]
+) -> jax.Array:
+    """Feature matching (Larsen et al. 2016): L1 distance of the layers' outputs."""
+    pairs = zip(real, synthesized)
+    return sum(jnp.abs(a - b).mean() for r, s in pairs for a, b in zip(r[:-1], s[:-1]))

@@ -1,13 +1,15 @@
-"""The parts of a unit vocoder: HiFi-GAN's generator and the predictors of duration and pitch.
+"""Parts of a unit vocoder: HiFi-GAN's generator and the predictors of duration and pitch.
 
 Kong et al. 2020 (HiFi-GAN, arXiv 2010.05646), Kaneko et al. 2022 (iSTFTNet, arXiv 2203.02395), Liu
 et al. 2020 (Neural Homomorphic Vocoder, Interspeech), Polyak et al. 2021 (arXiv 2104.00355).
 
-Shapes: B batch, T codes, C channels, S = T * code_hop_size samples; `mask` [B, T] is 1.0 on codes
-and 0.0 on padding, None without padding.
+Shapes: B batch, T codes or steps, C channels, F frames of the STFT, S = T * code_hop_size samples.
+`mask` [B, T] is 1.0 on codes and 0.0 on padding; None if there is no padding.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,27 +21,44 @@ from speechgpt_jax.speech.vocoder.config import VocoderConfig
 
 # Pulses and noise of unit power are filtered; speech starts out some 25 dB below them.
 LOG_LEVEL = -3.0
-# exp() of what a fresh or a broken network says must stay finite.
+# exp() of an untrained or diverged network's output must stay finite.
 MAX_LOG_MAGNITUDE = 5.0
 TYPICAL_HZ = 130.0
 
+# First code, which may be traced, and number of codes, which decides shapes.
+CodeRange = tuple[jax.Array | int, int]
 
-def masked(x, mask):
-    """Zeroes x [B, T, C] in the padding, so that a short item's end is what it would be alone."""
+
+def masked(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Zeroes x [B, T, C] in the padding: each item of a batch sees zeros beyond its end."""
     return x if mask is None else x * mask[..., None]
 
 
 class Conv(nnx.Module):
     """A 1-D convolution [B, T, in] -> [B, T * rate, out]; rate > 1 is a transposed convolution.
 
-    The transposed one is a convolution of its input with rate - 1 zeros between the steps, the
-    fastest way on a CPU; its kernel is PyTorch's read backwards.
+    The transposed one is computed as a convolution of its input with rate - 1 zeros between the
+    steps, which is fastest on a CPU; its kernel is PyTorch's, reversed in time.
+
+    Raises:
+      UserError: kernel size and rate are not both odd or both even.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, *, rate=1, dilation=1, rngs):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        rate: int = 1,
+        dilation: int = 1,
+        rngs: nnx.Rngs,
+    ):
         if (kernel_size - rate) % 2:
-            raise UserError(f"kernel size {kernel_size} and rate {rate} must be both odd or even.")
-        # Of a transposed kernel only every rate-th tap meets a step that is not zero.
+            raise UserError(
+                f"kernel size {kernel_size} and rate {rate} must be both odd or both even."
+            )
+        # Of a transposed convolution's taps only every rate-th meets a step that is not zero.
         scale = math.sqrt(rate / (in_channels * kernel_size))
         shape = (kernel_size, in_channels, out_channels)
         self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), shape))
@@ -48,7 +67,7 @@ class Conv(nnx.Module):
         reach = (kernel_size - 1) * dilation
         self.padding = reach // 2 if rate == 1 else reach - (kernel_size - rate) // 2
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         y = jax.lax.conv_general_dilated(
             x,
             self.kernel[...],
@@ -62,16 +81,19 @@ class Conv(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """HiFi-GAN's block 1: for each dilation, a dilated and a plain convolution and the residual."""
+    """HiFi-GAN's residual block 1: x + plain(dilated(x)) for each dilation in turn."""
 
-    def __init__(self, channels, kernel_size, dilations, *, rngs):
+    def __init__(
+        self, channels: int, kernel_size: int, dilations: Sequence[int], *, rngs: nnx.Rngs
+    ):
         def conv(dilation):
             return Conv(channels, channels, kernel_size, dilation=dilation, rngs=rngs)
 
         self.convs1 = nnx.List([conv(dilation) for dilation in dilations])
         self.convs2 = nnx.List([conv(1) for _ in dilations])
 
-    def __call__(self, x, mask=None):
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """x [B, T, C], mask [B, T] -> [B, T, C]."""
         for dilated, plain in zip(self.convs1, self.convs2):
             y = dilated(masked(jax.nn.leaky_relu(x, 0.1), mask))
             x = x + plain(masked(jax.nn.leaky_relu(y, 0.1), mask))
@@ -79,9 +101,9 @@ class ResidualBlock(nnx.Module):
 
 
 class DurationPredictor(nnx.Module):
-    """Embedded merged codes [B, N, C] -> log(duration in codes + 1) [B, N]."""
+    """Predictor of durations from embedded reduced codes; N codes."""
 
-    def __init__(self, config: VocoderConfig, *, rngs):
+    def __init__(self, config: VocoderConfig, *, rngs: nnx.Rngs):
         hidden, kernel_size = config.duration_hidden_dim, config.duration_kernel_size
         self.conv1 = Conv(config.duration_embed_dim, hidden, kernel_size, rngs=rngs)
         self.ln1 = nnx.LayerNorm(hidden, epsilon=1e-5, rngs=rngs)
@@ -90,8 +112,10 @@ class DurationPredictor(nnx.Module):
         self.proj = nnx.Linear(hidden, 1, rngs=rngs)
         self.dropout = nnx.Dropout(config.duration_dropout)
 
-    def __call__(self, x, mask=None, rngs: nnx.Rngs | None = None):
-        """Dropout only where `rngs` are given."""
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None = None, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """x [B, N, C], mask [B, N] -> log(duration in codes + 1) [B, N]; dropout with `rngs`."""
         for conv, norm in ((self.conv1, self.ln1), (self.conv2, self.ln2)):
             x = norm(jax.nn.relu(conv(masked(x, mask))))
             x = self.dropout(x, deterministic=rngs is None, rngs=rngs)
@@ -99,10 +123,10 @@ class DurationPredictor(nnx.Module):
 
 
 class PitchPredictor(nnx.Module):
-    """Embedded codes [B, T, C] -> log of the pitch in Hz [B, T], logit of being voiced [B, T].
+    """Predictor of pitch and voicing from embedded codes.
 
-    It sees BEFORE codes (1.3 s) before its own and AFTER after it: the melody of a sentence, not of
-    a sound, but one that a stream of units need not wait for.
+    A code's pitch depends on the BEFORE codes (1.3 s) before it, enough for the intonation of a
+    sentence, and on the AFTER codes after it, for which a stream of units has to wait.
     """
 
     DILATIONS = (1, 3, 9)
@@ -110,16 +134,17 @@ class PitchPredictor(nnx.Module):
     AFTER = 4
     BEFORE = 2 * REACH - AFTER
 
-    def __init__(self, in_channels, hidden, *, rngs):
+    def __init__(self, in_channels: int, hidden: int, *, rngs: nnx.Rngs):
         self.conv_pre = Conv(in_channels, hidden, 7, rngs=rngs)
         self.block = ResidualBlock(hidden, 5, self.DILATIONS, rngs=rngs)
         self.near = Conv(in_channels, hidden, 2 * self.AFTER + 1, rngs=rngs)
         self.joined = Conv(hidden, hidden, 1, rngs=rngs)
         self.proj = Conv(hidden, 2, 1, rngs=rngs)
 
-    def __call__(self, x, mask=None):
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """x [B, T, C], mask [B, T] -> log of the pitch in Hz [B, T], logit of voicing [B, T]."""
         mask = jnp.ones(x.shape[:2]) if mask is None else mask
-        # Convolutions look to both sides: those that look far stand before their code.
+        # Convolutions are centred: the delay puts the wide ones' input before their code.
         past, past_mask = (_delayed(y, self.REACH - self.AFTER) for y in (x, mask))
         past = self.block(self.conv_pre(masked(past, past_mask)), past_mask)[:, : x.shape[1]]
         y = self.joined(jax.nn.leaky_relu(past + self.near(masked(x, mask)), 0.1))
@@ -132,18 +157,18 @@ def _delayed(x, steps):  # BT... -> B(steps + T)...
 
 
 class Generator(nnx.Module):
-    """Upsampling convolutions, each followed by the mean of residual blocks of several kernels.
+    """Upsampling convolutions, each followed by the mean of residual blocks.
 
-    What the last convolution gives becomes sound in one of three ways:
+    The output of the last convolution is one of:
 
-    - it is the samples (HiFi-GAN);
-    - it is the magnitude and phase of a spectrum, for the inverse STFT (iSTFTNet);
-    - it is two filters, of pulses at the given pitch and of noise, whose filtered sum goes through
-      the inverse STFT (Neural Homomorphic Vocoder). Periodicity is then given instead of learned,
-      which takes far less training.
+    - the samples (HiFi-GAN);
+    - magnitude and phase of a spectrum, for the inverse STFT (iSTFTNet);
+    - two filters, one for pulses at the given pitch and one for noise; the sum of both, filtered,
+      goes through the inverse STFT (Neural Homomorphic Vocoder). Periodicity is then given instead
+      of learned, which takes far less training.
     """
 
-    def __init__(self, config: VocoderConfig, *, rngs):
+    def __init__(self, config: VocoderConfig, *, rngs: nnx.Rngs):
         channels = config.upsample_initial_channel
         self.conv_pre = Conv(config.model_in_dim, channels, 7, rngs=rngs)
         ups, resblocks = [], []
@@ -159,42 +184,53 @@ class Generator(nnx.Module):
         out_channels = parts * (self.n_fft // 2 + 1) if self.n_fft else 1
         self.conv_post = Conv(channels, out_channels, 7, rngs=rngs)
 
-    def __call__(self, x, mask=None, pulses=None, first_code=0, only=None):
-        """x [B, T, C], pulses [B, S] where the config has a pitch predictor -> wav [B, S].
+    def __call__(
+        self,
+        x: jax.Array,  # [B, T, C]
+        mask: jax.Array | None = None,  # [B, T]
+        pulses: jax.Array | None = None,  # [B, S]
+        first_code: jax.Array | int = 0,
+        only: CodeRange | None = None,
+    ) -> jax.Array:
+        """Wav [B, S] of embedded codes.
 
         Args:
-          first_code: where x begins in what is said, for each place has its own noise.
-          only: first code and number of those whose samples are wanted; the others are their
-            context, and are left out from where they no longer matter.
+          x: embedded codes.
+          mask: 0.0 on padding.
+          pulses: pulse train, if the config has a pitch predictor.
+          first_code: position of x in the whole utterance; it decides which noise a code gets.
+          only: first code and number of codes whose samples are returned. The others are context,
+            dropped before the layers that no longer depend on it.
         """
-        left = 0, x.shape[1]
-        only = only or left
+        kept = 0, x.shape[1]
+        only = only or kept
         x = self.conv_pre(masked(x, mask))
         for up, blocks, context in zip(self.ups, self._blocks_by_stage(), self.contexts[1:]):
-            left, (x, mask, pulses) = narrowed(left, only, context, (x, mask, pulses))
+            kept, (x, mask, pulses) = narrowed(kept, only, context, (x, mask, pulses))
             x = up(masked(jax.nn.leaky_relu(x, 0.1), mask))
             mask = None if mask is None else jnp.repeat(mask, up.rate, axis=1)
             x = sum(block(x, mask) for block in blocks) / len(blocks)
-        left, (x, mask, pulses) = narrowed(left, only, self.contexts[-1], (x, mask, pulses))
+        kept, (x, mask, pulses) = narrowed(kept, only, self.contexts[-1], (x, mask, pulses))
         x = masked(jax.nn.leaky_relu(x, 0.01), mask)
-        wav = self._sound(x, mask, pulses, first_code + left[0])
-        return narrowed(left, only, 0, wav)[1]
+        wav = self._samples(x, mask, pulses, first_code + kept[0])
+        return narrowed(kept, only, 0, wav)[1]
 
     def _blocks_by_stage(self):
         size = len(self.resblocks) // len(self.ups)
         return [self.resblocks[i * size : (i + 1) * size] for i in range(len(self.ups))]
 
-    def _sound(self, x, mask, pulses, first_code):
+    def _samples(self, x, mask, pulses, first_code):
+        """Activations of the last stage [B, T, C] -> wav [B, S]."""
         if not self.n_fft:
             return jnp.tanh(self.conv_post(x))[..., 0]
-        # One frame more than steps (the first one, reflected) makes steps * hop samples.
+        # The first step, reflected: T + 1 frames make T * hop samples.
         x = self.conv_post(jnp.concatenate([x[:, 1:2], x], axis=1))
         real, imaginary = self._spectrum(x, mask, pulses, first_code)
         frames = None if mask is None else jnp.pad(mask, ((0, 0), (1, 0)), constant_values=1)
         return mel.istft(real, imaginary, self.n_fft, self.hop, frames)
 
     def _spectrum(self, x, mask, pulses, first_code):
-        """What conv_post says [B, F, parts * bins] -> real and imaginary parts [B, F, bins]."""
+        """Output of conv_post [B, F, parts * bins] -> real and imaginary parts [B, F, bins]."""
         if pulses is None:
             return spectrum_of(x)
         noise = code_noise(first_code, pulses.shape[1] // self.code_hop_size, self.code_hop_size)
@@ -210,20 +246,22 @@ class Generator(nnx.Module):
         return real, imag
 
 
-def narrowed(left, only, context, arrays):
-    """Leaves out what is not within `context` codes of those wanted.
+def narrowed(kept: CodeRange, only: CodeRange, context: int, arrays: Any) -> tuple[CodeRange, Any]:
+    """Cuts arrays over the codes `kept` down to the codes `only` and `context` codes around them.
 
     Args:
-      left, only: first code and number of those that the arrays [B, number * n, ...] are of, and of
-        those wanted. Numbers decide shapes; first codes may be traced.
+      kept: codes that the arrays cover.
+      only: codes whose samples are wanted, within `kept`.
+      context: number of codes to keep on either side of `only`.
+      arrays: pytree of [B, count * n, ...], n steps per code.
 
     Returns:
-      the same of what is left, and the arrays of that.
+      The codes that are kept now, and the arrays over them.
     """
-    (begin, count), (first, number) = left, only
+    (begin, count), (first, number) = kept, only
     size = min(number + 2 * context, count)
     if size == count:
-        return left, arrays
+        return kept, arrays
     start = jnp.clip(first - context, begin, begin + count - size)
 
     def cut(x):
@@ -233,23 +271,22 @@ def narrowed(left, only, context, arrays):
     return (start, size), jax.tree.map(cut, arrays)
 
 
-def code_noise(first_code, num_codes, hop):
-    """White noise [1, num_codes * hop] that is a code's own, by its place in what is said.
+def code_noise(first_code: jax.Array | int, num_codes: int, hop: int) -> jax.Array:
+    """White noise [1, num_codes * hop] that depends only on the position of each code.
 
-    So an item sounds in a batch as it would alone, and a chunk as it would in the whole.
+    So the samples of an utterance are the same in every batch, and in chunks as in the whole.
     """
 
-    def noise(place):
-        return jax.random.normal(jax.random.fold_in(jax.random.key(0), place), (hop,))
+    def noise(position):
+        return jax.random.normal(jax.random.fold_in(jax.random.key(0), position), (hop,))
 
     return jax.vmap(noise)(first_code + jnp.arange(num_codes)).reshape(1, -1)
 
 
-def spectrum_of(x, log_level=0.0):
-    """Log magnitude and phase side by side [B, F, 2 bins] -> real and imaginary parts.
+def spectrum_of(x: jax.Array, log_level: float = 0.0) -> tuple[jax.Array, jax.Array]:
+    """Log magnitude and phase, concatenated [B, F, 2 bins] -> real and imaginary part [B, F, bins].
 
-    The phase is the angle itself, as in Vocos (Siuzdak 2023, arXiv 2306.00814), where iSTFTNet
-    takes its sine.
+    The phase is an angle as in Vocos (Siuzdak 2023, arXiv 2306.00814); iSTFTNet takes its sine.
     """
     log_magnitude, phase = jnp.split(x, 2, axis=-1)
     magnitude = jnp.exp(jnp.minimum(log_magnitude, MAX_LOG_MAGNITUDE) + log_level)

@@ -1,10 +1,10 @@
-"""How the unit vocoder learns: batches of random segments, spectral losses, the training step.
+"""Training data and losses of the unit vocoder: random segments, spectral and predictor losses.
 
-Shapes: B batch, T codes after repeating, N merged units, S = T * code_hop_size samples.
+Shapes: B batch, T codes after repeating, N reduced units, S = T * code_hop_size samples.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,13 @@ import soundfile
 from flax import nnx
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech import mel
 from speechgpt_jax.speech.batches import NumberedBatches
 from speechgpt_jax.speech.pitch import track_pitch
 from speechgpt_jax.speech.vocoder.discriminators import (
     Discriminators,
     adversarial_loss,
-    discriminator_loss,
     feature_loss,
 )
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig
@@ -28,10 +28,12 @@ from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig
 
 @dataclasses.dataclass(frozen=True)
 class VocoderObjective:
-    """Weights of the losses; the last three are HiFi-GAN's.
+    """Weights of the losses.
 
     Attributes:
-      stft_sizes: FFT sizes of the multi-resolution STFT loss; each hops by a quarter.
+      stft_sizes: FFT sizes of the multi-resolution STFT loss; hops are a quarter of them.
+      stft, duration, pitch: weights of the functions of these names below.
+      mel, adversarial, feature: weights of HiFi-GAN's losses; the last two need discriminators.
     """
 
     stft_sizes: tuple[int, ...] = (1024, 512, 256)
@@ -41,6 +43,12 @@ class VocoderObjective:
     mel: float = 45.0
     adversarial: float = 1.0
     feature: float = 2.0
+
+    def __post_init__(self):
+        for size in self.stft_sizes:
+            check_number("stft_sizes", size, at_least=4)
+        for name in ("stft", "duration", "pitch", "mel", "adversarial", "feature"):
+            check_number(name, getattr(self, name), at_least=0)
 
 
 def stft_loss(wav: jax.Array, target: jax.Array, sizes: Sequence[int]) -> jax.Array:
@@ -66,8 +74,10 @@ def mel_loss(wav: jax.Array, target: jax.Array, sampling_rate: int) -> jax.Array
     return jnp.abs(log_mel(wav) - log_mel(target)).mean()
 
 
-def duration_loss(vocoder: UnitVocoder, batch, rngs: nnx.Rngs) -> jax.Array:
-    """Squared error of log(duration + 1); a duration of 0 marks padding."""
+def duration_loss(
+    vocoder: UnitVocoder, batch: Mapping[str, jax.Array], rngs: nnx.Rngs
+) -> jax.Array:
+    """Mean squared error of log(duration + 1); a duration of 0 marks padding."""
     real = batch["durations"] > 0
     mask = real.astype(jnp.float32)
     predicted = vocoder.log_durations(batch["units"], batch["speakers"], mask, rngs)
@@ -75,17 +85,22 @@ def duration_loss(vocoder: UnitVocoder, batch, rngs: nnx.Rngs) -> jax.Array:
     return (error * real).sum() / real.sum()
 
 
-def pitch_loss(log_hz: jax.Array, voiced: jax.Array, batch) -> jax.Array:
-    """Absolute error in octaves where voiced + cross-entropy of voicing; all [B, T]."""
+def pitch_loss(log_hz: jax.Array, voiced: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Mean absolute error in octaves where voiced + cross-entropy of voicing.
+
+    log_hz, voiced: predicted log of the pitch in Hz and logit of being voiced, both [B, T].
+    """
     error = jnp.abs(log_hz - jnp.log(batch["hz"])) / jnp.log(2.0) * batch["voiced"]
     entropy = optax.sigmoid_binary_cross_entropy(voiced, batch["voiced"]) * batch["mask"]
     return error.sum() / jnp.maximum(batch["voiced"].sum(), 1) + entropy.sum() / batch["mask"].sum()
 
 
-def speak(vocoder: UnitVocoder, batch, rngs: nnx.Rngs) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The batch's segments as the vocoder says them, wav [B, S], and the losses of its predictors.
+def synthesize_segments(
+    vocoder: UnitVocoder, batch: Mapping[str, jax.Array], rngs: nnx.Rngs
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Segments of a batch as the vocoder makes them, wav [B, S], and the losses of its predictors.
 
-    The generator learns with the recording's own pitch.
+    The generator is trained with the pitch of the recordings.
     """
     x = vocoder.embed(batch["codes"], batch["speakers"])
     losses = {"duration": duration_loss(vocoder, batch, rngs)}
@@ -104,24 +119,30 @@ def sound_losses(
     stft_sizes: Sequence[int],
     sampling_rate: int,
 ) -> dict[str, jax.Array]:
-    """How far wav [B, S] is from target [B, S], by name."""
+    """Losses of wav [B, S] against target [B, S], by name."""
     losses = {
         "stft": stft_loss(wav, target, stft_sizes),
         "mel": mel_loss(wav, target, sampling_rate),
     }
     if discriminators is not None:
-        made, real = discriminators(wav), discriminators(target)
-        losses["adversarial"] = adversarial_loss(made)
-        losses["feature"] = feature_loss(real, made)
+        synthesized, real = discriminators(wav), discriminators(target)
+        losses["adversarial"] = adversarial_loss(synthesized)
+        losses["feature"] = feature_loss(real, synthesized)
     return losses
 
 
 class VocoderBatches(NumberedBatches):
-    """Endless batches of random segments of a manifest's recordings.
+    """Endless batches of random segments of recordings; the files are read as needed.
+
+    A batch has `codes`, `mask`, `hz`, `voiced` [B, T], `wav` [B, S], `speakers` [B], and `units`,
+    `durations` [B, T], reduced units of the same recordings that need not be those of the segment.
 
     Args:
-      rows: see `prepare_rows`; sound is read from the files as it is needed.
+      rows: as `prepare_rows` returns them.
+      config: sizes of the vocoder.
+      batch_size: number of segments B.
       segment_codes: length T of a segment; a shorter recording is padded and masked.
+      seed: of the draws.
     """
 
     def __init__(
@@ -139,7 +160,7 @@ class VocoderBatches(NumberedBatches):
         self._ends = np.cumsum([sum(row["durations"]) for row in rows])
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        # A recording is drawn in proportion to its length.
+        # The probability of a recording is proportional to its length.
         places = rng.integers(self._ends[-1], size=self._batch_size)
         rows = [self._rows[i] for i in np.searchsorted(self._ends, places, side="right")]
         segments = [self._segment(row, rng) for row in rows]
@@ -152,7 +173,7 @@ class VocoderBatches(NumberedBatches):
         codes = codes[start : start + size]
         wav, _ = soundfile.read(row["path"], len(codes) * hop, start * hop, dtype="float32")
         hz, voiced = track_pitch(wav, self._config.sampling_rate, hop)
-        # At most `segment_codes` merged units from anywhere teach the duration predictor.
+        # The duration predictor gets up to `segment_codes` reduced units from anywhere.
         first = rng.integers(max(len(row["units"]) - size, 0) + 1)
         return {
             "codes": _padded(codes, size, np.int32),
@@ -172,107 +193,49 @@ def _padded(values, size: int, dtype) -> np.ndarray:
     return out
 
 
-def prepare_rows(rows: Sequence[dict], config: VocoderConfig) -> list[dict]:
-    """Checks a manifest's rows: {path, units, durations, speaker: name} -> with its index.
+def prepare_rows(rows: Sequence[Mapping], config: VocoderConfig) -> list[dict]:
+    """Rows {path, units, durations, speaker: name} -> the same with the speaker's index.
 
-    Rows of speakers the vocoder has no voice for are left out.
+    Rows of speakers that the vocoder doesn't have are left out.
 
     Raises:
-      UserError: naming the recording, for another sampling rate, units the vocoder does not have
-        or durations that don't fit; or if no row is left.
+      UserError: names a recording that can't be read, has another sampling rate, units that the
+        vocoder doesn't have or durations that don't fit; or no row is left.
     """
+    for row in rows:
+        if missing := {"path", "units", "durations", "speaker"} - row.keys():
+            raise UserError(f"{row.get('path', 'a row')} has no {', '.join(sorted(missing))}.")
     if config.speakers:
         rows = [row for row in rows if row["speaker"] in config.speakers]
     if not rows:
-        raise UserError(f"no recordings of the vocoder's speakers {config.speakers}.")
+        raise UserError(f"there are no recordings of the vocoder's speakers {config.speakers}.")
     for row in rows:
         _check_row(row["path"], row["units"], row["durations"], config)
     names = config.speakers
-    return [row | {"speaker": names.index(row["speaker"]) if names else 0} for row in rows]
+    return [{**row, "speaker": names.index(row["speaker"]) if names else 0} for row in rows]
 
 
 def _check_row(path: str, units: list[int], durations: list[int], config: VocoderConfig) -> None:
-    info = soundfile.info(path)
+    try:
+        info = soundfile.info(path)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise UserError(
+            f"{path} can't be read ({error}); expected a wav, flac or other recording that "
+            "libsndfile reads."
+        ) from error
     if info.samplerate != config.sampling_rate:
-        raise UserError(f"{path} has {info.samplerate} Hz; expected {config.sampling_rate}.")
-    if not units or not 0 <= min(units) <= max(units) < config.num_embeddings:
-        raise UserError(f"{path}: expected units 0..{config.num_embeddings - 1}, got {units}.")
-    if len(durations) != len(units) or min(durations) < 1:
-        raise UserError(f"{path}: {len(units)} units need as many durations >= 1: {durations}.")
+        raise UserError(
+            f"{path} has {info.samplerate} Hz; expected {config.sampling_rate}: resample it."
+        )
+    try:
+        config.check_units(units)
+        config.check_durations(durations, len(units))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if min(units) < 0:
+        raise UserError(f"{path}: unit {min(units)} is negative; expected 0 or more.")
     missing = sum(durations) * config.code_hop_size - info.frames
     if missing >= config.code_hop_size:
-        raise UserError(f"{path}: its durations reach {missing} samples beyond its end.")
-
-
-def init_state(
-    vocoder: UnitVocoder,
-    discriminators: Discriminators | None,
-    optimizer: optax.GradientTransformation,
-) -> dict:
-    """The training state, a pytree: step, and parameters and optimizer state of each side."""
-    state = {"step": jnp.zeros((), jnp.int32)}
-    for name, model in (("vocoder", vocoder), ("discriminators", discriminators)):
-        if model is not None:
-            params = nnx.state(model, nnx.Param)
-            state[name] = {"params": params, "opt_state": optimizer.init(params)}
-    return state
-
-
-def make_train_step(
-    vocoder: UnitVocoder,
-    discriminators: Discriminators | None,
-    optimizer: optax.GradientTransformation,
-    objective: VocoderObjective,
-    seed: int,
-):
-    """train_step(state, batch) -> (state, metrics), to be jitted.
-
-    With discriminators, they take their step first (HiFi-GAN's order); without, the spectral losses
-    alone teach the vocoder: a warm start.
-    """
-    config = vocoder.config
-    graph, _ = nnx.split(vocoder, nnx.Param)
-    judges = None if discriminators is None else nnx.split(discriminators, nnx.Param)[0]
-
-    def update(side, gradients):
-        updates, opt_state = optimizer.update(gradients, side["opt_state"], side["params"])
-        return {"params": optax.apply_updates(side["params"], updates), "opt_state": opt_state}
-
-    def discriminate(params, wav, target):
-        model = nnx.merge(judges, params)
-        return discriminator_loss(model(target), model(wav))
-
-    def weigh(losses):
-        return sum(getattr(objective, name) * loss for name, loss in losses.items())
-
-    def train_step(state, batch):
-        new, metrics = {"step": state["step"] + 1}, {}
-        key = jax.random.fold_in(jax.random.key(seed), state["step"])
-
-        def say(params):
-            wav, losses = speak(nnx.merge(graph, params), batch, nnx.Rngs(dropout=key))
-            return (wav, weigh(losses)), losses
-
-        (wav, _), backward, losses = jax.vjp(say, state["vocoder"]["params"], has_aux=True)
-        model = None
-        if judges is not None:
-            side = state["discriminators"]
-            loss, gradients = jax.value_and_grad(discriminate)(side["params"], wav, batch["wav"])
-            new["discriminators"] = update(side, gradients)
-            metrics["discriminator_loss"] = loss
-            model = nnx.merge(judges, new["discriminators"]["params"])
-
-        def listen(wav):
-            sizes, rate = objective.stft_sizes, config.sampling_rate
-            heard = sound_losses(wav, batch["wav"], model, sizes, rate)
-            return weigh(heard), heard
-
-        wav_gradient, heard = jax.grad(listen, has_aux=True)(wav)
-        (gradients,) = backward((wav_gradient, jnp.ones(())))
-        new["vocoder"] = update(state["vocoder"], gradients)
-        losses |= heard
-        metrics |= {f"{name}_loss": loss for name, loss in losses.items()}
-        seconds = batch["mask"].sum() * config.code_hop_size / config.sampling_rate
-        return new, metrics | {"loss": weigh(losses), "seconds": seconds}
-
-    return train_step
+        raise UserError(
+            f"{path}: durations reach {missing} samples beyond its end; extract its units again."
+        )

@@ -1,8 +1,8 @@
-"""The unit vocoder: discrete units -> speech.
+"""Unit vocoder: discrete units -> speech.
 
 A HiFi-GAN generator over learned embeddings of codes, with a duration predictor (Polyak et al.
-2021, arXiv 2104.00355; Lee et al. 2022, arXiv 2107.05604). A code is a unit at the vocoder's
-embedding.
+2021, arXiv 2104.00355; Lee et al. 2022, arXiv 2107.05604). A code is a unit as the generator takes
+it, one for every 20 ms.
 
     vocoder = UnitVocoder.from_pretrained()
     wav = vocoder([5, 9, 71], speaker="slt")        # float32 [samples], 16 kHz
@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from numpy.typing import DTypeLike
 
-from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import ASSETS
+from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech import pretrained
 from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.pitch import pulse_train
@@ -28,9 +29,12 @@ SHIPPED = ASSETS / "vocoder"
 
 
 class UnitVocoder(nnx.Module):
-    """Code embedding -> (duration predictor -> repeat) -> beside the speaker's -> generator.
+    """Embeddings of codes and speaker, duration and pitch predictors, generator.
 
-    Shapes: B batch, N merged codes, T codes after repeating, S = T * code_hop_size samples.
+    Units are repeated for their durations and embedded; the speaker's embedding is appended to
+    each, and the generator makes the samples.
+
+    Shapes: B batch, N reduced units, T codes after repeating, S = T * code_hop_size samples.
     """
 
     def __init__(self, config: VocoderConfig, *, rngs: nnx.Rngs):
@@ -54,12 +58,18 @@ class UnitVocoder(nnx.Module):
         """The vocoder of `load_vocoder`, in its form for inference."""
         return for_inference(load_vocoder(folder))
 
-    def save_pretrained(self, folder: str | os.PathLike, dtype=np.float32) -> None:
-        """Writes such a folder; each file appears whole or not at all. float16 halves it."""
+    def save_pretrained(self, folder: str | os.PathLike, dtype: DTypeLike = np.float32) -> None:
+        """Writes `config.json` and `model.safetensors`; float16 halves the size."""
         pretrained.save_model(folder, self, self.config.to_json(), dtype)
 
-    def __call__(self, units, durations=None, speaker: int | str = 0, duration_scale: float = 1.0):
-        """One sequence of units -> wav, float32 [samples]; see `synthesize`."""
+    def __call__(
+        self,
+        units: Sequence[int],
+        durations: Sequence[int] | None = None,
+        speaker: int | str = 0,
+        duration_scale: float = 1.0,
+    ) -> np.ndarray:
+        """Wav of one sequence of units, float32 [samples]; see `synthesize`."""
         durations = None if durations is None else [durations]
         return self.synthesize([units], durations, [speaker], duration_scale)[0]
 
@@ -70,31 +80,34 @@ class UnitVocoder(nnx.Module):
         speakers: Sequence[int | str] | None = None,
         duration_scale: float = 1.0,
     ) -> list[np.ndarray]:
-        """Sequences of units -> their wavs, float32 [samples], each as it would be alone.
+        """Wavs of sequences of units, float32 [samples] each, the same in any batch.
 
         Args:
-          units: merged units; negative ones are dropped, as the reference does.
-          durations: how many codes (of 20 ms) each unit lasts; None: as predicted.
-          speakers: index or name of each one's voice; None: the first.
-          duration_scale: 2 speaks at half the speed.
+          units: reduced units; negative ones are dropped with their durations, as fairseq does.
+          durations: length of each unit in codes of 20 ms; None: predicted.
+          speakers: index or name of the speaker of each sequence; None: the first speaker.
+          duration_scale: 2 halves the speed.
 
         Raises:
-          UserError: no units, units or speakers that the vocoder does not have, or durations that
-            don't fit.
+          UserError: a sequence is empty, the vocoder doesn't have a unit or a speaker, or durations
+            or their scale don't fit.
         """
-        spoken = [np.asarray(sequence).reshape(-1) >= 0 for sequence in units]
-        units = [
-            self.checked_units(np.asarray(u).reshape(-1)[keep]) for u, keep in zip(units, spoken)
-        ]
+        config = self.config
+        check_number("duration_scale", duration_scale, above=0)
+        units = [np.asarray(sequence).reshape(-1) for sequence in units]
+        kept = [sequence >= 0 for sequence in units]
+        if durations is not None:
+            durations = [config.check_durations(d, len(u)) for d, u in zip(durations, units)]
+        units = [config.check_units(sequence[keep]) for sequence, keep in zip(units, kept)]
         speakers = np.array(
-            [self.speaker_index(speaker) for speaker in speakers or [0] * len(units)], np.int32
+            [config.speaker_index(speaker) for speaker in speakers or [0] * len(units)], np.int32
         )
         if durations is None:
             durations = self.predict_durations(units, speakers, duration_scale)
         else:
             durations = [
-                np.maximum(np.rint(_checked_durations(d, keep) * duration_scale), 1).astype(int)
-                for d, keep in zip(durations, spoken)
+                np.maximum(np.rint(d[keep] * duration_scale), 1).astype(int)
+                for d, keep in zip(durations, kept)
             ]
         codes, mask = _pad([np.repeat(u, d) for u, d in zip(units, durations)])
         wavs = np.asarray(_generate(self, codes, speakers, mask))
@@ -103,33 +116,43 @@ class UnitVocoder(nnx.Module):
     def predict_durations(
         self, units: Sequence[np.ndarray], speakers: np.ndarray, duration_scale: float = 1.0
     ) -> list[np.ndarray]:
-        """Merged units [N], index of each one's speaker [B] -> durations [N] in codes.
+        """Durations [N], in codes, of each sequence of reduced units [N]; speakers [B] by index.
 
-        They are max(round((exp(x) - 1) * duration_scale), 1) of the predicted x.
+        They are max(round((exp(x) - 1) * duration_scale), 1), where x is predicted.
         """
         codes, mask = _pad(units)
         predicted = np.asarray(_predict_durations(self, codes, speakers, mask, duration_scale))
         return [row[: len(u)] for row, u in zip(predicted, units)]
 
-    def log_durations(self, codes, speakers, mask=None, rngs: nnx.Rngs | None = None):
-        """Merged codes [B, N], speakers [B] -> log(duration + 1) [B, N]."""
-        # The code comes first in what is embedded; the speaker may be left out.
+    def log_durations(
+        self,
+        codes: jax.Array,  # [B, N], reduced
+        speakers: jax.Array,  # [B]
+        mask: jax.Array | None = None,  # [B, N]
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """Predicted log(duration + 1) [B, N]; with `rngs`, dropout is applied."""
+        # The code's embedding comes first; the predictor may do without the speaker's.
         x = self.embed(codes, speakers)[..., : self.config.duration_embed_dim]
         return self.duration_predictor(x, mask, rngs)
 
-    def generate(self, codes, speakers, mask=None):
-        """Codes [B, T], speakers [B] -> wav [B, S]."""
+    def generate(
+        self, codes: jax.Array, speakers: jax.Array, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Codes [B, T], speakers [B], mask [B, T] -> wav [B, S]."""
         if not self.config.pitch_hidden_dim:
             return self.generator(self.embed(codes, speakers), mask)
         hz, voiced = self.predict_pitch(codes, speakers, mask)
         return self.generator(self.embed(codes, speakers), mask, self.pulses(hz, voiced))
 
-    def predict_pitch(self, codes, speakers, mask=None):
-        """Codes [B, T], speakers [B] -> pitch in Hz [B, T], 1 where voiced and else 0 [B, T]."""
+    def predict_pitch(
+        self, codes: jax.Array, speakers: jax.Array, mask: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Codes [B, T], speakers [B] -> pitch in Hz [B, T], 1.0 where voiced else 0.0 [B, T]."""
         log_hz, voiced = self.pitch_predictor(self.embed(codes, speakers), mask)
         return jnp.exp(log_hz), (voiced > 0) * (1.0 if mask is None else mask)
 
-    def embed(self, codes, speakers):
+    def embed(self, codes: jax.Array, speakers: jax.Array) -> jax.Array:
         """Codes [B, T], speakers [B] -> [B, T, model_in_dim]."""
         x = self.code_embedding(codes)
         if not self.config.speakers:
@@ -137,42 +160,19 @@ class UnitVocoder(nnx.Module):
         speaker = self.speaker_embedding(speakers)[:, None]
         return jnp.concatenate([x, jnp.broadcast_to(speaker, x.shape)], axis=-1)
 
-    def pulses(self, hz, voiced, start=0.0):
-        """Pitch [B, T] of each code and whether it is voiced, 0 or 1 -> a pulse train [B, S]."""
+    def pulses(self, hz: jax.Array, voiced: jax.Array, start: jax.Array | float = 0.0) -> jax.Array:
+        """Pitch in Hz [B, T], 1 where voiced [B, T] -> pulse train [B, S]; see `pulse_train`."""
         config = self.config
         return pulse_train(hz, voiced, config.sampling_rate, config.code_hop_size, start)
 
-    def checked_units(self, units: np.ndarray) -> np.ndarray:
-        """[N] int32; UserError if they are none, or not the vocoder's."""
-        if units.ndim != 1 or not units.size or not np.issubdtype(units.dtype, np.integer):
-            raise UserError(
-                f"Expected at least one unit (an integer), got {units.dtype} {units.shape}."
-            )
-        if units.max() >= self.config.num_embeddings:
-            raise UserError(
-                f"Unit {units.max()} is not among the vocoder's {self.config.num_embeddings}; "
-                "units and vocoder must be of one clustering."
-            )
-        return units.astype(np.int32)
-
-    def speaker_index(self, speaker: int | str) -> int:
-        """The index of a voice given by name or index; UserError if the vocoder lacks it."""
-        names = self.config.speakers
-        if isinstance(speaker, str) and speaker in names:
-            return names.index(speaker)
-        if not isinstance(speaker, str) and 0 <= speaker < max(len(names), 1):
-            return int(speaker)
-        known = f"one of {list(names)} or its index" if names else "0: it has a single voice"
-        raise UserError(f"The vocoder has no speaker {speaker!r}; expected {known}.")
-
 
 def load_vocoder(folder: str | os.PathLike) -> UnitVocoder:
-    """Reads a folder of `config.json` and `model.safetensors`; parameters become float32."""
+    """Vocoder in a folder of `config.json` and `model.safetensors`, with float32 parameters."""
     config = VocoderConfig.from_json(pretrained.load_fields(folder))
     return pretrained.load_model(folder, lambda: UnitVocoder(config, rngs=nnx.Rngs(0)))
 
 
-# nnx.jit would take 25 ms a call to look at all modules of the published shape, jax.jit takes 3.
+# nnx.jit takes 25 ms per call to visit all modules of the published sizes, jax.jit takes 3 ms.
 @jax.jit
 def _generate(vocoder, codes, speakers, mask):
     return vocoder.generate(codes, speakers, mask)
@@ -185,7 +185,7 @@ def _predict_durations(vocoder, codes, speakers, mask, duration_scale):
 
 
 def _bucket(length: int) -> int:
-    """The next of 64, 96, 128, 192, 256, ...: each new length compiles, a chat should meet few."""
+    """Smallest of 64, 96, 128, 192, 256, ... that is at least `length`: every new one compiles."""
     power = 64
     while 2 * power <= length:
         power *= 2
@@ -199,13 +199,3 @@ def _pad(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     codes = np.zeros(mask.shape, np.int32)
     codes[mask] = np.concatenate(sequences)
     return codes, mask.astype(np.float32)
-
-
-def _checked_durations(durations, spoken: np.ndarray) -> np.ndarray:
-    durations = np.asarray(durations).reshape(-1)
-    if len(durations) != len(spoken) or durations.min() < 1:
-        raise UserError(
-            f"Expected for each of {len(spoken)} units a duration of at least 1 code (of 20 ms), "
-            f"got {len(durations)}: {durations[:8].tolist()}..."
-        )
-    return durations[spoken]

@@ -7,6 +7,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.vocoder.streaming import sliding, stream
@@ -56,14 +57,14 @@ def test_chunks_are_the_samples_of_the_whole(vocoder):
     np.testing.assert_allclose(np.concatenate(chunks), whole, atol=1e-3 * np.abs(whole).max())
 
 
-def test_it_speaks_before_the_units_have_ended(vocoder):
+def test_the_first_chunk_comes_before_the_last_unit(vocoder):
     units, taken = np.random.default_rng(1).integers(20, size=400), []
     pieces = (taken.append(unit) or [unit] for unit in units)
     assert len(next(stream(vocoder, pieces, **SETTINGS))) % 320 == 0
     assert 1 < len(taken) < 30
 
 
-def test_the_shipped_voice_begins_after_half_a_second_of_units():
+def test_the_shipped_vocoder_begins_after_half_a_second_of_units():
     clips = SHIPPED.parent / "corpus" / "clips"
     units, durations = Speech2Unit.from_pretrained()(
         load_audio(next(clips.glob("question-*-slt.flac")))
@@ -75,12 +76,17 @@ def test_the_shipped_voice_begins_after_half_a_second_of_units():
     assert 15 < durations[: len(taken)].sum() < 32
 
 
-def test_nothing_to_say_and_what_it_cannot_say(vocoder):
+def test_no_units_and_bad_units(vocoder):
     assert list(stream(vocoder, [])) == list(stream(vocoder, [[], [-1]])) == []
-    with pytest.raises(ValueError, match="Unit 20 is not among"):
+    with pytest.raises(ValueError, match="unit 20 is not among"):
         list(stream(vocoder, [[3], [20]]))
     with pytest.raises(ValueError, match="no speaker 'eve'"):
         stream(vocoder, [[3]], speaker="eve")
+    for scale in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="duration_scale"):
+            stream(vocoder, [[3]], duration_scale=scale)
+    with pytest.raises(UserError, match="chunk_codes"):
+        stream(vocoder, [[3]], chunk_codes=0)
 
 
 @hypothesis.settings(deadline=None, max_examples=40)
@@ -91,7 +97,7 @@ def test_nothing_to_say_and_what_it_cannot_say(vocoder):
     at_most=st.integers(1, 9),
     data=st.data(),
 )
-def test_sliding_windows_tell_what_the_whole_tells(sizes, before, after, at_most, data):
+def test_sliding_windows_give_the_values_of_the_whole(sizes, before, after, at_most, data):
     at_least = data.draw(st.integers(1, at_most))
     x = np.random.default_rng(0).integers(100, size=(sum(sizes), 1))
 
@@ -102,11 +108,11 @@ def test_sliding_windows_tell_what_the_whole_tells(sizes, before, after, at_most
         return sum(padded[i : i + len(rows)] for i in range(before + after + 1))[place:]
 
     pieces = [x[end - size : end] for size, end in zip(sizes, np.cumsum(sizes))]
-    told = list(
+    values = list(
         sliding(sums_around, pieces, before=before, after=after, at_most=at_most, at_least=at_least)
     )
-    assert all(0 < len(rows) <= at_most for rows in told)
-    assert all(len(rows) >= at_least for rows in told[1:-1])
+    assert all(0 < len(rows) <= at_most for rows in values)
+    assert all(len(rows) >= at_least for rows in values[1:-1])
     padded = np.pad(x, ((before, after), (0, 0)))
     expected = sum(padded[i : i + len(x)] for i in range(before + after + 1))
-    np.testing.assert_array_equal(np.concatenate([np.zeros((0, 1)), *told]), expected)
+    np.testing.assert_array_equal(np.concatenate([np.zeros((0, 1)), *values]), expected)

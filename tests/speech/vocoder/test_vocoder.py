@@ -1,4 +1,4 @@
-"""The unit vocoder against PyTorch, alone against in a batch, on disk, and what it refuses."""
+"""The unit vocoder against PyTorch, in batches, on disk, and what it refuses."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ import torch
 import transformers
 from flax import nnx
 
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.vocoder.hifigan import DurationPredictor, Generator
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig, _bucket, _generate
@@ -26,7 +27,7 @@ SMALL = VocoderConfig(
     duration_embed_dim=8,
     duration_hidden_dim=8,
 )
-# Wide enough to be prepared.
+# Wide enough for faster convolutions on a CPU.
 WIDE = dataclasses.replace(SMALL, upsample_initial_channel=128)
 ISTFT = dataclasses.replace(
     SMALL,
@@ -37,6 +38,7 @@ ISTFT = dataclasses.replace(
 )
 PULSES = dataclasses.replace(ISTFT, pitch_hidden_dim=8, duration_embed_dim=16)
 SINGLE = dataclasses.replace(SMALL, speakers=())
+SCALES = (0.0, -1.0, float("nan"), float("inf"))
 # The published generator, every width halved or quartered.
 PUBLISHED = dataclasses.replace(
     VocoderConfig.unit_hifigan(),
@@ -75,7 +77,7 @@ def oracle(config: VocoderConfig) -> transformers.SpeechT5HifiGan:
         )
     ).eval()
     with torch.no_grad():
-        for weight in model.parameters():  # Its own initial weights are too small to tell.
+        for weight in model.parameters():  # Its own are too small to show a difference.
             weight.copy_(torch.randn_like(weight) * 0.5 / max(weight[0].numel(), 1) ** 0.5)
     return model
 
@@ -182,7 +184,7 @@ def test_durations_may_depend_on_the_speaker():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [SMALL, WIDE, ISTFT, PULSES])
-def test_an_item_of_a_batch_sounds_as_alone(config):
+def test_an_item_has_the_same_samples_in_a_batch_and_alone(config):
     vocoder, rng = for_inference(build(config)), np.random.default_rng(0)
     units = [rng.integers(20, size=size) for size in (30, 1, 11)]
     durations = [rng.integers(1, 6, size=len(u)) for u in units]
@@ -217,7 +219,7 @@ def test_padding_does_not_reach_the_samples(config):
 
 @pytest.mark.parametrize("config", [SMALL, ISTFT])
 def test_contexts_bound_the_receptive_field(config):
-    """A code can be heard only within `contexts[0]` codes of it."""
+    """A code changes samples only within `contexts[0]` codes of it."""
     context = config.contexts[0]
     vocoder, size = build(config), 4 * context
     codes = np.zeros((1, size), np.int32)
@@ -225,10 +227,10 @@ def test_contexts_bound_the_receptive_field(config):
     changed[0, size // 2] = 3
     mask = np.ones((1, size), np.float32)
     a, b = (np.asarray(_generate(vocoder, c, np.array([0]), mask))[0] for c in (codes, changed))
-    heard = np.flatnonzero(np.abs(a - b).reshape(size, 320).max(axis=1) > 0) - size // 2
-    assert 0 < -heard.min() <= context
-    assert 0 < heard.max() <= context
-    assert max(-heard.min(), heard.max()) >= context - 2
+    changed = np.flatnonzero(np.abs(a - b).reshape(size, 320).max(axis=1) > 0) - size // 2
+    assert 0 < -changed.min() <= context
+    assert 0 < changed.max() <= context
+    assert max(-changed.min(), changed.max()) >= context - 2
 
 
 @pytest.mark.slow
@@ -247,8 +249,8 @@ def test_a_part_has_the_samples_of_the_whole(config):
 
     whole = part(vocoder.generator, None)
     for first in (0, 1, 30, 38, size - number):
-        heard = part(vocoder.generator, np.int32(first))
-        assert_close(heard, whole[:, first * 320 : (first + number) * 320])
+        wav = part(vocoder.generator, np.int32(first))
+        assert_close(wav, whole[:, first * 320 : (first + number) * 320])
 
 
 def test_negative_units_are_dropped_with_their_durations():
@@ -320,22 +322,30 @@ def test_reads_the_published_config():
         ({"units": []}, "at least one unit"),
         ({"units": [-1]}, "at least one unit"),
         ({"units": [3.5]}, "at least one unit"),
-        ({"units": [3, 20]}, "Unit 20 is not among the vocoder's 20"),
+        ({"units": [float("nan")]}, "at least one unit"),
+        ({"units": ["3"]}, "at least one unit"),
+        ({"units": [3, 20]}, "unit 20 is not among the vocoder's 20"),
         ({"units": [3, 4], "durations": [1]}, "each of 2 units"),
         ({"units": [3, 4], "durations": [1, 0]}, "each of 2 units"),
+        ({"units": [3, 4], "durations": [1, float("nan")]}, "each of 2 units"),
+        ({"units": [3, 4], "durations": [1, float("inf")]}, "each of 2 units"),
+        ({"units": [3, 4], "durations": ["1", "2"]}, "each of 2 units"),
         ({"units": [3], "speaker": 2}, "ann"),
+        ({"units": [3], "speaker": -1}, "ann"),
+        ({"units": [3], "speaker": 0.5}, "ann"),
         ({"units": [3], "speaker": "eve"}, "ann"),
+        *(({"units": [3], "duration_scale": x}, "duration_scale") for x in SCALES),
     ],
 )
 def test_refuses(kwargs, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         build(SMALL)(**kwargs)
 
 
-def test_a_single_voice_has_no_names():
+def test_a_single_speaker_has_no_name():
     vocoder = build(SINGLE)
     assert len(vocoder([3], durations=[1])) == 320
-    with pytest.raises(ValueError, match="single voice"):
+    with pytest.raises(ValueError, match="expected 0, the only one"):
         vocoder([3], speaker=1)
 
 
@@ -346,6 +356,30 @@ def test_rates_have_to_make_a_code():
         dataclasses.replace(SMALL, duration_embed_dim=9)
     with pytest.raises(ValueError, match="inverse STFT"):
         dataclasses.replace(SMALL, pitch_hidden_dim=8)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_embeddings": 0},
+        {"embedding_dim": -1},
+        {"upsample_initial_channel": 16},
+        {"duration_dropout": 1.0},
+        {"duration_dropout": float("nan")},
+    ],
+)
+def test_refuses_sizes(changes):
+    with pytest.raises(UserError, match=next(iter(changes))):
+        dataclasses.replace(SMALL, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_embeddings": "20"}, {"upsample_rates": 5}, {"dur_predictor_params": 3}],
+)
+def test_refuses_values_of_wrong_types_in_a_config_file(changes):
+    with pytest.raises(UserError, match=r"config\.json has values of wrong types"):
+        VocoderConfig.from_json(SMALL.to_json() | changes)
 
 
 def test_few_lengths_are_compiled():

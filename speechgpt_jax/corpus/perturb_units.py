@@ -1,0 +1,81 @@
+"""Training rows for a vocoder with the units of perturbed recordings.
+
+A recording is played faster or slower (Ko et al. 2015), which moves its pitch and formants too, and
+gets the acoustics of another room and microphone. Its units are then those that other people would
+have given the same sentence; their times are brought back to those of the recording. A vocoder
+trained on them learns to synthesize from the units of people whom it was not trained on.
+"""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import soxr
+from rich.progress import track
+
+from speechgpt_jax import files
+from speechgpt_jax.limits import check_number
+from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from speechgpt_jax.speech.encoder.training import distort
+from speechgpt_jax.unit_text import reduce_units
+
+# Recordings encoded at a time.
+BATCH = 256
+
+
+def perturb_units(
+    rows: Sequence[dict], speech2unit: Speech2Unit, max_speed: float, seed: int
+) -> list[dict]:
+    """Rows {path, units, durations, ...} with the units of the perturbed recordings.
+
+    Args:
+      rows: recordings, with durations in frames of 20 ms.
+      speech2unit: gives the units.
+      max_speed: speeds are drawn from [1 / max_speed, max_speed].
+      seed: seed of speeds, rooms and microphones.
+
+    Returns:
+      One row for each recording that is longer than a frame after the change of speed.
+    """
+    check_number("max_speed", max_speed, at_least=1)
+    rng, perturbed = np.random.default_rng(seed), []
+    for start in track(range(0, len(rows), BATCH), "units"):
+        batch = rows[start : start + BATCH]
+        speeds = max_speed ** rng.uniform(-1, 1, len(batch))
+        perturbed += perturb_batch(batch, speech2unit, speeds, rng)
+    return perturbed
+
+
+def perturb_batch(
+    rows: Sequence[dict], speech2unit: Speech2Unit, speeds: np.ndarray, rng: np.random.Generator
+) -> list[dict]:
+    """The rows with the units of their recordings at these speeds [rows]."""
+    wavs = [
+        distort(rng, soxr.resample(load_audio(row["path"]), SAMPLE_RATE * speed, SAMPLE_RATE))
+        for row, speed in zip(rows, speeds)
+    ]
+    perturbed = []
+    for row, cluster_ids in zip(rows, speech2unit.cluster_ids(wavs)):
+        if not len(cluster_ids):  # Faster, the recording is shorter than a frame.
+            continue
+        units, durations = reduce_units(retimed(cluster_ids, sum(row["durations"])))
+        perturbed.append(row | {"units": units.tolist(), "durations": durations.tolist()})
+    return perturbed
+
+
+def retimed(cluster_ids: np.ndarray, num_frames: int) -> np.ndarray:
+    """Cluster ids of a faster or slower recording [T], stretched to [num_frames].
+
+    [7, 8, 9], 6 -> [7, 7, 8, 8, 9, 9]
+    """
+    places = (np.arange(num_frames) + 0.5) * len(cluster_ids) / num_frames
+    return cluster_ids[places.astype(int)]
+
+
+def write_manifest(rows: Sequence[dict], output: str | os.PathLike) -> None:
+    """Writes JSONL whose paths are relative to its folder."""
+    folder = os.path.dirname(output) or "."
+    files.write_jsonl(
+        output, [row | {"path": os.path.relpath(row["path"], folder)} for row in rows]
+    )

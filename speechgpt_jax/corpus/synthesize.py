@@ -1,0 +1,120 @@
+"""Synthesis of many unit sequences: one wav per row of a manifest."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from rich.progress import track
+
+from speechgpt_jax import files
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_number
+from speechgpt_jax.speech import pretrained
+from speechgpt_jax.speech.audio import SAMPLE_RATE, save_audio
+from speechgpt_jax.speech.vocoder.config import VocoderConfig
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
+
+# Rows synthesized at a time.
+BATCH = 16
+
+
+def synthesize(
+    units: str | os.PathLike,
+    vocoder: str | os.PathLike,
+    output: str | os.PathLike,
+    duration_scale: float = 1.0,
+) -> tuple[int, float]:
+    """Writes `output`/ID.wav for every row of the manifest `units`.
+
+    Args:
+      units: JSONL of {id, units} and, if wanted, durations (in codes of 20 ms) and speaker (name or
+        index). Without an id, the file is named like the recording in `path`.
+      vocoder: folder of the vocoder.
+      output: folder.
+      duration_scale: 2 halves the speed.
+
+    Returns:
+      Number of wavs and their total length in seconds.
+
+    Raises:
+      UserError: a row doesn't fit the vocoder; all rows are checked before the vocoder is loaded.
+    """
+    check_number("duration_scale", duration_scale, above=0)
+    rows = read_units(units, VocoderConfig.from_json(pretrained.load_fields(vocoder)))
+    model = UnitVocoder.from_pretrained(vocoder)
+    samples = 0
+    for batch in track(batches(rows), "synthesizing"):
+        durations = [row["durations"] for row in batch if "durations" in row]
+        wavs = model.synthesize(
+            [row["units"] for row in batch],
+            durations or None,
+            [row["speaker"] for row in batch],
+            duration_scale,
+        )
+        for row, wav in zip(batch, wavs):
+            save_audio(pathlib.Path(output) / f"{row['id']}.wav", wav)
+            samples += len(wav)
+    return len(rows), samples / SAMPLE_RATE
+
+
+def read_units(path: str | os.PathLike, config: VocoderConfig) -> list[dict]:
+    """Rows of a manifest, each {id, units, speaker} and perhaps durations.
+
+    Raises:
+      UserError: names the line that a vocoder of this config can't synthesize.
+    """
+    rows = {}
+    for place, fields in files.read_rows(path):
+        try:
+            row = checked_row(fields, config)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from error
+        if row["id"] in rows:
+            raise UserError(f"{place}: an earlier row has the id {row['id']!r} too.")
+        rows[row["id"]] = row
+    if not rows:
+        raise UserError(f"{path} has no rows; expected JSONL of id and units.")
+    return list(rows.values())
+
+
+def checked_row(fields: Mapping, config: VocoderConfig) -> dict:
+    """{id, units, speaker} and perhaps durations of a row; raises a UserError if they won't do."""
+    fields = {name: value for name, value in fields.items() if value is not None}
+    if "units" not in fields or not ("id" in fields or "path" in fields):
+        raise UserError("expected a JSON object with id (or path) and units.")
+    name = fields.get("id")
+    if name is None:
+        if not isinstance(fields["path"], str):
+            raise UserError(f"expected a path that is text, got {fields['path']!r}.")
+        name = pathlib.PurePath(fields["path"]).stem
+    is_name = isinstance(name, str | int) and not isinstance(name, bool)
+    name = str(name) if is_name else name
+    if not is_name or not name.isprintable() or name in ("", ".", "..") or "/" in name:
+        raise UserError(f"expected an id that can name a file, got {name!r}.")
+    row = {"id": name, "units": fields["units"], "speaker": fields.get("speaker", 0)}
+    if "durations" in fields:
+        row["durations"] = fields["durations"]
+    for key in row.keys() - {"id", "speaker"}:
+        values = row[key]
+        if not isinstance(values, list) or not all(type(value) is int for value in values):
+            raise UserError(f"{name}: expected {key} to be a list of integers.")
+    try:
+        config.speaker_index(row["speaker"])
+        config.check_units([unit for unit in row["units"] if unit >= 0])
+        if "durations" in row:
+            config.check_durations(row["durations"], len(row["units"]))
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    return row
+
+
+def batches(rows: Sequence[dict]) -> list[list[dict]]:
+    """Batches of rows of similar length; in each batch all rows have durations, or none has."""
+    groups = {True: [], False: []}
+    for row in sorted(rows, key=lambda row: len(row["units"])):
+        groups["durations" in row].append(row)
+    return [
+        group[start : start + BATCH]
+        for group in groups.values()
+        for start in range(0, len(group), BATCH)
+    ]

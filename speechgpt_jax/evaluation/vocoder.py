@@ -1,0 +1,96 @@
+"""Word error rate and naturalness of speech that a vocoder makes from units of recordings."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.evaluation.recognisers import word_error_rate
+from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
+
+# Sentences synthesized at a time.
+BATCH = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Quality of one speaker's sentences.
+
+    Attributes:
+      speaker: of the recordings.
+      source: "original" for the recordings themselves, "units" for speech synthesized from their
+        units and durations, "reduced units" for speech whose durations are predicted, as those of a
+        language model's answers are.
+      word_error_rate: in percent.
+      naturalness: mean DNSMOS overall (Reddy et al. 2022, arXiv 2110.01763), 1 to 5.
+    """
+
+    speaker: str
+    source: str
+    word_error_rate: float
+    naturalness: float
+
+
+def evaluate_vocoder(
+    vocoder: UnitVocoder,
+    rows: Sequence[Mapping],
+    recognise: Callable[[np.ndarray], str],
+    *,
+    sentences: int | None = None,
+    speaker: str | None = None,
+) -> Iterator[Score]:
+    """Scores of each speaker, one after the other.
+
+    Args:
+      vocoder: synthesizes the sentences.
+      rows: {path, text, units, durations, speaker} of held-out sentences.
+      recognise: wav float32 [samples] -> text.
+      sentences: number of sentences per speaker; None: all.
+      speaker: synthesize with this speaker's voice instead of each row's own.
+
+    Raises:
+      UserError: a row lacks a field or doesn't fit the vocoder.
+    """
+    by_speaker = collections.defaultdict(list)
+    for row in rows:
+        if missing := {"path", "text", "units", "durations", "speaker"} - row.keys():
+            raise UserError(f"{row.get('path', 'a row')} has no {', '.join(sorted(missing))}.")
+        by_speaker[row["speaker"]].append(row)
+    for name in [speaker] if speaker else by_speaker if vocoder.config.speakers else []:
+        vocoder.config.speaker_index(name)
+    for name, all_rows in sorted(by_speaker.items()):
+        of_speaker = all_rows[:sentences]
+        texts = [row["text"] for row in of_speaker]
+        for source, wavs in synthesized(vocoder, of_speaker, speaker).items():
+            transcripts = [recognise(wav) for wav in wavs]
+            rate = word_error_rate(texts, transcripts)
+            yield Score(name, source, rate, naturalness(wavs))
+
+
+def synthesized(
+    vocoder: UnitVocoder, rows: Sequence[Mapping], speaker: str | None
+) -> dict[str, list[np.ndarray]]:
+    """Recordings of the rows and speech synthesized from their units, by source."""
+    wavs = {"original": [load_audio(row["path"]) for row in rows], "units": [], "reduced units": []}
+    for start in range(0, len(rows), BATCH):
+        batch = rows[start : start + BATCH]
+        units = [row["units"] for row in batch]
+        speakers = None
+        if vocoder.config.speakers:
+            speakers = [speaker or row["speaker"] for row in batch]
+        durations = [row["durations"] for row in batch]
+        wavs["units"] += vocoder.synthesize(units, durations, speakers)
+        wavs["reduced units"] += vocoder.synthesize(units, None, speakers)
+    return wavs
+
+
+def naturalness(wavs: Sequence[np.ndarray]) -> float:
+    """Mean DNSMOS overall of float32 [samples] each."""
+    try:
+        from speechmos import dnsmos
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed; pip install speechmos.") from error
+    return float(np.mean([dnsmos.run(np.clip(w, -1, 1), SAMPLE_RATE)["ovrl_mos"] for w in wavs]))

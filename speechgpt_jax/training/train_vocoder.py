@@ -1,0 +1,198 @@
+"""Trains a unit vocoder on recordings and their units, with or without discriminators.
+
+`train` is what gin recipes configure (gin/runs/vocoder_tiny.gin, tools/train_vocoder.py).
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from speechgpt_jax.checkpoints import Checkpoints
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_number
+from speechgpt_jax.speech.vocoder.discriminators import (
+    DiscriminatorConfig,
+    Discriminators,
+    discriminator_loss,
+)
+from speechgpt_jax.speech.vocoder.training import (
+    VocoderBatches,
+    VocoderObjective,
+    prepare_rows,
+    sound_losses,
+    synthesize_segments,
+)
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig, load_vocoder
+from speechgpt_jax.training.loop import fit
+from speechgpt_jax.training.optimizer import AdamW, make_optimizer
+from speechgpt_jax.training.train_step import TrainState
+
+
+def train(
+    *,
+    rows: Sequence[Mapping],
+    output_dir: str | os.PathLike,
+    model: VocoderConfig,
+    objective: VocoderObjective,
+    optimizer: AdamW,
+    steps: int,
+    batch_size: int,
+    segment_codes: int,
+    discriminators: DiscriminatorConfig | None = None,
+    start_from: str | None = None,
+    save_every: int = 500,
+    seed: int = 0,
+) -> UnitVocoder:
+    """Trains a vocoder and writes it to `output_dir`/vocoder in float16.
+
+    Resumes from the newest checkpoint of `output_dir` if there is one.
+
+    Args:
+      rows: recordings, {path, units, durations, speaker}; see `prepare_rows`.
+      output_dir: gets checkpoints/, metrics.jsonl and vocoder/.
+      model: sizes of the vocoder.
+      objective: weights of the losses.
+      optimizer: AdamW for the vocoder and for the discriminators; its schedule ends at `steps`.
+      steps: number of optimizer steps.
+      batch_size: segments per batch.
+      segment_codes: length of a segment in codes of 20 ms.
+      discriminators: sizes of HiFi-GAN's discriminators; None: only spectral losses.
+      start_from: folder of a trained vocoder of the same sizes, whose parameters are the start.
+      save_every: steps from one checkpoint to the next.
+      seed: seed of the initial parameters, the segments and dropout.
+
+    Raises:
+      UserError: a size is not positive; rows or `start_from` don't fit `model`.
+    """
+    sizes = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "segment_codes": segment_codes,
+        "save_every": save_every,
+    }
+    for name, size in sizes.items():
+        check_number(name, size, at_least=1)
+    batches = VocoderBatches(
+        prepare_rows(rows, model),
+        model,
+        batch_size=batch_size,
+        segment_codes=segment_codes,
+        seed=seed,
+    )
+    vocoder = load_vocoder(start_from) if start_from else UnitVocoder(model, rngs=nnx.Rngs(seed))
+    if vocoder.config != model:
+        raise UserError(
+            f"start_from {start_from} holds {vocoder.config}, but the run's model is {model}; "
+            "give a vocoder of the same sizes."
+        )
+    sides = {"vocoder": vocoder}
+    if discriminators:
+        sides["discriminators"] = Discriminators(discriminators, rngs=nnx.Rngs(seed))
+    tx = make_optimizer(optimizer, steps)
+    train_step = make_train_step(**sides, optimizer=tx, objective=objective, seed=seed)
+    state = fit(
+        create_state(sides, tx),
+        jax.jit(train_step, donate_argnums=0),
+        batches,
+        steps=steps,
+        checkpoints=Checkpoints(output_dir),
+        output_dir=output_dir,
+        save_every=save_every,
+        rate="seconds",
+        name="vocoder",
+    )
+    nnx.update(vocoder, state.params["vocoder"])
+    vocoder.save_pretrained(f"{output_dir}/vocoder", np.float16)
+    return vocoder
+
+
+def create_state(
+    sides: Mapping[str, nnx.Module], optimizer: optax.GradientTransformation
+) -> TrainState:
+    """State before the first step; `params` and `opt_state` have an entry for each side.
+
+    Args:
+      sides: "vocoder", and "discriminators" where they are trained too.
+      optimizer: the same for each side, which has a state of its own.
+    """
+    params = {name: nnx.state(model, nnx.Param) for name, model in sides.items()}
+    opt_state = {name: optimizer.init(side) for name, side in params.items()}
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+
+
+def make_train_step(
+    vocoder: UnitVocoder,
+    discriminators: Discriminators | None = None,
+    *,
+    optimizer: optax.GradientTransformation,
+    objective: VocoderObjective,
+    seed: int,
+) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+    """train_step(state, batch) -> (state, metrics), to be jitted.
+
+    Where there are discriminators, they take their step first (HiFi-GAN's order). Without them the
+    spectral losses train the vocoder.
+    """
+    config = vocoder.config
+    graph, _ = nnx.split(vocoder, nnx.Param)
+    discriminator_graph = None
+    if discriminators is not None:
+        discriminator_graph, _ = nnx.split(discriminators, nnx.Param)
+
+    def weighted_sum(losses):
+        return sum(getattr(objective, name) * loss for name, loss in losses.items())
+
+    def train_step(state, batch):
+        params, opt_state, metrics = {}, {}, {}
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+        def update(side, gradients):
+            updates, opt_state[side] = optimizer.update(
+                gradients, state.opt_state[side], state.params[side]
+            )
+            params[side] = optax.apply_updates(state.params[side], updates)
+
+        def generate(vocoder_params):
+            model = nnx.merge(graph, vocoder_params)
+            wav, losses = synthesize_segments(model, batch, nnx.Rngs(dropout=key))
+            return (wav, weighted_sum(losses)), losses
+
+        # Both sides learn from the same wav, which is computed once.
+        (wav, _), backward, losses = jax.vjp(generate, state.params["vocoder"], has_aux=True)
+        trained_discriminators = None
+        if discriminator_graph is not None:
+
+            def discriminate(discriminator_params):
+                model = nnx.merge(discriminator_graph, discriminator_params)
+                return discriminator_loss(model(batch["wav"]), model(wav))
+
+            side = state.params["discriminators"]
+            metrics["discriminator_loss"], gradients = jax.value_and_grad(discriminate)(side)
+            update("discriminators", gradients)
+            trained_discriminators = nnx.merge(discriminator_graph, params["discriminators"])
+
+        def compare(wav):
+            of_sound = sound_losses(
+                wav,
+                batch["wav"],
+                trained_discriminators,
+                objective.stft_sizes,
+                config.sampling_rate,
+            )
+            return weighted_sum(of_sound), of_sound
+
+        wav_gradient, of_sound = jax.grad(compare, has_aux=True)(wav)
+        (gradients,) = backward((wav_gradient, jnp.ones(())))
+        update("vocoder", gradients)
+        losses |= of_sound
+        metrics |= {f"{name}_loss": loss for name, loss in losses.items()}
+        seconds = batch["mask"].sum() * config.code_hop_size / config.sampling_rate
+        metrics |= {"loss": weighted_sum(losses), "seconds": seconds}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step

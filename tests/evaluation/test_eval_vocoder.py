@@ -1,0 +1,128 @@
+"""tools.eval_vocoder reports what jiwer and speechmos say about the same sound."""
+
+import json
+import sys
+
+import jiwer
+import numpy as np
+import pytest
+from absl import flags
+from speechmos import dnsmos
+
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.evaluation.recognisers import WhisperRecogniser, word_error_rate, words
+from speechgpt_jax.evaluation.vocoder import evaluate_vocoder, naturalness
+from speechgpt_jax.files import ASSETS
+from speechgpt_jax.speech.audio import load_audio
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
+from tools import eval_vocoder
+
+pytestmark = pytest.mark.slow
+
+CLIPS = ASSETS / "corpus" / "clips"
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Two sentences of each of two speakers."""
+    clips = json.loads((CLIPS / "clips.json").read_text())
+    of_speaker = ([clip for clip in clips if clip["speaker"] == name] for name in ("slt", "rms"))
+    chosen = [clip for clips_of_one in of_speaker for clip in clips_of_one[:2]]
+    speech2unit = Speech2Unit.from_pretrained()
+    rows = []
+    for clip in chosen:
+        path = str(CLIPS / clip["file"])
+        units, durations = (values.tolist() for values in speech2unit(load_audio(path)))
+        row = {"path": path, "text": clip["text"], "speaker": clip["speaker"]}
+        rows.append(row | {"units": units, "durations": durations})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def vocoder():
+    return UnitVocoder.from_pretrained()
+
+
+def test_words_and_their_error_rate():
+    assert words("What's Two, plus... two?") == "what's two plus two"
+    # Of six words, two are replaced.
+    references = ["What's two plus two?", "Good morning."]
+    transcripts = ["what's two plus too", "morning morning"]
+    assert word_error_rate(references, transcripts) == pytest.approx(100 * 2 / 6)
+    assert word_error_rate(["one two"], ["one, TWO!"]) == 0
+    with pytest.raises(UserError, match="no words"):
+        word_error_rate(["..."], ["a"])
+
+
+def test_the_tool_reports_what_jiwer_and_speechmos_say(
+    rows, vocoder, tmp_path, monkeypatch, capsys
+):
+    manifest = tmp_path / "test.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["eval_vocoder", f"--vocoder={ASSETS / 'vocoder'}", f"--manifest={manifest}"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--sentences=2"])
+    flags.FLAGS(sys.argv)
+    eval_vocoder.main()
+    reported = {
+        (speaker, source): (float(rate), float(mos))
+        for speaker, source, rate, mos in (
+            (line[:10].strip(), line[10:26].strip(), line[26:34], line[34:])
+            for line in capsys.readouterr().out.splitlines()[1:]
+        )
+    }
+    recognise = WhisperRecogniser()
+    for speaker in ("rms", "slt"):
+        chosen = [row for row in rows if row["speaker"] == speaker]
+        spoken = {
+            "original": [load_audio(row["path"]) for row in chosen],
+            "units": [vocoder(r["units"], r["durations"], speaker) for r in chosen],
+            "reduced units": [vocoder(r["units"], None, speaker) for r in chosen],
+        }
+        for source, wavs in spoken.items():
+            counted = [
+                jiwer.process_words(words(row["text"]), words(recognise(wav)))
+                for row, wav in zip(chosen, wavs)
+            ]
+            errors = sum(c.substitutions + c.deletions + c.insertions for c in counted)
+            rate = 100 * errors / sum(len(words(row["text"]).split()) for row in chosen)
+            scores = [dnsmos.run(np.clip(wav, -1, 1), 16_000)["ovrl_mos"] for wav in wavs]
+            assert reported[speaker, source][0] == pytest.approx(rate, abs=0.051)
+            assert reported[speaker, source][1] == pytest.approx(np.mean(scores), abs=0.02)
+    assert len(reported) == 6
+    assert reported["slt", "original"][0] < 20
+
+
+def test_sentences_are_recognised_one_by_one(rows, vocoder):
+    lengths = []
+
+    def recognise(wav):
+        lengths.append(len(wav))
+        return "a"
+
+    scores = list(evaluate_vocoder(vocoder, rows, recognise, sentences=1, speaker="kal16"))
+    assert [(score.speaker, score.source) for score in scores] == [
+        (name, source)
+        for name in ("rms", "slt")
+        for source in ("original", "units", "reduced units")
+    ]
+    firsts = [rows[2], rows[0]]
+    assert lengths[0::3] == [len(load_audio(row["path"])) for row in firsts]
+    assert lengths[1::3] == [320 * sum(row["durations"]) for row in firsts]
+    assert all(1 <= score.naturalness <= 5 for score in scores)
+
+
+def test_refuses_rows_and_speakers(rows, vocoder):
+    row = {name: value for name, value in rows[0].items() if name != "text"}
+    with pytest.raises(UserError, match="has no text"):
+        next(evaluate_vocoder(vocoder, [row], str))
+    with pytest.raises(UserError, match="no speaker 'eve'"):
+        next(evaluate_vocoder(vocoder, rows, str, speaker="eve"))
+    with pytest.raises(UserError, match="no speaker 'eve'"):
+        next(evaluate_vocoder(vocoder, [rows[0] | {"speaker": "eve"}], str))
+
+
+def test_naturalness_is_the_mean_of_dnsmos(rows):
+    wavs = [load_audio(row["path"]) for row in rows[:2]]
+    expected = np.mean([dnsmos.run(wav, 16_000)["ovrl_mos"] for wav in wavs])
+    assert naturalness(wavs) == pytest.approx(expected)
