@@ -1,0 +1,58 @@
+"""How well speech made from units is understood, and how natural it sounds, beside the recordings.
+
+    python -m tests.benchmarks.measure_resynthesis --manifest=test.jsonl
+    python -m tests.benchmarks.measure_resynthesis --manifest=human.jsonl --voices slt rms kal16
+
+What the figures mean: `python -m tools.eval_vocoder --help`, which measures one voice.
+"""
+
+import itertools
+
+from speechgpt_jax import arguments
+from speechgpt_jax.corpus.manifest import read_manifest
+from speechgpt_jax.evaluation.recognisers import WhisperRecogniser
+from speechgpt_jax.evaluation.vocoder import evaluate_vocoder
+from speechgpt_jax.files import ASSETS
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
+from tests.benchmarks import docs_table
+
+SOURCES = ("recordings", "units", "reduced units")
+
+
+def main(argv: list[str]) -> None:
+    parser = arguments.Parser(__doc__)
+    parser.add_argument(
+        "--manifest", required=True, type=arguments.existing_file, help="as of tools.eval_vocoder"
+    )
+    parser.add_argument(
+        "--vocoder",
+        type=arguments.existing_folder,
+        default=str(ASSETS / "vocoder"),
+        help="by default the shipped one",
+    )
+    parser.add_argument(
+        "--voices", nargs="+", default=[None], help="voices to synthesize every row with"
+    )
+    parser.add_argument("--sentences", type=arguments.positive_int, help="of each speaker, at most")
+    parser.add_argument("--table", type=arguments.name, default="resynthesis", help="to write")
+    docs_table.add_argument(parser)
+    args = parser.parse_args(argv)
+    rows = read_manifest(args.manifest)
+    vocoder, recognise = UnitVocoder.from_pretrained(args.vocoder), WhisperRecogniser()
+    columns = [f"{figure}: {source}" for figure in ("WER %", "DNSMOS") for source in SOURCES]
+    table = docs_table.Table(args.table, ["sentences", *columns])
+    for voice in args.voices:
+        scores = evaluate_vocoder(vocoder, rows, recognise, sentences=args.sentences, speaker=voice)
+        for speaker, of_speaker in itertools.groupby(scores, lambda score: score.speaker):
+            of_speaker = list(of_speaker)
+            table.add(
+                f"{speaker}, voice {voice}" if voice else speaker,
+                *(f"{score.word_error_rate:.1f}" for score in of_speaker),
+                *(f"{score.naturalness:.2f}" for score in of_speaker),
+            )
+    if args.update_docs:
+        table.update_docs()
+
+
+if __name__ == "__main__":
+    arguments.run(main)
