@@ -1,18 +1,18 @@
-"""How well speech made from units is understood, and how natural it sounds, beside the recordings.
+"""Word error rate and naturalness of speech synthesized from units, beside the recordings.
 
     python -m tests.benchmarks.measure_resynthesis --manifest=test.jsonl
     python -m tests.benchmarks.measure_resynthesis --manifest=human.jsonl --voices slt rms kal16
 
-What the figures mean: `python -m tools.eval_vocoder --help`, which measures one voice.
+Manifest and scores are those of tools.eval_vocoder, which measures and prints one voice;
+`python -m tools.eval_vocoder --help` explains both.
 """
 
 import itertools
 
 from speechgpt_jax import arguments
-from speechgpt_jax.corpus.manifest import read_manifest
 from speechgpt_jax.evaluation.recognisers import WhisperRecogniser
 from speechgpt_jax.evaluation.vocoder import evaluate_vocoder
-from speechgpt_jax.files import ASSETS
+from speechgpt_jax.files import ASSETS, read_manifest
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from tests.benchmarks import docs_table
 
@@ -22,19 +22,29 @@ SOURCES = ("recordings", "units", "reduced units")
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
     parser.add_argument(
-        "--manifest", required=True, type=arguments.existing_file, help="as of tools.eval_vocoder"
+        "--manifest",
+        required=True,
+        type=arguments.existing_file,
+        help="JSONL of held-out sentences",
     )
     parser.add_argument(
         "--vocoder",
         type=arguments.existing_folder,
         default=str(ASSETS / "vocoder"),
-        help="by default the shipped one",
+        help="folder of the vocoder; default: the shipped one",
     )
     parser.add_argument(
-        "--voices", nargs="+", default=[None], help="voices to synthesize every row with"
+        "--voices",
+        nargs="+",
+        default=[None],
+        help="voices for all rows; default: each row's speaker",
     )
-    parser.add_argument("--sentences", type=arguments.positive_int, help="of each speaker, at most")
-    parser.add_argument("--table", type=arguments.name, default="resynthesis", help="to write")
+    parser.add_argument(
+        "--sentences", type=arguments.positive_int, help="maximum per speaker; default: all"
+    )
+    parser.add_argument(
+        "--table", type=arguments.name, default="resynthesis", help="name of the table"
+    )
     docs_table.add_argument(parser)
     args = parser.parse_args(argv)
     rows = read_manifest(args.manifest)
