@@ -140,7 +140,7 @@ def test_human_prompts_without_the_packages_says_what_to_unpack(tmp_path):
 
 # ---- the shipped corpus ------------------------------------------------------------------------
 
-SHIPPED = build.SHIPPED_CORPUS
+SHIPPED = Path(build.SHIPPED_CORPUS)
 UTTERANCES = [f"utterances-{split}" for split in build.SPLITS]
 DIALOGUES = [f"dialogues-{split}" for split in build.SPLITS[:-1]]
 
