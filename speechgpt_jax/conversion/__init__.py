@@ -1,1 +1,1 @@
-"""Weights, tokenizers and configurations of other frameworks, in and out."""
+"""Conversion of weights, tokenizers and configurations from and to other frameworks."""

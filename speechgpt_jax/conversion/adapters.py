@@ -1,7 +1,7 @@
 """LoRA adapters of PEFT <-> a run that trains an adapter on another run.
 
-A run has the same adapter in every layer. Which modules a PEFT adapter changes, and with which
-rank, is read from its weights: `target_modules` may be names, suffixes, full paths or a regex.
+A run has the same adapter in every layer. The modules and ranks of a PEFT adapter are read from its
+weights: `target_modules` may be names, suffixes, full paths or a regex.
 """
 
 import dataclasses
@@ -32,16 +32,16 @@ _WEIGHT = re.compile(
     r"base_model\.model\.(model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+))\.lora_([AB])\.weight"
 )
 
-# Values of `init_lora_weights` under which training starts from the base as it is ...
+# Values of `init_lora_weights` that leave the base unchanged.
 _KEEPS_BASE = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
-# ... and those that first subtract the initial adapter from the base, which PEFT can undo.
+# Values that subtract the initial adapter from the base; PEFT can undo this.
 _SUBTRACTS_FROM_BASE = ("pissa", "olora", "corda", "lora_ga")
-# Fields of adapter_config.json that add to LoRA something that can be merged into the weights.
+# Fields of adapter_config.json that extend LoRA; PEFT can merge the result into the weights.
 _MERGEABLE = (
     *("use_dora", "use_qalora", "modules_to_save", "lora_bias", "trainable_token_indices"),
     *("layer_replication", "target_parameters", "kasa_config", "use_bdlora", "monteclora_config"),
 )
-# Fields under which the adapter depends on the text: nothing can be merged.
+# Fields of adapters that depend on the text and so can't be merged.
 _DEPENDS_ON_TEXT = ("alora_invocation_tokens", "arrow_config")
 
 _MERGE = (
@@ -51,7 +51,12 @@ _MERGE = (
 
 
 def from_peft(folder: pathlib.Path, out: pathlib.Path, base: pathlib.Path) -> None:
-    """Converts a PEFT adapter to a run of a few MB on the run `base`.
+    """Converts a PEFT adapter to a run of a few MB that builds on the run `base`.
+
+    Args:
+      folder: has adapter_config.json and adapter_model.safetensors or .bin.
+      out: the new run.
+      base: the run that the adapter was trained on.
 
     Raises:
       UserError: the adapter is damaged, of another kind, or for another base.
@@ -84,11 +89,11 @@ def to_peft(
     """Exports the adapter of a run as a PEFT folder; the base's weights are not needed.
 
     Args:
-      run: one that trained only an adapter.
+      run: a run that trained only an adapter.
       out: the new folder.
-      base: where PEFT finds the model it belongs on: the folder that `llama.to_hf` wrote of the
-        run's base, or a name on the hub.
-      context_length: tokens, for tokenizer_config.json; None keeps the source's.
+      base: base model for PEFT: the folder to which `llama.to_hf` exported the run's base, or a
+        name on the hub.
+      context_length: in tokens, for tokenizer_config.json; None keeps the source's.
 
     Raises:
       UserError: the run has no adapter apart from its base.
@@ -120,13 +125,13 @@ def lora_config(
     """PEFT's adapter -> our config.
 
     Args:
-      fields: of adapter_config.json.
+      fields: content of adapter_config.json.
       shapes: name -> shape of each of the adapter's weights.
-      num_layers: of the base.
-      source: of the fields, for messages.
+      num_layers: number of layers of the base.
+      source: file that the fields come from, for messages.
 
     Raises:
-      UserError: it is not the same LoRA in every layer on an unchanged base.
+      UserError: the adapter is not the same LoRA in every layer, or not for an unchanged base.
     """
     _check_variant(fields, source)
     _check_init(str(fields.get("init_lora_weights", True)).lower(), source)
@@ -135,7 +140,8 @@ def lora_config(
         found = _WEIGHT.fullmatch(name)
         if not found:
             raise UserError(
-                f"{source} comes with {name}, which is no LoRA of a layer's projection: {_MERGE}."
+                f"{source}: the weights have {name}, which is not LoRA on a projection of a layer:"
+                f" {_MERGE}."
             )
         module, layer, projection, matrix = found.groups()
         layers.setdefault(projection, set()).add(int(layer))
@@ -165,8 +171,8 @@ def adapter_config(lora: LoraConfig, base: str, source: Mapping) -> dict:
     """Our config -> the fields of adapter_config.json.
 
     Args:
-      lora: of the run.
-      base: a folder or a name on the hub.
+      lora: the run's.
+      base: base model for PEFT, a folder or a name on the hub.
       source: the fields of the adapter_config.json that the run was converted from, or {}.
     """
     rank_stabilised = bool(source.get("use_rslora"))
@@ -196,7 +202,7 @@ def _check_variant(fields: Mapping, source: str) -> None:
         if fields.get(name):
             raise UserError(
                 f"{source} has {name}: such an adapter changes with the text and is not built here;"
-                " train a plain LoRA instead."
+                " train a plain LoRA adapter instead."
             )
     for name in _MERGEABLE:
         if fields.get(name):
@@ -224,13 +230,13 @@ def _check_init(init: str, source: str) -> None:
 
 
 def _alpha(fields: Mapping, module: str, rank: int, source: str) -> float:
-    """The alpha of one module, such that alpha / rank is its scale."""
+    """Alpha of one module, so that its scale is alpha / rank."""
     try:
         alpha = fields["lora_alpha"]
     except KeyError as error:
         raise UserError(f"{source} has no {error}; expected the config of a LoRA.") from error
     for pattern, value in (fields.get("alpha_pattern") or {}).items():
-        # PEFT takes the first that matches.
+        # PEFT takes the first pattern that matches.
         if re.match(rf"(.*\.)?({pattern})$", module):
             alpha = value
             break

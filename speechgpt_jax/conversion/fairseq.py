@@ -18,7 +18,7 @@ from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.speech2unit import load_centroids, load_hubert
 from speechgpt_jax.speech.vocoder.vocoder import load_vocoder
 
-# Fields of HubertConfig that fairseq's HuBERT has no counterpart for.
+# Fields of HubertConfig without a counterpart in fairseq's HuBERT.
 _OURS_ONLY = (
     "front_end",
     "norm_first",
@@ -30,17 +30,17 @@ _OURS_ONLY = (
 
 
 def write_hubert(folder: str | pathlib.Path, out: str | pathlib.Path) -> None:
-    """Writes `hubert.pt`: a checkpoint of fairseq's pre-training without heads and dictionary.
+    """Writes `hubert.pt`: a pre-training checkpoint of fairseq, without heads and dictionary.
 
     Raises:
-      UserError: the HuBERT has parts that fairseq's has not.
+      UserError: the HuBERT has parts that fairseq's lacks.
     """
     encoder = load_hubert(folder)
     config = encoder.config
     for name in _OURS_ONLY:
         if getattr(config, name) != getattr(HubertConfig, name):
             raise UserError(
-                f"{folder} has {name} {getattr(config, name)!r}, which fairseq's HuBERT has not;"
+                f"{folder} has {name} {getattr(config, name)!r}, which fairseq's HuBERT lacks;"
                 " only HuBERTs of the base architecture (such as HubertConfig.base) can be written."
             )
     convs = zip(config.conv_dim, config.conv_kernel, config.conv_stride)
@@ -71,8 +71,8 @@ def write_hubert(folder: str | pathlib.Path, out: str | pathlib.Path) -> None:
 def write_kmeans(folder: str | pathlib.Path, out: str | pathlib.Path) -> None:
     """Writes `kmeans.bin`: the centroids as a fitted k-means of scikit-learn."""
     centroids = load_centroids(folder)
-    # Fitting the centroids themselves sets every attribute; their order may change, so they are set
-    # once more.
+    # Fitting sets all attributes that `predict` needs. It may change the order of the centroids, so
+    # they are set again.
     kmeans = MiniBatchKMeans(len(centroids), init=centroids, n_init=1, max_iter=1).fit(centroids)
     kmeans.cluster_centers_ = np.asarray(centroids, np.float32)
     joblib.dump(kmeans, pathlib.Path(out) / "kmeans.bin")
@@ -82,14 +82,14 @@ def write_vocoder(folder: str | pathlib.Path, out: str | pathlib.Path) -> None:
     """Writes `g_00000000`, the generator, and its `config.json`.
 
     Raises:
-      UserError: the vocoder has parts that fairseq's has not.
+      UserError: the vocoder has parts that fairseq's lacks.
     """
     generator = load_vocoder(folder)
     config = generator.config
     if config.istft_n_fft:
         raise UserError(
             f"{folder} ends in an inverse STFT (istft_n_fft {config.istft_n_fft}), which fairseq's"
-            " vocoder has not; only vocoders with istft_n_fft 0 can be written."
+            " vocoder lacks; only vocoders with istft_n_fft 0 can be written."
         )
     if config.duration_embed_dim != config.embedding_dim:
         raise UserError(

@@ -71,7 +71,7 @@ HUGGING_FACE = [
     *_norm("layers.*.final_layer_norm", f"{_LAYER}.final_layer_norm"),
 ]
 
-# Tensors of pre-training and of fine-tuned heads, which features don't depend on.
+# Tensors of pre-training and fine-tuning heads, on which the features don't depend.
 FAIRSEQ_HEADS = (
     *("mask_emb", "label_embs_concat", "final_proj.weight", "final_proj.bias"),
     *("target_glu.0.weight", "target_glu.0.bias"),
@@ -82,7 +82,7 @@ HUGGING_FACE_HEADS = (
     *("projector.weight", "projector.bias", "classifier.weight", "classifier.bias"),
     "layer_weights",  # HubertForSequenceClassification
 )
-# Where the HuBERT stands within a fine-tuned model of fairseq (CTC, sequence to sequence).
+# Prefixes of the HuBERT's tensors in fine-tuned models of fairseq (CTC, sequence to sequence).
 _FAIRSEQ_PREFIXES = ("w2v_encoder.w2v_model.", "encoder.w2v_model.")
 
 _BASE_ONLY = (
@@ -105,8 +105,8 @@ def convert(checkpoint: str | pathlib.Path, out: str | pathlib.Path, feature_lay
 
     Args:
       checkpoint: fairseq's .pt file or a Hugging Face folder.
-      out: gets both files; centroids may be there already.
-      feature_layer: 1-based layer whose output is the features.
+      out: folder for both files; it may hold centroids already.
+      feature_layer: layer, counted from 1, whose output is the features.
 
     Raises:
       UserError: the checkpoint is damaged, unsafe to read or of another architecture.
@@ -140,7 +140,7 @@ def _read_fairseq(path: pathlib.Path, feature_layer: int) -> _Checkpoint:
 
 
 def _without_fine_tuning(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The weights of the HuBERT within a fine-tuned model; a bare HuBERT's are returned as is."""
+    """Tensors of the HuBERT in a fine-tuned model, without their prefix; others unchanged."""
     for prefix in _FAIRSEQ_PREFIXES:
         inner = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
         if inner:
@@ -151,8 +151,8 @@ def _without_fine_tuning(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
 def _fairseq_options(saved: Mapping) -> tuple[dict, dict]:
     """Options of the HuBERT and of its task.
 
-    They are under `cfg` since fairseq 0.11, and the attributes of `args` before; those of a
-    fine-tuned model keep the pre-trained model's under `w2v_args`.
+    fairseq 0.11 and later keep them in `cfg`, earlier versions in the attributes of `args`. A
+    fine-tuned model keeps those of the pre-trained one in `w2v_args`.
     """
     cfg, args = _as_dict(saved.get("cfg")), _as_dict(saved.get("args"))
     model = _as_dict(cfg.get("model")) or args
@@ -166,7 +166,7 @@ def _fairseq_options(saved: Mapping) -> tuple[dict, dict]:
 
 
 def _as_dict(options: Any) -> dict:
-    # The pickle reader gives a namespace as an empty object with its attributes in `state`.
+    # `pickles.load_torch` returns a namespace as an Inert object with the attributes in `state`.
     options = getattr(options, "state", options)
     return options if isinstance(options, dict) else {}
 
@@ -178,7 +178,7 @@ def _fairseq_config(
     task: dict,
     feature_layer: int,
 ) -> HubertConfig:
-    """Sizes from the weights; what they don't show from the options."""
+    """Config with the sizes of the weights; everything else comes from the options."""
     base = {
         "layer_norm_first": False,
         "extractor_mode": "default",
@@ -221,7 +221,7 @@ def _numbered(names: Mapping[str, Any], pattern: str) -> Iterator[str]:
 
 
 def _strides(text: str | None, count: int) -> tuple[int, ...]:
-    """ "[(512,10,5)] + [(512,3,2)] * 4" -> (5, 2, 2, 2, 2); fairseq's default without a text."""
+    """ "[(512,10,5)] + [(512,3,2)] * 4" -> (5, 2, 2, 2, 2); None -> fairseq's default."""
     if text is None:
         return HubertConfig.conv_stride[:count]
     strides = []
@@ -238,7 +238,7 @@ def _strides(text: str | None, count: int) -> tuple[int, ...]:
 
 # ---- Hugging Face --------------------------------------------------------------------------------
 
-# Our field -> the field of config.json. Both have the same defaults, those of the base HuBERT.
+# Our field -> field of config.json. Both default to the base HuBERT.
 _FIELDS = {
     "conv_dim": "conv_dim",
     "conv_kernel": "conv_kernel",
@@ -276,7 +276,7 @@ def _read_hugging_face(folder: pathlib.Path, feature_layer: int) -> _Checkpoint:
         value = fields.get(theirs, default)
         value = tuple(value) if isinstance(value, list) else value
         if type(value) is not type(default):
-            raise UserError(f"{path} has {theirs} {value!r}; expected such as {default!r}.")
+            raise UserError(f"{path} has {theirs} {value!r}; expected a value such as {default!r}.")
         sizes[ours] = value
     source = weights.from_folder(folder, ("model.safetensors", "pytorch_model.bin"))
     # Models with a head hold the HuBERT's weights under this name.

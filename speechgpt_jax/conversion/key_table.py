@@ -1,12 +1,12 @@
-"""Tables of parameter names, ours and those of another framework, applied in both directions.
+"""Tables that map our parameter names to those of another framework, used in both directions.
 
     TABLE = [
         Row("layers.*.attention.q_proj.kernel", "encoder.layers.*.self_attn.q_proj.weight"),
         Row("embed_tokens", "model.embed_tokens.weight", AS_IS),
     ]
 
-A `*` stands for a number, the same on both sides. Where theirs has one `*` more than ours, our
-parameter holds all of theirs, stacked along its first axis.
+A `*` stands for a number, the same on both sides. If their name has one `*` more than ours, our
+parameter holds all of their tensors, stacked along its first axis.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from speechgpt_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Order of a tensor's axes on either side, as two functions that return views."""
+    """Conversion of a tensor's axes in both directions; the functions return views."""
 
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_theirs: Callable[[np.ndarray], np.ndarray]
@@ -32,7 +32,7 @@ class Layout:
 AS_IS = Layout(lambda x: x, lambda x: x)
 # Linear [out, in] <-> [in, out]; convolution [out, in, K] <-> [K, in, out].
 REVERSED = Layout(np.transpose, np.transpose)
-# Transposed convolution [in, out, K] <-> [K, in, out], read backwards.
+# Transposed convolution [in, out, K] <-> [K, in, out] with K reversed.
 TRANSPOSED_CONV = Layout(
     lambda x: x.transpose(2, 0, 1)[::-1],
     lambda x: x[::-1].transpose(1, 2, 0),
@@ -41,14 +41,14 @@ TRANSPOSED_CONV = Layout(
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One pattern of names: ours, theirs, and how the axes change between them."""
+    """One pattern of names: ours, theirs, and the layout of the axes."""
 
     ours: str
     theirs: str
     layout: Layout = REVERSED
 
     def names_of_theirs(self, name: str, shape: Sequence[int]) -> list[str] | None:
-        """Names of the tensors that make up our parameter `name`; None if another row has it.
+        """Names of the tensors that make up our parameter `name`; None if the row doesn't match it.
 
         "layers.0.q_proj.kernel" -> ["encoder.layers.0.q_proj.weight"]
         """
@@ -77,13 +77,14 @@ def read(
     All names, dtypes and shapes are checked before the first tensor is read.
 
     Args:
-      table: rows; the first that matches a name is taken.
-      weights: theirs.
-      wanted: names and shapes of all our parameters.
-      ignored: patterns of their names that have no counterpart in ours.
+      table: rows; the first that matches a name is used.
+      weights: their tensors.
+      wanted: name -> shape of all our parameters.
+      ignored: patterns of their names that are left out.
 
     Raises:
-      UserError: one of theirs is missing, quantised, left over, of another shape, or holds a NaN.
+      UserError: one of their tensors is missing, quantised, left over, of another shape, or holds a
+        NaN.
     """
     found = {name: _find(table, name, shape) for name, shape in wanted.items()}
     needed = [name for _, names in found.values() for name in names]
@@ -105,7 +106,7 @@ def load_module(
     weights: Weights,
     ignored: Iterable[str] = (),
 ) -> nnx.Module:
-    """The module that `build` makes, with their weights; arguments and errors as of `read`."""
+    """The module that `build` returns, with their weights; arguments and errors as in `read`."""
     graph, abstract = nnx.split(nnx.eval_shape(build))
     wanted = {name: x.shape for name, x in checkpoints.flatten(abstract).items()}
     arrays = dict(read(table, weights, wanted, ignored))
@@ -128,7 +129,7 @@ def _find(table: Sequence[Row], name: str, shape: Sequence[int]) -> tuple[Row, l
         if names := row.names_of_theirs(name, shape):
             return row, names
     raise UserError(
-        f"{name} has no counterpart in the other format: this kind of model can't be converted."
+        f"{name} has no counterpart in the other format; this kind of model can't be converted."
     )
 
 

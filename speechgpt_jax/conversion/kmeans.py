@@ -1,4 +1,4 @@
-"""Centroids of scikit-learn's k-means, as joblib wrote them -> `kmeans.safetensors`."""
+"""Centroids of scikit-learn's k-means, written by joblib -> `kmeans.safetensors`."""
 
 import pathlib
 

@@ -1,8 +1,8 @@
-"""LLaMA of Hugging Face <-> a run, which can be trained, talked with and evaluated.
+"""LLaMA of Hugging Face <-> a run, for training, inference and evaluation.
 
-Weights keep their dtype, bit for bit, and pass through memory one stack of layers at a time. What
-the source's JSON files say and a run doesn't change (token ids, lengths, decoding) is kept in the
-run's metadata and comes back on export.
+Weights keep their dtype, bit for bit, and pass through memory one stack of layers at a time. Fields
+of the source's JSON files that a run doesn't change (token ids, lengths, decoding) are kept in the
+run's metadata and exported again.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ def from_hf(folder: pathlib.Path, out: pathlib.Path, compute_dtype: str = "bfloa
     Args:
       folder: config.json, weights in safetensors or PyTorch files, one or many, and the tokenizer.
       out: the new run.
-      compute_dtype: "bfloat16" or "float32", in which the model computes; weights keep theirs.
+      compute_dtype: dtype of the model's arithmetic, "bfloat16" or "float32"; weights keep theirs.
 
     Raises:
       UserError: the folder is damaged, incomplete or of another kind, or `out` can't be written.
@@ -97,31 +97,32 @@ def abstract(config: LlamaConfig) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _check_tied(source: Weights) -> None:
-    """Tied weights may be stored twice, but must be the same."""
+    """Raises a UserError if tied weights are stored twice and differ."""
     names = "model.embed_tokens.weight", "lm_head.weight"
     if source.shapes.keys() >= set(names) and not np.array_equal(
         source.read(names[0]), source.read(names[1])
     ):
         raise UserError(
-            f"{source.source} has an lm_head of its own, but its config.json says"
-            " tie_word_embeddings; set that to false if the lm_head was trained."
+            f"{source.source} has an lm_head of its own, but its config.json has"
+            " tie_word_embeddings true; set it to false if the lm_head was trained."
         )
 
 
 def _check_room(out: pathlib.Path, source: Weights) -> None:
-    """Raises a UserError before the work rather than in the middle of it."""
+    """Raises a UserError if the disk has no room for the weights."""
     folder = next(parent for parent in out.absolute().parents if parent.exists())
-    # A number takes two bytes at least.
+    # At least two bytes per weight.
     needed = 2 * sum(int(np.prod(shape)) for shape in source.shapes.values())
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{out} needs {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free."
+            f"{out} needs {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free; free"
+            " some, or name a folder on another disk."
         )
 
 
 def _shape_in_use(name: str, target: jax.ShapeDtypeStruct, config: LlamaConfig) -> tuple[int, ...]:
-    """The shape without the padding rows of the vocabulary."""
+    """Shape of a parameter without the padding rows of the vocabulary."""
     shape = list(target.shape)
     if name in VOCABULARY_AXIS:
         shape[VOCABULARY_AXIS[name]] = config.vocab_size
@@ -131,7 +132,7 @@ def _shape_in_use(name: str, target: jax.ShapeDtypeStruct, config: LlamaConfig) 
 def _padded(name: str, array: np.ndarray, config: LlamaConfig) -> np.ndarray:
     """`array` with the padding rows of the vocabulary."""
     if array.dtype == np.float64:
-        array = array.astype(np.float32)  # JAX has no more.
+        array = array.astype(np.float32)  # JAX computes in float32 at most.
     if name not in VOCABULARY_AXIS:
         return array
     padding = [(0, 0), (0, 0)]
@@ -153,8 +154,8 @@ def to_hf(
     Args:
       run: a run, or one of its checkpoints.
       out: the new folder.
-      dtype: of the weights, a key of `DTYPES`; None keeps each as it is stored.
-      context_length: tokens, for config.json and tokenizer_config.json; None keeps the source's.
+      dtype: of the exported weights, a key of `DTYPES`; None keeps the stored dtypes.
+      context_length: in tokens, for config.json and tokenizer_config.json; None keeps the source's.
 
     Raises:
       UserError: the checkpoint is damaged, a weight doesn't fit `dtype`, or `out` can't be written.
@@ -185,7 +186,7 @@ def to_hf(
 
 
 def max_length(source: Mapping[str, Mapping], context_length: int | None) -> int:
-    """Tokens that a text may have, for tokenizer_config.json: as given, or as the source has it."""
+    """Context length in tokens for tokenizer_config.json: the given one, or the source's."""
     return (
         context_length
         or source.get("tokenizer_config", {}).get("model_max_length")
@@ -201,12 +202,12 @@ def run_tokenizer(run: pathlib.Path) -> SentencePieceTokenizer | None:
 
 
 def restore(run: pathlib.Path, name: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> np.ndarray:
-    """One parameter of a run."""
+    """Reads one parameter of a run."""
     return np.asarray(checkpoints.restore_parameters(run, {name: shapes[name]})[name])
 
 
 def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """`array` in another dtype; a UserError where a number is too large for it."""
+    """`array` in another dtype; raises a UserError if a number is too large for it."""
     with np.errstate(over="ignore"):
         result = array.astype(dtype)
     if not np.isfinite(result).all():
@@ -241,7 +242,7 @@ def _add_adapter(
     b: np.ndarray,  # [L, R, F]
     scale: float,
 ) -> np.ndarray:  # [L, D, F]
-    # Layer by layer: memory holds one of them in float32.
+    # Layer by layer, so that memory holds only one layer in float32.
     merged = np.empty_like(kernels)
     for layer in range(len(kernels)):
         delta = scale * (np.asarray(a[layer], np.float32) @ np.asarray(b[layer], np.float32))

@@ -10,7 +10,7 @@ from speechgpt_jax.models.llama import LlamaConfig
 from speechgpt_jax.tokenizer import Tokenizer
 
 LAYER = "model.layers.*"
-# Which part of a layer holds a projection: {"q_proj": "self_attn", ..., "down_proj": "mlp"}.
+# Projection -> part of the layer that holds it: {"q_proj": "self_attn", ..., "down_proj": "mlp"}.
 PART_OF = {name: "self_attn" if name in PROJECTIONS[:4] else "mlp" for name in PROJECTIONS}
 
 TABLE = [
@@ -29,12 +29,12 @@ TABLE = [
 # Buffers that old versions of transformers saved.
 IGNORED = ("model.layers.*.self_attn.rotary_emb.inv_freq",)
 
-# Maximum length of texts where nothing names one.
+# Context length in tokens where neither the source nor the user gives one.
 DEFAULT_CONTEXT_LENGTH = 2048
 
-# transformers 5 has `rope_parameters`; before, `rope_theta` and `rope_scaling`.
+# transformers 5 writes `rope_parameters`, earlier versions `rope_theta` and `rope_scaling`.
 _ROPE_FIELDS = ("rope_parameters", "rope_theta", "rope_scaling")
-# Fields that only hold for the source: code that isn't copied.
+# Not exported: it names Python files of the source, which are not copied.
 _LEFT_OUT = ("auto_map",)
 
 
@@ -42,7 +42,7 @@ def config_from(fields: Mapping, source: str, compute_dtype: Any) -> LlamaConfig
     """The fields of config.json -> our config.
 
     Raises:
-      UserError: a field is missing, or asks for something that is not built here.
+      UserError: a field is missing, or has a value that is not supported.
     """
     if method := fields.get("quantization_config"):
         raise UserError(
@@ -90,10 +90,10 @@ def config_to(
 
     Args:
       config: of the run.
-      dtype: of the weights.
-      source: the fields of the config.json that the run was once converted from, or {}.
-      tokenizer: the run's; names bos, eos and pad where the source doesn't.
-      context_length: tokens; None takes the source's, or DEFAULT_CONTEXT_LENGTH.
+      dtype: of the exported weights.
+      source: fields of the config.json that the run was converted from, or {}.
+      tokenizer: the run's; gives the ids of bos, eos and pad if the source doesn't.
+      context_length: in tokens; None takes the source's, or DEFAULT_CONTEXT_LENGTH.
     """
     ours = {
         "architectures": ["LlamaForCausalLM"],
@@ -120,7 +120,7 @@ def config_to(
 
 
 def generation_config(config_fields: Mapping) -> dict:
-    """How the released SpeechGPT decodes, for a model whose source has no generation_config.json.
+    """Decoding settings of the released SpeechGPT, for models without a generation_config.json.
 
     `config_fields` are those of the model's config.json.
     """
@@ -148,7 +148,7 @@ def _token_ids(tokenizer: Tokenizer | None) -> dict[str, int]:
 def _rope_from(
     fields: Mapping, source: str
 ) -> tuple[float, LinearRopeScaling | Llama3RopeScaling | None]:
-    """Theta and scaling of the rotary positions, in the spelling of any version of transformers."""
+    """Theta and scaling of RoPE, from the fields of any version of transformers."""
     rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     theta = float(rope.get("rope_theta", fields.get("rope_theta", 10_000.0)))
     if (share := rope.get("partial_rotary_factor", 1.0)) != 1.0:
@@ -169,7 +169,7 @@ def _rope_from(
 
 
 def _rope_to(config: LlamaConfig, source: Mapping) -> dict:
-    """The source's fields where the run has the same rotation, and the old spelling beside them."""
+    """RoPE fields in the old spelling, and the source's own if the run has the same RoPE."""
     ours = config.rope_theta, config.rope_scaling
     fields = {"rope_theta": config.rope_theta, "rope_scaling": _scaling_to(config.rope_scaling)}
     if source and _rope_from(source, "the source") == ours:

@@ -72,9 +72,9 @@ def write(
       run: a run, or one of its checkpoints.
       config: of the exported model.
       tokenizer: the run's, or None.
-      folder: gets README.md.
-      name: of the model.
-      is_adapter: the export is an adapter without its base.
+      folder: folder for README.md.
+      name: name of the model.
+      is_adapter: whether the export is an adapter without its base.
     """
     tokens = {"tokens": f"{config.vocab_size:,}"}
     if tokenizer:
@@ -99,7 +99,7 @@ def write(
 
 
 def stages(run: pathlib.Path) -> list[tuple[str, str, int | str, str]]:
-    """(name, data, steps, last loss) of the run and of those it started from, oldest first."""
+    """(name, data, steps, last loss) of the run and of the runs it started from, oldest first."""
     return [
         (
             folder.name,
@@ -112,7 +112,10 @@ def stages(run: pathlib.Path) -> list[tuple[str, str, int | str, str]]:
 
 
 def _ancestors(run: pathlib.Path | str | None) -> Iterator[tuple[pathlib.Path, dict]]:
-    """Folder and gin bindings of the run and of those before it, while their folders exist."""
+    """Folder and gin bindings of the run and of the runs it started from, newest first.
+
+    Ends at the first run whose folder is gone.
+    """
     while run is not None:
         folder = _run_folder(run)
         metadata = checkpoints.read_metadata(run)

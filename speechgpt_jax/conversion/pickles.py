@@ -1,10 +1,10 @@
-"""Reads pickles of PyTorch and joblib without running them.
+"""Reads pickles of PyTorch and joblib without running code from them.
 
-A pickle is a program that may call anything. These unpicklers call only what rebuilds tensors and
-arrays. Objects of the libraries in `INERT`, of which such files are full, become empty objects that
-keep their state; every other name is refused.
+A pickle is a program that may call any function. These unpicklers call only functions that rebuild
+tensors and arrays (`HARMLESS`). Objects of the libraries in `INERT`, which checkpoints often hold,
+become empty objects that keep their state; every other name is refused.
 
-This module is also the `pickle_module` of `torch.load`: it has `Unpickler` and `load`.
+This module serves as the `pickle_module` of `torch.load`: it has `Unpickler` and `load`.
 """
 
 import io
@@ -41,7 +41,7 @@ INERT += ("pathlib", "sklearn", "typing")
 
 
 class Refused(UserError):
-    """The pickle would call something that has nothing to do with weights."""
+    """The pickle would call a function that rebuilding weights doesn't need."""
 
 
 class Inert:
@@ -70,7 +70,7 @@ class Inert:
 
 
 class Array(NumpyArrayWrapper):
-    """An array within a joblib file; its numbers follow in the file."""
+    """Header of an array in a joblib file; its numbers follow in the file."""
 
     def read_array(self, unpickler, ensure_native_byte_order):
         if self.dtype.hasobject:
@@ -125,7 +125,7 @@ def load_joblib(path: str | os.PathLike) -> Any:
     """
     with _reading(path, "joblib"), open(path, "rb") as file:
         _check_compression(path, file)
-        # Opens what the file's first bytes name: zlib, gzip, bz2, lzma, xz, lz4 or no compression.
+        # Decompresses by the file's first bytes: zlib, gzip, bz2, lzma, xz, lz4 or none.
         opened = numpy_pickle_utils._validate_fileobject_and_memmap(file, str(path))
         with opened as (unpacked, _):
             return JoblibUnpickler(str(path), unpacked, ensure_native_byte_order=True).load()
@@ -164,12 +164,12 @@ def _inert(module: str, name: str) -> type[Inert] | None:
 
 
 class _Unreadable(UserError):
-    """A file whose message needs no more words."""
+    """A file that joblib can't read here; the message is complete."""
 
 
 @contextmanager
 def _reading(path: str | os.PathLike, kind: str) -> Iterator[None]:
-    """Turns whatever the unpicklers raise into a UserError that names the file."""
+    """Turns all exceptions of the unpicklers into UserErrors that name the file."""
     if not pathlib.Path(path).is_file():
         raise UserError(f"there is no file {path}; expected a {kind} file.")
     try:

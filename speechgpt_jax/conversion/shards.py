@@ -1,4 +1,4 @@
-"""Weights written as Hugging Face writes them: one safetensors file, or shards and their index."""
+"""Writes weights in Hugging Face's layout: one safetensors file, or shards and their index."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-# A shard is written when it has grown to this size.
+# A shard is written as soon as it has this size.
 SHARD_BYTES = 2**29
 
 
@@ -44,7 +44,7 @@ def write_file(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def write_json(path: epath.Path, fields: Mapping) -> None:
-    """Writes JSON with indents, as Hugging Face's files have them."""
+    """Writes indented JSON, as Hugging Face does."""
     path.write_text(json.dumps(fields, indent=2) + "\n")
 
 

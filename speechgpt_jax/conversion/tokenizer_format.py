@@ -1,13 +1,13 @@
-"""Our tokenizer in Hugging Face's files, in and out.
+"""Tokenizers in Hugging Face's files, read and written.
 
 `read` takes tokenizer.model, or a tokenizer.json that transformers made from one.
 
-`write` makes files from which `transformers.AutoTokenizer` gives our ids: text is cut at the added
-tokens, white space around them is dropped, and every piece left gets its own leading `▁` (see
-`speechgpt_jax.tokenizer.sentencepiece`). A current `LlamaTokenizer` has other rules, so the folder
-asks for the plain fast tokenizer, whose rules are all in tokenizer.json. `<s>` in a text is
-ordinary text. One difference remains: the separators U+001C to U+001F beside an added token, which
-Python strips as white space and Rust does not.
+`write` makes files from which `transformers.AutoTokenizer` computes our ids: text is split at the
+added tokens, white space around them is dropped, and each part gets its own leading `▁` (see
+`speechgpt_jax.tokenizer.sentencepiece`). Current versions of `LlamaTokenizer` have other rules, so
+the folder names the plain fast tokenizer, whose rules are all in tokenizer.json. `<s>` in a text is
+ordinary text. One difference remains: Python strips the separators U+001C to U+001F beside an added
+token as white space, Rust does not.
 """
 
 import json
@@ -25,7 +25,7 @@ from speechgpt_jax.tokenizer import SentencePieceTokenizer
 from speechgpt_jax.tokenizer.sentencepiece import read_added_tokens
 
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
-# Names of padding tokens, whose row in the embedding is often missing.
+# Names of padding tokens, which often have no row in the embedding.
 _PADDING = ("<pad>", "<PAD>", "[PAD]")
 
 
@@ -33,11 +33,11 @@ _PADDING = ("<pad>", "<PAD>", "[PAD]")
 
 
 def read(folder: pathlib.Path, num_rows: int) -> SentencePieceTokenizer | None:
-    """Reads the tokenizer of a Hugging Face folder; None, and a printed line, if there is none.
+    """Reads the tokenizer of a Hugging Face folder; if there is none, prints a note, returns None.
 
     Args:
       folder: has tokenizer.model or tokenizer.json.
-      num_rows: of the embedding. A padding token beyond them is dropped: no model can read it.
+      num_rows: rows of the embedding; a padding token without a row is dropped.
 
     Raises:
       UserError: a file is damaged, or the tokenizer has more tokens than the embedding rows.
@@ -71,7 +71,11 @@ def read(folder: pathlib.Path, num_rows: int) -> SentencePieceTokenizer | None:
 
 
 def _with_rows(added: Mapping[str, int], num_rows: int, folder: pathlib.Path) -> dict[str, int]:
-    """The added tokens that have a row in the embedding; raises unless the rest are padding."""
+    """The added tokens that have a row in the embedding.
+
+    Raises:
+      UserError: a token without a row is not padding.
+    """
     beyond = {token: id_ for token, id_ in added.items() if id_ >= num_rows}
     if unknown := sorted(beyond.keys() - {*_PADDING, _padding_token(folder)}):
         raise UserError(
@@ -92,8 +96,8 @@ def _padding_token(folder: pathlib.Path) -> str | None:
 def _sentencepiece_model(fast: Mapping) -> bytes | None:
     """The SentencePiece model that a tokenizer.json was made from; None if there is none.
 
-    SentencePiece's BPE joins the neighbours whose joint piece has the best score. So the merges
-    must be all pairs that make a piece; a piece's score is its place in their order.
+    SentencePiece's BPE merges the neighbours whose joined piece has the best score. So the merges
+    must be all pairs of pieces that join to a piece; the order of the merges gives the scores.
     """
     model = fast.get("model", {})
     if not (model.get("type") == "BPE" and model.get("byte_fallback") and _adds_prefix(fast)):
@@ -104,7 +108,7 @@ def _sentencepiece_model(fast: Mapping) -> bytes | None:
         return None
     theirs = [tuple(x.split(" ") if isinstance(x, str) else x) for x in model["merges"]]
     made = list(dict.fromkeys("".join(pair) for pair in theirs))
-    # Pieces that no merge makes, such as single characters, follow in the order of their ids.
+    # Pieces without a merge, such as single characters, follow in the order of their ids.
     made += [piece for piece in pieces if piece not in set(made)]
     scores = {piece: -float(rank) for rank, piece in enumerate(made)}
     ours = merges(vocabulary, [scores[piece] for piece in pieces])
@@ -114,7 +118,7 @@ def _sentencepiece_model(fast: Mapping) -> bytes | None:
 
 
 def _adds_prefix(fast: Mapping) -> bool:
-    """Texts get a leading ▁ and their spaces become ▁, in any of the spellings in use."""
+    """Whether texts get a leading ▁ and spaces become ▁, in any spelling of transformers."""
     steps = [*_steps(fast.get("normalizer")), *_steps(fast.get("pre_tokenizer"))]
     kinds = [step["type"] for step in steps]
     if kinds == ["Metaspace"]:
@@ -172,7 +176,7 @@ def write(tokenizer: SentencePieceTokenizer, folder: epath.Path, max_length: int
 
 
 def build(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
-    """The same as a tokenizer of the `tokenizers` library, bos in front."""
+    """The tokenizer in the `tokenizers` library; it puts bos in front of a text."""
     proto = ModelProto.FromString(tokenizer.model)
     _check_kind(proto)
     vocabulary = {piece.piece: i for i, piece in enumerate(proto.pieces)}
@@ -209,7 +213,7 @@ def build(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
 
 
 def merges(vocabulary: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """All pairs of pieces that make a piece, the one with the best score first."""
+    """All pairs of pieces that join to a piece, best score first."""
     ranked = []
     for piece, id_ in vocabulary.items():
         for cut in range(1, len(piece)):

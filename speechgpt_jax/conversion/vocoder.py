@@ -1,4 +1,4 @@
-"""Conversion of fairseq's unit HiFi-GAN (CodeHiFiGAN)."""
+"""Unit HiFi-GAN of fairseq (CodeHiFiGAN) -> our folder of config.json and model.safetensors."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ from speechgpt_jax.speech.vocoder.config import VocoderConfig
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 
 
-def _conv(ours: str, theirs: str, layout=key_table.REVERSED) -> list[Row]:
+def _conv(ours: str, theirs: str, layout: key_table.Layout = key_table.REVERSED) -> list[Row]:
     return [
         Row(f"{ours}.kernel", f"{theirs}.weight", layout),
         Row(f"{ours}.bias", f"{theirs}.bias", AS_IS),
@@ -50,8 +50,8 @@ def convert(
 ) -> UnitVocoder:
     """Converts a checkpoint (g_*) and its config.json to the folder `out`; returns the vocoder.
 
-    `out` gets `config.json` and `model.safetensors`. Weight norm is folded; nothing that is pickled
-    in the checkpoint is run.
+    Writes `config.json` and `model.safetensors`. Weight norm is folded; no code from the pickle is
+    run.
 
     Raises:
       UserError: the checkpoint is damaged or refused, or doesn't fit its config.

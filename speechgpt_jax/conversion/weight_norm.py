@@ -1,4 +1,4 @@
-"""Weight normalisation (Salimans and Kingma 2016): w = g v / |v|; from (g, v) to w and back."""
+"""Weight normalisation (Salimans and Kingma 2016), w = g v / |v|: (g, v) <-> w."""
 
 from collections.abc import Iterable, Mapping
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from speechgpt_jax.errors import UserError
 
-# PyTorch's names of g and v: of `weight_norm`, and of its newer parametrizations.
+# PyTorch's names of g and v, in the old and in the new (parametrizations) weight_norm.
 NAMES = (
     ("weight_g", "weight_v"),
     ("parametrizations.weight.original0", "parametrizations.weight.original1"),
@@ -17,7 +17,7 @@ def fold(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """{"conv.weight_g": g, "conv.weight_v": v, ...} -> {"conv.weight": w, ...}.
 
     Raises:
-      UserError: a g has no v beside it.
+      UserError: a tensor has a g but no v.
     """
     folded = dict(tensors)
     for g_name, v_name in NAMES:

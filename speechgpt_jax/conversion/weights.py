@@ -1,4 +1,4 @@
-"""Weights in the files of other frameworks, read tensor by tensor."""
+"""Weights of other frameworks, read tensor by tensor."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from speechgpt_jax.errors import UserError
 # Dtypes of weights that are not quantised.
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 _OF_SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-# Endings of the names of codes and scales, as of GPTQ, AWQ and bitsandbytes.
+# Endings of names of quantised weights and scales (GPTQ, AWQ, bitsandbytes, ...).
 _QUANTIZED = ("qweight", "qzeros", "SCB", "absmax", "quant_map", "weight_scale", "weight_scale_inv")
 
 
@@ -27,10 +27,10 @@ class Weights:
     """Named arrays on disk or in memory.
 
     Attributes:
-      source: where they are, for messages.
+      source: file or folder, for messages.
       shapes: name -> shape.
-      dtypes: name -> dtype as it is stored, such as "bfloat16" or "I8".
-      fetch: name -> array in that dtype.
+      dtypes: name -> stored dtype, such as "bfloat16" or "I8".
+      fetch: name -> array in its stored dtype.
     """
 
     source: str
@@ -61,7 +61,7 @@ class Weights:
 
 
 def from_arrays(source: str | pathlib.Path, arrays: Mapping[str, np.ndarray]) -> Weights:
-    """Weights that are in memory."""
+    """Weights in memory."""
     shapes = {name: x.shape for name, x in arrays.items()}
     dtypes = {name: str(x.dtype) for name, x in arrays.items()}
     return Weights(str(source), shapes, dtypes, arrays.__getitem__)
@@ -72,7 +72,7 @@ def from_folder(folder: pathlib.Path, names: Iterable[str]) -> Weights:
 
     Args:
       folder: has one of `names` or, for shards, one of `names` + ".index.json".
-      names: such as "model.safetensors" and "pytorch_model.bin"; the first one found is taken.
+      names: such as "model.safetensors" and "pytorch_model.bin"; the first that exists is read.
 
     Raises:
       UserError: a file is missing or damaged, or the index does not fit the shards.
@@ -95,11 +95,14 @@ def from_folder(folder: pathlib.Path, names: Iterable[str]) -> Weights:
 
 
 def from_torch(source: str | pathlib.Path, tensors: Mapping[str, torch.Tensor]) -> Weights:
-    """Tensors that `pickles.load_torch` opened; raises a UserError if they are something else."""
+    """Weights that `pickles.load_torch` read; raises a UserError if they are not named tensors."""
     if not (
         isinstance(tensors, Mapping) and all(isinstance(x, torch.Tensor) for x in tensors.values())
     ):
-        raise UserError(f"{source} holds other things than named tensors.")
+        raise UserError(
+            f"{source} holds other objects than named tensors; expected a state_dict saved by"
+            " torch.save."
+        )
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
     return Weights(str(source), shapes, dtypes, lambda name: _to_numpy(tensors[name]))
@@ -115,7 +118,7 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def describe_sha256(path: pathlib.Path, published: Mapping[str, str]) -> str:
-    """One line with the digest of `path`, and what file it is by {sha256: what it is}."""
+    """One line with the digest of `path` and its entry in `published`, sha256 -> description."""
     digest = sha256(path)
     return (
         f"{path.name}: sha256 {digest}, {published.get(digest, 'not a published file known here')}"
@@ -135,7 +138,7 @@ def _open_torch(path: pathlib.Path) -> Weights:
         return from_torch(path, pickles.load_torch(path))
 
     opened = read()
-    # Mapped anew for each tensor: what was read before no longer counts as memory in use.
+    # Mapped again for each tensor, so that tensors read before take no memory.
     return dataclasses.replace(opened, fetch=lambda name: read().fetch(name))
 
 
@@ -147,7 +150,7 @@ def _open_safetensors(path: pathlib.Path) -> Weights:
     dtypes = {name: _OF_SAFETENSORS.get(dtype, dtype) for name, dtype in stored.items()}
 
     def fetch(name):
-        # Opened anew, as PyTorch's are.
+        # Opened again for each tensor, as in `_open_torch`.
         with _safe_open(path) as file:
             return file.get_tensor(name)
 

@@ -1,7 +1,7 @@
-"""Whisper tiny.en's encoder -> a HuBERT of the sizes `HubertConfig.whisper_tiny`, to be trained on.
+"""Whisper tiny.en's encoder -> a HuBERT of `HubertConfig.whisper_tiny`, the start of a training.
 
-All weights are Whisper's, but attention reaches no further than `attention_frames` to either side;
-a short training makes up for the difference.
+All weights are Whisper's, but attention is limited to `attention_frames` on either side; a short
+training makes up for the difference.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, save_hubert
 from speechgpt_jax.speech.encoder.targets import load_targets
 from speechgpt_jax.speech.encoder.whisper import WhisperFeatures
 
-# Clips that the projection is fitted on.
+# Number of clips to which the projection is fitted.
 PROJECTION_CLIPS = 1500
 
 Projection = tuple[np.ndarray, np.ndarray]  # kernel [D, E], bias [E]
@@ -70,7 +70,7 @@ def convert(out: str | pathlib.Path, targets: str | pathlib.Path) -> None:
     """Writes a HuBERT whose projection maps Whisper's features to `targets` by least squares.
 
     Args:
-      out: gets `config.json` and `model.safetensors`.
+      out: folder for `config.json` and `model.safetensors`.
       targets: folder that tools.hubert_targets wrote.
 
     Raises:
@@ -102,7 +102,7 @@ def build(
     """A HuBERT with the weights of Whisper's encoder.
 
     Args:
-      variables: arrays under CTranslate2's names, as `read_ctranslate2` gives them.
+      variables: name in CTranslate2 -> array, as `read_ctranslate2` returns them.
       config: sizes; its `projection_size` needs a `projection`.
       projection: kernel [D, E] and bias [E].
 
@@ -139,11 +139,11 @@ def fit_projection(
     clips: list[np.ndarray],
     targets: list[np.ndarray],
 ) -> Projection:
-    """Least squares from features to targets.
+    """Linear map from features to targets by least squares.
 
     Args:
-      features_of: clips float32 [S] -> features [T, D] of each.
-      clips: int16 [S] each.
+      features_of: function from clips, float32 [samples] each, to features, [T, D] each.
+      clips: int16 [samples] each.
       targets: [T, E] each.
     """
     x, y = [], []

@@ -1,4 +1,4 @@
-"""A LLaMA in the layout of the released SpeechGPT, as a run of ours, and exported again."""
+"""A LLaMA in the layout of the released SpeechGPT, converted to a run, and exported again."""
 
 import pytest
 import torch

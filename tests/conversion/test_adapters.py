@@ -1,4 +1,4 @@
-"""LoRA adapters in and out, against PEFT itself."""
+"""Conversion of LoRA adapters in both directions, compared with PEFT."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ ALL_PROJECTIONS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_p
 
 
 def trained(theirs, **fields) -> peft.PeftModel:
-    """`theirs` with an adapter that looks as after some training."""
+    """`theirs` with an adapter whose weights are random, as after some training."""
     torch.manual_seed(1)
     model = reference(SMALL)
     model.load_state_dict(theirs.state_dict())
@@ -54,7 +54,7 @@ def adapter_run(run, adapter):
     return out
 
 
-def test_an_adapter_comes_in_on_its_base(adapter, adapter_run):
+def test_an_adapter_is_converted_with_its_base(adapter, adapter_run):
     ours = checkpoints.load_model(adapter_run, build_llama)
     assert ours.config.lora == LoraConfig(4, 8, 0.0, ("q_proj", "v_proj"))
     assert_same_logits(ours, adapter[1])
@@ -62,7 +62,7 @@ def test_an_adapter_comes_in_on_its_base(adapter, adapter_run):
     assert size < 100_000
 
 
-def test_an_adapter_goes_out_alone_and_merged(adapter, adapter_run, exported, tmp_path):
+def test_an_adapter_is_exported_separately_and_merged(adapter, adapter_run, exported, tmp_path):
     adapters.to_peft(adapter_run, tmp_path / "alone", str(exported))
     alone = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "alone", dtype=torch.float32)
     ours = checkpoints.load_model(adapter_run, build_llama)
@@ -114,7 +114,7 @@ SAME_IN_ALL_LAYERS = {
 
 
 @pytest.mark.parametrize(("fields", "targets"), SAME_IN_ALL_LAYERS.values(), ids=SAME_IN_ALL_LAYERS)
-def test_the_same_lora_in_all_layers_however_it_is_written(fields, targets, theirs, run, tmp_path):
+def test_the_same_lora_in_all_layers_in_every_spelling(fields, targets, theirs, run, tmp_path):
     model = trained(theirs, **fields)
     model.save_pretrained(tmp_path / "in")
     adapters.from_peft(tmp_path / "in", tmp_path / "run", run)
@@ -128,7 +128,7 @@ def test_the_same_lora_in_all_layers_however_it_is_written(fields, targets, thei
     assert_same_logits(ours, peft.PeftModel.from_pretrained(base, tmp_path / "out").eval())
 
 
-def test_rslora_goes_out_as_it_came(theirs, run, tmp_path):
+def test_rslora_survives_the_round_trip(theirs, run, tmp_path):
     trained(theirs, use_rslora=True, r=8, lora_alpha=16).save_pretrained(tmp_path / "in")
     adapters.from_peft(tmp_path / "in", tmp_path / "run", run)
     adapters.to_peft(tmp_path / "run", tmp_path / "out", "base")
@@ -138,8 +138,8 @@ def test_rslora_goes_out_as_it_came(theirs, run, tmp_path):
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
 @pytest.mark.parametrize("rslora", [False, True])
-def test_what_peft_converts_of_an_init_that_changed_the_base(init, rslora, theirs, run, tmp_path):
-    """Refused as it is, exact as the plain LoRA that PEFT makes of it."""
+def test_an_init_that_changed_the_base(init, rslora, theirs, run, tmp_path):
+    """Refused as saved; exact after PEFT's conversion to plain LoRA."""
     torch.manual_seed(1)
     model = reference(SMALL)
     model.load_state_dict(theirs.state_dict())
@@ -197,7 +197,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
-def test_other_adapters_are_refused_with_a_way_out(change, message, adapter, run, tmp_path):
+def test_other_adapters_are_refused_with_a_remedy(change, message, adapter, run, tmp_path):
     shutil.copytree(adapter[0], tmp_path / "in")
     change(tmp_path / "in")
     with pytest.raises(UserError, match=message) as caught:
@@ -239,7 +239,7 @@ def test_an_adapter_for_another_base_is_refused(adapter, run, tmp_path):
 
 
 def test_an_adapter_whose_base_has_moved(adapter, adapter_run, run, tmp_path):
-    """The message names a way to get it onto the base again, and that way works."""
+    """The remedy of the message works."""
     shutil.copytree(run, tmp_path / "cm")
     adapters.from_peft(adapter[0], tmp_path / "com", tmp_path / "cm")
     (tmp_path / "cm").rename(tmp_path / "moved")

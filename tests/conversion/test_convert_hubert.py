@@ -1,4 +1,4 @@
-"""HuBERT and centroids in and out: against transformers and scikit-learn, in fairseq's layout."""
+"""Conversion of HuBERT and centroids, compared with transformers and scikit-learn."""
 
 import argparse
 import dataclasses
@@ -75,7 +75,7 @@ PRETRAINING = {
 
 
 def write_fairseq(path: Path, model, **changes) -> Path:
-    """A checkpoint full of objects of a library that is gone when it is read."""
+    """Writes a checkpoint with objects of a library that is not installed when it is read."""
     tensors = fairseq_tensors(model) | PRETRAINING
     options = argparse.Namespace(**OPTIONS | changes)
     library = types.ModuleType("fairseq")
@@ -134,10 +134,8 @@ def test_back_to_fairseq(fairseq_file, theirs, tmp_path):
     assert_same_features(tmp_path / "again", theirs)
 
 
-def test_what_fairseq_has_not_gives_one_clear_line(tmp_path):
-    with pytest.raises(
-        UserError, match="has front_end 'mel', which fairseq's HuBERT has not; only"
-    ):
+def test_parts_that_fairseq_lacks_are_refused(tmp_path):
+    with pytest.raises(UserError, match="has front_end 'mel', which fairseq's HuBERT lacks; only"):
         fairseq.write_hubert(SHIPPED, tmp_path)
 
 
@@ -193,7 +191,7 @@ def test_malicious_pickles_are_refused_and_not_run(evil, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_hubert_is_named(fairseq_file, theirs, tmp_path):
+def test_other_checkpoints_are_refused_with_the_reason(fairseq_file, theirs, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"there is no file .*missing.pt; expected a PyTorch file"):
         hubert.convert(tmp_path / "missing.pt", out, 2)
@@ -219,7 +217,7 @@ def test_what_is_no_hubert_is_named(fairseq_file, theirs, tmp_path):
             "do_stable_layer_norm True; only .* give a base checkpoint",
         ),
         ({"conv_pos_batch_norm": True}, "conv_pos_batch_norm True"),
-        ({"hidden_size": "48"}, r"hidden_size '48'; expected such as 768"),
+        ({"hidden_size": "48"}, r"hidden_size '48'; expected a value such as 768"),
         ({"intermediate_size": 97}, r"intermediate_dense.bias has shape \(96,\); expected \(97,\)"),
         ({"num_hidden_layers": 4}, r"lacks encoder.layers.3"),
         ({"num_hidden_layers": 2}, r"unexpected encoder.layers.2"),
@@ -259,7 +257,7 @@ def test_the_commands_report_what_they_wrote(theirs, tmp_path, capsys):
         ([".", "out", "--layer=0"], r"--layer: expected a whole number, at least 1, got '0'"),
     ],
 )
-def test_a_command_line_that_makes_no_sense_is_one_line(flags, message):
+def test_bad_command_lines_are_user_errors(flags, message):
     with pytest.raises(UserError, match=message):
         convert_hubert.main(flags)
 
@@ -312,7 +310,7 @@ def test_audio_is_normalised_as_the_feature_extractor_says(theirs, tmp_path, nam
 
 
 @pytest.mark.slow
-def test_statistics_are_those_of_the_whole_recording_where_it_is_cut(theirs, tmp_path):
+def test_windows_are_normalised_by_the_whole_recording(theirs, tmp_path):
     theirs.save_pretrained(tmp_path / "in")
     save_extractor(tmp_path / "in", "preprocessor_config.json", do_normalize=True)
     hubert.convert(tmp_path / "in", tmp_path / "out", SMALL.feature_layer)
@@ -344,7 +342,7 @@ def test_a_folder_from_before_the_field_loads(theirs, tmp_path):
     assert load_hubert(tmp_path / "out").config == SMALL
 
 
-def test_fairseq_normalises_before_0_11_since_and_after_the_way_back(theirs, tmp_path):
+def test_fairseq_normalize_is_read_from_args_and_cfg_and_written_back(theirs, tmp_path):
     write_fairseq(tmp_path / "old.pt", theirs, normalize=True)
     cfg = {"model": OPTIONS, "task": {"_name": "hubert_pretraining", "normalize": True}}
     tensors = fairseq_tensors(theirs) | PRETRAINING
@@ -361,7 +359,7 @@ def test_fairseq_normalises_before_0_11_since_and_after_the_way_back(theirs, tmp
     assert np.abs(ours - expected).max() / np.abs(expected).max() < 1e-3
 
 
-# ---- checkpoints one step off --------------------------------------------------------------------
+# ---- fine-tuned, quantised, compressed -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["HubertForCTC", "HubertForSequenceClassification"])
@@ -391,7 +389,7 @@ def test_heads_of_fine_tuned_fairseq_models_are_left_out(theirs, tmp_path, prefi
     assert_same_features(tmp_path / "out", theirs)
 
 
-def test_numbers_that_are_no_floats_are_refused(theirs, tmp_path):
+def test_quantised_weights_are_refused(theirs, tmp_path):
     tensors = fairseq_tensors(theirs)
     tensors["encoder.layers.0.fc1.weight"] = torch.ones(96, 48, dtype=torch.int8)
     torch.save({"model": tensors, "args": argparse.Namespace(**OPTIONS)}, tmp_path / "int8.pt")
@@ -417,7 +415,7 @@ def test_compressed_pickles_are_not_run_either(evil, tmp_path):
         kmeans.convert(tmp_path / "array.bin", tmp_path / "out")
 
 
-def test_a_compression_that_can_not_be_read_names_the_remedy(tmp_path, monkeypatch):
+def test_unreadable_compression_is_named_with_a_remedy(tmp_path, monkeypatch):
     # The first bytes of LZ4's frames, and those of joblib before 0.10.
     (tmp_path / "lz4.bin").write_bytes(b"\x04\x22\x4d\x18" + bytes(40))
     (tmp_path / "old.bin").write_bytes(b"ZF" + bytes(40))

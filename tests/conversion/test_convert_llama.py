@@ -1,4 +1,4 @@
-"""LLaMA in and out: against transformers itself, on folders of the released layout."""
+"""Conversion of LLaMA in both directions, compared with transformers, in the released layout."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def test_the_released_layout_gives_the_logits_of_transformers(run, theirs):
 
 @pytest.mark.slow
 def test_greedy_generation_is_that_of_transformers(run, exported):
-    """200 tokens, theirs by the exported tokenizer and ours by our own."""
+    """200 tokens; transformers uses the exported tokenizer."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
     model = transformers.AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
     batch = tokenizer(PROMPTS, return_tensors="pt", padding=True)
@@ -167,7 +167,7 @@ def assert_within(before: dict, after: dict):
 
 
 @pytest.mark.parametrize(("config", "generation"), SOURCES.values(), ids=SOURCES)
-def test_what_a_run_does_not_change_survives_the_round_trip(config, generation, tmp_path):
+def test_fields_that_a_run_does_not_change_survive_the_round_trip(config, generation, tmp_path):
     before = write_source(tmp_path / "in", config, generation)
     llama.from_hf(tmp_path / "in", tmp_path / "run", "float32")
     llama.to_hf(tmp_path / "run", tmp_path / "out")
@@ -185,7 +185,7 @@ def test_what_a_run_does_not_change_survives_the_round_trip(config, generation, 
     assert_same_logits(checkpoints.load_model(tmp_path / "run", build_llama), model)
 
 
-def test_a_length_given_by_hand_wins(tmp_path):
+def test_context_length_overrides_the_source(tmp_path):
     write_source(tmp_path / "in", {}, {})
     llama.from_hf(tmp_path / "in", tmp_path / "run")
     llama.to_hf(tmp_path / "run", tmp_path / "out", context_length=512)
@@ -194,7 +194,7 @@ def test_a_length_given_by_hand_wins(tmp_path):
 
 
 def test_a_run_trained_from_a_converted_one_keeps_its_fields(tmp_path):
-    """But not those that training changed: rows and rotary positions."""
+    """Except those that training changed: vocabulary size and RoPE."""
     config, generation, _ = write_source(tmp_path / "in", *SOURCES["llama3_new"])
     llama.from_hf(tmp_path / "in", tmp_path / "run", "float32")
     added = TOKENIZER.added_tokens | {"<new>": TOKENIZER.vocab_size}
@@ -223,7 +223,7 @@ def test_a_run_trained_from_a_converted_one_keeps_its_fields(tmp_path):
     assert_same_logits(checkpoints.load_model(tmp_path / "trained", build_llama), theirs)
 
 
-def test_a_run_of_no_source_is_exported_with_its_tokenizers_ids(tmp_path):
+def test_a_run_without_a_source_is_exported_with_the_ids_of_its_tokenizer(tmp_path):
     save_run(tmp_path / "run", Llama(SMALL, rngs=nnx.Rngs(0)))
     llama.to_hf(tmp_path / "run", tmp_path / "out")
     for fields in read_configs(tmp_path / "out")[:2]:
@@ -374,9 +374,9 @@ def put_code(folder):
 QUANT = r"is part of quantised weights; .*dequantize"
 BAD = [
     (lose_a_shard, r"pytorch_model-00002-of-00002.bin is missing"),
-    (cut_a_shard, r"00001-of-00002.bin is missing, damaged or no PyTorch file"),
+    (cut_a_shard, r"00001-of-00002.bin is damaged or no PyTorch file"),
     (cut_the_file, r"model.safetensors is damaged"),
-    (put_code, r"holds more than weights: it would run \w+.system: refused"),
+    (put_code, r"holds more than weights: it would run \w+.system, which is refused"),
     (change_tensors(put_nan), r"model.layers.1.mlp.up_proj.weight holds NaN"),
     (change_tensors(put_wrong_shape), r"norm.weight has shape \(47,\); expected \(48,\)"),
     (
@@ -440,8 +440,8 @@ def test_bad_folders_give_one_line_and_no_output(released, tmp_path, damage, mes
     assert not Path("/tmp/speechgpt_jax_was_here").exists()
 
 
-def test_no_space_left_is_one_line(released, run, tmp_path, capfd):
-    """A file may not grow beyond 100 kB, as on a disk that is full."""
+def test_a_full_disk_is_a_user_error(released, run, tmp_path, capfd):
+    """Limits files to 100 kB, which fails as a full disk does."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
@@ -454,7 +454,7 @@ def test_no_space_left_is_one_line(released, run, tmp_path, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_folders_that_are_not_what_they_should_be(run, released, tmp_path):
+def test_wrong_folders_and_flags_are_user_errors(run, released, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "saving" / "checkpoints" / "3.orbax-checkpoint-tmp-1").mkdir(parents=True)
     out = str(tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The unit vocoder in and out of fairseq's layout, against PyTorch's own modules."""
+"""Conversion of the unit vocoder from and to fairseq, compared with PyTorch."""
 
 import dataclasses
 import json
@@ -60,7 +60,7 @@ class Durations(torch.nn.Module):
 
 
 class Reference(torch.nn.Module):
-    """The published vocoder by its description: names, weight norm and all."""
+    """The published vocoder in PyTorch, with its names and weight norm."""
 
     def __init__(self, config: VocoderConfig):
         super().__init__()
@@ -160,7 +160,7 @@ SEVERAL = dataclasses.replace(CONFIG, speakers=("0", "1", "2"))
 
 
 @pytest.mark.parametrize("config", [CONFIG, SEVERAL], ids=["one_speaker", "three_speakers"])
-def test_in_and_out(config, tmp_path):
+def test_round_trip(config, tmp_path):
     model = write_fairseq(tmp_path / "in", config)
     checkpoint, fields = tmp_path / "in" / "g_00000000", tmp_path / "in" / "config.json"
     convert_vocoder.convert(checkpoint, fields, tmp_path / "out")
@@ -183,7 +183,7 @@ def test_in_and_out(config, tmp_path):
     assert again == config
 
 
-def test_what_does_not_fit_is_named(tmp_path):
+def test_mismatches_are_user_errors(tmp_path):
     write_fairseq(tmp_path / "in", CONFIG)
     checkpoint, config_file = tmp_path / "in" / "g_00000000", tmp_path / "in" / "config.json"
     fields = json.loads(config_file.read_text())
@@ -208,7 +208,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     assert not out.exists()
 
 
-def test_heads_that_fairseq_lacks_stay_here(tmp_path):
+def test_a_head_that_fairseq_lacks_is_refused(tmp_path):
     """The shipped vocoder ends in an inverse STFT."""
     with pytest.raises(ValueError, match=r"ends in an inverse STFT"):
         fairseq.write_vocoder(SHIPPED, tmp_path)

@@ -1,4 +1,4 @@
-"""Tokenizers in and out, against transformers itself."""
+"""Conversion of tokenizers in both directions, compared with transformers."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def test_the_demo_tokenizer_is_exported_too():
 
 
 def original(folder: Path) -> Path:
-    """The released layout, as transformers 5 likes to load it."""
+    """The released layout, with the files that transformers 5 needs."""
     TOKENIZER.save_pretrained(folder)
     (folder / "config.json").write_text('{"model_type": "llama"}')
     change_json(
@@ -85,7 +85,7 @@ def resave_slow(folder: Path, out: Path):
 
 
 def resave_with_pad(folder: Path, out: Path):
-    """A row for `<pad>` would come after the last one of the model."""
+    """Adds `<pad>`, whose id is one past the rows of the model."""
     fast = transformers.AutoTokenizer.from_pretrained(original(folder))
     fast.add_special_tokens({"pad_token": "<pad>"})
     assert fast.pad_token_id == ROWS
@@ -122,7 +122,7 @@ def test_what_transformers_saves_again_is_the_same_tokenizer(resave, tmp_path):
     for case in CASES:
         assert [tokenizer.bos_id, *tokenizer.encode(case["text"])] == case["ids"], case["text"]
         assert tokenizer.decode(case["ids"]) == case["decoded"]
-    # It goes out again as well.
+    # It can be exported again.
     fast = tokenizer_format.build(tokenizer)
     assert fast.get_vocab() == tokenizer_format.build(TOKENIZER).get_vocab()
 

@@ -48,7 +48,7 @@ def test_with_bounded_attention_features_are_nearly_whispers(teacher, wav):
     assert np.square(ours - teacher([wav])[0]).mean() < 0.5
 
 
-def test_every_variable_has_its_place(teacher):
+def test_every_variable_is_converted_or_ignored(teacher):
     rng = np.random.default_rng(0)
     config = HubertConfig.whisper_tiny()
     projection = rng.standard_normal((3 * 384, 37)), rng.standard_normal(37)
@@ -58,13 +58,13 @@ def test_every_variable_has_its_place(teacher):
     fused = np.asarray(teacher.variables["encoder/layer_2/self_attention/linear_0/weight"])
     value = hubert.layers[2].attention.v_proj.kernel[...]
     np.testing.assert_array_equal(value, fused[2 * 384 :].T)
-    # None is left over but those that a HuBERT has not: a new one is refused.
+    # Only the ignored ones are left out; an unknown one is refused.
     assert set(IGNORED) < set(split_attention(teacher.variables))
     with pytest.raises(UserError, match="unexpected encoder/layer_4/x"):
         build({**teacher.variables, "encoder/layer_4/x": np.ones(3)}, config, projection)
 
 
-def test_the_projection_is_that_of_least_squares():
+def test_the_projection_is_the_least_squares_solution():
     rng = np.random.default_rng(0)
     kernel, bias = rng.standard_normal((4, 2)), rng.standard_normal(2)
     clips = [np.full(n, 100, np.int16) for n in (30, 50, 90)]
@@ -80,7 +80,7 @@ def test_the_projection_is_that_of_least_squares():
     np.testing.assert_allclose(found[1], bias, atol=1e-4)
 
 
-def test_other_targets_give_one_clear_line(tmp_path):
+def test_targets_of_another_size_are_refused(tmp_path):
     wavs = [np.zeros(800, np.float32)]
     save_targets(tmp_path / "targets", wavs, [np.zeros((2, 5), np.float16)])
     with pytest.raises(
