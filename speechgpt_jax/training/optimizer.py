@@ -17,7 +17,8 @@ class AdamW:
     Attributes:
       learning_rate: the peak, reached when the warm-up ends.
       schedule: "cosine", "linear" or "constant" after the warm-up.
-      warmup: share of all steps during which the rate rises linearly from 0, below 1.
+      warmup: share of all steps, below 1, during which the rate rises linearly from 0: the first
+        step has rate 0.
       b1, b2, eps: moment decay rates and the denominator's floor.
       weight_decay: of all matrices, embeddings included; norms and biases are never decayed
         (the convention of GPT-3 and of the LLaMA trainers after it).
@@ -65,7 +66,7 @@ class Guard:
     patience: int = 0
 
     def __post_init__(self):
-        check_number("spike, compared with a mean,", self.spike, above=1)
+        check_number("spike, a multiple of the mean loss,", self.spike, above=1)
         check_number("patience", self.patience, at_least=0)
 
 
@@ -111,10 +112,12 @@ SCHEDULES = {
 
 
 def learning_rate_schedule(config: AdamW, total_steps: int) -> optax.Schedule:
-    """The learning rate of each step, 0 .. total_steps - 1."""
-    # At least one step of warm-up: a rate of exactly 0 at step 0 is optax's rise from 0.
+    """Learning rate as a function of the step, 0 .. total_steps - 1; the warm-up has 1 or more."""
     warmup_steps = max(1, round(config.warmup * total_steps))
-    return SCHEDULES[config.schedule](config.learning_rate, warmup_steps, total_steps)
+    # Optax has no decay over 0 steps. In a short run the warm-up may take all steps, and the decay
+    # then starts after the last one.
+    last_step = max(total_steps, warmup_steps + 1)
+    return SCHEDULES[config.schedule](config.learning_rate, warmup_steps, last_step)
 
 
 def decay_mask(params: Any) -> Any:
@@ -131,7 +134,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def make_optimizer(config: AdamW, total_steps: int) -> optax.GradientTransformation:
-    """Clip, then AdamW with the schedule."""
+    """Gradient clipping, then AdamW with the configured schedule."""
     adamw = optax.adamw(
         learning_rate_schedule(config, total_steps),
         b1=config.b1,
@@ -148,7 +151,7 @@ def make_optimizer(config: AdamW, total_steps: int) -> optax.GradientTransformat
 def keep_state_in(
     dtype: str, optimizer: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """`optimizer`, whose state is stored in `dtype` and updated in float32."""
+    """Wraps `optimizer` so that its state is stored in `dtype` and updated in float32."""
 
     def cast(state, dtype):
         # Step counts are whole numbers and stay as they are.
@@ -169,7 +172,7 @@ def keep_state_in(
 def guarded(
     optimizer: optax.GradientTransformation, guard: Guard
 ) -> optax.GradientTransformationExtraArgs:
-    """`optimizer`, whose `update` also takes the loss and skips what `guard` rejects."""
+    """Wraps `optimizer`: `update(..., value=loss)` skips the batches that `guard` rejects."""
 
     def init(params):
         zero = jnp.zeros((), jnp.int32)
@@ -181,7 +184,7 @@ def guarded(
         rejected = is_spike | ~is_finite
         updates, inner = optimizer.update(grads, state.inner, params)
         updates = jax.tree.map(lambda x: jnp.where(rejected, 0, x), updates)
-        # At first the mean of all losses, later of about the last hundred.
+        # The mean of all losses over the first 100 steps, an exponential mean after them.
         weight = jnp.maximum(1 / (state.accepted + 1), 0.01)
         new = GuardState(
             mean_loss=state.mean_loss + weight * (value - state.mean_loss),

@@ -1,4 +1,4 @@
-"""Schedules, what is decayed, clipping."""
+"""Learning rate schedules, weight decay, clipping, moments in bfloat16, and the guard."""
 
 import functools
 
@@ -35,6 +35,13 @@ def test_schedules(schedule, rates):
     np.testing.assert_allclose([rate(step) for step in (0, 2, 4, 12, 20)], rates, atol=1e-6)
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0.0), (1, 0.03), (2, 0.9)])
+def test_warmup_may_take_all_steps(schedule, steps, warmup):
+    rate = learning_rate_schedule(AdamW(1.0, schedule, warmup=warmup), steps)
+    np.testing.assert_allclose([rate(step) for step in range(steps)], np.arange(steps) / steps)
+
+
 def test_cosine_is_above_linear_at_first():
     cosine = learning_rate_schedule(AdamW(1.0, "cosine", warmup=0), 100)
     linear = learning_rate_schedule(AdamW(1.0, "linear", warmup=0), 100)
@@ -52,7 +59,7 @@ def test_norms_are_not_decayed():
     }
 
 
-def test_weight_decay_shrinks_matrices_alone():
+def test_weight_decay_shrinks_only_matrices():
     params = {"up_proj": jnp.ones((2, 2)), "norm": jnp.ones(2)}
     tx = make_optimizer(AdamW(0.1, "constant", warmup=0, weight_decay=0.5), 10)
     state = tx.init(params)
