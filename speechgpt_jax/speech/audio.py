@@ -35,9 +35,10 @@ SUFFIXES = (
     *(".ape", ".wv", ".tta", ".spx"),
 )
 
-# Samples decoded at a time: memory follows what a file holds, not what its header claims.
+# Samples decoded at a time: memory grows with a file's content, not with the length in its header.
 BLOCK = 2**20
-# Headers may count the padding of encoders, two or three frames of about 26 ms.
+# Accepted difference between decoded and stated length: headers may count the padding of encoders,
+# two or three frames of about 26 ms.
 TOLERANCE_SECONDS = 0.2
 # libsndfile's Ogg encoder crashes on blocks of several minutes.
 WRITE_BLOCK = 2**16
@@ -51,13 +52,13 @@ def load_audio(
     """Reads a recording of any format, sample rate and channel count.
 
     Formats are those of libsndfile and FFmpeg, recognised by content: wav, flac, mp3, ogg, opus,
-    aiff, au, m4a, aac, webm, wma, amr, ...; of a video the sound is read. Channels are averaged,
-    then the sound is resampled (soxr, high quality). Recordings joined byte by byte
+    aiff, au, m4a, aac, webm, wma, amr, ..., and the sound of videos. Channels are averaged, then
+    the sound is resampled (soxr, high quality). Recordings joined byte by byte
     (`cat a.mp3 b.mp3`) are read to the end of the last one.
 
     Args:
       source: a path, or an open binary file.
-      max_seconds: the longest recording that is accepted; None: any.
+      max_seconds: length of the longest recording that is accepted; None: any length.
 
     Returns:
       float32 [samples], mono, 16 kHz. At least one sample.
@@ -85,7 +86,7 @@ class _Unreadable(Exception):
 
 
 class _Recording:
-    """Bytes of a recording, which several decoders may open; MP3 loses its ID3 tags."""
+    """Bytes of a recording, which several decoders may open; those of an MP3 without ID3 tags."""
 
     def __init__(self, data: bytes | mmap.mmap, path: str | None):
         # AAC begins like an MP3 too, but has no such tags.
@@ -221,8 +222,8 @@ def _is_joined_mp3(sound: soundfile.SoundFile, recording: _Recording) -> bool:
 
 
 def _xing_header(data: bytes | mmap.mmap) -> tuple[float, int]:
-    """Seconds and bytes that the first frame of an MP3 without tags states; zeros if it doesn't."""
-    # Flags of which 3 stand for the number of frames and the number of bytes, which follow.
+    """Length in seconds and in bytes by the Xing header of an MP3 without tags; zeros if none."""
+    # Only with both low bits of the flags set do the numbers of frames and of bytes follow.
     pattern = rb"(?s)\xff(.)(.).(?:.{9}|.{17}|.{32})(?:Xing|Info)\0\0\0[\3\7\x0b\x0f](.{4})(.{4})"
     found = re.match(pattern, data)
     if not found:
@@ -238,18 +239,19 @@ def _check_stated_size(sound: soundfile.SoundFile, data: bytes | mmap.mmap) -> N
     """Refuses a file that ends before the size that its header states."""
     # libsndfile corrects sizes without an error; its log has both.
     log = sound.extra_info
-    sizes = re.findall(
+    found = re.findall(
         r"^ *(?:data|SSND|BODY|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", log, re.M
     )
+    sizes = [(int(stated), int(present), "bytes") for stated, present in found]
     if data[:7] == b"NIST_1A":
         counts = re.findall(rb"sample_count -i (\d+)", data[:1024])
-        sizes += [(count, sound.frames) for count in counts]
-    for stated, present in ((int(a), int(b)) for a, b in sizes):
-        # A writer to a pipe states the largest size. After odd data the padding may be missing.
+        sizes += [(int(count), sound.frames, "samples") for count in counts]
+    for stated, present, unit in sizes:
+        # A writer to a pipe states the largest size. The pad byte after odd data may be missing.
         is_size = stated >> 16 not in (0x7FFF, 0x8000, 0xFFFF)
         if is_size and present + 1 < stated:
             raise _Unreadable(
-                f"is cut off: its header states {stated} bytes of sound, {present} are there. "
+                f"is cut off: its header states {stated} {unit} of sound, {present} are there. "
                 "Copy it again."
             )
 
@@ -346,7 +348,7 @@ def _ffmpeg_frames(container, stream) -> Iterator[av.AudioFrame]:
     seconds = 0.0
     try:
         for packet in container.demux(stream):
-            # Of samples without compression the last packet may be shorter.
+            # The last packet of uncompressed samples may be shorter.
             if packet.is_corrupt and not stream.codec_context.name.startswith("pcm_"):
                 raise av.error.InvalidDataError(0, "a packet is not complete")
             for frame in packet.decode():
@@ -371,7 +373,7 @@ def _stated_seconds(container, stream) -> float:
 
 
 def _mono(frame: av.AudioFrame) -> np.ndarray:
-    """Mean over the channels of a frame, whatever its sample format: float32 [samples]."""
+    """Mean over the channels of a frame of any sample format: float32 [samples]."""
     values = frame.to_ndarray()  # [channels, samples], or interleaved [1, samples * channels]
     channels = values if frame.format.is_planar else values.reshape(frame.samples, -1).T
     if values.dtype.kind == "u":
@@ -382,7 +384,7 @@ def _mono(frame: av.AudioFrame) -> np.ndarray:
 
 
 def _without_tags(data: bytes | mmap.mmap) -> bytes:
-    """An MP3 without its ID3 tags: between joined recordings FFmpeg takes them for sound."""
+    """MP3 data without ID3 tags, which FFmpeg decodes as sound between joined recordings."""
     pieces, start = [], 0
     for tag in re.finditer(rb"(?s)ID3[\2-\4]\0.([\0-\x7f]{4})", data):
         if tag.start() >= start:

@@ -77,13 +77,13 @@ def stft(
       wav: [B, S], S a multiple of `hop`.
       n_fft: samples per window, a multiple of `hop`.
       hop: samples between windows.
-      pad_mode: of `jnp.pad`, by which half a window is added at either end.
+      pad_mode: mode of the `jnp.pad` that adds half a window at either end.
 
     Returns:
       two arrays [B, S / hop + 1, n_fft / 2 + 1].
 
     Raises:
-      UserError: sizes are not such multiples.
+      UserError: S or `n_fft` is not a multiple of `hop`, or `n_fft` is odd.
     """
     _check_hop(n_fft, hop)
     if wav.shape[1] % hop:
@@ -115,8 +115,8 @@ def istft(
       imag: [B, F, n_fft / 2 + 1].
       n_fft: samples per window.
       hop: samples between windows.
-      frame_mask: [B, F], 0 for frames of padding, so that a shorter item of a batch ends the same
-        as it would alone.
+      frame_mask: [B, F], 0 for frames of padding, so that the end of a shorter item does not depend
+        on the batch.
 
     Returns:
       wav [B, (F - 1) * hop].

@@ -9,7 +9,7 @@ N_FFT, WINDOW, HOP, NUM_MELS, NUM_COEFFICIENTS = 512, 400, 320, 40, 13
 
 
 def num_frames(samples: int) -> int:
-    """HuBERT's frames, of 400 samples every 320: 16000 samples give 49."""
+    """Number of HuBERT's frames, 400 samples every 320: 16000 samples -> 49 frames."""
     return max(0, (samples - WINDOW) // HOP + 1)
 
 

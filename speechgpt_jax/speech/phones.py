@@ -22,19 +22,20 @@ def flite_phones(text: str, voice: str) -> Phones:
     """The phones of `text` as flite's `voice` speaks it.
 
     Raises:
-      UserError: flite is not installed, or has no such voice.
+      UserError: flite is not installed, or has no such voice or no phones for the text.
     """
     command = ["flite", "-voice", voice, "-psdur", "-t", text, "-o", "none"]
     try:
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except FileNotFoundError as error:
         raise UserError(
-            "flite is not installed, and the phones of its voices come from it; on Debian or"
-            " Ubuntu: apt-get install flite."
+            "flite is not installed, but the phones of its voices are needed; on Debian or Ubuntu:"
+            " apt-get install flite."
         ) from error
     except subprocess.CalledProcessError as error:
         raise UserError(
-            f"flite failed for voice {voice!r} and text {text[:60]!r}: {error.stderr.strip()}"
+            f"flite failed for voice {voice!r} and text {text[:60]!r}: {error.stderr.strip()};"
+            " `flite -lv` lists its voices."
         ) from error
     pairs = [item.rpartition(":") for item in printed.split()]
     try:
@@ -62,7 +63,7 @@ class PocketsphinxAligner:
         self._decoder = pocketsphinx.Decoder(samprate=SAMPLE_RATE, bestpath=False, loglevel="FATAL")
 
     def __call__(self, wav: np.ndarray, text: str) -> Phones:
-        """wav [S] at 16 kHz, what is spoken in it -> phones. Words it does not know are skipped."""
+        """wav [S] at 16 kHz, transcript -> phones; words that PocketSphinx lacks are skipped."""
         decoder = self._decoder
         words = [word for word in re.findall(r"[a-z']+", text.lower()) if decoder.lookup_word(word)]
         pcm = (np.clip(wav, -1, 1) * 32767).astype(np.int16).tobytes()

@@ -19,7 +19,7 @@ def track_pitch(wav: np.ndarray, sampling_rate: int, hop: int) -> tuple[np.ndarr
 
     Normalised cross-correlation of 30 ms around the frame's centre with the sound one lag later,
     and the best path through the lags over the whole recording (RAPT, Talkin 1995). Between voiced
-    frames the pitch is interpolated.
+    frames the pitch is interpolated; in a recording without voiced frames it is 120 Hz.
 
     Args:
       wav: samples in [-1, 1].
@@ -89,9 +89,9 @@ def pulse_train(
 ) -> jax.Array:
     """Band-limited pulses of unit power, silent where not voiced -> [B, S].
 
-    A pulse train has all harmonics below half the sampling rate, in phase, in closed form
-    (Dirichlet kernel). The pitch changes linearly from the start of a frame to that of the next one
-    if that is voiced.
+    All harmonics below half the sampling rate are summed in phase, in closed form (Dirichlet
+    kernel). The pitch changes linearly from the start of a frame to the start of the next one if
+    the next one is voiced.
 
     Args:
       hz: pitch at the start of each frame [B, T].

@@ -11,9 +11,10 @@ from jax import lax
 
 from speechgpt_jax.speech.encoder.attention import float32_einsum
 
-# Block sizes such that the scores stay in a core's cache: queries per block; sizes of key ranges
-# that are compiled; heads at a time, and keys (over all those heads) that one core can hold.
-QUERIES, KEY_RANGES, HEADS, KEYS = 126, 8, 4, 4000
+# Sizes of blocks whose scores stay in a core's cache.
+QUERIES = 126  # per block
+KEY_RANGES = 8  # number of lengths of key slices that are compiled
+HEADS, KEYS = 4, 4000  # most heads at a time, and keys over these heads
 
 
 def attend_by_segment(

@@ -16,7 +16,7 @@ from jaxlib import xla_client
 
 
 class Parallelism(NamedTuple):
-    """How batches of work run.
+    """Number of programs that run at the same time, and the size of their batches.
 
     Attributes:
       num_workers: programs that run at the same time.
@@ -55,8 +55,8 @@ def compiler_options(dtype: DTypeLike, *, single_core: bool) -> dict[str, bool |
         # Loops are not split over threads either.
         options["xla_cpu_multi_thread_eigen"] = False
     if dtype == jnp.float32:
-        # XLA's own float32 products are faster than YNNPACK's, which then only reduces. For
-        # bfloat16 XLA has none of its own.
+        # XLA's own float32 products are faster than YNNPACK's, to which only reductions are left.
+        # XLA has no bfloat16 products of its own.
         options["xla_cpu_experimental_ynn_fusion_type"] = "LIBRARY_FUSION_TYPE_REDUCE"
     return options
 

@@ -1,4 +1,4 @@
-"""Models in their fastest form for inference on the backend at hand."""
+"""Inference-only copies of models; on a CPU some of their layers are replaced by faster ones."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -54,7 +54,7 @@ def _cast_kernel(dtype: DTypeLike) -> Callable[[tuple, nnx.Param], nnx.Param]:
 def _replace_layers(module: nnx.Module) -> None:
     """Replaces the layers of one module, not those of the modules in it."""
     if isinstance(module, Hubert):
-        module.front_end = OneByOne(module.front_end)
+        module.front_end = RowByRow(module.front_end)
     elif isinstance(module, front_ends.WaveFrontEnd):
         first, *others = module.conv_layers
         module.conv_layers = nnx.List([first, *map(_fast_front_end_conv, others)])
@@ -73,7 +73,7 @@ def _fast_front_end_conv(conv: front_ends.Conv) -> nnx.Module:
     return StridedToomCookConv(conv) if (conv.kernel.shape[0], conv.stride) == (3, 2) else conv
 
 
-class OneByOne(nnx.Module):
+class RowByRow(nnx.Module):
     """A front end that computes one row of the batch after another, to stay in a core's cache."""
 
     def __init__(self, front_end: nnx.Module):
@@ -81,7 +81,7 @@ class OneByOne(nnx.Module):
         self.statistics, self.pool_statistics = front_end.statistics, front_end.pool_statistics
 
     def __call__(self, wav: jax.Array, statistics: front_ends.Statistics) -> jax.Array:
-        """wav [B, S], statistics of [B, ...] -> [B, T, D]."""
+        """wav [B, S], statistics [B, ...] -> [B, T, D]."""
 
         def project_row(row):
             return self.front_end(*jax.tree.map(lambda x: x[None], row))[0]

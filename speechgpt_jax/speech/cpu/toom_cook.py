@@ -22,7 +22,7 @@ FINITE_POINTS = (0, 1, -1, 2, -2, 0.5)  # The last point is infinity.
 
 @functools.cache
 def _powers(points: int, degree: int) -> np.ndarray:
-    """Matrix [points, degree + 1] that takes coefficients of a polynomial to its values."""
+    """Matrix [points, degree + 1]: coefficients of a polynomial -> its values at the points."""
     finite = np.array(FINITE_POINTS[: points - 1])[:, None] ** np.arange(degree + 1)
     return np.vstack([finite, np.eye(degree + 1)[-1]])
 
@@ -101,5 +101,5 @@ def convolve(x: jax.Array, values: list[jax.Array], kernel_size: int, dilation: 
 
 
 def _combined(weights: np.ndarray, arrays: list[jax.Array]) -> jax.Array:
-    """Sum of the arrays by weight."""
+    """Weighted sum of the arrays."""
     return sum(float(weight) * array for weight, array in zip(weights, arrays) if weight)

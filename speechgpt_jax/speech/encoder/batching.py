@@ -1,4 +1,4 @@
-"""Batches of few shapes, each compiled once, for recordings of any number and length.
+"""Batches of few shapes, each compiled once, for any number of recordings of any length.
 
 The front end and the positions get pieces of one second, the Transformer gets rows of frames in
 which recordings, or windows of them, stand one after the other.
@@ -81,6 +81,7 @@ def map_frames(
     """`map_pieces` of a function that returns frames [P, PIECE_FRAMES, D].
 
     Args:
+      runner, function, piece: see `map_pieces`.
       lengths: number of frames of each recording.
 
     Returns:
@@ -165,7 +166,7 @@ def first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def split_in_parts(x: np.ndarray, num_workers: int) -> list[np.ndarray]:
-    """x [T, D] -> parts [1, size, D] of whole seconds, equally many per worker; zeros follow."""
+    """x [T, D] -> parts [1, size, D] of whole seconds, as many for each worker; zero-padded."""
     count = num_workers * math.ceil(len(x) / (num_workers * PART_FRAMES))
     size = -(-len(x) // (count * FRAMES_PER_SECOND)) * FRAMES_PER_SECOND
     return np.split(np.pad(x, ((0, count * size - len(x)), (0, 0)))[None], count, axis=1)

@@ -1,4 +1,4 @@
-"""Configuration of a HuBERT, and its number of frames for a number of samples."""
+"""Sizes of a HuBERT, and the number of its frames for a number of samples."""
 
 import dataclasses
 import math
@@ -24,6 +24,7 @@ class HubertConfig:
       conv_dim, conv_kernel, conv_stride: channels, taps and stride of each front-end layer.
       hidden_size, num_layers, num_heads, intermediate_size: of the Transformer.
       position_kernel, position_groups: taps and groups of the convolution that adds positions.
+      layer_norm_eps: added to the variance in every normalisation layer.
       position_period: if not 0, sinusoids that repeat after this many frames replace that
         convolution, so a recording may have any length.
       norm_first: LayerNorm stands before attention and MLP, as in the large HuBERT, and once at the
@@ -84,7 +85,7 @@ class HubertConfig:
 
     @classmethod
     def base(cls) -> "HubertConfig":
-        """The shape of mHuBERT, whose units come from layer 11 of 12."""
+        """Sizes of mHuBERT, whose units come from layer 11 of 12."""
         return cls()
 
     @classmethod
@@ -129,7 +130,7 @@ class HubertConfig:
 
     @property
     def projected_size(self) -> int:
-        """Size of the projection's input, which without a projection is the features."""
+        """Size of the vectors that are projected, or are the features if nothing is projected."""
         return self.hidden_size * (3 if self.projection_reach else 1)
 
     @property
@@ -149,13 +150,13 @@ class HubertConfig:
     def padding(self) -> int:
         """Samples of silence added before and after a recording.
 
-        So both front ends make the same number of frames, centred at the same 320 t + 200.
+        With it both front ends make the same number of frames, centred at samples 320 t + 200.
         """
         return (self.receptive_field - self.conv_kernel[0]) // 2 * (self.front_end == "mel")
 
     @property
     def reach(self) -> float:
-        """Frames to either side that a feature depends on, by attention and projection."""
+        """Frames to either side that a feature depends on by attention and projection; or inf."""
         near = math.inf if self.attention_frames is None else self.attention_frames
         return self.feature_layer * near + self.projection_reach
 

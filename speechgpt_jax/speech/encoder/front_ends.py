@@ -116,12 +116,12 @@ class WaveFrontEnd(nnx.Module):
     def statistics(self, wav: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and variance [B, 1, C] of each channel of the first layer's output.
 
-        They follow from the covariance of the samples in its windows, which is far less work than
-        the layer itself.
+        They are computed from the covariance of the samples within the layer's windows, which is
+        far less work than computing that output.
 
         Args:
           wav: [B, S].
-          frames: [B], the number of the layer's frames that count; the others are padding.
+          frames: [B], number of the layer's frames before the padding.
         """
         first = self.conv_layers[0]
         kernel = first.kernel[:, 0]
@@ -173,8 +173,8 @@ class MelFrontEnd(nnx.Module):
     def statistics(self, wav: jax.Array, frames: jax.Array) -> jax.Array:
         """Peak [B, 1, 1] of the first `frames` [B] of the log-mel spectrogram of wav [B, S]."""
         x = self._log_mel(wav)
-        counts = (jnp.arange(x.shape[1]) < frames[:, None])[..., None]
-        return jnp.where(counts, x, -10.0).max((1, 2), keepdims=True)
+        is_real = (jnp.arange(x.shape[1]) < frames[:, None])[..., None]
+        return jnp.where(is_real, x, -10.0).max((1, 2), keepdims=True)
 
     @staticmethod
     def pool_statistics(statistics: np.ndarray, frames: np.ndarray) -> np.ndarray:

@@ -36,7 +36,7 @@ class PositionalConv(nnx.Module):
 
     @property
     def context(self) -> tuple[int, int]:
-        """Number of frames before and after a frame that its position depends on."""
+        """Number of frames before and after a frame that its positional embedding depends on."""
         # An even kernel pads both sides by half and drops the last frame.
         size = self.kernel.shape[0]
         return size // 2, (size - 1) // 2
@@ -63,9 +63,9 @@ class SinusoidalPositions(nnx.Module):
         self.period = config.position_period
 
     def __call__(self, x: jax.Array, first: jax.Array) -> jax.Array:
-        """x [B, T, D], the number of its first frame, [] or [B] -> [T, D] or [B, T, D]."""
-        numbers = (jnp.asarray(first)[..., None] + jnp.arange(x.shape[1])) % self.period
-        return jnp.asarray(sinusoids(self.period, x.shape[2]))[numbers]
+        """x [B, T, D], index of its first frame [] or [B] -> [T, D] or [B, T, D]."""
+        positions = (jnp.asarray(first)[..., None] + jnp.arange(x.shape[1])) % self.period
+        return jnp.asarray(sinusoids(self.period, x.shape[2]))[positions]
 
 
 @functools.cache
@@ -77,7 +77,7 @@ def sinusoids(period: int, width: int) -> np.ndarray:
 
 
 class Attention(nnx.Module):
-    """Self-attention over the frames of the same recording, all of them or those nearby."""
+    """Self-attention among the frames of a recording, all of them or those nearby."""
 
     def __init__(self, config: HubertConfig, rngs: nnx.Rngs):
         self.num_heads, self.reach = config.num_heads, config.attention_frames
@@ -141,7 +141,7 @@ class EncoderLayer(nnx.Module):
         return self.final_layer_norm(x + self._mlp(x))
 
     def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Frames x [B, T, D], also a part of a recording -> keys, values [B, T, N, H]."""
+        """Frames x [B, T, D] of a recording or of a part of it -> keys, values [B, T, N, H]."""
         return self.attention.keys_values(self.layer_norm(x) if self.norm_first else x)
 
     def _mlp(self, x: jax.Array) -> jax.Array:  # BTD -> BTD
@@ -151,7 +151,7 @@ class EncoderLayer(nnx.Module):
 def with_neighbours(x: jax.Array, segments: jax.Array, distance: int) -> jax.Array:
     """x [B, T, D] -> [B, T, 3 D]: frame t - distance, frame t, frame t + distance.
 
-    Frame t itself replaces a neighbour of another segment or beyond the ends.
+    Frame t replaces a neighbour that is in another segment or beyond the ends.
     """
     padding = ((0, 0), (distance, distance))
     frames, steps = jnp.pad(x, (*padding, (0, 0))), x.shape[1]
@@ -209,13 +209,13 @@ class Hubert(nnx.Module):
     def encode(
         self, x: jax.Array, frames: jax.Array, layer: int, first: jax.Array | int = 0
     ) -> jax.Array:
-        """Transformer: what `project` returned [B, T, D] -> features [B, T, feature_size].
+        """Transformer: output of `project` [B, T, D] -> features [B, T, feature_size].
 
         Args:
           x: [B, T, D].
-          frames: [B], the number of frames that are no padding.
+          frames: [B], number of frames before the padding.
           layer: number of the layer, from 1, whose output becomes the features.
-          first: number of x's first frame in its recording.
+          first: index of x's first frame in its recording.
         """
         segments = (jnp.arange(x.shape[1]) < frames[:, None]).astype(jnp.int32)
         context = ((0, 0), self.positions.context, (0, 0))
@@ -227,7 +227,7 @@ class Hubert(nnx.Module):
 
         Args:
           x: [B, before + T + after, D], frames with the context of `positions`.
-          first: number of the first of the T frames in its recording, [] or [B].
+          first: index in the recording of the first of the T frames, [] or [B].
         """
         before, after = self.positions.context
         x = x[:, before : x.shape[1] - after] + self.positions(x, first)
@@ -248,7 +248,7 @@ class Hubert(nnx.Module):
 
 
 def standardize(wav: jax.Array | np.ndarray, **reduction) -> jax.Array | np.ndarray:
-    """Samples of mean 0 and variance 1, as `transformers.Wav2Vec2FeatureExtractor` makes them.
+    """wav at mean 0 and variance 1, computed as in `transformers.Wav2Vec2FeatureExtractor`.
 
     `reduction`: `axis` and `where` of the mean and the variance.
     """

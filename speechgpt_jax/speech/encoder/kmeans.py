@@ -55,7 +55,7 @@ def init_centroids(features: jax.Array, num_clusters: int, key: jax.Array) -> ja
 def init_clusters(
     features: np.ndarray, num_clusters: int, *, seed: int, tries: int = 1
 ) -> Clusters:
-    """Start of a fit: the best of `tries` runs of k-means++, by the inertia of features [M, D].
+    """State before a fit: the best of `tries` runs of k-means++ by the inertia of features [M, D].
 
     Raises:
       UserError: fewer feature vectors than clusters.
@@ -90,7 +90,7 @@ def update(clusters: Clusters, features: jax.Array, memory: float) -> tuple[Clus
         mini-batch k-means (Sculley 2010).
 
     Returns:
-      the state after this step, and the batch's inertia before it.
+      the state after this step, and the batch's inertia by the centroids before it.
     """
     old = clusters.centroids
     ids, before = assign(features, old), memory * clusters.counts
@@ -141,7 +141,7 @@ class FeatureBatches(NumberedBatches):
         return int(self._ends[-1])
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """`frames` vectors without repetition, in the order of the arrays; all if these are few."""
+        """`frames` vectors without repetition, in the order of the arrays; at most all of them."""
         if self._frames >= len(self):
             return {"features": np.concatenate(self._arrays).astype(np.float32)}
         places = np.sort(rng.choice(len(self), self._frames, replace=False))

@@ -28,8 +28,8 @@ class Runner:
     """Runs functions (hubert, *arrays) -> arrays, each compiled once per shape.
 
     Attributes:
-      hubert: in its form for inference, on the default device.
-      parallelism: programs that run at once, and rows in each one's batch.
+      hubert: made by `for_inference`, on the default device.
+      parallelism: number of programs that run at once, and rows in the batch of each.
     """
 
     hubert: Hubert
@@ -53,10 +53,10 @@ class Runner:
         If there are items for all workers, each program runs on a device of one core.
 
         Args:
-          function: gets the HuBERT, or its layer number `layer`, and arrays.
+          function: called with the HuBERT, or one of its layers, and an item's arrays.
           arrays_of: makes an item's arrays just before its program runs, so that few are in memory.
           items: one for each program.
-          layer: number of a layer, from 0.
+          layer: index of the layer that `function` is called with; None: the HuBERT.
         """
         workers = self.parallelism.num_workers
         huberts = self._single_core_huberts if len(items) >= workers > 1 else None

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+from etils import epath
 from flax import nnx
 
 from speechgpt_jax import files
@@ -36,7 +37,7 @@ class Speech2Unit:
     Shapes: S samples, T frames, N reduced units, F size of a feature vector, K clusters.
 
     Attributes:
-      hubert: in its form for inference (`for_inference`).
+      hubert: made by `for_inference`.
       centroids: [K, F]; None if only features are computed.
       whole_seconds: longer recordings are encoded in overlapping windows or, where frames attend to
         the whole recording, in parts; every frame is kept.
@@ -72,8 +73,8 @@ class Speech2Unit:
 
     @property
     def num_units(self) -> int:
-        """Number of clusters."""
-        assert self.centroids is not None, "made to compute features only"
+        """Number of clusters K."""
+        assert self.centroids is not None, "this Speech2Unit has no centroids"
         return len(self.centroids)
 
     def __call__(self, wav: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -82,13 +83,13 @@ class Speech2Unit:
         Both are empty for sound shorter than a frame (400 samples, 25 ms).
 
         Raises:
-          UserError: as `cluster_ids`.
+          UserError: see `cluster_ids`.
         """
         (cluster_ids,) = self.cluster_ids([wav])
         return reduce_units(cluster_ids)
 
     def cluster_ids(self, wavs: list[np.ndarray]) -> list[np.ndarray]:
-        """wavs [S] -> the unit of every frame, int32 [T] each; the same alone and in any batch.
+        """wavs [S] -> cluster ids, int32 [T] each, which do not depend on the other wavs.
 
         Raises:
           UserError: a wav is not float mono, or holds NaN or infinite samples.
@@ -99,7 +100,7 @@ class Speech2Unit:
         """wavs [S] -> HuBERT features before clustering, float32 [T, F] each.
 
         Raises:
-          UserError: as `cluster_ids`.
+          UserError: see `cluster_ids`.
         """
         return self._encode(wavs, None)
 
@@ -121,7 +122,7 @@ def check_sound(wav: Any) -> None:
     if wav.ndim != 1 or not np.issubdtype(wav.dtype, np.floating):
         raise UserError(
             f"Expected mono sound, float [samples] in [-1, 1] at 16 kHz, got "
-            f"{wav.dtype} {list(wav.shape)}; load_audio reads files so."
+            f"{wav.dtype} {list(wav.shape)}; load_audio returns such sound."
         )
     if not np.isfinite(wav).all():
         raise UserError("The sound holds NaN or infinite samples; expected values in [-1, 1].")
@@ -140,8 +141,8 @@ def load_config(folder: str | os.PathLike) -> HubertConfig:
         return HubertConfig(**fields)
     except (TypeError, UserError) as error:
         raise UserError(
-            f"{folder}/config.json is not that of a HuBERT of this project ({error}); "
-            "tools.convert_hubert converts others."
+            f"{folder}/config.json is not that of a HuBERT of this project ({error}); convert other"
+            " HuBERTs with tools.convert_hubert."
         ) from error
 
 
@@ -164,7 +165,7 @@ def save_hubert(
 
 def load_centroids(folder: str | os.PathLike) -> np.ndarray:
     """Centroids beside a HuBERT, float32 [K, F]; UserError if there are none."""
-    path = files.epath.Path(folder) / CENTROIDS
+    path = epath.Path(folder) / CENTROIDS
     tensors = pretrained.load_tensors(path)
     if "cluster_centers" not in tensors:
         raise UserError(f"{path} holds {sorted(tensors)}; expected cluster_centers.")
@@ -174,4 +175,4 @@ def load_centroids(folder: str | os.PathLike) -> np.ndarray:
 def save_centroids(folder: str | os.PathLike, centroids: np.ndarray) -> None:
     """Writes centroids [K, F] beside a HuBERT."""
     tensors = {"cluster_centers": np.asarray(centroids, np.float32)}
-    files.write_bytes(files.epath.Path(folder) / CENTROIDS, safetensors.numpy.save(tensors))
+    files.write_bytes(epath.Path(folder) / CENTROIDS, safetensors.numpy.save(tensors))

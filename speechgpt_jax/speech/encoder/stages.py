@@ -1,9 +1,9 @@
 """The three stages of a HuBERT over many recordings: front end, positions, Transformer.
 
-Up to rounding, results are those of each recording alone and in one piece. The exception are
-recordings over 100 s of a model without `attention_frames`: they are cut into windows.
+Up to rounding, results do not depend on the other recordings or on how a recording is cut. The one
+exception: a model without `attention_frames` encodes recordings over 100 s in windows.
 
-Shapes: P pieces of a second, B rows, S samples, T frames, D hidden size, C channels, F size of a
+Shapes: P pieces of one second, B rows, S samples, T frames, D hidden size, C channels, F size of a
 feature vector, K clusters.
 """
 
@@ -23,7 +23,7 @@ from speechgpt_jax.speech.encoder.windows import FRAMES_PER_SECOND, Window, wind
 
 
 def project(runner: Runner, wavs: list[np.ndarray]) -> list[np.ndarray]:
-    """Front end: wavs [S] -> frames [T, D] each, from pieces of a second."""
+    """Front end: wavs [S] -> frames [T, D] each, computed in pieces of one second."""
     config = runner.hubert.config
     if config.normalize:
         wavs = [standardize(wav) if len(wav) else wav for wav in wavs]
@@ -84,7 +84,7 @@ def transform(
     Recordings longer than `whole_seconds` are cut into windows.
     """
     config, whole_frames = runner.hubert.config, whole_seconds * FRAMES_PER_SECOND
-    # Pairs (recording, window): computed several in a row, or alone in parallel parts.
+    # Pairs (recording, window): packed several to a row, or each split into parallel parts.
     in_rows, in_parts = [], []
     for i, total in enumerate(map(len, frames)):
         if total > whole_frames:
@@ -107,7 +107,7 @@ def transform(
 def _transform_rows(
     runner: Runner, segments: list[np.ndarray], centroids: np.ndarray | None
 ) -> list[np.ndarray]:
-    """Segments [T, D], several per row -> features or cluster ids of each."""
+    """Segments [T, D], packed several to a row -> features or cluster ids of each."""
     batches = batching.pack([len(x) for x in segments], runner.parallelism.rows)
     results = runner.map(_transform, lambda batch: (centroids, *batch.fill(segments)), batches)
     by_segment = dict(pair for batch, y in zip(batches, results) for pair in batch.split(y))
@@ -117,7 +117,7 @@ def _transform_rows(
 def _transform_parts(runner: Runner, x: np.ndarray, centroids: np.ndarray | None) -> np.ndarray:
     """Frames [T, D] that all attend to each other -> features or cluster ids.
 
-    Layer by layer, in parts that are computed at once and attend to the keys of all parts.
+    Each layer computes all parts in parallel; every part attends to the keys of all of them.
     """
     parts = batching.split_in_parts(x, runner.parallelism.num_workers)
     total = sum(part.shape[1] for part in parts)
@@ -137,7 +137,7 @@ def _transform_layer(
     return runner.map(_attend, lambda part: (part, (keys, values, segments)), parts, layer)
 
 
-# ---- what is compiled ----------------------------------------------------------------------------
+# ---- compiled functions --------------------------------------------------------------------------
 
 
 def _piece_statistics(

@@ -92,7 +92,7 @@ class Distillation:
             raise UserError(
                 f"the targets are [frames, {targets[0].shape[1]}]; this HuBERT's features are"
                 f" [frames, {config.feature_size}]. Set its projection_size to the targets' size,"
-                " or make targets with as many --directions."
+                f" or make targets with --directions={config.feature_size}."
             )
         return HubertStudent(config, rngs=rngs)
 
@@ -201,7 +201,7 @@ def _unit_length(x: jax.Array) -> jax.Array:
 
 
 def distort(rng: np.random.Generator, wav: np.ndarray) -> np.ndarray:
-    """The same speech [S] through another room and microphone.
+    """Simulates another room and microphone: wav [S] -> [S].
 
     Level, spectral tilt, one resonance or notch, and white noise (10 to 50 dB below the speech) are
     drawn at random.

@@ -123,9 +123,12 @@ def encode(
 
 
 class WhisperFeatures:
-    """features = WhisperFeatures(3);  features([wav, ...]) -> one [T, 384] array per clip.
+    """Features of clips after given blocks of the encoder, numbered from 1.
 
-    For several blocks, numbered from 1, their features are concatenated: [T, 384 * blocks].
+        features = WhisperFeatures(3)
+        features([wav, ...])        # [T, 384] of each clip
+
+    Features of several blocks are concatenated: [T, 384 * blocks].
     """
 
     def __init__(self, *blocks: int):
@@ -148,7 +151,7 @@ class WhisperFeatures:
     def __call__(self, wavs: list[np.ndarray]) -> list[np.ndarray]:
         """Clips [S] of at most 30 s -> features at HuBERT's frames, each of mean 0 and variance 1.
 
-        Each block's features of a frame are standardised by themselves.
+        Each block's features are standardised separately.
 
         Raises:
           UserError: a clip is longer than 30 s.
@@ -158,7 +161,7 @@ class WhisperFeatures:
         if lengths.max() > 30 * SAMPLE_RATE:
             raise UserError(
                 f"a clip of {lengths.max() / SAMPLE_RATE:.1f} s is too long for Whisper,"
-                " which encodes at most 30 s; cut it, or take another teacher."
+                " which encodes at most 30 s; cut it, or use another teacher."
             )
         # Whole seconds, so that few shapes are compiled.
         seconds = -(-lengths.max() // SAMPLE_RATE)

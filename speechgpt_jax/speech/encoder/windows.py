@@ -36,7 +36,7 @@ class Window(NamedTuple):
 
 
 def windows_of(total: int, reach: float) -> list[Window]:
-    """Windows of a recording of `total` frames whose features depend on `reach` frames around."""
+    """Windows of `total` frames whose features depend on `reach` frames to either side."""
     if reach == math.inf:
         return overlapping(total, WIDE_WINDOW, WIDE_CONTEXT)
     return overlapping(total, max(WINDOW, WINDOW_REACHES * int(reach)), int(reach))

@@ -31,7 +31,7 @@ class VocoderConfig:
         model_in_dim for code and speaker.
       duration_hidden_dim, duration_kernel_size, duration_dropout: sizes and dropout rate of the
         duration predictor.
-      sampling_rate: in Hz; only 16 kHz is built.
+      sampling_rate: in Hz; only 16 kHz is supported.
       code_hop_size: samples per code.
       istft_n_fft, istft_hop_size: FFT size and hop, in samples, of the inverse STFT that makes the
         samples. 0 and 1: no inverse STFT, the convolutions reach the sampling rate.
@@ -79,8 +79,7 @@ class VocoderConfig:
             )
         if self.sampling_rate != SAMPLE_RATE:
             raise UserError(
-                f"sampling_rate {self.sampling_rate} must be {SAMPLE_RATE}: other vocoders are not"
-                " built here."
+                f"sampling_rate {self.sampling_rate} is not supported; expected {SAMPLE_RATE}."
             )
         if self.duration_embed_dim not in (self.embedding_dim, self.model_in_dim):
             raise UserError(
@@ -147,7 +146,7 @@ class VocoderConfig:
         if values.max() >= self.num_embeddings:
             raise UserError(
                 f"unit {values.max()} is not among the vocoder's {self.num_embeddings}; "
-                "units and vocoder must be of one clustering."
+                "use the vocoder that was trained on these units."
             )
         return values.astype(np.int32)
 
@@ -186,14 +185,14 @@ class VocoderConfig:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "VocoderConfig":
-        """Config from the fields of fairseq's config.json; those of its training are ignored.
+        """Config from the fields of fairseq's config.json; fields of its training are ignored.
 
         Raises:
           UserError: a field is missing or has a wrong type, or the generator is of another kind.
         """
         if str(fields.get("resblock", "1")) != "1":
             raise UserError(
-                f'config.json has resblock {fields["resblock"]}; only "1" is built here.'
+                f'config.json has resblock {fields["resblock"]}; only "1" is supported.'
             )
         try:
             duration = fields["dur_predictor_params"]
@@ -237,7 +236,7 @@ _SAME = tuple(
 
 
 def _speakers(fields: dict) -> tuple[str, ...]:
-    """fairseq numbers its speakers; their names are then "0", "1", ..."""
+    """Names of the speakers; fairseq has none, so its speakers are called "0", "1", ..."""
     if not fields.get("multispkr"):
         return ()
     numbered = [str(i) for i in range(fields.get("num_speakers", 200))]

@@ -17,9 +17,9 @@ class DiscriminatorConfig:
 
     Attributes:
       periods: sub-discriminator i takes every `periods[i]`-th sample.
-      period_channels: channels of its convolutions (kernel 5, stride 3; stride 1 in the last one).
-      scales: number of multi-scale sub-discriminators; number i takes sound downsampled 2 ** i
-        times.
+      period_channels: channels of their convolutions (kernel 5, stride 3; stride 1 in the last).
+      scales: number of multi-scale sub-discriminators; number i, from 0, takes sound downsampled by
+        2 ** i.
       scale_channels, scale_strides, scale_groups: channels, strides and groups of their
         convolutions (kernel 15 in the first, 5 in the last, 41 in the others).
     """

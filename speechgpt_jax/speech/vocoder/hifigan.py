@@ -19,7 +19,8 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech import mel
 from speechgpt_jax.speech.vocoder.config import VocoderConfig
 
-# Pulses and noise of unit power are filtered; speech starts out some 25 dB below them.
+# Natural logarithm of the filters' initial gain: speech is some 25 dB below pulses and noise, which
+# have unit power.
 LOG_LEVEL = -3.0
 # exp() of an untrained or diverged network's output must stay finite.
 MAX_LOG_MAGNITUDE = 5.0
@@ -58,7 +59,7 @@ class Conv(nnx.Module):
             raise UserError(
                 f"kernel size {kernel_size} and rate {rate} must be both odd or both even."
             )
-        # Of a transposed convolution's taps only every rate-th meets a step that is not zero.
+        # Only every rate-th tap of a transposed convolution meets a step that is not zero.
         scale = math.sqrt(rate / (in_channels * kernel_size))
         shape = (kernel_size, in_channels, out_channels)
         self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), shape))
@@ -144,7 +145,7 @@ class PitchPredictor(nnx.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """x [B, T, C], mask [B, T] -> log of the pitch in Hz [B, T], logit of voicing [B, T]."""
         mask = jnp.ones(x.shape[:2]) if mask is None else mask
-        # Convolutions are centred: the delay puts the wide ones' input before their code.
+        # Convolutions are centred; the delay moves most of the wide ones' input before their code.
         past, past_mask = (_delayed(y, self.REACH - self.AFTER) for y in (x, mask))
         past = self.block(self.conv_pre(masked(past, past_mask)), past_mask)[:, : x.shape[1]]
         y = self.joined(jax.nn.leaky_relu(past + self.near(masked(x, mask)), 0.1))
@@ -200,7 +201,7 @@ class Generator(nnx.Module):
           pulses: pulse train, if the config has a pitch predictor.
           first_code: position of x in the whole utterance; it decides which noise a code gets.
           only: first code and number of codes whose samples are returned. The others are context,
-            dropped before the layers that no longer depend on it.
+            dropped before the layers that no longer need it.
         """
         kept = 0, x.shape[1]
         only = only or kept
@@ -223,7 +224,7 @@ class Generator(nnx.Module):
         """Activations of the last stage [B, T, C] -> wav [B, S]."""
         if not self.n_fft:
             return jnp.tanh(self.conv_post(x))[..., 0]
-        # The first step, reflected: T + 1 frames make T * hop samples.
+        # Reflection adds one step in front: T + 1 frames make T * hop samples.
         x = self.conv_post(jnp.concatenate([x[:, 1:2], x], axis=1))
         real, imaginary = self._spectrum(x, mask, pulses, first_code)
         frames = None if mask is None else jnp.pad(mask, ((0, 0), (1, 0)), constant_values=1)
@@ -274,7 +275,7 @@ def narrowed(kept: CodeRange, only: CodeRange, context: int, arrays: Any) -> tup
 def code_noise(first_code: jax.Array | int, num_codes: int, hop: int) -> jax.Array:
     """White noise [1, num_codes * hop] that depends only on the position of each code.
 
-    So the samples of an utterance are the same in every batch, and in chunks as in the whole.
+    An utterance then has the same samples in every batch, and whether streamed or not.
     """
 
     def noise(position):

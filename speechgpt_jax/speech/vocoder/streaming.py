@@ -92,9 +92,10 @@ def sliding(
     """Values of a function with a bounded receptive field over a sequence that arrives in pieces.
 
     Args:
-      function: called with a window of the sequence, (rows [size, F], number of rows, index of the
-        first row in the sequence, position in the window of the first value wanted); rows after
-        `number` are zeros, and `size` never changes. Returns the values from that position on.
+      function: called with a window of the sequence: rows [size, F], their number, the index of the
+        first row in the sequence, and the position in the window of the first value wanted. Rows
+        from `number` on are zeros; `size` is the same in all calls. Returns the values from that
+        position on.
       pieces: the sequence.
       before, after: rows before and after a row that its value depends on.
       at_most, at_least: values per piece of the result; the first piece and the last may be shorter

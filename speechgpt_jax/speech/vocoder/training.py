@@ -32,7 +32,7 @@ class VocoderObjective:
 
     Attributes:
       stft_sizes: FFT sizes of the multi-resolution STFT loss; hops are a quarter of them.
-      stft, duration, pitch: weights of the functions of these names below.
+      stft, duration, pitch: weights of `stft_loss`, `duration_loss` and `pitch_loss`.
       mel, adversarial, feature: weights of HiFi-GAN's losses; the last two need discriminators.
     """
 
@@ -98,7 +98,7 @@ def pitch_loss(log_hz: jax.Array, voiced: jax.Array, batch: Mapping[str, jax.Arr
 def synthesize_segments(
     vocoder: UnitVocoder, batch: Mapping[str, jax.Array], rngs: nnx.Rngs
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Segments of a batch as the vocoder makes them, wav [B, S], and the losses of its predictors.
+    """Segments of a batch synthesized by the vocoder, wav [B, S], and its predictors' losses.
 
     The generator is trained with the pitch of the recordings.
     """
@@ -199,8 +199,8 @@ def prepare_rows(rows: Sequence[Mapping], config: VocoderConfig) -> list[dict]:
     Rows of speakers that the vocoder doesn't have are left out.
 
     Raises:
-      UserError: names a recording that can't be read, has another sampling rate, units that the
-        vocoder doesn't have or durations that don't fit; or no row is left.
+      UserError: a recording can't be read, or has another sampling rate, units that the vocoder
+        doesn't have or durations that don't fit; or no row is left.
     """
     for row in rows:
         if missing := {"path", "units", "durations", "speaker"} - row.keys():

@@ -11,7 +11,7 @@ from flax import nnx
 
 import speechgpt_jax.speech
 from speechgpt_jax.speech.cpu.attention import attend_by_segment
-from speechgpt_jax.speech.cpu.inference import OneByOne, TapByTapConv, for_inference
+from speechgpt_jax.speech.cpu.inference import RowByRow, TapByTapConv, for_inference
 from speechgpt_jax.speech.cpu.toom_cook import StridedToomCookConv
 from speechgpt_jax.speech.encoder.attention import attend_masked
 from speechgpt_jax.speech.encoder.config import HubertConfig
@@ -46,7 +46,7 @@ def test_a_hubert_computes_the_same_and_stays_as_it_was():
     wav = np.random.default_rng(0).standard_normal((2, 12_000), np.float32)
     lengths = np.array([12_000, 7_000])
     fast = for_inference(hubert)
-    assert isinstance(fast.front_end, OneByOne) and not isinstance(hubert.front_end, OneByOne)
+    assert isinstance(fast.front_end, RowByRow) and not isinstance(hubert.front_end, RowByRow)
     convs = fast.front_end.front_end.conv_layers
     assert [type(conv) for conv in convs] == [Conv, *[StridedToomCookConv] * 4, Conv, Conv]
     run = jax.jit(lambda hubert: hubert(wav, lengths))
