@@ -1,4 +1,4 @@
-"""Files where Beam's workers write: any file system that Beam knows, local or gs://."""
+"""Files of Beam's workers, on any file system that Beam supports, local or gs://."""
 
 import contextlib
 import glob
@@ -22,7 +22,7 @@ logging.getLogger("apache_beam").setLevel(logging.ERROR)
 
 @contextlib.contextmanager
 def whole_file(path: str) -> Iterator[BinaryIO]:
-    """A file to write bytes to, which gets the name `path` when the block ends well.
+    """A file to write bytes to, which gets the name `path` if the block ends without an error.
 
     Raises:
       UserError: the file can't be written.
@@ -54,9 +54,13 @@ def read_lines(path: str) -> list[str]:
 
 
 def read_table(path: str, required: Sequence[str]) -> Iterator[Row]:
-    """The rows of a JSONL, TSV or CSV file, as `files.parse_rows` gives them."""
+    """Rows of a JSONL, TSV or CSV file, see `files.parse_rows`.
+
+    Raises:
+      UserError: the file is missing or can't be read.
+    """
     if not FileSystems.exists(path):
-        raise UserError(f"There is no file {path}.")
+        raise UserError(f"There is no file {path}; expected JSONL, TSV or CSV.")
     try:
         with FileSystems.open(path) as lines:
             yield from parse_rows(lines, path, required)
@@ -65,7 +69,7 @@ def read_table(path: str, required: Sequence[str]) -> Iterator[Row]:
 
 
 def find_files(folder: str, pattern: str) -> list[str]:
-    """Sorted paths of the files in `folder` that match; `**` goes into folders too."""
+    """Sorted paths of the files in `folder` that match; `**` also matches in its subfolders."""
     found = FileSystems.match([FileSystems.join(glob.escape(folder), pattern)])
     return sorted(file.path for file in found[0].metadata_list)
 
@@ -78,5 +82,5 @@ def delete(paths: Sequence[str]) -> None:
 
 
 def absolute(path: str) -> str:
-    """A path that means the same in whatever folder a worker runs."""
+    """The absolute path, or the URL itself: workers may run in another folder."""
     return path if "://" in path else os.path.abspath(path)

@@ -1,4 +1,7 @@
-"""Written dialogues -> the four forms of chain of modality; speech by a command or by our model."""
+"""Written dialogues -> the four forms of chain of modality.
+
+Their units come from a text-to-speech command or from a text-to-unit model.
+"""
 
 import dataclasses
 import os
@@ -28,7 +31,7 @@ CHAIN_FORMS = {
     "text_to_speech": prompts.TEXT_TO_SPEECH,
     "text_to_text": prompts.TEXT_TO_TEXT,
 }
-# Texts per call of our model: the longest answer sets the time of a call.
+# Texts per call of the text-to-unit model: a call takes as long as its longest answer.
 GENERATE_BATCH = 16
 
 Utterance = tuple[str, str]  # text, voice
@@ -41,9 +44,9 @@ class DialogueWriter:
     """Rows with `question` and `answer` -> lines of each of CHAIN_FORMS, and rejects.
 
     Attributes:
-      synthesizer: gives the units of questions and answers.
+      synthesizer: utterances -> their units.
       question_voices: one of them is drawn for each question.
-      answer_voice: of every answer.
+      answer_voice: the voice of every answer.
       prefix: the system prompt.
       max_answer_words: dialogues with longer answers are rejected.
     """
@@ -106,15 +109,15 @@ class CommandSynthesizer:
         with tempfile.TemporaryDirectory() as folder:
             wav = Path(folder) / "speech.wav"
             try:
-                text_to_speech.speak(self.template, voice, text, wav)
-            except text_to_speech.NotSpoken as error:
+                text_to_speech.synthesize(self.template, voice, text, wav)
+            except text_to_speech.SynthesisError as error:
                 return str(error)
             return load(str(wav))
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSynthesizer:
-    """A text-to-unit model of ours. It has one voice, whatever is asked for."""
+    """A text-to-unit model. It has one voice, so the voice of an utterance is ignored."""
 
     model: Llama
     tokenizer: Tokenizer

@@ -48,7 +48,7 @@ def extract_units(
     Args:
       source: folder of recordings, or manifest.
       output: folder; what an earlier run finished there is kept.
-      hubert: folder of HuBERT and centroids.
+      hubert: folder of a HuBERT and its centroids.
       shard_size: recordings per shard.
       dtype: of matrix products, "float32" or "bfloat16".
       batch_seconds: seconds of sound encoded together.
@@ -95,9 +95,11 @@ def read_manifest(path: str) -> Iterator[dict]:
 
 
 def find_recordings(folder: str, output: str) -> tuple[list[dict], str]:
-    """A row for each recording under `folder`, sorted by name; which other files there are.
+    """Finds the recordings under `folder`, except in `output`.
 
-    Files of `output` are not looked at, in case it is a folder in `folder`.
+    Returns:
+      a row for each recording, sorted by path, and a sentence that counts the other files by
+      suffix, "" if there are none.
 
     Raises:
       UserError: the folder has no recording.
@@ -125,7 +127,7 @@ def find_recordings(folder: str, output: str) -> tuple[list[dict], str]:
 
 
 def measure(line: str) -> dict[str, int]:
-    """The lengths of an output row, for the summary."""
+    """Lengths of an output row, for the summary."""
     row = json.loads(line)
     return {"frames": sum(row["durations"]), "units": len(row["units"])}
 
@@ -156,14 +158,14 @@ class Extractor:
         return lines
 
     def encode(self, sound: Iterable[Sound]) -> list[Encoded]:
-        """Units of each item; the next batch is read meanwhile."""
+        """Units of each item, while the next batch is loaded."""
         batches = in_batches(sound, self.batch_seconds * SAMPLE_RATE)
         encode = functools.partial(encode_batch, self.speech2unit)
         return [item for batch in in_advance(encode, batches, 1, ahead=1) for item in batch]
 
 
 def in_batches(sound: Iterable[Sound], samples: int) -> Iterator[list[Sound]]:
-    """The items in their order, in batches of at most `samples`, or of one: memory stays flat."""
+    """The items in their order, in batches of at most `samples` or of a single longer item."""
     batch, filled = [], 0
     for item in sound:
         size = 0 if isinstance(item, str) else len(item)
@@ -177,7 +179,7 @@ def in_batches(sound: Iterable[Sound], samples: int) -> Iterator[list[Sound]]:
 
 
 def encode_batch(speech2unit: Speech2Unit, batch: list[Sound]) -> list[Encoded]:
-    """Units of each item; the reason of an item that is no sound."""
+    """Units of each item; an item that is a reason is returned as it is."""
     cluster_ids = iter(speech2unit.cluster_ids([x for x in batch if not isinstance(x, str)]))
     return [x if isinstance(x, str) else _reduce(x, next(cluster_ids)) for x in batch]
 

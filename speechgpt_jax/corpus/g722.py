@@ -2,6 +2,7 @@
 
 import os
 
+import av
 import numpy as np
 
 from speechgpt_jax.errors import UserError
@@ -13,12 +14,8 @@ def decode_g722(path: str | os.PathLike) -> np.ndarray:
     """float32 [samples] at 16 kHz of a raw .g722 file.
 
     Raises:
-      UserError: the file can't be decoded, or PyAV is not installed.
+      UserError: the file can't be decoded.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise UserError(f"{path}: reading G.722 needs PyAV; pip install av.") from error
     try:
         with av.open(os.fspath(path), format="g722") as container:
             frames = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]

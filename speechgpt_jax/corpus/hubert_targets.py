@@ -31,14 +31,15 @@ Teacher = Callable[[list[np.ndarray]], list[np.ndarray]]
 
 # Frames that are drawn to find clusters or discriminant directions.
 SAMPLE_FRAMES = 200_000
-# Directions are sought in a frame together with the frames this many before and after it.
+# Directions are found in each frame joined with the frames this many before and after it.
 CONTEXT = 2
 # Shrinkage of the covariances towards a multiple of the identity; half or five times as much
 # changes little.
 SHRINKAGE = 0.02
+# Share of the clips that are not resampled.
 UNCHANGED_SHARE = 0.35
 MAX_LOG_STRETCH = 0.22  # a factor of 0.8 to 1.25
-# Recordings below --people that are used, in seconds.
+# Lengths in seconds of the recordings in the folder --people that are used.
 SHORTEST, LONGEST = 0.5, 20.0
 
 
@@ -80,7 +81,7 @@ def prepare(
       rows: of a manifest: `path`, and for `directions` also `text` and `speaker`.
       output: the folder.
       teacher: "whisper", "mfcc" or the folder of a HuBERT.
-      hours: how much of the manifest's audio is used, after resampling.
+      hours: hours of the manifest's audio to use, counted after resampling.
       directions: size of the targets: the features are projected to that many discriminant
         directions of flite's phones.
       num_clusters: the targets are cluster ids of that many clusters.
@@ -104,7 +105,7 @@ def prepare(
     batches = [clips[i : i + 16] for i in range(0, len(clips), 16)]
     targets = []
     for batch in track(batches, description="teacher features"):
-        targets += [rows.astype(np.float16) for rows in teach([clip.wav for clip in batch])]
+        targets += [x.astype(np.float16) for x in teach([clip.wav for clip in batch])]
     if directions:
         targets = project_to_directions(clips, targets, directions, rng)
     if num_clusters:
@@ -133,7 +134,7 @@ def make_teacher(name: str | os.PathLike) -> Teacher:
 
 
 def resample_randomly(wav: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """wav [S] as another voice, at most a quarter slower or faster, in 65 % of the calls."""
+    """In 65 % of the calls, wav [S] at most a quarter slower or faster, else wav itself."""
     if rng.random() < UNCHANGED_SHARE:
         return wav
     stretch = np.exp(rng.uniform(-MAX_LOG_STRETCH, MAX_LOG_STRETCH))
@@ -180,12 +181,15 @@ def phone_directions(
       count: number of directions, fewer than there are phones.
 
     Raises:
-      UserError: there are not that many directions.
+      UserError: there are fewer directions than `count`.
     """
     x, names = np.concatenate(features), np.concatenate(phones)
     most = min(len(set(names)) - 1, x.shape[1])
     if count > most:
-        raise UserError(f"--directions={count}: these clips have at most {most} directions.")
+        raise UserError(
+            f"--directions={count} is more than the {most} directions of these clips; give at most"
+            f" {most}."
+        )
     analysis = LinearDiscriminantAnalysis(solver="eigen", shrinkage=SHRINKAGE)
     directions = analysis.fit(x, names).scalings_[:, :count].astype(np.float32)
     offset = x.mean(0) @ directions
@@ -193,7 +197,7 @@ def phone_directions(
 
 
 def with_context(features: np.ndarray) -> np.ndarray:
-    """[T, D] -> [T, 3 D]: each frame between the frames CONTEXT before and after it."""
+    """[T, D] -> [T, 3 D]: frame t - CONTEXT, frame t, frame t + CONTEXT."""
     padded = np.pad(features, ((CONTEXT, CONTEXT), (0, 0)), "edge")
     starts = range(0, 2 * CONTEXT + 1, CONTEXT)
     return np.concatenate([padded[i : i + len(features)] for i in starts], axis=1)

@@ -1,9 +1,9 @@
 """Training rows for a vocoder with the units of perturbed recordings.
 
 A recording is played faster or slower (Ko et al. 2015), which moves its pitch and formants too, and
-gets the acoustics of another room and microphone. Its units are then those that other people would
-have given the same sentence; their times are brought back to those of the recording. A vocoder
-trained on them learns to synthesize from the units of people whom it was not trained on.
+gets the acoustics of another room and microphone. Its units are then like those of other speakers
+who say the same sentence; they are stretched to the length of the original recording. A vocoder
+trained on them learns to synthesize from the units of speakers whom it was not trained on.
 """
 
 import os
@@ -31,7 +31,7 @@ def perturb_units(
 
     Args:
       rows: recordings, with durations in frames of 20 ms.
-      speech2unit: gives the units.
+      speech2unit: encodes the perturbed recordings.
       max_speed: speeds are drawn from [1 / max_speed, max_speed].
       seed: seed of speeds, rooms and microphones.
 
@@ -57,7 +57,7 @@ def perturb_batch(
     ]
     perturbed = []
     for row, cluster_ids in zip(rows, speech2unit.cluster_ids(wavs)):
-        if not len(cluster_ids):  # Faster, the recording is shorter than a frame.
+        if not len(cluster_ids):  # Played faster, the recording is shorter than a frame.
             continue
         units, durations = reduce_units(retimed(cluster_ids, sum(row["durations"])))
         perturbed.append(row | {"units": units.tolist(), "durations": durations.tolist()})

@@ -2,8 +2,8 @@
 
     shards = cut(rows, output, rows_per_shard=250, settings={"hubert": hubert})
 
-A shard of output is made of the same rows whatever the number of workers. OUTPUT/manifest.jsonl
-holds the rows, OUTPUT/plan.json the settings: a run resumes only with the same of both.
+The rows of a shard do not depend on the number of workers. OUTPUT/manifest.jsonl holds the rows,
+OUTPUT/plan.json the settings and a digest of the rows: a run resumes only if neither has changed.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ class Shard:
     """Rows of a JSONL file, and their number among the shards.
 
     Attributes:
-      file: JSONL.
-      index: of the shard.
-      count: of all shards.
+      file: the JSONL file.
+      index: number of the shard, from 0.
+      count: number of all shards.
       offset: byte of `file` where the rows begin.
       num_rows: all to the end of `file` if None.
     """
@@ -37,9 +37,11 @@ class Shard:
 
     @property
     def number(self) -> str:
+        """Part of the names of the shard's files: "00000-of-00004"."""
         return f"{self.index:05d}-of-{self.count:05d}"
 
     def read(self) -> list[dict]:
+        """The shard's rows."""
         with FileSystems.open(self.file) as file:
             file.seek(self.offset)
             if self.num_rows is None:
@@ -51,7 +53,7 @@ def cut(rows: Iterable[dict], output: str, rows_per_shard: int, settings: dict) 
     """Writes OUTPUT/manifest.jsonl and plan.json, and returns the shards of the rows.
 
     Raises:
-      UserError: there are no rows, or `output` holds what was begun with others.
+      UserError: there are no rows, or `output` was begun with other rows or settings.
     """
     if rows_per_shard < 1:
         raise UserError(f"--shard_size must be at least 1, got {rows_per_shard}.")
@@ -64,7 +66,7 @@ def cut(rows: Iterable[dict], output: str, rows_per_shard: int, settings: dict) 
             digest.update(line)
             sizes.append(len(line))
         if not sizes:
-            raise UserError("There is no row to work on; give an input that has some.")
+            raise UserError("The input has no rows; give one that has some.")
         keep_plan(output, settings | {"rows": digest.hexdigest(), "shard_size": rows_per_shard})
     starts = range(0, len(sizes), rows_per_shard)
     offsets = [0, *np.cumsum(sizes).tolist()]

@@ -1,11 +1,11 @@
-"""Records of SpeechInstruct as lines of JSON, and reasons why a text can't be in one."""
+"""Records of SpeechInstruct as lines of JSON, and checks of the texts in them."""
 
 import json
 import re
 
 from speechgpt_jax import prompts
 
-# A text that has one of these in it would be read as tokens of speech or of a dialogue's turns.
+# In a text, these would be read as units or as the tokens between a dialogue's turns.
 _MARKERS = re.compile("|".join([*map(re.escape, prompts.ROLE_TOKENS), r"<\d+>"]))
 
 
@@ -21,11 +21,11 @@ def rejected(row: dict, reason: str) -> str:
 
 
 def reason_against(text: object) -> str:
-    """Why a text can't be in a record; "" if it can."""
+    """Reason why a text can't be in a record; "" if it can."""
     if not isinstance(text, str) or not text.strip():
         return "there is no text"
     if re.search("[\ud800-\udfff]", text):
-        return "the text has half a character in it (a lone surrogate)"
+        return "the text has a lone surrogate in it, half of a UTF-16 pair"
     marker = _MARKERS.search(text)
     return f"the text has {marker[0]} in it, which is a token" if marker else ""
 

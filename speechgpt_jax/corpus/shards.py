@@ -4,8 +4,8 @@
     shards = plan.cut(rows, output, rows_per_shard=250, settings={"hubert": hubert})
     totals = run(job, shards, output, pipeline_options(beam_arguments))
 
-A shard of output gets its name when it is whole and is not made again: a run that was killed
-resumes with the shards that are missing.
+An output file gets its name once it is complete, and a complete shard is not made again: a killed
+run resumes with the missing shards.
 """
 
 import base64
@@ -43,10 +43,10 @@ from speechgpt_jax.errors import UserError
 PipelineOptions: TypeAlias = beam.options.pipeline_options.PipelineOptions
 StandardOptions: TypeAlias = beam.options.pipeline_options.StandardOptions
 
-# The error of a worker is raised here; Beam would log it with its traceback as well.
+# The error of a worker is raised in `run`; Beam would also log it with its traceback.
 logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
 
-# Beam's own runner in Python; what it calls DirectRunner tries to download another one first.
+# Beam's own runner in Python; its DirectRunner tries to download another one first.
 LOCAL_RUNNER = "FnApiRunner"
 
 # Rows of a shard -> {kind of output: lines}.
@@ -59,10 +59,11 @@ class Job:
 
     Attributes:
       name: shown beside the progress bar.
-      kinds: kinds of output, each with a file per shard; besides them workers give "rejects".
+      kinds: kinds of output, each with a file per shard; a worker returns lines of all of them and
+        of "rejects".
       make_worker: called once in each worker.
-      measure: lengths of a line, for the summary, e.g. {"units": 90}.
-      suffix: of the files.
+      measure: line -> its lengths, for the summary, e.g. {"units": 90}.
+      suffix: suffix of the files, except that of rejects (jsonl).
     """
 
     name: str
@@ -72,19 +73,20 @@ class Job:
     suffix: str = "jsonl"
 
     def file(self, output: str, kind: str, number: str) -> str:
+        """Path of a shard's file: OUTPUT/units-00000-of-00004.jsonl."""
         suffix = "jsonl" if kind == REJECTS else self.suffix
         return FileSystems.join(output, f"{kind}-{number}.{suffix}")
 
 
 class MakeShard(beam.DoFn):
-    """Shard -> Totals of its output, which is made unless it is there."""
+    """Shard -> Totals of its output, which is made if it is missing."""
 
     def __init__(self, job: Job, output: str):
         self._job, self._output = job, output
         self._worker: Worker | None = None
 
     def process(self, shard: Shard) -> Iterator[Totals]:
-        with mistakes_sent():
+        with marked_user_errors():
             if not FileSystems.exists(self._file(self._job.kinds[-1], shard)):
                 if self._worker is None:
                     self._worker = self._job.make_worker()
@@ -116,7 +118,7 @@ class MakeShard(beam.DoFn):
 
 def write_summary(totals: Totals, path: str) -> None:
     """In a worker: writes summary.tsv."""
-    with mistakes_sent():
+    with marked_user_errors():
         write_totals(totals, path)
 
 
@@ -124,7 +126,7 @@ def run(job: Job, shards: Sequence[Shard], output: str, options: PipelineOptions
     """Makes the missing shards, then summary.tsv and histogram.png, under a progress bar.
 
     Raises:
-      UserError: as a worker raised it.
+      UserError: raised by a worker.
     """
     delete(find_files(output, "*.part"))
     summary = FileSystems.join(output, "summary.tsv")
@@ -137,7 +139,7 @@ def run(job: Job, shards: Sequence[Shard], output: str, options: PipelineOptions
         | beam.CombineGlobally(add_totals)
     )
     totals | beam.Map(write_summary, summary)
-    with mistakes_received(), progress(job, shards, output):
+    with unmarked_user_errors(), progress(job, shards, output):
         pipeline.run().wait_until_finish()
     totals = read_totals(summary)
     draw_histograms(totals, FileSystems.join(output, "histogram.png"))
@@ -148,7 +150,7 @@ def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
     """Beam's options.
 
     Raises:
-      UserError: an option that Beam does not have, or a value that it does not take.
+      UserError: Beam doesn't have an option, or doesn't accept its value.
     """
     try:
         with contextlib.redirect_stderr(io.StringIO()):
@@ -164,30 +166,30 @@ def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
     return options
 
 
-# ---- a user's mistake that a worker finds --------------------------------------------------------
+# ---- UserErrors of workers -----------------------------------------------------------------------
 
 # Beam shows the exception of a worker as text within a traceback, so the message is marked there,
 # and encoded because it may have several lines.
 _MARK = "user mistake, base64: "
 
 
-class MistakeInWorker(Exception):
-    """A UserError on its way through Beam."""
+class UserErrorInWorker(Exception):
+    """A UserError whose message is marked, to be found in Beam's traceback."""
 
 
 @contextlib.contextmanager
-def mistakes_sent() -> Iterator[None]:
-    """In a worker: raises a UserError such that `mistakes_received` finds it."""
+def marked_user_errors() -> Iterator[None]:
+    """In a worker: marks a UserError so that `unmarked_user_errors` finds it."""
     try:
         yield
     except UserError as error:
         message = base64.b64encode(str(error).encode()).decode()
-        raise MistakeInWorker(f"{_MARK}{message};") from error
+        raise UserErrorInWorker(f"{_MARK}{message};") from error
 
 
 @contextlib.contextmanager
-def mistakes_received() -> Iterator[None]:
-    """Raises the UserError that a worker raised; any other exception of Beam passes."""
+def unmarked_user_errors() -> Iterator[None]:
+    """Raises the UserError that a worker raised; other exceptions are not changed."""
     try:
         yield
     except Exception as error:
@@ -200,7 +202,7 @@ def mistakes_received() -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress(job: Job, shards: Sequence[Shard], output: str) -> Iterator[None]:
-    """A bar of finished shards, counted in `output` whoever makes them."""
+    """Progress bar of the finished shards, counted by their files in `output`."""
     pattern = f"{job.kinds[-1]}-*-of-{len(shards):05d}.{job.suffix}"
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     done = threading.Event()

@@ -2,7 +2,7 @@
 
     modality_adaptation        unit text, one recording per line
     cross_modal_instruction    units -> text and text -> units, under one of 100 descriptions
-    chain_of_modality          the four forms of a dialogue, by `corpus.dialogues`
+    chain_of_modality          the four forms of a dialogue (`corpus.dialogues`)
 
 tools/build_speech_instruct.py is the command.
 """
@@ -34,17 +34,17 @@ from speechgpt_jax.unit_text import units_to_text
 
 @dataclasses.dataclass(frozen=True)
 class DialogueSettings:
-    """What the output of `chain_of_modality` depends on, besides the dialogues.
+    """Settings on which the output of `chain_of_modality` depends.
 
     Attributes:
-      tts: text-to-speech command with {speaker}, {text} and {wav}, or
-      text_to_unit: folder of a run of ours that writes units, in place of `tts` and `hubert`.
-      hubert: folder of HuBERT and centroids that encode the sound of `tts`.
-      question_voices: speakers for {speaker}, one of them drawn for each question.
-      answer_voice: speaker for {speaker} of every answer.
+      tts: text-to-speech command with {speaker}, {text} and {wav}; None if `text_to_unit` is given.
+      text_to_unit: folder of a run that writes units, in place of `tts` and `hubert`; or None.
+      hubert: folder of the HuBERT and centroids that encode the sound of `tts`.
+      question_voices: values of {speaker} for questions, one of them drawn for each.
+      answer_voice: value of {speaker} for all answers.
       prefix: the system prompt.
       max_answer_words: dialogues with longer answers are rejected.
-      max_new_tokens: of `text_to_unit`; longer speech is rejected.
+      max_new_tokens: limit of `text_to_unit`; dialogues with longer speech are rejected.
     """
 
     tts: str | None
@@ -90,12 +90,12 @@ def chain_of_modality(
     shard_size: int,
     beam_arguments: Sequence[str] = (),
 ) -> None:
-    """Writes OUTPUT/FORM-*.jsonl, a FORM for each of CHAIN_FORMS.
+    """Writes OUTPUT/FORM-*.jsonl for each FORM of CHAIN_FORMS.
 
     Args:
       dialogues: JSONL or TSV file with a `question` and an `answer` per row.
       output: folder; what an earlier run finished there is kept.
-      settings: what becomes of the dialogues.
+      settings: synthesis and limits of the dialogues.
       shard_size: dialogues per shard.
       beam_arguments: Beam's own flags.
     """
@@ -138,14 +138,14 @@ def _unit_files(folder: str) -> list[str]:
     found = find_files(folder, "units-*-of-*.jsonl")
     if not found or len(found) != int(found[0][-11:-6]):
         raise UserError(
-            f"--units={folder} has {len(found)} finished shards, not all; "
-            "let tools.extract_units finish."
+            f"--units={folder} has {len(found)} finished shards, expected all of the run; let "
+            "tools.extract_units finish."
         )
     return found
 
 
 def write_units(rows: list[dict]) -> dict[str, list[str]]:
-    """Rows with `units` -> lines of unit text."""
+    """Rows with `units` -> a line of unit text for each."""
     return {"units": [units_to_text(row["units"]) for row in rows], REJECTS: []}
 
 

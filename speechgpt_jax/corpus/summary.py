@@ -1,4 +1,4 @@
-"""Totals of a run: how many lines of each kind have which length, as a table and as histograms."""
+"""Totals of a run: the number of lines by kind and length, as a table and as histograms."""
 
 import collections
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ Totals = collections.Counter
 
 
 def add_totals(several: Iterable[Totals]) -> Totals:
-    """The sum of totals; what Beam combines them by."""
+    """Sum of the shards' totals, computed by Beam."""
     return sum(several, Totals())
 
 

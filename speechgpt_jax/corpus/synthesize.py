@@ -24,7 +24,7 @@ def synthesize(
     output: str | os.PathLike,
     duration_scale: float = 1.0,
 ) -> tuple[int, float]:
-    """Writes `output`/ID.wav for every row of the manifest `units`.
+    """Writes `output`/ID.wav for each row of the manifest `units`.
 
     Args:
       units: JSONL of {id, units} and, if wanted, durations (in codes of 20 ms) and speaker (name or
@@ -37,7 +37,7 @@ def synthesize(
       Number of wavs and their total length in seconds.
 
     Raises:
-      UserError: a row doesn't fit the vocoder; all rows are checked before the vocoder is loaded.
+      UserError: a row doesn't fit the vocoder; all rows are checked before any is synthesized.
     """
     check_number("duration_scale", duration_scale, above=0)
     rows = read_units(units, VocoderConfig.from_json(pretrained.load_fields(vocoder)))
@@ -61,7 +61,7 @@ def read_units(path: str | os.PathLike, config: VocoderConfig) -> list[dict]:
     """Rows of a manifest, each {id, units, speaker} and perhaps durations.
 
     Raises:
-      UserError: names the line that a vocoder of this config can't synthesize.
+      UserError: a vocoder of this config can't synthesize a row, which the message names.
     """
     rows = {}
     for place, fields in files.read_rows(path):
@@ -78,7 +78,11 @@ def read_units(path: str | os.PathLike, config: VocoderConfig) -> list[dict]:
 
 
 def checked_row(fields: Mapping, config: VocoderConfig) -> dict:
-    """{id, units, speaker} and perhaps durations of a row; raises a UserError if they won't do."""
+    """{id, units, speaker} and perhaps durations of a row.
+
+    Raises:
+      UserError: a field is missing or wrong.
+    """
     fields = {name: value for name, value in fields.items() if value is not None}
     if "units" not in fields or not ("id" in fields or "path" in fields):
         raise UserError("expected a JSON object with id (or path) and units.")

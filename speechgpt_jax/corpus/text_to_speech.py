@@ -1,6 +1,6 @@
-"""Text-to-speech commands, as a template of one command line: {speaker}, {text} and {wav}.
+"""Text-to-speech commands: templates of a command line with {speaker}, {text} and {wav}.
 
-The template is split into arguments before the text goes in, and no shell ever sees the text.
+The template is split into arguments before the text is put in, and no shell runs the command.
 """
 
 import errno
@@ -17,8 +17,8 @@ from speechgpt_jax.files import whole_file
 FLITE = "flite -voice {speaker} -t {text} -o {wav}"
 
 
-class NotSpoken(UserError):
-    """The command could be run, but made no sound of this text."""
+class SynthesisError(UserError):
+    """The command was run, but failed for this text."""
 
 
 def speech_command(template: str, speaker: str, text: str, wav: str) -> list[str]:
@@ -42,11 +42,11 @@ def check_command(template: str) -> None:
         raise UserError(f"--tts={template!r}: {program!r} is not installed, or not in PATH.")
 
 
-def speak(template: str, speaker: str, text: str, wav: Path) -> None:
+def synthesize(template: str, speaker: str, text: str, wav: Path) -> None:
     """Writes the wav, whole or not at all.
 
     Raises:
-      NotSpoken: the command failed.
+      SynthesisError: the command failed.
       UserError: there is no such command, or the wav can't be written.
     """
     with whole_file(wav) as unfinished:
@@ -55,7 +55,7 @@ def speak(template: str, speaker: str, text: str, wav: Path) -> None:
         if not reason and not os.path.getsize(unfinished):
             reason = "no sound written"
         if reason:
-            raise NotSpoken(
+            raise SynthesisError(
                 f"{template} failed for {speaker}, {text[:99]!r} ({reason}); check --tts."
             )
 
@@ -64,7 +64,7 @@ def _failure(command: list[str]) -> str:
     """Why the command failed; "" if it did not."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    except ValueError as error:  # A text with NUL or half a character in it.
+    except ValueError as error:  # NUL or a lone surrogate in the text.
         return str(error)
     except OSError as error:
         if error.errno == errno.E2BIG:

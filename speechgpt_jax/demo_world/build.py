@@ -123,7 +123,7 @@ def speak(clip: Clip, template: str, work_dir: Path) -> Clip:
     """
     path = work_dir / clip.path
     if not path.exists():
-        text_to_speech.speak(template, clip.speaker, clip.text, path)
+        text_to_speech.synthesize(template, clip.speaker, clip.text, path)
     info = soundfile.info(path)
     if info.samplerate != SAMPLE_RATE or info.channels != 1:
         raise UserError(

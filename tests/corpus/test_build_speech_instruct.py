@@ -125,7 +125,7 @@ def test_stage_3_speaks_questions_and_answers(chain, small_hubert, voice, tmp_pa
 
     def heard(text, speaker):
         wav = tmp_path / "said.wav"
-        text_to_speech.speak(voice, speaker, text, wav)
+        text_to_speech.synthesize(voice, speaker, text, wav)
         return units_to_text(speech2unit(load(str(wav)))[0])
 
     question, answer = "which colour is grass?", "grass is green."

@@ -177,7 +177,7 @@ def test_another_input_does_not_go_on_with_the_same_output(extracted, recordings
         ("rows.jsonl", r"rows\.jsonl:2: path is missing"),
         ("cells.tsv", r"cells\.tsv:2: expected 2 cells"),
         ("others", r"others has no recording \(it has 2 \.txt, 1 hidden, 1 without a suffix\)"),
-        ("none.jsonl", "There is no row to work on"),
+        ("none.jsonl", "The input has no rows"),
     ],
 )
 def test_an_input_that_will_not_do_is_one_line(small_hubert, tmp_path, source, message):

@@ -38,8 +38,8 @@ PROGRAM = "import sys; wav, text = sys.argv[1:]; open(wav, 'a').write(text); sys
 @pytest.mark.parametrize("text", ["x", "", "a\0b", "\ud800", "a" * 3_000_000])
 def test_a_text_that_can_not_be_spoken_leaves_no_file(tmp_path, text):
     template = f'{sys.executable} -c "{PROGRAM}" {{wav}} {{text}}'
-    with pytest.raises(text_to_speech.NotSpoken):
-        text_to_speech.speak(template, "", text, tmp_path / "a.wav")
+    with pytest.raises(text_to_speech.SynthesisError):
+        text_to_speech.synthesize(template, "", text, tmp_path / "a.wav")
     assert not list(tmp_path.iterdir())
-    text_to_speech.speak(template, "", "hello", tmp_path / "a.wav")
+    text_to_speech.synthesize(template, "", "hello", tmp_path / "a.wav")
     assert (tmp_path / "a.wav").read_text() == "hello"
