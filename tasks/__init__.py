@@ -1,4 +1,4 @@
-"""SeqIO registrations: `import tasks` makes them known by name."""
+"""SeqIO tasks and mixtures: `import tasks` registers those of the demo."""
 
 from speechgpt_jax import data  # noqa: F401 (imports TensorFlow before SeqIO does)
 from tasks import demo_corpus  # noqa: F401

@@ -1,19 +1,19 @@
 """The embedded corpus of a small world of everyday talk, for all three stages.
 
-demo_modality_adaptation      units alone, concatenated and cut
+demo_modality_adaptation      units only, concatenated and cut
 demo_asr                      units -> text
 demo_asr_free_order           the part of demo_asr in free word order
 demo_tts                      text -> units of one voice
 demo_text_instruction         written question -> written answer
 demo_speech_to_speech, demo_speech_to_text, demo_text_to_speech, demo_text_to_text
                               the four forms of chain of modality
-demo_cross_modal_instruction  mixture of demo_asr, demo_asr_free_order (nearly half of what is heard
-                              is in free word order: else hearing is guessing), demo_tts,
-                              demo_text_instruction and what needs no hearing of the four forms
+demo_cross_modal_instruction  mixture of demo_asr, demo_asr_free_order (so that a model can't guess
+                              words from their neighbours), demo_tts, demo_text_instruction,
+                              demo_text_to_text and demo_text_to_speech
 demo_chain_of_modality        mixture of the four forms
 
-Splits: train, test (other texts), unheard_voice (a voice that is not in train) and, where somebody
-reads, human (a person; all other voices are synthetic).
+Splits: train, test (other texts), unheard_voice (a voice that is not in train; not for demo_tts)
+and, for demo_modality_adaptation and demo_asr, human (a person; all other voices are synthetic).
 """
 
 import seqio
@@ -97,7 +97,7 @@ seqio.TaskRegistry.add(
     metric_fns=[metrics.unit_error_rate],
 )
 
-# Free word order: here a model can't guess a word from its neighbours, it has to hear it.
+# In free word order a model can't guess a word from its neighbours; it has to recognise it.
 seqio.TaskRegistry.add(
     "demo_asr_free_order",
     source=_utterances("train", "test", "unheard_voice"),
@@ -150,8 +150,8 @@ seqio.MixtureRegistry.add(
         ("demo_asr_free_order", 0.12),
         ("demo_tts", 0.13),
         ("demo_text_instruction", 0.2),
-        # A model from scratch has never seen the letters of the chain's markers, and in stage 3 it
-        # is too late: their rows of the embedding are frozen.
+        # A model trained from scratch has to learn the chain markers here: in stage 3 the embedding
+        # is frozen.
         ("demo_text_to_text", 0.2),
         ("demo_text_to_speech", 0.05),
     ],

@@ -8,15 +8,15 @@ from speechgpt_jax.errors import UserError
 
 
 def mix(name: str, tasks: Sequence[str], rates: Sequence[float]) -> str:
-    """Registers a mixture and gives its name.
+    """Registers a mixture and returns its name.
 
     Args:
-      name: of the mixture.
+      name: name of the mixture.
       tasks: names of registered tasks.
-      rates: how often an example of each task is drawn; only their proportions count.
+      rates: sampling rate of each task; only their proportions count.
 
     Raises:
-      UserError: an unknown task, or rates that are not shares of `tasks`.
+      UserError: a task is unknown, or the rates don't fit the tasks.
     """
     for task in tasks:
         if task not in seqio.TaskRegistry.names():

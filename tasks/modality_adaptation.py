@@ -1,4 +1,4 @@
-"""Stage 1 over unit text of your own: `<sosp><661>...<eosp>` a line, or rows with `units`.
+"""Stage 1 on your own unit text: lines of `<sosp><661>...<eosp>`, or rows with `units`.
 
 from tasks import modality_adaptation
 inputs.load_host_batches.mixture = @modality_adaptation.unit_lines()
@@ -22,14 +22,16 @@ def unit_lines(
     name: str = "modality_adaptation",
     on_error: str = "stop",
 ) -> str:
-    """Registers a task and gives its name.
+    """Registers a task and returns its name.
 
     Args:
-      files: split -> file pattern: text with a sequence a line, or JSONL, TFRecord or ArrayRecord
-        whose `units` is unit text (in JSON also a list of numbers, as tools/extract_units has it).
+      files: split -> file pattern: text with one sequence per line, or JSONL, TFRecord or
+        ArrayRecord with unit text in `units`; in JSONL also lists of numbers, as those that
+        tools.extract_units writes.
       tokenizer: folder with the tokenizer.
-      name: of the task.
-      on_error: "stop" before the first record if any is bad, or "skip" those, counted and listed.
+      name: name of the task.
+      on_error: "stop" raises before training if a record is bad; "skip" leaves bad records out and
+        logs them.
     """
     vocabulary = Vocabulary.from_pretrained(tokenizer)
     check = records.check_unit_text(len(vocabulary.unit_ids))

@@ -1,18 +1,18 @@
-"""Stages 2 and 3 over files of your own: SpeechInstruct dialogues and written instructions.
+"""Stages 2 and 3 on your own files: SpeechInstruct dialogues and written instructions.
 
 Bound from gin; gin/stages/cross_modal_mixture.gin mixes them for stage 2.
 
-from tasks import speech_instruct
-inputs.load_host_batches.mixture = @speech_instruct.dialogue_lines()
-speech_instruct.dialogue_lines.name = 'chain_of_modality'
-speech_instruct.dialogue_lines.files = {'train': 'gs://bucket/chain_of_modality-*.jsonl'}
-speech_instruct.dialogue_lines.tokenizer = 'SpeechGPT-7B-cm'
+    from tasks import speech_instruct
+    inputs.load_host_batches.mixture = @speech_instruct.dialogue_lines()
+    speech_instruct.dialogue_lines.name = 'chain_of_modality'
+    speech_instruct.dialogue_lines.files = {'train': 'gs://bucket/chain_of_modality-*.jsonl'}
+    speech_instruct.dialogue_lines.tokenizer = 'SpeechGPT-7B-cm'
 
-The tasks can be cached: call these functions in a module of your own and give it to SeqIO,
+The tasks can be cached. Call these functions in a module of your own and pass it to SeqIO:
 
     seqio_cache_tasks --module_import=my_tasks --tasks=asr --output_cache_dir=gs://bucket/cached
 
-then bind `cache_dir` where batches are loaded.
+Then bind `load_host_batches.cache_dir`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,15 +35,16 @@ def dialogue_lines(
     on_error: str = "stop",
     metric_fns: Sequence[Callable] = (metrics.answer_accuracy,),
 ) -> str:
-    """Registers a task over SpeechInstruct records and gives its name.
+    """Registers a task of SpeechInstruct records and returns its name.
 
     Args:
-      name: of the task.
+      name: name of the task.
       files: split -> file pattern: JSONL, TFRecord or ArrayRecord with `prefix` and `plain_text`.
       tokenizer: folder with the tokenizer.
-      direction: keeps the dialogues of one, such as "speech_to_text"; all by default.
-      on_error: "stop" before the first record if any is bad, or "skip" those, counted and listed.
-      metric_fns: by which the task is evaluated.
+      direction: direction of the dialogues to keep, such as "speech_to_text"; None keeps all.
+      on_error: "stop" raises before training if a record is bad; "skip" leaves bad records out and
+        logs them.
+      metric_fns: metrics of the evaluation.
     """
     vocabulary = Vocabulary.from_pretrained(tokenizer)
     check = records.check_dialogues(len(vocabulary.unit_ids))
@@ -64,14 +65,14 @@ def tfds_dialogues(
     direction: str | None = None,
     metric_fns: Sequence[Callable] = (metrics.answer_accuracy,),
 ) -> str:
-    """Registers a task over a TFDS dataset that was built, and gives its name.
+    """Registers a task of a TFDS dataset that was built, and returns its name.
 
     Args:
-      name: of the task.
+      name: name of the task.
       dataset: e.g. "speech_instruct/cross_modal_instruction:1.0.0".
       tokenizer: folder with the tokenizer.
       data_dir: where `tfds build` wrote it.
-      direction, metric_fns: as for `dialogue_lines`.
+      direction, metric_fns: as in `dialogue_lines`.
     """
     source = seqio.TfdsDataSource(dataset, data_dir, read_only=True)
     num_examples = max(map(source.num_input_examples, source.splits))
@@ -91,7 +92,7 @@ def text_instructions(
     name: str = "text_instruction",
     on_error: str = "stop",
 ) -> str:
-    """Registers a task over records with a written `question` and `answer`, and gives its name."""
+    """Registers a task of records with a written `question` and `answer`; returns its name."""
     return _add_task(
         name,
         RecordFiles(files, ("question", "answer"), records.check_texts, on_error),

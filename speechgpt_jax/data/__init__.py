@@ -1,8 +1,8 @@
-"""From SeqIO tasks and mixtures to packed batches of this host.
+"""SeqIO tasks and mixtures -> packed batches of this host.
 
-TensorFlow is first imported here. It only reads data, so no GPU is visible to it: it would take the
-memory that JAX needs. What its C++ side says of missing drivers meanwhile is thrown away; it heeds
-no log level.
+TensorFlow is first imported here. GPUs are hidden from it, since it would take the memory that JAX
+needs. During the import the file descriptor of stderr is redirected: TensorFlow's C++ code prints
+messages about missing drivers at any log level.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import os
 
 @contextlib.contextmanager
 def _silent_stderr():
-    """Nothing reaches the file descriptor 2, not even from C++."""
+    """Discards all output to file descriptor 2, that of C++ code included."""
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

@@ -1,8 +1,8 @@
-"""Task descriptions in our own wording: what `{description}` of a cross-modal instruction says.
+"""Task descriptions for `{description}` of cross-modal instructions, in our own words.
 
-No final dot: the template adds it. An ASR description asks for text, a TTS one for speech, and
-none may be read as the other. Short or long, plain or polite, as orders or as questions, so that a
-model learns what is asked for and not a formula.
+They have no final dot, which the template adds. An ASR description asks for text, a TTS description
+for speech, and none is ambiguous. They vary in length, tone and form (orders, questions), so that a
+model doesn't depend on one wording.
 """
 
 ASR = (

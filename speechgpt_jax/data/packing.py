@@ -1,7 +1,7 @@
-"""Whole examples into rows of one length, picked from a small pool so that little stays empty.
+"""Packs whole examples into rows of fixed length, chosen from a pool so that little is padding.
 
-SeqIO's own packing keeps a single row open and leaves about a fifth of it empty at the lengths of
-speech dialogues; picking from a pool of 256 examples leaves 1 to 3 %.
+SeqIO's own packing fills one row at a time in order and leaves about a fifth of it as padding at
+the lengths of speech dialogues; choosing from a pool of 256 examples leaves 1 to 3 %.
 """
 
 import io
@@ -14,7 +14,7 @@ from speechgpt_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# [N] each: `targets`, and before them perhaps `inputs`, which have no loss; as SeqIO's tasks give.
+# Feature -> tokens [N], as in SeqIO's tasks: optional `inputs`, without loss, then `targets`.
 Example = Mapping[str, np.ndarray]
 
 POOL_SIZE = 256
@@ -23,11 +23,14 @@ FEATURES = ("inputs", "targets")
 
 
 class Packer:
-    """A pool of examples, from which rows are filled.
+    """A pool of examples from which rows are filled.
 
-    Every row starts with the oldest example, so none waits for ever, and goes on with the longest
-    that still fits. Examples longer than a row are dropped, counted and logged: half an answer
-    teaches a model to stop in the middle.
+    Every row starts with the oldest example, so that none stays in the pool, then takes the longest
+    that still fit. Examples longer than a row are dropped, counted and logged; cut answers would
+    teach a model to stop early.
+
+    Args:
+      length: tokens of a row.
     """
 
     def __init__(self, length: int):
@@ -37,15 +40,15 @@ class Packer:
         self._sizes: list[int] = []
 
     def __len__(self) -> int:
-        """The number of examples in the pool; rows are best filled from `POOL_SIZE`."""
+        """Number of examples in the pool; add examples up to `POOL_SIZE` before each row."""
         return len(self._pool)
 
     def add(self, example: Example) -> None:
+        """Adds an example to the pool, or drops it if it is longer than a row."""
         self.taken += 1
         self._keep(example)
 
     def _keep(self, example: Example) -> None:
-        """Puts an example into the pool, or drops it if it is longer than a row."""
         size = _size(example)
         if size > self.length:
             self._drop()
@@ -54,7 +57,7 @@ class Packer:
             self._sizes.append(size)
 
     def fill_row(self) -> list[Example]:
-        """Takes the examples of one row out of a pool that is not empty."""
+        """Removes and returns the examples of one row; the pool must not be empty."""
         row = []
         chosen, free = 0, self.length
         while chosen is not None:
@@ -64,11 +67,11 @@ class Packer:
         return row
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything the packer holds, as arrays."""
+        """Pool and counts as arrays."""
         return {"counts": np.array([self.taken, self.dropped]), **concatenate(self._pool)}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Takes over the pool of `state`; rows may have been longer or shorter then."""
+        """Restores pool and counts; `state` may come from a packer of another row length."""
         state = dict(state)
         self.taken, self.dropped = state.pop("counts").tolist()
         self._pool, self._sizes = [], []
@@ -76,7 +79,7 @@ class Packer:
             self._keep(example)
 
     def _longest_of_at_most(self, free: int) -> int | None:
-        """Where in the pool the first of the longest examples is that fit."""
+        """Index of the longest example of at most `free` tokens; None if there is none."""
         sizes = np.array(self._sizes)
         fitting = np.where(sizes <= free, sizes, 0)
         return int(fitting.argmax()) if fitting.any() else None
@@ -99,7 +102,7 @@ class Packer:
 
 
 def pack(examples: Sequence[Example], length: int, bos_id: int) -> dict[str, np.ndarray]:
-    """One row of SeqIO's decoder features: the examples end to end, and padding.
+    """One row of SeqIO's decoder features: the examples one after another, then padding.
 
     inputs [7], targets [8, 2] and inputs [9], targets [2], bos 1, length 6 ->
       decoder_target_tokens [7, 8, 2, 9, 2, 0]
@@ -117,7 +120,7 @@ def pack(examples: Sequence[Example], length: int, bos_id: int) -> dict[str, np.
     row = {
         "decoder_target_tokens": tokens,
         "decoder_input_tokens": np.where(positions == 0, bos_id, np.roll(tokens, 1)),
-        # Id 0 is the unknown piece, if there is one: nothing to learn to say.
+        # Id 0 is the unknown piece, which a model should not learn to write.
         "decoder_loss_weights": (positions >= np.repeat(prefixes, sizes)) & (tokens != 0),
         "decoder_segment_ids": np.repeat(np.arange(1, len(sizes) + 1), sizes),
         "decoder_positions": positions,
@@ -126,7 +129,7 @@ def pack(examples: Sequence[Example], length: int, bos_id: int) -> dict[str, np.
 
 
 def concatenate(examples: Sequence[Example]) -> dict[str, np.ndarray]:
-    """Examples -> for each feature one array, and the sizes to take it apart again."""
+    """Examples -> one array per feature, and the sizes by which `separate` splits it."""
     arrays = {}
     for key in examples[0] if examples else ():
         arrays[key] = np.concatenate([example[key] for example in examples])
@@ -142,12 +145,14 @@ def separate(arrays: Mapping[str, np.ndarray]) -> list[Example]:
 
 
 def to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Arrays as a compressed .npz file."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 
 def from_bytes(data: bytes) -> dict[str, np.ndarray]:
+    """The inverse of `to_bytes`."""
     with np.load(io.BytesIO(data)) as arrays:
         return dict(arrays)
 

@@ -2,8 +2,8 @@
 
 batches = load_batches("demo_asr", "train", batch_size=8, sequence_length=256)
 batch = next(batches)        # SeqIO's decoder_* features, int32 [8, 256] each
-position = batches.state()   # of what was handed out so far
-batches.restore(position)    # the next batch is the one that came after it
+position = batches.state()   # position after this batch
+batches.restore(position)    # continue with the next batch
 """
 
 import functools
@@ -33,16 +33,17 @@ from speechgpt_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-Batch = dict[str, np.ndarray]  # [B, T] int32 each
+Batch = dict[str, np.ndarray]  # feature -> int32 [B, T]
 
-# Examples cross from TensorFlow to numpy by the dozen: the crossing costs more than the example.
+# Examples go from TensorFlow to NumPy in batches, since the cost is per call.
 _READ_BATCH = 32
 
 
 class Batches(Iterator[Batch]):
-    """The batches of several readers of the data, one below the other.
+    """Batches of several readers, concatenated along the rows.
 
-    Batches and positions of all readers together are the same whatever host has which of them.
+    All readers together give the same batches and positions, however the readers are distributed
+    over the hosts.
     """
 
     def __init__(self, readers: Mapping[str, "Reader"]):
@@ -61,16 +62,16 @@ class Batches(Iterator[Batch]):
 
 
 class Reader(Iterator[Batch]):
-    """Packed batches, whose position can be saved and restored exactly.
+    """Packed batches whose position can be saved and restored exactly.
 
-    The position is that of the batches handed out: what TensorFlow reads ahead and what waits in
-    the packer's pool is part of it.
+    The position is that after the last batch returned: it includes what TensorFlow has read ahead
+    and what is in the packer's pool.
 
     Args:
-      load_examples: makes the endless dataset of examples: this reader's share of them, or with
-        `whole=True` all of them, for a reader whose share is empty.
-      batch_size: rows of a batch.
-      sequence_length: tokens of a row.
+      load_examples: function that returns an infinite dataset of this reader's examples, or with
+        `whole=True` of all examples, for a reader whose share is empty.
+      batch_size: rows per batch.
+      sequence_length: tokens per row.
       bos_id: first input token of every example.
     """
 
@@ -104,10 +105,10 @@ class Reader(Iterator[Batch]):
         )
 
     def restore(self, state: bytes) -> None:
-        """Resumes after the batch that `state` was taken at.
+        """Resumes after the batch at which `state` was taken.
 
         Raises:
-          UserError: the state of other data: another mixture or seed.
+          UserError: the state is that of other data.
         """
         arrays = from_bytes(state)
         if self._whole != ("whole" in arrays):
@@ -120,8 +121,8 @@ class Reader(Iterator[Batch]):
                 checkpoint.read(f"{folder}/iterator").assert_consumed()
             except (tf.errors.OpError, AssertionError) as error:
                 raise UserError(
-                    "This input position was saved by another input pipeline; start from the "
-                    "same mixture, split and seed."
+                    "This input position was saved by another input pipeline; resume with the"
+                    " same mixture and split."
                 ) from error
         self._packer.restore(_group(arrays, "packer"))
         self._waiting = separate(_group(arrays, "waiting"))
@@ -137,12 +138,12 @@ class Reader(Iterator[Batch]):
                 self._waiting = _next_examples(self._iterator)
             if self._waiting:
                 self._packer.add(self._waiting.pop(0))
-            elif not self._whole:  # Fewer records than readers.
+            elif not self._whole:  # There are fewer records than readers.
                 self._start(whole=True)
             else:
                 raise UserError(
-                    "The data has no example: a task's files are empty, or no record is left, such"
-                    " as where no dialogue has the task's `direction`."
+                    "The data has no example: a task's files are empty, or its filters keep no"
+                    " record; check its `files` and its `direction`."
                 )
         return pack(self._packer.fill_row(), self._packer.length, self._bos_id)
 
@@ -158,23 +159,26 @@ def load_batches(
     num_readers: int = 1,
     cache_dir: str | None = None,
 ) -> Batches:
-    """Shuffled batches without end, for training.
+    """Infinite shuffled batches for training.
 
-    The data is read in `num_readers` parts, each with whole files of its own or, where there are
-    fewer files than readers, every `num_readers`-th record of all files. Either way each record is
-    read once per epoch of its reader; a reader that no record falls to reads all of the data. The
-    batches of all readers together, and their position, do not depend on which host has which
-    readers: any number of hosts resumes exactly.
+    The data is divided among `num_readers` readers: each reads whole files or, if there are fewer
+    files than readers, every `num_readers`-th record of all files. Each record is read once per
+    epoch of its reader; a reader without records reads all of the data. The batches and positions
+    of all readers together do not depend on how the readers are distributed over the hosts, so that
+    any number of hosts resumes exactly.
 
     Args:
       mixture_or_task: a SeqIO provider, or the name of a registered one.
       split: e.g. "train".
-      batch_size: rows of each reader's batch.
-      sequence_length: tokens of a row. Longer examples are dropped and counted in the log.
-      seed: of shuffling, mixing and the choice of task descriptions.
-      readers: those of this host.
-      num_readers: of all hosts.
-      cache_dir: where `seqio_cache_tasks` wrote the tasks; by default they are made on the fly.
+      batch_size: rows per batch of each reader.
+      sequence_length: tokens per row. Longer examples are dropped and counted in the log.
+      seed: for shuffling, mixing and the choice of task descriptions.
+      readers: numbers of this host's readers.
+      num_readers: number of readers on all hosts.
+      cache_dir: where `seqio_cache_tasks` wrote the tasks; by default they are not cached.
+
+    Raises:
+      UserError: there is no such task or split, or a task is not in `cache_dir`.
     """
     provider = _get_provider(mixture_or_task, split)
     if cache_dir:
@@ -211,12 +215,12 @@ def _load_shuffled(
     shard_info: seqio.ShardInfo,
     whole: bool,
 ) -> tf.data.Dataset:
-    """Endless examples at their own length: one shard of them, or all with `whole`."""
+    """Infinite dataset of untrimmed examples: those of one shard, or with `whole` all."""
     examples = provider.get_dataset(
         dict.fromkeys(provider.output_features, sequence_length),
         split,
         shuffle=True,
-        # Readers of all records read them in orders of their own.
+        # Each reader of all records has an order of its own.
         seed=seed + shard_info.index if whole else seed,
         num_epochs=None,
         use_cached=use_cached,
@@ -226,7 +230,7 @@ def _load_shuffled(
     )
     if not use_cached:
         return examples
-    # Ours leave shuffling to their source, which the cache takes the place of.
+    # The source shuffles our tasks; a cached task doesn't read from it.
     tasks = seqio.get_subtasks(provider)
     num_examples = sum(task.get_cached_stats(split)["examples"] for task in tasks)
     return examples.shuffle(min(num_examples, SHUFFLE_BUFFER), seed=seed)
@@ -254,7 +258,7 @@ def _get_provider(mixture_or_task: str | seqio.Task | seqio.Mixture, split: str)
 
 
 def _require_cached(provider: seqio.Task | seqio.Mixture, cache_dir: str) -> None:
-    """UserError unless all of the provider's tasks are cached there."""
+    """Raises a UserError unless all tasks of the provider are cached in `cache_dir`."""
     seqio.add_global_cache_dirs([cache_dir])
     for task in seqio.get_subtasks(provider):
         if not (task.supports_caching and task.cache_dir):
@@ -277,19 +281,19 @@ def _warn_of_uneven_files(provider, split: str, num_readers: int, cached: bool) 
             effect = (
                 "every reader goes through all of them and keeps its share of the records"
                 if len(files) < num_readers
-                else "readers with fewer begin their next epoch sooner"
+                else "readers with fewer files start their next epoch earlier"
             )
             logger.warning(
-                "%s has %d files for %d readers: %s. Nothing is lost; best is a multiple of %d.",
+                "%s has %d files for %d readers: %s. No record is lost; best are multiples of %d.",
                 *(task.name, len(files), num_readers, effect, num_readers),
             )
 
 
 def _next_examples(iterator) -> list[Example]:
-    """The examples of the next ragged batch; none if the dataset has none.
+    """Examples of the next ragged batch; [] at the end of the dataset.
 
     Raises:
-      UserError: what a preprocessor says of a record, without TensorFlow's account of where.
+      UserError: a preprocessor refused a record; the message leaves out TensorFlow's graph nodes.
     """
     try:
         group = next(iterator)

@@ -1,10 +1,10 @@
-"""From a pair of speech and text to the tokens of a dialogue.
+"""Records of speech and text -> tokens of dialogues.
 
-    utterance or dialogue record -> {prefix, plain_text}    one function a direction
+    utterance or dialogue record -> {prefix, plain_text}    one function per direction
     {prefix, plain_text}         -> {inputs, targets}       `tokenize_dialogues`, shared by all
 
 `inputs` are the tokens of the prefix, `targets` those of the dialogue, user turn included: SeqIO's
-`PrefixLMFeatureConverter` then puts the loss on what SpeechGPT was trained on.
+`PrefixLMFeatureConverter` then puts the loss on `targets` only, as in SpeechGPT's training.
 """
 
 import re
@@ -21,29 +21,29 @@ Example = dict[str, tf.Tensor]
 
 DIRECTIONS = ("speech_to_speech", "speech_to_text", "text_to_speech", "text_to_text")
 
-# AutoGraph would rewrite every function below, at some tenths of a second each; they are graph code
-# as they stand.
+# The functions below are graph code already; AutoGraph would take some tenths of a second per
+# function to rewrite them.
 as_graph = tf.autograph.experimental.do_not_convert
 
-# Strings are encoded by the dozen: most of the cost of encoding one dialogue is the call.
+# Dialogues are encoded in batches, since most of the cost is per call.
 _ENCODE_BATCH = 32
 
 
 def units_to_text(units: tf.Tensor) -> tf.Tensor:
-    """`[5, 9]` -> `"<sosp><5><9><eosp>"`, in the graph."""
+    """`[5, 9]` -> `"<sosp><5><9><eosp>"`, in a TensorFlow graph."""
     tags = tf.strings.join(["<", tf.strings.as_string(units), ">"])
     return tf.strings.join([unit_text.START, tf.strings.reduce_join(tags), unit_text.END])
 
 
 def fill(template: str, **values: tf.Tensor | str) -> tf.Tensor:
-    """`template.format(**values)`, in the graph."""
+    """`template.format(**values)`, in a TensorFlow graph."""
     # Splitting on a group alternates: text, name, text, name, text.
     parts = re.split(r"\{(\w+)\}", template)
     return tf.strings.join([values[p] if i % 2 else p for i, p in enumerate(parts)])
 
 
 def choose(options: Sequence[str], seed: tf.Tensor) -> tf.Tensor:
-    """One of `options`, drawn by a stateless seed [2]."""
+    """One of `options`, drawn with a stateless seed, int [2]."""
     index = tf.random.stateless_uniform([], seed, maxval=len(options), dtype=tf.int32)
     return tf.constant(options)[index]
 
@@ -51,7 +51,7 @@ def choose(options: Sequence[str], seed: tf.Tensor) -> tf.Tensor:
 @as_graph
 @seqio.map_over_dataset(num_seeds=1)
 def speech_recognition(utterance: Example, seed: tf.Tensor) -> Example:
-    """Units in, text out, under one of the ASR descriptions."""
+    """ASR dialogue with a random description: units in, text out."""
     plain_text = fill(
         prompts.CROSS_MODAL,
         description=choose(descriptions.ASR, seed),
@@ -64,7 +64,7 @@ def speech_recognition(utterance: Example, seed: tf.Tensor) -> Example:
 @as_graph
 @seqio.map_over_dataset(num_seeds=1)
 def speech_synthesis(utterance: Example, seed: tf.Tensor) -> Example:
-    """Text in, units out, under one of the TTS descriptions."""
+    """TTS dialogue with a random description: text in, units out."""
     plain_text = fill(
         prompts.CROSS_MODAL,
         description=choose(descriptions.TTS, seed),
@@ -77,12 +77,12 @@ def speech_synthesis(utterance: Example, seed: tf.Tensor) -> Example:
 @as_graph
 @seqio.map_over_dataset
 def text_instruction(record: Example) -> Example:
-    """A written `question` and its written `answer`."""
+    """Dialogue of a written `question` and its written `answer`."""
     return _dialogue(fill(prompts.TEXT_INSTRUCTION, **record))
 
 
 def question_and_answer(template: str) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
-    """A preprocessor: dialogue records in one of the forms of `prompts`."""
+    """A preprocessor that puts dialogue records into one of the templates of `prompts`."""
 
     @as_graph
     @seqio.map_over_dataset
@@ -100,25 +100,28 @@ def question_and_answer(template: str) -> Callable[[tf.data.Dataset], tf.data.Da
 
 
 def only(feature: str, value: str) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
-    """A preprocessor that keeps the records with that value, e.g. of one speaker."""
+    """A preprocessor that keeps the records whose `feature` has this value."""
     return as_graph(lambda dataset: dataset.filter(lambda record: record[feature] == value))
 
 
 def only_direction(direction: str) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
     """A preprocessor that keeps the dialogues of one direction, e.g. "speech_to_text".
 
-    The first half says what the user turn has, up to `<eoh>`, the second what the answer has.
+    The direction names the modality of the user turn (up to `<eoh>`), then that of the answer.
+
+    Raises:
+      UserError: `direction` is none of DIRECTIONS.
     """
     if direction not in DIRECTIONS:
         raise UserError(f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}.")
-    heard, spoken = (side == "speech" for side in direction.split("_to_"))
+    speech_in, speech_out = (side == "speech" for side in direction.split("_to_"))
 
     def keep(dialogue: Example) -> tf.Tensor:
         question = r"(?s)^.*?<eoh>"
         answer = tf.strings.regex_replace(dialogue["plain_text"], question, "")
         size = tf.strings.length(dialogue["plain_text"]) - tf.strings.length(answer)
         user_turn = tf.strings.substr(dialogue["plain_text"], 0, size)
-        return (_has_speech(user_turn) == heard) & (_has_speech(answer) == spoken)
+        return (_has_speech(user_turn) == speech_in) & (_has_speech(answer) == speech_out)
 
     return as_graph(lambda dataset: dataset.filter(keep))
 
@@ -127,10 +130,10 @@ def only_direction(direction: str) -> Callable[[tf.data.Dataset], tf.data.Datase
 def tokenize_dialogues(
     dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
 ) -> tf.data.Dataset:
-    """`{prefix, plain_text}` -> `{inputs, targets}`, cut before the first role token.
+    """`{prefix, plain_text}` -> `{inputs, targets}`, split before the first role token.
 
-    Prefix and dialogue are encoded as one string, since the white space between them goes with
-    the role token that follows it.
+    Prefix and dialogue are encoded as one string, because the tokenizer drops the white space
+    before the role token.
     """
     vocabulary = output_features["targets"].vocabulary
     human_id = vocabulary.tokenizer.token_to_id(prompts.HUMAN)
@@ -168,7 +171,7 @@ def tokenize_unit_text(
 def concatenate_and_cut(
     dataset: tf.data.Dataset, sequence_length: Mapping[str, int]
 ) -> tf.data.Dataset:
-    """One stream of `targets`, cut every `sequence_length["targets"]` tokens.
+    """All `targets` concatenated, then cut every `sequence_length["targets"]` tokens.
 
     [1, 2, 3], [4, 5], [6] at length 4 -> [1, 2, 3, 4], [5, 6].
     """
@@ -178,6 +181,7 @@ def concatenate_and_cut(
 @as_graph
 @seqio.map_over_dataset
 def utterance_to_unit_text(utterance: Example) -> Example:
+    """`{units}` -> `{unit_text}`."""
     return {"unit_text": units_to_text(utterance["units"])}
 
 

@@ -1,7 +1,7 @@
-"""From the bytes of records to their text fields, and what is wrong with them.
+"""Parses and checks records: bytes -> text fields and problems.
 
-Everything here takes a batch of records [B] and gives strings [B]; a problem is "" where there is
-none, so that one bad record of a batch neither hides the others nor stops them.
+All functions take a batch of records [B] and return strings [B]. The problem of a good record is
+"", so that a bad one doesn't affect the others of its batch.
 """
 
 import json
@@ -15,7 +15,7 @@ from speechgpt_jax import prompts, unit_text
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.tokenizer import any_of
 
-# The problem of a blank line, which is no record.
+# Problem of a blank line, which is skipped.
 BLANK = b"blank"
 _BYTE_ORDER_MARK = "^\ufeff"
 
@@ -34,7 +34,7 @@ def parse_examples(records: tf.Tensor, fields: Sequence[str]) -> tuple[Texts, tf
 
 
 def parse_lines(lines: tf.Tensor, fields: Sequence[str]) -> tuple[Texts, tf.Tensor]:
-    """Lines that are the only field."""
+    """Lines -> fields and problems; the line is the only field."""
 
     def text(line: bytes, fields: Sequence[str]) -> list[bytes]:
         return [line]
@@ -47,7 +47,7 @@ def _parse_each(
     records: tf.Tensor,
     fields: Sequence[str],
 ) -> tuple[Texts, tf.Tensor]:
-    """Fields and problems by a function of one record, which raises a UserError for a problem."""
+    """Fields and problems, by a function of one record that raises problems as UserErrors."""
 
     def parse(records):
         rows = [_fields_and_problem(texts_of, record, fields) for record in records]
@@ -106,14 +106,14 @@ def _text(record: dict, field: str) -> bytes:
 
 
 def skip_blank(lines: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Lines without byte order marks, and the problem BLANK of those that have nothing else."""
+    """Lines without byte order marks, and the problem BLANK for blank lines."""
     lines = tf.strings.regex_replace(lines, _BYTE_ORDER_MARK, "", replace_global=False)
     blank = tf.strings.regex_full_match(lines, r"[\t-\r\x{1c}-\x{20}\x{85}\p{Z}]*")
     return lines, tf.where(blank, BLANK, b"")
 
 
 def check_dialogues(num_units: int) -> Check:
-    """A check of SpeechInstruct dialogues: whole speech, known units, a role to start from."""
+    """A check of SpeechInstruct dialogues: closed speech, known units, a role token."""
 
     def check(texts: Texts) -> tf.Tensor:
         has_role = tf.strings.regex_full_match(texts["plain_text"], r"(?s).*\[Human\].*")
@@ -124,7 +124,7 @@ def check_dialogues(num_units: int) -> Check:
 
 
 def check_unit_text(num_units: int) -> Check:
-    """A check of records that are unit text and nothing else."""
+    """A check that records are unit text only."""
 
     def check(texts: Texts) -> tf.Tensor:
         (text,) = texts.values()
@@ -136,7 +136,7 @@ def check_unit_text(num_units: int) -> Check:
 
 
 def check_texts(texts: Texts) -> tf.Tensor:
-    """A check of written instructions: no field may be blank."""
+    """Check of written instructions: no field may be blank."""
     problems = [
         tf.where(tf.strings.regex_full_match(text, r"\s*"), f"`{field}` is blank", "")
         for field, text in texts.items()
@@ -145,7 +145,7 @@ def check_texts(texts: Texts) -> tf.Tensor:
 
 
 def speech_problems(text: tf.Tensor, num_units: int) -> tf.Tensor:
-    """What is wrong between `<sosp>` and `<eosp>`."""
+    """Problems between `<sosp>` and `<eosp>`."""
     unit = any_of([f"<{n}>" for n in range(num_units)])
     rest = tf.strings.regex_replace(text, rf"<sosp>(?:\s*{unit})*\s*<eosp>", "")
     unknown = tf.strings.regex_full_match(rest, r"(?s).*<sosp>(?:\s*<\d+>)+\s*<eosp>.*")
@@ -159,7 +159,7 @@ def speech_problems(text: tf.Tensor, num_units: int) -> tf.Tensor:
 
 
 def encoding_problems(texts: Texts) -> tf.Tensor:
-    """Fields that are not UTF-8; the tokenizer takes nothing else."""
+    """Problems of fields that are not UTF-8, which the tokenizer requires."""
     problems = [
         tf.where(text == tf.strings.unicode_transcode(text, "UTF-8", "UTF-8"), "", "not UTF-8 text")
         for text in texts.values()
@@ -168,7 +168,7 @@ def encoding_problems(texts: Texts) -> tf.Tensor:
 
 
 def first_problem(problems: Sequence[tf.Tensor]) -> tf.Tensor:
-    """["", "a"], ["b", "c"] -> ["b", "a"]."""
+    """First problem of each record: ["", "a"], ["b", "c"] -> ["b", "a"]."""
     first, *others = problems
     for problem in others:
         first = tf.where(first == "", problem, first)

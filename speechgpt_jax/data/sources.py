@@ -1,4 +1,4 @@
-"""Where examples come from, as SeqIO data sources."""
+"""SeqIO data sources: files of records, and records held in memory."""
 
 import itertools
 import logging
@@ -22,10 +22,10 @@ DEMO_CORPUS = ASSETS / "corpus"
 
 _ALL = 1 << 30
 
-# Records, or examples of a cached task, that the next one is drawn from.
+# Size of shuffle buffers, in records or in examples of cached tasks.
 SHUFFLE_BUFFER = 10_000
 
-# Records are parsed by the dozen: most of the cost of parsing one is the call.
+# Records are parsed in batches, since most of the cost is per call.
 _PARSE_BATCH = 64
 
 # units-00000-of-00004.jsonl, dialogues.jsonl.gz, speech_instruct-train.tfrecord-00000-of-00001
@@ -41,20 +41,26 @@ _LISTED = 20
 
 
 class RecordFiles(seqio.DataSource):
-    """The text fields of records in files of one format, wherever TensorFlow reads (gs:// too).
+    """Text fields of records in files of one format, on any path that TensorFlow reads (gs:// too).
 
-    .jsonl                     an object a line; a list of units becomes unit text
-    .txt                       a line is the only field
-    .tfrecord, .array_record   tf.train.Example; ArrayRecord from local disks only
+    .jsonl                     one object per line; a list of units becomes unit text
+    .txt                       one line per record, its only field
+    .tfrecord, .array_record   tf.train.Example; ArrayRecord on local disks only
 
     Names may end in `-00000-of-00008`; all but ArrayRecord may be compressed (.gz).
 
-    In .jsonl and .txt, byte order marks and blank lines are skipped; lines end at "\\n" alone.
+    In .jsonl and .txt, byte order marks and blank lines are skipped; only "\\n" ends a line.
 
-    Before the first record is given, all of this reader's are read once and checked. Bad ones stop
-    everything, or, with `on_error="skip"`, are counted, listed in the log and left out. Records are
-    shuffled within each epoch: a buffer behind the endless repetition, as SeqIO has it, would read
-    twenty records five hundred times before it gives the first.
+    All records of this reader are read and checked before the first one is returned. Bad records
+    raise a UserError or, with `on_error="skip"`, are counted, logged and left out. Records are
+    shuffled within each epoch. (SeqIO's own shuffling comes after the repetition: its buffer would
+    read twenty records five hundred times before it returns the first.)
+
+    Args:
+      split_to_filepattern: split -> file pattern, or list of files.
+      fields: names of the fields.
+      check: function that finds problems of records.
+      on_error: "stop" or "skip".
     """
 
     def __init__(
@@ -80,7 +86,7 @@ class RecordFiles(seqio.DataSource):
         pattern = self._split_to_filepattern[split]
         files = sorted(tf.io.gfile.glob(pattern))
         if not files:
-            raise UserError(f"No file matches {pattern} (split {split!r}).")
+            raise UserError(f"No file matches {pattern} (split {split!r}); check the path.")
         return files
 
     @tf.autograph.experimental.do_not_convert
@@ -119,7 +125,7 @@ class RecordFiles(seqio.DataSource):
         return self._parsed(file, format_).map(keep_good).unbatch()
 
     def _parsed(self, file, format_: tuple[str, str]) -> tf.data.Dataset:
-        """Fields and problems, batches of records [B]."""
+        """Fields and problems of batches of records [B]."""
         name, compression = format_
 
         def parse(batch: tf.Tensor) -> tuple[Texts, tf.Tensor]:
@@ -134,13 +140,12 @@ class RecordFiles(seqio.DataSource):
         return dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
 
     def _checked(self, files: list[str]) -> tuple[list[str], int]:
-        """The files that have records, and the number of good ones.
+        """Files that have records, and the number of good records.
 
-        Logs what is left out, files and records.
+        Logs the files and records that are left out.
 
         Raises:
-          UserError: with on_error="stop", something is bad; or no record is good, except where the
-            files have none at all.
+          UserError: a file or record is bad and on_error is "stop", or all records are bad.
         """
         format_ = file_format(files)
         readable, problems, total, good = [], [], 0, 0
@@ -164,7 +169,7 @@ class RecordFiles(seqio.DataSource):
         return readable, good
 
     def _problems(self, file: str, format_: tuple[str, str]) -> Iterator[tuple[str, str]]:
-        """Each record's place, such as "line 3", and its problem, "" if there is none.
+        """Place of each record, such as "line 3", and its problem, "" if there is none.
 
         Raises:
           UserError: the file is damaged.
@@ -180,10 +185,11 @@ class RecordFiles(seqio.DataSource):
             for number, problem in enumerate(problems, 1):
                 if problem != records.BLANK:
                     yield f"{unit} {number}", problem.decode()
-        except (tf.errors.OpError, RuntimeError, ValueError) as error:  # ArrayRecord has the latter
+        # ArrayRecord raises the last two.
+        except (tf.errors.OpError, RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"{file} is no {name} file, or damaged: {reason}") from error
-        if not number and name == "array_record":  # What is no ArrayRecord reads as one of none.
+        if not number and name == "array_record":  # Other files read as an empty ArrayRecord.
             raise UserError(f"{file} is no {name} file, or has no records")
 
     def _report(self, problems: list[str], total: int) -> None:
@@ -201,7 +207,11 @@ class RecordFiles(seqio.DataSource):
 
 
 def file_format(files: Sequence[str]) -> tuple[str, str]:
-    """["a.jsonl.gz", "b.jsonl.gz"] -> "jsonl", "GZIP"."""
+    """Format and compression: ["a.jsonl.gz", "b.jsonl.gz"] -> "jsonl", "GZIP".
+
+    Raises:
+      UserError: a format is unknown, or there are several.
+    """
     formats = {}
     for file in files:
         match = _FORMAT.search(file)
@@ -209,7 +219,10 @@ def file_format(files: Sequence[str]) -> tuple[str, str]:
             raise UserError(f"{file}: expected .jsonl, .txt, .tfrecord or .array_record.")
         formats[match.groups()] = file
     if len(formats) > 1:
-        raise UserError(f"Files of one split have one format, got {', '.join(formats.values())}.")
+        raise UserError(
+            f"Files of one split have one format, got {', '.join(formats.values())}; narrow"
+            " the file pattern, or convert some."
+        )
     ((name, gz),) = formats
     return name, "GZIP" if gz else ""
 
@@ -246,10 +259,10 @@ def _read_array_record(file: str | tf.Tensor) -> tf.data.Dataset:
 
 
 class RecordsInMemory(seqio.DataSource):
-    """A small set of tf.train.Example records, read whole from GZIP TFRecord files.
+    """A small set of tf.train.Example records, read at once from GZIP TFRecord files.
 
-    It shuffles positions, not records: the order is a full permutation, another one each epoch,
-    and the position saved with a checkpoint stays small.
+    It shuffles indices, not records: each epoch is a new permutation of all records, and the
+    position saved with a checkpoint is small.
     """
 
     def __init__(
@@ -292,11 +305,13 @@ class RecordsInMemory(seqio.DataSource):
 def read_records(file: str) -> tf.Tensor:
     """All records [N] of a GZIP TFRecord file."""
     if not tf.io.gfile.exists(file):
-        raise UserError(f"No records at {file}.")
+        raise UserError(f"No records at {file}; expected a GZIP TFRecord file.")
     dataset = tf.data.TFRecordDataset(file, compression_type="GZIP")
     try:
         return next(iter(dataset.batch(_ALL)))
     except StopIteration:
-        raise UserError(f"{file} has no records.") from None
+        raise UserError(f"{file} has no records; write it again.") from None
     except tf.errors.OpError as error:
-        raise UserError(f"{file} is not a GZIP TFRecord file: {error.message}") from error
+        raise UserError(
+            f"{file} is not a GZIP TFRecord file, or damaged: {error.message}"
+        ) from error

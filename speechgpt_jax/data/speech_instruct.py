@@ -1,11 +1,11 @@
-"""SpeechInstruct as a TFDS dataset, built from local files without any network.
+"""SpeechInstruct as a TFDS dataset, built offline from local files.
 
     tfds build speech_instruct/cross_modal_instruction \\
         --imports=speechgpt_jax.data.speech_instruct --manual_dir=FOLDER --data_dir=DATA
 
 FOLDER holds `cross_modal_instruction.jsonl` (the split `train`), or `...-train.jsonl`,
 `...-test.jsonl` and so on, in shards too (`...-train-00000-of-00008.jsonl`); JSONL, TFRecord and
-ArrayRecord are read. `tfds_dialogues` of tasks/speech_instruct.py makes a task of what was built.
+ArrayRecord are read. `tfds_dialogues` of tasks/speech_instruct.py makes a task of the dataset.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ from speechgpt_jax.errors import UserError
 
 @dataclasses.dataclass
 class SpeechInstructConfig(tfds.core.BuilderConfig):
-    """One set of SpeechInstruct.
+    """One of SpeechInstruct's datasets.
 
     Attributes:
-      num_units: units in its speech; a dialogue with any other stops the build.
+      num_units: number of units; a dialogue with a larger one stops the build.
     """
 
     num_units: int = 1000

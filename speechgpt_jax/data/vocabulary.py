@@ -1,4 +1,4 @@
-"""The tokenizer as a SeqIO vocabulary: the same ids from a TensorFlow graph."""
+"""The tokenizer as a SeqIO vocabulary, with the same ids in TensorFlow graphs."""
 
 import functools
 from collections.abc import Iterable, Sequence
@@ -11,21 +11,21 @@ import tensorflow_text as tf_text
 
 from speechgpt_jax.tokenizer import SentencePieceTokenizer, any_of
 
-# What str.strip() takes for white space; RE2's \s has six of these.
+# The characters that str.strip() removes; RE2's \s matches only five of them.
 _SPACES = (
     r"[\t-\r\x{1c}-\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}"
     r"\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]+"
 )
 
-# A byte that no UTF-8 string has.
+# A byte that no UTF-8 string contains.
 _CUT = b"\xff"
 
 
 class Vocabulary(seqio.Vocabulary):
-    """`encode_tf(text)` gives the ids of `Tokenizer.encode(text)`, for every UTF-8 string.
+    """SeqIO vocabulary whose `encode_tf` returns the ids of `Tokenizer.encode`.
 
-    Both leave out bos and eos, as SeqIO expects. `encode_tf` takes one string (ids [N]) or a
-    batch of them (ragged ids [B, N]).
+    Both leave out bos and eos, as SeqIO expects. `encode_tf` takes a UTF-8 string (returns ids [N])
+    or a batch of strings (returns ragged ids [B, (N)]).
     """
 
     def __init__(self, tokenizer: SentencePieceTokenizer):
@@ -76,7 +76,7 @@ class Vocabulary(seqio.Vocabulary):
     def _encode_batch(self, texts: tf.Tensor) -> tf.RaggedTensor:  # [B] -> [B, (N)]
         if not self.tokenizer.added_tokens:
             return self._sentencepiece.tokenize(texts)
-        # Now every row is text, added tokens, text, added tokens and so on, the last of them "".
+        # Each row alternates: text, added tokens, text, added tokens, ...; the last part is "".
         texts = tf.strings.regex_replace(texts, self._runs, _CUT + rb"\0" + _CUT)
         parts = tf.strings.split(tf.strings.join([texts, _CUT]), _CUT)
         texts, runs = parts.flat_values[0::2], parts.flat_values[1::2]
@@ -86,7 +86,7 @@ class Vocabulary(seqio.Vocabulary):
         return tf.RaggedTensor.from_row_lengths(pairs, counts, validate=False).merge_dims(1, 2)
 
     def _added_ids(self, runs: tf.Tensor) -> tf.RaggedTensor:
-        # "<5><6>" -> "<5><6" -> "<5", "<6"; only "", which is no tokens, has "" among its parts.
+        # "<5><6>" -> "<5><6" -> "<5", "<6"; "" -> "", which is no token.
         if self._ended:
             tokens = tf.strings.split(tf.strings.regex_replace(runs, ">$", ""), ">")
         else:
@@ -97,7 +97,7 @@ class Vocabulary(seqio.Vocabulary):
         return tf.RaggedTensor.from_row_lengths(ids, lengths, validate=False)
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:  # [N] -> [], [B, N] -> [B]
-        # In Python: nothing decodes on the way to the model.
+        # In Python, because decoding is not part of the input pipeline.
         def decode(ids):
             flat = ids.reshape(-1, ids.shape[-1])
             texts = [self.tokenizer.decode(row).encode() for row in flat.tolist()]
@@ -108,9 +108,9 @@ class Vocabulary(seqio.Vocabulary):
 
     @functools.cached_property
     def _ended(self) -> set[str]:
-        """The added tokens that end in ">", such as units, if that tells one from the next.
+        """The added tokens that end in ">", such as units, if a split at ">" separates them.
 
-        A match for every unit would be most of the cost of encoding; a cut at one byte is cheap.
+        A regular expression match per unit would dominate the cost of encoding; a split is cheap.
         """
         tokens = self.tokenizer.added_tokens
         if any(">" in token[:-1] or token + ">" in tokens for token in ("", *tokens)):
@@ -119,14 +119,14 @@ class Vocabulary(seqio.Vocabulary):
 
     @functools.cached_property
     def _runs(self) -> str:
-        """A pattern for added tokens that end in ">", one after another, or a single other one."""
+        """A pattern for a run of added tokens that end in ">", or for one other added token."""
         others = self.tokenizer.added_tokens.keys() - self._ended
         patterns = [f"(?:{any_of(self._ended)})+"] if self._ended else []
         return "|".join([*patterns, any_of(others)] if others else patterns)
 
     @functools.cached_property
     def _id_table(self) -> tf.lookup.StaticHashTable:
-        """Added token, without the ">" that it is cut at -> id; -1 for all else."""
+        """Added token, without the ">" at which it is split -> id; other strings -> -1."""
         tokens = self.tokenizer.added_tokens
         keys = [token.removesuffix(">") if self._ended else token for token in tokens]
         with tf.init_scope():
@@ -157,9 +157,9 @@ def _from_parts(model: bytes, added_tokens: dict[str, int]) -> Vocabulary:
 
 
 def _strip_beside(runs: tf.Tensor, texts: tf.Tensor) -> tf.Tensor:
-    """`texts` without the white space that touches the run before or after.
+    """`texts` without the white space beside the added tokens before and after them.
 
-    The run after the last text of a row is "".
+    Text i precedes run i; the run after the last text of a row is "".
     """
     is_last = runs == ""
     is_first = tf.concat([[True], is_last[:-1]], axis=0)

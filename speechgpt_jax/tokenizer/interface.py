@@ -1,4 +1,4 @@
-"""What every tokenizer does, whatever its files."""
+"""Interface of all tokenizers."""
 
 import abc
 import os
@@ -13,7 +13,7 @@ class Tokenizer(abc.ABC):
     `"[Human]: hi <eoh>"` -> ids of `[Human]`, `▁:`, `▁hi`, `<eoh>`.
 
     Attributes:
-      added_tokens: token -> id: units, role tokens and whatever else the text is cut at.
+      added_tokens: token -> id of units, role tokens and others at which text is split.
       pad_id: fills the end of a batch's rows; never part of a text.
     """
 
@@ -27,7 +27,7 @@ class Tokenizer(abc.ABC):
         Raises:
           UserError: its files are missing or damaged.
         """
-        # That module imports this one.
+        # Imported here because that module imports this one.
         from speechgpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 
         return SentencePieceTokenizer.from_folder(folder)
@@ -38,11 +38,11 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; data never becomes bos, eos or another control token."""
+        """Ids of `text`; text such as "</s>" never becomes a control token."""
 
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`; added tokens stand apart by spaces, control tokens are left out.
+        """Text of `ids`, with spaces around added tokens and without control tokens.
 
         Raises:
           UserError: no token has one of these ids.
@@ -60,17 +60,17 @@ class Tokenizer(abc.ABC):
     @property
     @abc.abstractmethod
     def bos_id(self) -> int:
-        """Stands before every text that a model reads."""
+        """Id at the start of every text that a model reads."""
 
     @property
     @abc.abstractmethod
     def eos_id(self) -> int:
-        """Ends every text that a model writes."""
+        """Id at the end of every text that a model writes."""
 
     @property
     @abc.abstractmethod
     def unk_id(self) -> int:
-        """Stands for what has no other id; SeqIO asks for it."""
+        """Id of the unknown piece; required by SeqIO."""
 
     @property
     def unit_ids(self) -> range:

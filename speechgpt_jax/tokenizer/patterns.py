@@ -1,15 +1,15 @@
-"""A regular expression that finds any of many tokens."""
+"""A short regular expression that matches any of many tokens."""
 
 import re
 from collections.abc import Iterable
 
 
 def any_of(tokens: Iterable[str]) -> str:
-    """A short pattern that matches the longest of `tokens`.
+    """A pattern that matches the longest possible one of `tokens`.
 
-    `["<1>", "<2>", "<21>"]` -> `<(?:1>|2(?:>|1>))`, and characters with the same continuations
-    share a class: a thousand units take some fifty characters, where `<0>|<1>|...` would be tried
-    one by one.
+    `["<1>", "<2>", "<21>"]` -> `<(?:1>|2(?:>|1>))`. Characters with the same continuations share a
+    class, so that the pattern of a thousand units has some fifty characters; `<0>|<1>|...` would be
+    slow, because its alternatives are tried one by one.
     """
     rests: dict[str, list[str]] = {}
     tokens = list(tokens)

@@ -1,13 +1,13 @@
 """A SentencePiece model of the LLaMA family plus added tokens (units and role tokens).
 
-The ids are those the released SpeechGPT checkpoints were trained on (transformers 4.33.1, slow
-tokenizer):
+The ids are those with which the released SpeechGPT checkpoints were trained (transformers 4.33.1,
+slow tokenizer):
 
-* text is cut at the added tokens, and white space on both sides of an added token is dropped;
-* each piece of text left is encoded on its own, so each gets its own leading `▁`;
-* `<s>`, `</s>` and `<unk>` in the text are ordinary characters: data never becomes a control token.
+* text is split at the added tokens, and white space on both sides of an added token is dropped;
+* each part of the text is encoded separately, so each gets its own leading `▁`;
+* `<s>`, `</s>` and `<unk>` in the text are ordinary characters, never control tokens.
 
-Later versions of transformers give other ids for the same string.
+Later versions of transformers have other ids for the same string.
 """
 
 import json
@@ -29,16 +29,16 @@ _SPACE = "▁"
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """See the module's docstring for its rules."""
+    """A SentencePiece model plus added tokens; the module's docstring has the rules."""
 
     def __init__(self, model: bytes, added_tokens: Mapping[str, int]):
         """
         Args:
           model: a serialised SentencePiece model.
-          added_tokens: token -> id; the id of a piece only where the token is that piece.
+          added_tokens: token -> id; it may be the id of a piece only if the token is that piece.
 
         Raises:
-          UserError: two tokens have the same id.
+          UserError: two tokens have the same id, or one has the id of another piece.
         """
         self.model = model
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -51,19 +51,23 @@ class SentencePieceTokenizer(Tokenizer):
     def from_files(
         cls, model_file: str | os.PathLike, added_tokens: Sequence[str]
     ) -> "SentencePieceTokenizer":
-        """A SentencePiece file, and tokens that take the ids after its pieces."""
+        """A tokenizer from a SentencePiece file and tokens with the ids after its pieces."""
         return cls.from_model(_read_model(model_file), added_tokens)
 
     @classmethod
     def from_model(cls, model: bytes, added_tokens: Sequence[str]) -> "SentencePieceTokenizer":
-        """A serialised SentencePiece model, and tokens that take the ids after its pieces."""
+        """A tokenizer from a serialised model and tokens with the ids after its pieces."""
         first = sentencepiece.SentencePieceProcessor(model_proto=model).vocab_size()
         return cls(model, {token: first + i for i, token in enumerate(added_tokens)})
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike) -> "SentencePieceTokenizer":
-        """A folder with `tokenizer.model` and, where they exist, the added tokens of
-        `added_tokens.json` and of `tokenizer_config.json`."""
+        """Reads `tokenizer.model` and, if they exist, the added tokens of `added_tokens.json` and
+        `tokenizer_config.json`.
+
+        Raises:
+          UserError: a file is missing or damaged.
+        """
         folder = files.find(folder)
         model = _read_model(folder / "tokenizer.model")
         return cls(model, read_added_tokens(folder))
@@ -128,8 +132,8 @@ class SentencePieceTokenizer(Tokenizer):
     def _join(self, pieces: list[str]) -> str | None:
         if not pieces:
             return None
-        # Drops the dummy prefix of this stretch of text; SentencePiece then takes one more space
-        # where the first piece was nothing else.
+        # Drops the leading `▁` of this part of the text; SentencePiece removes another space if the
+        # first piece was `▁` itself.
         return self._pieces.decode([pieces[0].removeprefix(_SPACE), *pieces[1:]])
 
     def _is_control(self, token: str, id_: int) -> bool:
@@ -150,7 +154,7 @@ class SentencePieceTokenizer(Tokenizer):
                     " from the same checkpoint."
                 )
         if len(self._strings) < len(self.added_tokens):
-            raise UserError("Two added tokens have the same id; give each its own.")
+            raise UserError("Two added tokens have the same id; give each an id of its own.")
 
     def _check_id(self, id_: int) -> None:
         if not (0 <= id_ < self._pieces.vocab_size() or id_ in self._strings):

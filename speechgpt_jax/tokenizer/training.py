@@ -8,23 +8,23 @@ import sentencepiece
 
 from speechgpt_jax.errors import UserError
 
-# The trainer passes over lines that hold one of these.
+# The trainer skips lines with one of these characters.
 _RESERVED = re.compile("[\0\u2585]")
-# The part of its messages about the size of the vocabulary that names the limit.
+# Part of the trainer's message that names the limit of the vocabulary's size.
 _SIZE = re.compile(r"Vocabulary size.* (?:<= \d+|\d+ vs \d+)\.")
 
 
 def train_sentencepiece(sentences: Iterable[str], vocab_size: int) -> bytes:
-    """Trains a BPE model: byte fallback, single digits, no normalisation, as LLaMA's.
+    """Trains a BPE model with LLaMA's byte fallback, single digits and no normalisation.
 
-    Every sentence counts, however long it is.
+    Sentences of any length are used.
 
     Args:
       sentences: texts without line breaks; blank ones are left out.
-      vocab_size: pieces, of which 256 are bytes and three control tokens.
+      vocab_size: number of pieces, among them 256 bytes and 3 control tokens.
 
     Returns:
-      the serialised model.
+      The serialised model.
 
     Raises:
       UserError: there is no text, or too much or too little of it for `vocab_size`.
@@ -45,7 +45,7 @@ def train_sentencepiece(sentences: Iterable[str], vocab_size: int) -> bytes:
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
-            # By default it drops lines of more than 4,192 bytes; 10 is its least.
+            # The default drops lines of more than 4,192 bytes; the minimum is 10.
             max_sentence_length=max(10, *(len(piece.encode()) for piece in pieces)),
             num_threads=2,
             minloglevel=1,

@@ -1,4 +1,4 @@
-"""Corpora of nonsense, written once."""
+"""Corpora of random texts and units, written once per session."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """Ten dialogues of each direction a shard, in three shards."""
+    """Three shards, each with ten dialogues per direction."""
     folder = tmp_path_factory.mktemp("speech_instruct")
     rng = np.random.default_rng(0)
 

@@ -1,4 +1,4 @@
-"""The packed examples of a split, each once, and the texts of packed batches."""
+"""Packed batches of one epoch in order, and their texts."""
 
 import numpy as np
 import seqio
@@ -7,7 +7,7 @@ from speechgpt_jax.data.packing import FEATURES, Packer, pack
 
 
 def load_once(provider, split, *, batch_size, sequence_length):
-    """Every example of a split once and in order, packed; the last batch is filled by padding."""
+    """One epoch of a split in order, packed; the last batch is filled with empty rows."""
     if isinstance(provider, str):
         provider = seqio.get_mixture_or_task(provider)
     dataset = provider.get_dataset(
@@ -43,6 +43,7 @@ def texts_of(batches, vocabulary):
 
 
 def once(task):
+    """Sorted texts of all training examples of a task."""
     vocabulary = seqio.get_mixture_or_task(task).output_features["targets"].vocabulary
     batches = load_once(task, "train", batch_size=4, sequence_length=128)
     return sorted(texts_of(batches, vocabulary))

@@ -1,4 +1,4 @@
-"""Records as the embedded corpus has them, made of nonsense in no time."""
+"""Records in the format of the embedded corpus, with random texts and units."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def _write(file: Path, records: list[bytes]) -> None:
 
 
 def write_corpus(folder: Path, size: int = 60) -> None:
-    """`size` utterances and dialogues a split."""
+    """Writes `size` utterances and dialogues per split."""
     rng = np.random.default_rng(0)
 
     def text():
@@ -69,7 +69,7 @@ def write_corpus(folder: Path, size: int = 60) -> None:
 
 
 def task_on(folder: Path, name: str) -> seqio.Task:
-    """A registered demo task, over the corpus in `folder`."""
+    """A registered demo task that reads the corpus in `folder`."""
     task = seqio.TaskRegistry.get(name)
     files = {
         split: str(folder / Path(task.source.list_shards(split)[0]).name) for split in task.splits

@@ -1,4 +1,4 @@
-"""SpeechInstruct built by TFDS and cached by SeqIO, and read back."""
+"""SpeechInstruct as built by TFDS and as cached by SeqIO."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def run(*command, path=""):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_tfds_builds_offline_what_the_files_hold(folder, tmp_path, asr_and_tts):
+def test_tfds_builds_offline_the_dialogues_of_the_files(folder, tmp_path, asr_and_tts):
     command = [Path(sys.executable).parent / "tfds", "build"]
     command += ["speech_instruct/cross_modal_instruction", f"--data_dir={tmp_path}"]
     run(*command, "--imports=speechgpt_jax.data.speech_instruct", f"--manual_dir={folder}")

@@ -1,4 +1,4 @@
-"""A hundred ways to ask for each direction, told apart from one another and from the other's."""
+"""A hundred descriptions per direction: distinct, varied and unambiguous."""
 
 import itertools
 import re
@@ -17,7 +17,7 @@ SPEAKING = (
     r"|read (it|this|these|out)|pronounce|recite|narrate|announce|utter|vocalize|articulate"
     r"|dictate|deliver|loud|on air)"
 )
-# What a description can't do without, and what says nothing.
+# Function words, which are not compared.
 FILLERS = {"a", "an", "the", "this", "these", "it", "its", "is", "to", "of", "in", "as", "please"}
 
 both = pytest.mark.parametrize("options", [descriptions.ASR, descriptions.TTS], ids=["asr", "tts"])
@@ -27,7 +27,7 @@ def words(description: str) -> set[str]:
     return set(re.findall(r"[a-z']+", description.lower())) - FILLERS
 
 
-def likeness(one: str, other: str) -> float:
+def similarity(one: str, other: str) -> float:
     """Shared words over all words (Jaccard)."""
     return len(words(one) & words(other)) / len(words(one) | words(other))
 
@@ -43,7 +43,7 @@ def test_there_are_a_hundred_that_fit_the_template(options):
 
 @both
 def test_no_two_are_nearly_the_same(options):
-    near = [pair for pair in itertools.combinations(options, 2) if likeness(*pair) > 0.67]
+    near = [pair for pair in itertools.combinations(options, 2) if similarity(*pair) > 0.67]
     assert not near
 
 
@@ -55,7 +55,7 @@ def test_they_begin_in_many_ways_and_differ_in_length(options):
     assert len({len(description.split()) for description in options}) >= 8
 
 
-def test_what_is_asked_for_is_clear():
+def test_descriptions_are_unambiguous():
     assert not set(descriptions.ASR) & set(descriptions.TTS)
     for description in descriptions.ASR:
         assert re.search(WRITING, description, re.I), description
@@ -65,6 +65,6 @@ def test_what_is_asked_for_is_clear():
         assert not re.search(r"\b(in writing|to text|as text|transcri\w+)\b", description, re.I)
 
 
-def test_what_our_own_mains_say_is_learned():
+def test_descriptions_of_our_mains_are_trained():
     assert prompts.TRANSCRIBE in descriptions.ASR
     assert prompts.SPEAK in descriptions.TTS

@@ -1,4 +1,4 @@
-"""Rows of whole examples."""
+"""Packing of whole examples into rows."""
 
 import logging
 
@@ -41,7 +41,7 @@ def test_a_row():
     assert all(value.dtype == np.int32 for value in row.values())
 
 
-def test_little_stays_empty_at_the_lengths_of_speech_dialogues():
+def test_little_is_padding_at_the_lengths_of_speech_dialogues():
     lengths = np.random.default_rng(0).lognormal(np.log(180), 0.6, 3000)
     packer = Packer(512)
     rows = list(rows_of(packer, np.clip(lengths, 1, 512).astype(int)))
@@ -51,7 +51,7 @@ def test_little_stays_empty_at_the_lengths_of_speech_dialogues():
     assert np.mean(used) / 512 > 0.97
 
 
-def test_a_pool_is_taken_over_by_rows_of_another_length(caplog):
+def test_a_pool_is_restored_for_rows_of_another_length():
     before = Packer(8)
     for size in (3, 8, 5, 2):
         before.add(example(*range(1, size + 1)))
@@ -59,8 +59,7 @@ def test_a_pool_is_taken_over_by_rows_of_another_length(caplog):
     for packer in (longer, shorter):
         packer.restore(before.state())
     assert [len(e["targets"]) for e in longer.fill_row()] == [3, 8, 5]
-    with_row = [len(e["targets"]) for e in shorter.fill_row()]
-    assert with_row == [3, 2]
+    assert [len(e["targets"]) for e in shorter.fill_row()] == [3, 2]
     assert (shorter.taken, shorter.dropped) == (4, 1)
     assert (longer.taken, longer.dropped) == (4, 0)
 
@@ -78,7 +77,7 @@ def test_nothing_fits():
         list(rows_of(Packer(4), [5] * 1000))
 
 
-def test_state_is_everything():
+def test_state_restores_pool_and_counts():
     sizes = np.random.default_rng(0).integers(1, 20, 50)
     packer, again = Packer(32), Packer(32)
     for size in sizes:
@@ -92,7 +91,7 @@ def test_state_is_everything():
     assert not len(again)
 
 
-def test_concatenated_examples_come_apart_again():
+def test_separate_inverts_concatenate():
     again = separate(concatenate([example(1, 2, inputs=[4]), example(3)]))
     assert [{k: v.tolist() for k, v in e.items()} for e in again] == [
         {"inputs": [4], "targets": [1, 2]},

@@ -1,4 +1,4 @@
-"""Packed batches, and that a restart goes on with the very next one."""
+"""Packed batches, and exact resumption after a restart."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def assert_same(a, b):
 
 
 def examples_in(batch):
-    """(targets, inputs, weights) of each packed example."""
+    """Features of each packed example."""
     for row in zip(*(batch[f"decoder_{k}"] for k in KEYS)):
         row = dict(zip(KEYS, row))
         for segment in range(1, row["segment_ids"].max() + 1):
@@ -50,7 +50,7 @@ def examples_in(batch):
 KEYS = ("target_tokens", "input_tokens", "loss_weights", "segment_ids", "positions")
 
 
-def test_batches_are_what_the_contract_says(mixture):
+def test_batches_have_the_decoder_features(mixture):
     batch = next(batches_of(mixture))
     assert sorted(batch) == sorted(f"decoder_{key}" for key in KEYS)
     assert all(v.shape == (ROWS, LENGTH) and v.dtype == np.int32 for v in batch.values())
@@ -66,7 +66,7 @@ def test_batches_are_what_the_contract_says(mixture):
         np.testing.assert_array_equal(example["loss_weights"], np.arange(len(targets)) >= start)
 
 
-def test_restored_batches_go_on_exactly(mixture):
+def test_restored_batches_continue_exactly(mixture):
     batches = batches_of(mixture, seed=3)
     for _ in range(7):
         next(batches)
@@ -80,7 +80,7 @@ def test_restored_batches_go_on_exactly(mixture):
     assert restarted.state() != position
 
 
-def test_saving_disturbs_nothing(task):
+def test_saving_does_not_change_the_batches(task):
     undisturbed, saved = batches_of(task), batches_of(task)
     for _ in range(3):
         saved.state()
@@ -109,7 +109,7 @@ def test_hosts_share_the_data(task):
     assert len(whole) == 60 and first | second == whole and not first & second
 
 
-def test_another_number_of_hosts_goes_on_exactly(task):
+def test_another_number_of_hosts_continues_exactly(task):
     def hosts(number):
         return [
             batches_of(task, batch_size=1, readers=readers, num_readers=4)
@@ -169,7 +169,7 @@ def test_units_are_concatenated_and_cut(corpus):
     assert stream.count(task.output_features["targets"].vocabulary.encode("<sosp>")[0]) == 60
 
 
-def test_files_of_your_own(tmp_path):
+def test_own_files(tmp_path):
     dialogues = tmp_path / "dialogues.jsonl"
     rows = [
         {"prefix": "Be kind.\n", "plain_text": f"[Human]: {'ha ' * i}<eoh> [SpeechGPT]: no<eoa> "}
@@ -211,7 +211,7 @@ GOLDEN = str(Path(__file__).parent.parent / "testdata" / "golden")
 
 @pytest.mark.parametrize("files", [1, 8])
 def test_fewer_records_than_readers(tmp_path, files):
-    """Five records, in one file or beside empty ones: every reader has batches, also resumed."""
+    """Five records, in one file or beside empty files: every reader has batches and resumes."""
     write_dialogues(tmp_path / "d-0.jsonl", 5)
     for i in range(1, files):
         write_dialogues(tmp_path / f"d-{i}.jsonl", 0)

@@ -1,4 +1,4 @@
-"""Files of records: every format, shards, and what a bad one says."""
+"""Files of records: formats, shards, and messages about bad records."""
 
 import gzip
 import json
@@ -226,7 +226,7 @@ def test_a_bad_example_is_named_and_the_others_are_read(tmp_path, caplog, name, 
 
 
 def test_blank_lines_and_byte_order_marks_are_skipped(tmp_path):
-    """Lines end at newlines alone: what else may end a line stays within a text."""
+    """Only newlines end a line; other separators stay in the text."""
     text = "[Human] a\u2028b\x85c\u2029d"
     line = json.dumps(GOOD | {"plain_text": text}, ensure_ascii=False)
     (tmp_path / "d.jsonl").write_text(f"\ufeff\n{line}\r\n \t\n\u2028\n{line}\n\n", newline="")

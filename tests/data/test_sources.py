@@ -1,4 +1,4 @@
-"""Records read whole."""
+"""Records held in memory."""
 
 import pytest
 import seqio

@@ -1,4 +1,4 @@
-"""SpeechInstruct mixed by rates, shared by hosts, and read back."""
+"""Mixtures of SpeechInstruct by rates, and its division among hosts."""
 
 import logging
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_rates_are_bound_from_gin(folder, tmp_path):
         (["test_speech_to_text", "test_text_to_speech"], [2, -1], r"has the rates \[2, -1\]"),
     ],
 )
-def test_mixtures_that_can_not_be(asr_and_tts, names, rates, message):
+def test_bad_mixtures_are_user_errors(asr_and_tts, names, rates, message):
     with pytest.raises(ValueError, match=message):
         mixtures.mix("test_never", names, rates)
 
@@ -55,13 +55,13 @@ def test_uneven_files_are_warned_of(asr_and_tts, caplog):
     options = {"batch_size": 1, "sequence_length": 128}
     caplog.set_level(logging.WARNING, "speechgpt_jax")
     load_batches(asr_and_tts[0], "train", **options, num_readers=2)
-    assert "test_speech_to_text has 3 files for 2 readers: readers with fewer" in caplog.text
+    assert "test_speech_to_text has 3 files for 2 readers: readers with fewer files" in caplog.text
     load_batches(asr_and_tts[0], "train", **options, num_readers=4)
     assert "3 files for 4 readers: every reader goes through all of them" in caplog.text
 
 
 def test_hosts_of_any_number_read_everything_once_an_epoch(asr_and_tts):
-    """Also those of a restart with another number of hosts, which begin an epoch of their own."""
+    """Also after a restart with another number of hosts."""
     task = seqio.get_mixture_or_task(asr_and_tts[0])
 
     def read(host, hosts):

@@ -1,4 +1,4 @@
-"""Ids from the graph are the ids from Python, for every string."""
+"""Ids of `encode_tf` are those of `encode`, for every string."""
 
 import json
 import pickle
@@ -85,7 +85,7 @@ def test_added_tokens_of_any_form(added):
     assert vocabulary.encode_tf(tf.constant(mixes)).to_list() == expected
 
 
-def test_one_string_and_none(vocabulary):
+def test_one_string_and_empty_ones(vocabulary):
     assert vocabulary.encode_tf(tf.constant("a <5> b")).numpy().tolist() == [260, 2005, 285]
     assert vocabulary.encode_tf(tf.constant("")).shape == (0,)
     assert vocabulary.encode_tf(tf.constant([], tf.string)).to_list() == []

@@ -1,4 +1,4 @@
-"""What the demo tasks make of a record."""
+"""Dialogues that the demo tasks make from records."""
 
 import re
 
@@ -16,7 +16,7 @@ TEXT = r"[a-z ]+"
 ASR = "|".join(descriptions.ASR).replace("?", r"\?")
 TTS = "|".join(descriptions.TTS).replace("?", r"\?")
 
-# As decoded: added tokens stand apart.
+# Decoded text, with spaces around added tokens.
 DIALOGUES = {
     "demo_asr": rf"{HUMAN} (?:{ASR})\. This is input: {UNITS} <eoh> {SPEECHGPT} {TEXT}<eoa> ",
     "demo_tts": rf"{HUMAN} (?:{TTS})\. This is input: {TEXT} <eoh> {SPEECHGPT} {UNITS} <eoa> ",
@@ -75,15 +75,15 @@ def test_mixtures_have_all_their_tasks():
 
 @pytest.mark.parametrize("name", DIALOGUES)
 def test_targets_are_read_back_by_the_metrics(corpus, name):
-    """A model that says exactly the reference has no errors."""
+    """A response equal to the reference has no errors."""
     task = seqio.TaskRegistry.get(name)
     vocabulary = task.output_features["targets"].vocabulary
-    said = [
+    responses = [
         task.postprocess_fn(vocabulary.decode(example["targets"]))
         for example in examples(corpus, name)
     ]
     for metric_fn in task.metric_fns:
-        for figure, value in metric_fn(said, said).items():
+        for figure, value in metric_fn(responses, responses).items():
             if not figure.endswith("another_sentence"):
                 assert value == (1.0 if figure == "answer_accuracy" else 0.0), figure
             else:

@@ -1,4 +1,4 @@
-"""Patterns of many tokens."""
+"""Regular expressions for many tokens."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Ids of transformers 4.33.1, for every string."""
+"""Ids, compared with those of transformers 4.33.1."""
 
 import json
 from pathlib import Path
@@ -36,14 +36,14 @@ def test_control_tokens_in_text_are_text(tokenizer, text):
     assert tokenizer.decode(ids).replace(" ", "") == text.replace(" ", "")
 
 
-def test_spaces_around_added_tokens_go_in_every_alphabet(tokenizer):
+def test_unicode_spaces_around_added_tokens_are_dropped(tokenizer):
     tight = tokenizer.encode("a<5>b")
     for space in (" ", "\n", "\t", "\x1c", "\x85", "\xa0", "\u2003", "\u3000"):
         assert tokenizer.encode(f"a{space}<5>{space}{space}b") == tight
     assert tokenizer.encode("a\u200b<5>b") != tight  # a zero-width space is none
 
 
-def test_sizes_are_read_not_assumed(tokenizer):
+def test_sizes_and_ids(tokenizer):
     assert tokenizer.vocab_size == 3006
     assert tokenizer.unit_ids == range(2000, 3000)
     assert (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id) == (0, 1, 2)
@@ -62,7 +62,7 @@ def test_added_tokens_of_a_newer_folder(tmp_path, tokenizer):
 
 
 def test_an_added_token_that_is_a_piece(tmp_path, tokenizer):
-    """As transformers does: the text is cut there, and the id is the piece's."""
+    """As in transformers, the text is split there, and the id is the piece's."""
     [the] = tokenizer.encode("the")
     piece = "▁the"
     assert tokenizer.token_to_id(piece) == the

@@ -1,4 +1,4 @@
-"""LLaMA's settings, shown by what comes out, and text as people have it."""
+"""Training of tokenizers: LLaMA's settings, and unusual texts."""
 
 import pytest
 
