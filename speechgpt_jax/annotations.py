@@ -1,7 +1,7 @@
-"""Values against type annotations: `fits("ten", int)` is False, `describe(int)` "a whole number".
+"""Checks values against type annotations: `fits("ten", int)` is False.
 
-A list fits a tuple's annotation, for gin files hold both, and a whole number fits a float's.
-Not-a-number and infinity fit nothing.
+A list also fits a tuple's annotation, since gin files use either, and an int fits a float's. NaN
+and infinity fit no annotation but Any.
 """
 
 import collections.abc
@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 SEQUENCES = (tuple, list, collections.abc.Sequence, collections.abc.Collection)
 NUMBERS = {int: "a whole number", float: "a finite number"}
-NAMES = {**NUMBERS, str: "a text", bool: "True or False", type(None): "None"}
+NAMES = {**NUMBERS, str: "a string", bool: "True or False", type(None): "None"}
 
 
 def annotations(function: Callable) -> dict[str, Any]:
-    """Parameter -> annotation of a function or of a class's constructor."""
+    """{parameter: annotation} of a function or of a class's constructor."""
     if inspect.isclass(function) and "__init__" in vars(function):
         function = function.__init__
     signature = inspect.signature(function, eval_str=True)
@@ -30,9 +30,9 @@ def annotations(function: Callable) -> dict[str, Any]:
 
 
 def fits(value: Any, annotation: Any, accepts: Callable[[Any], bool] = lambda value: False) -> bool:
-    """Whether `value` may be given where `annotation` stands.
+    """Whether `value` is of the type `annotation`.
 
-    `accepts(value)` is true for values, or items within them, that fit any annotation.
+    Values, and items within them, for which `accepts` returns True fit any annotation.
     """
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any or isinstance(annotation, typing.TypeVar) or accepts(value):
@@ -56,7 +56,7 @@ def fits(value: Any, annotation: Any, accepts: Callable[[Any], bool] = lambda va
     if annotation is None:
         return value is None
     if getattr(annotation, "_is_protocol", False):
-        return False  # No literal of a gin file has methods of ours.
+        return False  # No literal in a gin file implements a protocol.
     return isinstance(value, origin or annotation)
 
 
@@ -69,7 +69,7 @@ def _items_fit(value, origin, args, accepts) -> bool:
 
 
 def describe(annotation: Any) -> str:
-    """What is expected where `annotation` stands, for a message."""
+    """The type `annotation` in words, for messages: int -> "a whole number"."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(describe, args))

@@ -1,4 +1,4 @@
-"""Command lines: values are checked where they are read, and every mistake is one line.
+"""Command-line arguments: values are checked when they are parsed; every mistake is one line.
 
     parser = Parser(__doc__)                                      # tools: argparse
     parser.add_argument("--num_clusters", type=positive_int, default=100)
@@ -9,8 +9,8 @@
     ...
     arguments.run_with_flags(main)                                # main()
 
-A type takes the text of an argument and returns its value or raises IllegalValue, with argparse and
-with absl alike. Not-a-number and infinity are refused by each of them.
+A type is a function that takes the text of an argument and returns its value or raises
+IllegalValue; the same types serve argparse and absl. No type accepts NaN or infinity.
 """
 
 import argparse
@@ -32,7 +32,7 @@ Type = Callable[[str], Any]
 
 
 class IllegalValue(UserError, argparse.ArgumentTypeError):
-    """A value that an argument can't have; argparse and absl put the argument's name before it."""
+    """An argument has an illegal value; argparse and absl put its name before the message."""
 
 
 # ---- types ---------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def name(text: str) -> str:
 def nonempty(text: str) -> str:
     """Type of texts that are not blank."""
     if not text.strip():
-        raise _illegal(text, "a text that is not empty")
+        raise _illegal(text, "a text that is not blank")
     return text
 
 
@@ -92,7 +92,7 @@ def existing_file(text: str) -> str:
     """Type of files that exist, local or gs://."""
     path = existing_path(text)
     if epath.Path(path).is_dir():
-        raise _illegal(text, "a file, and this is a folder")
+        raise IllegalValue(f"expected a file, got the folder {text!r}")
     return path
 
 
@@ -100,7 +100,7 @@ def existing_folder(text: str) -> str:
     """Type of folders that exist, local or gs://."""
     path = existing_path(text)
     if not epath.Path(path).is_dir():
-        raise _illegal(text, "a folder, and this is a file")
+        raise IllegalValue(f"expected a folder, got the file {text!r}")
     return path
 
 
@@ -130,11 +130,11 @@ def _illegal(text: str, expected: str) -> IllegalValue:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, with names in full and mistakes as UserErrors; --help as usual.
+    """argparse's parser without abbreviated flags, whose errors are UserErrors.
 
     Args:
-      description: the tool's docstring, shown as it is written.
-      kwargs: those of argparse.ArgumentParser.
+      description: the tool's docstring, shown with its line breaks.
+      kwargs: other arguments of argparse.ArgumentParser.
     """
 
     def __init__(self, description: str | None = None, **kwargs):
@@ -150,13 +150,21 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Exits with the code that `main(sys.argv[1:])` returns; a UserError is one line."""
+    """Exits with the code that `main(sys.argv[1:])` returns; prints a UserError as one line."""
     with one_line_errors():
         sys.exit(main(sys.argv[1:]))
 
 
 def run_program(words: Sequence[str], input: str | None = None) -> int:
-    """Runs another program, such as gcloud or sbatch, and returns its exit code."""
+    """Runs another program, such as gcloud or sbatch, and returns its exit code.
+
+    Args:
+      words: the program and its arguments.
+      input: text for its standard input.
+
+    Raises:
+      UserError: it is not installed.
+    """
     try:
         return subprocess.run(words, input=input, text=True, check=False).returncode
     except FileNotFoundError as error:
@@ -172,11 +180,11 @@ flags.disclaim_key_flags()
 
 
 class _Default(str):
-    """The text of a default value, which is not checked before it is used."""
+    """A default value that is a text; unlike given values it is not checked."""
 
 
 class _AbslParser(flags.ArgumentParser):
-    """A type of this module as absl wants it."""
+    """Makes an absl parser of a type of this module."""
 
     def __init__(self, parse_text: Type):
         self.parse_text = parse_text
@@ -189,14 +197,14 @@ class _AbslParser(flags.ArgumentParser):
 def define(
     name: str, type: Type, default: Any, help: str, *, required: bool = False
 ) -> flags.FlagHolder:
-    """An absl flag whose value is checked by one of the types above, or by one like them."""
+    """Defines an absl flag whose value is checked by `type`, such as one of those above."""
     if isinstance(default, str):
         default = _Default(default)
     return flags.DEFINE(_AbslParser(type), name, default, help, required=required)
 
 
 def run_with_flags(main: Callable[[], None], argv: list[str] | None = None) -> NoReturn:
-    """Reads absl's flags, calls `main()` and exits; a UserError is one line.
+    """Parses absl's flags, calls `main()` and exits; prints a UserError as one line.
 
     `argv` starts with the program's name; by default it is sys.argv.
     """

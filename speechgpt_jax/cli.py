@@ -4,7 +4,7 @@
     speechgpt extract-units --help
 
 `speechgpt NAME ...` is `python -m speechgpt_jax.NAME ...` or `python -m tools.NAME ...`. Only the
-program that is asked for gets imported, so that the list of them costs no time.
+program that runs is imported, so --help is fast.
 """
 
 import ast
@@ -18,10 +18,10 @@ from pathlib import Path
 from speechgpt_jax.errors import UserError, one_line_errors
 
 MAINS = ("train", "evaluate", "infer", "precompile", "demo")
-# Tools of a checkout, not of a user.
+# Tools that only make sense in a checkout of the repository.
 HIDDEN = {"bootstrap_venv"}
 
-# Library -> the extras that install it; talking needs none of them.
+# Library -> the extras that install it; inference needs none of them.
 EXTRAS = {
     "apache_beam": "corpus",
     "clu": "train",
@@ -92,13 +92,14 @@ def summary(module: str) -> str:
 
 
 def run(name: str, module: str, arguments: list[str]) -> None:
-    """Runs `module` as `python -m module *arguments` would.
+    """Runs `module` as `python -m MODULE ARGUMENTS` would.
 
     Raises:
-      UserError: a library is missing that an extra of this package installs.
+      UserError: a library is missing; the message names the extra that installs it.
     """
     sys.argv[1:] = arguments
-    # As with `python -m`, a recipe can import modules of the working folder; ours come first.
+    # As with `python -m`, a recipe can import modules of the working folder. It comes last in
+    # sys.path, so that it can't hide our modules.
     sys.path.append(os.getcwd())
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -25,24 +25,24 @@ from speechgpt_jax.training.progress import draw_losses, duration_text, read_met
 
 ANSWER = "answer.wav"
 STAGES = ("modality_adaptation", "cross_modal_instruction", "chain_of_modality")
-# (stage, tasks, split, examples per task): done in a minute.
+# (stage, tasks, split, examples per task): about a minute in all.
 EVALUATIONS = (
     (2, ("demo_asr", "demo_tts"), "test", 64),
     (2, ("demo_asr",), "unheard_voice", 64),
     (3, ("demo_speech_to_speech", "demo_text_to_text"), "test", 64),
 )
 CLIPS = DEMO_CORPUS / "clips"
-# A held-out question that contains its answer: it tells the weather and asks for it.
+# A held-out question that contains its answer: it states the weather and asks for it.
 QUESTION = "question-06244-rms.flac"
 
 
 def run_of(output_dir: pathlib.Path, stage: int) -> str:
-    """The folder of a stage's run."""
+    """Folder of a stage's run."""
     return str(output_dir / f"stage{stage}")
 
 
 def train_stage(output_dir: pathlib.Path, stage: int) -> None:
-    """Trains one stage from the one before, or resumes it."""
+    """Trains one stage, starting from the previous one's run, or resumes it."""
     bindings = []
     if stage > 1:
         bindings = [f"lm.train.start_from = '{run_of(output_dir, stage - 1)}'"]
@@ -53,7 +53,7 @@ def train_stage(output_dir: pathlib.Path, stage: int) -> None:
 
 
 def losses(output_dir: pathlib.Path) -> Table:
-    """Losses of each stage, from its metrics."""
+    """Table of each stage's first and last losses, from its metrics."""
     table = Table(title="Loss in nats per token: mean of the first and of the last 10 steps")
     table.add_column("stage", no_wrap=True)
     for column in ("text before", "text after", "units before", "units after"):
@@ -71,8 +71,8 @@ def losses(output_dir: pathlib.Path) -> Table:
 
 
 def evaluation(output_dir: pathlib.Path) -> Table:
-    """Metrics of the runs on held-out examples."""
-    table = Table(title="Error rates and accuracies on 64 held-out examples each")
+    """Evaluates the runs on held-out examples; returns a table of the metrics."""
+    table = Table(title="Error rates and accuracies on 64 held-out examples per task")
     for column in ("task", "split", "metric"):
         table.add_column(column)
     table.add_column("value", justify="right")
@@ -87,7 +87,7 @@ def evaluation(output_dir: pathlib.Path) -> Table:
 
 
 def recorded_question() -> dict:
-    """The row of clips.json about `QUESTION`."""
+    """The row of clips.json for `QUESTION`: its text and answer."""
     rows = json.loads((CLIPS / "clips.json").read_text())
     return next(row for row in rows if row["file"] == QUESTION)
 
@@ -98,12 +98,12 @@ def print_line(label: str, text: object) -> None:
 
 
 def ask(output_dir: pathlib.Path, path: pathlib.Path) -> Reply:
-    """Puts a recorded question to the last stage, prints the reply and writes answer.wav."""
+    """Asks the last stage a recorded question, prints the reply and writes answer.wav."""
     conversation = Conversation.from_run(run_of(output_dir, 3), speaker="slt")
     reply = conversation.answer(load_audio(path))
     print_line("Question", path)
-    print_line("It heard", reply.transcript or "(no words)")
-    print_line("It answers", reply.text or "(no words)")
+    print_line("Transcript", reply.transcript or "(no words)")
+    print_line("Answer", reply.text or "(no words)")
     print_line("As units", "".join(f"<{unit}>" for unit in reply.units) or "(none)")
     if reply.units:
         save_audio(output_dir / ANSWER, reply.wav)
@@ -112,18 +112,18 @@ def ask(output_dir: pathlib.Path, path: pathlib.Path) -> Reply:
 
 
 def verdict(reply: Reply, question: str, answer: str) -> str:
-    """Compares the reply with the known question and its right answer."""
+    """Compares the reply with the question's known text and answer."""
     is_recognised = normalize(reply.transcript) == normalize(question)
     is_right = normalize(reply.text) == normalize(answer)
     if is_recognised and is_right and reply.units:
         return "It understood the question, and the answer is right."
     problems = []
     if not is_recognised:
-        problems.append(f"it misheard the question, which was {question!r}")
+        problems.append(f"its transcript is wrong, the question was {question!r}")
     if not is_right:
         problems.append(f"its answer is wrong, the right one is {answer!r}")
     if not reply.units:
-        problems.append("it gave no speech")
+        problems.append("its reply has no speech")
     return (
         f"After this short training {', and '.join(problems)}. "
         "Train longer: raise lm.train.steps in gin/runs/demo_stage*.gin."
@@ -133,14 +133,21 @@ def verdict(reply: Reply, question: str, answer: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments.Parser(__doc__)
     parser.add_argument(
-        "--question", type=arguments.existing_file, help="a recording to ask in place of ours"
+        "--question",
+        type=arguments.existing_file,
+        help="recording of a question; by default a held-out one of the demo corpus",
     )
-    parser.add_argument("--output_dir", type=arguments.output_folder, default="runs/demo")
+    parser.add_argument(
+        "--output_dir",
+        type=arguments.output_folder,
+        default="runs/demo",
+        help="folder of the three runs, loss.png and answer.wav (default: runs/demo)",
+    )
     args = parser.parse_args(argv)
     output_dir = pathlib.Path(args.output_dir)
     check_output(output_dir / ANSWER)
     if args.question:
-        load_audio(args.question)  # A file that can't be read is known before the training.
+        load_audio(args.question)  # Reports an unreadable file before the training.
 
     gin_utils.hush_libraries()
     start = time.monotonic()

@@ -16,7 +16,7 @@ class UserError(ValueError):
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the program with `Error: ...` and exit code 1 where a UserError is raised."""
+    """Ends the program with `Error: MESSAGE` on stderr and exit code 1 at a UserError."""
     try:
         yield
     except UserError as error:

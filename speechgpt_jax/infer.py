@@ -1,4 +1,4 @@
-"""Asks a trained model.
+"""Asks a trained model a spoken or written question, or lets it transcribe or read aloud.
 
 python -m speechgpt_jax.infer --run=runs/demo/stage3 --audio=question.wav --output=answer.wav
 python -m speechgpt_jax.infer --run=runs/demo/stage3 --text="what is two plus three?"
@@ -31,11 +31,16 @@ if TYPE_CHECKING:
     from speechgpt_jax.decoding.conversation import Reply
 
 RUN = define("run", existing_folder, None, "Folder of a training run.", required=True)
-TASK = flags.DEFINE_enum("task", "answer", ["answer", "transcribe", "speak"], "What to do.")
+TASK = flags.DEFINE_enum(
+    "task",
+    "answer",
+    ["answer", "transcribe", "speak"],
+    "answer a question, transcribe a recording or read a text aloud.",
+)
 AUDIO = define("audio", existing_file, None, "A recording as input.")
 TEXT = define("text", nonempty, None, "A text as input, instead of --audio.")
 OUTPUT = define(
-    "output", nonempty, "answer.wav", "File for a spoken answer; its suffix names the format."
+    "output", nonempty, "answer.wav", "File for the spoken answer; its suffix sets the format."
 )
 WRITTEN = flags.DEFINE_bool("written", False, "Answer in text only.")
 HUBERT_FOLDER = define(
@@ -51,12 +56,12 @@ TEMPERATURE = define(
     0.0,
     "Divides the logits before sampling; 0 always takes the most likely token.",
 )
-TOP_K = define("top_k", at_least(0), 50, "Sample among this many most likely tokens; 0: all.")
+TOP_K = define("top_k", at_least(0), 50, "Sample from this many most likely tokens; 0: all.")
 TOP_P = define(
     "top_p",
     finite_float(above=0, at_most=1),
     0.8,
-    "Sample among the fewest tokens whose probabilities add up to this.",
+    "Sample from the fewest tokens whose probabilities add up to this.",
 )
 MAX_NEW_TOKENS = define("max_new_tokens", positive_int, 384, "Longest answer, in tokens.")
 
@@ -64,7 +69,7 @@ MAX_NEW_TOKENS = define("max_new_tokens", positive_int, 384, "Longest answer, in
 def main() -> None:
     hush_libraries()
     if (AUDIO.value is None) == (TEXT.value is None):
-        raise UserError("Give one of --audio and --text.")
+        raise UserError("Give either --audio or --text.")
     if TASK.value == "transcribe" and AUDIO.value is None:
         raise UserError("--task=transcribe needs a recording: give --audio.")
     if TASK.value == "speak" and TEXT.value is None:

@@ -1,10 +1,9 @@
 """Checks of configured values: numbers within limits, and one of several choices.
 
     check_number("warmup", warmup, at_least=0, below=1)
-
     check_choice("schedule", schedule, ("cosine", "linear"))
 
-Limits are `above`, `at_least`, `below` and `at_most`; not-a-number and infinity are within none.
+Limits are `above`, `at_least`, `below` and `at_most`; NaN and infinity are always rejected.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""Which platform JAX uses where libtpu is installed but no TPU is attached.
+"""Selects the CPU where libtpu is installed but no TPU is attached.
 
-JAX then asks libtpu for devices, and libtpu prints error lines before JAX falls back to the CPU.
-Importing this package spares it the question. JAX_PLATFORMS, where it is set, is obeyed.
+JAX would try libtpu first, which prints error lines before JAX falls back to the CPU. Importing
+this package selects the CPU at once, unless the environment sets JAX_PLATFORMS.
 """
 
 import glob
@@ -14,14 +14,14 @@ GOOGLE_PCI_VENDOR = "0x1ae0"
 
 
 def avoid_absent_tpu() -> None:
-    """Sets JAX_PLATFORMS=cpu where JAX would look for a TPU in vain."""
+    """Sets JAX_PLATFORMS=cpu if libtpu is the only installed plugin and there is no TPU."""
     if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None:
         return
-    # With a GPU plugin installed, JAX must find out by itself which of the two is there.
+    # With a GPU plugin installed too, JAX must find out which device there is.
     if importlib.util.find_spec("jax_plugins") is not None or has_tpu():
         return
     os.environ["JAX_PLATFORMS"] = "cpu"
-    if "jax" in sys.modules:  # It has read the environment, but has not looked for devices yet.
+    if "jax" in sys.modules:  # JAX reads the environment when it is imported.
         sys.modules["jax"].config.update("jax_platforms", "cpu")
 
 

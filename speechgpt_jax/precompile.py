@@ -1,11 +1,11 @@
-"""Compiles the train step of a run, or its decoding, for a TPU slice, without the TPUs.
+"""Compiles the train step of a run, or its decoding, for a TPU slice that isn't attached.
 
     python -m speechgpt_jax.precompile --gin_file=gin/runs/llama_7b_stage1.gin --topology=v5e-256 \\
         [--batch_per_chip=4 | --find_batch] [--decode] [--json=report.json] \\
         [--gin.LlamaConfig.remat=minimal]
 
-Prints whether it fits, its peak memory, its flops and its collectives. Needs libtpu and a few
-minutes of a CPU; no data, tokenizer or checkpoint is read.
+Prints whether the program fits into memory, its peak memory, flops and collectives. Needs libtpu
+and a few minutes on a CPU; no data, tokenizer or checkpoint is read.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ BATCH_PER_CHIP = define(
     "batch_per_chip",
     finite_float(above=0),
     None,
-    "Rows per chip; by default the run's batch over all chips.",
+    "Rows per chip; by default the run's batch size divided by the number of chips.",
 )
 FIND_BATCH = flags.DEFINE_bool("find_batch", False, "Find the largest batch that fits.")
 DECODE = flags.DEFINE_bool(
-    "decode", False, "Compile prompts and answers of half the length each, not the train step."
+    "decode",
+    False,
+    "Compile decoding instead of the train step: prompts and answers of half the length each.",
 )
 JSON = define("json", output_file, None, "File to write the report to as well.")
 
@@ -68,7 +70,7 @@ def main() -> None:
 
 
 def precompile() -> Report:
-    """Report of the run that gin describes; with --find_batch that of the largest batch."""
+    """Report of the run that gin configures; with --find_batch at the largest batch that fits."""
     from speechgpt_jax import sharding
     from speechgpt_jax.compilation.decoding import report_decoding
     from speechgpt_jax.compilation.report import largest_that_fits
@@ -78,7 +80,7 @@ def precompile() -> Report:
     from speechgpt_jax.training.stage import Stage
 
     if FIND_BATCH.value and BATCH_PER_CHIP.value is not None:
-        raise UserError("Give one of --find_batch and --batch_per_chip.")
+        raise UserError("--find_batch and --batch_per_chip exclude one another; give one of them.")
     names = [field.name for field in dataclasses.fields(Stage)]
     training = Stage(**gin_utils.arguments(lm.train, names))
     batch = gin_utils.arguments(inputs.load_host_batches, ("batch_size", "sequence_length"))

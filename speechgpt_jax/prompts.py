@@ -2,7 +2,7 @@
 
 A template is a format string: `CROSS_MODAL.format(description=..., source=..., target=...)`; units
 are inserted as unit text. Dots and spaces differ between the templates exactly as they do in the
-published SpeechInstruct data (Zhang et al. 2023), because released checkpoints saw no others.
+published SpeechInstruct data (Zhang et al. 2023), on which the released checkpoints were trained.
 
 Each `*_PROMPT` is the part of a dialogue before the response: decoding starts from it. It ends
 without the space that follows in the dialogue, since that space belongs to the response's first
@@ -17,11 +17,11 @@ HUMAN, SPEECHGPT, END_OF_HUMAN, END_OF_ANSWER = "[Human]", "[SpeechGPT]", "<eoh>
 # The added tokens after the units; <eoa>, [ta] and [ua] are ordinary text.
 ROLE_TOKENS = ("<sosp>", "<eosp>", HUMAN, SPEECHGPT, END_OF_HUMAN, "<eos>")
 
-# Our own system prompt. SpeechInstruct records have theirs; released checkpoints need the one that
-# they were trained with.
+# Our own system prompt. SpeechInstruct records bring another; released checkpoints need the one
+# that they were trained with.
 DEFAULT_PREFIX = "This is SpeechGPT.\n"
 
-# The task descriptions that our mains use; training has many (data/descriptions.py).
+# The task descriptions used at inference; training uses many (data/descriptions.py).
 TRANSCRIBE = "Transcribe this speech"
 SPEAK = "Say this text aloud"
 

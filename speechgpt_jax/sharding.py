@@ -1,7 +1,7 @@
 """Sharding: the mesh, the table from logical axes to mesh axes, and the placement of batches.
 
-Parameters name their logical axes ("vocab", "embed", ...: the model's `out_sharding=` names); this
-module alone decides over which mesh axis each of them is sharded:
+Parameters name their logical axes ("vocab", "embed", ...: the model's `out_sharding=` names). Only
+this module maps them to mesh axes:
 
     mesh = create_mesh(MeshConfig(data=1, fsdp=-1, model=1))       # every device on `fsdp`
     with use_mesh(mesh):
@@ -58,7 +58,7 @@ class MeshConfig:
       slices: number of TPU slices joined by the data-centre network; `data` must be a multiple of
         it, so that only the gradient sum crosses the slow network.
 
-    One of data, fsdp and model may be -1: all devices that the others leave.
+    One of data, fsdp and model may be -1: the number of devices divided by the other two.
     """
 
     data: int = 1
@@ -98,7 +98,7 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
 
 
 def create_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Mesh of `devices` (by default all), with neighbours joined by the fast network."""
+    """Mesh of `devices` (by default all), laid out so that neighbours have the fastest links."""
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
     if config.slices > 1:
@@ -119,7 +119,7 @@ def use_mesh(mesh: Mesh) -> Iterator[None]:
 
 
 def abstract(make: Callable, mesh: Mesh, *args: Any) -> Any:
-    """Shapes, dtypes and shardings of `make(*args)`, which is not computed."""
+    """Shapes, dtypes and shardings of `make(*args)`, without computing it."""
     with use_mesh(mesh):
         shapes = jax.eval_shape(make, *args)
         shardings = nnx.get_named_sharding(shapes, mesh)
@@ -131,7 +131,7 @@ def abstract(make: Callable, mesh: Mesh, *args: Any) -> Any:
 
 
 def create_sharded(make: Callable, mesh: Mesh, *args: Any) -> Any:
-    """`make(*args)`, where each device computes only its own shards: no host holds the whole."""
+    """`make(*args)`; each device computes only its own shards, so no host holds whole arrays."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract(make, mesh, *args))
     with use_mesh(mesh):
         return jax.jit(make, out_shardings=shardings)(*args)
@@ -145,8 +145,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def process_share(mesh: Mesh) -> tuple[int, int]:
     """Index of the share of every batch that this process reads, and the number of shares.
 
-    Each process has its own share, except that processes which split a `model` group read the same
-    rows.
+    Each process has its own share, except that processes whose devices form one `model` group read
+    the same rows.
+
+    Raises:
+      UserError: the mesh splits the batch unequally over the processes.
     """
     if jax.process_count() == 1:
         return 0, 1

@@ -24,7 +24,7 @@ from speechgpt_jax.errors import one_line_errors
 
 
 def two_steps(text: str) -> tuple[int, int]:
-    """Type of FIRST,LAST: two step numbers."""
+    """Type of FIRST,LAST: two step numbers, such as 20,22."""
     try:
         first, last = map(positive_int, text.split(","))
     except ValueError:
@@ -58,13 +58,13 @@ NUM_PROCESSES = define(
     "num_processes", positive_int, None, "Number of processes, with --coordinator_address."
 )
 PROCESS_ID = define(
-    "process_id", at_least(0), None, "Number of this process, with --coordinator_address."
+    "process_id", at_least(0), None, "Index of this process, from 0, with --coordinator_address."
 )
 STOPPED_EXIT_CODE = define(
     "stopped_exit_code",
     at_least(0, at_most=255),
     0,
-    "Exit code after SIGTERM, for schedulers that restart what has failed.",
+    "Exit code after SIGTERM; not 0 for schedulers that restart failed jobs.",
 )
 
 

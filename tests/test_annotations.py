@@ -1,4 +1,4 @@
-"""Values against type annotations."""
+"""Checks of values against type annotations, and the words for a type in messages."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
@@ -47,7 +47,7 @@ def test_descriptions():
     assert describe(int) == "a whole number"
     assert describe(float | None) == "a finite number or None"
     assert describe(tuple[int, int]) == "(a whole number, a whole number)"
-    assert describe(tuple[str, ...]) == "a list, each item a text"
+    assert describe(tuple[str, ...]) == "a list, each item a string"
     assert describe(Literal["a", "b"]) == "one of 'a', 'b'"
     assert describe(ValueError) == "a ValueError"
 

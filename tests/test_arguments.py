@@ -1,4 +1,4 @@
-"""Command lines: what each type takes, and that every mistake is one line of argparse or absl."""
+"""Argument types accept and reject the right texts; every mistake is one line."""
 
 import math
 import os

@@ -18,9 +18,9 @@ WAV = np.zeros(320, np.float32)
     ("reply", "expected"),
     [
         (Reply("What is it?", "a cat", [1], WAV), "the answer is right."),
-        (Reply("what was it", "a cat.", [1], WAV), "it misheard"),
+        (Reply("what was it", "a cat.", [1], WAV), "its transcript is wrong"),
         (Reply("what is it", "a dog.", [1], WAV), "its answer is wrong, the right one is 'a cat.'"),
-        (Reply("what is it", "a cat.", [], WAV), "it gave no speech"),
+        (Reply("what is it", "a cat.", [], WAV), "its reply has no speech"),
     ],
 )
 def test_the_verdict_is_honest(reply, expected):
@@ -52,7 +52,7 @@ def test_losses_before_and_after_each_stage(tmp_path):
         ("--output_dir={text}", "text.wav is a file"),
     ],
 )
-def test_bad_flags_are_known_before_the_training(tmp_path, flag, message):
+def test_bad_flags_are_reported_before_the_training(tmp_path, flag, message):
     text = tmp_path / "text.wav"
     text.write_text("no sound")
     with pytest.raises(UserError, match=message):

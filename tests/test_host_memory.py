@@ -1,4 +1,4 @@
-"""A jitted step on a CPU gets the memory of the step before, not pages that the kernel clears."""
+"""A jitted step on a CPU reuses the memory of the previous step: the kernel clears no new pages."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ print(round(statistics.median(faults[-5:])))
 
 
 def faults(rows, *keep):
-    """Page faults of a step, after some that settle the heap, in a process of its own."""
+    """Page faults of one step in a new process, after a few warm-up steps."""
     return int(
         subprocess.run(
             [sys.executable, "-c", PROGRAM, str(rows), *keep],

@@ -470,7 +470,7 @@ def test_wrong_folders_and_flags_are_user_errors(run, released, tmp_path):
         (["from_hf", "fnlp/SpeechGPT-7B-com", out, f"--base={run}"], "hf download"),
         (["from_hf", str(released), out, f"--base={run}"], "leave out --base"),
         (["to_hf", str(run), out, "--context_length=0"], "--context_length: expected"),
-        (["to_hf", str(run), out, "--base="], "--base: expected a text that is not empty"),
+        (["to_hf", str(run), out, "--base="], "--base: expected a text that is not blank"),
         (["to_hf", str(run), out, "--dtype=float8"], "--dtype: invalid choice"),
         ([], "required: command"),
     ]:
