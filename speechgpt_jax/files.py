@@ -1,7 +1,7 @@
-"""Files: written whole or not at all, read with the number of each line; local paths or gs://.
+"""Atomic writing of files, and reading of tables with line numbers; local paths or gs://.
 
-Lines end at "\\n" alone: U+2028 and the like are part of a text. A byte order mark at the start and
-blank lines are skipped. What can't be read raises a UserError that names the file and the line.
+Only "\\n" ends a line: U+2028 and similar characters are part of the text. A byte order mark at the
+start and blank lines are skipped. Reading errors are UserErrors that name the file and the line.
 """
 
 import contextlib
@@ -23,16 +23,16 @@ from etils import epath
 
 from speechgpt_jax.errors import UserError
 
-# What the package ships: tokenizer, encoder, vocoder and corpus of the demo.
+# Files of the package: tokenizer, encoder, vocoder and corpus of the demo.
 ASSETS = epath.resource_path("speechgpt_jax") / "assets"
 
 Path = str | os.PathLike
 
 
 def find(path: Path) -> epath.Path:
-    """`path`, or, where nothing is there, what the package ships under that name.
+    """`path`, or, if it does not exist, the file of that name in the installed package.
 
-    So that `speechgpt_jax/assets/tokenizer` is found from every working folder.
+    Thus `speechgpt_jax/assets/tokenizer` is found from every working folder.
     """
     found = epath.Path(path)
     if found.parts[:2] == ("speechgpt_jax", "assets") and not found.exists():
@@ -41,7 +41,7 @@ def find(path: Path) -> epath.Path:
 
 
 class Row(NamedTuple):
-    """One row of a manifest, and where it stands: `place` is "FILE:LINE", for messages."""
+    """One row of a manifest, with its `place`, "FILE:LINE", for messages."""
 
     place: str
     fields: dict
@@ -52,14 +52,14 @@ class Row(NamedTuple):
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[epath.Path]:
-    """A path to write to; when the block ends well the file gets the name `path`, else it is gone.
+    """A temporary path to write to: renamed to `path` after the block, deleted if the block fails.
 
-    Its suffix is that of `path`. Missing folders are made. An earlier file of the name stays until
-    the new one is whole.
+    It has the suffix of `path`. Missing folders are made. An existing file is replaced only by the
+    finished one.
 
     Raises:
-      UserError: the file can't be written: a folder of that name, no permission, a full disk. What
-        can be known beforehand is raised before the block runs.
+      UserError: the file can't be written: `path` is a folder, no permission, a full disk. The
+        first two are raised before the block runs.
     """
     path = epath.Path(path)
     unfinished = path.parent / f"{_unfinished(path.stem)}{path.suffix}"
@@ -78,13 +78,14 @@ def whole_file(path: Path) -> Iterator[epath.Path]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[epath.Path]:
-    """A folder to write into; when the block ends well it becomes `path`, otherwise it is gone.
+    """A temporary folder, renamed to `path` after the block, deleted if the block fails.
 
-    Files that `path` holds already stay, so that a HuBERT and its centroids can share a folder.
+    If `path` exists, the new files are moved into it beside the old ones, so that a HuBERT and its
+    centroids can share a folder.
 
     Raises:
-      UserError: `path` holds a file of a new file's name already, or can't be written. That `path`
-        is a file or in a read-only folder is raised before the block runs.
+      UserError: `path` holds a file of the same name already, or can't be written. If `path` is a
+        file or in a read-only folder, it is raised before the block runs.
     """
     path = epath.Path(path)
     unfinished = path.parent / _unfinished(path.name)
@@ -107,7 +108,7 @@ def whole_folder(path: Path) -> Iterator[epath.Path]:
 
 
 def _unfinished(name: str) -> str:
-    """A name that nobody else writes to, short enough for every file system."""
+    """A unique temporary name, short enough for every file system."""
     return f".{name[:40]}.{uuid.uuid4().hex[:8]}.part"
 
 
@@ -115,7 +116,7 @@ def _unfinished(name: str) -> str:
 def _write_errors(path: epath.Path, unfinished: epath.Path) -> Iterator[None]:
     """Turns failures to write `unfinished` into a UserError about `path`.
 
-    Other errors of the block pass, such as an input file that isn't there.
+    Other errors in the block, such as a missing input file, are raised unchanged.
     """
     try:
         yield
@@ -132,7 +133,7 @@ def _is_within(path: object, folder: object) -> bool:
 
 
 def _io_errors() -> tuple[type[Exception], ...]:
-    """The exceptions by which Python and the libraries imported so far report a failed write."""
+    """Exceptions with which Python and the libraries imported so far report a failed write."""
     found: list[type[Exception]] = [OSError]
     for module, name in (
         ("tensorflow", "errors.OpError"),
@@ -145,7 +146,7 @@ def _io_errors() -> tuple[type[Exception], ...]:
 
 
 def refuse_existing(folder: Path, *names: str) -> None:
-    """Raises a UserError if `folder` holds one of `names`: before hours of work, not after."""
+    """Raises a UserError if `folder` holds one of `names`; to be called before long work."""
     for name in names:
         if (epath.Path(folder) / name).exists():
             raise UserError(f"{folder}/{name} exists; name another folder or remove it.")
@@ -160,9 +161,9 @@ def check_writable_folder(path: Path) -> None:
     while not os.path.exists(existing):
         existing = os.path.dirname(existing)
     if not os.path.isdir(existing):
-        raise UserError(f"{path} can't be a folder: {existing} is a file.")
+        raise UserError(f"{path} can't be a folder: {existing} is a file; name another folder.")
     try:
-        # Permissions don't tell everything: of a read-only disk, of root in /proc.
+        # Permission bits don't show a read-only disk, nor that root can't write in /proc.
         tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise UserError(f"{path} can't be written: {error}.") from error
@@ -172,7 +173,7 @@ def check_writable_file(path: Path) -> None:
     """Raises a UserError if a local file `path` can't be written; it may exist."""
     path = os.fspath(path)
     if os.path.isdir(path):
-        raise UserError(f"{path} can't be a file: it is a folder.")
+        raise UserError(f"{path} can't be a file: it is a folder; name a file in it.")
     check_writable_folder(os.path.dirname(path) or ".")
 
 
@@ -193,7 +194,7 @@ def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
 
 
 def read_bytes(path: Path, expected: str = "a file") -> bytes:
-    """The content of a file; `expected` says in the message what it should be."""
+    """The content of a file; the error message says that `expected` was expected."""
     try:
         return epath.Path(path).read_bytes()
     except OSError as error:
@@ -201,7 +202,7 @@ def read_bytes(path: Path, expected: str = "a file") -> bytes:
 
 
 def read_json(path: Path, expected: str = "a JSON file") -> dict:
-    """A JSON object."""
+    """The JSON object in a file."""
     data = read_bytes(path, expected)
     try:
         value = json.loads(data)
@@ -219,29 +220,29 @@ def read_lines(path: Path, expected: str = "a text file") -> list[str]:
 
 
 def read_rows(path: Path, required: Sequence[str] = ()) -> list[Row]:
-    """The rows of a table, by the suffix of its name.
+    """The rows of a table, in the format of its suffix.
 
-    .tsv, .csv    cells under named columns, quoted where need be as in CSV; a .tsv may also have
+    .tsv, .csv    a row of column names, then cells, quoted as in CSV; a .tsv may also have
                   fairseq's layout: a folder on the first line, then `relative/path<TAB>samples`,
-                  which gives the fields `path` and `samples`
-    others        JSONL: an object per line
+                  read as the fields `path` and `samples`
+    others        JSONL: one object per line
 
     Args:
       path: of the table.
-      required: fields that every row must have, as texts.
+      required: fields that every row must have as text.
 
     Raises:
-      UserError: there is no such file, a row can't be read, or it lacks a required text.
+      UserError: there is no such file, a row can't be parsed, or it lacks a required field.
     """
     data = read_bytes(path, "a table: JSONL, .tsv or .csv")
     return list(parse_rows(io.BytesIO(data), str(path), required))
 
 
 def read_manifest(path: Path, split: str | None = None) -> list[dict]:
-    """The rows of a table of recordings (of one split, if given), with full `path`s.
+    """The rows of a table of recordings, of one split if given, with their full `path`.
 
     Raises:
-      UserError: as `read_rows`; a row has no `path`; there are no rows.
+      UserError: the table can't be read, a row has no `path`, or there are no rows.
     """
     rows = [row.fields for row in read_rows(path, ("path",))]
     if not rows:
@@ -254,14 +255,17 @@ def read_manifest(path: Path, split: str | None = None) -> list[dict]:
 
 
 def resolve(path: str, manifest: Path) -> str:
-    """The full path of a recording whose row in `manifest` has `path`: relative to its folder."""
+    """The full path of a recording; a relative `path` starts at the manifest's folder."""
     return path if "://" in path else os.path.join(os.path.dirname(os.fspath(manifest)), path)
 
 
 def parse_rows(lines: Iterable[bytes], name: str, required: Sequence[str] = ()) -> Iterator[Row]:
-    """The rows of the open file called `name`; as `read_rows`, one at a time.
+    """Yields the rows of an open file; `read_rows` describes the formats.
 
-    `lines` are those of a binary file, which end at "\\n" alone.
+    Args:
+      lines: a binary file.
+      name: of the file, for its suffix and for messages.
+      required: fields that every row must have as text.
     """
     texts = _texts(lines, name)
     if name.lower().endswith(".csv"):
@@ -283,7 +287,7 @@ NumberedTexts = Iterator[tuple[int, str]]
 
 
 def _texts(lines: Iterable[bytes], name: str) -> NumberedTexts:
-    """Numbered lines from 1, without their ends and the byte order mark."""
+    """Lines numbered from 1, without line ends and byte order mark."""
     for number, line in enumerate(lines, 1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -327,7 +331,7 @@ def _parse_fairseq(folder: str, texts: NumberedTexts, name: str) -> Iterator[Row
 
 
 def _parse_cells(texts: NumberedTexts, name: str, delimiter: str) -> Iterator[Row]:
-    """Rows of cells: `"a ""b"" c"` is `a "b" c`; a quoted cell may have line ends in it."""
+    """Rows of cells: `"a ""b"" c"` is `a "b" c`; a quoted cell may contain line ends."""
     columns: list[str] | None = None
     for number, cells in _cells(texts, name, delimiter):
         place = f"{name}:{number}"
@@ -345,7 +349,7 @@ def _parse_cells(texts: NumberedTexts, name: str, delimiter: str) -> Iterator[Ro
 
 
 def _columns(cells: list[str], place: str) -> list[str]:
-    """The names of the columns, which must differ."""
+    """The column names, which must be unique."""
     columns = [cell.strip() for cell in cells]
     while not columns[-1]:
         columns.pop()
@@ -359,7 +363,7 @@ def _columns(cells: list[str], place: str) -> list[str]:
 
 
 def _cells(texts: NumberedTexts, name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each row, and the number of its first line; rows of blank cells are left out."""
+    """Number of the first line and cells of each row; rows of blank cells are skipped."""
     number = 0
 
     def lines() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Gin: configuration files -> calls of plain functions; the only library module that knows gin.
+"""Calls plain functions with the arguments of gin files; the only library module that knows gin.
 
     def main():
         gin_utils.call(lm.train, output_dir="runs/stage1")
@@ -6,7 +6,7 @@
     gin_utils.run(main)      # --gin_file=... --gin.train.steps=100 --gin_search_paths=...
 
 Files start with `from __gin__ import dynamic_registration` and import what they bind, so nothing in
-the library is decorated. Whatever a user got wrong ends as one line on the terminal.
+the library is decorated. Every mistake of a user ends as one line on the terminal.
 """
 
 import ast
@@ -49,18 +49,18 @@ class ConfigError(UserError):
     """A mistake in a gin file or binding."""
 
 
-# gin/runs/demo_stage1.gin is found from every working folder: the package holds gin/.
+# The installed package contains gin/, so gin/runs/demo_stage1.gin is found from every folder.
 gin.add_config_file_search_path(str(Path(__file__).parent))
 
 
 def define_flags() -> None:
     """Defines --gin_file and --gin_search_paths."""
-    flags.DEFINE_multi_string("gin_file", [], "A gin file; of several, the later ones win.")
-    flags.DEFINE_list("gin_search_paths", [], "Folders where gin files and includes are found.")
+    flags.DEFINE_multi_string("gin_file", [], "A gin file; may be repeated, later files win.")
+    flags.DEFINE_list("gin_search_paths", [], "Folders in which gin files and includes are sought.")
 
 
 def run(main: Callable[[], None], *, complete: bool = True) -> NoReturn:
-    """Reads flags and gin, calls `main()` and exits; what the user got wrong is one line.
+    """Reads flags and gin files, calls `main()` and exits; prints a UserError as one line.
 
     Flags are those of `define_flags` and of the caller, and --gin.NAME=VALUE as in T5X. With
     `complete`, every value that a gin file marks as required must be set.
@@ -78,17 +78,18 @@ def run(main: Callable[[], None], *, complete: bool = True) -> NoReturn:
 
 
 def hush_libraries() -> None:
-    """Leaves the terminal to our own lines; what libraries log as errors still shows."""
+    """Hides what libraries log below the level ERROR, unless --verbosity is given."""
     if "verbosity" not in flags.FLAGS or not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.ERROR)
-        # That silences Python's root logger, and what we drop or skip is never dropped silently.
+        # That also sets the level of Python's root logger, which would hide our own warnings about
+        # dropped and skipped examples.
         logging.getLogger("speechgpt_jax").setLevel(logging.WARNING)
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """["train", "--gin.train.steps=9", "--v=1"] -> ["train", "--v=1"], ["train.steps = 9"].
 
-    A value that is no Python literal, %MACRO or @reference is a string, so that
+    A value that isn't a Python literal, %MACRO or @reference is a string, so that
     --gin.train.start_from=runs/stage1 needs no quotes.
     """
     rest = [argument for argument in argv if not argument.startswith("--gin.")]
@@ -103,7 +104,7 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _quoted(value: str) -> str:
-    """`value` as gin reads it: a text gets quotes."""
+    """`value` as a gin literal: text gets quotes."""
     if value.startswith(("%", "@")):
         return value
     try:
@@ -119,7 +120,7 @@ def parse(
     search_paths: Sequence[str] = (),
     complete: bool = True,
 ) -> None:
-    """Reads files, then bindings on top, and checks every value against its parameter's type.
+    """Reads files, then bindings, which win, and checks each value against its parameter's type.
 
     Raises:
       ConfigError: a file is missing, a name is misspelt, a value has the wrong type, or with
@@ -143,32 +144,32 @@ def parse(
 
 
 def call(function: Callable, **kwargs) -> Any:
-    """`function` with `kwargs`, and everything else that gin binds."""
+    """Calls `function` with `kwargs` and, for its other parameters, with what gin binds to them."""
     _require_arguments(function, kwargs)
-    with contextlib.suppress(ValueError):  # If no gin file imports it, nothing is bound.
+    with contextlib.suppress(ValueError):  # No gin file imports it: nothing is bound.
         function = gin.get_configurable(function)
     try:
         return function(**kwargs)
-    except UserError as error:  # Gin has added the call to its message.
+    except UserError as error:  # Gin has appended the call to the message.
         raise UserError(_message(error)) from error
 
 
 def arguments(function: Callable, names: Sequence[str]) -> dict[str, Any]:
-    """What `call` would give to some parameters of `function`; the others aren't even evaluated."""
+    """{name: value that `call` would pass}; references of other parameters are not evaluated."""
     others = inspect.signature(function).parameters.keys() - set(names)
     _require_arguments(function, others)
     bound = _bindings(function)
     parameters = inspect.signature(function).parameters
     values = {name: bound.get(name, parameters[name].default) for name in names}
     try:
-        # Gin evaluates its references when they are copied.
+        # Gin evaluates a reference when it is copied.
         return copy.deepcopy(values)
     except UserError as error:
         raise UserError(_message(error)) from error
 
 
 def operative_config() -> str:
-    """All values in use, defaults included, as a gin file that gives the same again."""
+    """All values in use, defaults included, as the text of a gin file that sets them."""
     return gin.operative_config_str()
 
 
@@ -176,7 +177,7 @@ def operative_config() -> str:
 
 
 def _check_types() -> None:
-    """ConfigError if a value that is written out does not fit its parameter's annotation."""
+    """Raises a ConfigError if a literal value does not fit its parameter's annotation."""
     for (scope, selector), bound in gin.config._CONFIG.items():
         configurable = gin.config.ConfigurableReference(selector, False).configurable
         expected = annotations(configurable.wrapped)
@@ -192,7 +193,7 @@ def _check_types() -> None:
 
 
 def _without_macro(value: Any) -> Any:
-    """%RATE -> what the macro RATE is bound to."""
+    """%RATE -> the value of the macro RATE."""
     while _is_macro(value) and (bound := _bindings(gin.config.macro, value.scopes)):
         value = bound["value"]
     return value
@@ -211,7 +212,7 @@ def _is_evaluated_later(value: Any) -> bool:
 def _require_arguments(
     function: Callable, given: Collection[str] = (), scopes: Sequence[str] = ()
 ) -> None:
-    """ConfigError if `function`, or a reference among its arguments, lacks an argument.
+    """Raises a ConfigError if `function`, or a reference in its arguments, lacks an argument.
 
     `given` are the arguments that don't come from gin.
     """
@@ -237,7 +238,7 @@ def _require_arguments(
 
 
 def _bindings(function: Callable, scopes: Sequence[str] = ()) -> dict[str, Any]:
-    """What gin binds to a function's parameters, references unresolved."""
+    """{parameter: value that gin binds}, with unresolved references."""
     with gin.config_scope("/".join(scopes) or None):
         try:
             return gin.get_bindings(function, resolve_references=False)
@@ -246,7 +247,7 @@ def _bindings(function: Callable, scopes: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _require_known_macro(binding: str) -> None:
-    """Gin takes any new macro, so that a misspelt --gin.MACRO=... would change nothing."""
+    """Raises a ConfigError for an unknown macro: gin would define a misspelt one silently."""
     name = binding.partition("=")[0].strip()
     if "." in name:
         return
@@ -264,7 +265,7 @@ def _suggestion(name: str, known: Collection[str]) -> str:
 
 
 def _message(error: Exception) -> str:
-    """Gin's message of many lines as one: the problem, the file and the line."""
+    """Gin's message as one line: the problem, the file and the line number."""
     if isinstance(error, RecursionError):
         return "the file includes itself, or includes a file that includes it."
     is_quoted = isinstance(error, (tokenize.TokenError, KeyError))
@@ -276,7 +277,7 @@ def _message(error: Exception) -> str:
 
 
 def _near_name(text: str) -> str:
-    """The name that a misspelt one in gin's message may stand for."""
+    """A hint at the known name nearest to the unknown one in gin's message."""
     if found := re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", text):
         selectors = [selector for _, selector in gin.config._CONFIG]
         known = [name for selector in selectors for name in selector.split(".")[-2:]]
@@ -289,7 +290,7 @@ def _near_name(text: str) -> str:
 
 @contextlib.contextmanager
 def _config_errors(place: str = "") -> Iterator[None]:
-    """Makes ConfigErrors of gin's exceptions; `place` names the file or the binding at fault."""
+    """Turns gin's exceptions into ConfigErrors; `place` names the file or binding at fault."""
     try:
         yield
     except CONFIG_ERRORS as error:
@@ -300,7 +301,7 @@ def _config_errors(place: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Gin logs an error for every folder in which a file is not."""
+    """Hides the error that gin logs for every search folder that lacks a file."""
     logging.disable(logging.ERROR)
     try:
         yield

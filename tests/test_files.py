@@ -1,4 +1,4 @@
-"""Files are whole or absent, and tables are read as people write them."""
+"""Files are written whole or not at all; tables are read in every common form."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ def run(program: str, *arguments) -> subprocess.CompletedProcess:
     )
 
 
-def test_a_file_appears_when_its_block_ends_well(tmp_path):
+def test_a_file_appears_only_if_its_block_succeeds(tmp_path):
     path = tmp_path / "new" / "a.txt"
     with files.whole_file(path) as unfinished:
         assert unfinished.suffix == ".txt" and not path.exists()
@@ -47,7 +47,7 @@ def test_a_file_appears_when_its_block_ends_well(tmp_path):
     assert path.read_text() == "one" and os.listdir(path.parent) == ["a.txt"]
 
 
-def test_a_folder_appears_when_its_block_ends_well(tmp_path):
+def test_a_folder_appears_only_if_its_block_succeeds(tmp_path):
     path = tmp_path / "new" / "model"
     with files.whole_folder(path) as unfinished:
         (unfinished / "a").write_text("one")
@@ -108,7 +108,7 @@ def test_a_full_disk_is_one_line(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", [files.whole_file, files.whole_folder])
 @pytest.mark.parametrize("path", ["/proc/no/output", "{tmp_path}/file/output", "{tmp_path}/other"])
-def test_a_place_that_can_not_be_written_is_known_before_the_work(tmp_path, kind, path):
+def test_a_path_that_can_not_be_written_is_reported_before_the_work(tmp_path, kind, path):
     (tmp_path / "file").touch()
     if kind is files.whole_file:
         (tmp_path / "other").mkdir()
@@ -121,21 +121,21 @@ def test_a_place_that_can_not_be_written_is_known_before_the_work(tmp_path, kind
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_errors_of_other_files_are_not_those_of_the_output(tmp_path):
+def test_errors_of_other_files_are_raised_unchanged(tmp_path):
     with pytest.raises(FileNotFoundError), files.whole_file(tmp_path / "output"):
         (tmp_path / "input").read_text()
     with pytest.raises(zipfile.BadZipFile), files.whole_folder(tmp_path / "output"):
         zipfile.ZipFile(io.BytesIO(b"no zip"))
 
 
-def test_names_as_long_as_the_file_system_takes(tmp_path):
+def test_names_as_long_as_the_file_system_allows(tmp_path):
     path = tmp_path / ("é" * 120 + ".json")
     files.write_text(path, "{}")
     assert files.read_json(path) == {}
 
 
 def test_a_bucket(tmp_path, monkeypatch):
-    """A folder in the place of a bucket."""
+    """Writes to gs://, which a local folder replaces."""
     monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
 
     def forward(original, *arguments, **kwargs):
@@ -169,7 +169,7 @@ ROWS = st.lists(TEXT.filter(str.strip), min_size=1)
 
 
 @given(ROWS)
-def test_tables_say_what_was_written(texts):
+def test_tables_are_read_as_they_were_written(texts):
     """Quotes, tabs, line ends and every kind of white space are part of a text."""
     rows = [{"path": "a.wav", "text": text} for text in texts]
     for name, delimiter in (("rows.tsv", "\t"), ("rows.csv", ",")):
@@ -186,7 +186,7 @@ def test_tables_say_what_was_written(texts):
 SPACES = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\xa0"
 
 
-def test_lines_end_at_newlines_alone(tmp_path):
+def test_only_newlines_end_lines(tmp_path):
     path = tmp_path / "lines.txt"
     path.write_bytes(f"\ufeffone{SPACES}line\r\n\n  \n\u2028\ntwo".encode())
     assert files.read_lines(path) == [f"one{SPACES}line", "two"]
@@ -194,7 +194,7 @@ def test_lines_end_at_newlines_alone(tmp_path):
     assert rows_of(f"\ufeff\n{line}\r\n \n", "a.jsonl") == [json.loads(line)]
 
 
-def test_cells_as_people_write_them():
+def test_cells_of_spreadsheet_programs():
     table = (
         'path\ttext\t\r\n"a b.wav"\t"she said ""yes"""\t\r\n\r\n\t\t\r\nc.wav\tit\'s 5" wide\r\n'
     )
@@ -207,7 +207,7 @@ def test_cells_as_people_write_them():
     assert rows_of("\n", "a.tsv") == rows_of("", "a.csv") == rows_of("path\n", "a.tsv") == []
 
 
-def test_fairseqs_layout(tmp_path):
+def test_layout_of_fairseq(tmp_path):
     table = '/data/LibriSpeech\nb/1 2.flac\t32000\n\nb/"3".flac\t16000\r\n'
     assert rows_of(table, "train.tsv", ("path",)) == [
         {"path": "/data/LibriSpeech/b/1 2.flac", "samples": 32000},
@@ -238,13 +238,13 @@ def test_fairseqs_layout(tmp_path):
         ("a.tsv", "/root\na\t5\nb\n", r"a\.tsv:3: expected `path<TAB>samples`, got 'b'"),
     ],
 )
-def test_a_row_that_can_not_be_read_is_named(tmp_path, name, content, message):
+def test_errors_name_the_row(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UserError, match=message):
         read_rows(tmp_path / name, ("path",))
 
 
-def test_manifests_that_have_no_rows(tmp_path):
+def test_manifests_without_rows(tmp_path):
     path = tmp_path / "a.jsonl"
     with pytest.raises(UserError, match=r"a\.jsonl can't be read .*expected a table"):
         files.read_manifest(path)

@@ -1,4 +1,4 @@
-"""Gin files and bindings: what they give, and what mistakes look like."""
+"""Gin files and bindings: their values, and one line for every mistake."""
 
 from pathlib import Path
 
@@ -27,13 +27,13 @@ def parse(tmp_path, text=FILE, bindings=()):
     return gin_utils.call(AdamW)
 
 
-def test_values_come_from_files_then_from_bindings(tmp_path):
+def test_bindings_override_files(tmp_path):
     assert parse(tmp_path) == AdamW(1e-3, "linear")
     assert parse(tmp_path, bindings=["AdamW.b2 = 0.9"]) == AdamW(1e-3, "linear", b2=0.9)
     assert parse(tmp_path, bindings=["RATE = 2.0"]) == AdamW(2.0, "linear")
 
 
-def test_the_operative_config_gives_the_same_again(tmp_path):
+def test_the_operative_config_reproduces_the_values(tmp_path):
     config = parse(tmp_path, bindings=["AdamW.b2 = 0.9"])
     text = gin_utils.operative_config()
     assert "AdamW.clip_norm = 1.0" in text, "defaults are recorded too"
