@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 from speechgpt_jax.models.collectives import logical_spec
 
-# Splash attention reads blocks of queries and keys; rows are padded to a multiple of LANES.
+# Splash attention: rows are padded to a multiple of LANES; BLOCK is the largest block of queries
+# and of keys.
 LANES = 128
 BLOCK = 512
-# Queries per block on a CPU; a block sees the keys up to its last query.
+# Queries per block on a CPU; a block attends to the keys up to its last query.
 CPU_BLOCK = 128
 
 
@@ -42,18 +43,24 @@ def attention(
 
 
 def target_platform() -> str:
-    """Platform of the mesh in use, "tpu", "gpu" or "cpu"; it may be of another machine."""
+    """Platform of the mesh in use, "tpu", "gpu" or "cpu", even if its devices aren't attached."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
 
 
 @jax.custom_vjp
-def blockwise_attention(query, key, value, segment_ids):
+def blockwise_attention(
+    query: jax.Array,  # [B, T, N, H]
+    key: jax.Array,  # [B, T, K, H]
+    value: jax.Array,  # [B, T, K, H]
+    segment_ids: jax.Array | None,  # int32 [B, T]
+) -> jax.Array:
     """`attention` in blocks of queries, with few passes over the scores.
 
-    Scores are stored with keys before queries, [B, K, S, G T]: softmax then handles many queries at
-    once, and the backward pass needs no transposed copy. Its formulas are those of FlashAttention
-    (Dao et al. 2022, appendix B), but the weights are stored, not computed again.
+    Scores are stored with keys before queries, [B, K, S, G T], where G = N / K query heads share a
+    key head: softmax then handles many queries at once, and the backward pass needs no transposed
+    copy. It follows FlashAttention (Dao et al. 2022, appendix B), but stores the weights instead of
+    computing them again.
     """
     return _blockwise_forward(query, key, value, segment_ids)[0]
 
@@ -64,41 +71,42 @@ def _blockwise_forward(query, key, value, segment_ids):
         segment_ids = jnp.ones((batch, length), jnp.int32)
     query = query * head_dim**-0.5
     keys, values = key.swapaxes(1, 2), value.swapaxes(1, 2)  # [B, K, S, H]
-    places, heads, kept = jnp.arange(length), [], []
-    for now, seen in _blocks(length):
-        visible = segment_ids[:, seen, None] == segment_ids[:, None, now]
-        visible &= places[seen, None] <= places[now]
-        queries = _rows(query[:, now], key.shape[2])
+    positions, heads, blocks = jnp.arange(length), [], []
+    for targets, sources in _blocks(length):
+        visible = segment_ids[:, sources, None] == segment_ids[:, None, targets]
+        visible &= positions[sources, None] <= positions[targets]
+        queries = _rows(query[:, targets], key.shape[2])
         visible = jnp.tile(visible[:, None], queries.shape[2] // visible.shape[2])
-        scores = _product("bksh,bkth->bkst", keys[:, :, seen], queries)
+        scores = _product("bksh,bkth->bkst", keys[:, :, sources], queries)
         scores = jnp.where(visible, scores, -1e9)
         weights = jnp.exp(scores - scores.max(axis=2, keepdims=True))
         sums = weights.sum(axis=2)[..., None]
         weights = weights.astype(value.dtype)
-        mean = _product("bkst,bksh->bkth", weights, values[:, :, seen]) / sums
-        heads.append(_heads(mean, now))
-        kept.append((queries, weights, sums, mean))
+        mean = _product("bkst,bksh->bkth", weights, values[:, :, sources]) / sums
+        heads.append(_heads(mean, targets))
+        blocks.append((queries, weights, sums, mean))
     heads = jnp.concatenate(heads, axis=1).astype(query.dtype)
-    return heads, (keys, values, kept)
+    return heads, (keys, values, blocks)
 
 
 def _blockwise_backward(residuals, grad):  # BTNH
-    keys, values, kept = residuals
-    of_query: Any = []
-    of_keys: Any = 0.0
-    of_values: Any = 0.0
-    for (now, seen), (queries, weights, sums, mean) in zip(_blocks(grad.shape[1]), kept):
-        rows = _rows(grad[:, now], keys.shape[1]) / sums
+    keys, values, blocks = residuals
+    d_query: Any = []
+    d_keys: Any = 0.0
+    d_values: Any = 0.0
+    for (targets, sources), block in zip(_blocks(grad.shape[1]), blocks):
+        queries, weights, sums, mean = block
+        rows = _rows(grad[:, targets], keys.shape[1]) / sums
         shift = jnp.sum(rows * mean, axis=-1)[:, :, None]
         rows = rows.astype(grad.dtype)
-        of_weights = _product("bksh,bkth->bkst", values[:, :, seen], rows)
-        of_scores = (weights * (of_weights - shift)).astype(grad.dtype)
-        of_query.append(_heads(_product("bkst,bksh->bkth", of_scores, keys[:, :, seen]), now))
-        later = [(0, 0), (0, 0), (0, keys.shape[2] - seen.stop), (0, 0)]
-        of_keys += jnp.pad(_product("bkst,bkth->bksh", of_scores, queries), later)
-        of_values += jnp.pad(_product("bkst,bkth->bksh", weights, rows), later)
-    of_query = jnp.concatenate(of_query, axis=1) * grad.shape[-1] ** -0.5
-    grads = of_query, of_keys.swapaxes(1, 2), of_values.swapaxes(1, 2)
+        d_weights = _product("bksh,bkth->bkst", values[:, :, sources], rows)
+        d_scores = (weights * (d_weights - shift)).astype(grad.dtype)
+        d_query.append(_heads(_product("bkst,bksh->bkth", d_scores, keys[:, :, sources]), targets))
+        padding = [(0, 0), (0, 0), (0, keys.shape[2] - sources.stop), (0, 0)]
+        d_keys += jnp.pad(_product("bkst,bkth->bksh", d_scores, queries), padding)
+        d_values += jnp.pad(_product("bkst,bkth->bksh", weights, rows), padding)
+    d_query = jnp.concatenate(d_query, axis=1) * grad.shape[-1] ** -0.5
+    grads = d_query, d_keys.swapaxes(1, 2), d_values.swapaxes(1, 2)
     return *(x.astype(grad.dtype) for x in grads), None
 
 
@@ -120,9 +128,9 @@ def _rows(x, num_groups):  # [B, T, N, H] -> [B, K, G T, H]
     return x.reshape(batch, num_groups, -1, head_dim)
 
 
-def _heads(rows, now):  # [B, K, G T, H] -> [B, T, N, H]
+def _heads(rows, targets):  # [B, K, G T, H] -> [B, T, N, H]
     batch, num_groups, _, head_dim = rows.shape
-    x = rows.reshape(batch, num_groups, -1, now.stop - now.start, head_dim)
+    x = rows.reshape(batch, num_groups, -1, targets.stop - targets.start, head_dim)
     return x.transpose(0, 3, 1, 2, 4).reshape(batch, x.shape[3], -1, head_dim)
 
 
@@ -138,7 +146,7 @@ def splash_attention(
     if segment_ids is None:
         segment_ids = jnp.ones((batch, length), jnp.int32)
     query = query * query.shape[-1] ** -0.5
-    # Padding follows the last token, where causal attention never looks.
+    # Padding follows the last token, so causal attention ignores it.
     padding = -length % LANES
     heads_first = [_pad(x, padding).swapaxes(1, 2) for x in (query, key, value)]
     attend = functools.partial(_splash, interpret=interpret)

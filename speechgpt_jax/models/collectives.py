@@ -1,4 +1,4 @@
-"""Matrix products and constraints of sharded arrays: which collectives XLA inserts, and where.
+"""Matrix products and constraints that control the collectives of sharded arrays.
 
 Arrays are described by logical axis names (`embed`, `heads`, ...); `sharding.LOGICAL_AXIS_RULES`
 maps them to mesh axes. Without a mesh all of this is a plain matrix product.
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import spmd
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
 # One logical axis name, or None, per dimension.
 Axes = Sequence[str | None]
@@ -25,14 +26,19 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
 
 
 def logical_spec(axes: Axes) -> PartitionSpec:
-    """Mesh axes of an array with these logical axes by the rules in use; none without rules."""
+    """Maps logical axes to mesh axes by the rules in use; without rules nothing is sharded."""
     rules = dict(spmd.get_logical_axis_rules())
     return PartitionSpec(*map(rules.get, axes))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def matmul(x, kernel, axes, dtype=None):  # [..., D], [D, F] -> [..., F]
-    """`x @ kernel`, in `dtype` if given, with a weight gradient that is reduced and scattered.
+def matmul(
+    x: jax.Array,  # [..., D]
+    kernel: jax.Array,  # [D, F]
+    axes: Axes,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """`x @ kernel`, [..., F], in `dtype` if given; the weight gradient is reduce-scattered.
 
     `axes` are the kernel's logical axes.
     """
@@ -56,7 +62,7 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 def _weight_gradient(x, grad, axes):  # [..., D], [..., F] -> [D, F]
     """x^T grad, summed over the devices' rows so that each device gets only its own shard.
 
-    XLA by itself would give every device the whole sum (all-reduce): twice the traffic.
+    XLA would use an all-reduce, which gives every device the whole sum: twice the traffic.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     (embed,) = logical_spec(("embed",))
@@ -68,7 +74,7 @@ def _weight_gradient(x, grad, axes):  # [..., D], [..., F] -> [D, F]
     scatter = axes.index("embed")
 
     def summed(x, grad):
-        # Shards of rows are laid out better in a TPU's memory than shards of columns.
+        # TPUs store shards of rows more efficiently than shards of columns.
         pair = (x, grad) if scatter == 0 else (grad, x)
         shard = reduce_scatter(_contract_rows(*pair), embed, sizes[embed])
         shard = jax.lax.psum(shard, [axis for axis in batch if axis != embed])
@@ -95,8 +101,8 @@ def _contract_rows(x, grad):  # [..., D], [..., F] -> [D, F]
 def reduce_scatter(x: jax.Array, axis: str, size: int) -> jax.Array:  # [D, F] -> [D / size, F]
     """Sum of `x` over a mesh axis of `size` devices; each device keeps D / size rows.
 
-    TPUs have no reduce-scatter over two dimensions of the torus at once, so it takes one after the
-    other: 256 devices are 16 rings of 16, first across the rings and then along each.
+    TPUs have no reduce-scatter over two dimensions of the torus at once, so this one takes two
+    steps: 256 devices are 16 rings of 16; it first sums across the rings, then along each.
     """
     rings = math.isqrt(size)
     while size % rings:
@@ -110,10 +116,10 @@ def reduce_scatter(x: jax.Array, axis: str, size: int) -> jax.Array:  # [D, F] -
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gather(kernel, axes):
-    """Gathers a sharded kernel once, for many products.
+def gather(kernel: jax.Array, axes: Axes) -> jax.Array:
+    """Gathers a sharded kernel once, to be used in several products.
 
-    Its gradient, the sum of theirs, stays sharded by `axes`, the kernel's logical axes.
+    Its gradient, summed over the products, stays sharded by `axes`, the kernel's logical axes.
     """
     return constrain(kernel, _without_embed(axes))
 
@@ -130,5 +136,5 @@ gather.defvjp(_gather_forward, _gather_backward)
 
 
 def _without_embed(axes: Axes) -> list[str | None]:
-    # In use, activations and kernels are whole along `embed`.
+    """Axes of a gathered array, which is not sharded along `embed`."""
     return [None if axis == "embed" else axis for axis in axes]

@@ -1,6 +1,6 @@
-"""The cache of keys and values with which a token is decoded without computing the earlier ones.
+"""KV cache: the keys and values of earlier tokens, so that decoding computes only the new ones.
 
-Rows and key heads are one axis, because XLA then updates the cache in place and multiplies it
+Rows and key heads share one axis, [B K, ...]: XLA then updates the cache in place and multiplies it
 without a copy.
 """
 
@@ -17,7 +17,7 @@ class KVCache:
 
     Attributes:
       keys: one array [B K, S, H] per layer.
-      values: likewise.
+      values: one array [B K, S, H] per layer.
       start: index of the first slot of each row that is not padding, int32 [B].
       length: number of slots in use, int32 [].
     """

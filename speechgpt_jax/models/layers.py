@@ -27,7 +27,7 @@ class LoraConfig:
     Attributes:
       rank: columns of A and rows of B.
       alpha: the adapter's output is scaled by alpha / rank.
-      dropout: share of the adapter's inputs set to zero in training.
+      dropout: probability with which an input of the adapter is set to zero in training.
       targets: names of the projections that get an adapter.
     """
 
@@ -54,7 +54,7 @@ class LoraConfig:
 
 def parameter(value: jax.Array, axes: Axes, kind: type = nnx.Param) -> nnx.Param:
     """A parameter with one logical axis name (or None) per dimension."""
-    # Eager sharding would require a mesh even on a laptop.
+    # Eager sharding would require a mesh even on a single device.
     return kind(value, out_sharding=axes, eager_sharding=False)
 
 
@@ -108,8 +108,8 @@ class Dense(nnx.Module):
         return adapted * lora.scale
 
     def quantize(self) -> None:
-        """Rounds the kernel to int8 with one scale per output; stacked layers too."""
-        import qwix  # Takes a second, and only a frozen base needs it.
+        """Rounds the kernel [..., in_features, out_features] to int8, with one scale per output."""
+        import qwix  # Slow to import, and only an int8 base needs it.
 
         inputs, outputs = self.kernel.ndim - 2, self.kernel.ndim - 1
         axes = list(self.kernel.get_metadata("out_sharding"))
@@ -121,7 +121,10 @@ class Dense(nnx.Module):
         self.kernel_scale = parameter(quantized.scale, tuple(axes))
 
     def merge_adapter(self) -> None:
-        """Adds the adapter to the kernel: the same function, one matrix product, not three."""
+        """Adds the adapter to the kernel, which is float32 after this.
+
+        The layer computes the same function with one matrix product instead of three.
+        """
         if self.kernel_scale is not None:
             axes = self.kernel.get_metadata("out_sharding")
             self.kernel = parameter(self.kernel * self.kernel_scale, axes)
@@ -157,7 +160,11 @@ class LinearRopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class Llama3RopeScaling:
-    """LLaMA 3.1: positions of long wavelengths divided by `factor`, short ones kept."""
+    """LLaMA 3.1: positions of long wavelengths divided by `factor`, those of short ones kept.
+
+    Wavelengths from original_length / high_frequency_factor to original_length /
+    low_frequency_factor are interpolated.
+    """
 
     factor: float
     low_frequency_factor: float
@@ -189,8 +196,8 @@ def rope_angles(
 ) -> tuple[jax.Array, jax.Array]:
     """Sines and cosines of the rotary angles, float32 [B, T, 1, H / 2].
 
-    They are looked up in a table: on a CPU, XLA would compute the sines again in every layer,
-    forward and backward.
+    They are looked up in a table, because XLA on a CPU would compute the sines again in every
+    layer, forward and backward. A position outside of the table gives NaN.
     """
     angles = np.arange(length, dtype=np.float32)[:, None, None] * frequencies
     return tuple(
@@ -200,7 +207,7 @@ def rope_angles(
 
 
 def rope(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:  # [B, T, N, H]
-    """Rotates the pair (i, i + H / 2) of each head by its angle: the layout of Hugging Face.
+    """Rotates the pair (i, i + H / 2) of each head by its angle, as in Hugging Face's layout.
 
     `angles` are those of `rope_angles`.
     """

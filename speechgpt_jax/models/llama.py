@@ -38,7 +38,7 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
-# Fields of LlamaConfig that count something.
+# Fields of LlamaConfig that must be at least 1.
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -67,8 +67,8 @@ class LlamaConfig:
       tie_embeddings: the output layer is the transposed embedding.
       dtype: dtype of activations; weights are float32.
       scan_layers: scan over the layers (compiles fast) or unroll them (runs faster on a CPU).
-      remat: what the backward pass computes again: `none`, `minimal` (all but the projections) or
-        `full`.
+      remat: activations that the backward pass computes again: `none`, `minimal` (all but the
+        outputs of projections) or `full` (all).
       lora: adapters, or None.
     """
 
@@ -153,7 +153,11 @@ class Attention(nnx.Module):
         values: jax.Array,  # [B K, S, H]
         slot: jax.Array,  # int32 []
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Reads the next tokens; returns the output [B, T, D] and the cache's keys and values."""
+        """Attends from the next tokens to the cache.
+
+        Returns:
+          The output [B, T, D], and the cache's keys and values with the next tokens.
+        """
         query, key, value = self._project(x, angles, None)
         keys = write_cache(keys, key, slot)
         values = write_cache(values, value, slot)
@@ -212,7 +216,7 @@ class Block(nnx.Module):
         values: jax.Array,  # [B K, S, H]
         slot: jax.Array,  # int32 []
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """As `Attention.decode`."""
+        """Attention and MLP on the next tokens; arguments and results are `Attention.decode`'s."""
         y, keys, values = self.self_attn.decode(
             self.input_layernorm(x), angles, mask, keys, values, slot
         )
@@ -274,7 +278,7 @@ class Llama(nnx.Module):
     def unembed(self, hidden: jax.Array, kernel: jax.Array | None = None) -> jax.Array:
         """Hidden states [..., D] -> float32 logits [..., padded vocabulary], padding masked.
 
-        `kernel` is `self.output_kernel()`; give it inside of loops.
+        `kernel` is `self.output_kernel()`; pass it inside of loops, which would compute it again.
         """
         if kernel is None:
             kernel = self.output_kernel()
@@ -302,7 +306,7 @@ class Llama(nnx.Module):
 
         Args:
           batch: number of rows, B.
-          length: number of slots per row, S: tokens of prompt and answer together.
+          length: number of slots per row, S: tokens of prompt and answer, and padding.
           start: number of padding tokens at the start of each row, int32 [B]; by default 0.
         """
         config = self.config
@@ -324,12 +328,12 @@ class Llama(nnx.Module):
     def decode(
         self, tokens: jax.Array, cache: KVCache, blocks: Sequence[Block] | None = None
     ) -> tuple[jax.Array, KVCache]:
-        """Reads the next tokens.
+        """Hidden states of the next tokens, given the cache of the earlier ones.
 
         Args:
           tokens: int32 [B, T].
-          cache: the tokens before them; T slots must be free.
-          blocks: `self.blocks()`; give it inside of loops.
+          cache: the earlier tokens; T slots must be free.
+          blocks: `self.blocks()`; pass it inside of loops, which would compute it again.
 
         Returns:
           Hidden states [B, T, D] after the final norm, and the cache with T more tokens.
@@ -371,9 +375,9 @@ def param_count(config: LlamaConfig) -> int:
 def matmul_flops_per_token(config: LlamaConfig, length: int) -> int:
     """Flops per token of the matrix products of one forward pass.
 
-    Two for each weight of the projections and the output layer, plus attention over `length`
-    tokens, where the causal mask saves nothing (Chowdhery et al. 2022, appendix B). A training step
-    takes three times as many.
+    Two for each weight of the projections and the output layer, plus attention to all `length`
+    tokens, masked or not (Chowdhery et al. 2022, appendix B). A training step takes three times as
+    many.
     """
     width, head_dim = config.hidden_size, config.head_dim
     query_width, kv_width = config.num_heads * head_dim, config.num_kv_heads * head_dim
@@ -407,7 +411,7 @@ def _without_adapters(block, dtype):
 
 
 def _unstack(tree, length):
-    """A tree of arrays [L, ...] -> L trees; the gradient is one concatenation."""
+    """A tree of arrays [L, ...] -> L trees of arrays [...]; the gradient is one stack."""
     leaves, structure = jax.tree.flatten(tree)
     columns = [jnp.unstack(leaf) for leaf in leaves]
     return [structure.unflatten([column[i] for column in columns]) for i in range(length)]
