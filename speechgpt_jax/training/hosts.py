@@ -19,7 +19,7 @@ from speechgpt_jax.errors import UserError
 
 # A process without a heartbeat for this long counts as dead, and the others stop.
 HEARTBEAT_SECONDS = 30
-# How long the others wait at the end: the first process still draws a plot.
+# How long the other processes wait at the end, while the first one draws the loss curves.
 SHUTDOWN_SECONDS = 60
 
 
@@ -30,15 +30,15 @@ def connected(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> Iterator[None]:
-    """Connects this process with the others of its run; without others, it does nothing.
+    """Connects this process with the others of its run; does nothing if there are no others.
 
     Enter it before JAX uses a device. An exception inside ends the process at once: an orderly exit
     would wait for the others, which wait for this process in a collective operation.
 
     Args:
-      multihost: find the other processes by the environment of the TPU pod. Under GKE and SLURM
-        they are found without it.
-      coordinator_address: HOST:PORT of process 0, where the environment does not name it.
+      multihost: find the other processes of a TPU pod from its environment. Under GKE and SLURM
+        they are always looked for.
+      coordinator_address: HOST:PORT of process 0, if the environment does not name it.
       num_processes, process_id: required with `coordinator_address`.
 
     Raises:
@@ -93,6 +93,7 @@ def _initialize(**explicit: Any) -> None:
 
 @contextlib.contextmanager
 def _leave_at_once() -> Iterator[None]:
+    """Ends the process at an exception, after printing it, without waiting for the others."""
     try:
         yield
     except SystemExit as stop:

@@ -1,4 +1,4 @@
-"""The language model's input: every process reads its own rows of the global batches."""
+"""The language model's input: each process reads its own rows of the global batches."""
 
 from speechgpt_jax import sharding
 from speechgpt_jax.data.pipeline import Batches, load_batches
@@ -28,11 +28,12 @@ def load_host_batches(
       seed: of shuffling and mixing.
       cache_dir: where `seqio_cache_tasks` wrote the tasks; by default they are not cached.
       num_readers: number of parts in which the data is read, by default the number of processes. A
-        run resumes with the very next batch on any number of processes that divides it.
-      mesh: decides which rows are this process's.
+        run resumes with the next batch on any number of processes that divides it.
+      mesh: mesh of the run, which determines the rows of this process.
 
     Raises:
-      UserError: a number is not positive, or the processes, readers and rows don't divide.
+      UserError: a number is not positive, `batch_size` is not a multiple of the number of readers,
+        or that is not a multiple of the number of processes.
     """
     check_number("batch_size", batch_size, at_least=1)
     check_number("sequence_length", sequence_length, at_least=1)

@@ -66,7 +66,7 @@ def train(
       model: its sizes; with `lora` set, adapters are part of it.
       tokenizer: saved with the run; knows which tokens are units.
       batches: this process's rows of each batch, with SeqIO's decoder_* keys.
-      optimizer: its schedule ends at `steps`.
+      optimizer: AdamW, whose schedule ends at `steps`.
       steps: number of optimizer steps.
       output_dir: gets checkpoints/, metrics.jsonl, TensorBoard events, loss.png, config.gin and
         tokenizer/.
@@ -82,7 +82,7 @@ def train(
       save_every, log_every: in steps.
       profile_steps: first and last step of a jax.profiler trace, written to profile/.
       seed: of the initial parameters and of dropout.
-      config_text: called for the text of config.gin.
+      config_text: returns the text of config.gin; called once.
 
     Raises:
       UserError: the arguments, the tokenizer and the checkpoints contradict one another.
@@ -151,7 +151,7 @@ def _check(
             " checkpoint with the rest."
         )
     if trainable == "lora" and model.lora is None:
-        raise UserError("trainable 'lora' needs a model with lora set.")
+        raise UserError("trainable 'lora' needs a model with adapters: set LlamaConfig.lora.")
     if trainable == "lora" and start_from:
         _check_base(model, start_from)
 
@@ -174,7 +174,7 @@ def _check_base(model: LlamaConfig, start_from: str) -> None:
 
 
 def _kept_fields(start_from: str | None) -> dict:
-    """Fields of the Hugging Face files that the first of all runs was converted from, if it was."""
+    """Metadata `hugging_face` of `start_from`, which each run of a converted model passes on."""
     saved = read_metadata(start_from) if start_from else {}
     return {"hugging_face": saved["hugging_face"]} if "hugging_face" in saved else {}
 
@@ -188,7 +188,7 @@ def _describe(output_dir: str, tokenizer: Tokenizer, config_text: str) -> None:
 
 
 def _print_next_steps(output_dir: str) -> None:
-    """Draws loss.png and prints what can be done with the run."""
+    """Draws loss.png and prints where the results are and how the next stage starts."""
     if jax.process_index() == 0:
         draw_losses([output_dir], epath.Path(output_dir) / "loss.png")
     print_once(f"Checkpoints, metrics and loss.png are in {output_dir}.")

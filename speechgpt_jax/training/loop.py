@@ -71,7 +71,7 @@ def fit(
 
     Args:
       state: the initial state, any pytree; a checkpoint of the same structure replaces it.
-      train_step, batches: see the module; the step may donate its state.
+      train_step, batches: described in the module docstring; the step may donate its state.
       steps: number of the last step, counted from 1.
       checkpoints: where states are saved.
       output_dir: where metrics, rejected batches and the profile are written.
@@ -105,7 +105,10 @@ def fit(
         for step in range(first_step + 1, steps + 1):
             batch = next(batches, None)
             if batch is None:
-                raise UserError(f"the input ended after {step - 1} of {steps} steps: repeat it.")
+                raise UserError(
+                    f"the input ended after {step - 1} of {steps} steps: make it repeat, or train"
+                    " fewer steps."
+                )
             if step == profile_first:
                 jax.profiler.start_trace(str(epath.Path(output_dir) / "profile"))
             state, metrics = train_step(state, place_batch(batch))
@@ -249,8 +252,8 @@ class Review:
             print_once(f"step {step}: {problem}; skipped. Its batch is in {file}.")
             return False
         raise UserError(
-            f"step {step}: {problem}; nothing was saved since. Its batch is in {file}. Usual"
-            " causes: the input, or too high a learning rate."
+            f"step {step}: {problem}; the state after it is not saved. Its batch is in {file}."
+            " Usual causes: the input, or too high a learning rate."
         )
 
     def _save(self, step, batch):

@@ -22,8 +22,8 @@ def print_once(text: str) -> None:
 class MetricsLog:
     """Writes {name: value} of some steps to `metrics.jsonl` and to TensorBoard's event files.
 
-    Lines of steps after `first_step`, from a run that was killed between logging and saving, are
-    removed: those steps are repeated.
+    Lines of steps after `first_step` are removed: they come from a run that was killed between
+    logging and saving, and those steps are repeated.
     """
 
     def __init__(self, output_dir: str | os.PathLike, first_step: int = 0):
@@ -93,7 +93,7 @@ class Progress:
     Args:
       name: title of the bar.
       first_step, steps: first and last step of the run.
-      rate: what is counted per second, such as "tokens".
+      rate: name of what is counted per second, such as "tokens".
     """
 
     def __init__(self, name: str, first_step: int, steps: int, rate: str):
@@ -138,7 +138,7 @@ def duration_text(seconds: float) -> str:
 
 def draw_losses(output_dirs: Sequence[str | os.PathLike], image: str | os.PathLike) -> None:
     """Draws the losses of several runs side by side, from their metrics.jsonl, as one PNG."""
-    # Slow to import, and a training host needs no plot.
+    # Slow to import, and only the first process draws.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(output_dirs) + 1, 4), dpi=120, layout="tight")

@@ -1,6 +1,6 @@
 """The train step of a stage, without its data and files.
 
-`lm.train` runs it; `precompile` compiles it for machines that aren't attached.
+`lm.train` runs it; `precompile` compiles it for devices that aren't attached.
 """
 
 import dataclasses
@@ -33,10 +33,10 @@ FROZEN_DTYPES = ("float32", "int8")
 
 # XLA options of the train step, by platform.
 COMPILER_OPTIONS = {
-    # YNNPACK, XLA's library of fused kernels, only for sums: that saves 1 to 2 % of a step. Its
-    # matrix products, on by default, make a step about a sixth slower.
+    # YNNPACK, XLA's library of fused kernels, only for reductions, which saves 1 to 2 % of a step.
+    # Its matrix products, on by default, make a step about a sixth slower.
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"},
-    # Weights are gathered while others are in use: the default of v5e, not of v4 and v5p.
+    # All-gathers of weights overlap with computation: the default on v5e, not on v4 and v5p.
     "tpu": {
         "xla_enable_async_all_gather": "true",
         "xla_tpu_enable_async_collective_fusion": "true",
@@ -47,7 +47,7 @@ COMPILER_OPTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """The arguments of `lm.train` that shape the train step; see there."""
+    """The arguments of `lm.train` that determine the train step; it describes them."""
 
     model: LlamaConfig
     optimizer: AdamW
@@ -68,8 +68,8 @@ class Stage:
         check_choice("frozen_dtype", self.frozen_dtype, FROZEN_DTYPES)
         if self.frozen_dtype == "int8" and self.trainable != "lora":
             raise UserError(
-                f"frozen_dtype 'int8' rounds every projection, and trainable {self.trainable!r}"
-                " needs some of them: set trainable to 'lora'."
+                f"frozen_dtype 'int8' is for adapters only, and trainable is {self.trainable!r}:"
+                " set trainable to 'lora' or frozen_dtype to 'float32'."
             )
 
 
@@ -79,7 +79,7 @@ def build(stage: Stage) -> Llama:
 
 
 def prepare(stage: Stage, model: Llama) -> Llama:
-    """`model`, with its projections rounded to int8 if the stage freezes them so."""
+    """`model`, with its projections rounded to int8 if the stage's `frozen_dtype` is that."""
     if stage.frozen_dtype == "int8":
         model.quantize()
     return model
@@ -105,9 +105,9 @@ def prepare_parameters(stage: Stage, parameters: nnx.State, mesh: Mesh) -> nnx.S
 def split(
     stage: Stage, parameters: nnx.State, mesh: Mesh, create: Callable = sharding.create_sharded
 ) -> tuple[TrainState, nnx.State]:
-    """The train state of what is trained, and the frozen parameters.
+    """The train state, with the trained parameters, and the frozen parameters.
 
-    With `create=sharding.abstract` it maps shapes to shapes.
+    With `create=sharding.abstract` the arguments and results are shapes.
     """
     params, frozen = nnx.split_state(parameters, TRAINABLE[stage.trainable], ...)
     start = functools.partial(TrainState.create, optimizer=make_stage_optimizer(stage))
@@ -132,7 +132,7 @@ def jit_train_step(
         chunk=stage.loss_chunk,
         seed=stage.seed,
     )
-    # The new state has the old one's shardings, and every device gets the metrics.
+    # The new state keeps the shardings of the old one; the metrics are replicated.
     everywhere = NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(lambda x: x.sharding, state), everywhere
     return jax.jit(

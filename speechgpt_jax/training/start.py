@@ -1,4 +1,4 @@
-"""The initial parameters of a stage: random, or from the checkpoint of the stage before."""
+"""The initial parameters of a stage: random, or from a checkpoint of the previous stage."""
 
 import functools
 
@@ -23,7 +23,7 @@ def initial_parameters(
     """All parameters of the model, sharded over the mesh.
 
     Adapters that the checkpoint `start_from` lacks are initialised. Tokens that it lacks get the
-    mean of its rows, so that they disturb no prediction (Hewitt 2021); those that it has beyond
+    mean of its rows, which hardly changes the predictions (Hewitt 2021); tokens that it has beyond
     `config.vocab_size` are dropped.
 
     Raises:
@@ -46,8 +46,8 @@ def initial_parameters(
     num_tokens = number_of_tokens(start_from)
     if num_tokens > config.vocab_size:
         print_once(
-            f"The tokenizer has {config.vocab_size} tokens, {start_from} has {num_tokens}: the rows"
-            " of its last ones are dropped."
+            f"The tokenizer has {config.vocab_size} tokens, {start_from} has {num_tokens}: the last"
+            f" {num_tokens - config.vocab_size} embeddings of the checkpoint are dropped."
         )
     if num_tokens != config.vocab_size:
         for name in VOCABULARY_AXIS.keys() & arrays.keys():
@@ -66,7 +66,7 @@ def _check_names(saved, expected, start_from):
         if name in expected:
             problem = f"lacks {name}"
         elif name.endswith(ADAPTER):
-            problem = f"has the adapter {name}: give the model its lora, or merge it first"
+            problem = f"has the adapter {name}: set LlamaConfig.lora, or merge the adapter first"
         else:
             problem = f"has {name}, which this model lacks"
         raise UserError(f"checkpoint {start_from} {problem}.")
@@ -89,7 +89,7 @@ def _stored(name, saved, target, start_from) -> jax.ShapeDtypeStruct:
 
 
 def _fresh_adapter(fresh, shardings, mesh):
-    """Those parameters of `fresh()` that `shardings` names; the others are not computed."""
+    """The parameters of `fresh()` that `shardings` names; the others are not computed."""
 
     def adapter():
         parameters = checkpoints.flatten(fresh())

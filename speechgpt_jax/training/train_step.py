@@ -64,8 +64,8 @@ def token_losses(
 ) -> tuple[jax.Array, jax.Array]:
     """Cross entropy float32 [B, T] and whether the most likely token is the target, bool [B, T].
 
-    Float32 logits are computed for `chunk` positions of every row at a time, [B, chunk, V], and
-    again in the backward pass if rows are longer; [B, T, V] never exists.
+    Float32 logits are computed for `chunk` positions of every row at a time, [B, chunk, V]. If rows
+    are longer, the backward pass computes them again, so [B, T, V] is never in memory.
     """
 
     def chunk_losses(_, hidden_and_targets):
@@ -165,8 +165,16 @@ def make_train_step(
 ) -> Callable:
     """A function (state, frozen, batch) -> (state, metrics), to be jitted.
 
-    The loss is sum(loss_weights * cross entropy) / sum(loss_weights) over the whole batch, whatever
-    the number of microbatches, `accumulation`. Batches have SeqIO's decoder_* keys.
+    The loss is sum(loss_weights * cross entropy) / sum(loss_weights) over the whole batch, for any
+    number of microbatches. Batches have SeqIO's decoder_* keys.
+
+    Args:
+      graphdef: structure of the model.
+      optimizer: its `update` also gets the loss as `value`.
+      unit_ids: token ids of the units, whose loss is also a metric of its own.
+      accumulation: number of microbatches.
+      chunk: positions per row whose logits are in memory at the same time.
+      seed: of dropout.
     """
 
     def weighted_sum(params, frozen, batch, key):

@@ -3,9 +3,9 @@
     MFU = tokens/s * flops per token / (number of devices * peak flops/s of a device)
 
 (Chowdhery et al. 2022, appendix B). Padding is not counted. The flops of a token are those of the
-model without recomputation: one forward pass, and two passes' worth for the gradients of
-activations and of weights. Frozen weights have no gradient: an adapter's step counts two passes,
-and the adapter's own products are not counted.
+model without recomputation, in units of a forward pass: one for the forward pass, one for the
+gradients of activations and one for those of weights. Frozen weights have no gradient, so training
+an adapter counts two; the adapter's own products are not counted.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ import jax
 
 from speechgpt_jax.models.llama import LlamaConfig, matmul_flops_per_token
 
-# Dense bfloat16 FLOP/s by JAX's name of the device, from the vendors' data sheets.
+# Dense bfloat16 FLOP/s by JAX's `device_kind`, from the vendors' data sheets.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -40,7 +40,7 @@ def _peak(kind: str) -> float | None:
 
 
 def training_flops_per_token(model: LlamaConfig, length: int, trainable: str) -> float:
-    """Flops per token of a train step on rows of `length` tokens; `trainable` as in train_step."""
+    """Flops per token of a train step on rows of `length` tokens; `trainable` is `lm.train`'s."""
     passes = 3 if trainable == "all" else 2
     # A float, because those of a 7B model exceed JAX's int32.
     return float(passes * matmul_flops_per_token(model, length))
