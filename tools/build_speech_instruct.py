@@ -16,13 +16,13 @@ FILE is JSONL, TSV or CSV with a `question` and an `answer` per row, and becomes
     chain_of_modality          speech_to_speech-*.jsonl, speech_to_text-*.jsonl,
                                text_to_speech-*.jsonl, text_to_text-*.jsonl: the four forms
 
-JSONL has a `prefix` and a `plain_text` per line, as SpeechInstruct has. The speech of a dialogue is
-made by a command (--tts, where {speaker} is one of the voices) and encoded by --hubert, or is
-written as units by a model of ours (--text_to_unit=RUN).
+JSONL has a `prefix` and a `plain_text` per line, like the published SpeechInstruct. The speech of a
+dialogue is synthesized by a command (--tts, where {speaker} is one of the voices) and encoded by
+--hubert, or a text-to-unit model writes its units (--text_to_unit=RUN).
 
-Rejected rows are in rejects-*.jsonl with the `reason`. The same command resumes after a kill;
-output does not depend on the number of workers; all other flags are Beam's (--runner): see
-tools.extract_units, whose shards are made in the same way.
+Rejected rows are in rejects-*.jsonl with the `reason`. As with tools.extract_units, the same
+command resumes a killed run, the output does not depend on the number of workers, and all other
+flags are Beam's (--runner).
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def voices(text: str) -> list[str]:
-    """Type of names that commas separate."""
+    """Type of --question_voices: comma-separated names."""
     return [nonempty(name).strip() for name in text.split(",")]
 
 
@@ -79,12 +79,12 @@ def parser() -> argparse.ArgumentParser:
     add("--dialogues", type=nonempty, help="JSONL, TSV or CSV with `question` and `answer`")
     add("--prefix", default=prompts.DEFAULT_PREFIX, help="the system prompt")
     add("--tts", type=nonempty, help="command with {speaker}, {text} and {wav}")
-    add("--text_to_unit", type=nonempty, help="run of ours that writes units, in place of --tts")
-    add("--hubert", type=nonempty, default=str(SHIPPED), help="encodes the sound of --tts")
+    add("--text_to_unit", type=nonempty, help="run that writes units, in place of --tts")
+    add("--hubert", type=nonempty, default=str(SHIPPED), help="folder; encodes the sound of --tts")
     add("--question_voices", type=voices, default=["slt"], help="for {speaker}, comma-separated")
-    add("--answer_voice", type=nonempty, default="slt", help="for {speaker}")
-    add("--max_answer_words", type=at_least(0), default=35, help="longer ones are rejected")
-    add("--max_new_tokens", type=positive_int, default=512, help="of --text_to_unit")
+    add("--answer_voice", type=nonempty, default="slt", help="for {speaker} of every answer")
+    add("--max_answer_words", type=at_least(0), default=35, help="longer answers are rejected")
+    add("--max_new_tokens", type=positive_int, default=512, help="limit of --text_to_unit")
     add("--shard_size", type=positive_int, default=250, help="dialogues per shard")
     return parser
 

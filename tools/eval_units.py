@@ -1,16 +1,16 @@
-"""Measures how much of the phones units keep: for seen voices, an unseen voice and a human.
+"""Measures the information about phones in units, for seen voices, an unseen voice and a human.
 
     python -m tools.eval_units --manifest=corpus/manifest.jsonl [--hubert=FOLDER]
 
-Prints, for the HuBERT units and for as many clusters of MFCCs:
+Prints, for the HuBERT's units and for the same number of MFCC clusters:
 
 - PNMI: the share of the phones' entropy that the units explain (Hsu et al. 2021), seen voices;
 - units per second without repeats, seen voices;
 - frame accuracy of each group of speakers, if every unit is replaced by its most frequent phone in
   the training clips.
 
-Phones of synthesised clips are flite's own (`flite` must be installed); those of a human are
-aligned by PocketSphinx. Groups that the manifest has no clips of are left out.
+Phones of synthesized clips come from flite, which must be installed; those of a human are aligned
+by PocketSphinx. Groups without clips in the manifest are left out.
 """
 
 from speechgpt_jax import arguments, files
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
         help="rows with `path`, `text`, `speaker` and `split`, as of tools.build_demo_corpus",
     )
     parser.add_argument("--hubert", type=existing_folder, help="default: the shipped one")
-    parser.add_argument("--clips", type=positive_int, default=300, help="at most, of each group")
+    parser.add_argument("--clips", type=positive_int, default=300, help="most clips of a group")
     args = parser.parse_args(argv)
     # Imported now that the arguments are right: it takes seconds.
     import rich

@@ -3,8 +3,8 @@
     python -m tools.eval_vocoder --vocoder=speechgpt_jax/assets/vocoder --manifest=test.jsonl
 
 Each row of the manifest is a sentence {path, text, units, durations, speaker}. It is synthesized
-from its units with its own durations (`units`) and with predicted ones (`reduced units`, which is
-all that a language model writes). Words are recognised by Whisper tiny.en, one sentence at a time;
+from its units with its own durations (`units`) and with predicted durations (`reduced units`, as
+for a language model's answers). Words are recognised by Whisper tiny.en, one sentence at a time;
 naturalness is DNSMOS overall (Reddy et al. 2022), 1 to 5.
 """
 

@@ -4,19 +4,20 @@
     python -m tools.extract_units --input=manifest.tsv --hubert=mhubert --output=units
 
 --input is a folder (every recording under it: wav, flac, mp3, ogg, opus, m4a, aiff, ...; hidden and
-other files are counted and named), or a manifest: JSONL, TSV or CSV with a `path` per row, relative
-to the manifest, and other fields to keep (`text`, `speaker`), or fairseq's TSV. OUTPUT gets
+other files are skipped and counted by suffix), or a manifest: JSONL, TSV or CSV with a `path` per
+row, relative to the manifest, and other fields to keep (`text`, `speaker`), or fairseq's TSV.
+OUTPUT gets
 
-    units-00000-of-00004.jsonl    the rows, with `units` (repeats merged) and `durations` (in frames
-                                  of 20 ms), in the order of the input
-    rejects-00000-of-00004.jsonl  rows whose recording gives no units, with the `reason`
-    summary.tsv, histogram.png    how long the recordings are, in frames and in units
-    manifest.jsonl, plan.json     what was asked for
+    units-00000-of-00004.jsonl    the rows, with `units` (repeats removed) and `durations` (in
+                                  frames of 20 ms), in the order of the input
+    rejects-00000-of-00004.jsonl  rows whose recording can't be encoded, with the `reason`
+    summary.tsv, histogram.png    lengths of the recordings, in frames and in units
+    manifest.jsonl, plan.json     the run's rows and settings
 
-The same command resumes after a kill: finished shards are kept, and none is ever half-written.
-Units and their order do not depend on the number of workers. A worker uses each of its cores, so a
-machine needs one. All other flags are Beam's; --runner takes the work to Dataflow, Spark or Flink.
-Paths may be of any file system that Beam knows (gs://).
+The same command resumes a killed run: finished shards are kept, and no file is half-written. Units
+and their order do not depend on the number of workers. A worker uses all cores of its machine, so
+run one per machine. All other flags are Beam's; --runner runs the work on Dataflow, Spark or Flink.
+Paths may be on any file system that Beam supports (gs://).
 """
 
 from collections.abc import Sequence

@@ -4,19 +4,19 @@
     ... --people=FOLDER      # adds recordings of people, G.722 as in Debian's asterisk sounds
     ... --teacher=mfcc --num_clusters=100     # cluster ids, for masked prediction
 
-The teacher is `whisper` (features of Whisper tiny.en's encoder), `mfcc` (HuBERT's own first
-iteration) or the folder of a HuBERT (its next iteration). More than half of the clips are resampled
-by up to a quarter first, pitch, formants and speed together, so that the student meets more voices
-than were recorded. Recordings of --people need no transcript and may be in any language.
+The teacher is `whisper` (features of Whisper tiny.en's encoder), `mfcc` (HuBERT's first iteration)
+or the folder of a HuBERT (the next iteration). More than half of the clips are first resampled by
+up to a quarter, which changes pitch, formants and speed, so that the student meets more voices than
+were recorded. Recordings of --people need no transcript and may be in any language.
 
 With --directions the features are projected to the directions in which flite's phones differ most,
-relative to the variance within a phone (linear discriminant analysis, Fisher 1936): they keep what
-is said and less of who says it. Rows then need a `text` and a `speaker` that is a voice of flite,
+relative to the variance within a phone (linear discriminant analysis, Fisher 1936): the phones are
+kept, and less of the speaker. Rows then need a `text` and a `speaker` that is a voice of flite,
 which must be installed.
 
 Output: `sound.npy` int16 [samples], `clip_ends.npy` [clips], `targets.npy` float16 [frames, D] or,
-with --num_clusters, int16 [frames], and `target_ends.npy` [clips]: all clips one after the other,
-to be memory-mapped.
+with --num_clusters, int16 [frames], and `target_ends.npy` [clips], all to be memory-mapped: the
+clips one after the other.
 """
 
 from speechgpt_jax import arguments, files

@@ -3,10 +3,10 @@
     python -m tools.perturb_units --manifest=corpus/units.jsonl --split=train \\
         --output=corpus/perturbed.jsonl
 
-Every recording is encoded once more, faster or slower and as if in another room, by another
-microphone: so a vocoder learns the units of people whom it was not trained on. OUTPUT has the rows
-of the split {path, units, durations, ...} and after them the same rows with other units and
-durations.
+Every recording is encoded once more, played faster or slower and with the acoustics of another room
+and microphone, so that a vocoder learns the units of speakers whom it was not trained on. OUTPUT
+has the rows of the split {path, units, durations, ...}, then the same rows with the units and
+durations of the perturbed recordings.
 """
 
 from speechgpt_jax import arguments, files

@@ -2,9 +2,9 @@
 
     python -m tools.synthesize --units=units.jsonl --output=wavs
 
-Rows are {"id": "a", "units": [5, 9]}, with "durations" (in codes of 20 ms) and "speaker" (name or
-index) if wanted; each becomes OUTPUT/id.wav. Rows of extract_units will do: a row without an id is
-named like its recording.
+Rows are {"id": "a", "units": [5, 9]}, optionally with "durations" (in codes of 20 ms) and "speaker"
+(name or index); each becomes OUTPUT/id.wav. The wav of a row without an id, such as those of
+tools.extract_units, is named like its recording.
 """
 
 from speechgpt_jax import arguments, files

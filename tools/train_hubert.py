@@ -18,7 +18,7 @@ from speechgpt_jax import arguments, gin_utils
 from speechgpt_jax.arguments import existing_folder, output_folder
 from speechgpt_jax.errors import one_line_errors
 
-# Short flags and what they bind.
+# Short flags and the gin parameters that they bind.
 SHORT = {
     "start_from": "train_hubert.train.start_from",
     "steps": "train_hubert.train.steps",
@@ -32,7 +32,7 @@ def define_flags() -> None:
     )
     arguments.define("output_dir", output_folder, None, "Folder of the run.", required=True)
     for name, binding in SHORT.items():
-        flags.DEFINE_string(name, None, f"Short for --gin.{binding}.")
+        flags.DEFINE_string(name, None, f"Same as --gin.{binding}.")
     gin_utils.define_flags()
 
 

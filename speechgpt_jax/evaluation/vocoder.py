@@ -1,4 +1,4 @@
-"""Word error rate and naturalness of speech that a vocoder makes from units of recordings."""
+"""Word error rate and naturalness of speech that a vocoder synthesizes from units of recordings."""
 
 import collections
 import dataclasses
@@ -20,7 +20,7 @@ class Score:
     """Quality of one speaker's sentences.
 
     Attributes:
-      speaker: of the recordings.
+      speaker: speaker of the recordings.
       source: "original" for the recordings themselves, "units" for speech synthesized from their
         units and durations, "reduced units" for speech whose durations are predicted, as those of a
         language model's answers are.
@@ -59,8 +59,9 @@ def evaluate_vocoder(
         if missing := {"path", "text", "units", "durations", "speaker"} - row.keys():
             raise UserError(f"{row.get('path', 'a row')} has no {', '.join(sorted(missing))}.")
         by_speaker[row["speaker"]].append(row)
-    for name in [speaker] if speaker else by_speaker if vocoder.config.speakers else []:
-        vocoder.config.speaker_index(name)
+    if speaker or vocoder.config.speakers:
+        for name in [speaker] if speaker else by_speaker:
+            vocoder.config.speaker_index(name)
     for name, all_rows in sorted(by_speaker.items()):
         of_speaker = all_rows[:sentences]
         texts = [row["text"] for row in of_speaker]
@@ -88,7 +89,7 @@ def synthesized(
 
 
 def naturalness(wavs: Sequence[np.ndarray]) -> float:
-    """Mean DNSMOS overall of float32 [samples] each."""
+    """Mean DNSMOS overall of wavs, float32 [samples] each."""
     try:
         from speechmos import dnsmos
     except ImportError as error:

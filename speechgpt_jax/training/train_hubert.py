@@ -1,6 +1,6 @@
 """Trains a HuBERT to predict a teacher's features, or clusters of them.
 
-`train` is what gin recipes configure (gin/runs/hubert_*.gin, tools/train_hubert.py).
+Gin recipes configure `train` (gin/runs/hubert_*.gin, tools/train_hubert.py).
 """
 
 import dataclasses
@@ -53,15 +53,16 @@ def train(
     Args:
       targets: folder of clips and targets, as tools.hubert_targets writes it.
       output_dir: gets checkpoints/, metrics.jsonl and hubert/.
-      model: sizes of the HuBERT; `feature_layer` is the layer that units are made from.
+      model: sizes of the HuBERT; units are made from the output of its layer `feature_layer`.
       objective: the loss and the heads that it needs.
       optimizer: AdamW; its schedule ends at `steps`.
       steps: number of optimizer steps.
       batch_size: crops per batch.
       crop_seconds: length of a crop in seconds.
       distorted: simulates another room and microphone for each crop.
-      start_from: folder of a trained HuBERT of the same sizes, whose parameters are the start.
-      mesh: number of devices along data, fsdp and model.
+      start_from: folder of a trained HuBERT of the same sizes, whose parameters the run starts
+        from; None: random parameters.
+      mesh: number of devices along the axes data, fsdp and model.
       save_every: steps from one checkpoint to the next.
       seed: seed of the initial parameters, the crops and the masks.
 

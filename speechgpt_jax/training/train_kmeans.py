@@ -35,7 +35,8 @@ def extract_features(
 ) -> list[np.ndarray]:
     """Features of recordings: memory-mapped float16 [frames, D], one array per 512 recordings.
 
-    They are written to `work_dir`; files that are there already are not computed again.
+    They are written to `work_dir`. Files of an interrupted run are not computed again: `work_dir`
+    must be another one for another HuBERT or other recordings.
 
     Raises:
       UserError: a recording can't be read.
@@ -69,9 +70,9 @@ def train(
     Resumes from the newest checkpoint of `work_dir` if there is one.
 
     Args:
-      features: any number of arrays; memory-mapped files will do.
+      features: any number of arrays, in memory or memory-mapped.
       work_dir: gets checkpoints and metrics.jsonl.
-      num_clusters: number of centroids K.
+      num_clusters: K.
       steps: number of updates.
       batch_frames: frames drawn for each update (mini-batch k-means, Sculley 2010); None takes all
         frames each time (Lloyd's algorithm).

@@ -1,6 +1,6 @@
 """Trains a unit vocoder on recordings and their units, with or without discriminators.
 
-`train` is what gin recipes configure (gin/runs/vocoder_tiny.gin, tools/train_vocoder.py).
+Gin recipes configure `train` (gin/runs/vocoder_tiny.gin, tools/train_vocoder.py).
 """
 
 import os
@@ -57,12 +57,13 @@ def train(
       output_dir: gets checkpoints/, metrics.jsonl and vocoder/.
       model: sizes of the vocoder.
       objective: weights of the losses.
-      optimizer: AdamW for the vocoder and for the discriminators; its schedule ends at `steps`.
+      optimizer: AdamW of the vocoder and of the discriminators; its schedule ends at `steps`.
       steps: number of optimizer steps.
       batch_size: segments per batch.
       segment_codes: length of a segment in codes of 20 ms.
       discriminators: sizes of HiFi-GAN's discriminators; None: only spectral losses.
-      start_from: folder of a trained vocoder of the same sizes, whose parameters are the start.
+      start_from: folder of a trained vocoder of the same sizes, whose parameters the run starts
+        from; None: random parameters.
       save_every: steps from one checkpoint to the next.
       seed: seed of the initial parameters, the segments and dropout.
 
@@ -90,13 +91,13 @@ def train(
             f"start_from {start_from} holds {vocoder.config}, but the run's model is {model}; "
             "give a vocoder of the same sizes."
         )
-    sides = {"vocoder": vocoder}
+    models = {"vocoder": vocoder}
     if discriminators:
-        sides["discriminators"] = Discriminators(discriminators, rngs=nnx.Rngs(seed))
+        models["discriminators"] = Discriminators(discriminators, rngs=nnx.Rngs(seed))
     tx = make_optimizer(optimizer, steps)
-    train_step = make_train_step(**sides, optimizer=tx, objective=objective, seed=seed)
+    train_step = make_train_step(**models, optimizer=tx, objective=objective, seed=seed)
     state = fit(
-        create_state(sides, tx),
+        create_state(models, tx),
         jax.jit(train_step, donate_argnums=0),
         batches,
         steps=steps,
@@ -112,16 +113,16 @@ def train(
 
 
 def create_state(
-    sides: Mapping[str, nnx.Module], optimizer: optax.GradientTransformation
+    models: Mapping[str, nnx.Module], optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """State before the first step; `params` and `opt_state` have an entry for each side.
+    """State before the first step; `params` and `opt_state` have an entry for each model.
 
     Args:
-      sides: "vocoder", and "discriminators" where they are trained too.
-      optimizer: the same for each side, which has a state of its own.
+      models: "vocoder", and "discriminators" if they are trained too.
+      optimizer: optimizer of each model; its state is separate for each.
     """
-    params = {name: nnx.state(model, nnx.Param) for name, model in sides.items()}
-    opt_state = {name: optimizer.init(side) for name, side in params.items()}
+    params = {name: nnx.state(model, nnx.Param) for name, model in models.items()}
+    opt_state = {name: optimizer.init(of_model) for name, of_model in params.items()}
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
 
@@ -135,8 +136,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """train_step(state, batch) -> (state, metrics), to be jitted.
 
-    Where there are discriminators, they take their step first (HiFi-GAN's order). Without them the
-    spectral losses train the vocoder.
+    Discriminators are updated before the vocoder (HiFi-GAN's order). Without them the vocoder is
+    trained with the spectral losses only.
     """
     config = vocoder.config
     graph, _ = nnx.split(vocoder, nnx.Param)
@@ -151,18 +152,18 @@ def make_train_step(
         params, opt_state, metrics = {}, {}, {}
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def update(side, gradients):
-            updates, opt_state[side] = optimizer.update(
-                gradients, state.opt_state[side], state.params[side]
+        def update(name, gradients):
+            updates, opt_state[name] = optimizer.update(
+                gradients, state.opt_state[name], state.params[name]
             )
-            params[side] = optax.apply_updates(state.params[side], updates)
+            params[name] = optax.apply_updates(state.params[name], updates)
 
         def generate(vocoder_params):
             model = nnx.merge(graph, vocoder_params)
             wav, losses = synthesize_segments(model, batch, nnx.Rngs(dropout=key))
             return (wav, weighted_sum(losses)), losses
 
-        # Both sides learn from the same wav, which is computed once.
+        # Vocoder and discriminators learn from the same wav, which is computed once.
         (wav, _), backward, losses = jax.vjp(generate, state.params["vocoder"], has_aux=True)
         trained_discriminators = None
         if discriminator_graph is not None:
@@ -171,8 +172,9 @@ def make_train_step(
                 model = nnx.merge(discriminator_graph, discriminator_params)
                 return discriminator_loss(model(batch["wav"]), model(wav))
 
-            side = state.params["discriminators"]
-            metrics["discriminator_loss"], gradients = jax.value_and_grad(discriminate)(side)
+            metrics["discriminator_loss"], gradients = jax.value_and_grad(discriminate)(
+                state.params["discriminators"]
+            )
             update("discriminators", gradients)
             trained_discriminators = nnx.merge(discriminator_graph, params["discriminators"])
 

@@ -35,12 +35,12 @@ def train_steps(rows, discriminators=None, steps=30, **objective):
     vocoder = UnitVocoder(CONFIG, rngs=nnx.Rngs(0))
     optimizer = optax.adam(3e-3)
     objective = VocoderObjective(stft_sizes=(1024, 256), **objective)
-    sides = {"vocoder": vocoder}
+    models = {"vocoder": vocoder}
     if discriminators is not None:
-        sides["discriminators"] = discriminators
-    train_step = make_train_step(**sides, optimizer=optimizer, objective=objective, seed=0)
+        models["discriminators"] = discriminators
+    train_step = make_train_step(**models, optimizer=optimizer, objective=objective, seed=0)
     step, data, history = jax.jit(train_step), batches(rows), []
-    state = create_state(sides, optimizer)
+    state = create_state(models, optimizer)
     for _ in range(steps):
         state, metrics = step(state, next(data))
         history.append(metrics)
@@ -73,7 +73,7 @@ def test_learns_with_discriminators(rows):
 
 
 def test_the_gradient_is_that_of_the_whole_loss(rows):
-    """The step goes through the wav once, by hand: a step of plain SGD tells if it is right."""
+    """The step backpropagates through the wav by hand; the loss must fall as after an SGD step."""
     config = dataclasses.replace(CONFIG, duration_dropout=0.0)
     vocoder, batch = UnitVocoder(config, rngs=nnx.Rngs(0)), next(batches(rows))
     objective, rate = VocoderObjective(stft_sizes=(256,)), 1e-7
