@@ -1,4 +1,4 @@
-"""Checkpoints: what is trained, the input position and how the run was configured, by Orbax.
+"""Orbax checkpoints of a run: the trained arrays, the input position and the configuration.
 
 A run's folder holds `checkpoints/<step>/` with three items: `state` (every array of the train state
 under its dotted name), `input` (one file of bytes per process) and `metadata` (JSON). A step

@@ -28,7 +28,7 @@ def unflatten(like: Any, arrays: Mapping[str, jax.Array]) -> Any:
 def checksums(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
     """Sum of each array's bits as uint32 words, modulo 2^32; the same on any mesh."""
     if jax.default_backend() == "cpu" and jax.process_count() == 1:
-        # XLA would first widen an array of 16-bit numbers to twice its size.
+        # XLA would first copy a 16-bit array to 32 bits, twice its size.
         return {name: bit_sum_on_host(np.asarray(x)) for name, x in arrays.items()}
     return {name: int(value) for name, value in jax.device_get(_bit_sums(dict(arrays))).items()}
 

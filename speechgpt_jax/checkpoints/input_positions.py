@@ -1,4 +1,4 @@
-"""Orbax handler of the input positions: bytes by name, one file each."""
+"""Orbax handler of the input positions: {name: bytes}, one file per name."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -9,7 +9,7 @@ from etils import epath
 
 
 class InputPositionsHandler(ocp.CheckpointHandler):
-    """Saves and restores the position of each part of the input, bytes by name."""
+    """Saves and restores the position of each part of the input, {name: bytes}."""
 
     def save(self, directory: epath.Path, args: "InputPositionsSave") -> None:
         for name, position in args.positions.items():
@@ -26,10 +26,14 @@ class InputPositionsHandler(ocp.CheckpointHandler):
 @ocp.args.register_with_handler(InputPositionsHandler, for_save=True)
 @dataclasses.dataclass
 class InputPositionsSave(ocp.args.CheckpointArgs):
+    """Positions to save, by name."""
+
     positions: Mapping[str, bytes]
 
 
 @ocp.args.register_with_handler(InputPositionsHandler, for_restore=True)
 @dataclasses.dataclass
 class InputPositionsRestore(ocp.args.CheckpointArgs):
+    """Names of the positions to restore; missing ones are left out."""
+
     names: Collection[str]

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: saved in the background, restored from the newest sound one."""
+"""The checkpoints of a run: saved in the background, restored from the newest undamaged one."""
 
 import dataclasses
 import logging
@@ -51,8 +51,8 @@ class Restored:
 
     Attributes:
       step: the step after which it was saved.
-      state: has the structure of the state that was given.
-      input_positions: positions by name, those that were asked for and saved.
+      state: a pytree like the one passed to `restore_latest`.
+      input_positions: position by name, of the requested names that were saved.
     """
 
     step: int
@@ -62,11 +62,11 @@ class Restored:
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """Always False: the training loop has asked JAX before it called `save`.
+        """Always False: the training loop asks JAX itself, before it calls `save`.
 
-        Orbax would ask again, with the step it saved, from the thread that writes. JAX takes the
-        step of the last question for this process's current step, so a process that has trained
-        further could agree with the others on a step in its past, and all would wait for ever.
+        Orbax would ask again from its writing thread, with the step that it saves. JAX takes the
+        step of the latest call as the current step of this process. A process that has trained
+        further could then agree with the others to stop at a step that it has passed: a deadlock.
         """
         return False
 
@@ -80,8 +80,8 @@ class Checkpoints:
     Args:
       output_dir: the run's folder, local or gs://.
       keep: which checkpoints stay on disk.
-      metadata: JSON values saved with each checkpoint: `config`, the operative gin; `model`, the
-        fields of the model's config.
+      metadata: JSON values saved with each checkpoint: `config`, the operative gin config as text;
+        `model`, the fields of the model's config.
       base: a run or checkpoint with the parameters that this run does not train, or None.
     """
 
@@ -103,12 +103,13 @@ class Checkpoints:
         )
 
     def latest_step(self) -> int | None:
+        """Number of the newest step, or None if there is no checkpoint."""
         return self._manager.latest_step()
 
     def save(
         self, step: int, state: Any, input_positions: Mapping[str, bytes] | None = None
     ) -> None:
-        """Copies the state off the devices, then writes it in the background."""
+        """Copies the state to the host, then writes it in the background."""
         if step == self.latest_step():
             return
         arrays = flatten(state)
@@ -150,8 +151,8 @@ class Checkpoints:
                 return Restored(step, unflatten(state, arrays), positions)
         if damaged:
             raise UserError(
-                f"no checkpoint in {self.folder} can be read, of {[f.name for f in damaged]};"
-                " train again into another folder."
+                f"no checkpoint in {self.folder} can be read: {', '.join(f.name for f in damaged)}"
+                " are damaged; train again in another folder."
             )
         return None
 
@@ -167,6 +168,7 @@ class Checkpoints:
         self._saving = False
 
     def close(self) -> None:
+        """Waits as `wait` does, then frees the manager."""
         with writing(self.folder):
             self._manager.close()
 
@@ -174,8 +176,8 @@ class Checkpoints:
         base = read_step_metadata(folder)["base"]
         if base != self.metadata["base"]:
             raise UserError(
-                f"checkpoint {folder} was trained on {base}, not on {self.metadata['base']}: start"
-                " from that again, or use another output folder."
+                f"checkpoint {folder} was trained on {base}, not on {self.metadata['base']}: set"
+                f" start_from to {base} again, or use another output folder."
             )
 
     def _move_aside(self, folders):
@@ -190,7 +192,7 @@ class Checkpoints:
 
 
 def _check_same(saved, targets, folder):
-    """UserError unless the checkpoint has exactly the arrays that the run has."""
+    """Raises a UserError unless the checkpoint has the run's arrays, with the same shapes."""
     for name in sorted(saved.keys() ^ targets.keys()):
         side = "lacks" if name in targets else "has an unknown"
         raise UserError(

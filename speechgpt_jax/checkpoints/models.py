@@ -1,4 +1,4 @@
-"""Parameters of models in checkpoints, those of an adapter's base included."""
+"""Parameters of models in checkpoints, including those of an adapter's base."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,10 +36,10 @@ def save_parameters(
     metadata: Mapping | None = None,
     base: str | os.PathLike | None = None,
 ) -> epath.Path:
-    """Writes step 0 of a new run one parameter at a time: memory holds only one of them.
+    """Writes step 0 of a new run, with one parameter in memory at a time.
 
     Args:
-      output_dir, metadata, base: those of `Checkpoints`.
+      output_dir, metadata, base: as in `Checkpoints`.
       parameters: pairs of a name, as in `parameter_shapes`, and an array of any dtype.
 
     Returns:
@@ -57,7 +57,7 @@ def save_parameters(
         for name, array in parameters:
             with writing(runs):
                 ocp_v1.partial.save(step, {PARAMS + name: array})
-            # On the host: a device would need several copies of what may be half a model.
+            # On the host: a device would need several copies of a large array.
             sums[PARAMS + name] = bit_sum_on_host(array)
         with writing(runs):
             ocp_v1.partial.finalize(step)
@@ -84,7 +84,7 @@ def parameter_shapes(path: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]
 
 
 def own_parameter_shapes(path: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]:
-    """As `parameter_shapes`, without those that only the bases have."""
+    """Shape and dtype of the parameters in `path` itself, without those of its bases."""
     return _parameters(saved_shapes(latest(path)))
 
 
@@ -100,7 +100,7 @@ def restore_parameters(
       targets: their shapes must be those of `parameter_shapes`.
 
     Raises:
-      Damaged: files are missing or not as they were written.
+      Damaged: files are missing, or their content has changed since they were written.
     """
     arrays = {}
     for folder in _with_bases(path):
@@ -114,9 +114,9 @@ def restore_parameters(
 
 
 def load_model(path: str | os.PathLike, build: Callable[[dict], nnx.Module]) -> nnx.Module:
-    """Loads the trained model in `path` on the first device; an adapter comes with its base.
+    """Loads the trained model in `path`, with an adapter's base, on the first device.
 
-    `build(fields)` makes the model from the fields of its config that were saved with it.
+    `build(fields)` makes the model from the fields of its config, which the checkpoint holds.
     """
     fields = read_metadata(path)["model"]
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: build(fields)))
@@ -145,5 +145,5 @@ def _with_bases(path: str | os.PathLike) -> Iterator[epath.Path]:
 
 
 def _parameters(by_name: Mapping) -> dict:
-    """Those of `by_name` that are parameters, under the model's names."""
+    """The parameters among `by_name`, under the model's names for them."""
     return {n.removeprefix(PARAMS): x for n, x in by_name.items() if n.startswith(PARAMS)}

@@ -1,4 +1,4 @@
-"""What goes wrong with checkpoints: damaged files, full disks, lost processes."""
+"""Errors of checkpoints: damaged files, full disks, lost processes."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ from etils import epath
 
 from speechgpt_jax.errors import UserError
 
-# What JAX and Orbax raise when another process of the run is gone: the files are not to blame.
+# Exceptions of JAX and Orbax if another process of the run is gone; no file is damaged then.
 LOST_PROCESS = (jax.errors.JaxRuntimeError, TimeoutError)
 
 
 class Damaged(UserError):
-    """A checkpoint's files are missing, cut short or not what was written."""
+    """A checkpoint's files are missing, truncated or changed since they were written."""
 
     def __init__(self, folder: epath.Path, problem: str):
         super().__init__(f"checkpoint {folder} is damaged: {problem}")
@@ -42,16 +42,16 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def writing(folder: epath.Path) -> Iterator[None]:
-    """Turns exceptions of Orbax, as of a full disk, into NotSaved."""
+    """Turns exceptions of Orbax, such as those of a full disk, into NotSaved."""
     try:
         yield
     except (NotSaved, *LOST_PROCESS):
         raise
     except Exception as error:
-        # A step has its number only when all of it is written.
+        # A folder has a step's number as its name only if the step is complete.
         steps = [int(child.name) for child in folder.glob("*") if child.name.isdigit()]
-        kept = f"step {max(steps)} is untouched" if steps else "none was there before"
+        kept = f"step {max(steps)} is untouched" if steps else "there was none before"
         raise NotSaved(
-            f"a checkpoint can't be written to {folder}: {_first_line(error)} ({kept}). Make room;"
-            " the same command then resumes from the last one."
+            f"a checkpoint can't be written to {folder}: {_first_line(error)} ({kept}). Free some"
+            " space; the same command then resumes from the last checkpoint."
         ) from error

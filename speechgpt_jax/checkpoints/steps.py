@@ -1,4 +1,4 @@
-"""One step of a run's checkpoints on disk: where it is, and what it holds."""
+"""One step of a run's checkpoints on disk: its folder and its content."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -34,7 +34,7 @@ def latest(path: str | os.PathLike) -> epath.Path:
 def pointer(folder: epath.Path, base: str | os.PathLike | None) -> str | None:
     """Path of the newest checkpoint of `base` relative to `folder`; gs:// stays absolute.
 
-    So runs can be moved together.
+    A relative path stays valid when both runs are moved together.
     """
     if base is None:
         return None
@@ -53,7 +53,7 @@ def read_arrays(
     """Arrays by name in the shardings and dtypes of `targets`.
 
     Raises:
-      Damaged: files are missing or not as they were written.
+      Damaged: files are missing, or their content has changed since they were written.
     """
     saved = saved_shapes(folder)
     stored = {
@@ -68,7 +68,7 @@ def read_arrays(
     expected = read_step_metadata(folder)["checksums"]
     for name, value in checksums(arrays).items():
         if value != expected[name]:
-            raise Damaged(folder, f"the bits of {name} are not those that were written")
+            raise Damaged(folder, f"the checksum of {name} is {value}, expected {expected[name]}")
     return {name: x.astype(targets[name].dtype) for name, x in arrays.items()}
 
 
@@ -86,7 +86,7 @@ def read_step_metadata(folder: epath.Path) -> dict:
 
 
 def read_input_positions(folder: epath.Path, names: Collection[str]) -> dict[str, bytes]:
-    """Those of the input positions `names` that one step has."""
+    """{name: position} of the `names` that one step holds."""
     with reading(folder), ocp.Checkpointer(InputPositionsHandler()) as reader:
         return reader.restore(folder / "input", args=InputPositionsRestore(names))
 

@@ -45,8 +45,14 @@ class Reply:
 class Conversation:
     """A model with its tokenizer, speech encoder and vocoder.
 
-    conversation = Conversation.from_run("runs/demo/stage3")
-    conversation.answer(wav).text
+        conversation = Conversation.from_run("runs/demo/stage3")
+        conversation.answer(wav).text
+
+    Attributes:
+      speaker: name or index of the vocoder's speaker.
+      prefix: system prompt before the dialogue.
+      sampling: how tokens are drawn.
+      max_new_tokens: longest answer, in tokens.
     """
 
     model: Llama
@@ -60,7 +66,7 @@ class Conversation:
 
     def __post_init__(self):
         check_number("max_new_tokens", self.max_new_tokens, at_least=1)
-        self.vocoder.speaker_index(self.speaker)  # Raises a UserError.
+        self.vocoder.speaker_index(self.speaker)  # Raises a UserError for an unknown speaker.
         counts = {
             "tokenizer": len(self.tokenizer.unit_ids),
             "HuBERT": self.speech2unit.num_units,
@@ -86,7 +92,7 @@ class Conversation:
         Args:
           path: folder of the run; an adapter is loaded with its base.
           hubert, vocoder: folders of HuBERT with its centroids and of the unit vocoder.
-          kwargs: other fields of the conversation.
+          kwargs: other fields of `Conversation`.
 
         Raises:
           UserError: a folder is missing or damaged, or their numbers of units differ.
@@ -99,8 +105,8 @@ class Conversation:
     def answer(self, question: str | np.ndarray, *, aloud: bool = True) -> Reply:
         """Answers a question, written or spoken (float32 [samples] at 16 kHz).
 
-        A spoken question is answered by the chain of modality: its transcript, the answer as text,
-        the answer as units. Without `aloud` the answer has no units.
+        A spoken question is answered by the chain of modality: transcript of the question, answer
+        as text, answer as units. Without `aloud` the answer has no units.
         """
         if isinstance(question, str):
             template = prompts.TEXT_TO_SPEECH_PROMPT if aloud else prompts.TEXT_TO_TEXT_PROMPT
@@ -116,7 +122,7 @@ class Conversation:
         return self._reply(prompt).text
 
     def speak(self, text: str, description: str = prompts.SPEAK) -> Reply:
-        """Reads a text aloud."""
+        """Reads a text aloud: a reply with units and waveform."""
         return self._reply(prompts.CROSS_MODAL_PROMPT.format(description=description, source=text))
 
     def unit_text(self, wav: np.ndarray) -> str:
@@ -133,7 +139,7 @@ class Conversation:
         return units_to_text(units)
 
     def complete(self, prompt: str) -> str:
-        """Decodes the answer to the prefix and `prompt`."""
+        """The text that the model writes after the prefix and `prompt`."""
         ids = [self.tokenizer.bos_id, *self.tokenizer.encode(self.prefix + prompt)]
         tokens, lengths = generate(
             self.model,
@@ -152,5 +158,5 @@ class Conversation:
 
 
 def build_llama(fields: dict) -> Llama:
-    """A model from the fields of its LlamaConfig, as saved with a checkpoint."""
+    """A model from the fields of its LlamaConfig, which checkpoints hold as metadata."""
     return Llama(LlamaConfig.from_dict(fields), rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""Generation: one prefill of the prompts, then one token per step with a KV cache."""
+"""Generation of tokens: one prefill of the prompts, then one token per step with a KV cache."""
 
 import functools
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.models.llama import Llama
 
-# Prompts are padded to the next of these lengths, longer ones to multiples of the last; each new
-# length is compiled once, which takes a few seconds.
+# Prompts are padded to the next of these lengths in tokens, longer ones to multiples of the last;
+# each new length is compiled once, which takes a few seconds.
 PROMPT_LENGTHS = (32, 64, 128, 256, 512)
 
 
@@ -34,10 +34,10 @@ def generate(
     Args:
       model: the language model.
       prompts: B lists of token ids, of any lengths.
-      max_new_tokens: longest answer.
+      max_new_tokens: longest answer, in tokens.
       stop_ids: token ids that end an answer.
       sampling: how tokens are drawn.
-      min_new_tokens: shortest answer.
+      min_new_tokens: shortest answer, in tokens.
       forbidden_ids: token ids that are never drawn.
       key: a PRNG key; by default `jax.random.key(0)`.
 
@@ -106,9 +106,9 @@ def generate_padded(
         token = draw(hidden, step)
         tokens = tokens.at[:, step].set(token)
         # A row that has stopped keeps its length; its later tokens are ignored.
-        going_on = (lengths == step) & ~is_stop[token]
+        continues = (lengths == step) & ~is_stop[token]
         hidden, cache = model.decode(token[:, None], cache, blocks)
-        return step + 1, lengths + going_on, tokens, hidden[:, -1], cache
+        return step + 1, lengths + continues, tokens, hidden[:, -1], cache
 
     cache = model.init_cache(batch, prompt_length + max_new_tokens, start)
     hidden, cache = model.decode(prompts, cache, blocks)
@@ -140,6 +140,6 @@ def _check_ids(vocab_size, *sequences):
     for ids in map(np.asarray, sequences):
         if ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
             raise UserError(
-                f"Token ids must lie in 0..{vocab_size - 1}, got {ids.min()}..{ids.max()}: do "
-                "tokenizer and model belong together?"
+                f"Token ids must lie in 0..{vocab_size - 1}, got {ids.min()}..{ids.max()}: use the"
+                " tokenizer that was saved with the model."
             )

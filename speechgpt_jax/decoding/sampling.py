@@ -12,7 +12,7 @@ from speechgpt_jax.limits import check_number
 class Sampling:
     """Temperature, then the `top_k` most likely tokens, then the nucleus of those.
 
-    Defaults of the released SpeechGPT.
+    The defaults are those of the released SpeechGPT.
 
     Attributes:
       temperature: divides the logits; 0 always takes the most likely token.

@@ -1,4 +1,4 @@
-"""Decodes the examples of a split and scores the answers by the metrics of their SeqIO tasks."""
+"""Decodes the examples of a split and scores the answers with the metrics of their SeqIO tasks."""
 
 import difflib
 import json
@@ -19,7 +19,7 @@ from speechgpt_jax.limits import check_number
 from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.tokenizer import Tokenizer
 
-Metrics = dict[str, dict[str, float]]  # task -> name -> figure
+Metrics = dict[str, dict[str, float]]  # task -> metric -> value
 
 
 def evaluate_run(
@@ -31,13 +31,13 @@ def evaluate_run(
     batch_size: int = 16,
     sampling: Sampling = GREEDY,
 ) -> Metrics:
-    """Evaluates the newest checkpoint of a training run and adds to its evaluation.json.
+    """Evaluates the newest checkpoint of a training run; adds the metrics to its evaluation.json.
 
     Args:
       run: the folder that `train` wrote.
       tasks: names of SeqIO tasks or mixtures.
       split: e.g. "test".
-      num_examples: number of each task's first examples; by default all.
+      num_examples: number of examples per task, the first ones; by default all.
       batch_size: number of prompts decoded at once.
       sampling: how answers are drawn.
 
@@ -70,12 +70,12 @@ def check_task(name: str, split: str) -> None:
     known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}."
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(sorted(known))}."
         raise UserError(f"task {name!r} is unknown; {hint}")
     tasks = seqio.get_subtasks(seqio.get_mixture_or_task(name))
     scored = [task for task in tasks if task.metric_fns]
     if not scored:
-        raise UserError(f"{name} has no metrics; evaluate a task that has.")
+        raise UserError(f"{name} has no metrics; evaluate a task that has metrics.")
     splits = sorted({split for task in scored for split in task.splits})
     if split not in splits:
         raise UserError(f"{name} has no split {split!r}; it has {', '.join(splits)}.")
@@ -115,7 +115,7 @@ def evaluate(
 
 
 def split_reference(tokenizer: Tokenizer, features) -> tuple[list[int], list[int]]:
-    """SeqIO's decoder features -> prompt, with bos, and reference answer, with eos."""
+    """SeqIO's decoder features -> token ids of the prompt, with bos, and the answer, with eos."""
     tokens = features["decoder_target_tokens"]
     tokens = tokens[tokens != tokenizer.pad_id].tolist()
     roles = np.flatnonzero(np.equal(tokens, tokenizer.token_to_id(prompts.SPEECHGPT)))
@@ -124,15 +124,15 @@ def split_reference(tokenizer: Tokenizer, features) -> tuple[list[int], list[int
 
 
 def _generate_all(model, tokenizer, references, batch_size, sampling) -> np.ndarray:
-    """Answers [N, T] in the order of `references`, each closed by eos."""
-    # One and a half times the longest reference; longer answers are wrong anyway.
-    room = int(1.5 * max(len(answer) for _, answer in references))
-    answers = np.full((len(references), room + 1), tokenizer.eos_id, np.int32)
+    """Token ids of the answers, int32 [N, T], in the order of `references`, padded with eos."""
+    # Answers longer than 1.5 times the longest reference are wrong anyway.
+    max_new_tokens = int(1.5 * max(len(answer) for _, answer in references))
+    answers = np.full((len(references), max_new_tokens + 1), tokenizer.eos_id, np.int32)
     for rows in _batches_by_length([len(prompt) for prompt, _ in references], batch_size):
         tokens, lengths = generate(
             model,
             [references[row][0] for row in rows],
-            max_new_tokens=room,
+            max_new_tokens=max_new_tokens,
             stop_ids=[tokenizer.eos_id],
             sampling=sampling,
         )
@@ -142,7 +142,10 @@ def _generate_all(model, tokenizer, references, batch_size, sampling) -> np.ndar
 
 
 def _batches_by_length(lengths: list[int], batch_size: int) -> Iterator[np.ndarray]:
-    """Row numbers in batches of one size, which compile once; the last one may repeat rows."""
+    """Row indices, sorted by length, in batches of `batch_size`; the last one may repeat rows.
+
+    Batches of one size compile once per prompt length.
+    """
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         yield np.resize(order[start : start + batch_size], batch_size)
@@ -155,7 +158,7 @@ def _save(path: Path, split: str, metrics: Metrics) -> None:
 
 
 def table(metrics: Metrics) -> str:
-    """Metrics as text, one per line."""
+    """Metrics as text, one line each."""
     rows = [(task, name, value) for task, row in metrics.items() for name, value in row.items()]
     width = max(len(task) for task, _, _ in rows)
     return "\n".join(f"{task:<{width}}  {name:<36} {value:8.3f}" for task, name, value in rows)

@@ -1,7 +1,4 @@
-"""SeqIO metric functions of references and predictions.
-
-All take two lists of `prompts.Response` and return {name: value}.
-"""
+"""SeqIO metric functions: targets and predictions, lists of `prompts.Response` -> {name: value}."""
 
 import re
 from collections.abc import Sequence
@@ -14,16 +11,16 @@ from speechgpt_jax.prompts import Response, parse_response
 
 
 def read_response(text: str, **unused) -> Response:
-    """The postprocessor of every dialogue task, for targets and predictions alike."""
+    """Parses the text of a target or prediction: the postprocessor of every dialogue task."""
     return parse_response(text)
 
 
 def word_error_rate(
     targets: Sequence[Response], predictions: Sequence[Response]
 ) -> dict[str, float]:
-    """Word error rate of the transcripts, and of a control: each against the next transcript.
+    """Word error rate, and that of a control: each reference with the next example's transcript.
 
-    The two are close for a model that ignores the speech and writes sentences it knows.
+    The two are close for a model that ignores the speech and writes sentences that it knows.
     """
     references = [normalize(target.text) for target in targets]
     transcripts = [normalize(prediction.text) for prediction in predictions]
@@ -36,7 +33,7 @@ def word_error_rate(
 def question_word_error_rate(
     targets: Sequence[Response], predictions: Sequence[Response]
 ) -> dict[str, float]:
-    """Word error rate of the transcript with which a chain of modality begins."""
+    """Word error rate of the question's transcript, the first part of a chain of modality."""
     references = [normalize(target.question) for target in targets]
     transcripts = [normalize(prediction.question) for prediction in predictions]
     return {"question_wer": wer(references, transcripts)}
@@ -56,7 +53,10 @@ def answer_accuracy(
 def unit_error_rate(
     targets: Sequence[Response], predictions: Sequence[Response]
 ) -> dict[str, float]:
-    """Unit edits per unit of the recorded speech; different units may stand for the same text."""
+    """Unit edits per reference unit, and those of a control, as in `word_error_rate`.
+
+    The same text may be spoken with other units, so a rate of 0 can't be expected.
+    """
     references = [" ".join(map(str, target.units)) for target in targets]
     units = [" ".join(map(str, prediction.units)) for prediction in predictions]
     return {
@@ -66,14 +66,17 @@ def unit_error_rate(
 
 
 def wer(references: list[str], predictions: list[str]) -> float:
-    """Word edits per reference word; an empty prediction has 1.0.
+    """Word edits per reference word; 1.0 if all predictions are empty.
 
     Raises:
-      UserError: no reference has any words.
+      UserError: all references are empty.
     """
     kept = [(r, p) for r, p in zip(references, predictions, strict=True) if r]
     if not kept:
-        raise UserError("No reference has any words; evaluate a task with text references.")
+        raise UserError(
+            "No reference has any words or units; evaluate a task whose targets have what its"
+            " metrics compare."
+        )
     references, predictions = map(list, zip(*kept))
     return float(jiwer.wer(references, predictions))
 

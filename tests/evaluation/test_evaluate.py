@@ -94,7 +94,7 @@ def test_a_missing_split_is_named(model, tokenizer, task):
 @pytest.mark.parametrize(
     ("names", "split", "message"),
     [
-        (["nope"], "test", "task 'nope' is unknown; there are"),
+        (["nope"], "test", "task 'nope' is unknown; choose from"),
         (
             ["test_asr", "test_asrr"],
             "test",
