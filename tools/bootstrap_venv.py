@@ -2,8 +2,8 @@
 
     python3.11 tools/bootstrap_venv.py .venv
 
-It uses the standard library only: it downloads pip's newest wheel from the package index
-(PIP_INDEX_URL, or PyPI) and runs pip from the wheel to install the wheel.
+It needs only the standard library: it downloads the newest wheel of pip from the package index
+(PIP_INDEX_URL, or PyPI) and installs it by running pip from the wheel itself.
 """
 
 import os
@@ -17,7 +17,7 @@ import venv
 
 
 def newest_pip_wheel(index: str) -> str:
-    """URL of the last wheel of pip on a PEP 503 index."""
+    """URL of the last wheel of pip that a PEP 503 index lists."""
     page_url = index.rstrip("/") + "/pip/"
     page = urllib.request.urlopen(page_url).read().decode()
     wheels = re.findall(r'href="([^"]+-py3-none-any\.whl[^"]*)"', page)

@@ -1,4 +1,4 @@
-"""Makes the embedded corpus: speaks the demo world, then writes its units and texts as records.
+"""Builds the embedded corpus: synthesizes the demo world, then writes units and texts as records.
 
     python -m tools.build_demo_corpus synthesize --work_dir=DIR --human_prompts=PROMPTS
         DIR/wavs/*.wav, 16 kHz mono, and DIR/manifest.jsonl, one clip per row (some minutes)
@@ -7,11 +7,12 @@
         ATTRIBUTION.md beside the shipped ones names their authors); and DIR/units.jsonl, the
         manifest with units and durations
 
-Any text-to-speech command will do: `--tts` is a template of one command line with {speaker}, {text}
-and {wav}; it is split into arguments before the text goes in, and no shell ever sees the text.
-Splits: `train` and `test` are spoken by three voices (answers always by the same one of them),
-`unheard_voice` is the test split spoken by a fourth, and `human` are recorded prompts of a real
-person, Debian's asterisk-core-sounds-en and -g722 unpacked with `dpkg-deb -x` into one folder.
+`--tts` is a template of any text-to-speech command, with {speaker}, {text} and {wav}. It is split
+into arguments before the text is inserted, and runs without a shell.
+
+Splits: `train` and `test` have three voices (answers always the same one), `unheard_voice` has the
+texts of `test` in a fourth voice, and `human` has recorded prompts of a human: Debian's packages
+asterisk-core-sounds-en and -g722, unpacked with `dpkg-deb -x` into one folder.
 """
 
 from collections.abc import Sequence
@@ -27,10 +28,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments.Parser(__doc__)
     add = parser.add_argument
     add("step", choices=["synthesize", "encode"])
-    add("--work_dir", type=arguments.output_folder, required=True)
+    add("--work_dir", type=arguments.output_folder, required=True, help="folder of the clips")
     add("--tts", type=arguments.nonempty, default=text_to_speech.FLITE, help="default: %(default)s")
-    add("--human_prompts", type=arguments.existing_folder, help="folder of the unpacked packages")
-    add("--processes", type=arguments.positive_int, default=2, help="--tts commands at once")
+    add("--human_prompts", type=arguments.existing_folder, help="folder of the packages")
+    add(
+        "--processes",
+        type=arguments.positive_int,
+        default=2,
+        help="parallel --tts commands",
+    )
     add("--hubert", type=Path, default=SHIPPED, help="folder of HuBERT and centroids")
     add("--output", type=arguments.output_folder, default=str(build.SHIPPED_CORPUS))
     args = parser.parse_args(argv)

@@ -1,9 +1,9 @@
-"""Converts k-means centroids of scikit-learn into OUT/kmeans.safetensors, beside a HuBERT.
+"""Converts k-means centroids of scikit-learn to OUT/kmeans.safetensors.
 
     python -m tools.convert_kmeans mhubert_base_vp_en_es_fr_it3_L11_km1000.bin hubert
 
-FILE is a MiniBatchKMeans or KMeans as joblib wrote it, compressed or not. Only `cluster_centers_`
-is taken; nothing that is pickled in the file is run.
+FILE is a MiniBatchKMeans or KMeans written by joblib, compressed or not. Only `cluster_centers_` is
+read, and no code from the pickle is run.
 """
 
 from speechgpt_jax import arguments
@@ -15,7 +15,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("file", type=existing_file, help="written by joblib")
     parser.add_argument("out", type=output_folder, help="folder of the HuBERT")
     args = parser.parse_args(argv)
-    # Imported now that the arguments are right: it takes seconds.
+    # Imported after the arguments are checked, because it takes seconds.
     import pathlib
 
     from speechgpt_jax.conversion import kmeans, weights

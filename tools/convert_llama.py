@@ -1,4 +1,4 @@
-"""LLaMA of Hugging Face <-> a run that can be trained, talked with and evaluated.
+"""Converts LLaMA of Hugging Face to a run, and a run to Hugging Face.
 
     python -m tools.convert_llama from_hf SpeechGPT-7B-cm runs/cm
     python -m tools.convert_llama from_hf SpeechGPT-7B-com runs/com --base=runs/cm
@@ -6,8 +6,8 @@
     python -m tools.convert_llama to_hf runs/com exported/com --base=exported/cm
     python -m tools.convert_llama to_hf runs/com exported/com_merged --merge
 
-Read are LLaMA 1, 2 and 3 in safetensors or PyTorch files, one or many, and PEFT's LoRA adapters.
-Written are folders that `AutoModelForCausalLM`, `AutoTokenizer` and PEFT load without our code.
+It reads LLaMA 1, 2 and 3 in safetensors or PyTorch files, one or many, and PEFT's LoRA adapters. It
+writes folders that `AutoModelForCausalLM`, `AutoTokenizer` and PEFT load without our code.
 """
 
 import argparse
@@ -27,22 +27,22 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     command = commands.add_parser("from_hf", help="a Hugging Face folder -> a run")
     command.add_argument("folder", type=pathlib.Path, help="Hugging Face folder, or PEFT adapter")
     command.add_argument("out", type=pathlib.Path, help="the new run")
-    command.add_argument("--base", type=pathlib.Path, help="of an adapter: the run it belongs on")
+    command.add_argument("--base", type=pathlib.Path, help="for an adapter: run of its base")
     command.add_argument("--compute_dtype", choices=("bfloat16", "float32"), default="bfloat16")
     command = commands.add_parser("to_hf", help="a run -> a Hugging Face folder")
     command.add_argument("run", type=pathlib.Path, help="a run, or one of its checkpoints")
     command.add_argument("out", type=pathlib.Path, help="the new folder")
     command.add_argument("--dtype", choices=llama.DTYPES, help="of the weights; default: as stored")
-    command.add_argument("--merge", action="store_true", help="add the adapter to the weights")
+    command.add_argument("--merge", action="store_true", help="merge the adapter into the weights")
     command.add_argument(
         "--base",
         type=arguments.nonempty,
-        help="write only the adapter, which belongs on this folder or hub name",
+        help="export only the adapter; folder or hub name of its base",
     )
     command.add_argument(
         "--context_length",
         type=arguments.positive_int,
-        help="tokens, for the configs; default: that of the converted source, or 2048",
+        help="in tokens, for the configs; default: that of the source, or 2048",
     )
     return parser.parse_args(argv)
 

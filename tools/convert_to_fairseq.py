@@ -1,4 +1,4 @@
-"""Converts a HuBERT, its centroids or a vocoder into files that fairseq's own code loads.
+"""Converts a HuBERT, its centroids or a vocoder to files that fairseq's own code loads.
 
 python -m tools.convert_to_fairseq hubert FOLDER OUT     # OUT/hubert.pt
 python -m tools.convert_to_fairseq kmeans FOLDER OUT     # OUT/kmeans.bin, for joblib.load
@@ -12,10 +12,10 @@ from speechgpt_jax.arguments import existing_folder, output_folder
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
     parser.add_argument("what", choices=("hubert", "kmeans", "vocoder"))
-    parser.add_argument("folder", type=existing_folder, help="of HuBERT, centroids or vocoder")
+    parser.add_argument("folder", type=existing_folder, help="HuBERT, centroids or vocoder")
     parser.add_argument("out", type=output_folder, help="new folder")
     args = parser.parse_args(argv)
-    # Imported now that the arguments are right: it takes seconds.
+    # Imported after the arguments are checked, because it takes seconds.
     from speechgpt_jax.conversion import fairseq
 
     with files.whole_folder(args.out) as out:

@@ -1,8 +1,8 @@
-"""Converts fairseq's unit HiFi-GAN (CodeHiFiGAN) into a folder that tools take as --vocoder.
+"""Converts fairseq's unit HiFi-GAN (CodeHiFiGAN) to a folder for --vocoder.
 
     python -m tools.convert_vocoder g_00500000 config.json vocoder
 
-One speaker or several. Nothing that is pickled in the file is run.
+It may have one speaker or several. No code from the pickle is run.
 """
 
 import pathlib
@@ -17,7 +17,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("config", type=existing_file, help="the config.json beside it")
     parser.add_argument("out", type=output_folder, help="new folder")
     args = parser.parse_args(argv)
-
+    # Imported after the arguments are checked, because it takes seconds.
     import jax
     from flax import nnx
 

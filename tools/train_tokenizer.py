@@ -2,8 +2,8 @@
 
     python -m tools.train_tokenizer --text=FILE --output=FOLDER --vocab_size=32000 --num_units=1000
 
-`FILE` is UTF-8 with one sentence per line. Without `--text` the sentences are those of the demo
-world; the other defaults are those of the tokenizer in speechgpt_jax/assets/tokenizer.
+FILE is UTF-8 text with one sentence per line. The defaults (the sentences of the demo world, 1,500
+pieces, 200 units) are those of the shipped tokenizer, speechgpt_jax/assets/tokenizer.
 """
 
 from speechgpt_jax import arguments, files, prompts
@@ -14,11 +14,11 @@ from speechgpt_jax.tokenizer.training import train_sentencepiece
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
-    parser.add_argument("--text", type=arguments.existing_file, help="text to learn from")
+    parser.add_argument("--text", type=arguments.existing_file, help="training text")
     parser.add_argument("--output", type=arguments.output_folder, required=True, help="new folder")
     parser.add_argument("--vocab_size", type=arguments.at_least(300), default=1500, help="pieces")
     parser.add_argument(
-        "--num_units", type=arguments.positive_int, default=200, help="speech units"
+        "--num_units", type=arguments.positive_int, default=200, help="number of units"
     )
     args = parser.parse_args(argv)
     files.refuse_existing(args.output, "tokenizer.model", "added_tokens.json")

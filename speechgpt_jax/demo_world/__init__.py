@@ -1,1 +1,1 @@
-"""The small world of everyday talk that the embedded corpus speaks about."""
+"""The demo world: the texts of the embedded corpus, and how the corpus is built."""

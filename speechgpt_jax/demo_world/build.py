@@ -1,6 +1,6 @@
-"""The embedded corpus: speech of the demo world as clips, then as records of units and texts.
+"""Builds the embedded corpus: synthesizes clips of the demo world, then encodes them as records.
 
-tools/build_demo_corpus.py is the command.
+The command is tools.build_demo_corpus.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ ANSWER_VOICE = "slt"
 UNHEARD_VOICE = "awb"
 HUMAN = "human"
 HUMAN_PROMPTS = 140
-SECOND_VOICE_SHARE = 0.05  # of training texts, spoken by two voices: some 9.5 hours in all
+SECOND_VOICE_SHARE = 0.05  # share of training texts synthesized with two voices
 SPLITS = ("train", "test", "unheard_voice", "human")
 # (split, kind) -> number of recordings shipped as FLAC.
 SHIPPED_CLIPS = {
@@ -51,7 +51,7 @@ Fields = dict[str, str | np.ndarray]  # of one record
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """One row of manifest.jsonl; question clips name their answer's clip."""
+    """One row of manifest.jsonl; clips of questions have the id of their answer's clip."""
 
     id: str
     path: str  # under the work directory
@@ -74,7 +74,7 @@ def _clip(kind: str, number: int, text: str, speaker: str, split: str, topic: st
 
 
 def _voices(split: str, rng: random.Random) -> list[tuple[str, str]]:
-    """(split, voice) of each recording of one text."""
+    """(split, voice) of each clip of one text."""
     if split == "test":
         return [("test", rng.choice(TRAIN_VOICES)), ("unheard_voice", UNHEARD_VOICE)]
     count = 2 if rng.random() < SECOND_VOICE_SHARE else 1
@@ -82,7 +82,7 @@ def _voices(split: str, rng: random.Random) -> list[tuple[str, str]]:
 
 
 def planned_clips() -> list[Clip]:
-    """The clips of all synthetic voices, always the same."""
+    """The clips of all synthetic voices; every call returns the same."""
     rng = random.Random(demo_world.SEED)
     dialogues = demo_world.questions()
     first_with_answer = {}
@@ -115,11 +115,16 @@ def planned_clips() -> list[Clip]:
     return clips
 
 
-def speak(clip: Clip, template: str, work_dir: Path) -> Clip:
-    """Writes the clip's wav, unless an earlier run did, and returns the clip with its seconds.
+def synthesize_clip(clip: Clip, template: str, work_dir: Path) -> Clip:
+    """Writes the clip's wav unless it exists, and returns the clip with its length in seconds.
+
+    Args:
+      clip: text and voice.
+      template: template of a text-to-speech command.
+      work_dir: folder that `clip.path` is relative to.
 
     Raises:
-      UserError: the command failed, or its sound is not 16 kHz mono.
+      UserError: the command failed, or its output is not 16 kHz mono.
     """
     path = work_dir / clip.path
     if not path.exists():
@@ -133,13 +138,13 @@ def speak(clip: Clip, template: str, work_dir: Path) -> Clip:
     return dataclasses.replace(clip, seconds=round(info.duration, 3))
 
 
-# ---- the real person ---------------------------------------------------------------------------
+# ---- recordings of a human ---------------------------------------------------------------------
 
 
 def prompt_text(transcript: str) -> str:
-    """ "Press 7 to delete this message." -> "press seven to delete this message."; "" if not words.
+    """ "Press 7 to delete this message." -> "press seven to delete this message."
 
-    Transcripts with symbols, abbreviations, single letters or numbers above nine give "".
+    Returns "" for transcripts with symbols, abbreviations, single letters or numbers above nine.
     """
     text = transcript.strip(" .\n")
     if re.search(r"[^A-Za-z0-9 ,.!?']|\d\d|\d\.\d|\.\.|[A-Z]{2}|\b[B-HJ-Zb-z]\b", text):
@@ -150,7 +155,11 @@ def prompt_text(transcript: str) -> str:
 
 
 def human_prompts(folder: Path, count: int) -> list[tuple[Path, str]]:
-    """(G.722 file, text) of at most `count` sentences of 1.5 to 8 seconds found under `folder`."""
+    """(G.722 file, text) of at most `count` sentences of 1.5 to 8 seconds under `folder`.
+
+    Raises:
+      UserError: `folder` doesn't hold the packages.
+    """
     transcripts = sorted(folder.rglob("core-sounds-en.txt.gz"))
     if not transcripts:
         raise UserError(
@@ -171,7 +180,7 @@ def human_prompts(folder: Path, count: int) -> list[tuple[Path, str]]:
 
 
 def copy_human_prompts(prompts: list[tuple[Path, str]], work_dir: Path) -> list[Clip]:
-    """Writes the wavs of the human's prompts."""
+    """Writes the wavs of a human's prompts and returns their clips."""
     clips = []
     for i, (path, text) in enumerate(prompts):
         wav = decode_g722(path)
@@ -193,7 +202,7 @@ def read_manifest(path: Path) -> list[Clip]:
     """The clips that `synthesize` wrote.
 
     Raises:
-      UserError: there are none, or a row is not that of a clip.
+      UserError: there is no manifest, or a row is not a clip.
     """
     if not path.exists():
         raise UserError(f"no {path}; run the step `synthesize` with the same --work_dir first.")
@@ -210,17 +219,17 @@ def synthesize(work_dir: Path, tts: str, human: Path | None, processes: int) -> 
     """Writes the wavs of all clips and WORK_DIR/manifest.jsonl, and returns the clips.
 
     Args:
-      work_dir: folder.
+      work_dir: folder for the output.
       tts: template of a text-to-speech command.
-      human: folder of the human's prompts, see `human_prompts`; None leaves them out.
-      processes: commands that run at once.
+      human: folder of a human's prompts, see `human_prompts`; None leaves them out.
+      processes: number of commands that run at once.
     """
     text_to_speech.check_command(tts)
     prompts = human_prompts(human, HUMAN_PROMPTS) if human else []
     (work_dir / "wavs").mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(processes) as pool:  # the work is done by the --tts processes
-        spoken = pool.map(lambda clip: speak(clip, tts, work_dir), planned_clips())
-        clips = list(track(spoken, "speech", total=len(planned_clips())))
+    with ThreadPoolExecutor(processes) as pool:  # Threads suffice: they wait for the commands.
+        synthesized = pool.map(lambda c: synthesize_clip(c, tts, work_dir), planned_clips())
+        clips = list(track(synthesized, "speech", total=len(planned_clips())))
     clips += copy_human_prompts(prompts, work_dir)
     write_manifest(clips, work_dir / "manifest.jsonl")
     return clips
@@ -239,7 +248,7 @@ def print_hours(clips: Iterable[Clip]) -> None:
 
 
 def encode_clips(clips: list[Clip], work_dir: Path, speech2unit: Speech2Unit) -> dict[str, Units]:
-    """Clip id -> units."""
+    """Encodes the clips: clip id -> reduced units and durations."""
     encoded = {}
     for start in track(range(0, len(clips), ENCODE_BATCH), "units"):
         batch = clips[start : start + ENCODE_BATCH]
@@ -250,7 +259,7 @@ def encode_clips(clips: list[Clip], work_dir: Path, speech2unit: Speech2Unit) ->
 
 
 def write_units(clips: list[Clip], encoded: dict[str, Units], path: Path) -> None:
-    """Writes the manifest with units and durations, from which tools.train_vocoder trains."""
+    """Writes the manifest with units and durations, the training data of tools.train_vocoder."""
     rows = []
     for clip in clips:
         units, durations = (values.tolist() for values in encoded[clip.id])
@@ -259,14 +268,14 @@ def write_units(clips: list[Clip], encoded: dict[str, Units], path: Path) -> Non
 
 
 def utterance(clip: Clip, encoded: dict[str, Units]) -> Fields:
-    """The record of a clip."""
+    """Record of a clip."""
     units, durations = encoded[clip.id]
     about = {name: getattr(clip, name) for name in ("id", "text", "speaker", "topic", "kind")}
     return about | {"units": units, "durations": durations}
 
 
 def dialogue(question: Clip, answer: Clip, encoded: dict[str, Units]) -> Fields:
-    """The record of a question and its answer."""
+    """Record of a question and its answer."""
     question_units, question_durations = encoded[question.id]
     answer_units, answer_durations = encoded[answer.id]
     return {
@@ -286,7 +295,7 @@ def dialogue(question: Clip, answer: Clip, encoded: dict[str, Units]) -> Fields:
 
 def serialize(fields: Fields) -> bytes:
     """A tf.train.Example: texts as bytes, arrays as int64 lists."""
-    import tensorflow as tf  # Takes seconds to import, which `synthesize` need not wait for.
+    import tensorflow as tf  # Imported here: it takes seconds, and `synthesize` doesn't need it.
 
     features = {}
     for name, value in fields.items():
@@ -298,7 +307,7 @@ def serialize(fields: Fields) -> bytes:
 
 
 def write_records(path: Path, rows: list[Fields]) -> None:
-    """Writes the records in random order, so that any first part is a fair sample."""
+    """Writes the records in random order, so that the first ones are a fair sample."""
     import tensorflow as tf
 
     with (
@@ -311,7 +320,7 @@ def write_records(path: Path, rows: list[Fields]) -> None:
 
 
 def copy_clips(clips: list[Clip], work_dir: Path, folder: Path) -> None:
-    """Writes a few recordings of each held-out kind as FLAC, and clips.json with their texts."""
+    """Writes SHIPPED_CLIPS as FLAC, and clips.json with their texts."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.flac"):
         old.unlink()
@@ -327,7 +336,7 @@ def copy_clips(clips: list[Clip], work_dir: Path, folder: Path) -> None:
 
 
 def encode(work_dir: Path, speech2unit: Speech2Unit, output: Path) -> None:
-    """Writes the records of all splits and the shipped clips into `output`, and units.jsonl."""
+    """Writes records of all splits and the shipped clips to `output`, and WORK_DIR/units.jsonl."""
     clips = read_manifest(work_dir / "manifest.jsonl")
     by_id = {clip.id: clip for clip in clips}
     encoded = encode_clips(clips, work_dir, speech2unit)

@@ -1,8 +1,8 @@
-"""The forms of the demo world's questions: wordings, an answer, and the facts that fill both.
+"""Forms of the demo world's questions: wordings and an answer with slots, and facts for the slots.
 
     Form("sums", "sums", ("what is {a} plus {b}?", ...), "{a} plus {b} is {c}.", facts, ("a", "b"))
 
-`speechgpt_jax.demo_world.world` makes dialogues of them and splits these into train and test.
+`speechgpt_jax.demo_world.world` makes dialogues from them and splits these into train and test.
 """
 
 import itertools
@@ -18,14 +18,16 @@ SEED = 7
 
 @dataclass(frozen=True)
 class Form:
-    """Wordings of one kind of question over its facts, each a dict of slot -> words.
+    """One kind of question.
 
     Attributes:
+      name: unique name.
+      topic: topic of its dialogues.
       wordings: questions with slots.
-      answer: with slots.
-      facts: slot -> words.
+      answer: answer with slots.
+      facts: values of the slots: slot -> words.
       combination: slots whose values, in any order, form a combination that can be held out.
-      family: forms of one family hold out the same combinations; by default its own name.
+      family: forms of one family hold out the same combinations; "" stands for the form's name.
     """
 
     name: str
@@ -118,7 +120,7 @@ def number_forms() -> Iterator[Form]:
 
 def counting_forms() -> Iterator[Form]:
     small = range(1, 21)
-    composed = [v for v in range(21, 99) if v % 10]  # the rule carries over to what isn't trained
+    composed = [v for v in range(21, 99) if v % 10]  # Held out in part: a model can learn the rule.
     for where, step in (("after", 1), ("before", -1)):
         for size, values in (("small", small), ("composed", composed)):
             yield Form(
@@ -160,7 +162,7 @@ def comparing_number_forms() -> Iterator[Form]:
 
 
 def neighbour_forms(topic: str, noun: str, ring: tuple[str, ...]) -> Iterator[Form]:
-    """Questions for the neighbours in a ring such as the days of the week."""
+    """Questions for the next and previous element of a cycle such as the days of the week."""
     for where, step in (("after", 1), ("before", -1)):
         yield Form(
             f"{noun} {where}",
@@ -355,7 +357,7 @@ def color_forms() -> Iterator[Form]:
 
 
 def given_forms() -> Iterator[Form]:
-    """Questions that give the fact they ask for: answers need recognition and memory alone."""
+    """Questions that contain their answer, which needs only recognition and memory."""
     yield Form(
         "my color",
         "my things",
@@ -439,7 +441,7 @@ def opposite_forms() -> Iterator[Form]:
         "yes, {a} is the opposite of {b}.",
         rows("a b", couples[: len(w.OPPOSITES)]),
     )
-    # Both words of a wrong couple are known from their right one.
+    # Both words of a wrong pair occur in a right one.
     strangers = [(x, couples[(i + 5) % len(couples)][1]) for i, (x, _) in enumerate(couples)]
     yield Form(
         "no opposite",
@@ -534,7 +536,7 @@ def thing_forms() -> Iterator[Form]:
 
 @cache
 def forms() -> tuple[Form, ...]:
-    """All forms, always in the same order."""
+    """All forms, in a fixed order."""
     makers = (number_forms, day_forms, month_forms, animal_forms, color_forms, given_forms)
     makers += (opposite_forms, country_forms, thing_forms)
     return tuple(itertools.chain.from_iterable(make() for make in makers))

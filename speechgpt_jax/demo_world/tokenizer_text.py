@@ -1,4 +1,4 @@
-"""The text that the shipped tokenizer is trained on."""
+"""Training text of the shipped tokenizer."""
 
 import re
 
@@ -7,14 +7,14 @@ from speechgpt_jax.data import descriptions
 from speechgpt_jax.demo_world import world
 from speechgpt_jax.tokenizer import any_of
 
-# How often each piece of a template stands in the text, so that its words become single pieces.
+# Copies of each part of a template, so that its words become single pieces.
 TEMPLATE_REPEATS = 20
 
 
 def sentences() -> list[str]:
-    """The training texts of the demo world, and every template around every description.
+    """Training texts of the demo world, and all templates with all descriptions.
 
-    The templates come in the pieces that the tokenizer will cut them into at its added tokens.
+    Templates are split at the added tokens, as the tokenizer does.
     """
     templates = [
         prompts.CROSS_MODAL.format(description=description, source="<sosp>", target="<sosp>")

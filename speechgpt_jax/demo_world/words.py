@@ -1,4 +1,4 @@
-"""Words and facts of the demo world: plain tables, read by `speechgpt_jax.demo_world.world`."""
+"""Words and facts of the demo world, as tables."""
 
 
 def _split(words: str) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ HOMES = {
 EATS = {
     "cow": "grass", "horse": "grass", "sheep": "grass", "mouse": "cheese", "cat": "fish",
     "bear": "honey", "bee": "sugar", "lion": "meat", "fox": "eggs", "wolf": "meat",
-    "chicken": "rice", 
+    "chicken": "rice",
 }  # fmt: skip
 ABLE = {
     "fly": ("bee", "bird", "duck"),
@@ -62,16 +62,16 @@ UNABLE = {
 }
 
 THING_COLORS = {
-    "grass": "green", "snow": "white", "milk": "white", "salt": "white", 
+    "grass": "green", "snow": "white", "milk": "white", "salt": "white",
     "wine": "red", "a tomato": "red", "a cherry": "red", "a lemon": "yellow",
     "a banana": "yellow", "the sun": "yellow", "a frog": "green", "chocolate": "brown",
- "an elephant": "gray", "a mouse": "gray",
+    "an elephant": "gray", "a mouse": "gray",
 }  # fmt: skip
 OPPOSITES = (
     "hot cold", "big small", "long short", "old young", "fast slow", "happy sad", "up down",
-    "open closed", "full empty", "day night", "light dark", "hard soft", "wet dry", 
-    "strong weak", "clean dirty", "early late", "high low", "good bad", 
-    "loud quiet", "near far",  "first last",
+    "open closed", "full empty", "day night", "light dark", "hard soft", "wet dry",
+    "strong weak", "clean dirty", "early late", "high low", "good bad",
+    "loud quiet", "near far", "first last",
 )  # fmt: skip
 CAPITALS = {
     "france": "paris", "germany": "berlin", "england": "london", "spain": "madrid",
@@ -87,7 +87,7 @@ NEEDS = {
 TOOLS = {
     "a pen": "write", "a knife": "cut", "a broom": "sweep", "a brush": "paint",
     "a book": "learn", "a bed": "sleep", "a chair": "sit", "soap": "wash", "a pot": "cook",
-     "a bicycle": "ride", "a phone": "call", "a cup": "drink",
+    "a bicycle": "ride", "a phone": "call", "a cup": "drink",
 }  # fmt: skip
 BODY = {
     "see": "eyes", "hear": "ears", "smell": "nose", "walk": "feet", "hold things": "hands",
@@ -156,7 +156,7 @@ FILLERS = {
     "feeling": _split("happy sad tired hungry thirsty glad quiet"),
     "side": _split("under behind near on"),
 }  # fmt: skip
-# (topic, text, fillers); pairs of the first two fillers are held out.
+# (topic, text, names of fillers); some pairs of the first two fillers are held out.
 PATTERNS = (
     ("my things", "the {0} {1} is in the {2}.", "color thing place"),
     ("my things", "{0} has {1} {2} in the {3}.", "name number counted place"),

@@ -1,24 +1,25 @@
-"""The texts of the embedded corpus: everyday talk about a small world.
+"""Texts of the embedded corpus: everyday talk about a small world.
 
-A closed vocabulary of some 450 words, so that a model of a few million parameters learns to
-recognise all of them in minutes. Lower case, numbers as words, American spelling (that of the
-recognisers by which we evaluate), no apostrophes, and no two words that sound the same (no "to",
-no "for"): in free word order nothing would distinguish them.
+The vocabulary has some 450 words, so that a model of a few million parameters learns to recognise
+them in minutes. Texts are in lower case, with numbers as words, American spelling (that of the
+recognisers of the evaluation) and no apostrophes. No two words sound the same (no "to", no "for"),
+since nothing would distinguish them in free word order.
 
-Questions come from the forms of `speechgpt_jax.demo_world.forms`, each fact in several wordings:
+Questions come from the forms of `speechgpt_jax.demo_world.forms`, with several wordings per fact:
 
     Dialogue("sums", "what is two plus three?", "two plus three is five.", "train", ...)
 
 Two things are held out for `test`, and `Dialogue.held_out` says which:
 
-- `combination`: the fact's combination ("three + two", in either order) occurs in training in no
-  wording and in no form of the same family: a model has to generalise over the parts.
-- `wording`: fact and wording both occur in training, but not together (the wording of a greeting
-  does not occur at all). Facts without parts (capitals, animal sounds) are held out only this way.
+- `combination`: the fact's combination ("three + two", in either order) doesn't occur in training,
+  in any wording or form of the same family; a model has to generalise over the parts.
+- `wording`: fact and wording both occur in training, but not together (a held-out wording of a
+  greeting doesn't occur at all). Facts without combinations (capitals, animal sounds) are held out
+  only in this way.
 
-Plain sentences for ASR and TTS are templated (with pairs of fillers held out in each pattern) or in
-free word order: the vocabulary is shuffled again and again and cut into strings of 4 to 9 words, so
-that every word is equally frequent and has any neighbours. Without them a model guesses words from
+Plain sentences for ASR and TTS follow patterns (some pairs of fillers are held out) or are in free
+word order: the vocabulary is shuffled repeatedly and cut into strings of 4 to 9 words, so that all
+words are equally frequent and have random neighbours. Without them a model would guess words from
 the sentence instead of recognising them.
 
     python -m speechgpt_jax.demo_world.world  # prints counts, vocabulary size, words by topic
@@ -52,14 +53,14 @@ class Dialogue:
     answer: str
     split: str  # train | test
     wording: str  # "sums/0": the form's name and the number of the wording
-    fact: str  # "sums/two three five": what is asked, in any wording
-    combination: str  # "sums/three + two": may be held out; "" if the fact has none
+    fact: str  # "sums/two three five": the form's name and the values of its slots
+    combination: str  # "sums/three + two"; "" if the fact has none
     held_out: str  # "" in train, else combination | wording
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A plain sentence; its topic is `free_order` if the words have no order."""
+    """A plain sentence; its topic is `free_order` if its words are in random order."""
 
     topic: str
     text: str
@@ -75,7 +76,7 @@ def words(text: str) -> list[str]:
 
 
 def _held_out_combinations(rng: random.Random) -> set[str]:
-    """COMBINATION_TEST_SHARE of every family's combinations."""
+    """A random share, COMBINATION_TEST_SHARE, of the combinations of each family."""
     families: dict[str, set[str]] = {}
     for form in forms():
         for combination in filter(None, map(form.combination_of, form.facts)):
@@ -104,7 +105,7 @@ def _dialogue(form: Form, fact: dict[str, str], wording: int, held_out: str) -> 
 
 @cache
 def questions() -> tuple[Dialogue, ...]:
-    """All dialogues of both splits, always the same ones in the same order."""
+    """All dialogues of both splits; every call returns the same."""
     rng = random.Random(SEED)
     held_out = _held_out_combinations(rng)
     train, by_combination, spare = [], [], []
@@ -114,7 +115,7 @@ def questions() -> tuple[Dialogue, ...]:
             if form.combination_of(fact) in held_out:
                 by_combination.append(_dialogue(form, fact, order[0], "combination"))
                 continue
-            # At least two wordings of a fact are trained, so one of three may be spared.
+            # At least two wordings of a fact stay in training if one of three is held out.
             train += [_dialogue(form, fact, i, "") for i in order[:TRAIN_WORDINGS]]
             spare.append(_dialogue(form, fact, order[-1], "wording"))
     by_wording = _sample_by_topic(spare, WORDING_TEST_QUESTIONS, rng)
@@ -124,7 +125,7 @@ def questions() -> tuple[Dialogue, ...]:
 
 
 def _sample_by_topic(dialogues: list[Dialogue], count: int, rng: random.Random) -> list[Dialogue]:
-    """`count` dialogues, from the topics in turn: small topics are tested as much as large ones."""
+    """`count` dialogues, one topic after the other, so that all topics have equal shares."""
     topics: dict[str, list[Dialogue]] = {}
     for dialogue in rng.sample(dialogues, len(dialogues)):
         topics.setdefault(dialogue.topic, []).append(dialogue)
@@ -137,7 +138,7 @@ def _sample_by_topic(dialogues: list[Dialogue], count: int, rng: random.Random) 
 
 @cache
 def templated_sentences() -> tuple[Sentence, ...]:
-    """Sentences of the patterns; test ones join two fillers that never meet in training."""
+    """Sentences of the patterns; those of test have pairs of fillers that training lacks."""
     rng = random.Random(SEED + 1)
     sentences: dict[str, Sentence] = {}
     for split, count in TEMPLATED_SENTENCES.items():
@@ -145,7 +146,7 @@ def templated_sentences() -> tuple[Sentence, ...]:
         while len(sentences) < target:
             topic, pattern, lists = rng.choice(demo_words.PATTERNS)
             fillers = [rng.choice(demo_words.FILLERS[name]) for name in lists.split()]
-            # A fifth of the pairs of the first two fillers: a string as seed always draws the same.
+            # A fifth of the pairs is held out; the pair is the seed, so the choice is fixed.
             pair = f"{pattern}/{fillers[0]}/{fillers[1]}"
             if (random.Random(pair).random() < 0.2) == (split == "test"):
                 text = pattern.format(*fillers)
@@ -162,7 +163,7 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def free_order_sentences() -> tuple[Sentence, ...]:
-    """Strings of words in random order, of all words equally often."""
+    """Strings of words in random order, in which all words are equally frequent."""
     rng = random.Random(SEED + 2)
     deck: list[str] = []
     sentences = []
@@ -182,7 +183,7 @@ def plain_sentences() -> tuple[Sentence, ...]:
 
 
 def all_sentences() -> tuple[Sentence, ...]:
-    """Every distinct text of questions, answers and plain sentences; in train if in both splits."""
+    """Distinct texts of questions, answers and plain sentences; those in both splits are train."""
     found: dict[str, Sentence] = {}
     for d in questions():
         for text in (d.question, d.answer):

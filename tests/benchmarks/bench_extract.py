@@ -1,4 +1,4 @@
-"""Speed of extracting units from many recordings, beside `transformers` one by one; base shape.
+"""Speed of extracting units from many recordings with HuBERT base, beside `transformers`.
 
     python -m tests.benchmarks.bench_extract --clips=1000              # an hour on two cores
     python -m tests.benchmarks.bench_extract --clips=200 --dtype=bfloat16
@@ -6,13 +6,13 @@
 
 Clips of 1 to 30 seconds (uniform) are cut from the shipped recordings and written as FLAC. All
 sides, each in a process of its own, read the files, compute the features of layer 11 with the same
-random weights and take the nearest of 1000 centroids. Ours multiplies in --dtype, torch in float32;
-with --dtype=bfloat16 torch is measured in bfloat16 too (autocast).
+random weights and take the nearest of 1000 centroids; torch encodes one clip at a time. Ours
+multiplies in --dtype, torch in float32 and, with --dtype=bfloat16, also in bfloat16 (autocast).
 
 After every shape was compiled, rounds of 100 clips alternate. A row shows all rounds so far: hours
-of sound extracted per hour by each side, our speed over each of torch's, the share of units equal
-to those of torch in float32, how many programs we compiled (over all cores) and the peak memory of
-our process. With --cpu_time, for a busy machine, an hour is one of CPU time.
+of sound per hour of each side, our speed over torch's, the share of units equal to those of torch
+in float32, the number of programs we compiled (over all cores) and the peak memory of our process.
+--cpu_time measures CPU time instead of wall time, for a busy machine.
 """
 
 import contextlib
@@ -87,13 +87,13 @@ def parse_arguments(argv):
     parser = arguments.Parser(__doc__)
     parser.add_argument("--clips", type=arguments.positive_int, default=60)
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of our products"
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of our products"
     )
     parser.add_argument(
         "--batch_seconds",
         type=arguments.positive_int,
         default=1800,
-        help="sound that we sort into batches at a time",
+        help="seconds of sound that we sort into batches at a time",
     )
     parser.add_argument(
         "--cpu_time", action="store_true", help="measure CPU time instead of wall time"

@@ -3,10 +3,10 @@
     python -m tests.benchmarks.bench_hubert                              # 10 s and 60 s of speech
     taskset -c 0 python -m tests.benchmarks.bench_hubert --cpu_time      # while other work runs
 
-Computes the features of layer 11, float32, the same random weights, on shipped recordings of people
-joined together. Our encoder cuts 60 s into windows that overlap and encodes one on each core.
+Computes the features of layer 11 in float32, with the same random weights, of shipped recordings
+joined together. Our encoder cuts 60 s into overlapping windows and encodes one per core.
 Medians of alternating rounds, each side in a process of its own. The last columns are shares of
-equal units (nearest of 100 features): one window beside torch, and many windows beside one.
+equal units (nearest of 100 features): one window compared with torch, and several with one.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ def torch_features(model: transformers.HubertModel, wav: np.ndarray, layer: int)
 
 
 def models():
-    """(torch's, ours) with the same weights, without the layer after the features."""
+    """(torch's, ours) with the same weights and the 11 layers up to the features."""
     config = dataclasses.replace(HubertConfig.base(), num_layers=11)
     theirs, hubert = oracle(config), Hubert(config, rngs=nnx.Rngs(0))
     copy_weights(theirs, hubert)

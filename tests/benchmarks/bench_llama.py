@@ -73,7 +73,7 @@ def parse_arguments(argv):
 
 
 def benchmark(args, table, config, training: dict[str, tuple[list[np.ndarray], int, int]]):
-    """Adds a row for each training set, (examples, rows of a batch, row length), and generation."""
+    """Adds rows for training on (examples, rows per batch, row length) and for generation."""
     shape = f"{config.hidden_size} wide, {config.num_layers} layers"
     for name, (examples, rows, length) in training.items():
         compare(

@@ -4,9 +4,9 @@
     python -m tests.benchmarks.bench_precompile --runs llama_7b_stage1
 
 Each program is compiled by `python -m speechgpt_jax.precompile`, which needs libtpu. "Matrix
-products" are FLOPs, those on v4 and v5p; beside them their ratio to the products of the model
-without recomputation. A cell of collectives is "asynchronous + synchronous all-gathers;
-reduce-scatters", or all-reduces where there are none of these.
+products" are FLOPs per chip of v4 and v5p; "to the model's own" is their ratio to those without
+recomputation. A cell of collectives is "asynchronous + synchronous all-gathers;
+reduce-scatters", or all-reduces where these are larger.
 """
 
 import importlib.metadata

@@ -6,9 +6,9 @@ A README holds a table NAME between two comments:
     ...
     <!-- end -->
 
-A benchmark with --update_docs writes its table to `results/NAME.json`, together with the command,
-the machine and the date, and renders it wherever the comments of that name stand. After an edit of
-a JSON file or a move of the comments, render all tables again:
+A benchmark with --update_docs writes its table to `results/NAME.json`, with the command, the
+machine and the date, and renders it between all comments of that name. After editing a JSON file or
+moving comments, render all tables again:
 
     python -m tests.benchmarks.docs_table
 """
@@ -36,9 +36,9 @@ class Table:
     """A table that prints each row as it is measured.
 
     Attributes:
-      name: the file in `results`, and the comments that mark its places in the READMEs.
+      name: name of the file in `results` and in the comments of the READMEs.
       columns: the header.
-      rows: cells as text, as they are shown.
+      rows: cells as text.
       command, machine, date: how, where and when the rows were measured.
     """
 
@@ -65,10 +65,10 @@ class Table:
         return first[0].ljust(first[1]) + "".join(f"  {cell:>{width}}" for cell, width in others)
 
     def update_docs(self, machine: str | None = None) -> None:
-        """Writes the JSON and every README that shows the table.
+        """Writes the JSON file and renders the table in every README that shows it.
 
         Args:
-          machine: what the figures depend on, by default the processor of this machine.
+          machine: hardware or software that the figures depend on; default: this processor.
         """
         self.command = this_command()
         self.machine = machine or this_machine()
@@ -87,6 +87,7 @@ class Table:
 
 
 def load(name: str) -> Table:
+    """Reads a table from its JSON file."""
     return Table(**json.loads((RESULTS / f"{name}.json").read_text()))
 
 
@@ -98,12 +99,12 @@ def documents() -> Iterator[Path]:
 
 
 def render(document: str) -> str:
-    """The document with each table between comments as its JSON has it."""
+    """The document with all tables rendered from their JSON files."""
     return _TABLE.sub(lambda match: match[1] + load(match[2]).markdown(), document)
 
 
 def this_command() -> str:
-    """The running command without --update_docs, as it is typed."""
+    """The running command line without --update_docs."""
     module = sys.modules["__main__"].__spec__.name
     given = (argument for argument in sys.argv[1:] if argument != "--update_docs")
     return shlex.join(["python", "-m", module, *given])
@@ -118,6 +119,7 @@ def this_machine() -> str:
 
 
 def add_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --update_docs."""
     parser.add_argument(
         "--update_docs", action="store_true", help="write the table into the READMEs that show it"
     )

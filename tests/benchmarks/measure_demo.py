@@ -1,4 +1,4 @@
-"""Held-out figures of the demo, as `make demo` left them in the runs' evaluation.json.
+"""Held-out figures of the demo, read from evaluation.json of the runs of `make demo`.
 
     make demo
     python -m tests.benchmarks.measure_demo --runs=runs/demo --update_docs

@@ -1,9 +1,9 @@
-"""How well units stand for phones: the shipped encoder beside k-means of MFCCs, and others.
+"""Agreement of units and phones: the shipped encoder, k-means of MFCCs, and other encoders.
 
     python -m tests.benchmarks.measure_units --manifest=corpus/manifest.jsonl --clips=200 \\
         --hubert speechgpt_jax/assets/hubert_tiny runs/hubert_1/hubert
 
-What the figures mean: `python -m tools.eval_units --help`, which measures one encoder.
+`python -m tools.eval_units --help` explains the figures; it measures one encoder.
 """
 
 from speechgpt_jax import arguments
@@ -16,7 +16,7 @@ from tests.benchmarks import docs_table
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
     parser.add_argument(
-        "--manifest", required=True, type=arguments.existing_file, help="as of tools.eval_units"
+        "--manifest", required=True, type=arguments.existing_file, help="that of tools.eval_units"
     )
     parser.add_argument(
         "--hubert",
@@ -26,7 +26,10 @@ def main(argv: list[str]) -> None:
         help="encoders, all with the same number of units",
     )
     parser.add_argument(
-        "--clips", type=arguments.positive_int, default=200, help="of each group of speakers"
+        "--clips",
+        type=arguments.positive_int,
+        default=200,
+        help="clips per group of speakers",
     )
     docs_table.add_argument(parser)
     args = parser.parse_args(argv)

@@ -1,6 +1,6 @@
 """Time measurement of the benchmarks: rounds alternate between the sides that are compared.
 
-So other work on the machine slows all sides alike, and the medians of the rounds can be compared.
+Other work on the machine then slows all sides equally, and their medians can be compared.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ REST_SECONDS = 0.3
 
 
 def add_arguments(parser: ArgumentParser, rounds: int) -> None:
-    """--rounds, and --cpu_time for measurements while other work runs."""
+    """Adds --rounds, and --cpu_time for measurements while other work runs."""
     parser.add_argument(
         "--rounds", type=positive_int, default=rounds, help="timed calls of each side"
     )
@@ -31,9 +31,9 @@ def add_arguments(parser: ArgumentParser, rounds: int) -> None:
 def medians(args: Namespace, *make_runs: Callable[[], Callable[[], object]]) -> list[float]:
     """Median seconds of each run over `args.rounds` rounds, compilation and warm-up excluded.
 
-    Each side runs in a process of its own, as it would for its users: within one process they
-    would share the heap of the C library and what one of them sets for it. `make_run` is pickled,
-    called in that process, and returns the function that is timed.
+    Each side runs in a process of its own, as it would for its users: in one process they would
+    share the C library's heap and its settings. `make_run` is pickled and called in that process;
+    it returns the function that is timed.
     """
     clock = 1 if args.cpu_time else 0
     with contextlib.ExitStack() as stack:
@@ -65,7 +65,7 @@ def _timed(run, *arguments) -> tuple[float, float, object]:
 
 @contextlib.contextmanager
 def own_process(make_run: Callable[[], Callable]) -> Iterator[Callable]:
-    """Starts a process that calls `make_run()` once, then its result again and again.
+    """Starts a process that calls `make_run()` once, then its result for every round.
 
     Yields a function that passes its arguments to the process and returns
     (wall seconds, CPU seconds, result).
@@ -74,7 +74,7 @@ def own_process(make_run: Callable[[], Callable]) -> Iterator[Callable]:
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(make_run, there))
     process.start()
-    there.close()  # Then a process that died ends the pipe, and `recv` raises.
+    there.close()  # So that `recv` raises if the process dies.
 
     def timed_run(*arguments):
         time.sleep(REST_SECONDS)

@@ -245,7 +245,7 @@ def test_the_commands_report_what_they_wrote(theirs, tmp_path, capsys):
 
     theirs.save_pretrained(tmp_path / "in")
     convert_hubert.main([str(tmp_path / "in"), str(tmp_path / "out"), "--layer=2"])
-    assert "features of layer 2 of audio as it is" in capsys.readouterr().out
+    assert "features of layer 2, unnormalised audio" in capsys.readouterr().out
     convert_to_fairseq.main(["hubert", str(tmp_path / "out"), str(tmp_path / "back")])
     assert (tmp_path / "back" / "hubert.pt").is_file()
 

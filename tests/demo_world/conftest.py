@@ -1,3 +1,3 @@
-"""The speech command and the HuBERT of the tests of the corpus."""
+"""Fixtures of tests/corpus: the speech command and the small HuBERT."""
 
 from tests.corpus.conftest import small_hubert, voice  # noqa: F401

@@ -1,4 +1,4 @@
-"""Speaking and encoding the demo world with a small speech command and a tiny HuBERT."""
+"""Synthesis and encoding of the demo world with a small speech command and a tiny HuBERT."""
 
 import json
 import sys
@@ -37,9 +37,9 @@ def read(path):
 def test_a_failing_command_is_named(tmp_path):
     clip = build.planned_clips()[0]
     with pytest.raises(ValueError, match=r"nothing\.py.* failed .*check --tts"):
-        build.speak(clip, f"{sys.executable} nothing.py {{text}} {{wav}}", tmp_path)
+        build.synthesize_clip(clip, f"{sys.executable} nothing.py {{text}} {{wav}}", tmp_path)
     with pytest.raises(ValueError, match=r"no-such-voice .*check --tts"):
-        build.speak(clip, "no-such-voice {text} {wav}", tmp_path)
+        build.synthesize_clip(clip, "no-such-voice {text} {wav}", tmp_path)
 
 
 def test_a_wrong_sample_rate_is_named(tmp_path, voice):
@@ -47,7 +47,7 @@ def test_a_wrong_sample_rate_is_named(tmp_path, voice):
     (tmp_path / "wavs").mkdir()
     soundfile.write(tmp_path / clip.path, np.zeros(8000), 8000)
     with pytest.raises(ValueError, match="has 8000 Hz and 1 channels"):
-        build.speak(clip, voice, tmp_path)
+        build.synthesize_clip(clip, voice, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_plan_keeps_voices_apart():
     assert {c.speaker for c in clips if c.kind == "answer"} == {build.ANSWER_VOICE}
 
 
-def test_plan_speaks_every_text_and_no_test_text_in_training():
+def test_plan_has_every_text_and_no_test_text_in_training():
     clips = build.planned_clips()
     assert {c.text for c in clips} == {s.text for s in demo_world.all_sentences()}
     train = {c.text for c in clips if c.split == "train"}
@@ -95,7 +95,7 @@ def small_corpus(folder: Path, voice: str) -> list[build.Clip]:
     answers = {c.answer_id for c in clips}
     clips += [c for c in planned if c.id in answers]
     (folder / "wavs").mkdir()
-    return [build.speak(clip, voice, folder) for clip in clips]
+    return [build.synthesize_clip(clip, voice, folder) for clip in clips]
 
 
 def test_encode_writes_the_units_of_every_clip(tmp_path, voice, hubert):

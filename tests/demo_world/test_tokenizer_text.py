@@ -1,4 +1,4 @@
-"""The text of the shipped tokenizer."""
+"""Training text of the shipped tokenizer."""
 
 from speechgpt_jax import prompts
 from speechgpt_jax.demo_world import world

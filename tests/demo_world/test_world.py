@@ -1,4 +1,4 @@
-"""The demo world is as large as promised, and what it holds out really is held out."""
+"""Size of the demo world, and separation of its splits."""
 
 import re
 from collections import defaultdict
@@ -59,12 +59,12 @@ def test_held_out_sums_are_held_out_in_both_orders_and_all_wordings():
     assert not set(map(operands, sums)) & {operands(d) for d in TRAIN if " plus " in d.answer}
 
 
-def test_held_out_wordings_are_of_trained_facts_and_trained_wordings():
+def test_facts_and_wordings_of_held_out_wordings_are_trained():
     held_out = [d for d in TEST if d.held_out == "wording"]
     assert len(held_out) == demo_world.WORDING_TEST_QUESTIONS
     assert not {(d.fact, d.wording) for d in held_out} & {(d.fact, d.wording) for d in TRAIN}
     assert {d.fact for d in held_out} <= {d.fact for d in TRAIN}
-    # A greeting is a form with a single fact, whose held-out wording is new altogether.
+    # A greeting has a single fact, so that its held-out wording doesn't occur in training.
     asked = {d.wording for d in held_out if d.topic != "small talk"}
     assert asked <= {d.wording for d in TRAIN}
 
@@ -98,7 +98,7 @@ def test_two_fifths_of_the_plain_sentences_have_no_order():
         assert all(4 <= len(s.text.split()) <= 9 for s in free)
 
 
-def test_free_order_covers_all_words_alike():
+def test_all_words_are_equally_frequent_in_free_order():
     counts = dict.fromkeys(demo_world.vocabulary(), 0)
     for sentence in demo_world.free_order_sentences():
         for word in words(sentence.text):
@@ -122,7 +122,7 @@ def parser(pattern, lists):
 
 
 @pytest.mark.parametrize("topic, pattern, lists", demo_words.PATTERNS)
-def test_templated_test_sentences_join_fillers_that_never_meet_in_training(topic, pattern, lists):
+def test_pairs_of_fillers_of_templated_test_sentences_are_not_trained(topic, pattern, lists):
     pairs = {"train": set(), "test": set()}
     for sentence in demo_world.templated_sentences():
         match = parser(pattern, lists).fullmatch(sentence.text)
