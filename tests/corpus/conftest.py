@@ -1,4 +1,4 @@
-"""What hears and speaks in the tests of the builders: nothing of meaning, but fast."""
+"""A text-to-speech command and a HuBERT for tests: fast, but their output has no meaning."""
 
 import shlex
 import sys
@@ -14,7 +14,7 @@ from speechgpt_jax.speech.encoder.speech2unit import save_hubert
 
 NUM_UNITS = 200
 
-# One tone a word, and lower voices for longer names; what it was told goes beside the wav.
+# One tone per word, lower for speakers with longer names; the text is written beside the wav.
 VOICE = """
 import pathlib, sys
 import numpy as np, soundfile

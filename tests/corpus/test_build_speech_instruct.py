@@ -103,7 +103,7 @@ def test_stage_1_has_the_units_of_every_recording(folder, units):
     assert said == [row["units"] for row in rows_of(units, "units")] and len(said) == 12
 
 
-def test_stage_2_has_both_directions_of_what_has_a_text(units, pairs):
+def test_stage_2_has_both_directions_of_rows_with_a_text(units, pairs):
     usable = [row for i, row in enumerate(rows_of(units, "units")) if i not in (3, 5)]
     for kind, options in (("asr", descriptions.ASR), ("tts", descriptions.TTS)):
         written = rows_of(pairs, kind)
@@ -120,11 +120,11 @@ def test_stage_2_has_both_directions_of_what_has_a_text(units, pairs):
     assert reasons == ["there is no text", "the text has <7> in it, which is a token"]
 
 
-def test_stage_3_speaks_questions_and_answers(chain, small_hubert, voice, tmp_path):
+def test_stage_3_has_units_of_questions_and_answers(chain, small_hubert, voice, tmp_path):
     speech2unit = Speech2Unit.from_pretrained(small_hubert)
 
-    def heard(text, speaker):
-        wav = tmp_path / "said.wav"
+    def unit_text(text, speaker):
+        wav = tmp_path / "speech.wav"
         text_to_speech.synthesize(voice, speaker, text, wav)
         return units_to_text(speech2unit(load(str(wav)))[0])
 
@@ -133,8 +133,8 @@ def test_stage_3_speaks_questions_and_answers(chain, small_hubert, voice, tmp_pa
         {
             "question": question,
             "answer": answer,
-            "question_units": heard(question, speaker),
-            "answer_units": heard(answer, "slt"),
+            "question_units": unit_text(question, speaker),
+            "answer_units": unit_text(answer, "slt"),
         }
         for speaker in ("rms", "kal16")
     ]
@@ -145,7 +145,7 @@ def test_stage_3_speaks_questions_and_answers(chain, small_hubert, voice, tmp_pa
         assert "two plus two is four." in first["plain_text"] and first["prefix"] == "Hi.\n"
 
 
-def test_dialogues_that_will_not_do_are_listed(chain):
+def test_unusable_dialogues_are_listed(chain):
     rejects = rows_of(chain, "rejects")
     assert [row["question"] for row in rejects] == [DIALOGUES[i]["question"] for i in (1, 3, 4)]
     for row, reason in zip(rejects, REASONS):
@@ -174,7 +174,7 @@ def test_two_workers_write_the_same(chain, table, voice, small_hubert, tmp_path)
         assert lines_of(tmp_path, kind) == lines_of(chain, kind)
 
 
-def test_what_was_built_becomes_packed_batches(pairs, chain, folder, units):
+def test_the_output_becomes_packed_batches(pairs, chain, folder, units):
     output = folder / "stage1"
     run(build_speech_instruct, "modality_adaptation", units=units, output=output)
     tokenizer = Tokenizer.from_pretrained(DEMO_TOKENIZER)
@@ -197,7 +197,7 @@ def test_what_was_built_becomes_packed_batches(pairs, chain, folder, units):
             assert (tokens == tokenizer.eos_id).sum() == dialogues
 
 
-def test_our_own_model_gives_units(table):
+def test_a_text_to_unit_model_writes_units(table):
     tokenizer = Tokenizer.from_pretrained(DEMO_TOKENIZER)
     text, units = "it is five.", [3, 141, 59]
     said = prompts.CROSS_MODAL.format(
@@ -235,6 +235,6 @@ def test_our_own_model_gives_units(table):
         (["modality_adaptation", "--output=x", "--units=none"], "has 0 finished shards"),
     ],
 )
-def test_what_is_missing_is_said(arguments, message):
+def test_missing_inputs_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         build_speech_instruct.main(arguments)

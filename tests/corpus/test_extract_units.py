@@ -1,4 +1,4 @@
-"""Recordings to units: the same whatever the workers, after a kill, beside files that won't do."""
+"""Units of recordings: the same with any number of workers and after a kill; bad files listed."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ CLIPS = sorted((DEMO_CORPUS / "clips").glob("*.flac"))[:9]
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    """Nine recordings of 1 to 7 seconds, some of them in a folder of the folder."""
+    """Nine recordings of 1 to 7 seconds, some of them in a subfolder."""
     folder = tmp_path_factory.mktemp("recordings")
     (folder / "more [1]").mkdir()
     for i, clip in enumerate(CLIPS):
@@ -52,7 +52,7 @@ def rows_of(output: Path, kind: str = "units") -> list[dict]:
 
 @pytest.fixture(scope="module")
 def extracted(recordings, small_hubert, tmp_path_factory):
-    """The work of one worker."""
+    """Output of a run with one worker."""
     output = tmp_path_factory.mktemp("extracted")
     extract(recordings, small_hubert, output)
     return output
@@ -71,7 +71,7 @@ def test_units_are_those_of_each_recording_alone(extracted, recordings, small_hu
         assert sum(row["durations"]) == speech2unit.hubert.config.num_frames(len(wav))
 
 
-def test_what_lies_in_the_folder_at_the_end(extracted):
+def test_the_output_folder_holds_units_and_a_summary(extracted):
     names = [f"units-{i:05d}-of-00005.jsonl" for i in range(5)]
     others = ["histogram.png", "manifest.jsonl", "plan.json", "summary.tsv"]
     assert sorted(os.listdir(extracted)) == sorted(names + others)
@@ -91,13 +91,13 @@ def test_two_workers_write_the_same(extracted, recordings, small_hubert, tmp_pat
 
 
 @pytest.mark.slow
-def test_after_a_kill_the_rest_is_made(extracted, recordings, small_hubert, tmp_path):
+def test_a_killed_run_resumes(extracted, recordings, small_hubert, tmp_path):
     source = tmp_path / "recordings"
     shutil.copytree(recordings, source)
     last = sorted(source.rglob("*.wav"))[4]
     kept = last.read_bytes()
     last.unlink()
-    os.mkfifo(last)  # Whoever reads it waits for ever.
+    os.mkfifo(last)  # Reading it blocks.
     output = tmp_path / "units"
     command = [sys.executable, "-m", "tools.extract_units", f"--input={source}"]
     flags = [f"--hubert={small_hubert}", f"--output={output}", "--shard_size=2"]
@@ -118,7 +118,7 @@ def test_after_a_kill_the_rest_is_made(extracted, recordings, small_hubert, tmp_
     assert [path.name for path in made] == [f"units-0000{i}-of-00005.jsonl" for i in (0, 1)]
     assert not (output / "summary.tsv").exists()
     before = [path.stat().st_mtime_ns for path in made]
-    (output / "units-00002-of-00005.jsonl.0.part").write_text("{")  # As a kill may leave it.
+    (output / "units-00002-of-00005.jsonl.0.part").write_text("{")  # A kill may leave such a file.
 
     last.unlink()
     last.write_bytes(kept)
@@ -132,7 +132,7 @@ def test_after_a_kill_the_rest_is_made(extracted, recordings, small_hubert, tmp_
     assert moved == shards_of(extracted)
 
 
-def test_what_can_not_be_heard_is_listed(recordings, small_hubert, tmp_path, capsys):
+def test_recordings_that_cannot_be_read_are_listed(recordings, small_hubert, tmp_path, capsys):
     good = sorted(recordings.glob("*.wav"))[0]
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.flac").write_text("this is no sound")
@@ -154,13 +154,13 @@ def test_what_can_not_be_heard_is_listed(recordings, small_hubert, tmp_path, cap
     assert "Rejected rows: 5" in capsys.readouterr().out
 
 
-def test_nothing_but_rejects_is_a_result_too(small_hubert, tmp_path):
+def test_a_run_may_reject_all_recordings(small_hubert, tmp_path):
     (tmp_path / "text.wav").write_text("this is no sound")
     extract(tmp_path, small_hubert, tmp_path / "units")
     assert rows_of(tmp_path / "units") == [] and len(rows_of(tmp_path / "units", "rejects")) == 1
 
 
-def test_another_input_does_not_go_on_with_the_same_output(extracted, recordings, small_hubert):
+def test_an_output_is_not_resumed_with_other_input_or_settings(extracted, recordings, small_hubert):
     with pytest.raises(ValueError, match=r"was begun with rows .*another --output"):
         extract(recordings / "more [1]", small_hubert, extracted)
     with pytest.raises(ValueError, match=r"was begun with shard_size 2, now it is 3"):
@@ -180,7 +180,7 @@ def test_another_input_does_not_go_on_with_the_same_output(extracted, recordings
         ("none.jsonl", "The input has no rows"),
     ],
 )
-def test_an_input_that_will_not_do_is_one_line(small_hubert, tmp_path, source, message):
+def test_unusable_inputs_are_refused_in_one_line(small_hubert, tmp_path, source, message):
     (tmp_path / "rows.jsonl").write_text('{"path": "a.wav"}\n{"wav": "b.wav"}\n')
     (tmp_path / "cells.tsv").write_text("path\ttext\nonly a path\n")
     (tmp_path / "none.jsonl").write_text("\n")
@@ -198,7 +198,7 @@ def test_a_misspelt_flag_is_named(recordings, small_hubert, tmp_path):
     assert not (tmp_path / "units").exists()
 
 
-def test_values_that_make_no_sense_are_one_line(recordings, small_hubert, tmp_path):
+def test_invalid_values_are_refused_in_one_line(recordings, small_hubert, tmp_path):
     (tmp_path / "file").touch()
     for flag, message in (
         ("--shard_size=0", "shard_size: expected a whole number, at least 1, got '0'"),
@@ -213,7 +213,7 @@ def test_values_that_make_no_sense_are_one_line(recordings, small_hubert, tmp_pa
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "kmeans.safetensors"])
-def test_a_hubert_that_is_not_whole_is_known_before_the_work(
+def test_an_incomplete_hubert_is_refused_before_the_work(
     recordings, small_hubert, tmp_path, missing
 ):
     shutil.copytree(small_hubert, tmp_path / "hubert")
@@ -249,7 +249,7 @@ class Special(UserError):
 
 
 @pytest.mark.parametrize("error", [UserError("this is\nnot 'that'\n\"é\""), Special("no [such]")])
-def test_a_workers_mistake_is_raised_as_it_was_and_not_logged(tmp_path, caplog, error):
+def test_a_workers_user_error_is_raised_unchanged_and_not_logged(tmp_path, caplog, error):
     def make_worker():
         raise error
 
@@ -259,7 +259,7 @@ def test_a_workers_mistake_is_raised_as_it_was_and_not_logged(tmp_path, caplog, 
     assert not [record for record in caplog.records if record.name.startswith("apache_beam")]
 
 
-def test_a_workers_bug_stays_one(tmp_path):
+def test_a_workers_bug_is_no_user_error(tmp_path):
     def make_worker():
         raise KeyError("a bug") from UserError("not this")
 

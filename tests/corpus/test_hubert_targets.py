@@ -1,4 +1,4 @@
-"""Targets of a HuBERT: directions of features that tell phones apart, whoever speaks."""
+"""Targets of a HuBERT: directions of features that separate phones for all speakers."""
 
 import json
 
@@ -26,7 +26,7 @@ def test_directions_separate_phones_and_leave_speakers_out():
     projected = phone_directions(features, phones, 1)(np.concatenate(features))[:, 0]
     names = np.concatenate(phones)
     within = [projected[names == name] for name in "ab"]
-    # Of unit variance within a phone, its mean far from the other's, whoever speaks.
+    # Unit variance within a phone, means of the phones far apart, for both speakers.
     assert 0.7 < np.mean([x.var() for x in within]) < 1.2
     assert abs(within[0].mean() - within[1].mean()) > 4
     assert abs(projected.mean()) < 1e-3
@@ -92,7 +92,7 @@ def test_recordings_of_people_are_added_as_they_are_and_resampled(tmp_path):
         corpus_targets.load_people(tmp_path / "nowhere", np.random.default_rng(0))
 
 
-def test_what_can_not_be_prepared_is_one_clear_line(tmp_path):
+def test_unusable_inputs_are_refused_in_one_line(tmp_path):
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text(json.dumps({"path": "a.wav", "split": "train"}) + "\n")
     command = [f"--manifest={manifest}", f"--output={tmp_path}/targets"]

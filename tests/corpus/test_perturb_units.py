@@ -1,4 +1,4 @@
-"""Units of perturbed sound keep the times of the recording they stand beside."""
+"""Units of perturbed recordings are stretched to the length of the original recording."""
 
 import json
 
@@ -19,7 +19,7 @@ def test_retimed_units_last_as_long_as_the_recording():
     np.testing.assert_array_equal(retimed(faster, 3), [7, 9, 9])
 
 
-def test_rows_of_perturbed_sound_follow_the_true_ones(tmp_path):
+def test_rows_of_perturbed_recordings_follow_the_original_ones(tmp_path):
     speech2unit = Speech2Unit.from_pretrained()
     rows = []
     for path in sorted((SHIPPED_CORPUS / "clips").glob("question-*.flac"))[:3]:

@@ -1,4 +1,4 @@
-"""Units of a manifest become wavs, or one line names what is wrong with which row."""
+"""Rows of a manifest become wavs; an error names the row and the reason."""
 
 import json
 
@@ -62,7 +62,7 @@ def test_writes_a_wav_for_each_row(run):
     assert len(load_audio(wavs / "c.wav")) == 12 * 320
 
 
-def test_lines_end_at_newlines_alone(run):
+def test_lines_end_only_at_newlines(run):
     """U+2028 and U+0085 within a text, a byte order mark, blank lines, CRLF."""
     text = "one\u2028two\u0085three"
     rows = [{"id": name, "text": text, "units": [unit]} for unit, name in enumerate("abc")]

@@ -27,7 +27,7 @@ def test_a_template_without_text_is_refused():
         ("flite '{text} {wav}", "is not a command line: No closing quotation"),
     ],
 )
-def test_a_bad_command_is_known_before_the_work(template, message):
+def test_a_bad_command_is_refused_before_the_work(template, message):
     with pytest.raises(UserError, match=message):
         text_to_speech.check_command(template)
 
@@ -36,7 +36,7 @@ PROGRAM = "import sys; wav, text = sys.argv[1:]; open(wav, 'a').write(text); sys
 
 
 @pytest.mark.parametrize("text", ["x", "", "a\0b", "\ud800", "a" * 3_000_000])
-def test_a_text_that_can_not_be_spoken_leaves_no_file(tmp_path, text):
+def test_failed_synthesis_leaves_no_file(tmp_path, text):
     template = f'{sys.executable} -c "{PROGRAM}" {{wav}} {{text}}'
     with pytest.raises(text_to_speech.SynthesisError):
         text_to_speech.synthesize(template, "", text, tmp_path / "a.wav")

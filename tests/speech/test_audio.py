@@ -209,7 +209,7 @@ def test_a_recording_that_is_cut_off_is_refused(tmp_path, suffix, share):
 
 @pytest.mark.parametrize("suffix", ["wv", "aac", "amr", "tta"])
 def test_a_stream_that_is_cut_within_a_packet_is_refused(tmp_path, suffix):
-    """These formats state no length; what shows is the packet that was cut in two."""
+    """These formats state no length; the error is found in the packet that was cut."""
     data = recording(tmp_path, suffix, seconds=6.0).read_bytes()
     with pytest.raises(UserError, match="cut off"):
         load_audio(io.BytesIO(data[: len(data) * 2 // 3 - 7]))
@@ -249,7 +249,7 @@ def test_a_flac_from_a_pipe_is_read_whole(tmp_path):
 
 
 @pytest.mark.parametrize("stated", [96_002, 200_000, 2**30])
-def test_a_wav_whose_header_promises_more_is_refused(stated):
+def test_a_wav_whose_header_states_more_is_refused(stated):
     with pytest.raises(UserError, match=f"cut off: its header states {stated} bytes"):
         load_audio(wav_with(stated, bytes(96_000)))
 
@@ -271,7 +271,7 @@ def test_a_small_file_that_claims_hours_takes_little_memory(tmp_path, hours):
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "opus", "m4a", "webm"])
-def test_a_limit_is_held(tmp_path, monkeypatch, suffix):
+def test_recordings_over_max_seconds_are_refused(tmp_path, monkeypatch, suffix):
     monkeypatch.setattr(audio, "BLOCK", 4_000)
     path = recording(tmp_path, suffix)
     assert len(load_audio(path, max_seconds=2.2)) > 1.9 * SAMPLE_RATE
@@ -330,13 +330,13 @@ def test_every_format_is_written(tmp_path, suffix):
         np.testing.assert_allclose(wav, tone(2, 16_000), atol=1e-4)
 
 
-def test_the_formats_that_people_ask_for_are_written():
+def test_common_formats_are_written():
     asked = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".au", ".caf"}
     assert asked <= audio._output_formats().keys()
 
 
 def test_a_long_ogg_is_written(tmp_path):
-    """libsndfile's encoder overflows the stack on minutes at once."""
+    """libsndfile's encoder overflows the stack if it gets minutes in one call."""
     save_audio(tmp_path / "long.ogg", np.zeros(20 * 60 * SAMPLE_RATE, np.float32))
     assert soundfile.info(tmp_path / "long.ogg").frames == 20 * 60 * SAMPLE_RATE
 

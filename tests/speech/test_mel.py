@@ -28,7 +28,7 @@ def test_stft_is_torch_stft(n_fft, hop, pad_mode):
 
 @pytest.mark.parametrize(("n_fft", "hop"), [(16, 4), (64, 16), (320, 80)])
 def test_istft_is_torch_istft(n_fft, hop):
-    """For any spectrum, even if no sound has it."""
+    """Also of spectra that are not the STFT of any sound."""
     rng = np.random.default_rng(0)
     real, imag = rng.standard_normal((2, 2, 33, n_fft // 2 + 1), np.float32)
     spectrum = torch.complex(torch.from_numpy(real), torch.from_numpy(imag)).mT

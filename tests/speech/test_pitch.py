@@ -1,4 +1,4 @@
-"""Pitch found is pitch put in."""
+"""Pitch tracked in synthetic vowels, and pulse trains of a given pitch."""
 
 import numpy as np
 import pytest

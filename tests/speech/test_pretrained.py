@@ -1,4 +1,4 @@
-"""Folders of saved models: what does not fit is refused and leaves no file behind."""
+"""Folders of saved models: round trips, and refused parameters, tensors and files."""
 
 import jax.numpy as jnp
 import numpy as np

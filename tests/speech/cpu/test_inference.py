@@ -1,4 +1,4 @@
-"""Models in their form for inference compute the same, and nothing else asks for the backend."""
+"""Models of `for_inference` compute the same; only cpu/devices.py asks for the backend."""
 
 import ast
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_only_cpu_devices_asks_for_the_backend():
 
 
 @pytest.mark.slow
-def test_a_hubert_computes_the_same_and_stays_as_it_was():
+def test_a_hubert_computes_the_same_and_is_not_changed():
     hubert = Hubert(WAVE, rngs=nnx.Rngs(0))
     wav = np.random.default_rng(0).standard_normal((2, 12_000), np.float32)
     lengths = np.array([12_000, 7_000])
@@ -74,7 +74,7 @@ def test_bfloat16_is_the_type_of_factors_only(backend, monkeypatch):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("taps", "stride"), [(3, 2), (2, 2), (3, 1)])
-def test_taps_one_by_one_are_the_convolution(taps, stride, bias):
+def test_tap_by_tap_is_the_convolution(taps, stride, bias):
     conv = Conv(12, 20, taps, stride, bias, nnx.Rngs(0))
     x = np.random.default_rng(0).standard_normal((2, 33, 12), np.float32)
     np.testing.assert_allclose(TapByTapConv(conv)(x), conv(x), atol=2e-5)
@@ -88,7 +88,7 @@ def test_attention_by_segment_is_masked_attention(steps):
     ours = attend_by_segment(q, k, v, segments, segments)
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
-    # A part of the frames attends to all of them, and padding to anything.
+    # Some of the frames attend to all of them.
     part = slice(steps // 3, steps // 2)
     ours = attend_by_segment(q[:, part], k, v, segments[:, part], segments)
     np.testing.assert_allclose(ours, expected[:, part], atol=1e-5)

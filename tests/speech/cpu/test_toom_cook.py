@@ -1,4 +1,4 @@
-"""Toom and Cook's convolutions give the same as plain ones."""
+"""Toom and Cook's convolutions against plain ones."""
 
 import jax.numpy as jnp
 import numpy as np

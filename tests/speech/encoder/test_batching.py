@@ -1,4 +1,4 @@
-"""Packing leaves no frame out and little room empty."""
+"""Packing keeps every frame and adds little padding."""
 
 import itertools
 

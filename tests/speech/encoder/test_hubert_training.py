@@ -54,7 +54,7 @@ def make_batches(seed: int, rows: int = 4, distorted: bool = True) -> HubertBatc
     )
 
 
-def test_batches_resume_where_they_were():
+def test_batches_resume():
     batches, again = make_batches(1), make_batches(1)
     for _ in range(3):
         next(batches)
@@ -151,7 +151,7 @@ def test_spans_have_their_length_and_share():
         edges = np.flatnonzero(np.diff(row.astype(int), prepend=0, append=0))
         lengths = edges[1::2] - edges[::2]
         assert (lengths[:-1] >= 10).all()
-    # A frame is seen if none of the ten spans that could reach it begins.
+    # A frame is unmasked if none of the ten spans that could cover it begins.
     assert abs(masked[:, 10:].mean() - (1 - 0.92**10)) < 0.02
 
 
@@ -164,7 +164,7 @@ def test_masked_frames_do_not_reach_the_logits():
     np.testing.assert_array_equal(first, second)
 
 
-# Eight simulated devices need a flag that is read before JAX starts, so: another process.
+# Eight simulated devices need a flag that is read before JAX starts, hence another process.
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np, optax
 from flax import nnx

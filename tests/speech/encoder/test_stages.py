@@ -1,4 +1,4 @@
-"""Recordings cut into pieces, packed in rows and joined again are encoded as if alone and whole."""
+"""Features do not depend on how recordings are cut into pieces and packed in rows."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ MEL = HubertConfig(
 
 
 def clips(*seconds: float) -> list[np.ndarray]:
-    """Noise that swells and fades."""
+    """Noise of changing level."""
     rng = np.random.default_rng(0)
     noise = [rng.standard_normal(round(16_000 * length)).astype(np.float32) for length in seconds]
     return [x * (1.1 + np.sin(np.arange(len(x), dtype=np.float32) / 9_000)) for x in noise]
@@ -67,7 +67,7 @@ def form(request, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [WAVE, MEL], ids=["wave", "mel"])
-def test_features_are_those_of_each_recording_alone_and_whole(config, form):
+def test_features_do_not_depend_on_pieces_and_rows(config, form):
     hubert = Hubert(config, rngs=nnx.Rngs(0))
     encoder = for_inference(hubert) if form == "for_inference" else hubert
     encode = jax.jit(lambda hubert, wav, lengths: hubert(wav, lengths))

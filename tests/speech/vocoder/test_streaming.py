@@ -1,4 +1,4 @@
-"""Chunks of speech are the samples of the whole."""
+"""The chunks of a stream together are the samples of synthesis in one call."""
 
 import dataclasses
 
@@ -72,7 +72,7 @@ def test_the_shipped_vocoder_begins_after_half_a_second_of_units():
     taken = []
     pieces = (taken.append(unit) or [unit] for unit in units)
     next(stream(UnitVocoder.from_pretrained(), pieces, speaker="slt"))
-    # The durations that it predicts decide; the speaker's own were a little longer or shorter.
+    # The first chunk depends on predicted durations, which differ a little from the speaker's.
     assert 15 < durations[: len(taken)].sum() < 32
 
 

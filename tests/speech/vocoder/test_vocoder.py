@@ -1,4 +1,4 @@
-"""The unit vocoder against PyTorch, in batches, on disk, and what it refuses."""
+"""The unit vocoder: against PyTorch, in batches, saved and loaded, and its errors."""
 
 import dataclasses
 import json
@@ -98,7 +98,7 @@ def copy_generator(ours: Generator, theirs: transformers.SpeechT5HifiGan):
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("config", [PUBLISHED, SMALL])
 def test_generator_is_hifigan(config, fast):
-    """Also in front of padding that holds anything."""
+    """Also if padding of any values follows."""
     theirs, ours = oracle(config), build(config).generator
     copy_generator(ours, theirs)
     if fast:
@@ -235,7 +235,7 @@ def test_contexts_bound_the_receptive_field(config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [PUBLISHED, ISTFT, PULSES])
-def test_a_part_has_the_samples_of_the_whole(config):
+def test_a_range_of_codes_has_the_samples_of_the_whole(config):
     vocoder, size, number = build(config), 70, 4
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, size, config.model_in_dim), np.float32)
@@ -280,7 +280,7 @@ def test_saved_and_loaded(config, dtype, tmp_path):
 
 
 def test_reads_the_published_config():
-    """Section "model" of fairseq's file, with fields of its training beside."""
+    """Section "model" of fairseq's file, with fields of its training."""
     fields = {
         "resblock": "1",
         "upsample_rates": [5, 4, 4, 2, 2],

@@ -59,7 +59,7 @@ def test_a_batch_is_what_was_recorded(rows):
         assert abs(hz - (100, 180)[batch["speakers"][i]]) < 3
 
 
-def test_batches_go_on_where_they_were(rows):
+def test_batches_resume(rows):
     whole, half = batches(rows), batches(rows)
     for _ in range(3):
         next(whole)
