@@ -1,12 +1,12 @@
-"""Trains on TPU slices of a GKE cluster: one JobSet, as XPK makes them too.
+"""Trains on TPU slices of a GKE cluster, by a JobSet like those of XPK.
 
     python -m tools.launch_gke --name=stage1 --image=REGISTRY/speechgpt_jax \\
         --accelerator=tpu-v5-lite-podslice --topology=16x16 --slices=1 -- \\
         --gin_file=gin/runs/llama_7b_stage1.gin --output_dir=gs://BUCKET/stage1
 
---dry_run prints the manifest instead of applying it. The cluster needs JobSet. When a node is
-preempted all pods save a checkpoint, and the JobSet restarts all of them; only crashes count
-towards --max_restarts.
+--dry_run prints the manifest instead of applying it. The cluster needs the JobSet controller. When
+a node is preempted all pods save a checkpoint, and the JobSet restarts all of them; only crashes
+count towards --max_restarts.
 """
 
 import re
@@ -20,8 +20,8 @@ from speechgpt_jax.launch import gke
 
 
 def dns_label(text: str) -> str:
-    """Type of names that Kubernetes takes."""
-    # 63 characters, of which JobSet appends some twenty for its jobs and pods.
+    """Type of Kubernetes names."""
+    # Kubernetes allows 63 characters, of which JobSet needs about 20 for suffixes of jobs and pods.
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", text):
         raise IllegalValue(
             f"expected at most 40 lower-case letters, digits and '-', a letter first, got {text!r}"
@@ -64,17 +64,28 @@ def parser() -> Parser:
         "--image", type=nonempty, required=True, help="container image with this package installed"
     )
     parser.add_argument(
-        "--accelerator", type=dns_label, required=True, help="such as tpu-v5-lite-podslice"
+        "--accelerator",
+        type=dns_label,
+        required=True,
+        help="GKE's name of the TPU type, such as tpu-v5-lite-podslice",
     )
     parser.add_argument(
-        "--topology", type=topology, required=True, help="chips along each dimension: 16x16"
+        "--topology",
+        type=topology,
+        required=True,
+        help="chips along each dimension of a slice, such as 16x16",
     )
-    parser.add_argument("--slices", type=positive_int, default=1, help="number of slices")
     parser.add_argument(
-        "--max_restarts", type=at_least(0), default=5, help="restarts after crashes"
+        "--slices", type=positive_int, default=1, help="number of slices (default: 1)"
+    )
+    parser.add_argument(
+        "--max_restarts",
+        type=at_least(0),
+        default=5,
+        help="number of restarts after crashes (default: 5)",
     )
     parser.add_argument("--dry_run", action="store_true", help="only print the manifest")
-    parser.add_argument("train_arguments", nargs="+", help="after --: arguments of train")
+    parser.add_argument("train_arguments", nargs="+", help="arguments of train, after --")
     return parser
 
 

@@ -4,8 +4,8 @@
         --gin_file=gin/runs/llama_7b_stage1.gin --output_dir=/scratch/stage1
 
 Run it in the folder of this repository on the cluster's file system. --dry_run prints the batch
-script instead of submitting it. Before its time is up, or when its nodes are preempted, the job
-saves a checkpoint and queues itself again.
+script instead of submitting it. Shortly before its time limit, or when its nodes are preempted, the
+job saves a checkpoint and requeues itself.
 """
 
 from speechgpt_jax import arguments
@@ -41,20 +41,23 @@ def parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--name", type=name, required=True, help="name of the job")
     parser.add_argument("--nodes", type=positive_int, required=True, help="number of nodes")
-    parser.add_argument("--gpus_per_node", type=positive_int, default=8, help="8 by default")
-    parser.add_argument("--cpus_per_gpu", type=positive_int, default=12, help="12 by default")
+    parser.add_argument("--gpus_per_node", type=positive_int, default=8, help="default: 8")
+    parser.add_argument("--cpus_per_gpu", type=positive_int, default=12, help="default: 12")
     parser.add_argument(
-        "--hours", type=positive_int, default=24, help="time limit of one turn in the queue"
+        "--hours",
+        type=positive_int,
+        default=24,
+        help="time limit after which the job is requeued (default: 24)",
     )
     parser.add_argument(
         "--sbatch",
         type=sbatch_option,
         action="append",
         default=[],
-        help="another option of sbatch, such as --sbatch=--partition=gpu; may be repeated",
+        help="further option of sbatch, such as --sbatch=--partition=gpu; may be repeated",
     )
     parser.add_argument("--dry_run", action="store_true", help="only print the script")
-    parser.add_argument("train_arguments", nargs="+", help="after --: arguments of train")
+    parser.add_argument("train_arguments", nargs="+", help="arguments of train, after --")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Trains on a TPU VM pod: requests it, installs this project on it, trains on all of its hosts.
+"""Requests a TPU VM pod, installs this project on it and trains on all of its hosts.
 
     python -m tools.launch_tpu_vm create --name=speechgpt --zone=us-west4-a \\
         --accelerator_type=v5litepod-256 --runtime_version=v2-alpha-tpuv5-lite --spot
@@ -47,20 +47,26 @@ def parser() -> Parser:
     common = Parser(add_help=False)
     common.add_argument("--name", type=name, required=True, help="name of the queued resource")
     common.add_argument("--zone", type=name, required=True, help="such as us-west4-a")
-    common.add_argument("--project", type=nonempty, help="by default gcloud's own")
+    common.add_argument("--project", type=nonempty, help="by default gcloud's default project")
     common.add_argument("--dry_run", action="store_true", help="only print the command")
     parser = Parser(__doc__)
     steps = parser.add_subparsers(required=True, dest="step")
-    create = steps.add_parser("create", parents=[common])
-    create.add_argument("--accelerator_type", type=name, required=True, help="as v5litepod-256")
-    create.add_argument("--runtime_version", type=name, required=True, help="of the TPU software")
-    create.add_argument("--slices", type=positive_int, default=1, help="number of slices")
+    create = steps.add_parser("create", parents=[common], help="request the pod")
+    create.add_argument(
+        "--accelerator_type", type=name, required=True, help="such as v5litepod-256"
+    )
+    create.add_argument(
+        "--runtime_version", type=name, required=True, help="such as v2-alpha-tpuv5-lite"
+    )
+    create.add_argument(
+        "--slices", type=positive_int, default=1, help="number of slices (default: 1)"
+    )
     create.add_argument("--spot", action="store_true", help="cheaper, may be preempted")
-    setup = steps.add_parser("setup", parents=[common])
+    setup = steps.add_parser("setup", parents=[common], help="install this project on every host")
     setup.add_argument("--source", type=nonempty, required=True, help="git URL of this repository")
-    train = steps.add_parser("train", parents=[common])
-    train.add_argument("train_arguments", nargs="+", help="after --: arguments of train")
-    steps.add_parser("delete", parents=[common])
+    train = steps.add_parser("train", parents=[common], help="train on all hosts")
+    train.add_argument("train_arguments", nargs="+", help="arguments of train, after --")
+    steps.add_parser("delete", parents=[common], help="delete the pod")
     return parser
 
 

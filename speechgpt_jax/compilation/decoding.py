@@ -19,13 +19,13 @@ from speechgpt_jax.training.stage import Stage
 def report_decoding(training: Stage, mesh: Mesh, rows: int, length: int) -> Report:
     """Report of decoding `rows` prompts and answers of `length / 2` tokens each."""
     model = training.model
-    read = length * matmul_flops_per_token(model, 0)
-    # Of a prompt, the output layer only reads the last token.
-    unseen = (length - length // 2) * 2 * model.hidden_size * model.vocab_size
+    all_tokens = length * matmul_flops_per_token(model, 0)
+    # The output layer is only computed for the last token of a prompt.
+    skipped = (length - length // 2) * 2 * model.hidden_size * model.vocab_size
     return compile_and_report(
         functools.partial(lower_generate, training, mesh, rows, length),
         batch_per_chip=rows / mesh.size,
-        model_flops=rows * float(read - unseen) / mesh.size,
+        model_flops=rows * float(all_tokens - skipped) / mesh.size,
     )
 
 

@@ -1,7 +1,7 @@
-"""Flops and collectives of a compiled program, counted in XLA's text.
+"""Flops and collectives of a compiled program, counted in its HLO text.
 
-XLA's own cost analysis counts the body of a loop once: one layer of a model that scans over its
-layers. Here every instruction counts as often as it runs:
+XLA's own cost analysis counts the body of a loop once, so of a model that scans over its layers it
+counts one layer. Here an instruction counts as often as it runs:
 
     cost = program_cost(compiled.as_text())
     cost.matmul_flops, cost.collectives
@@ -33,8 +33,8 @@ class Collective:
     Attributes:
       op: "all-gather", "reduce-scatter", ...
       count: number of times it runs.
-      bytes: bytes of the whole arrays: after gathering, or before scattering. On a ring each
-        device sends about that much, and twice as much for an all-reduce.
+      bytes: bytes of the whole arrays, after gathering or before scattering, over all `count`. On a
+        ring each device sends about as many, and twice as many for an all-reduce.
       asynchronous: whether it overlaps with other work.
     """
 
@@ -60,7 +60,10 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """`%name = type opcode(operands), attributes`."""
+    """One line of HLO, `%name = type opcode(arguments), attributes`.
+
+    `operands` are the names of instructions in `arguments`.
+    """
 
     name: str
     type: str
@@ -70,6 +73,7 @@ class Instruction:
     arguments: str
 
     def attribute(self, name: str) -> str | None:
+        """Text of an attribute, such as "{0}" of `lhs_contracting_dims={0}`, or None."""
         found = re.search(rf"\b{name}=(\{{[^}}]*\}}|[^,\s]+)", self.attributes)
         return found[1] if found else None
 
@@ -84,13 +88,13 @@ def program_cost(text: str) -> Cost:
 
 
 class _Walk:
-    """Visits the entry and every computation that it calls, with the number of calls."""
+    """Visits the entry computation and all that it calls, and counts the calls."""
 
     def __init__(self, text):
         self.computations, self.entry = parse(text)
         instructions = [i for body in self.computations.values() for i in body]
         self.types = {instruction.name: instruction.type for instruction in instructions}
-        # An asynchronous gather is repeated in every computation that overlaps with it.
+        # An asynchronous gather is listed in every computation that overlaps with it.
         self.started = {
             instruction.operands[0]
             for instruction in instructions
@@ -148,7 +152,7 @@ class _Walk:
         self.found[op, asynchronous] += (times, times * size)
 
     def _is_fused_reduce_scatter(self, instruction) -> bool:
-        """TPUs fuse an all-reduce with the slice of it that a device keeps."""
+        """Whether an instruction is TPU's fusion of an all-reduce with the slice of one device."""
         called = instruction.calls("calls") if instruction.opcode == "fusion" else ()
         return any(name.startswith("all-reduce-scatter") for name in called)
 
@@ -166,7 +170,7 @@ class _Walk:
     def _counter_and_limit(self, condition) -> tuple[int, int]:
         """`i < 32`, where i is element 0 of the loop's state, -> 0, 32.
 
-        Loops start at zero; one that something else may end too counts as if nothing did.
+        Assumes that the loop starts at zero and ends only by this condition.
         """
         own = {instruction.name: instruction for instruction in self.computations[condition]}
         for instruction in own.values():
@@ -177,7 +181,7 @@ class _Walk:
         raise UserError(f"the loop condition {condition} has no comparison with a constant.")
 
     def _step(self, body, counter) -> int:
-        """What one turn adds to an element of the state: 1, or more in unrolled loops."""
+        """Increment of the loop counter per iteration: 1, or more in unrolled loops."""
         *_, root = self.computations[body]
         own = {instruction.name: instruction for instruction in self.computations[body]}
         update = own[root.operands[counter]]
@@ -192,7 +196,7 @@ class _Walk:
         return 2 * math.prod(shape(dot.type)) * math.prod(left[i] for i in contracted)
 
     def _convolution_flops(self, convolution) -> int:
-        """On a TPU matrix products are convolutions, batch dimensions spatial ones."""
+        """Flops of a convolution, or of a TPU's matrix product, whose spatial axes are batch axes."""
         left, kernel = (shape(self.types[name]) for name in convolution.operands)
         in_labels, rest = convolution.attribute("dim_labels").split("_")
         kernel_labels, out_labels = rest.split("->")
@@ -205,7 +209,7 @@ class _Walk:
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """Computations by name, and the name of the entry."""
+    """{computation: instructions}, and the name of the entry computation."""
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", []
     for line in text.splitlines():
@@ -257,7 +261,7 @@ def _closing(text, start) -> int:
 
 
 def _windows(convolution) -> Iterable[dict]:
-    """`window={size=1x4 pad=0_0x3_3}` -> a dict for each spatial dimension."""
+    """`window={size=1x4 pad=0_0x3_3}` -> one dict per spatial dimension."""
     fields = dict(re.findall(r"(\w+)=([\dx_\-]+)", convolution.attribute("window") or ""))
     sizes = fields["size"].split("x") if "size" in fields else ()
     ones = "x".join("1" * len(sizes))
@@ -275,7 +279,7 @@ def _windows(convolution) -> Iterable[dict]:
 
 
 def _pairs(length, out_length, *, size, pad, stride, lhs_dilate, rhs_dilate) -> int:
-    """Number of (output position, kernel position) pairs that meet an input, not padding."""
+    """Number of (output position, kernel position) pairs that read an input and not padding."""
     positions = stride * np.arange(out_length)[:, None] + rhs_dilate * np.arange(size) - pad
     inside = (positions >= 0) & (positions <= (length - 1) * lhs_dilate)
     return int(np.sum(inside & (positions % lhs_dilate == 0)))

@@ -22,19 +22,19 @@ _OUT_OF_MEMORY = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Memory, flops and collectives of one step, per chip.
+    """Memory, flops and collectives per chip of one train step, or of decoding one batch.
 
     Attributes:
       fits: whether it fits into a chip's memory.
-      peak_gib: peak memory, arguments included; if the program doesn't fit, what XLA would need.
+      peak_gib: peak memory, arguments included; if the program doesn't fit, the memory it needs.
       batch_per_chip: rows of the whole batch divided by the number of chips.
       model_flops_per_chip: flops of the model's matrix products without recomputation and without
         attention, which flops_per_chip doesn't include on a TPU either.
       flops_per_chip: flops of the matrix products in the program; None if it doesn't fit.
       argument_gib: parameters, optimizer state and batch; None if it doesn't fit.
       collectives: one row per kind; empty if it doesn't fit.
-      compile_seconds: time of tracing and XLA; None if it doesn't fit.
-      available_gib: the memory of a chip; only known if the program doesn't fit.
+      compile_seconds: time of tracing and compilation; None if it doesn't fit.
+      available_gib: memory of a chip; None if the program fits, since libtpu names it only then.
     """
 
     fits: bool
@@ -63,7 +63,13 @@ class OutOfMemory(Exception):
 
 
 def compile_and_report(lower: Callable, batch_per_chip: float, model_flops: float) -> Report:
-    """Compiles the jax.stages.Lowered that `lower()` returns; `Report` explains the other two."""
+    """Compiles the jax.stages.Lowered that `lower()` returns.
+
+    Args:
+      lower: traces the program.
+      batch_per_chip: as in `Report`.
+      model_flops: `Report.model_flops_per_chip`.
+    """
     start = time.perf_counter()
     sizes: dict[str, Any] = {"batch_per_chip": batch_per_chip, "model_flops_per_chip": model_flops}
     try:
@@ -99,9 +105,9 @@ def _gib(number: str, unit: str) -> float:
 def largest_that_fits(report_of: Callable[[int], Report]) -> Report | None:
     """Report of the largest n that fits, or None if not even 1 does.
 
-    Programs that fit take minutes to compile, others are rejected sooner. So n grows fast until one
-    is rejected; then n is interpolated between the peak memory of one that fits and of one that
-    doesn't. Mostly four are tried: 1, 64, the largest and the next.
+    Programs that fit take minutes to compile; the others are rejected sooner. So n grows by a
+    factor of 64 until a program doesn't fit, and is then interpolated by peak memory between one
+    that fits and one that doesn't. Mostly four are compiled: 1, 64, the largest and the next.
     """
     low, fitting = 0, None
     high, failing = None, None
@@ -135,7 +141,10 @@ def table(report: Report) -> str:
         ratio = report.flops_per_chip / report.model_flops_per_chip
         rows[2:2] = [("arguments", f"{report.argument_gib:.3f} GiB per chip")]
         rows += [
-            ("flops of the program", f"{report.flops_per_chip:.4g} per chip, {ratio:.3f} times"),
+            (
+                "flops of the program",
+                f"{report.flops_per_chip:.4g} per chip, {ratio:.3f} x the model's",
+            ),
             ("compiled in", f"{report.compile_seconds:.0f} s"),
         ]
     lines = [f"{name:<22}{value}" for name, value in rows]

@@ -1,4 +1,4 @@
-"""Devices of TPU slices, by product name, to compile for on any machine with libtpu."""
+"""Devices of TPU slices, by product name, for compilation on any machine with libtpu."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from speechgpt_jax.errors import UserError
 if TYPE_CHECKING:
     import jax
 
-# Chips along each dimension of the slices that are sold.
+# Number of chips -> chips along each dimension, for the slices that Google Cloud offers.
 SHAPES_2D = {
     1: (1, 1, 1),
     4: (2, 2, 1),
@@ -44,11 +44,11 @@ class Generation:
     """A TPU generation.
 
     Attributes:
-      xla_name: what libtpu calls it.
+      xla_name: libtpu's name of the generation.
       shapes: number of chips -> chips along each dimension.
-      cores_per_chip: a slice's product name counts cores, not chips.
-      ring: dimensions of a multiple of this many chips are closed to a ring.
-      chip_config: libtpu's name for how cores form devices; here always one device per chip.
+      cores_per_chip: number of cores that a slice's product name counts per chip.
+      ring: a dimension is a ring if its number of chips is a multiple of this.
+      chip_config: libtpu's name of the assignment of cores to devices; here one device per chip.
     """
 
     xla_name: str
@@ -67,7 +67,7 @@ GENERATIONS = {
 
 
 def slice_devices(name: str, num_slices: int = 1) -> list[jax.Device]:
-    """Devices of a slice to compile for: "v5e-256" -> 256 devices, which can run nothing.
+    """Devices of a slice, for compilation only: "v5e-256" -> 256 devices.
 
     As in product names, v5e and v6e are counted in chips, v4 and v5p in cores, two per chip:
     "v4-128" has 64 devices.
@@ -80,13 +80,13 @@ def slice_devices(name: str, num_slices: int = 1) -> list[jax.Device]:
         raise UserError(
             "compiling for TPUs needs libtpu: pip install libtpu==0.0.42.1, or the extra `tpu`."
         )
-    # Two compilations may run at once, and libtpu must not ask the cloud which machine this is.
+    # Several processes may compile at once, and libtpu must not query the cloud's metadata server.
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_WORKER_ID", "0")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-256")
-    # Wrong names are reported before JAX is imported.
+    # Imported here so that wrong names are reported before JAX is imported.
     from jax.experimental import topologies
 
     topology = topologies.get_topology_desc(

@@ -31,9 +31,9 @@ def job_set(
     """Manifest of a JobSet, jobset.x-k8s.io/v1alpha2.
 
     Args:
-      name: of the JobSet, a DNS label.
+      name: name of the JobSet, a DNS label.
       image: container image with this package installed.
-      accelerator: GKE's name, such as "tpu-v5-lite-podslice".
+      accelerator: GKE's name of the TPU type, such as "tpu-v5-lite-podslice".
       topology: chips along each dimension of a slice, such as "16x16".
       train_arguments: arguments of `speechgpt_jax.train`.
       slices: number of slices.
@@ -75,7 +75,7 @@ def job_set(
 
 
 def _slice_job(image, accelerator, topology, train_arguments) -> dict:
-    """Job of one slice: one pod per host, all of them or none."""
+    """Job of one slice, with one pod per host; it fails as a whole if one pod fails."""
     hosts = -(-num_chips(topology) // CHIPS_PER_HOST)
     return {
         "parallelism": hosts,
@@ -96,6 +96,7 @@ def _slice_job(image, accelerator, topology, train_arguments) -> dict:
 
 
 def _pod(image, accelerator, topology, train_arguments) -> dict:
+    """Pod of one host, which gets all of the host's chips."""
     container = {
         "name": "train",
         "image": image,

@@ -35,12 +35,12 @@ def batch_script(
     train_arguments: Sequence[str],
     options: Sequence[str] = (),
 ) -> str:
-    """Batch script of one process per GPU that queues itself again when it was stopped.
+    """Batch script that starts one process per GPU and requeues itself after SIGTERM.
 
     Args:
-      name: of the job and of its log file.
-      nodes, gpus_per_node, cpus_per_gpu: what the job asks for.
-      hours: time limit of one turn in the queue.
+      name: name of the job and of its log file.
+      nodes, gpus_per_node, cpus_per_gpu: the job's resources.
+      hours: time limit after which the job is stopped and requeued.
       train_arguments: arguments of `speechgpt_jax.train`.
       options: further options of sbatch, such as "--partition=gpu".
     """

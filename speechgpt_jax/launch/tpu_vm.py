@@ -1,7 +1,7 @@
 """The gcloud commands that request a TPU VM pod, install this project on it and train there.
 
-All return the command as a list of words. `location` is that of the request: --zone and, if it is
-not gcloud's own, --project.
+All return the command as a list of words. `location` holds the flags --zone and, unless it is
+gcloud's default, --project.
 """
 
 import shlex
@@ -12,7 +12,7 @@ CHECKOUT = "~/speechgpt_jax"
 
 
 def location(zone: str, project: str | None = None) -> list[str]:
-    """Flags that say where a queued resource is; by default in gcloud's own project."""
+    """Flags for the zone and project of a queued resource; by default gcloud's default project."""
     return [f"--zone={zone}", *([f"--project={project}"] if project else [])]
 
 
@@ -58,12 +58,12 @@ def train(name: str, location: Sequence[str], train_arguments: Sequence[str]) ->
 
 
 def delete(name: str, location: Sequence[str]) -> list[str]:
-    """Gives the slices back."""
+    """Deletes the queued resource and its slices."""
     return [*QUEUED_RESOURCES, "delete", name, *location, "--force", "--quiet"]
 
 
 def on_all_hosts(name: str, location: Sequence[str], command: str) -> list[str]:
-    """Runs a shell command on every host at once."""
-    # gcloud connects to 64 hosts at a time, and the first 64 would wait for the rest for ever.
+    """Runs a shell command on all hosts at once."""
+    # By default gcloud connects to 64 hosts at a time, which would wait for the others forever.
     every = ["--node=all", "--worker=all", "--batch-size=all", f"--command={command}"]
     return [*QUEUED_RESOURCES, "ssh", name, *location, *every]

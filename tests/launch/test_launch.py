@@ -1,4 +1,4 @@
-"""What the launchers would run, against what gcloud, Kubernetes and SLURM take."""
+"""The commands of the launchers' --dry_run, checked against gcloud, Kubernetes and SLURM."""
 
 import json
 import re
@@ -33,7 +33,7 @@ GKE = [
 
 
 def check(value, schema, path="manifest"):
-    """AssertionError where a value breaks the schema, as a strict Kubernetes server would say."""
+    """Raises an AssertionError where a value breaks the schema, like a strict Kubernetes server."""
     types = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}
     if "type" in schema:
         assert isinstance(value, types[schema["type"]]), f"{path}: {value!r} is no {schema['type']}"
@@ -185,8 +185,7 @@ def test_all_hosts_of_a_pod_get_one_command(capsys):
 
 
 @pytest.mark.parametrize("module", [launch_gke, launch_slurm, launch_tpu_vm])
-def test_what_the_help_shows_is_understood(module):
-    """The commands of the docstrings parse."""
+def test_commands_in_the_help_parse(module):
     text = module.__doc__.replace("\\\n", " ")
     commands = re.findall(r"python -m tools\.\w+ (.*)", text)
     assert commands
