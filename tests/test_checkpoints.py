@@ -1,4 +1,4 @@
-"""Checkpoints on disk: what comes back, what stays, and what happens to damaged ones."""
+"""Checkpoints on disk: saving and restoring, which are kept, and damaged ones."""
 
 import os
 import resource
@@ -46,7 +46,7 @@ def saved(tmp_path):
     return tmp_path
 
 
-def test_state_input_position_and_metadata_come_back(saved):
+def test_state_input_position_and_metadata_are_restored(saved):
     restored = Checkpoints(saved).restore_latest(make_state(), ["a", "c"])
     assert (restored.step, restored.input_positions) == (3, {"a": b"position 3"})
     assert_same(restored.state, make_state(3))
@@ -72,7 +72,7 @@ def test_no_checkpoint(tmp_path):
         checkpoints.latest(tmp_path)
 
 
-def test_the_last_ones_and_every_kth_stay(tmp_path):
+def test_the_last_ones_and_every_kth_are_kept(tmp_path):
     store = Checkpoints(tmp_path, Keep(last=2, every=4))
     for step in range(1, 8):
         store.save(step, {"x": jnp.arange(3)})
@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(saved, damage,
     assert restored.step == 2
     assert_same(restored.state, make_state(2))
     assert "checkpoints/3 is damaged" in caplog.text
-    # The step is taken again, and saved again.
+    # The step is repeated and saved again.
     store.save(3, make_state(3))
     store.close()
     assert Checkpoints(saved).restore_latest(make_state()).step == 3
@@ -134,8 +134,8 @@ def test_all_damaged(saved):
     assert Checkpoints(saved).latest_step() == 3, "nothing was moved"
 
 
-def test_saving_says_nothing_of_where_the_run_is(tmp_path, monkeypatch):
-    """It would from another thread, with the saved step, when the run may be further."""
+def test_saving_does_not_report_a_step_to_jax(tmp_path, monkeypatch):
+    """Orbax would, from another thread and with the saved step, which the run may have passed."""
     asked = []
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
     store = Checkpoints(tmp_path)
@@ -156,14 +156,14 @@ def test_a_state_of_another_shape_is_no_damage(saved):
 
 
 def test_a_killed_save_leaves_no_step(saved):
-    # What Orbax leaves when the process dies while it writes.
+    # The folder that Orbax leaves if the process dies while it writes.
     os.rename(saved / "checkpoints" / "3", saved / "checkpoints" / "3.orbax-checkpoint-tmp-7")
     assert Checkpoints(saved).restore_latest(make_state()).step == 2
 
 
 @pytest.fixture
 def full_disk():
-    """Calling it makes every write beyond a few kilobytes fail, as a full disk does."""
+    """A function that makes every write beyond a few kilobytes fail, like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -177,7 +177,7 @@ def test_full_disk(tmp_path, full_disk):
     full_disk()
     with pytest.raises(NotSaved, match=r"can't be written to .*\(step 1 is untouched\)") as error:
         store.save(2, make_state(2))
-        # It goes wrong in the background, and is told while training goes on.
+        # Writing fails in the background; the error is raised while training continues.
         for _ in range(300):
             time.sleep(0.1)
             store.check()
@@ -185,7 +185,7 @@ def test_full_disk(tmp_path, full_disk):
     assert "too large" in str(error.value), "the cause"
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    # The last good one is there, and when there is room the run goes on in the same folder.
+    # The previous checkpoint is intact, and once there is space the run resumes from it.
     store = Checkpoints(tmp_path, Keep(last=1))
     restored = store.restore_latest(make_state())
     assert restored.step == 1

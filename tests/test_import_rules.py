@@ -1,4 +1,4 @@
-"""Who may import whom: rooms know nothing of each other that they need not know."""
+"""Import rules: which packages of the project may import which others, and which libraries."""
 
 import ast
 from collections.abc import Iterator

@@ -87,7 +87,7 @@ def test_help(main):
     assert process.stderr == ""
 
 
-def test_a_folder_that_is_no_run(tmp_path):
+def test_a_folder_without_a_run(tmp_path):
     process = start(
         "speechgpt_jax.infer", f"--run={tmp_path}", "--text=a", f"--output={tmp_path}/a.wav"
     )
@@ -97,7 +97,7 @@ def test_a_folder_that_is_no_run(tmp_path):
     assert str(tmp_path) in line
 
 
-def test_talking_needs_no_tensorflow():
+def test_inference_needs_no_tensorflow():
     program = (
         "import speechgpt_jax.infer, speechgpt_jax.decoding.conversation, sys;"
         "print([name for name in ('tensorflow', 'seqio', 'apache_beam') if name in sys.modules])"

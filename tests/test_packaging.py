@@ -23,7 +23,7 @@ BASE = PROJECT["dependencies"]
 
 
 def _extra(name: str) -> list[str]:
-    """Requirements of an extra and of those of ours that it names."""
+    """Requirements of an extra, including those of the extras that it names."""
     lines = []
     for line in PROJECT["optional-dependencies"][name]:
         requirement = Requirement(line)
@@ -40,7 +40,7 @@ def _name(requirement: str) -> str:
 
 @functools.cache
 def _needs(distribution: str) -> frozenset[str]:
-    """Names of all distributions that the installation of one brings, itself included."""
+    """Names of all distributions that installing one installs, itself included."""
     found, unseen = set(), [distribution]
     while unseen:
         name = unseen.pop()
@@ -131,7 +131,7 @@ def test_each_library_is_in_the_extra_that_is_named_when_it_is_missing():
 
 
 @pytest.mark.parametrize("module", ["speechgpt_jax.infer", "tools.synthesize"])
-def test_talking_needs_the_base_alone(module, tmp_path):
+def test_inference_needs_no_extra(module, tmp_path):
     code = f"{ONLY}\nsys.path.insert(0, {str(ROOT)!r})\nimport {module}"
     result = _run(code, tmp_path, _missing_without([]))
     assert result.returncode == 0, result.stderr
@@ -148,7 +148,7 @@ def test_talking_needs_the_base_alone(module, tmp_path):
         ("tools.convert_llama", "convert"),
     ],
 )
-def test_a_program_needs_its_extra_alone(module, extra, tmp_path):
+def test_a_program_needs_only_its_extra(module, extra, tmp_path):
     code = f"{ONLY}\nsys.path.insert(0, {str(ROOT)!r})\nimport {module}"
     result = _run(code, tmp_path, _missing_without([extra]))
     assert result.returncode == 0, result.stderr

@@ -21,14 +21,14 @@ def run(program, **environment):
 
 
 @pytest.mark.parametrize("imports", ["import speechgpt_jax, jax", "import jax, speechgpt_jax"])
-def test_libtpu_is_not_asked(imports):
+def test_libtpu_is_not_initialized(imports):
     assert importlib.util.find_spec("libtpu"), "the test extras install it"
     process = run(f"{imports}; print(jax.default_backend())")
     assert process.stdout == "cpu\n"
     assert process.stderr == ""
 
 
-def test_a_platform_that_is_chosen_stays():
+def test_jax_platforms_is_obeyed():
     program = "import speechgpt_jax, os; print(os.environ['JAX_PLATFORMS'])"
     assert run(program, JAX_PLATFORMS="tpu,cpu").stdout == "tpu,cpu\n"
 

@@ -1,4 +1,4 @@
-"""The main compiles a small model for a small TPU slice on this machine, and counts what it did."""
+"""The main compiles a small model for a small TPU slice on this machine and counts its flops."""
 
 import collections
 import json
@@ -45,7 +45,7 @@ lm.train.steps = 100
 
 @pytest.fixture(scope="module")
 def precompile(tmp_path_factory):
-    """Calls the main with some arguments; gives the process and the JSON report."""
+    """Calls the main with some arguments; returns the process and the JSON report."""
     folder = tmp_path_factory.mktemp("precompile")
     (folder / "run.gin").write_text(GIN)
 
@@ -97,10 +97,10 @@ def test_report_of_decoding(precompile):
     done, report = precompile("--topology=v5e-4", "--batch_per_chip=2", "--decode")
     assert done.returncode == 0, done.stderr
     assert report["fits"] and 0 < report["peak_gib"] < 1
-    # The output layer sees the prompt's last token only, and the answer's.
+    # The output layer is computed for the prompt's last token and for the answer's tokens.
     expected = 2 * (LENGTH * 2 * LAYERS * LAYER + LENGTH // 2 * 2 * WIDTH * VOCAB)
     assert report["model_flops_per_chip"] == expected
-    # The prompt's tokens meet all slots of the cache; one token alone does so without products.
+    # The prompt's tokens attend to all slots of the cache; for a single token XLA uses no dot.
     attention = 2 * LENGTH // 2 * LAYERS * 4 * LENGTH * WIDTH
     assert report["flops_per_chip"] == pytest.approx(expected + attention, rel=1e-3)
 
@@ -119,7 +119,7 @@ def test_the_largest_batch_is_found_in_few_steps(largest):
 
     def report_of(n):
         tried.append(n)
-        # Memory grows with the batch, but what doesn't fit is known to need a little less.
+        # Memory grows with the batch; for programs that don't fit libtpu reports a bit less.
         fits = n <= largest
         return Report(fits, 2.0 + n - 0.5 * (not fits), n, 1.0, available_gib=largest + 2.2)
 
@@ -128,7 +128,7 @@ def test_the_largest_batch_is_found_in_few_steps(largest):
     assert len(tried) == len(set(tried)) <= 6
 
 
-def test_what_libtpu_says_of_short_memory():
+def test_libtpus_messages_of_short_memory():
     for message in (
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm.",
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO"
@@ -139,7 +139,7 @@ def test_what_libtpu_says_of_short_memory():
     assert OutOfMemory.from_message("INTERNAL: a layout is impossible.") is None
 
 
-def test_slices_are_named_as_they_are_sold():
+def test_slices_have_product_names():
     assert parse_slice("v4-128")[1] == (4, 4, 4)
     assert parse_slice("v5p-16")[1] == (2, 2, 2)
     assert parse_slice("v5e-256")[1] == (16, 16, 1)

@@ -1,4 +1,4 @@
-"""Templates as published, and what is read from a response."""
+"""Templates as published, and the parser of responses."""
 
 import pytest
 
@@ -56,7 +56,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("decoded", [False, True])
-def test_every_form_is_read_back(form, decoded):
+def test_every_form_of_response_is_parsed(form, decoded):
     text, response = FORMS[form]
     if decoded:  # A tokenizer puts spaces around added tokens.
         for token in ("<7>", "<8>", *prompts.ROLE_TOKENS):
@@ -74,7 +74,7 @@ def test_every_form_is_read_back(form, decoded):
         ("<sosp><7><eosp> and more", Response("", "", [7])),
     ],
 )
-def test_broken_responses_keep_what_they_have(text, response):
+def test_incomplete_responses_keep_their_parts(text, response):
     assert parse_response(text) == response
 
 

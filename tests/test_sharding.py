@@ -13,7 +13,7 @@ from speechgpt_jax.sharding import MeshConfig, mesh_shape
 
 pytestmark = pytest.mark.slow
 
-# Eight simulated devices need a flag that is read before JAX starts, so: another process.
+# Eight simulated devices need a flag that JAX reads at its start, so this runs in a new process.
 PROGRAM = """
 import sys
 sys.path.insert(0, "tests/training")
@@ -31,7 +31,7 @@ def make():
     return nnx.state(Llama(config, rngs=nnx.Rngs(0)), nnx.Param)
 
 graphdef = nnx.graphdef(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
-tx = optax.sgd(1.0)  # The parameters' change is the gradient.
+tx = optax.sgd(1.0)  # The parameters change by minus the gradient.
 step = jax.jit(make_train_step(graphdef, tx, unit_ids=UNITS, chunk=4))
 
 def run(mesh_config, make_params=sharding.create_sharded):
@@ -50,7 +50,7 @@ def placed_on(make, mesh):
 
 expected, _ = run(sharding.MeshConfig(1, 1, 1))
 for sizes in [(2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 2, 4)]:
-    # Born in pieces, they are the same; once is enough, since that compiles for seconds.
+    # Parameters created sharded are the same; checked once, since that compiles for seconds.
     make_params = sharding.create_sharded if sizes == (2, 2, 2) else placed_on
     got, params = run(sharding.MeshConfig(*sizes), make_params)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected)):

@@ -1,4 +1,4 @@
-"""The main, as users start it: a gin file, a signal, a mistake."""
+"""The main in a process of its own: a gin file, a signal, mistakes."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ optimizer.AdamW.learning_rate = 1e-3
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts the main with some arguments; what still runs after the test is killed."""
+    """Starts the main with some arguments; processes still running after the test are killed."""
     (tmp_path / "run.gin").write_text(GIN)
     processes = []
 
@@ -65,7 +65,7 @@ def start(tmp_path):
 
 
 def test_sigterm_saves_and_the_same_command_resumes(start, tmp_path):
-    # The exit code is for schedulers that start again what has failed; it is 0 if not given.
+    # The exit code is for schedulers that restart failed jobs; it is 0 by default.
     process = start("--stopped_exit_code=75")
     assert process.stdout.readline().startswith("step 1/"), process.stderr.read()
     process.send_signal(signal.SIGTERM)

@@ -12,7 +12,7 @@ def test_text_of_units():
 
 
 @pytest.mark.parametrize("units", [[], [0], [5, 9, 999]])
-def test_there_and_back(units):
+def test_text_to_units_inverts_units_to_text(units):
     assert text_to_units(units_to_text(units)) == units
 
 
@@ -43,6 +43,6 @@ def test_repeats_become_durations():
     np.testing.assert_array_equal(np.repeat(units, durations), [5, 5, 9, 5])
 
 
-def test_nothing_reduces_to_nothing():
+def test_no_units_reduce_to_none():
     units, durations = reduce_units([])
     assert len(units) == len(durations) == 0

@@ -1,4 +1,4 @@
-"""A tiny LLaMA that has learned one spoken dialogue by heart, asked through the shipped ears."""
+"""A tiny LLaMA overfitted to one spoken dialogue, with the shipped speech encoder and vocoder."""
 
 import dataclasses
 import json
@@ -87,7 +87,7 @@ def learn_by_heart(ids: list[int], vocab_size: int) -> Llama:
     return nnx.merge(graphdef, params)
 
 
-def test_a_spoken_question_is_heard_and_answered_aloud(conversation, question, wav):
+def test_a_spoken_question_is_transcribed_and_answered_in_speech(conversation, question, wav):
     reply = conversation.answer(wav)
     assert reply.transcript == question["text"]
     assert reply.text == question["answer"]
@@ -102,7 +102,7 @@ def test_other_requests_give_replies_of_the_right_kind(conversation, wav):
     assert isinstance(conversation.transcribe(wav), str)
 
 
-def test_sound_too_short_to_hear(conversation):
+def test_sound_shorter_than_a_frame(conversation):
     with pytest.raises(ValueError, match="399 samples are shorter than one frame"):
         conversation.answer(np.zeros(399, np.float32))
 

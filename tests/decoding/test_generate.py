@@ -1,4 +1,4 @@
-"""Generation against `transformers`, and its stops, limits and paddings."""
+"""Generation against `transformers`; stop tokens, limits and padding."""
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ def test_min_new_tokens_bans_the_stop_token_until_then(model):
     assert not np.isin(tokens[:, :6], stop_ids).any()
 
 
-def test_writes_no_forbidden_and_no_padding_token(model):
+def test_never_draws_forbidden_or_padding_tokens(model):
     forbidden = range(0, CONFIG.vocab_size, 2)
     flat = Sampling(temperature=100.0, top_k=0, top_p=1.0)
     tokens, _ = generate(

@@ -1,4 +1,4 @@
-"""Sampling against a plain numpy oracle: exact probabilities, and frequencies of what is drawn."""
+"""Sampling against a plain numpy oracle: probabilities, and frequencies of drawn tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ LOGITS = np.array([0.3, 2.0, -1.0, 1.4, 0.0, 1.9, -3.0, 0.8], np.float32)
 
 
 def oracle(logits, sampling):
-    """Probabilities after temperature, then top-k, then top-p, the slow and obvious way."""
+    """Probabilities after temperature, then top-k, then top-p, token by token."""
     order = np.argsort(-logits)
     weights = np.exp(logits / sampling.temperature)
     kept = order[: sampling.top_k] if sampling.top_k else order
@@ -39,7 +39,7 @@ def oracle(logits, sampling):
     ],
     ids=str,
 )
-def test_draws_with_the_oracles_frequencies(sampling):
+def test_frequencies_are_the_oracles_probabilities(sampling):
     draws = 20_000
     tokens = sampling(jnp.tile(LOGITS, (draws, 1)), jax.random.key(0))
     frequencies = np.bincount(tokens, minlength=len(LOGITS)) / draws
@@ -49,7 +49,7 @@ def test_draws_with_the_oracles_frequencies(sampling):
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(top_k=1), Sampling(top_p=1e-6)], ids=str)
-def test_takes_the_likeliest(sampling):
+def test_greedy_takes_the_most_likely_token(sampling):
     logits = jax.random.normal(jax.random.key(1), (50, 30))
     tokens = sampling(logits, jax.random.key(0))
     np.testing.assert_array_equal(tokens, np.argmax(logits, axis=-1))

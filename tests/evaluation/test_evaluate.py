@@ -1,4 +1,4 @@
-"""Decoding a split and scoring it, on a tiny real model."""
+"""Decodes and scores a split with a tiny real model."""
 
 import dataclasses
 
@@ -64,7 +64,7 @@ def test_scores_of_a_model_that_knows_nothing(model, tokenizer, task):
 
 
 def test_answers_come_in_the_order_of_the_questions(model, tokenizer, task, monkeypatch):
-    """With the reference for an answer, there is no error."""
+    """If each answer is its question's reference, there are no errors."""
     references = {}
 
     def split_reference(tokenizer, features):

@@ -1,4 +1,4 @@
-"""Figures of literal answers."""
+"""Metrics of literal answers."""
 
 import pytest
 

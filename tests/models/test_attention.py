@@ -1,4 +1,4 @@
-"""Attention of CPUs, and the TPU kernel interpreted on this machine, against JAX's own."""
+"""Attention on a CPU, and the TPU kernel in interpret mode, against plain attention."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Dense with its adapter against PEFT, and the parts no whole model shows."""
+"""Dense with its adapter against PEFT, and layers that the tests of whole models don't cover."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""LLaMA against `transformers` with the same weights, and against itself computed otherwise."""
+"""LLaMA against `transformers` with the same weights, and its variants against one another."""
 
 import dataclasses
 
@@ -95,7 +95,7 @@ def test_left_padding_changes_nothing():
     assert_close(hidden[:, 4:], hidden_states(model, tokens))
 
 
-def test_packed_equals_apart():
+def test_packed_equals_unpacked():
     """[a a a b b 0 0] with positions [0 1 2 0 1 0 0] gives the hidden states of a and of b."""
     model = random_model()
     first, second = random_tokens(1, 6), random_tokens(1, 6, seed=1)
@@ -210,7 +210,7 @@ def test_published_sizes(name, weights):
     assert param_count(llama(name, 32000)) == weights
 
 
-def test_flops_are_two_a_weight_and_attention():
+def test_flops_are_two_per_weight_and_attention():
     config = llama("llama_7b", 32000)
     norms = (2 * config.num_layers + 1) * config.hidden_size
     weights = param_count(config) - norms - 32000 * config.hidden_size
@@ -218,7 +218,7 @@ def test_flops_are_two_a_weight_and_attention():
     assert matmul_flops_per_token(config, 1024) - 2 * weights == 4 * 32 * 4096 * 1024
 
 
-def test_config_survives_a_dict():
+def test_config_from_dict_inverts_asdict():
     config = dataclasses.replace(CONFIG, lora=LoraConfig(), rope_scaling=LinearRopeScaling(2.0))
     assert LlamaConfig.from_dict(dataclasses.asdict(config)) == config
     config = dataclasses.replace(CONFIG, rope_scaling=Llama3RopeScaling(8.0, 1.0, 4.0, 8192))

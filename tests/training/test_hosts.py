@@ -1,4 +1,4 @@
-"""Several processes on this machine, connected by gloo: they train as one, stop as one, go on."""
+"""Several processes on this machine, connected by gloo, train, stop and resume together."""
 
 import contextlib
 import dataclasses
@@ -23,9 +23,9 @@ from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.training import hosts, progress
 
 STEPS = 24
-DEVICES = 4  # Of all processes together.
+DEVICES = 4  # Summed over all processes.
 
-# Imports once, then forks: a process that starts from nothing imports for seconds.
+# Imports once, then forks: importing takes a fresh process several seconds.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     ["speechgpt_jax.training.lm", "clu.metric_writers", "matplotlib.figure", "toy"]
@@ -34,7 +34,7 @@ PROCESSES.set_forkserver_preload(
 
 @dataclasses.dataclass
 class Signal:
-    """What a process sends itself so many seconds after it asks for the batch of `step`."""
+    """A signal that a process sends itself `seconds` after it asks for the batch of `step`."""
 
     number: signal.Signals
     step: int
@@ -54,7 +54,7 @@ class Rows(RandomBatches):
     def __init__(self, mesh: MeshConfig, stop: Signal | None):
         super().__init__(rows=8, length=12)
         self.share = sharding.process_share(sharding.create_mesh(mesh))
-        self.stop, self.given = stop, 0
+        self.stop = stop
 
     def __next__(self):
         batch = super().__next__()
@@ -65,8 +65,8 @@ class Rows(RandomBatches):
         return {key: np.split(rows, shares)[index] for key, rows in batch.items()}
 
 
-def train_as_one_of(num_processes, process_id, port, folder, mesh, steps, stop):
-    """What train.main does, with a small model. Runs in a process of its own."""
+def train_in_process(num_processes, process_id, port, folder, mesh, steps, stop):
+    """The body of one process: train.main with a small model; output goes to log_<process_id>."""
     log = os.open(folder / f"log_{process_id}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -99,9 +99,9 @@ def run(folder, mesh, steps, batches):
 
 
 def start(folder, num_processes, *, mesh=MeshConfig(), steps=8, stop=None):  # noqa: B008 (frozen)
-    """Runs all processes of a run to their end and gives their exit codes.
+    """Starts all processes of a run, waits for them and returns their exit codes.
 
-    The last process gets `stop`.
+    The last process sends itself `stop`.
     """
     folder.mkdir(exist_ok=True)
     with contextlib.closing(socket.socket()) as free:
@@ -109,7 +109,7 @@ def start(folder, num_processes, *, mesh=MeshConfig(), steps=8, stop=None):  # n
         port = free.getsockname()[1]
     processes = [
         PROCESSES.Process(
-            target=train_as_one_of,
+            target=train_in_process,
             args=(num_processes, i, port, folder, mesh, steps),
             kwargs={"stop": stop if i == num_processes - 1 else None},
         )
@@ -132,14 +132,14 @@ def log(folder, process=0):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The losses of one process that is never stopped."""
-    folder = tmp_path_factory.mktemp("alone")
+def undisturbed(tmp_path_factory):
+    """{step: loss} of a run of one process that is never stopped."""
+    folder = tmp_path_factory.mktemp("undisturbed")
     assert start(folder, 1, steps=STEPS) == [0], log(folder)
     return losses(folder)
 
 
-def test_killed_at_any_moment_the_curve_is_that_of_an_undisturbed_run(alone, tmp_path):
+def test_a_killed_run_resumes_with_the_losses_of_an_undisturbed_run(undisturbed, tmp_path):
     moments = random.Random(0)
     for step in (2, 12):
         stop = Signal(signal.SIGKILL, step, seconds=moments.uniform(0.01, 0.2))
@@ -148,24 +148,24 @@ def test_killed_at_any_moment_the_curve_is_that_of_an_undisturbed_run(alone, tmp
     assert start(tmp_path, 1, steps=max(last, STEPS)) == [0], log(tmp_path)
     assert "Resuming from step" in log(tmp_path)
     curve = losses(tmp_path)
-    assert [curve[step] for step in alone] == list(alone.values())
+    assert [curve[step] for step in undisturbed] == list(undisturbed.values())
 
 
-def test_two_processes_a_crash_a_preemption_and_four_processes(alone, tmp_path):
+def test_two_processes_a_crash_a_preemption_and_four_processes(undisturbed, tmp_path):
     folder = tmp_path / "run"
 
-    # One is killed: the other one says so and stops.
+    # One process is killed: the other one prints a message and stops.
     codes = start(folder, 2, stop=Signal(signal.SIGKILL, step=6))
     assert codes[0] not in (0, None) and codes[1] == -signal.SIGKILL, log(folder)
     assert re.search("another process is gone|another task died", log(folder))
     first = losses(folder)
     assert set(first) >= {1, 2, 3, 4}
 
-    # The same command goes on exactly. One is told to stop: both save the same step and leave.
+    # The same command resumes exactly. One process gets SIGTERM: both save the same step and exit.
     assert start(folder, 2, stop=Signal(signal.SIGTERM, step=5)) == [0, 0], log(folder)
     assert re.search(r"Resuming from step [24] ", log(folder))
     assert "SIGTERM: step" in log(folder)
-    assert "SIGTERM: step" not in log(folder, 1), "one process speaks for all"
+    assert "SIGTERM: step" not in log(folder, 1), "only the first process prints it"
     second = losses(folder)
     assert {step: second[step] for step in first if step in second} == {
         step: first[step] for step in first if step in second
@@ -173,8 +173,8 @@ def test_two_processes_a_crash_a_preemption_and_four_processes(alone, tmp_path):
     saved = int(checkpoints.latest(folder).name)
     assert max(second) == saved
 
-    # Four processes go on where two were, as one does: two of them read the same rows. The input
-    # of another number of processes begins again.
+    # Four processes resume the run of two, with the losses of one process that resumes it: the
+    # input starts from the beginning for both. Pairs of the four processes read the same rows.
     shutil.copytree(folder, tmp_path / "one")
     mesh = MeshConfig(data=1, fsdp=2, model=2)
     assert start(folder, 4, mesh=mesh, steps=saved + 2) == [0] * 4, log(folder)
@@ -183,7 +183,7 @@ def test_two_processes_a_crash_a_preemption_and_four_processes(alone, tmp_path):
     third = losses(folder)
     assert list(third) == list(range(1, saved + 3))
     np.testing.assert_allclose(
-        list(third.values())[:saved], list(alone.values())[:saved], rtol=1e-5
+        list(third.values())[:saved], list(undisturbed.values())[:saved], rtol=1e-5
     )
     expected = list(losses(tmp_path / "one").values())
     np.testing.assert_allclose(list(third.values()), expected, rtol=1e-5)
@@ -208,7 +208,7 @@ def test_flags_belong_together():
         ({"TPU_WORKER_HOSTNAMES": "a-0,a-1", "MEGASCALE_NUM_SLICES": "2"}, 4),
     ],
 )
-def test_what_schedulers_say(environment, processes, monkeypatch):
+def test_number_of_scheduled_processes(environment, processes, monkeypatch):
     for name in [*os.environ]:
         if name.startswith(("SLURM_", "TPU_", "MEGASCALE_")):
             monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""Whole stages of a tiny LLaMA: resuming, starting from one another, adapters on their base."""
+"""Whole stages of a tiny LLaMA: resuming, starting from the previous stage, adapters on a base."""
 
 import dataclasses
 import os
@@ -75,7 +75,7 @@ def assert_same(a, b):
 
 
 class Interrupted(RandomBatches):
-    """Asks for the end of the process before the second batch."""
+    """Sends SIGTERM to this process before the second batch."""
 
     def __next__(self):
         if self.count == 1:
@@ -187,7 +187,7 @@ def test_an_adapter_needs_a_base_of_its_vocabulary(stage1, tmp_path):
     tokenizer = SentencePieceTokenizer.from_files(DEMO_TOKENIZER / "tokenizer.model", [])
     model = dataclasses.replace(LORA, vocab_size=tokenizer.vocab_size)
     lora = {"trainable": "lora", "start_from": str(stage1[0]), "tokenizer": tokenizer}
-    # Within the padding, all of the base's rows stay where they are.
+    # New tokens that fit into the base's padding rows need no more rows.
     assert model.padded_vocab_size == CONFIG.padded_vocab_size
     run(tmp_path, model=model, **lora)
     assert checkpoints.load_model(tmp_path, build).config == model

@@ -1,4 +1,4 @@
-"""The loop with a one-line model: resuming, stopping, reporting."""
+"""The training loop with a model of one vector: resuming, stopping, reporting."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from speechgpt_jax.training.progress import draw_losses, duration_text, read_met
 
 
 class Numbers:
-    """Random batches; the position is how many were given."""
+    """Random batches; the position is the number of batches so far."""
 
     def __init__(self, before=lambda count: None):
         self.count, self.before = 0, before
@@ -74,7 +74,7 @@ def run(folder, steps, batches=None, state=None, step=train_step, **kwargs):
         checkpoints.close()
 
 
-def test_going_on_equals_never_stopping(tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     whole = run(tmp_path / "whole", 9)
     run(tmp_path / "parts", 4)
     parts = run(tmp_path / "parts", 9)
@@ -88,7 +88,7 @@ def test_going_on_equals_never_stopping(tmp_path):
 
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_leaves(tmp_path, stop, code):
+def test_a_signal_saves_and_exits(tmp_path, stop, code):
     def kill_at_six(count):
         if count == 5:
             os.kill(os.getpid(), stop)
@@ -97,8 +97,8 @@ def test_a_signal_saves_and_leaves(tmp_path, stop, code):
         run(tmp_path / "stopped", 20, Numbers(kill_at_six))
     assert stopped.value.code == code
     assert Checkpoints(tmp_path / "stopped").latest_step() == 6
-    gone_on = run(tmp_path / "stopped", 9)
-    np.testing.assert_array_equal(gone_on["w"], run(tmp_path / "whole", 9)["w"])
+    resumed = run(tmp_path / "stopped", 9)
+    np.testing.assert_array_equal(resumed["w"], run(tmp_path / "whole", 9)["w"])
 
 
 def test_nan_names_the_step_and_is_not_saved(tmp_path):
@@ -114,14 +114,14 @@ def test_nan_names_the_step_and_is_not_saved(tmp_path):
 
 
 class Spoilt(Numbers):
-    """Batches 6 and 7 do harm: one is far out, the other not finite."""
+    """Batch 6 is an outlier, batch 7 is not finite."""
 
     def __next__(self):
         factor = np.float32({6: 100, 7: np.inf}.get(self.count + 1, 1))
         return {key: factor * x for key, x in super().__next__().items()}
 
 
-def test_rejected_batches_teach_nothing_and_are_kept(tmp_path, capsys):
+def test_rejected_batches_change_nothing_and_are_saved(tmp_path, capsys):
     class Without(Numbers):
         def __next__(self):
             self.count += 2 * (self.count == 5)
@@ -165,7 +165,7 @@ def test_profile(tmp_path):
         run(tmp_path, 6, profile_steps=(4, 5))
 
 
-def test_input_that_ends_is_named(tmp_path):
+def test_input_that_ends_is_reported(tmp_path):
     class Short(Numbers):
         def __next__(self):
             if self.count == 3:
@@ -176,7 +176,7 @@ def test_input_that_ends_is_named(tmp_path):
         run(tmp_path, 9, Short())
 
 
-def test_metrics_of_steps_taken_again_are_dropped(tmp_path):
+def test_metrics_of_repeated_steps_are_dropped(tmp_path):
     run(tmp_path, 4)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "loss": 99.0}\n{"step": 8, "lo')

@@ -118,7 +118,7 @@ def test_three_stages_one_from_another(data, published, tmp_path):
         gin_utils.call(lm.train, output_dir=output_dir, config_text=gin_utils.operative_config)
         start_from = output_dir
         assert {"loss", "unit_loss", "learning_rate"} <= set(read_metrics(output_dir)[-1])
-    # What is saved of the last stage is the adapter, on the model of the second.
+    # The last stage saves only the adapter, with the second stage's checkpoint as its base.
     assert checkpoints.read_metadata(start_from)["base"].endswith("stage2/checkpoints/2")
 
 

@@ -1,4 +1,4 @@
-"""The step on a tiny real LLaMA: losses, packing, accumulation, what is trained."""
+"""The train step of a tiny LLaMA: losses, packing, accumulation, trainable parameters."""
 
 import dataclasses
 import functools
@@ -160,7 +160,7 @@ def test_lora_leaves_the_base_untouched():
     assert all(changed)
 
 
-def test_embeddings_alone_can_be_trained():
+def test_only_embeddings_can_be_trained():
     _, last, frozen, _ = train([random_batch([9, 5])], trainable="embeddings")
     assert {path[0] for path, _ in nnx.to_flat_state(last.params)} == {"embed_tokens", "lm_head"}
     assert {path[0] for path, _ in nnx.to_flat_state(frozen)} == {"layers", "norm"}
@@ -180,7 +180,7 @@ def test_dropout_changes_with_the_step_only():
     assert not np.allclose(*dropped)
 
 
-def test_a_small_batch_is_learned_by_heart():
+def test_a_small_batch_is_overfitted():
     _, _, _, metrics = train([random_batch([9, 5])] * 60)
     assert mean(metrics["loss"]) < 0.1
     assert mean(metrics["accuracy"]) == 1

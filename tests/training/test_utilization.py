@@ -1,4 +1,4 @@
-"""MFU by hand."""
+"""MFU against counts by hand."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def test_flops_of_7b():
     attention = 32 * 2 * 1024 * 4096
     full = training_flops_per_token(config, 1024, "all")
     assert full == 6 * (weights + attention)
-    # Frozen weights have no gradient: one of three passes is not taken.
+    # Frozen weights have no gradient: two passes instead of three.
     assert training_flops_per_token(config, 1024, "lora") == pytest.approx(full * 2 / 3)
 
 

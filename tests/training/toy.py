@@ -20,7 +20,7 @@ UNITS = range(40, 60)
 
 
 def random_batch(lengths, seed=0, prefix=2):
-    """One example a row, [B, T]: targets are random, `prefix` of them without a loss."""
+    """One example per row, [B, T], with random targets; the first `prefix` have no loss."""
     rng = np.random.default_rng(seed)
     length = max(lengths)
     batch = {
@@ -38,7 +38,7 @@ def random_batch(lengths, seed=0, prefix=2):
 
 
 class RandomBatches:
-    """Endless batches of `rows` rows; the position is how many were given."""
+    """Endless batches of `rows` rows; the position is the number of batches so far."""
 
     def __init__(self, rows: int = 4, length: int = 12):
         self.rows, self.length, self.count = rows, length, 0
