@@ -125,6 +125,7 @@ class ModelSynthesizer:
 
     @classmethod
     def from_run(cls, run: str, max_new_tokens: int) -> "ModelSynthesizer":
+        """Loads the newest model and the tokenizer of a run's folder."""
         tokenizer = Tokenizer.from_pretrained(f"{run}/tokenizer")
         return cls(checkpoints.load_model(run, build_llama), tokenizer, max_new_tokens)
 

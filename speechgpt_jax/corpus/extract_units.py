@@ -143,6 +143,7 @@ class Extractor:
     def from_pretrained(
         cls, hubert: str, batch_seconds: int, dtype: str = "float32"
     ) -> "Extractor":
+        """Loads the HuBERT and the centroids of the folder `hubert`."""
         keep_freed_memory()
         return cls(Speech2Unit.from_pretrained(hubert, dtype), batch_seconds)
 

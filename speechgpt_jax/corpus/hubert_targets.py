@@ -134,7 +134,7 @@ def make_teacher(name: str | os.PathLike) -> Teacher:
 
 
 def resample_randomly(wav: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """In 65 % of the calls, wav [S] at most a quarter slower or faster, else wav itself."""
+    """wav [S] at most a quarter slower or faster (65 % of the calls), or wav itself."""
     if rng.random() < UNCHANGED_SHARE:
         return wav
     stretch = np.exp(rng.uniform(-MAX_LOG_STRETCH, MAX_LOG_STRETCH))

@@ -117,7 +117,7 @@ class MakeShard(beam.DoFn):
 
 
 def write_summary(totals: Totals, path: str) -> None:
-    """In a worker: writes summary.tsv."""
+    """Writes summary.tsv; runs in a worker."""
     with marked_user_errors():
         write_totals(totals, path)
 
@@ -179,7 +179,7 @@ class UserErrorInWorker(Exception):
 
 @contextlib.contextmanager
 def marked_user_errors() -> Iterator[None]:
-    """In a worker: marks a UserError so that `unmarked_user_errors` finds it."""
+    """Marks a worker's UserError so that `unmarked_user_errors` finds it."""
     try:
         yield
     except UserError as error:

@@ -57,6 +57,7 @@ class DialogueSettings:
     max_new_tokens: int
 
     def make_writer(self) -> DialogueWriter:
+        """Loads the models that synthesize and encode; called in each worker."""
         if self.tts:
             extractor = Extractor.from_pretrained(self.hubert, batch_seconds=32)
             synthesizer = CommandSynthesizer(self.tts, extractor)

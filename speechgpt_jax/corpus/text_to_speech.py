@@ -61,7 +61,7 @@ def synthesize(template: str, speaker: str, text: str, wav: Path) -> None:
 
 
 def _failure(command: list[str]) -> str:
-    """Why the command failed; "" if it did not."""
+    """Runs the command and returns why it failed, "" if it did not."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     except ValueError as error:  # NUL or a lone surrogate in the text.

@@ -57,7 +57,10 @@ def evaluate_vocoder(
     by_speaker = collections.defaultdict(list)
     for row in rows:
         if missing := {"path", "text", "units", "durations", "speaker"} - row.keys():
-            raise UserError(f"{row.get('path', 'a row')} has no {', '.join(sorted(missing))}.")
+            raise UserError(
+                f"{row.get('path', 'a row')} has no {', '.join(sorted(missing))}; expected the rows"
+                " of tools.extract_units, with a text and a speaker."
+            )
         by_speaker[row["speaker"]].append(row)
     if speaker or vocoder.config.speakers:
         for name in [speaker] if speaker else by_speaker:

@@ -66,7 +66,7 @@ def load_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def load_model(folder: str | os.PathLike, build: Callable[[], Module]) -> Module:
-    """The model that `build` makes, with the saved parameters as float32.
+    """Model of `build`'s structure with the saved parameters, as float32.
 
     Raises:
       UserError: the file is missing or damaged, its names or shapes are not the model's, or a
@@ -77,9 +77,12 @@ def load_model(folder: str | os.PathLike, build: Callable[[], Module]) -> Module
     graph, state = nnx.split(nnx.eval_shape(build))
     flat = [(".".join(map(str, path)), path, value) for path, value in nnx.to_flat_state(state)]
     expected = {(name, value.shape) for name, _, value in flat}
-    differing = sorted(expected ^ {(name, tensor.shape) for name, tensor in tensors.items()})
-    if differing:
-        raise UserError(f"{path} does not fit its config.json; they differ in {differing[:4]}.")
+    found = {(name, tensor.shape) for name, tensor in tensors.items()}
+    if expected != found:
+        raise UserError(
+            f"{path} does not fit its config.json: expected {sorted(expected - found)[:4]}, found"
+            f" {sorted(found - expected)[:4]}; convert or copy the folder again."
+        )
     for name, tensor in tensors.items():
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise UserError(f"{path}: {name} is {tensor.dtype}; expected a floating-point type.")

@@ -204,11 +204,15 @@ def prepare_rows(rows: Sequence[Mapping], config: VocoderConfig) -> list[dict]:
     """
     for row in rows:
         if missing := {"path", "units", "durations", "speaker"} - row.keys():
-            raise UserError(f"{row.get('path', 'a row')} has no {', '.join(sorted(missing))}.")
+            raise UserError(
+                f"{row.get('path', 'a row')} has no {', '.join(sorted(missing))}; expected the rows"
+                " of tools.extract_units, with a speaker."
+            )
     if config.speakers:
         rows = [row for row in rows if row["speaker"] in config.speakers]
     if not rows:
-        raise UserError(f"there are no recordings of the vocoder's speakers {config.speakers}.")
+        names = ", ".join(config.speakers) or "the vocoder's one speaker"
+        raise UserError(f"no row is left to train on; expected recordings of {names}.")
     for row in rows:
         _check_row(row["path"], row["units"], row["durations"], config)
     names = config.speakers
