@@ -71,7 +71,7 @@ def test_batches_resume(rows):
 
 def test_other_speakers_are_left_out(rows):
     assert len(prepare_rows([*rows, rows[0] | {"speaker": "other"}], CONFIG)) == len(rows)
-    with pytest.raises(ValueError, match="there are no recordings"):
+    with pytest.raises(ValueError, match="no row is left to train on"):
         prepare_rows([rows[0] | {"speaker": "other"}], CONFIG)
 
 
