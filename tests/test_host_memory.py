@@ -4,6 +4,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 # The temporary buffer is of 4 rows^2 bytes.
 PROGRAM = """
 import resource, statistics, sys

@@ -21,6 +21,8 @@ from tests.conversion.released import SMALL, assert_same_logits, change_json
 from tests.models.hugging_face import reference
 from tools import convert_llama
 
+pytestmark = pytest.mark.slow
+
 PLAIN = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
 ALL_PROJECTIONS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
 

@@ -25,6 +25,8 @@ from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit, load_
 from tests.speech.encoder.test_hubert import SMALL, oracle
 from tools import convert_hubert, convert_kmeans, convert_to_fairseq
 
+pytestmark = pytest.mark.slow
+
 # fairseq's names, as regular expressions over those of transformers.
 RENAMED = [
     (r"(conv_layers\.\d+)\.conv\.", r"\1.0."),
@@ -309,7 +311,6 @@ def test_audio_is_normalised_as_the_feature_extractor_says(theirs, tmp_path, nam
     assert np.abs(ours - other).max() / scale > 5e-3
 
 
-@pytest.mark.slow
 def test_windows_are_normalised_by_the_whole_recording(theirs, tmp_path):
     theirs.save_pretrained(tmp_path / "in")
     save_extractor(tmp_path / "in", "preprocessor_config.json", do_normalize=True)

@@ -32,6 +32,8 @@ from tests.models.hugging_face import CONFIG, reference
 from tests.training.toy import RandomBatches
 from tools import convert_llama
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_released_layout_gives_the_logits_of_transformers(run, theirs):
     ours = checkpoints.load_model(run, build_llama)
@@ -40,7 +42,6 @@ def test_the_released_layout_gives_the_logits_of_transformers(run, theirs):
     assert Tokenizer.from_pretrained(run / "tokenizer").added_tokens == TOKENIZER.added_tokens
 
 
-@pytest.mark.slow
 def test_greedy_generation_is_that_of_transformers(run, exported):
     """200 tokens; transformers uses the exported tokenizer."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)

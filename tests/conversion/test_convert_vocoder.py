@@ -14,6 +14,8 @@ from speechgpt_jax.conversion import vocoder as convert_vocoder
 from speechgpt_jax.speech.vocoder.config import VocoderConfig
 from speechgpt_jax.speech.vocoder.vocoder import SHIPPED, UnitVocoder
 
+pytestmark = pytest.mark.slow
+
 # The published shape with every width cut down.
 CONFIG = dataclasses.replace(
     VocoderConfig.unit_hifigan(),

@@ -15,6 +15,8 @@ from speechgpt_jax.prompts import ROLE_TOKENS
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, SentencePieceTokenizer
 from tests.conversion.released import GOLDEN, PROMPTS, TOKENIZER, change_json
 
+pytestmark = pytest.mark.slow
+
 CASES = json.loads((GOLDEN / "llama_tokenizer.json").read_text())["cases"]
 ROWS = TOKENIZER.vocab_size
 

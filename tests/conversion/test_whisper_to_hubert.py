@@ -14,6 +14,8 @@ from speechgpt_jax.speech.encoder.targets import save_targets
 from speechgpt_jax.speech.encoder.whisper import WhisperFeatures
 from tools import whisper_to_hubert
 
+pytestmark = pytest.mark.slow
+
 WHOLE = dataclasses.replace(
     HubertConfig.whisper_tiny(), attention_frames=None, projection_size=None, projection_reach=0
 )
@@ -30,7 +32,6 @@ def wav():
     return load_audio(sorted((SHIPPED.parent / "corpus" / "clips").glob("*-human.flac"))[0])
 
 
-@pytest.mark.slow
 def test_with_unbounded_attention_features_are_whispers(teacher, wav):
     hubert = build(teacher.variables, WHOLE)
     (ours,) = Speech2Unit(hubert, None).features([wav])

@@ -10,6 +10,8 @@ from speechgpt_jax import prompts
 from speechgpt_jax.data import descriptions
 from tests.data.synthetic_corpus import task_on, write_corpus
 
+pytestmark = pytest.mark.slow
+
 HUMAN, SPEECHGPT = r"\[Human\] :", r"\[SpeechGPT\] :"
 UNITS = r"<sosp>(?: <\d+>)+ <eosp>"
 TEXT = r"[a-z ]+"

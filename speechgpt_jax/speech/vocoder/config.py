@@ -175,8 +175,11 @@ class VocoderConfig:
         """Index of a speaker given by name or index; UserError if the vocoder lacks it."""
         if isinstance(speaker, str) and speaker in self.speakers:
             return self.speakers.index(speaker)
-        is_index = isinstance(speaker, int | np.integer) and not isinstance(speaker, bool)
-        if is_index and 0 <= speaker < max(len(self.speakers), 1):
+        if (
+            isinstance(speaker, int | np.integer)
+            and not isinstance(speaker, bool)
+            and 0 <= speaker < max(len(self.speakers), 1)
+        ):
             return int(speaker)
         known = (
             f"one of {', '.join(self.speakers)} or an index" if self.speakers else "0, the only one"
@@ -235,7 +238,7 @@ _SAME = tuple(
 )
 
 
-def _speakers(fields: dict) -> tuple[str, ...]:
+def _speakers(fields: Mapping) -> tuple[str, ...]:
     """Names of the speakers; fairseq has none, so its speakers are called "0", "1", ..."""
     if not fields.get("multispkr"):
         return ()

@@ -14,6 +14,8 @@ from speechgpt_jax.speech.vocoder.streaming import sliding, stream
 from speechgpt_jax.speech.vocoder.vocoder import SHIPPED, UnitVocoder, VocoderConfig
 from tests.speech.random_vocoder import build
 
+pytestmark = pytest.mark.slow
+
 PLAIN = VocoderConfig(
     num_embeddings=20,
     embedding_dim=8,

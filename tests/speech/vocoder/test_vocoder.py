@@ -17,6 +17,8 @@ from speechgpt_jax.speech.vocoder.hifigan import DurationPredictor, Generator
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig, _bucket, _generate
 from tests.speech.random_vocoder import build
 
+pytestmark = pytest.mark.slow
+
 SMALL = VocoderConfig(
     num_embeddings=20,
     embedding_dim=8,
@@ -94,7 +96,6 @@ def copy_generator(ours: Generator, theirs: transformers.SpeechT5HifiGan):
             copy_conv(a, b)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("config", [PUBLISHED, SMALL])
 def test_generator_is_hifigan(config, fast):
@@ -160,7 +161,6 @@ def test_duration_predictor():
         assert_close(np.asarray(ours(x)), theirs(torch.from_numpy(x)).numpy())
 
 
-@pytest.mark.slow
 def test_durations_follow_the_formula():
     vocoder = build(SMALL)
     units = np.arange(20, dtype=np.int32)
@@ -182,7 +182,6 @@ def test_durations_may_depend_on_the_speaker():
         assert (np.abs(ann - bob).max() > 1e-3) == depends
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("config", [SMALL, WIDE, ISTFT, PULSES])
 def test_an_item_has_the_same_samples_in_a_batch_and_alone(config):
     vocoder, rng = for_inference(build(config)), np.random.default_rng(0)
@@ -233,7 +232,6 @@ def test_contexts_bound_the_receptive_field(config):
     assert max(-changed.min(), changed.max()) >= context - 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("config", [PUBLISHED, ISTFT, PULSES])
 def test_a_range_of_codes_has_the_samples_of_the_whole(config):
     vocoder, size, number = build(config), 70, 4
