@@ -187,7 +187,7 @@ def phone_directions(
     most = min(len(set(names)) - 1, x.shape[1])
     if count > most:
         raise UserError(
-            f"--directions={count} is more than the {most} directions of these clips; give at most"
+            f"--directions={count} is too large; features and phones of these clips have at most"
             f" {most}."
         )
     analysis = LinearDiscriminantAnalysis(solver="eigen", shrinkage=SHRINKAGE)
