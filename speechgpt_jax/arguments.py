@@ -106,15 +106,16 @@ def existing_folder(text: str) -> str:
 
 def output_folder(text: str) -> str:
     """Type of folders to write into: they exist or can be made."""
-    return _checked(nonempty(text), files.check_writable_folder)
+    return checked(nonempty(text), files.check_writable_folder)
 
 
 def output_file(text: str) -> str:
     """Type of files to write: their folder exists or can be made."""
-    return _checked(nonempty(text), files.check_writable_file)
+    return checked(nonempty(text), files.check_writable_file)
 
 
-def _checked(text: str, check: Callable[[str], None]) -> str:
+def checked(text: str, check: Callable[[str], Any]) -> str:
+    """Returns `text`, or raises IllegalValue if `check(text)` raises a UserError; for new types."""
     try:
         check(text)
     except UserError as error:

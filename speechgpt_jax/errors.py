@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend, and how they are shown: one line, no traceback."""
+"""Mistakes that a user can fix: they are shown as one line, without a traceback."""
 
 import contextlib
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend.
+    """A mistake that the user can fix.
 
     Its message is all that the user sees, so it says what was given, what was expected and what to
     do: `batch_size 6 must be a multiple of 4 devices; try 8.` Every other exception is a bug and

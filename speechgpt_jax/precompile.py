@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from speechgpt_jax import files, gin_utils
-from speechgpt_jax.arguments import IllegalValue, define, finite_float, output_file
+from speechgpt_jax.arguments import checked, define, finite_float, output_file
 from speechgpt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,11 +29,7 @@ def tpu_slice(text: str) -> str:
     """Type of TPU slices, such as v5e-256."""
     from speechgpt_jax.compilation.topologies import parse_slice
 
-    try:
-        parse_slice(text)
-    except UserError as error:
-        raise IllegalValue(str(error)) from error
-    return text
+    return checked(text, parse_slice)
 
 
 TOPOLOGY = define(

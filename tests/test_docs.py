@@ -169,7 +169,7 @@ def parse_flags(main, argv=None, flags_parser=flags.FLAGS):
 
 @pytest.fixture(scope="module")
 def mistakes() -> dict[Command, str]:
-    """What is wrong with each command line."""
+    """{command: error message}, "" for valid command lines."""
     by_module = collections.defaultdict(list)
     for command in ALL_COMMANDS:
         by_module[command.module].append(command)

@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-# The temporary buffer is of 4 rows^2 bytes.
+# The temporary buffer has 4 rows^2 bytes.
 PROGRAM = """
 import resource, statistics, sys
 import jax, jax.numpy as jnp
@@ -28,7 +28,7 @@ for _ in range(10):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-# A small buffer that comes to lie in the middle of what is free makes the next step map another.
+# The median, because a small buffer may split the free memory, and the next step then needs more.
 print(round(statistics.median(faults[-5:])))
 """
 
@@ -47,7 +47,7 @@ def faults(rows, *keep):
 
 
 def test_a_step_faults_in_no_pages():
-    # 100 MB, and more than the 2 GiB that an int of C can name.
+    # Buffers of 100 MB, and of 2.5 GB, more than a C int can count.
     assert faults(5_000) > 10_000
     assert faults(5_000, "keep") < 100
     assert faults(25_000, "keep") < 100

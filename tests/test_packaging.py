@@ -1,4 +1,4 @@
-"""What is installed: extras, the wheel, and the console command."""
+"""Packaging: extras, the wheel, and the console command."""
 
 import ast
 import functools

@@ -1,4 +1,4 @@
-"""Where libtpu is installed and no TPU is attached, nothing is printed about TPUs."""
+"""With libtpu installed but no TPU attached, nothing is printed about TPUs."""
 
 import importlib.util
 import os

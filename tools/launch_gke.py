@@ -14,8 +14,14 @@ import re
 import yaml
 
 from speechgpt_jax import arguments
-from speechgpt_jax.arguments import IllegalValue, Parser, at_least, nonempty, positive_int
-from speechgpt_jax.errors import UserError
+from speechgpt_jax.arguments import (
+    IllegalValue,
+    Parser,
+    at_least,
+    checked,
+    nonempty,
+    positive_int,
+)
 from speechgpt_jax.launch import gke
 
 
@@ -31,11 +37,7 @@ def dns_label(text: str) -> str:
 
 def topology(text: str) -> str:
     """Type of slice shapes, such as 16x16."""
-    try:
-        gke.num_chips(text)
-    except UserError as error:
-        raise IllegalValue(str(error)) from error
-    return text
+    return checked(text, gke.num_chips)
 
 
 def main(argv: list[str]) -> int:

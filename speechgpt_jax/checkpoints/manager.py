@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """Which checkpoints stay on disk.
+    """Choice of the checkpoints that stay on disk.
 
     Attributes:
       last: number of the newest that are kept.

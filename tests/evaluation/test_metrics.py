@@ -23,8 +23,11 @@ def test_silence_is_all_wrong():
 
 
 def test_question_word_error_rate_reads_the_transcript():
-    said, heard = [Response("what is it?", "a cat", [])], [Response("what was it", "a dog", [])]
-    assert metrics.question_word_error_rate(said, heard) == {"question_wer": pytest.approx(1 / 3)}
+    targets = [Response("what is it?", "a cat", [])]
+    predictions = [Response("what was it", "a dog", [])]
+    assert metrics.question_word_error_rate(targets, predictions) == {
+        "question_wer": pytest.approx(1 / 3)
+    }
 
 
 def test_answer_accuracy():

@@ -64,7 +64,7 @@ def test_jobset(topology, slices, hosts, chips, capsys):
     assert (group["replicas"], job["parallelism"], job["completions"]) == (slices, hosts, hosts)
     assert container["resources"]["limits"] == {"google.com/tpu": chips}
     assert container["command"][-2:] == TRAIN
-    # Kubernetes: a label of DNS, and policies on failures only where pods are never restarted.
+    # Kubernetes requires a DNS label, and allows failure policies only if pods never restart.
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", manifest["metadata"]["name"])
     assert job["template"]["spec"]["restartPolicy"] == "Never"
 
@@ -147,7 +147,7 @@ def test_slurm(capsys):
     options = dict(
         re.fullmatch(r"#SBATCH --([a-z-]+)=?(.*)", x).groups() for x in lines if "#SBATCH" in x
     )
-    # JAX takes one device a task, by its local id.
+    # JAX uses one device per task, by its local id.
     assert options["ntasks-per-node"] == options["gpus-per-node"] == "8"
     assert (options["nodes"], options["partition"]) == ("4", "gpu")
     assert options["signal"] == f"TERM@{launch.GRACE_SECONDS}"

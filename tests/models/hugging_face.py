@@ -1,4 +1,4 @@
-"""Copies the weights of a `transformers` LLaMA, the reference, into ours."""
+"""The reference: a LLaMA of `transformers`, and the copy of its weights into our model."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ PROJECTIONS = {
     "mlp": ("gate_proj", "up_proj", "down_proj"),
 }
 
-# Odd on purpose: a padded vocabulary, grouped heads, width unequal to heads times head size.
+# Unusual on purpose: a padded vocabulary, grouped heads, hidden size not heads times head size.
 CONFIG = LlamaConfig(
     vocab_size=150,
     hidden_size=48,
@@ -74,7 +74,7 @@ def _rope_parameters(config):
 
 
 def to_jax(config: LlamaConfig, model: transformers.LlamaForCausalLM) -> Llama:
-    """Our model with the weights of theirs."""
+    """Our model with the weights of `model`."""
     ours = Llama(config, rngs=nnx.Rngs(0))
     theirs = model.model
     padding = config.padded_vocab_size - config.vocab_size

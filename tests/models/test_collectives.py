@@ -1,4 +1,4 @@
-"""Matrix products of sharded arrays, without a mesh; with one: tests/test_sharding.py."""
+"""Matrix products and constraints without a mesh; tests/test_sharding.py tests them with one."""
 
 import jax
 import jax.numpy as jnp

@@ -150,7 +150,7 @@ def test_lora_leaves_the_base_untouched():
     names = {path[-1] for path, _ in nnx.to_flat_state(last.params)}
     assert names == {"lora_a", "lora_b"}
     assert not any(isinstance(x, nnx.LoRAParam) for _, x in nnx.to_flat_state(frozen))
-    # Two moments a trained parameter and optax's step counts: nothing of the base.
+    # Two moments per trained parameter, and optax's step counts; none for the base.
     trained = sum(x.size for x in jax.tree.leaves(last.params))
     assert sum(x.size for x in jax.tree.leaves(last.opt_state)) <= 2 * trained + 3
     changed = [
