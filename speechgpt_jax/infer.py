@@ -1,9 +1,11 @@
 """Asks a trained model a spoken or written question, or lets it transcribe or read aloud.
 
-python -m speechgpt_jax.infer --run=runs/demo/stage3 --audio=question.wav --output=answer.wav
-python -m speechgpt_jax.infer --run=runs/demo/stage3 --text="what is two plus three?"
-python -m speechgpt_jax.infer --run=runs/demo/stage2 --task=transcribe --audio=speech.wav
-python -m speechgpt_jax.infer --run=runs/demo/stage2 --task=speak --text="good morning"
+    python -m speechgpt_jax.infer --run=runs/demo/stage3 --audio=question.wav --output=answer.wav
+    python -m speechgpt_jax.infer --run=runs/demo/stage3 --text="what is two plus three?"
+    python -m speechgpt_jax.infer --run=runs/demo/stage2 --task=transcribe --audio=speech.wav
+    python -m speechgpt_jax.infer --run=runs/demo/stage2 --task=speak --text="good morning"
+
+Prints the text of the reply and writes its speech to --output; --written leaves the speech out.
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ def two_steps(text: str) -> tuple[int, int]:
         first, last = map(positive_int, text.split(","))
     except ValueError:
         raise IllegalValue(f"expected two steps, such as 20,22, got {text!r}") from None
+    if first > last:
+        raise IllegalValue(f"expected two steps in ascending order, such as 20,22, got {text!r}")
     return first, last
 
 

@@ -42,6 +42,7 @@ FILE = "pyproject.toml"
         ("train", ["--output_dir=/proc/run"], "/proc/run can't be written"),
         ("train", ["--output_dir="], "expected a text that is not blank"),
         ("train", ["--output_dir=runs/x", "--profile_steps=5"], "expected two steps"),
+        ("train", ["--output_dir=runs/x", "--profile_steps=5,3"], "in ascending order"),
         ("train", ["--output_dir=runs/x", "--process_id=-1"], "--process_id=-1: expected"),
         ("train", ["--output_dir=runs/x", "--num_processes=0"], "--num_processes=0: expected"),
         ("train", ["--output_dir=runs/x", "--stopped_exit_code=256"], "at most 255"),

@@ -3,7 +3,7 @@
 import difflib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,8 @@ def evaluate_run(
     Raises:
       UserError: a task or its split is unknown, or the run can't be loaded.
     """
+    if not tasks:
+        raise UserError("Got no tasks; name at least one SeqIO task or mixture.")
     check_number("batch_size", batch_size, at_least=1)
     check_number("num_examples", 1 if num_examples is None else num_examples, at_least=1)
     for task in tasks:
@@ -114,7 +116,9 @@ def evaluate(
     return metrics.result()
 
 
-def split_reference(tokenizer: Tokenizer, features) -> tuple[list[int], list[int]]:
+def split_reference(
+    tokenizer: Tokenizer, features: Mapping[str, np.ndarray]
+) -> tuple[list[int], list[int]]:
     """SeqIO's decoder features -> token ids of the prompt, with bos, and the answer, with eos."""
     tokens = features["decoder_target_tokens"]
     tokens = tokens[tokens != tokenizer.pad_id].tolist()

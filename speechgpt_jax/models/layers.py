@@ -49,6 +49,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
+        """Factor of the adapter's output, alpha / rank."""
         return self.alpha / self.rank
 
 

@@ -39,12 +39,14 @@ class MetricsLog:
             self._events = metric_writers.SummaryWriter(str(output_dir))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds the values of one step, on the first process only."""
         if self._is_writer:
             with self._file.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
             self._events.write_scalars(step, values)
 
     def close(self) -> None:
+        """Closes the event file."""
         if self._is_writer:
             self._events.close()
 
@@ -78,12 +80,14 @@ class Averages:
         return bool(self._sums)
 
     def add(self, metrics: Mapping[str, float | tuple[float, float]]) -> None:
+        """Adds the metrics of one step."""
         for name, value in metrics.items():
             total, weight = value if isinstance(value, tuple) else (value, 1.0)
             old_total, old_weight = self._sums.get(name, (0.0, 0.0))
             self._sums[name] = (old_total + float(total), old_weight + float(weight))
 
     def means(self) -> dict[str, float]:
+        """{name: total / weight} over the steps so far."""
         return {name: total / weight for name, (total, weight) in self._sums.items() if weight > 0}
 
 
@@ -108,6 +112,7 @@ class Progress:
             self._bar.start()
 
     def report(self, step: int, means: Mapping[str, float]) -> None:
+        """Shows the losses, the speed and the time left after `step`."""
         text = f"step {step}/{self._steps}  {self._describe(step, means)}"
         if self._bar:
             self._bar.update(self._task, completed=step, report=text)
@@ -115,6 +120,7 @@ class Progress:
             print_once(text)
 
     def close(self) -> None:
+        """Leaves the bar on the terminal as it is."""
         if self._bar:
             self._bar.stop()
 

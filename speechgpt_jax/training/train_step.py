@@ -53,6 +53,7 @@ class TrainState:
 
     @classmethod
     def create(cls, params: Any, optimizer: optax.GradientTransformation) -> "TrainState":
+        """The state before the first step."""
         return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 

@@ -100,6 +100,7 @@ def test_a_missing_split_is_named(model, tokenizer, task):
             "test",
             r"'test_asrr' is unknown; did you mean test_asr\?",
         ),
+        ([], "test", "Got no tasks"),
         ([""], "test", "task '' is unknown"),
         (["test_asr"], "nope", "test_asr has no split 'nope'; it has"),
         (["demo_modality_adaptation"], "test", "demo_modality_adaptation has no metrics"),
