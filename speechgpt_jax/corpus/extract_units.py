@@ -196,12 +196,15 @@ def load(path: str) -> Sound:
     try:
         with FileSystems.open(path) as file:
             source = io.BytesIO(file.read())
-        source.name = path
-        return load_audio(source)
     except (ValueError, OSError) as error:
         # A failure of a remote file system may pass; Beam tries again.
-        if "://" in path and not isinstance(error, UserError | FileNotFoundError):
+        if "://" in path and not isinstance(error, FileNotFoundError):
             raise
+        return " ".join(str(error).split())
+    source.name = path
+    try:
+        return load_audio(source)
+    except UserError as error:
         return " ".join(str(error).split())
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -94,6 +95,15 @@ def test_a_unit_space_from_scratch(manifest, tmp_path):
     assert lloyd.centroids.shape == Speech2Unit.from_pretrained(folder).centroids.shape == (4, 16)
     units, durations = lloyd(np.random.default_rng(1).standard_normal(16_000).astype(np.float32))
     assert durations.sum() == 49 and units.max() < 4
+
+    # Features that were kept of one HuBERT are not taken for those of another.
+    other = shutil.copytree(folder, tmp_path / "other")
+    tensors = safetensors.numpy.load_file(other / "model.safetensors")
+    safetensors.numpy.save_file(
+        {name: tensor + 1 for name, tensor in tensors.items()}, other / "model.safetensors"
+    )
+    with pytest.raises(UserError, match=r"/k holds features of another HuBERT"):
+        train_kmeans.main([f"--hubert={other}", *fit[1:], f"--work_dir={tmp_path}/k"])
 
     # This HuBERT is the teacher of the next iteration.
     (features,) = make_teacher(folder)([np.zeros(8_000, np.float32)])

@@ -236,6 +236,11 @@ def _check_row(path: str, units: list[int], durations: list[int], config: Vocode
         config.check_durations(durations, len(units))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    fractions = [duration for duration in durations if duration != int(duration)]
+    if fractions:
+        raise UserError(
+            f"{path}: duration {fractions[0]} is no whole number of codes; extract its units again."
+        )
     if min(units) < 0:
         raise UserError(f"{path}: unit {min(units)} is negative; expected 0 or more.")
     missing = sum(durations) * config.code_hop_size - info.frames

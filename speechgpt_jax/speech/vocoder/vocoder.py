@@ -89,19 +89,24 @@ class UnitVocoder(nnx.Module):
           duration_scale: 2 halves the speed.
 
         Raises:
-          UserError: a sequence is empty, the vocoder doesn't have a unit or a speaker, or durations
-            or their scale don't fit.
+          UserError: a sequence is empty, the vocoder doesn't have a unit or a speaker, or durations,
+            speakers or the scale don't fit.
         """
         config = self.config
         check_number("duration_scale", duration_scale, above=0)
+        for name, values in (("durations", durations), ("speakers", speakers)):
+            if values is not None and len(values) != len(units):
+                raise UserError(
+                    f"{name} are given for {len(values)} sequences; expected {len(units)}, one for "
+                    "each sequence of units."
+                )
         units = [np.asarray(sequence).reshape(-1) for sequence in units]
         kept = [sequence >= 0 for sequence in units]
         if durations is not None:
             durations = [config.check_durations(d, len(u)) for d, u in zip(durations, units)]
         units = [config.check_units(sequence[keep]) for sequence, keep in zip(units, kept)]
-        speakers = np.array(
-            [config.speaker_index(speaker) for speaker in speakers or [0] * len(units)], np.int32
-        )
+        speakers = [0] * len(units) if speakers is None else speakers
+        speakers = np.array([config.speaker_index(speaker) for speaker in speakers], np.int32)
         if durations is None:
             durations = self.predict_durations(units, speakers, duration_scale)
         else:

@@ -340,6 +340,15 @@ def test_refuses(kwargs, message):
         build(SMALL)(**kwargs)
 
 
+def test_sequences_have_a_speaker_and_durations_each():
+    vocoder = build(SMALL)
+    with pytest.raises(UserError, match="durations are given for 1 sequences; expected 2"):
+        vocoder.synthesize([[3], [4]], durations=[[1]])
+    with pytest.raises(UserError, match="speakers are given for 1 sequences; expected 2"):
+        vocoder.synthesize([[3], [4]], speakers=[0])
+    assert len(vocoder.synthesize([[3], [4]], [[1], [2]], np.array([0, 1]))) == 2
+
+
 def test_a_single_speaker_has_no_name():
     vocoder = build(SINGLE)
     assert len(vocoder([3], durations=[1])) == 320

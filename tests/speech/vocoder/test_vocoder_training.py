@@ -81,6 +81,7 @@ def test_other_speakers_are_left_out(rows):
         ("units", [6] * 6, "unit 6 is not among the vocoder's 6"),
         ("units", [], "at least one unit"),
         ("units", [-1] * 6, "unit -1 is negative"),
+        ("durations", [1.5] * 6, r"duration 1\.5 is no whole number"),
         ("units", [0.5] * 6, "at least one unit"),
         ("durations", [1], "each of 6 units"),
         ("durations", [0] * 6, "each of 6 units"),
