@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from numpy.typing import DTypeLike
 
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import ASSETS
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech import pretrained
@@ -89,8 +90,8 @@ class UnitVocoder(nnx.Module):
           duration_scale: 2 halves the speed.
 
         Raises:
-          UserError: a sequence is empty, the vocoder doesn't have a unit or a speaker, or durations,
-            speakers or the scale don't fit.
+          UserError: a sequence is empty, the vocoder doesn't have a unit or a speaker, or the
+            durations, the speakers or the scale don't fit.
         """
         config = self.config
         check_number("duration_scale", duration_scale, above=0)
