@@ -5,7 +5,7 @@
     python -m speechgpt_jax.infer --run=runs/demo/stage2 --task=transcribe --audio=speech.wav
     python -m speechgpt_jax.infer --run=runs/demo/stage2 --task=speak --text="good morning"
 
-Prints the text of the reply and writes its speech to --output; --written leaves the speech out.
+Prints the text of the reply and writes its speech to --output.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TEXT = define("text", nonempty, None, "A text as input, instead of --audio.")
 OUTPUT = define(
     "output", nonempty, "answer.wav", "File for the spoken answer; its suffix sets the format."
 )
-WRITTEN = flags.DEFINE_bool("written", False, "Answer in text only.")
+WRITTEN = flags.DEFINE_bool("written", False, "Answer in text only; for --task=answer.")
 HUBERT_FOLDER = define(
     "hubert", existing_folder, str(ASSETS / "hubert_tiny"), "Folder of HuBERT and its centroids."
 )

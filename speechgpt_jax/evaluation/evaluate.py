@@ -120,8 +120,8 @@ def split_reference(
     tokenizer: Tokenizer, features: Mapping[str, np.ndarray]
 ) -> tuple[list[int], list[int]]:
     """SeqIO's decoder features -> token ids of the prompt, with bos, and the answer, with eos."""
-    tokens = features["decoder_target_tokens"]
-    tokens = tokens[tokens != tokenizer.pad_id].tolist()
+    padded = features["decoder_target_tokens"]
+    tokens: list[int] = padded[padded != tokenizer.pad_id].tolist()
     roles = np.flatnonzero(np.equal(tokens, tokenizer.token_to_id(prompts.SPEECHGPT)))
     start = int(roles[-1]) + 1 + len(tokenizer.encode(":"))
     return [tokenizer.bos_id, *tokens[:start]], tokens[start:]
