@@ -1,9 +1,9 @@
-# `make demo` and `make test` do everything, set-up included, on a Debian or Ubuntu with CPython 3.11,
-# 3.12 or 3.13. Of several, the first is taken; PYTHON=python3.13 VENV=.venv-3.13 chooses another.
+# `make demo` and `make test` include the set-up, on Debian or Ubuntu with CPython 3.11, 3.12 or 3.13.
+# The oldest of these is used by default; PYTHON=python3.13 VENV=.venv-3.13 chooses another.
 PYTHON ?= $(firstword $(foreach python,python3.11 python3.12 python3.13,$(shell command -v $(python))))
 VENV ?= .venv
 RUN := $(VENV)/bin/python
-# Imports of TensorFlow are slow where byte code is not kept.
+# Without cached byte code TensorFlow is slow to import.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo check test lint lock clean
@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(VENV)/core.stamp
 	$(RUN) -m speechgpt_jax.demo
 
-# What a change must pass before it is committed: minutes of tests are left to `make test`.
+# Run before each commit; the slow tests are left to `make test`.
 check: FAST = -m "not slow"
 check: test
 
@@ -25,7 +25,7 @@ lint: $(VENV)/test.stamp
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
-# After a change of versions in pyproject.toml: the whole list of what `make demo` installs.
+# Updates the list of all packages that `make demo` installs; run after changing pyproject.toml.
 lock: $(VENV)/bin/uv
 	$(VENV)/bin/uv pip compile -q --universal --no-annotate --python-version 3.11 \
 	  --custom-compile-command "make lock" --extra train --extra corpus \
@@ -37,7 +37,7 @@ clean:
 $(VENV)/bin/uv:
 	@test -n "$(PYTHON)" && command -v "$(PYTHON)" >/dev/null || { \
 	  echo "No CPython 3.11, 3.12 or 3.13 found$(if $(PYTHON), as $(PYTHON)); install one or call make PYTHON=/path/to/python3.11."; exit 1; }
-	@# Debian's python3 comes without ensurepip; pip then comes from the package index.
+	@# Debian's python3 has no ensurepip; then pip is downloaded from the package index.
 	$(PYTHON) -m venv $(VENV) 2>/dev/null || $(PYTHON) tools/bootstrap_venv.py $(VENV)
 	$(RUN) -m pip install -q --disable-pip-version-check uv==0.13.9
 
@@ -46,7 +46,7 @@ $(VENV)/core.stamp: requirements.txt pyproject.toml | $(VENV)/bin/uv
 	$(VENV)/bin/uv pip install -q --python $(RUN) -r requirements.txt -e .
 	@touch $@
 
-# pip, not uv, brings torch: it takes a CPU build where pip's configuration offers one.
+# pip, not uv, installs torch: it prefers a CPU build if pip's configuration offers one.
 $(VENV)/test.stamp: $(VENV)/core.stamp
 	@echo "Installing the test and conversion extras into $(VENV) ..."
 	$(RUN) -m pip install -q --disable-pip-version-check torch==2.13.0
