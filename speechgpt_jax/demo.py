@@ -36,7 +36,7 @@ CLIPS = DEMO_CORPUS / "clips"
 QUESTION = "question-06244-rms.flac"
 
 
-def run_of(output_dir: pathlib.Path, stage: int) -> str:
+def run_folder(output_dir: pathlib.Path, stage: int) -> str:
     """Folder of a stage's run."""
     return str(output_dir / f"stage{stage}")
 
@@ -45,10 +45,10 @@ def train_stage(output_dir: pathlib.Path, stage: int) -> None:
     """Trains one stage, starting from the previous one's run, or resumes it."""
     bindings = []
     if stage > 1:
-        bindings = [f"lm.train.start_from = '{run_of(output_dir, stage - 1)}'"]
+        bindings = [f"lm.train.start_from = '{run_folder(output_dir, stage - 1)}'"]
     gin_utils.parse([f"gin/runs/demo_stage{stage}.gin"], bindings)
     gin_utils.call(
-        lm.train, output_dir=run_of(output_dir, stage), config_text=gin_utils.operative_config
+        lm.train, output_dir=run_folder(output_dir, stage), config_text=gin_utils.operative_config
     )
 
 
@@ -59,7 +59,7 @@ def losses(output_dir: pathlib.Path) -> Table:
     for column in ("text before", "text after", "units before", "units after"):
         table.add_column(column, justify="right")
     for stage, name in enumerate(STAGES, 1):
-        lines = read_metrics(run_of(output_dir, stage))
+        lines = read_metrics(run_folder(output_dir, stage))
         values = [
             # Modality adaptation has units only.
             f"{line[metric]:.2f}" if metric in line else "-"
@@ -78,7 +78,7 @@ def evaluation(output_dir: pathlib.Path) -> Table:
     table.add_column("value", justify="right")
     for stage, tasks, split, num_examples in EVALUATIONS:
         metrics = evaluate_run(
-            run_of(output_dir, stage), tasks=tasks, split=split, num_examples=num_examples
+            run_folder(output_dir, stage), tasks=tasks, split=split, num_examples=num_examples
         )
         for task, figures in metrics.items():
             for name, value in figures.items():
@@ -99,7 +99,7 @@ def print_line(label: str, text: object) -> None:
 
 def ask(output_dir: pathlib.Path, path: pathlib.Path) -> Reply:
     """Asks the last stage a recorded question, prints the reply and writes answer.wav."""
-    conversation = Conversation.from_run(run_of(output_dir, 3), speaker="slt")
+    conversation = Conversation.from_run(run_folder(output_dir, 3), speaker="slt")
     reply = conversation.answer(load_audio(path))
     print_line("Question", path)
     print_line("Transcript", reply.transcript or "(no words)")
@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for stage, name in enumerate(STAGES, 1):
         rich.print(f"\n[bold]Stage {stage} of 3: {name}[/]")
         train_stage(output_dir, stage)
-    runs = [run_of(output_dir, stage) for stage in (1, 2, 3)]
+    runs = [run_folder(output_dir, stage) for stage in (1, 2, 3)]
     draw_losses(runs, output_dir / "loss.png")
     rich.print("\n[bold]Evaluation[/]")
     rich.print(losses(output_dir), evaluation(output_dir))

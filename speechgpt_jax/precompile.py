@@ -82,11 +82,11 @@ def precompile() -> Report:
     batch = gin_utils.arguments(inputs.load_host_batches, ("batch_size", "sequence_length"))
     mesh_config = gin_utils.arguments(lm.train, ("mesh",))["mesh"]
     mesh = sharding.create_mesh(mesh_config, slice_devices(TOPOLOGY.value, mesh_config.slices))
-    report_any = report_decoding if DECODE.value else report_training
-    report_of = functools.partial(report_any, training, mesh, length=batch["sequence_length"])
+    report_program = report_decoding if DECODE.value else report_training
+    report_rows = functools.partial(report_program, training, mesh, length=batch["sequence_length"])
     if FIND_BATCH.value:
         pieces = training.accumulation * mesh.shape["data"] * mesh.shape["fsdp"]
-        report = largest_that_fits(lambda n: report_of(rows=n * pieces))
+        report = largest_that_fits(lambda n: report_rows(rows=n * pieces))
         if report is None:
             raise UserError(f"not even {pieces} rows fit on {TOPOLOGY.value}; try more chips.")
         return report
@@ -98,7 +98,7 @@ def precompile() -> Report:
             f"--batch_per_chip={BATCH_PER_CHIP.value:g} on {mesh.size} chips is less than one row;"
             f" give at least {1 / mesh.size:g}."
         )
-    return report_of(rows=rows)
+    return report_rows(rows=rows)
 
 
 if __name__ == "__main__":

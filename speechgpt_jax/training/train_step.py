@@ -73,8 +73,8 @@ def token_losses(
         hidden, targets = hidden_and_targets
         logits = unembed(hidden)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        of_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return None, (losses, of_target >= logits.max(axis=-1))
+        target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return None, (losses, target_logits >= logits.max(axis=-1))
 
     length = targets.shape[1]
     if length <= chunk:
@@ -103,15 +103,15 @@ def batch_metrics(
     weights = weights.astype(jnp.float32)
     is_unit = (targets >= unit_ids.start) & (targets < unit_ids.stop)
 
-    def mean_of(values, weights):
+    def total_and_weight(values, weights):
         return jnp.sum(values * weights), jnp.sum(weights)
 
     return {
-        "loss": mean_of(losses, weights),
-        "text_loss": mean_of(losses, weights * ~is_unit),
-        "unit_loss": mean_of(losses, weights * is_unit),
-        "accuracy": mean_of(correct, weights),
-        "non_padding": mean_of(non_padding(batch), jnp.ones(targets.shape)),
+        "loss": total_and_weight(losses, weights),
+        "text_loss": total_and_weight(losses, weights * ~is_unit),
+        "unit_loss": total_and_weight(losses, weights * is_unit),
+        "accuracy": total_and_weight(correct, weights),
+        "non_padding": total_and_weight(non_padding(batch), jnp.ones(targets.shape)),
     }
 
 
