@@ -93,8 +93,8 @@ def write_vocoder(folder: str | pathlib.Path, out: str | pathlib.Path) -> None:
         )
     if config.duration_embed_dim != config.embedding_dim:
         raise UserError(
-            f"{folder} predicts durations from code and speaker, fairseq's vocoder from the code"
-            f" alone; only vocoders with duration_embed_dim {config.embedding_dim} can be written."
+            f"{folder} predicts durations from code and speaker, fairseq's vocoder only from the"
+            f" code; only vocoders with duration_embed_dim {config.embedding_dim} can be written."
         )
     tensors = _tensors(generator, vocoder.FAIRSEQ)
     normed = [n for n in tensors if n.startswith(("conv_pre.", "ups.", "resblocks.", "conv_post."))]

@@ -18,7 +18,7 @@ tags: [speech, speechgpt, {tag}]
 ---
 # {name}
 
-A LLaMA that reads and writes speech as units: `<sosp><17><103><eosp>` stands for sound. Made with
+A LLaMA that reads and writes speech as units such as `<sosp><17><103><eosp>`. Made with
 speechgpt_jax after SpeechGPT (Zhang et al. 2023, arXiv 2305.11000).
 
 {shape}
@@ -37,8 +37,8 @@ speechgpt_jax after SpeechGPT (Zhang et al. 2023, arXiv 2305.11000).
 {usage}
 ```
 
-The tokenizer puts bos in front of a prompt, cuts text at added tokens and drops the white space
-around them; the prompt's templates are those of the training data.
+The tokenizer puts bos in front of a prompt, splits text at added tokens and drops the white space
+around them. Prompts must follow the templates of the training data.
 
 ## Configuration of the last stage
 

@@ -89,7 +89,7 @@ class Packer:
         if self.dropped == self.taken >= 1000:
             raise UserError(
                 f"None of the first {self.taken} examples fits into {self.length} tokens; "
-                "give a longer sequence_length."
+                "set a longer sequence_length."
             )
         if self.dropped & (self.dropped - 1) == 0:  # 1, 2, 4, 8, ...
             logger.warning(

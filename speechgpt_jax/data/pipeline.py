@@ -54,9 +54,11 @@ class Batches(Iterator[Batch]):
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
     def state(self) -> dict[str, bytes]:
+        """Position of each of this host's readers, by its name."""
         return {name: reader.state() for name, reader in self._readers.items()}
 
     def restore(self, positions: Mapping[str, bytes]) -> None:
+        """Resumes from the positions of all readers, those of other hosts included."""
         for name, reader in self._readers.items():
             reader.restore(positions[name])
 
@@ -94,6 +96,7 @@ class Reader(Iterator[Batch]):
         return _stack(rows)
 
     def state(self) -> bytes:
+        """Position after the last batch returned."""
         with tempfile.TemporaryDirectory() as folder:
             tf.train.Checkpoint(iterator=self._iterator).write(f"{folder}/iterator")
             files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}

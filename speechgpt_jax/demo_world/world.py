@@ -9,7 +9,7 @@ Questions come from the forms of `speechgpt_jax.demo_world.forms`, with several 
 
     Dialogue("sums", "what is two plus three?", "two plus three is five.", "train", ...)
 
-Two things are held out for `test`, and `Dialogue.held_out` says which:
+Questions are held out for `test` in two ways, named in `Dialogue.held_out`:
 
 - `combination`: the fact's combination ("three + two", in either order) doesn't occur in training,
   in any wording or form of the same family; a model has to generalise over the parts.

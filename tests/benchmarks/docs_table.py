@@ -50,7 +50,7 @@ class Table:
     date: str = ""
 
     def add(self, *cells: str) -> None:
-        """Appends a row and prints it; the header goes before the first."""
+        """Appends a row and prints it, after the header if it is the first."""
         if len(cells) != len(self.columns):
             raise ValueError(f"{len(cells)} cells for {len(self.columns)} columns: {cells}.")
         if not self.rows:

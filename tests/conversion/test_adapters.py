@@ -65,13 +65,15 @@ def test_an_adapter_is_converted_with_its_base(adapter, adapter_run):
 
 
 def test_an_adapter_is_exported_separately_and_merged(adapter, adapter_run, exported, tmp_path):
-    adapters.to_peft(adapter_run, tmp_path / "alone", str(exported))
-    alone = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "alone", dtype=torch.float32)
+    adapters.to_peft(adapter_run, tmp_path / "adapter", str(exported))
+    exported_adapter = peft.AutoPeftModelForCausalLM.from_pretrained(
+        tmp_path / "adapter", dtype=torch.float32
+    )
     ours = checkpoints.load_model(adapter_run, build_llama)
-    assert_same_logits(ours, alone)
+    assert_same_logits(ours, exported_adapter)
     before, after = (
         safetensors.numpy.load_file(folder / "adapter_model.safetensors")
-        for folder in (adapter[0], tmp_path / "alone")
+        for folder in (adapter[0], tmp_path / "adapter")
     )
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -81,7 +83,7 @@ def test_an_adapter_is_exported_separately_and_merged(adapter, adapter_run, expo
     merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     # The base is stored in float16, and so is its sum with the adapter.
     assert_same_logits(ours, merged, rtol=1e-2)
-    card = (tmp_path / "alone" / "README.md").read_text()
+    card = (tmp_path / "adapter" / "README.md").read_text()
     assert "| cm | not known |" in card and "| com | not known |" in card
 
 
