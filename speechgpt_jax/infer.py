@@ -76,7 +76,8 @@ def main() -> None:
         raise UserError("--task=transcribe needs a recording: give --audio.")
     if TASK.value == "speak" and TEXT.value is None:
         raise UserError("--task=speak needs a text: give --text.")
-
+    if WRITTEN.value and TASK.value != "answer":
+        raise UserError(f"--written goes with --task=answer, not with --task={TASK.value}.")
     if TASK.value != "transcribe" and not WRITTEN.value:
         check_output(OUTPUT.value)
 

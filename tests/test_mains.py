@@ -65,6 +65,7 @@ FILE = "pyproject.toml"
         ("infer", ["--run=tests", "--text=a", "--output=/proc/a/b.wav"], "can't be written"),
         ("infer", ["--run=tests", "--text=a", "--output=answer"], "answer has no suffix"),
         ("infer", ["--run=tests", "--text=a", "--task=sing"], "--task=sing"),
+        ("infer", ["--run=tests", "--text=a", "--task=speak", "--written"], "--task=answer, not"),
         ("precompile", ["--topology=v5e-4", "--batch_per_chip=0"], "--batch_per_chip=0: expected"),
         ("precompile", ["--topology=v5e-4", "--batch_per_chip=nan"], "--batch_per_chip=nan"),
         ("precompile", ["--topology=v5e-4", "--json=tests"], "can't be a file"),

@@ -15,8 +15,6 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from speechgpt_jax.errors import UserError
-
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
 BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}
@@ -178,7 +176,7 @@ class _Walk:
             if [operand.opcode for operand in operands] == ["constant", "get-tuple-element"]:
                 limit, counter = operands
                 return int(counter.attribute("index") or 0), int(limit.arguments)
-        raise UserError(f"the loop condition {condition} has no comparison with a constant.")
+        raise ValueError(f"the loop condition {condition} has no comparison with a constant.")
 
     def _step(self, body, counter) -> int:
         """Increment of the loop counter per iteration: 1, or more in unrolled loops."""

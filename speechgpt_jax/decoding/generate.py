@@ -46,10 +46,11 @@ def generate(
       `tokens[b, :lengths[b]]`, without the stop token; the tokens after it are undefined.
 
     Raises:
-      UserError: there is no prompt, one is empty, a token id is outside of the vocabulary, or
-        `max_new_tokens` is below 1.
+      UserError: there is no prompt, one is empty, a token id is outside of the vocabulary,
+        `max_new_tokens` is below 1, or `min_new_tokens` is above it.
     """
     check_number("max_new_tokens", max_new_tokens, at_least=1)
+    check_number("min_new_tokens", min_new_tokens, at_least=0, at_most=max_new_tokens)
     config = model.config
     if not len(prompts):
         raise UserError("Got no prompts; give at least one prompt.")

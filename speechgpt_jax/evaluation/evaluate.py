@@ -107,7 +107,10 @@ def evaluate(
     )
 
     def predict(dataset):
-        indices, examples = zip(*dataset.as_numpy_iterator())
+        numbered = list(dataset.as_numpy_iterator())
+        if not numbered:
+            raise UserError(f"Split {split!r} of {task!r} has no examples; name another split.")
+        indices, examples = zip(*numbered)
         references = [split_reference(tokenizer, example) for example in examples]
         answers = _generate_all(model, tokenizer, references, batch_size, sampling)
         return list(zip(indices, answers))
