@@ -192,9 +192,11 @@ def _fairseq_config(
         raise UserError(f"{path} was trained at {task['sample_rate']} Hz; {_BASE_ONLY} at 16 kHz.")
     convs = [arrays[n] for n in _numbered(arrays, "feature_extractor.conv_layers.{}.0.weight")]
     positions = arrays.get("encoder.pos_conv.0.weight")
-    if not convs or positions is None:
+    mlp = arrays.get("encoder.layers.0.fc1.weight")
+    if not convs or positions is None or positions.ndim != 3 or mlp is None:
         raise UserError(
-            f"{path} has no HuBERT under 'model': its convolutions are missing. {_BASE_ONLY}."
+            f"{path} has no HuBERT under 'model': its convolutions or layers are missing. "
+            f"{_BASE_ONLY}."
         )
     hidden_size, group_width, position_kernel = positions.shape
     return HubertConfig(
@@ -204,7 +206,7 @@ def _fairseq_config(
         hidden_size=hidden_size,
         num_layers=len(list(_numbered(arrays, "encoder.layers.{}.fc1.weight"))),
         num_heads=model.get("encoder_attention_heads", hidden_size // 64),
-        intermediate_size=arrays["encoder.layers.0.fc1.weight"].shape[0],
+        intermediate_size=mlp.shape[0],
         position_kernel=position_kernel,
         position_groups=hidden_size // group_width,
         feature_layer=feature_layer,

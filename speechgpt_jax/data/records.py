@@ -98,7 +98,7 @@ def _text(record: dict, field: str) -> bytes:
     if field not in record:
         raise UserError(f"no `{field}`")
     value = record[field]
-    if isinstance(value, list) and all(isinstance(unit, int) for unit in value):
+    if isinstance(value, list) and all(type(unit) is int for unit in value):
         value = unit_text.units_to_text(value)
     if not isinstance(value, str):
         raise UserError(f"`{field}` is {json.dumps(value)[:40]}, not text")

@@ -43,7 +43,7 @@ def setup(name: str, location: Sequence[str], source: str) -> list[str]:
         location,
         f"test -d {CHECKOUT} || git clone -q {shlex.quote(source)} {CHECKOUT};"
         f" cd {CHECKOUT} && git pull -q &&"
-        " python3.11 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'",
+        " python3.11 -m venv .venv && .venv/bin/pip install -q -e '.[train,tpu]'",
     )
 
 

@@ -88,6 +88,12 @@ def test_unit_text_as_lines_and_as_lists(tmp_path):
     assert read(unit_text(tmp_path / "u.txt")) == read(unit_text(tmp_path / "u.jsonl")) == expected
 
 
+def test_true_is_no_unit(tmp_path):
+    (tmp_path / "u.jsonl").write_text('{"units": [true, false]}\n')
+    with pytest.raises(UserError, match=r"`units` is \[true, false\], not text"):
+        read(unit_text(tmp_path / "u.jsonl"))
+
+
 @pytest.mark.parametrize("hosts", [2, 3])
 def test_hosts_share_files_of_uneven_number(tmp_path, hosts):
     for file in range(5):
