@@ -62,17 +62,17 @@ class Inert:
     def __setitem__(self, key, value):
         pass
 
-    def append(self, value):
+    def append(self, value: Any) -> None:
         pass
 
-    def extend(self, values):
+    def extend(self, values: Any) -> None:
         pass
 
 
 class Array(NumpyArrayWrapper):
     """Header of an array in a joblib file; its numbers follow in the file."""
 
-    def read_array(self, unpickler, ensure_native_byte_order):
+    def read_array(self, unpickler: NumpyUnpickler, ensure_native_byte_order: bool) -> Any:
         if self.dtype.hasobject:
             # joblib would read the objects with the pickle module's own unpickler.
             raise Refused("an array of Python objects is refused.")
@@ -80,12 +80,12 @@ class Array(NumpyArrayWrapper):
 
 
 class Unpickler(pickle.Unpickler):
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         return _inert(module, name) or super().find_class(module, name)
 
 
 class JoblibUnpickler(NumpyUnpickler):
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("joblib.numpy_pickle", "NumpyArrayWrapper"):
             return Array
         return _inert(module, name) or super().find_class(module, name)
