@@ -33,7 +33,8 @@ class MetricsLog:
         if self._is_writer:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._file.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
-            # Imports TensorFlow, which takes seconds.
+            # The writer imports TensorFlow, which takes seconds, and `data` imports it silently.
+            from speechgpt_jax import data  # noqa: F401, I001
             from clu import metric_writers
 
             self._events = metric_writers.SummaryWriter(str(output_dir))
