@@ -188,10 +188,10 @@ def test_unknown_command_is_one_line(tmp_path):
 
 
 def test_missing_extra_is_one_line(tmp_path):
-    result = _run(ONLY + COMMAND, tmp_path, "tensorflow", "train", "--output_dir=x")
+    result = _run(ONLY + COMMAND, tmp_path, "tensorflow", "evaluate", "--run=.", "--tasks=a")
     assert result.returncode == 1
     assert result.stderr == (
-        "Error: speechgpt train needs tensorflow: pip install 'speechgpt_jax[train]'.\n"
+        "Error: speechgpt evaluate needs tensorflow: pip install 'speechgpt_jax[train]'.\n"
     )
 
 

@@ -66,7 +66,9 @@ class Conversation:
 
     def __post_init__(self):
         check_number("max_new_tokens", self.max_new_tokens, at_least=1)
-        self.vocoder.speaker_index(self.speaker)  # Raises a UserError for an unknown speaker.
+        self.vocoder.config.speaker_index(
+            self.speaker
+        )  # Raises a UserError for an unknown speaker.
         counts = {
             "tokenizer": len(self.tokenizer.unit_ids),
             "HuBERT": self.speech2unit.num_units,

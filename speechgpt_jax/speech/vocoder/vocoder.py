@@ -102,7 +102,8 @@ class UnitVocoder(nnx.Module):
                     "each sequence of units."
                 )
         units = [np.asarray(sequence).reshape(-1) for sequence in units]
-        kept = [sequence >= 0 for sequence in units]
+        # `check_units` refuses what is no number.
+        kept = [s >= 0 if s.dtype.kind in "if" else np.full(len(s), True) for s in units]
         if durations is not None:
             durations = [config.check_durations(d, len(u)) for d, u in zip(durations, units)]
         units = [config.check_units(sequence[keep]) for sequence, keep in zip(units, kept)]
