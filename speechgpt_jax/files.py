@@ -16,7 +16,7 @@ import re
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from etils import epath
@@ -213,6 +213,24 @@ def read_json(path: Path, expected: str = "a JSON file") -> dict:
     return value
 
 
+def keep_settings(path: Path, settings: dict) -> None:
+    """Writes what a folder is made from, for a run that may be resumed later.
+
+    Raises:
+      UserError: the file exists, from other settings.
+    """
+    if not epath.Path(path).exists():
+        write_text(path, json.dumps(settings))
+        return
+    begun = read_json(path, "the settings of an earlier run")
+    for name in sorted(begun.keys() | settings.keys()):
+        if begun.get(name) != settings.get(name):
+            raise UserError(
+                f"{os.path.dirname(os.fspath(path))} was begun with {name} {begun.get(name)!r}, now"
+                f" it is {settings.get(name)!r}; continue with the same, or name another folder."
+            )
+
+
 def read_lines(path: Path, expected: str = "a text file") -> list[str]:
     """The lines of a UTF-8 text file, without blank ones."""
     data = read_bytes(path, expected)
@@ -252,6 +270,16 @@ def read_manifest(path: Path, split: str | None = None) -> list[dict]:
         splits = sorted({str(row.get("split")) for row in rows})
         raise UserError(f"{path} has no rows of split {split!r}; it has {', '.join(splits)}.")
     return [row | {"path": resolve(row["path"], path)} for row in chosen]
+
+
+def check_fields(rows: Iterable[Mapping], fields: Iterable[str]) -> None:
+    """Raises a UserError if a row of a manifest lacks one of `fields`."""
+    for row in rows:
+        if missing := set(fields) - row.keys():
+            raise UserError(
+                f"{row.get('path', 'a row')} has no {', '.join(sorted(missing))}; expected"
+                f" {', '.join(fields)}, as tools.extract_units writes them."
+            )
 
 
 def resolve(path: str, manifest: Path) -> str:

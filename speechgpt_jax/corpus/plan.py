@@ -13,8 +13,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from speechgpt_jax.corpus.beam_files import FileSystems, read_lines, whole_file, write_lines
+from speechgpt_jax.corpus.beam_files import FileSystems, whole_file
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import keep_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,32 +68,11 @@ def cut(rows: Iterable[dict], output: str, rows_per_shard: int, settings: dict) 
             sizes.append(len(line))
         if not sizes:
             raise UserError("The input has no rows; give one that has some.")
-        keep_plan(output, settings | {"rows": digest.hexdigest(), "shard_size": rows_per_shard})
+        settings = settings | {"rows": digest.hexdigest(), "shard_size": rows_per_shard}
+        keep_settings(FileSystems.join(output, "plan.json"), settings)
     starts = range(0, len(sizes), rows_per_shard)
     offsets = [0, *np.cumsum(sizes).tolist()]
     return [
         Shard(file, i, len(starts), offsets[start], min(rows_per_shard, len(sizes) - start))
         for i, start in enumerate(starts)
     ]
-
-
-def keep_plan(output: str, plan: dict) -> None:
-    """Writes OUTPUT/plan.json.
-
-    Raises:
-      UserError: `output` was begun with another plan.
-    """
-    path = FileSystems.join(output, "plan.json")
-    if not FileSystems.exists(path):
-        write_lines(path, [json.dumps(plan)])
-        return
-    try:
-        begun = json.loads("".join(read_lines(path)))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); give another --output.") from error
-    for name in sorted(begun.keys() | plan.keys()):
-        if begun.get(name) != plan.get(name):
-            raise UserError(
-                f"{output} was begun with {name} {begun.get(name)!r}, now it is "
-                f"{plan.get(name)!r}; continue with the same, or give another --output."
-            )

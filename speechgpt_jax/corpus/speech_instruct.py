@@ -129,7 +129,9 @@ def _run_on_units(
     output = absolute(output)
     files.check_writable_folder(output)
     unit_files = _unit_files(absolute(units))
-    plan.keep_plan(output, settings | {"step": job.name, "files": unit_files})
+    files.keep_settings(
+        epath.Path(output) / "plan.json", settings | {"step": job.name, "files": unit_files}
+    )
     work = [plan.Shard(file, i, len(unit_files)) for i, file in enumerate(unit_files)]
     print_summary(shards.run(job, work, output, options), output)
 

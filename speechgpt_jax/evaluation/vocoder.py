@@ -8,6 +8,7 @@ import numpy as np
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation.recognisers import word_error_rate
+from speechgpt_jax.files import check_fields
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 
@@ -55,12 +56,8 @@ def evaluate_vocoder(
       UserError: a row lacks a field or doesn't fit the vocoder.
     """
     by_speaker = collections.defaultdict(list)
+    check_fields(rows, ("path", "text", "units", "durations", "speaker"))
     for row in rows:
-        if missing := {"path", "text", "units", "durations", "speaker"} - row.keys():
-            raise UserError(
-                f"{row.get('path', 'a row')} has no {', '.join(sorted(missing))}; expected the rows"
-                " of tools.extract_units, with a text and a speaker."
-            )
         by_speaker[row["speaker"]].append(row)
     if speaker or vocoder.config.speakers:
         for name in [speaker] if speaker else by_speaker:

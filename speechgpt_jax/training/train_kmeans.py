@@ -6,7 +6,6 @@ devices.
 
 import functools
 import hashlib
-import json
 import math
 import os
 import pathlib
@@ -43,7 +42,14 @@ def extract_features(
       UserError: a recording can't be read, or `work_dir` holds features of another HuBERT or of
         other recordings.
     """
-    _keep_inputs(hubert_folder, paths, pathlib.Path(work_dir) / "inputs.json")
+    weights = files.read_bytes(pathlib.Path(hubert_folder) / "model.safetensors", "a HuBERT")
+    files.keep_settings(
+        pathlib.Path(work_dir) / "inputs.json",
+        {
+            "hubert": hashlib.sha256(weights).hexdigest(),
+            "recordings": hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest(),
+        },
+    )
     speech2unit = Speech2Unit(for_inference(load_hubert(hubert_folder)), None)
     feature_files = []
     for number in track(range(math.ceil(len(paths) / CLIPS_PER_FILE)), description="features"):
@@ -56,19 +62,6 @@ def extract_features(
         with files.whole_file(file) as unfinished:
             np.save(unfinished, np.concatenate(features).astype(np.float16))
     return [np.load(file, mmap_mode="r") for file in feature_files]
-
-
-def _keep_inputs(hubert_folder: str | os.PathLike, paths: list[str], file: pathlib.Path) -> None:
-    """Writes what features are made from; UserError if they were made from something else."""
-    weights = files.read_bytes(pathlib.Path(hubert_folder) / "model.safetensors", "a HuBERT")
-    inputs = {"hubert": hashlib.sha256(weights).hexdigest(), "recordings": [*map(str, paths)]}
-    if not file.exists():
-        files.write_text(file, json.dumps(inputs))
-    elif files.read_json(file) != inputs:
-        raise UserError(
-            f"{file.parent} holds features of another HuBERT or of other recordings; name another "
-            "folder or remove it."
-        )
 
 
 def train(

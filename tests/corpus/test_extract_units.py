@@ -161,7 +161,7 @@ def test_a_run_may_reject_all_recordings(small_hubert, tmp_path):
 
 
 def test_an_output_is_not_resumed_with_other_input_or_settings(extracted, recordings, small_hubert):
-    with pytest.raises(ValueError, match=r"was begun with rows .*another --output"):
+    with pytest.raises(ValueError, match=r"was begun with rows .*another folder"):
         extract(recordings / "more [1]", small_hubert, extracted)
     with pytest.raises(ValueError, match=r"was begun with shard_size 2, now it is 3"):
         extract(recordings, small_hubert, extracted, "--shard_size=3")

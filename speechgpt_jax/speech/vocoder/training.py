@@ -14,6 +14,7 @@ import soundfile
 from flax import nnx
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import check_fields
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech import mel
 from speechgpt_jax.speech.batches import NumberedBatches
@@ -202,12 +203,7 @@ def prepare_rows(rows: Sequence[Mapping], config: VocoderConfig) -> list[dict]:
       UserError: a recording can't be read, or has another sampling rate, units that the vocoder
         doesn't have or durations that don't fit; or no row is left.
     """
-    for row in rows:
-        if missing := {"path", "units", "durations", "speaker"} - row.keys():
-            raise UserError(
-                f"{row.get('path', 'a row')} has no {', '.join(sorted(missing))}; expected the rows"
-                " of tools.extract_units, with a speaker."
-            )
+    check_fields(rows, ("path", "units", "durations", "speaker"))
     if config.speakers:
         rows = [row for row in rows if row["speaker"] in config.speakers]
     if not rows:
