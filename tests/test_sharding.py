@@ -24,7 +24,7 @@ from speechgpt_jax import sharding
 from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.training.train_step import TrainState, make_train_step
 
-config = dataclasses.replace(CONFIG, num_kv_heads=4)
+config = dataclasses.replace(CONFIG, num_kv_heads=4, qkv_bias=True, qk_norm=True)
 batch = random_batch([12, 5, 9, 12, 3, 7, 11, 12])
 
 def make():

@@ -1,4 +1,4 @@
-"""Converts LLaMA of Hugging Face to a run, and a run to Hugging Face.
+"""Converts language models of Hugging Face to runs, and a run to Hugging Face.
 
     python -m tools.convert_llama from_hf SpeechGPT-7B-cm runs/cm
     python -m tools.convert_llama from_hf SpeechGPT-7B-com runs/com --base=runs/cm
@@ -6,8 +6,9 @@
     python -m tools.convert_llama to_hf runs/com exported/com --base=exported/cm
     python -m tools.convert_llama to_hf runs/com exported/com_merged --merge
 
-It reads LLaMA 1, 2 and 3 in safetensors or PyTorch files, one or many, and PEFT's LoRA adapters. It
-writes folders that `AutoModelForCausalLM`, `AutoTokenizer` and PEFT load without our code.
+It reads LLaMA 1 to 3, SmolLM2, Mistral, Qwen2 and Qwen3 in safetensors or PyTorch files, one or
+many, and PEFT's LoRA adapters. It writes folders that `AutoModelForCausalLM`, `AutoTokenizer` and
+PEFT load without our code.
 """
 
 import argparse

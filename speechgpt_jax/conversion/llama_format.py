@@ -1,5 +1,8 @@
-"""LLaMA in Hugging Face's format: config.json, generation_config.json, the names of the weights."""
+"""LLaMA, Mistral, Qwen2 and Qwen3 in Hugging Face's format: config.json, generation_config.json,
+the names of the weights.
+"""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,12 +28,37 @@ TABLE = [
         Row(f"layers.{part}.{name}.kernel", f"{LAYER}.{part}.{name}.weight")
         for name, part in PART_OF.items()
     ),
+    *(
+        Row(f"layers.self_attn.{name}_proj.bias", f"{LAYER}.self_attn.{name}_proj.bias", AS_IS)
+        for name in "qkv"
+    ),
+    *(
+        Row(f"layers.self_attn.{name}_norm.scale", f"{LAYER}.self_attn.{name}_norm.weight", AS_IS)
+        for name in "qk"
+    ),
 ]
 # Buffers that old versions of transformers saved.
 IGNORED = ("model.layers.*.self_attn.rotary_emb.inv_freq",)
 
 # Context length in tokens where neither the source nor the user gives one.
 DEFAULT_CONTEXT_LENGTH = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A `model_type` of transformers, and the fields of our config that it determines."""
+
+    architecture: str
+    qkv_bias: bool = False
+    qk_norm: bool = False
+
+
+FAMILIES = {
+    "llama": Family("LlamaForCausalLM"),
+    "mistral": Family("MistralForCausalLM"),
+    "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True),
+    "qwen3": Family("Qwen3ForCausalLM", qk_norm=True),
+}
 
 # transformers 5 writes `rope_parameters`, earlier versions `rope_theta` and `rope_scaling`.
 _ROPE_FIELDS = ("rope_parameters", "rope_theta", "rope_scaling")
@@ -50,15 +78,12 @@ def config_from(fields: Mapping, source: str, compute_dtype: Any) -> LlamaConfig
             " model in transformers, call `model.dequantize()` and `save_pretrained`, and convert"
             " that folder."
         )
-    for name, value in {
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-    }.items():
+    family = _family_from(fields, source)
+    for name, value in {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}.items():
         if fields.get(name, value) != value:
             raise UserError(f"{source} has {name} {fields[name]!r}; only {value!r} is built here.")
     try:
+        _check_window(fields, source)
         num_heads = fields["num_attention_heads"]
         rope_theta, rope_scaling = _rope_from(fields, source)
         return LlamaConfig(
@@ -71,6 +96,8 @@ def config_from(fields: Mapping, source: str, compute_dtype: Any) -> LlamaConfig
             head_dim=fields.get("head_dim") or fields["hidden_size"] // num_heads,
             rms_norm_eps=fields["rms_norm_eps"],
             tie_embeddings=fields.get("tie_word_embeddings", False),
+            qkv_bias=family.qkv_bias,
+            qk_norm=family.qk_norm,
             dtype=compute_dtype,
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
@@ -94,10 +121,14 @@ def config_to(
       source: fields of the config.json that the run was converted from, or {}.
       tokenizer: the run's; gives the ids of bos, eos and pad if the source doesn't.
       context_length: in tokens; None takes the source's, or DEFAULT_CONTEXT_LENGTH.
+
+    Raises:
+      UserError: no family of transformers has this combination of fields.
     """
+    model_type = _model_type_to(config, source)
     ours = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [FAMILIES[model_type].architecture],
+        "model_type": model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -145,13 +176,63 @@ def _token_ids(tokenizer: Tokenizer | None) -> dict[str, int]:
     }
 
 
+def _family_from(fields: Mapping, source: str) -> Family:
+    model_type = fields.get("model_type", "llama")
+    if model_type not in FAMILIES:
+        raise UserError(
+            f"{source} has model_type {model_type!r}; only {', '.join(FAMILIES)} are built here."
+        )
+    return FAMILIES[model_type]
+
+
+def _model_type_to(config: LlamaConfig, source: Mapping) -> str:
+    """The source's model_type, or the first one, whose models have the config's fields."""
+    fits = [
+        model_type
+        for model_type, family in FAMILIES.items()
+        if (family.qkv_bias, family.qk_norm) == (config.qkv_bias, config.qk_norm)
+    ]
+    if not fits:
+        raise UserError(
+            f"a model with qkv_bias {config.qkv_bias} and qk_norm {config.qk_norm} can't be"
+            f" exported: no architecture among {', '.join(FAMILIES)} has both."
+        )
+    return source["model_type"] if source.get("model_type") in fits else fits[0]
+
+
+def _check_window(fields: Mapping, source: str) -> None:
+    """Raises a UserError if tokens see only a part of the context (sliding-window attention)."""
+    # Fields that are left out have the defaults of transformers.
+    if fields.get("model_type") == "mistral":
+        window, context = fields.get("sliding_window", 4096), 131_072
+    elif fields.get("use_sliding_window"):
+        window, context = fields.get("sliding_window", 4096), 32_768
+        layers = fields.get("layer_types")
+        if layers and "sliding_attention" not in layers:
+            return
+        if not layers and fields.get("max_window_layers", 28) >= fields["num_hidden_layers"]:
+            return
+    else:
+        return
+    context = fields.get("max_position_embeddings", context)
+    if window is not None and window < context:
+        raise UserError(
+            f"{source} has a sliding window of {window} tokens and a context of {context}; only"
+            " full attention is built here: for texts within the window both are the same, so set"
+            f" max_position_embeddings to {window} and convert again."
+        )
+
+
 def _rope_from(
     fields: Mapping, source: str
 ) -> tuple[float, LinearRopeScaling | Llama3RopeScaling | None]:
     """Theta and scaling of RoPE, from the fields of any version of transformers."""
     rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     theta = float(rope.get("rope_theta", fields.get("rope_theta", 10_000.0)))
-    if (share := rope.get("partial_rotary_factor", 1.0)) != 1.0:
+    if any(isinstance(x, Mapping) for x in rope.values()):
+        raise UserError(f"{source} has another RoPE per kind of layer; only one is built here.")
+    share = rope.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))
+    if share != 1.0:
         raise UserError(f"{source} rotates {share} of each head; only all of it is built here.")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":

@@ -60,7 +60,7 @@ def parameter(value: jax.Array, axes: Axes, kind: type = nnx.Param) -> nnx.Param
 
 
 class Dense(nnx.Module):
-    """A linear layer without bias, [..., in_features] -> [..., out_features], and its adapter.
+    """A linear layer, [..., in_features] -> [..., out_features], and its adapter.
 
     The kernel is stored in float32, or in int8 with one scale per output, and used in the dtype of
     the input. `lora_b` starts at zero, so a new adapter changes nothing.
@@ -72,6 +72,7 @@ class Dense(nnx.Module):
         out_features: int,
         axes: Axes,
         *,
+        bias: bool = False,
         lora: LoraConfig | None,
         rngs: nnx.Rngs,
     ):
@@ -80,6 +81,7 @@ class Dense(nnx.Module):
         self.lora = lora
         self.kernel = parameter(normal_init(rngs.params(), (in_features, out_features)), axes)
         self.kernel_scale = nnx.data(None)
+        self.bias = parameter(jnp.zeros(out_features), (out_axis,)) if bias else None
         if lora:
             bound = in_features**-0.5
             a = jax.random.uniform(
@@ -98,6 +100,8 @@ class Dense(nnx.Module):
         y = matmul(x, self.kernel.astype(x.dtype), self.axes)
         if self.kernel_scale is not None:
             y = y * self.kernel_scale.astype(x.dtype)
+        if self.bias is not None:
+            y = y + self.bias.astype(x.dtype)
         return y + self._adapter(x, self.lora, rngs) if self.lora else y
 
     def _adapter(self, x, lora, rngs):

@@ -1,4 +1,4 @@
-"""LLaMA (Touvron et al. 2023) and its successors in Flax NNX, named as in Hugging Face.
+"""LLaMA (Touvron et al. 2023), Mistral, Qwen2 and Qwen3 in Flax NNX, named as in Hugging Face.
 
     config = LlamaConfig(vocab_size=1200, hidden_size=256, ...)   # sizes: gin/models
     model = Llama(config, rngs=nnx.Rngs(0))
@@ -65,6 +65,8 @@ class LlamaConfig:
       num_kv_heads: number of key and value heads, each shared by a group of query heads.
       rope_scaling: stretches the rotary positions to longer texts.
       tie_embeddings: the output layer is the transposed embedding.
+      qkv_bias: the projections to queries, keys and values have a bias (Qwen2).
+      qk_norm: each head's query and key are normalised before they are rotated (Qwen3).
       dtype: dtype of activations; weights are float32.
       scan_layers: scan over the layers (compiles fast) or unroll them (runs faster on a CPU).
       remat: activations that the backward pass computes again: `none`, `minimal` (all but the
@@ -83,6 +85,8 @@ class LlamaConfig:
     rope_scaling: LinearRopeScaling | Llama3RopeScaling | None = None
     rms_norm_eps: float = 1e-5
     tie_embeddings: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     scan_layers: bool = True
     remat: Literal["none", "minimal", "full"] = "none"
@@ -128,10 +132,15 @@ class Attention(nnx.Module):
         width, head_dim = config.hidden_size, config.head_dim
         query_width, kv_width = config.num_heads * head_dim, config.num_kv_heads * head_dim
         dense = functools.partial(_dense, config, rngs)
-        self.q_proj = dense("q_proj", width, query_width, ("embed", "heads"))
-        self.k_proj = dense("k_proj", width, kv_width, ("embed", "kv_heads"))
-        self.v_proj = dense("v_proj", width, kv_width, ("embed", "kv_heads"))
+        bias = config.qkv_bias
+        self.q_proj = dense("q_proj", width, query_width, ("embed", "heads"), bias)
+        self.k_proj = dense("k_proj", width, kv_width, ("embed", "kv_heads"), bias)
+        self.v_proj = dense("v_proj", width, kv_width, ("embed", "kv_heads"), bias)
         self.o_proj = dense("o_proj", query_width, width, ("heads", "embed"))
+        self.qk_norm = config.qk_norm
+        if self.qk_norm:
+            self.q_norm = RMSNorm(head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(head_dim, config.rms_norm_eps)
 
     def __call__(
         self,
@@ -169,6 +178,8 @@ class Attention(nnx.Module):
             projection(x, rngs).reshape(*x.shape[:2], -1, self.head_dim)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if self.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
         return layers.rope(query, angles), layers.rope(key, angles), value
 
 
@@ -386,9 +397,9 @@ def matmul_flops_per_token(config: LlamaConfig, length: int) -> int:
     return 2 * (config.num_layers * (projections + attention) + width * config.vocab_size)
 
 
-def _dense(config, rngs, name, in_features, out_features, axes):
+def _dense(config, rngs, name, in_features, out_features, axes, bias=False):
     lora = config.lora if config.lora and name in config.lora.targets else None
-    return Dense(in_features, out_features, axes, lora=lora, rngs=rngs)
+    return Dense(in_features, out_features, axes, bias=bias, lora=lora, rngs=rngs)
 
 
 def _stacked_blocks(config, rngs):

@@ -18,7 +18,7 @@ from speechgpt_jax.decoding.conversation import build_llama
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.layers import LoraConfig
 from tests.conversion.released import SMALL, assert_same_logits, change_json
-from tests.models.hugging_face import reference
+from tests.models.hugging_face import CONFIG, FAMILIES, reference
 from tools import convert_llama
 
 pytestmark = pytest.mark.slow
@@ -29,9 +29,14 @@ ALL_PROJECTIONS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_p
 
 def trained(theirs, **fields) -> peft.PeftModel:
     """`theirs` with an adapter whose weights are random, as after some training."""
-    torch.manual_seed(1)
     model = reference(SMALL)
     model.load_state_dict(theirs.state_dict())
+    return with_random_adapter(model, **fields)
+
+
+def with_random_adapter(model, **fields) -> peft.PeftModel:
+    """`model` itself, changed."""
+    torch.manual_seed(1)
     model = peft.get_peft_model(model, peft.LoraConfig(**(PLAIN | fields))).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -130,6 +135,22 @@ def test_the_same_lora_in_all_layers_in_every_spelling(fields, targets, theirs, 
     base = reference(SMALL)
     base.load_state_dict(theirs.state_dict())
     assert_same_logits(ours, peft.PeftModel.from_pretrained(base, tmp_path / "out").eval())
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3"])
+def test_adapters_of_other_families(family, tmp_path):
+    base = reference(dataclasses.replace(CONFIG, **FAMILIES[family]))
+    base.save_pretrained(tmp_path / "base")
+    llama.from_hf(tmp_path / "base", tmp_path / "run", "float32")
+    model = with_random_adapter(base, target_modules="all-linear")
+    model.save_pretrained(tmp_path / "in")
+    adapters.from_peft(tmp_path / "in", tmp_path / "adapted", tmp_path / "run")
+    ours = checkpoints.load_model(tmp_path / "adapted", build_llama)
+    assert_same_logits(ours, model)
+    llama.to_hf(tmp_path / "adapted", tmp_path / "merged")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert type(merged) is type(base)
+    assert_same_logits(ours, merged)
 
 
 def test_rslora_survives_the_round_trip(theirs, run, tmp_path):

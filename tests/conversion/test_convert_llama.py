@@ -17,18 +17,18 @@ from flax import nnx
 
 from speechgpt_jax import checkpoints
 from speechgpt_jax.checkpoints import Checkpoints
-from speechgpt_jax.conversion import llama, shards
+from speechgpt_jax.conversion import llama, llama_format, shards
 from speechgpt_jax.decoding.conversation import build_llama
 from speechgpt_jax.decoding.generate import generate
 from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.models.layers import LinearRopeScaling, Llama3RopeScaling
+from speechgpt_jax.models.layers import LinearRopeScaling
 from speechgpt_jax.models.llama import Llama, LlamaConfig
 from speechgpt_jax.tokenizer import SentencePieceTokenizer, Tokenizer
 from speechgpt_jax.training.lm import train
 from speechgpt_jax.training.optimizer import AdamW
 from tests.conversion.released import PROMPTS, SMALL, TOKENIZER, assert_same_logits, change_json
-from tests.models.hugging_face import CONFIG, reference
+from tests.models.hugging_face import CONFIG, FAMILIES, reference
 from tests.training.toy import RandomBatches
 from tools import convert_llama
 
@@ -65,30 +65,33 @@ def test_greedy_generation_is_that_of_transformers(run, exported):
     assert lengths.tolist() == [200, 200]
 
 
-VARIANTS = {
-    "tied_llama3": {
-        "tie_embeddings": True,
-        "rope_theta": 500_000.0,
-        "rope_scaling": Llama3RopeScaling(8.0, 1.0, 4.0, 32),
-    },
-    "linear": {"rope_scaling": LinearRopeScaling(2.0)},
-}
-
-
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
-def test_the_llama_family(changes, tmp_path):
-    """Sharded safetensors as transformers writes them, in and out."""
-    config = dataclasses.replace(CONFIG, **changes)
-    model = reference(config)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(family, tmp_path):
+    """Sharded safetensors as transformers writes them, in and out: equal files, logits, answers."""
+    config = dataclasses.replace(CONFIG, **FAMILIES[family])
+    model = reference(config, family="Mistral" if family == "Mistral" else None)
     model.save_pretrained(tmp_path / "in", max_shard_size="40KB")
     assert (tmp_path / "in" / "model.safetensors.index.json").exists()
     llama.from_hf(tmp_path / "in", tmp_path / "run", "float32")
     ours = checkpoints.load_model(tmp_path / "run", build_llama)
     assert ours.config == dataclasses.replace(config, scan_layers=True)
     assert_same_logits(ours, model)
+    prompt = [1, 17, 90, 45, 140]
+    with torch.no_grad():
+        expected = model.generate(
+            torch.tensor([prompt]), do_sample=False, max_new_tokens=30, min_new_tokens=30
+        )
+    options = {"max_new_tokens": 30, "min_new_tokens": 30, "stop_ids": [2], "sampling": GREEDY}
+    tokens, _ = generate(ours, [prompt], **options)
+    np.testing.assert_array_equal(tokens[0], expected[0, len(prompt) :])
+
     llama.to_hf(tmp_path / "run", tmp_path / "out")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert_same_logits(ours, again)
+    assert type(again) is type(model)
+    before, after = (read_tensors(tmp_path / name) for name in ("in", "out"))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor), name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -425,6 +428,45 @@ BAD = [
         ),
         r"config.json has no 'factor'",
     ),
+    (
+        lambda f: change_json(
+            f / "config.json", rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2}
+        ),
+        r"scales RoPE by 'yarn'; only linear and llama3",
+    ),
+    (
+        lambda f: change_json(
+            f / "config.json", rope_parameters={"full_attention": {"rope_theta": 1e4}}
+        ),
+        r"has another RoPE per kind of layer",
+    ),
+    (lambda f: change_json(f / "config.json", partial_rotary_factor=0.25), r"rotates 0.25 of each"),
+    (
+        lambda f: change_json(f / "config.json", model_type="gemma3_text"),
+        r"model_type 'gemma3_text'; only llama, mistral, qwen2, qwen3 are",
+    ),
+    (lambda f: change_json(f / "config.json", attention_bias=True), r"attention_bias True; only"),
+    (lambda f: change_json(f / "config.json", model_type="qwen2"), r"lacks .*q?k_proj.bias"),
+    (
+        lambda f: change_json(
+            f / "config.json",
+            model_type="mistral",
+            sliding_window=512,
+            max_position_embeddings=2048,
+        ),
+        r"window of 512 tokens and a context of 2048; .*set max_position_embeddings to 512",
+    ),
+    (
+        lambda f: change_json(
+            f / "config.json",
+            model_type="qwen2",
+            use_sliding_window=True,
+            max_window_layers=1,
+            sliding_window=512,
+            max_position_embeddings=2048,
+        ),
+        r"window of 512 tokens and a context of 2048",
+    ),
     (shutil.rmtree, r"is not a folder; .*hf download"),
     (lambda f: (f / "config.json").unlink(), r"config.json can't be read"),
 ]
@@ -439,6 +481,21 @@ def test_bad_folders_give_one_line_and_no_output(released, tmp_path, damage, mes
     assert "\n" not in str(caught.value)
     assert not [path for path in tmp_path.iterdir() if path.name != "in"]
     assert not Path("/tmp/speechgpt_jax_was_here").exists()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_type": "mistral", "sliding_window": None},
+        {"model_type": "mistral", "sliding_window": 2048},
+        {"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 512},
+        {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 2},
+        {"model_type": "qwen3", "use_sliding_window": True, "layer_types": ["full_attention"] * 2},
+    ],
+)
+def test_windows_that_hide_nothing_are_accepted(fields):
+    given = reference(CONFIG).config.to_dict() | {"max_position_embeddings": 2048} | fields
+    llama_format.config_from(given, "config.json", "float32")
 
 
 def test_a_full_disk_is_a_user_error(released, run, tmp_path, capfd):

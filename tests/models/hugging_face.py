@@ -1,4 +1,4 @@
-"""The reference: a LLaMA of `transformers`, and the copy of its weights into our model."""
+"""The reference: a model of `transformers`, and the copy of its weights into our model."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import torch
 import transformers
 from flax import nnx
+from transformers import PreTrainedModel
 
 from speechgpt_jax.models.layers import Llama3RopeScaling
 from speechgpt_jax.models.llama import Llama, LlamaConfig
@@ -29,11 +30,29 @@ CONFIG = LlamaConfig(
 )
 
 
-def reference(config: LlamaConfig, seed=0) -> transformers.LlamaForCausalLM:
-    """A random `transformers` model of this shape, with weights large enough to matter."""
+# What differs between the families, on top of CONFIG.
+FAMILIES = {
+    "Llama": {},
+    "Mistral": {"rope_theta": 1e6},
+    "Qwen2": {"qkv_bias": True, "rope_theta": 1e6, "rms_norm_eps": 1e-6, "tie_embeddings": True},
+    "Qwen3": {"qk_norm": True, "rope_theta": 1e6, "rms_norm_eps": 1e-6, "num_kv_heads": 1},
+    "Llama 3": {
+        "rope_theta": 5e5,
+        "rope_scaling": Llama3RopeScaling(32.0, 1.0, 4.0, 16),
+        "tie_embeddings": True,
+    },
+}
+
+
+def reference(config: LlamaConfig, seed=0, family: str | None = None) -> PreTrainedModel:
+    """A random `transformers` model of this shape, with weights large enough to matter.
+
+    `family` is a prefix of its classes; by default the one that has the fields of `config`.
+    """
     torch.manual_seed(seed)
-    model = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
+    family = family or ("Qwen2" if config.qkv_bias else "Qwen3" if config.qk_norm else "Llama")
+    model = getattr(transformers, f"{family}ForCausalLM")(
+        getattr(transformers, f"{family}Config")(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
@@ -48,12 +67,15 @@ def reference(config: LlamaConfig, seed=0) -> transformers.LlamaForCausalLM:
             pad_token_id=0,
             bos_token_id=1,
             eos_token_id=2,
+            **({"sliding_window": None} if family == "Mistral" else {}),
         )
     )
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name:
                 weight.uniform_(0.5, 1.5)
+            if "bias" in name:
+                weight.uniform_(-1, 1)
     return model.eval()
 
 
@@ -73,7 +95,7 @@ def _rope_parameters(config):
     return parameters
 
 
-def to_jax(config: LlamaConfig, model: transformers.LlamaForCausalLM) -> Llama:
+def to_jax(config: LlamaConfig, model: PreTrainedModel) -> Llama:
     """Our model with the weights of `model`."""
     ours = Llama(config, rngs=nnx.Rngs(0))
     theirs = model.model
@@ -88,6 +110,15 @@ def to_jax(config: LlamaConfig, model: transformers.LlamaForCausalLM) -> Llama:
         for name in names:
             kernels = _stack(theirs, lambda x, p=part, n=name: getattr(getattr(x, p), n))
             getattr(getattr(ours.layers, part), name).kernel[...] = kernels.swapaxes(1, 2)
+    attention = ours.layers.self_attn
+    if config.qkv_bias:
+        for name in PROJECTIONS["self_attn"][:3]:
+            biases = [_array(getattr(layer.self_attn, name).bias) for layer in theirs.layers]
+            getattr(attention, name).bias[...] = jnp.stack(biases)
+    if config.qk_norm:
+        for name in ("q_norm", "k_norm"):
+            scales = _stack(theirs, lambda x, n=name: getattr(x.self_attn, n))
+            getattr(attention, name).scale[...] = scales
     return ours
 
 

@@ -76,7 +76,9 @@ def test_int8_kernels_are_within_half_a_step_and_keep_their_gradient():
 
 
 def test_merging_an_adapter_into_an_int8_kernel_gives_floats_again():
-    dense = Dense(16, 8, ("embed", "mlp"), lora=LoraConfig(rank=2), rngs=nnx.Rngs(0))
+    lora = LoraConfig(rank=2)
+    dense = Dense(16, 8, ("embed", "mlp"), bias=True, lora=lora, rngs=nnx.Rngs(0))
+    dense.bias[...] = jnp.arange(8.0)
     dense.lora_b[...] += 0.1
     dense.quantize()
     x = jax.random.normal(jax.random.key(1), (5, 16))

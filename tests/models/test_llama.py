@@ -17,15 +17,12 @@ from speechgpt_jax.models.llama import (
     matmul_flops_per_token,
     param_count,
 )
-from tests.models.hugging_face import CONFIG, reference, to_jax, with_config
+from tests.models.hugging_face import CONFIG, FAMILIES, reference, to_jax, with_config
 from tests.sizes import llama
 
-VARIANTS = {
-    "grouped heads": {},
+VARIANTS = FAMILIES | {
     "all heads": {"num_kv_heads": 4},
-    "tied": {"tie_embeddings": True},
     "linear scaling": {"rope_scaling": LinearRopeScaling(4.0)},
-    "llama 3": {"rope_theta": 5e5, "rope_scaling": Llama3RopeScaling(8.0, 1.0, 4.0, 16)},
 }
 
 
@@ -61,7 +58,7 @@ def assert_close(actual, expected, tolerance=1e-5):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_equals_transformers(variant):
     config = dataclasses.replace(CONFIG, **VARIANTS[variant])
-    theirs = reference(config)
+    theirs = reference(config, family="Mistral" if variant == "Mistral" else None)
     ours = to_jax(config, theirs)
     tokens = random_tokens(2, 40)
     with torch.no_grad():
@@ -154,20 +151,22 @@ def test_adapters_on_an_int8_base_have_the_same_gradients_under_remat():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), actual, expected)
 
 
-def test_gradients_equal_transformers():
-    theirs = reference(CONFIG)
-    ours = to_jax(CONFIG, theirs)
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
+def test_gradients_equal_transformers(family):
+    config = dataclasses.replace(CONFIG, **FAMILIES[family])
+    theirs = reference(config)
+    ours = to_jax(config, theirs)
     tokens = random_tokens(2, 10)
     logits = theirs(torch.tensor(tokens)).logits
     torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), torch.tensor(tokens).flatten()
     ).backward()
     _, gradients = loss_and_gradients(ours, tokens)
-    kernels = gradients["layers"]["mlp"]["up_proj"]["kernel"]
-    for layer, kernel in zip(theirs.model.layers, kernels, strict=True):
-        assert_close(kernel, layer.mlp.up_proj.weight.grad.T.numpy(), 1e-4)
-    embedding = gradients["embed_tokens"][: CONFIG.vocab_size]
-    assert_close(embedding, theirs.model.embed_tokens.weight.grad.numpy(), 1e-4)
+    # The gradients of `theirs`, in the layout of `ours`.
+    for weight in theirs.parameters():
+        weight.data = weight.grad
+    expected = nnx.state(to_jax(config, theirs), nnx.Param)
+    jax.tree.map(lambda a, b: assert_close(a, b, 1e-4), gradients, expected)
 
 
 def test_computes_in_bfloat16_with_float32_weights():
@@ -203,11 +202,20 @@ def test_every_parameter_names_its_axes():
 
 
 @pytest.mark.parametrize(
-    "name, weights",
-    [("llama_7b", 6_738_415_616), ("llama_13b", 13_015_864_320)],
+    "name, vocab_size, weights",
+    [
+        ("llama_7b", 32_000, 6_738_415_616),
+        ("llama_13b", 32_000, 13_015_864_320),
+        ("llama3_1b", 128_256, 1_235_814_400),
+        ("llama3_8b", 128_256, 8_030_261_248),
+        ("qwen2_5_0_5b", 151_936, 494_032_768),
+        ("qwen2_5_7b", 152_064, 7_615_616_512),
+        ("qwen3_0_6b", 151_936, 596_049_920),
+        ("smollm2_135m", 49_152, 134_515_008),
+    ],
 )
-def test_published_sizes(name, weights):
-    assert param_count(llama(name, 32000)) == weights
+def test_published_sizes(name, vocab_size, weights):
+    assert param_count(llama(name, vocab_size)) == weights
 
 
 def test_flops_are_two_per_weight_and_attention():
