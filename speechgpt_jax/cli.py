@@ -33,7 +33,7 @@ EXTRAS = {
     "tensorflow_text": "train",
     "joblib": "convert",
     "sklearn": "convert",
-    "tokenizers": "convert",
+    "gguf": "convert",
     "torch": "convert",
     "transformers": "convert",
     "faster_whisper": "test",

@@ -166,12 +166,13 @@ def generation_config(config_fields: Mapping) -> dict:
     }
 
 
-def _token_ids(tokenizer: Tokenizer | None) -> dict[str, int]:
+def _token_ids(tokenizer: Tokenizer | None) -> dict:
     if tokenizer is None:
         return {}
+    stop_ids = [*tokenizer.stop_ids]
     return {
         "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
+        "eos_token_id": stop_ids if len(stop_ids) > 1 else tokenizer.eos_id,
         "pad_token_id": tokenizer.pad_id,
     }
 

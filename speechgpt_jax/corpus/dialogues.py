@@ -144,14 +144,14 @@ class ModelSynthesizer:
             self.model,
             [self._prompt(text) for text in texts],
             max_new_tokens=self.max_new_tokens,
-            stop_ids=[self.tokenizer.eos_id],
+            stop_ids=self.tokenizer.stop_ids,
             sampling=GREEDY,
         )
         return [self._units(row, length) for row, length in zip(tokens, lengths)]
 
     def _prompt(self, text: str) -> list[int]:
         prompt = prompts.CROSS_MODAL_PROMPT.format(description=prompts.SPEAK, source=text)
-        return [self.tokenizer.bos_id, *self.tokenizer.encode(prompts.DEFAULT_PREFIX + prompt)]
+        return self.tokenizer.encode_prompt(prompts.DEFAULT_PREFIX + prompt)
 
     def _units(self, tokens: np.ndarray, length: int) -> UnitsOrReason:
         if length == len(tokens):

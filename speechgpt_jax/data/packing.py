@@ -101,7 +101,9 @@ class Packer:
             )
 
 
-def pack(examples: Sequence[Example], length: int, bos_id: int) -> dict[str, np.ndarray]:
+def pack(
+    examples: Sequence[Example], length: int, bos_id: int | None, unk_id: int | None
+) -> dict[str, np.ndarray]:
     """One row of SeqIO's decoder features: the examples one after another, then padding.
 
     inputs [7], targets [8, 2] and inputs [9], targets [2], bos 1, length 6 ->
@@ -110,6 +112,9 @@ def pack(examples: Sequence[Example], length: int, bos_id: int) -> dict[str, np.
       decoder_loss_weights  [0, 1, 1, 0, 1, 0]
       decoder_segment_ids   [1, 1, 1, 2, 2, 0]
       decoder_positions     [0, 1, 2, 0, 1, 0]
+
+    Without bos the first token of an example is only an input, since nothing predicts it. A model
+    should not learn to write the unknown piece, so `unk_id` has no loss.
     """
     sizes = [_size(example) for example in examples]
     prefixes = [_size(example) - len(example["targets"]) for example in examples]
@@ -119,12 +124,16 @@ def pack(examples: Sequence[Example], length: int, bos_id: int) -> dict[str, np.
     positions = np.concatenate([np.arange(size) for size in sizes])
     row = {
         "decoder_target_tokens": tokens,
-        "decoder_input_tokens": np.where(positions == 0, bos_id, np.roll(tokens, 1)),
-        # Id 0 is the unknown piece, which a model should not learn to write.
-        "decoder_loss_weights": (positions >= np.repeat(prefixes, sizes)) & (tokens != 0),
+        "decoder_input_tokens": np.where(positions == 0, bos_id or 0, np.roll(tokens, 1)),
+        "decoder_loss_weights": positions >= np.repeat(prefixes, sizes),
         "decoder_segment_ids": np.repeat(np.arange(1, len(sizes) + 1), sizes),
         "decoder_positions": positions,
     }
+    if unk_id is not None:
+        row["decoder_loss_weights"] &= tokens != unk_id
+    if bos_id is None:
+        row = {key: value[positions > 0] for key, value in row.items()}
+        row["decoder_positions"] -= 1
     return {key: _pad(value, length) for key, value in row.items()}
 
 

@@ -74,7 +74,8 @@ class Reader(Iterator[Batch]):
         `whole=True` of all examples, for a reader whose share is empty.
       batch_size: rows per batch.
       sequence_length: tokens per row.
-      bos_id: first input token of every example.
+      bos_id: first input token of every example, or None.
+      unk_id: token without loss, or None.
     """
 
     def __init__(
@@ -82,11 +83,12 @@ class Reader(Iterator[Batch]):
         load_examples: Callable[..., tf.data.Dataset],
         batch_size: int,
         sequence_length: int,
-        bos_id: int,
+        bos_id: int | None,
+        unk_id: int | None,
     ):
         self._load_examples = load_examples
         self._batch_size = batch_size
-        self._bos_id = bos_id
+        self._bos_id, self._unk_id = bos_id, unk_id
         self._packer = Packer(sequence_length)
         self._waiting: list[Example] = []
         self._start(whole=False)
@@ -148,7 +150,7 @@ class Reader(Iterator[Batch]):
                     "The data has no example: a task's files are empty, or its filters keep no"
                     " record; check its `files` and its `direction`."
                 )
-        return pack(self._packer.fill_row(), self._packer.length, self._bos_id)
+        return pack(self._packer.fill_row(), self._packer.length, self._bos_id, self._unk_id)
 
 
 def load_batches(
@@ -187,6 +189,7 @@ def load_batches(
     if cache_dir:
         _require_cached(provider, cache_dir)
     _warn_of_uneven_files(provider, split, num_readers, cached=bool(cache_dir))
+    vocabulary = provider.output_features["targets"].vocabulary
     return Batches(
         {
             f"reader_{i}_of_{num_readers}": Reader(
@@ -201,7 +204,8 @@ def load_batches(
                 ),
                 batch_size,
                 sequence_length,
-                _bos_id(provider),
+                vocabulary.bos_id,
+                vocabulary.unk_id,
             )
             for i in readers
         }
@@ -237,10 +241,6 @@ def _load_shuffled(
     tasks = seqio.get_subtasks(provider)
     num_examples = sum(task.get_cached_stats(split)["examples"] for task in tasks)
     return examples.shuffle(min(num_examples, SHUFFLE_BUFFER), seed=seed)
-
-
-def _bos_id(provider: seqio.Task | seqio.Mixture) -> int:
-    return provider.output_features["targets"].vocabulary.bos_id
 
 
 def _get_provider(mixture_or_task: str | seqio.Task | seqio.Mixture, split: str):

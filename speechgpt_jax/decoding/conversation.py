@@ -142,12 +142,12 @@ class Conversation:
 
     def complete(self, prompt: str) -> str:
         """The text that the model writes after the prefix and `prompt`."""
-        ids = [self.tokenizer.bos_id, *self.tokenizer.encode(self.prefix + prompt)]
+        ids = self.tokenizer.encode_prompt(self.prefix + prompt)
         tokens, lengths = generate(
             self.model,
             [ids],
             max_new_tokens=self.max_new_tokens,
-            stop_ids=[self.tokenizer.eos_id],
+            stop_ids=self.tokenizer.stop_ids,
             sampling=self.sampling,
             key=jax.random.key(0),
         )

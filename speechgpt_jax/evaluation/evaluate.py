@@ -100,7 +100,7 @@ def evaluate(
     check_task(task, split)
     evaluator = seqio.Evaluator(
         task,
-        seqio.PrefixLMFeatureConverter(pack=False, bos_id=tokenizer.bos_id),
+        seqio.PrefixLMFeatureConverter(pack=False),
         eval_split=split,
         num_examples=num_examples,
         async_compute_metrics=False,
@@ -123,11 +123,11 @@ def split_reference(
     tokenizer: Tokenizer, features: Mapping[str, np.ndarray]
 ) -> tuple[list[int], list[int]]:
     """SeqIO's decoder features -> token ids of the prompt, with bos, and the answer, with eos."""
-    padded = features["decoder_target_tokens"]
-    tokens: list[int] = padded[padded != tokenizer.pad_id].tolist()
+    # SeqIO pads with zeros, and 0 may also be the id of a token.
+    tokens: list[int] = np.trim_zeros(features["decoder_target_tokens"], "b").tolist()
     roles = np.flatnonzero(np.equal(tokens, tokenizer.token_to_id(prompts.SPEECHGPT)))
     start = int(roles[-1]) + 1 + len(tokenizer.encode(":"))
-    return [tokenizer.bos_id, *tokens[:start]], tokens[start:]
+    return [*tokenizer.encode_prompt(""), *tokens[:start]], tokens[start:]
 
 
 def _generate_all(model, tokenizer, references, batch_size, sampling) -> np.ndarray:
@@ -140,7 +140,7 @@ def _generate_all(model, tokenizer, references, batch_size, sampling) -> np.ndar
             model,
             [references[row][0] for row in rows],
             max_new_tokens=max_new_tokens,
-            stop_ids=[tokenizer.eos_id],
+            stop_ids=tokenizer.stop_ids,
             sampling=sampling,
         )
         for row, answer, length in zip(rows, tokens, lengths):

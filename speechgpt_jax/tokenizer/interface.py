@@ -2,8 +2,10 @@
 
 import abc
 import os
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+
+from speechgpt_jax import files
+from speechgpt_jax.errors import UserError
 
 
 class Tokenizer(abc.ABC):
@@ -12,37 +14,73 @@ class Tokenizer(abc.ABC):
     Encodes without bos and eos, as SeqIO's vocabularies do:
     `"[Human]: hi <eoh>"` -> ids of `[Human]`, `▁:`, `▁hi`, `<eoh>`.
 
+    Two tokenizers are equal if they have the same files, and can be pickled.
+
     Attributes:
       added_tokens: token -> id of units, role tokens and others at which text is split.
+      bos_id: id in front of every text that a model reads; None for models that read none, such as
+        Qwen.
+      eos_id: id at the end of every text that a model learns to write.
+      stop_ids: ids that end an answer; `eos_id` is one of them.
       pad_id: fills the end of a batch's rows; never part of a text.
+      unk_id: id of the unknown piece; None if every text has ids of its own.
     """
 
     added_tokens: dict[str, int]
-    pad_id: ClassVar[int] = 0
+    bos_id: int | None
+    eos_id: int
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    unk_id: int | None
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> "Tokenizer":
         """Reads the tokenizer of a run or of a Hugging Face folder.
 
+        A SentencePiece model (`tokenizer.model`) is preferred to `tokenizer.json`: the released
+        SpeechGPT was trained with its ids.
+
         Raises:
           UserError: its files are missing or damaged.
         """
-        # Imported here because that module imports this one.
+        # Imported here because those modules import this one.
+        from speechgpt_jax.tokenizer.hugging_face import HuggingFaceTokenizer
         from speechgpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 
-        return SentencePieceTokenizer.from_folder(folder)
+        folder = files.find(folder)
+        if (folder / "tokenizer.model").exists():
+            return SentencePieceTokenizer.from_folder(folder)
+        if (folder / "tokenizer.json").exists():
+            return HuggingFaceTokenizer.from_folder(folder)
+        raise UserError(
+            f"{folder} has no tokenizer; expected a tokenizer.model or a tokenizer.json in it."
+        )
 
     @abc.abstractmethod
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes the files that `from_pretrained` reads; makes the folder."""
 
     @abc.abstractmethod
+    def with_tokens(self, tokens: Sequence[str]) -> "Tokenizer":
+        """This tokenizer with more added tokens, whose ids follow the last one in their order.
+
+        White space on both sides of them is dropped.
+
+        Raises:
+          UserError: it has one of them already.
+        """
+
+    @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; text such as "</s>" never becomes a control token."""
+        """Ids of `text`."""
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text that a model reads: bos, if it has one, then those of `text`."""
+        return ([] if self.bos_id is None else [self.bos_id]) + self.encode(text)
 
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`, with spaces around added tokens and without control tokens.
+        """Text of `ids` without control tokens.
 
         Raises:
           UserError: no token has one of these ids.
@@ -52,25 +90,14 @@ class Tokenizer(abc.ABC):
     def token_to_id(self, token: str) -> int:
         """Id of an added token or of a piece; raises a UserError if it is neither."""
 
+    @abc.abstractmethod
+    def is_byte(self, id_: int) -> bool:
+        """Whether the token is a single byte such as `<0x41>`, decoded with its neighbours."""
+
     @property
     @abc.abstractmethod
     def vocab_size(self) -> int:
         """One more than the highest id; a checkpoint may have more rows than this."""
-
-    @property
-    @abc.abstractmethod
-    def bos_id(self) -> int:
-        """Id at the start of every text that a model reads."""
-
-    @property
-    @abc.abstractmethod
-    def eos_id(self) -> int:
-        """Id at the end of every text that a model writes."""
-
-    @property
-    @abc.abstractmethod
-    def unk_id(self) -> int:
-        """Id of the unknown piece; required by SeqIO."""
 
     @property
     def unit_ids(self) -> range:
@@ -80,3 +107,8 @@ class Tokenizer(abc.ABC):
         while self.added_tokens.get(f"<{num_units}>") == first + num_units:
             num_units += 1
         return range(first, first + num_units)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tokenizer) and self.__reduce__() == other.__reduce__()
+
+    __hash__ = None  # type: ignore[assignment]

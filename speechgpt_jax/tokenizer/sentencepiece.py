@@ -45,6 +45,11 @@ class SentencePieceTokenizer(Tokenizer):
         self.added_tokens = {t: i for t, i in added_tokens.items() if not self._is_control(t, i)}
         self._strings = {id_: token for token, id_ in self.added_tokens.items()}
         self._check_ids()
+        self.bos_id = self._pieces.bos_id()
+        self.eos_id = self._pieces.eos_id()
+        self.stop_ids = (self.eos_id,)
+        self.pad_id = 0
+        self.unk_id = self._pieces.unk_id()
         self._split = re.compile(f"({any_of(self.added_tokens)})").split
 
     @classmethod
@@ -78,7 +83,14 @@ class SentencePieceTokenizer(Tokenizer):
         files.write_bytes(folder / "tokenizer.model", self.model)
         files.write_text(folder / "added_tokens.json", json.dumps(self.added_tokens) + "\n")
 
+    def with_tokens(self, tokens: Sequence[str]) -> "SentencePieceTokenizer":
+        if known := [token for token in tokens if token in self.added_tokens]:
+            raise UserError(f"the tokenizer has a token {known[0]!r} already.")
+        new = {token: self.vocab_size + i for i, token in enumerate(tokens)}
+        return SentencePieceTokenizer(self.model, self.added_tokens | new)
+
     def encode(self, text: str) -> list[int]:
+        """Ids of `text`; text such as "</s>" never becomes a control token."""
         if not self.added_tokens:
             return self._pieces.encode(text)
         # Splitting on a group alternates: text, added token, text, added token, text.
@@ -94,6 +106,11 @@ class SentencePieceTokenizer(Tokenizer):
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`, with spaces around added tokens and without control tokens.
+
+        Raises:
+          UserError: no token has one of these ids.
+        """
         texts, pieces = [], []
         for id_ in map(int, ids):
             self._check_id(id_)
@@ -117,17 +134,11 @@ class SentencePieceTokenizer(Tokenizer):
     def vocab_size(self) -> int:
         return max([self._pieces.vocab_size() - 1, *self._strings]) + 1
 
-    @property
-    def bos_id(self) -> int:
-        return self._pieces.bos_id()
+    def is_byte(self, id_: int) -> bool:
+        return id_ < self._pieces.vocab_size() and self._pieces.is_byte(id_)
 
-    @property
-    def eos_id(self) -> int:
-        return self._pieces.eos_id()
-
-    @property
-    def unk_id(self) -> int:
-        return self._pieces.unk_id()
+    def __reduce__(self):
+        return SentencePieceTokenizer, (self.model, self.added_tokens)
 
     def _join(self, pieces: list[str]) -> str | None:
         if not pieces:

@@ -111,7 +111,7 @@ def packed(examples, rows, length) -> list[dict[str, np.ndarray]]:
     for example in examples:
         packer.add({"targets": example})
     while packer:
-        full.append(pack(packer.fill_row(), length, bos_id=1))
+        full.append(pack(packer.fill_row(), length, bos_id=1, unk_id=0))
     full += [{key: np.zeros_like(row) for key, row in full[0].items()}] * (-len(full) % rows)
     batches = [full[start : start + rows] for start in range(0, len(full), rows)]
     return [{key: np.stack([row[key] for row in batch]) for key in batch[0]} for batch in batches]

@@ -22,10 +22,10 @@ def load_once(provider, split, *, batch_size, sequence_length):
     packer = Packer(sequence_length)
     for example in dataset.as_numpy_iterator():
         packer.add({key: example[key] for key in FEATURES if key in example})
-    bos_id = provider.output_features["targets"].vocabulary.bos_id
+    vocabulary = provider.output_features["targets"].vocabulary
     rows = []
     while packer:
-        rows.append(pack(packer.fill_row(), sequence_length, bos_id))
+        rows.append(pack(packer.fill_row(), sequence_length, vocabulary.bos_id, vocabulary.unk_id))
     rows += [{k: np.zeros_like(v) for k, v in rows[0].items()}] * (-len(rows) % batch_size)
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]

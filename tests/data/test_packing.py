@@ -30,7 +30,7 @@ def rows_of(packer, sizes):
 
 
 def test_a_row():
-    row = pack([example(8, 2, inputs=[7]), example(2, inputs=[9])], length=6, bos_id=1)
+    row = pack([example(8, 2, inputs=[7]), example(2, inputs=[9])], length=6, bos_id=1, unk_id=0)
     assert {key: value.tolist() for key, value in row.items()} == {
         "decoder_target_tokens": [7, 8, 2, 9, 2, 0],
         "decoder_input_tokens": [1, 7, 8, 1, 9, 0],
@@ -39,6 +39,24 @@ def test_a_row():
         "decoder_positions": [0, 1, 2, 0, 1, 0],
     }
     assert all(value.dtype == np.int32 for value in row.values())
+
+
+def test_a_row_without_bos():
+    """The first token of each example is only an input; id 0 is a token like others."""
+    examples = [example(8, 2, inputs=[7]), example(0, 4, 2)]
+    row = pack(examples, length=6, bos_id=None, unk_id=None)
+    assert {key: value.tolist() for key, value in row.items()} == {
+        "decoder_target_tokens": [8, 2, 4, 2, 0, 0],
+        "decoder_input_tokens": [7, 8, 0, 4, 0, 0],
+        "decoder_loss_weights": [1, 1, 1, 1, 0, 0],
+        "decoder_segment_ids": [1, 1, 2, 2, 0, 0],
+        "decoder_positions": [0, 1, 0, 1, 0, 0],
+    }
+
+
+def test_the_unknown_piece_has_no_loss():
+    row = pack([example(8, 0, 2)], length=3, bos_id=1, unk_id=0)
+    assert row["decoder_loss_weights"].tolist() == [1, 0, 1]
 
 
 def test_little_is_padding_at_the_lengths_of_speech_dialogues():

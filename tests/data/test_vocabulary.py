@@ -12,6 +12,8 @@ import tensorflow as tf
 from hypothesis import strategies as st
 
 from speechgpt_jax.data.vocabulary import Vocabulary
+from speechgpt_jax.tokenizer import Tokenizer
+from tests.tokenizer.byte_level import KINDS, mix, write
 
 GOLDEN = Path(__file__).parent.parent / "testdata" / "golden"
 
@@ -116,3 +118,40 @@ def test_is_a_seqio_vocabulary(vocabulary):
     assert (vocabulary.vocab_size, vocabulary.pad_id, vocabulary.eos_id) == (3006, 0, 2)
     assert vocabulary == pickle.loads(pickle.dumps(vocabulary))
     assert vocabulary != Vocabulary.from_files(GOLDEN / "tokenizer.model", ["<0>"])
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def byte_level(request, tmp_path_factory):
+    folder = write(tmp_path_factory.mktemp(request.param), request.param)
+    return Vocabulary(Tokenizer.from_pretrained(folder).with_tokens(["<0>", "<1>", "<sosp>"]))
+
+
+def test_a_tokenizer_json_has_the_ids_of_python_in_a_graph(byte_level):
+    rng = random.Random(0)
+    mixes = [mix(rng, ["<0> <1>", "<sosp>"]) for _ in range(200)]
+    expected = [byte_level.encode(text) for text in mixes]
+    dataset = tf.data.Dataset.from_tensor_slices(mixes).batch(64).map(byte_level.encode_tf)
+    assert [row for batch in dataset for row in batch.to_list()] == expected
+    assert byte_level.encode_tf(tf.constant(mixes[7])).numpy().tolist() == expected[7]
+    assert byte_level.encode_tf(tf.constant([], tf.string)).to_list() == []
+    assert byte_level.encode_tf(tf.constant("")).shape == (0,)
+    assert byte_level.encode_tf(tf.constant(b"a\xff")).numpy().tolist() == byte_level.encode("a�")
+
+
+def test_the_position_in_a_dataset_of_a_tokenizer_json_can_be_saved(byte_level, tmp_path):
+    def open_dataset():
+        return iter(tf.data.Dataset.from_tensor_slices(["a", "<0>b"]).map(byte_level.encode_tf))
+
+    first, again = open_dataset(), open_dataset()
+    next(first)
+    path = tf.train.Checkpoint(iterator=first).write(str(tmp_path / "position"))
+    tf.train.Checkpoint(iterator=again).read(path).assert_consumed()
+    assert next(again).numpy().tolist() == byte_level.encode("<0>b")
+
+
+def test_a_tokenizer_json_is_a_seqio_vocabulary(byte_level):
+    assert byte_level == pickle.loads(pickle.dumps(byte_level))
+    assert byte_level.pad_id == 0 and byte_level.unk_id is None
+    ids = byte_level.encode("hi <1>!")
+    assert byte_level.decode([*ids, byte_level.eos_id, 5]) == "hi<1>!"
+    assert byte_level.decode_tf(tf.constant([ids])).numpy().tolist() == [b"hi<1>!"]
