@@ -83,7 +83,13 @@ def nonempty(text: str) -> str:
 
 def existing_path(text: str) -> str:
     """Type of files and folders that exist, local or gs://."""
-    if not nonempty(text) or not epath.Path(text).exists():
+    try:
+        exists = bool(nonempty(text)) and epath.Path(text).exists()
+    except ImportError as error:
+        raise IllegalValue(
+            f"{text} can't be read: buckets need `pip install speechgpt_jax[train]`"
+        ) from error
+    if not exists:
         raise _illegal(text, "a path that exists")
     return text
 
@@ -172,6 +178,19 @@ def run_program(words: Sequence[str], input: str | None = None) -> int:
         raise UserError(
             f"{words[0]} is not installed, or not on PATH; --dry_run prints what would be run."
         ) from error
+
+
+def program_output(words: Sequence[str]) -> str | None:
+    """What another program prints; None if it fails, having printed the reason on stderr.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{words[0]} is not installed, or not on PATH.") from error
+    return None if done.returncode else done.stdout
 
 
 # ---- absl ----------------------------------------------------------------------------------------

@@ -1,42 +1,70 @@
-"""Requests a TPU VM pod, installs this project on it and trains on all of its hosts.
+"""Requests TPU VMs, installs this project on them and trains on all of their hosts.
 
     python -m tools.launch_tpu_vm create --name=speechgpt --zone=us-west4-a \\
         --accelerator_type=v5litepod-256 --runtime_version=v2-alpha-tpuv5-lite --spot
     python -m tools.launch_tpu_vm setup  --name=speechgpt --zone=us-west4-a --source=GIT_URL
     python -m tools.launch_tpu_vm train  --name=speechgpt --zone=us-west4-a -- \\
         --gin_file=gin/runs/llama_7b_stage1.gin --output_dir=gs://BUCKET/stage1
+    python -m tools.launch_tpu_vm status --name=speechgpt --zone=us-west4-a
+    python -m tools.launch_tpu_vm logs   --name=speechgpt --zone=us-west4-a
+    python -m tools.launch_tpu_vm stop   --name=speechgpt --zone=us-west4-a
     python -m tools.launch_tpu_vm delete --name=speechgpt --zone=us-west4-a
 
---dry_run prints the gcloud command instead of running it. `create` queues the request (queued
-resources); `setup` works once it is granted. --slices=2 requests two slices, joined by the
-data-centre network. After a preemption: delete, create, setup, and the same `train`, which resumes
-from the last checkpoint.
+`create` queues the request (queued resources); `setup` works once it is granted; `train` starts the
+run and returns; `stop` saves a checkpoint first. --slices=2 requests two slices, joined by the
+data-centre network. One command does all of it, on any machine that stays on, and requests the
+slices again after a preemption:
+
+    python -m tools.launch_tpu_vm watch --name=speechgpt --zone=us-west4-a \\
+        --accelerator_type=v5litepod-256 --runtime_version=v2-alpha-tpuv5-lite --spot \\
+        --source=GIT_URL -- --gin_file=gin/runs/llama_7b_stage1.gin --output_dir=gs://BUCKET/stage1
+
+--dry_run prints the gcloud command instead of running it.
 """
 
 import argparse
+import dataclasses
 import shlex
 
 from speechgpt_jax import arguments
-from speechgpt_jax.arguments import Parser, name, nonempty, positive_int
+from speechgpt_jax.arguments import Parser, at_least, name, nonempty, positive_float, positive_int
 from speechgpt_jax.launch import tpu_vm
+from speechgpt_jax.launch.watch import watch
 
 
-def command(args: argparse.Namespace) -> list[str]:
+def request(args: argparse.Namespace) -> tpu_vm.Request:
+    """What the flags of `create` and `watch` ask for."""
+    fields = [field.name for field in dataclasses.fields(tpu_vm.Request)]
+    return tpu_vm.Request(**{field: getattr(args, field) for field in fields})
+
+
+def command(args: argparse.Namespace, pod: tpu_vm.Pod) -> list[str]:
     """The gcloud command of the chosen step."""
-    where = args.name, tpu_vm.location(args.zone, args.project)
     if args.step == "create":
-        accelerator = args.accelerator_type, args.runtime_version
-        return tpu_vm.create(*where, *accelerator, slices=args.slices, spot=args.spot)
+        return tpu_vm.create(pod, request(args))
     if args.step == "setup":
-        return tpu_vm.setup(*where, args.source)
+        return tpu_vm.setup(pod, args.source)
     if args.step == "train":
-        return tpu_vm.train(*where, args.train_arguments)
-    return tpu_vm.delete(*where)
+        return tpu_vm.train(pod, args.train_arguments)
+    if args.step == "logs":
+        return tpu_vm.logs(pod, args.lines)
+    return {"status": tpu_vm.status, "stop": tpu_vm.stop, "delete": tpu_vm.delete}[args.step](pod)
 
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
-    words = command(args)
+    pod = tpu_vm.Pod(args.name, args.zone, args.project)
+    if args.step == "watch":
+        watch(
+            pod,
+            request(args),
+            args.source,
+            args.train_arguments,
+            max_restarts=args.max_restarts,
+            seconds=args.seconds,
+        )
+        return 0
+    words = command(args, pod)
     if args.dry_run:
         print(shlex.join(words))
         return 0
@@ -48,25 +76,47 @@ def parser() -> Parser:
     common.add_argument("--name", type=name, required=True, help="name of the queued resource")
     common.add_argument("--zone", type=name, required=True, help="such as us-west4-a")
     common.add_argument("--project", type=nonempty, help="by default gcloud's default project")
-    common.add_argument("--dry_run", action="store_true", help="only print the command")
+    dry = Parser(add_help=False)
+    dry.add_argument("--dry_run", action="store_true", help="only print the command")
+    slices = Parser(add_help=False)
+    add = slices.add_argument
+    add("--accelerator_type", type=name, required=True, help="such as v5litepod-256")
+    add("--runtime_version", type=name, required=True, help="such as v2-alpha-tpuv5-lite")
+    add("--slices", type=positive_int, default=1, help="number of slices (default: 1)")
+    kind = slices.add_mutually_exclusive_group()
+    kind.add_argument("--spot", action="store_true", help="cheaper, may be preempted")
+    kind.add_argument("--reserved", action="store_true", help="from the project's reservation")
+    add("--service_account", type=nonempty, help="as which the hosts use buckets")
+    add("--network", type=nonempty, help="of the hosts (default: default)")
+    add("--subnetwork", type=nonempty, help="of the hosts")
+    add("--labels", type=nonempty, help="such as team=speech,run=stage1")
+    source = Parser(add_help=False)
+    source.add_argument("--source", type=nonempty, required=True, help="git URL of this repository")
+    train = Parser(add_help=False)
+    train.add_argument("train_arguments", nargs="+", help="arguments of train, after --")
+
     parser = Parser(__doc__)
     steps = parser.add_subparsers(required=True, dest="step")
-    create = steps.add_parser("create", parents=[common], help="request the pod")
-    create.add_argument(
-        "--accelerator_type", type=name, required=True, help="such as v5litepod-256"
+    once = [common, dry]
+    steps.add_parser("create", parents=[*once, slices], help="request the slices")
+    steps.add_parser("setup", parents=[*once, source], help="install this project on every host")
+    steps.add_parser("train", parents=[*once, train], help="start the run on all hosts")
+    steps.add_parser("status", parents=once, help="say on each host how the run stands")
+    logs = steps.add_parser("logs", parents=once, help="follow the first host's output")
+    logs.add_argument("--lines", type=positive_int, default=50, help="to begin with (default: 50)")
+    steps.add_parser("stop", parents=once, help="save a checkpoint and end the run")
+    steps.add_parser("delete", parents=once, help="delete the slices")
+    keep = steps.add_parser(
+        "watch",
+        parents=[common, slices, source, train],
+        help="do all of it, again after each preemption, until the run has finished",
     )
-    create.add_argument(
-        "--runtime_version", type=name, required=True, help="such as v2-alpha-tpuv5-lite"
+    keep.add_argument(
+        "--max_restarts", type=at_least(0), default=5, help="restarts after crashes (default: 5)"
     )
-    create.add_argument(
-        "--slices", type=positive_int, default=1, help="number of slices (default: 1)"
+    keep.add_argument(
+        "--seconds", type=positive_float, default=60.0, help="between two looks (default: 60)"
     )
-    create.add_argument("--spot", action="store_true", help="cheaper, may be preempted")
-    setup = steps.add_parser("setup", parents=[common], help="install this project on every host")
-    setup.add_argument("--source", type=nonempty, required=True, help="git URL of this repository")
-    train = steps.add_parser("train", parents=[common], help="train on all hosts")
-    train.add_argument("train_arguments", nargs="+", help="arguments of train, after --")
-    steps.add_parser("delete", parents=[common], help="delete the pod")
     return parser
 
 

@@ -1,69 +1,162 @@
-"""The gcloud commands that request a TPU VM pod, install this project on it and train there.
+"""The gcloud commands that request TPU VMs, install this project on them and train there.
 
-All return the command as a list of words. `location` holds the flags --zone and, unless it is
-gcloud's default, --project.
+All return the command as a list of words.
 """
 
+import dataclasses
+import re
 import shlex
 from collections.abc import Sequence
 
+from speechgpt_jax.launch.command import train_command
+
 QUEUED_RESOURCES = ["gcloud", "compute", "tpus", "queued-resources"]
 CHECKOUT = "~/speechgpt_jax"
+UV = "~/.local/bin/uv"
+# Kept beside the checkout's files: process id, exit code and output of the run on a host.
+PID, CODE, LOG = "train.pid", "train.code", "train.log"
 
 
-def location(zone: str, project: str | None = None) -> list[str]:
-    """Flags for the zone and project of a queued resource; by default gcloud's default project."""
-    return [f"--zone={zone}", *([f"--project={project}"] if project else [])]
+@dataclasses.dataclass(frozen=True)
+class Pod:
+    """A queued resource: one or several TPU slices.
+
+    Attributes:
+      name, zone: of the queued resource.
+      project: by default gcloud's default project.
+    """
+
+    name: str
+    zone: str
+    project: str | None = None
+
+    def command(self, verb: str, *flags: str) -> list[str]:
+        """`gcloud compute tpus queued-resources VERB NAME --zone=... FLAGS`."""
+        return [*QUEUED_RESOURCES, verb, self.name, *self.location, *flags]
+
+    @property
+    def location(self) -> list[str]:
+        """Flags for zone and project."""
+        return [f"--zone={self.zone}", *([f"--project={self.project}"] if self.project else [])]
 
 
-def create(
-    name: str,
-    location: Sequence[str],
-    accelerator_type: str,
-    runtime_version: str,
-    slices: int = 1,
-    spot: bool = False,
-) -> list[str]:
-    """Requests one or several slices as a queued resource."""
-    nodes = [f"--node-id={name}"]
-    if slices > 1:
-        nodes = [f"--node-count={slices}", f"--node-prefix={name}"]
-    flags = [
-        f"--accelerator-type={accelerator_type}",
-        f"--runtime-version={runtime_version}",
-        *(["--spot"] if spot else []),
-    ]
-    return [*QUEUED_RESOURCES, "create", name, *location, *nodes, *flags]
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is requested.
+
+    Attributes:
+      accelerator_type: such as "v5litepod-256".
+      runtime_version: such as "v2-alpha-tpuv5-lite".
+      slices: number of slices, joined by the data-centre network.
+      spot: cheaper, may be preempted.
+      reserved: taken from the project's reservation.
+      service_account: as which the hosts read and write buckets.
+      network, subnetwork: of the hosts; by default the project's `default`.
+      labels: such as "team=speech,run=stage1".
+    """
+
+    accelerator_type: str
+    runtime_version: str
+    slices: int = 1
+    spot: bool = False
+    reserved: bool = False
+    service_account: str | None = None
+    network: str | None = None
+    subnetwork: str | None = None
+    labels: str | None = None
 
 
-def setup(name: str, location: Sequence[str], source: str) -> list[str]:
-    """Clones the repository `source` on every host, or updates it, and installs it."""
-    return on_all_hosts(
-        name,
-        location,
-        f"test -d {CHECKOUT} || git clone -q {shlex.quote(source)} {CHECKOUT};"
-        f" cd {CHECKOUT} && git pull -q &&"
-        " python3.11 -m venv .venv && .venv/bin/pip install -q -e '.[train,tpu]'",
+def create(pod: Pod, request: Request) -> list[str]:
+    """Requests the slices."""
+    nodes = [f"--node-id={pod.name}"]
+    if request.slices > 1:
+        nodes = [f"--node-count={request.slices}", f"--node-prefix={pod.name}"]
+    named = ("service_account", "network", "subnetwork", "labels")
+    given = {name: getattr(request, name) for name in named}
+    return pod.command(
+        "create",
+        *nodes,
+        f"--accelerator-type={request.accelerator_type}",
+        f"--runtime-version={request.runtime_version}",
+        *(f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value),
+        *(["--spot"] if request.spot else []),
+        *(["--reserved"] if request.reserved else []),
     )
 
 
-def train(name: str, location: Sequence[str], train_arguments: Sequence[str]) -> list[str]:
-    """Starts `speechgpt_jax.train` on every host."""
-    arguments = shlex.join(train_arguments)
-    return on_all_hosts(
-        name,
-        location,
-        f"cd {CHECKOUT} && .venv/bin/python -m speechgpt_jax.train --multihost {arguments}",
-    )
+def state(pod: Pod) -> list[str]:
+    """Prints the state of the request: WAITING_FOR_RESOURCES, ACTIVE, ...; nothing if none is made.
+
+    Unlike `describe`, `list` fails only if Google Cloud can't be asked.
+    """
+    chosen = [f"--filter=name~/{pod.name}$", "--format=value(state.state)"]
+    return [*QUEUED_RESOURCES, "list", *pod.location, *chosen]
 
 
-def delete(name: str, location: Sequence[str]) -> list[str]:
+def delete(pod: Pod) -> list[str]:
     """Deletes the queued resource and its slices."""
-    return [*QUEUED_RESOURCES, "delete", name, *location, "--force", "--quiet"]
+    return pod.command("delete", "--force", "--quiet")
 
 
-def on_all_hosts(name: str, location: Sequence[str], command: str) -> list[str]:
+def setup(pod: Pod, source: str) -> list[str]:
+    """Clones the repository `source` on every host, or updates it, and installs it.
+
+    uv brings the Python, since the images' own is too old.
+    """
+    return on_all_hosts(
+        pod,
+        f"(test -d {CHECKOUT} || git clone -q {shlex.quote(source)} {CHECKOUT}) &&"
+        f" cd {CHECKOUT} && git pull -q &&"
+        f" (test -x {UV} || curl -LsSf https://astral.sh/uv/install.sh | sh) &&"
+        f" {UV} venv -q --allow-existing --python=3.11 .venv &&"
+        f" {UV} pip install -q -e '.[train,tpu]'",
+    )
+
+
+def train(pod: Pod, train_arguments: Sequence[str]) -> list[str]:
+    """Starts `speechgpt_jax.train` on every host, where it outlives the connection."""
+    train = shlex.join(train_command(".venv/bin/python", ["--multihost", *train_arguments]))
+    # The shell waits for the run also after SIGTERM, so that the exit code is always written.
+    script = shlex.quote(f"trap : TERM; {train}; echo $? > {CODE}")
+    return on_all_hosts(
+        pod,
+        f"cd {CHECKOUT} &&"
+        f" if ! test -f {CODE} && kill -0 $(cat {PID}) 2> /dev/null;"
+        " then echo 'a run is in progress'; exit 1; fi &&"
+        f" rm -f {CODE} &&"
+        f" {{ setsid nohup sh -c {script} > {LOG} 2>&1 < /dev/null & echo $! > {PID}; }}",
+    )
+
+
+def status(pod: Pod) -> list[str]:
+    """Prints a line per host: "run in progress", "run ended with N" or "no run"."""
+    return on_all_hosts(
+        pod,
+        f"cd {CHECKOUT} 2> /dev/null;"
+        f" if test -f {CODE}; then echo run ended with $(cat {CODE});"
+        f" elif kill -0 $(cat {PID}) 2> /dev/null; then echo run in progress;"
+        " else echo no run; fi",
+    )
+
+
+def read_status(printed: str) -> list[str]:
+    """The lines of `status` among what gcloud prints: ["run in progress", "run ended with 1"]."""
+    return re.findall(r"run in progress|run ended with \d+|no run", printed)
+
+
+def logs(pod: Pod, lines: int) -> list[str]:
+    """Prints the last lines of the first host's output and those that follow."""
+    first = ["--node=0", "--worker=0"]
+    return pod.command("ssh", *first, f"--command=tail -n {lines} -F {CHECKOUT}/{LOG}")
+
+
+def stop(pod: Pod) -> list[str]:
+    """Lets the run finish its step, save a checkpoint and end."""
+    return on_all_hosts(pod, f"cd {CHECKOUT} && kill -s TERM -- -$(cat {PID})")
+
+
+def on_all_hosts(pod: Pod, command: str) -> list[str]:
     """Runs a shell command on all hosts at once."""
     # By default gcloud connects to 64 hosts at a time, which would wait for the others forever.
     every = ["--node=all", "--worker=all", "--batch-size=all", f"--command={command}"]
-    return [*QUEUED_RESOURCES, "ssh", name, *location, *every]
+    return pod.command("ssh", *every)

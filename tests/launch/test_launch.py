@@ -181,7 +181,8 @@ def test_tpu_vm(arguments, flags, capsys):
 def test_all_hosts_of_a_pod_get_one_command(capsys):
     command = shlex.split(dry_run(launch_tpu_vm, ["train", *TPU, "--", *TRAIN], capsys))
     [remote] = [x.removeprefix("--command=") for x in command if x.startswith("--command=")]
-    assert shlex.split(remote)[-3:] == ["--multihost", *TRAIN]
+    script = shlex.split(remote)[shlex.split(remote).index("-c") + 1]
+    assert ["--multihost", *TRAIN] == shlex.split(script.split(";")[1])[4:]
 
 
 @pytest.mark.parametrize("module", [launch_gke, launch_slurm, launch_tpu_vm])
