@@ -1,12 +1,14 @@
 """Trains on TPU slices of a GKE cluster, by a JobSet like those of XPK.
 
     python -m tools.launch_gke --name=stage1 --image=REGISTRY/speechgpt_jax \\
-        --accelerator=tpu-v5-lite-podslice --topology=16x16 --slices=1 -- \\
+        --accelerator=tpu-v5-lite-podslice --topology=16x16 --slices=1 --spot -- \\
         --gin_file=gin/runs/llama_7b_stage1.gin --output_dir=gs://BUCKET/stage1
 
 --dry_run prints the manifest instead of applying it. The cluster needs the JobSet controller. When
-a node is preempted all pods save a checkpoint, and the JobSet restarts all of them; only crashes
-count towards --max_restarts.
+a node is preempted all pods save a checkpoint if the state can be written in the time that they
+have (15 seconds on spot nodes, 5 minutes elsewhere), and the JobSet restarts all of them; only
+crashes count towards --max_restarts. A state of 7B is too large for 15 seconds: what a preemption
+costs at most is the time between two saves, --gin.train.save_minutes=10.
 """
 
 import re
@@ -40,14 +42,28 @@ def topology(text: str) -> str:
     return checked(text, gke.num_chips)
 
 
+def variable(text: str) -> tuple[str, str]:
+    """Type of environment variables: NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not (equals and re.fullmatch(r"[A-Za-z_]\w*", name)):
+        raise IllegalValue(f"expected NAME=VALUE, got {text!r}")
+    return name, value
+
+
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
+    nodes = gke.Nodes(
+        args.accelerator, args.topology, args.chips_per_host, args.spot, args.reservation
+    )
+    cluster = gke.Cluster(
+        args.namespace, args.queue, args.service_account, args.host_network, dict(args.env)
+    )
     manifest = gke.job_set(
         args.name,
         args.image,
-        args.accelerator,
-        args.topology,
+        nodes,
         args.train_arguments,
+        cluster,
         slices=args.slices,
         max_restarts=args.max_restarts,
     )
@@ -61,33 +77,44 @@ def main(argv: list[str]) -> int:
 
 def parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("--name", type=dns_label, required=True, help="name of the JobSet")
-    parser.add_argument(
-        "--image", type=nonempty, required=True, help="container image with this package installed"
-    )
-    parser.add_argument(
-        "--accelerator",
-        type=dns_label,
-        required=True,
-        help="GKE's name of the TPU type, such as tpu-v5-lite-podslice",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--name", type=dns_label, required=True, help="name of the JobSet")
+    add("--image", type=nonempty, required=True, help="container image with this package installed")
+    add("--accelerator", choices=gke.ACCELERATORS, required=True, help="GKE's name of the TPU type")
+    add(
         "--topology",
         type=topology,
         required=True,
         help="chips along each dimension of a slice, such as 16x16",
     )
-    parser.add_argument(
-        "--slices", type=positive_int, default=1, help="number of slices (default: 1)"
+    add(
+        "--chips_per_host",
+        type=positive_int,
+        help="8 for one host of 2x4 (default: 4, or 1 where the slice has one chip)",
     )
-    parser.add_argument(
+    add("--slices", type=positive_int, default=1, help="number of slices (default: 1)")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--spot", action="store_true", help="spot nodes: cheaper, may be preempted")
+    kind.add_argument("--reservation", type=dns_label, help="nodes of this reservation")
+    add("--namespace", type=dns_label, help="default: that of kubectl's context")
+    add("--queue", type=dns_label, help="local queue of Kueue")
+    add("--service_account", type=dns_label, help="Kubernetes account that may use the bucket")
+    add("--host_network", action="store_true", help="use the nodes' network")
+    add(
+        "--env",
+        type=variable,
+        action="append",
+        default=[],
+        help="NAME=VALUE: an environment variable of the pods; may be repeated",
+    )
+    add(
         "--max_restarts",
         type=at_least(0),
         default=5,
         help="number of restarts after crashes (default: 5)",
     )
-    parser.add_argument("--dry_run", action="store_true", help="only print the manifest")
-    parser.add_argument("train_arguments", nargs="+", help="arguments of train, after --")
+    add("--dry_run", action="store_true", help="only print the manifest")
+    add("train_arguments", nargs="+", help="arguments of train, after --")
     return parser
 
 

@@ -5,11 +5,11 @@
 
 Run it in the folder of this repository on the cluster's file system. --dry_run prints the batch
 script instead of submitting it. Shortly before its time limit, or when its nodes are preempted, the
-job saves a checkpoint and requeues itself.
+job saves a checkpoint and requeues itself; after a crash it requeues itself too.
 """
 
 from speechgpt_jax import arguments
-from speechgpt_jax.arguments import IllegalValue, Parser, name, positive_int
+from speechgpt_jax.arguments import IllegalValue, Parser, at_least, name, nonempty, positive_int
 from speechgpt_jax.launch.slurm import batch_script
 
 
@@ -30,6 +30,9 @@ def main(argv: list[str]) -> int:
         args.hours,
         args.train_arguments,
         options=args.sbatch,
+        image=args.image,
+        mounts=args.mounts,
+        max_restarts=args.max_restarts,
     )
     if args.dry_run:
         print(script, end="")
@@ -55,6 +58,16 @@ def parser() -> Parser:
         action="append",
         default=[],
         help="further option of sbatch, such as --sbatch=--partition=gpu; may be repeated",
+    )
+    parser.add_argument("--image", type=nonempty, help="container image, run by pyxis")
+    parser.add_argument(
+        "--mounts", type=nonempty, help="folders in the container, such as /scratch:/scratch"
+    )
+    parser.add_argument(
+        "--max_restarts",
+        type=at_least(0),
+        default=5,
+        help="restarts of the job after which a crash ends it (default: 5)",
     )
     parser.add_argument("--dry_run", action="store_true", help="only print the script")
     parser.add_argument("train_arguments", nargs="+", help="arguments of train, after --")

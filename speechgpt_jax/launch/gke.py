@@ -1,13 +1,118 @@
 """The JobSet that trains on TPU slices of a GKE cluster."""
 
+import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.launch.command import GRACE_SECONDS, STOPPED_EXIT_CODE, train_command
 
-CHIPS_PER_HOST = 4
+# What GKE gives the pods of a spot node before it takes the node.
+SPOT_GRACE_SECONDS = 15
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+    """A TPU type of GKE.
+
+    Attributes:
+      topologies: those that it offers; () for all of three dimensions.
+      hosts_of_8: topologies that also fit on one host of eight chips.
+    """
+
+    topologies: tuple[str, ...] = ()
+    hosts_of_8: tuple[str, ...] = ()
+
+
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+# https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus
+ACCELERATORS = {
+    "tpu-v4-podslice": Accelerator(),
+    "tpu-v5-lite-podslice": Accelerator(_FLAT, ("2x4",)),
+    "tpu-v5p-slice": Accelerator(),
+    "tpu-v6e-slice": Accelerator(_FLAT, ("2x4",)),
+    "tpu7x": Accelerator(),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Nodes:
+    """The nodes of one slice.
+
+    Attributes:
+      accelerator: a key of ACCELERATORS.
+      topology: chips along each dimension of a slice, such as "16x16".
+      chips_per_host: 1, 4 or 8; None: four, or one where the slice has a single chip.
+      spot: cheaper, may be taken away with 15 seconds' notice.
+      reservation: name of the reservation from which they come.
+
+    Raises:
+      UserError: there are no such slices.
+    """
+
+    accelerator: str
+    topology: str
+    chips_per_host: int | None = None
+    spot: bool = False
+    reservation: str | None = None
+
+    def __post_init__(self):
+        offered = ACCELERATORS[self.accelerator]
+        if offered.topologies and self.topology not in offered.topologies:
+            raise UserError(
+                f"{self.accelerator} has no topology {self.topology}; expected one of"
+                f" {', '.join(offered.topologies)}."
+            )
+        if not offered.topologies and not _is_solid(self.topology):
+            raise UserError(
+                f"{self.accelerator} has no topology {self.topology}; expected 2x2x1, or three even"
+                " numbers in ascending order such as 2x2x4 or 4x4x8."
+            )
+        allowed = [min(num_chips(self.topology), 4)]
+        if self.topology in offered.hosts_of_8:
+            allowed.append(8)
+        if self.chips_per_host not in (None, *allowed):
+            raise UserError(
+                f"chips_per_host {self.chips_per_host} must be {' or '.join(map(str, allowed))} for"
+                f" {self.accelerator} of {self.topology}."
+            )
+
+    @property
+    def chips(self) -> int:
+        """Chips of a host."""
+        return self.chips_per_host or min(num_chips(self.topology), 4)
+
+    @property
+    def hosts(self) -> int:
+        """Hosts of a slice."""
+        return num_chips(self.topology) // self.chips
+
+    def selector(self) -> dict[str, str]:
+        """Labels of the nodes."""
+        labels = {"gke-tpu-accelerator": self.accelerator, "gke-tpu-topology": self.topology}
+        labels |= {"gke-spot": "true"} if self.spot else {}
+        labels |= {"reservation-name": self.reservation} if self.reservation else {}
+        return {f"cloud.google.com/{name}": value for name, value in labels.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """How pods run in a cluster.
+
+    Attributes:
+      namespace: by default that of kubectl's context.
+      queue: name of a local queue of Kueue, which starts the JobSet when there are nodes for it.
+      service_account: as which the pods read and write buckets.
+      host_network: use the network of the node: a little faster between slices.
+      environment: further variables.
+    """
+
+    namespace: str | None = None
+    queue: str | None = None
+    service_account: str | None = None
+    host_network: bool = False
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def num_chips(topology: str) -> int:
@@ -19,12 +124,19 @@ def num_chips(topology: str) -> int:
     return math.prod(map(int, topology.split("x")))
 
 
+def _is_solid(topology: str) -> bool:
+    """Whether the topology is 2x2x1 or three even numbers in ascending order."""
+    sides = [int(side) for side in topology.split("x")]
+    is_even = len(sides) == 3 and not any(side % 2 for side in sides)
+    return topology == "2x2x1" or (is_even and sides == sorted(sides))
+
+
 def job_set(
     name: str,
     image: str,
-    accelerator: str,
-    topology: str,
+    nodes: Nodes,
     train_arguments: Sequence[str],
+    cluster: Cluster = Cluster(),
     slices: int = 1,
     max_restarts: int = 5,
 ) -> dict:
@@ -33,25 +145,25 @@ def job_set(
     Args:
       name: name of the JobSet, a DNS label.
       image: container image with this package installed.
-      accelerator: GKE's name of the TPU type, such as "tpu-v5-lite-podslice".
-      topology: chips along each dimension of a slice, such as "16x16".
+      nodes: of each slice.
       train_arguments: arguments of `speechgpt_jax.train`.
-      slices: number of slices.
+      cluster: how its pods run.
+      slices: number of slices; GKE tells libtpu which slice a pod belongs to.
       max_restarts: restarts after crashes; those after preemptions don't count.
-
-    Raises:
-      UserError: the topology is malformed.
     """
+    metadata: dict = {"name": name}
+    if cluster.namespace:
+        metadata["namespace"] = cluster.namespace
+    if cluster.queue:
+        metadata["labels"] = {"kueue.x-k8s.io/queue-name": cluster.queue}
+    # Each slice gets a node pool of its own.
+    exclusive = "alpha.jobset.sigs.k8s.io/exclusive-topology"
+    metadata["annotations"] = {exclusive: "cloud.google.com/gke-nodepool"}
+    job = _slice_job(image, nodes, cluster, train_arguments)
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        "metadata": {
-            "name": name,
-            # Each slice gets a node pool of its own.
-            "annotations": {
-                "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
-            },
-        },
+        "metadata": metadata,
         "spec": {
             "failurePolicy": {
                 "maxRestarts": max_restarts,
@@ -63,23 +175,16 @@ def job_set(
                     }
                 ],
             },
-            "replicatedJobs": [
-                {
-                    "name": "slice",
-                    "replicas": slices,
-                    "template": {"spec": _slice_job(image, accelerator, topology, train_arguments)},
-                }
-            ],
+            "replicatedJobs": [{"name": "slice", "replicas": slices, "template": {"spec": job}}],
         },
     }
 
 
-def _slice_job(image, accelerator, topology, train_arguments) -> dict:
+def _slice_job(image, nodes, cluster, train_arguments) -> dict:
     """Job of one slice, with one pod per host; it fails as a whole if one pod fails."""
-    hosts = -(-num_chips(topology) // CHIPS_PER_HOST)
     return {
-        "parallelism": hosts,
-        "completions": hosts,
+        "parallelism": nodes.hosts,
+        "completions": nodes.hosts,
         "completionMode": "Indexed",
         "backoffLimit": 0,
         "podFailurePolicy": {
@@ -91,11 +196,11 @@ def _slice_job(image, accelerator, topology, train_arguments) -> dict:
                 {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget"}]},
             ]
         },
-        "template": {"spec": _pod(image, accelerator, topology, train_arguments)},
+        "template": {"spec": _pod(image, nodes, cluster, train_arguments)},
     }
 
 
-def _pod(image, accelerator, topology, train_arguments) -> dict:
+def _pod(image, nodes, cluster, train_arguments) -> dict:
     """Pod of one host, which gets all of the host's chips."""
     container = {
         "name": "train",
@@ -103,14 +208,23 @@ def _pod(image, accelerator, topology, train_arguments) -> dict:
         "command": train_command("python", train_arguments),
         # The ports of libtpu and of JAX's coordinator.
         "ports": [{"containerPort": 8471}, {"containerPort": 8482}],
-        "resources": {"limits": {"google.com/tpu": min(num_chips(topology), CHIPS_PER_HOST)}},
+        # libtpu locks memory, for which a container's limit is too low.
+        "securityContext": {"privileged": True},
+        "resources": {"limits": {"google.com/tpu": nodes.chips}},
     }
-    return {
+    if cluster.environment:
+        container["env"] = [{"name": n, "value": v} for n, v in cluster.environment.items()]
+    pod = {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
-        "nodeSelector": {
-            "cloud.google.com/gke-tpu-accelerator": accelerator,
-            "cloud.google.com/gke-tpu-topology": topology,
-        },
+        "terminationGracePeriodSeconds": SPOT_GRACE_SECONDS if nodes.spot else GRACE_SECONDS,
+        "nodeSelector": nodes.selector(),
         "containers": [container],
     }
+    if nodes.spot:
+        spot = {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true"}
+        pod["tolerations"] = [spot | {"effect": "NoSchedule"}]
+    if cluster.service_account:
+        pod["serviceAccountName"] = cluster.service_account
+    if cluster.host_network:
+        pod |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
+    return pod

@@ -19,9 +19,15 @@ SCRIPT = """\
 #SBATCH --open-mode=append
 #SBATCH --output={name}-%j.log
 {options}
-srun --kill-on-bad-exit=1 {command}
+# Since Slurm 22.05 srun doesn't take it from the job, and all tasks would share one core.
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+srun --kill-on-bad-exit=1 {container}{command}
 code=$?
-if [ $code -eq {stopped} ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+# A stopped run always goes on; a crashed one up to {max_restarts} times.
+crashes_left=$(( {max_restarts} - ${{SLURM_RESTART_COUNT:-0}} ))
+if [ $code -eq {stopped} ] || {{ [ $code -ne 0 ] && [ $crashes_left -gt 0 ]; }}; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
 exit $code
 """
 
@@ -34,8 +40,11 @@ def batch_script(
     hours: int,
     train_arguments: Sequence[str],
     options: Sequence[str] = (),
+    image: str | None = None,
+    mounts: str | None = None,
+    max_restarts: int = 5,
 ) -> str:
-    """Batch script that starts one process per GPU and requeues itself after SIGTERM.
+    """Batch script that starts one process per GPU and requeues itself after SIGTERM and crashes.
 
     Args:
       name: name of the job and of its log file.
@@ -43,7 +52,17 @@ def batch_script(
       hours: time limit after which the job is stopped and requeued.
       train_arguments: arguments of `speechgpt_jax.train`.
       options: further options of sbatch, such as "--partition=gpu".
+      image: container image, for clusters with pyxis; by default the checkout's `.venv`.
+      mounts: folders that the container sees, such as "/scratch:/scratch".
+      max_restarts: restarts of the job after which a crash ends it.
     """
+    python, container = ".venv/bin/python", ""
+    if image:
+        flags = [
+            f"--container-image={image}",
+            *([f"--container-mounts={mounts}"] if mounts else []),
+        ]
+        python, container = "python", shlex.join(flags) + " "
     return SCRIPT.format(
         name=name,
         nodes=nodes,
@@ -52,6 +71,8 @@ def batch_script(
         hours=hours,
         grace=GRACE_SECONDS,
         options="".join(f"#SBATCH {option}\n" for option in options),
-        command=shlex.join(train_command(".venv/bin/python", train_arguments)),
+        container=container,
+        command=shlex.join(train_command(python, train_arguments)),
+        max_restarts=max_restarts,
         stopped=STOPPED_EXIT_CODE,
     )

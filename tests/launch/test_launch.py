@@ -1,8 +1,10 @@
 """The commands of the launchers' --dry_run, checked against gcloud, Kubernetes and SLURM."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -51,11 +53,19 @@ def check(value, schema, path="manifest"):
 
 
 @pytest.mark.parametrize(
-    ("topology", "slices", "hosts", "chips"),
-    [("16x16", 1, 64, 4), ("4x4x4", 2, 16, 4), ("1x1", 1, 1, 1)],
+    ("accelerator", "topology", "more", "slices", "hosts", "chips"),
+    [
+        ("tpu-v5-lite-podslice", "16x16", [], 1, 64, 4),
+        ("tpu-v5-lite-podslice", "2x4", [], 1, 2, 4),
+        ("tpu-v6e-slice", "2x4", ["--chips_per_host=8"], 4, 1, 8),
+        ("tpu-v6e-slice", "1x1", [], 1, 1, 1),
+        ("tpu-v5p-slice", "4x4x4", [], 2, 16, 4),
+        ("tpu7x", "2x2x1", [], 1, 1, 4),
+    ],
 )
-def test_jobset(topology, slices, hosts, chips, capsys):
-    arguments = [*GKE, f"--topology={topology}", f"--slices={slices}", "--", *TRAIN]
+def test_jobset(accelerator, topology, more, slices, hosts, chips, capsys):
+    shape = [f"--accelerator={accelerator}", f"--topology={topology}", f"--slices={slices}"]
+    arguments = [*GKE, *shape, *more, "--", *TRAIN]
     manifest = yaml.safe_load(dry_run(launch_gke, arguments, capsys))
     check(manifest, json.loads(SCHEMA.read_text()))
     [group] = manifest["spec"]["replicatedJobs"]
@@ -69,6 +79,38 @@ def test_jobset(topology, slices, hosts, chips, capsys):
     assert job["template"]["spec"]["restartPolicy"] == "Never"
 
 
+def test_jobset_on_spot_nodes_of_a_shared_cluster(capsys):
+    flags = ["--spot", "--queue=team", "--namespace=speech", "--service_account=trainer"]
+    flags += ["--host_network", "--env=A=1", "--env=B=x=y", "--topology=2x2"]
+    manifest = yaml.safe_load(dry_run(launch_gke, [*GKE, *flags, "--", *TRAIN], capsys))
+    check(manifest, json.loads(SCHEMA.read_text()))
+    assert manifest["metadata"]["namespace"] == "speech"
+    assert manifest["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "team"}
+    pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
+    assert pod["tolerations"][0]["key"] == "cloud.google.com/gke-spot"
+    assert pod["terminationGracePeriodSeconds"] == 15
+    assert pod["serviceAccountName"] == "trainer" and pod["hostNetwork"]
+    [container] = pod["containers"]
+    assert container["env"] == [{"name": "A", "value": "1"}, {"name": "B", "value": "x=y"}]
+    assert container["securityContext"] == {"privileged": True}
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "topology", "chips", "message"),
+    [
+        ("tpu-v5-lite-podslice", "3x3", None, "no topology 3x3; expected one of 1x1, 2x2"),
+        ("tpu-v5p-slice", "4x2x2", None, "three even numbers in ascending order"),
+        ("tpu-v5p-slice", "16x16", None, "three even numbers in ascending order"),
+        ("tpu-v6e-slice", "4x4", 8, "chips_per_host 8 must be 4 for tpu-v6e-slice of 4x4"),
+        ("tpu-v6e-slice", "2x4", 1, "chips_per_host 1 must be 4 or 8"),
+    ],
+)
+def test_slices_that_gke_does_not_have(accelerator, topology, chips, message):
+    with pytest.raises(UserError, match=message):
+        gke.Nodes(accelerator, topology, chips)
+
+
 def test_the_schema_finds_mistakes():
     schema = json.loads(SCHEMA.read_text())
     for path, value in (
@@ -77,7 +119,7 @@ def test_the_schema_finds_mistakes():
         (("spec", "replicatedJobs", 0, "template", "spec", "parallelism"), "4"),
         (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "container"), []),
     ):
-        manifest = inner = gke.job_set("a", "image", "tpu", "2x4", TRAIN)
+        manifest = inner = gke.job_set("a", "image", gke.Nodes("tpu7x", "2x2x1"), TRAIN)
         for key in path[:-1]:
             inner = inner[key]
         inner[path[-1]] = value
@@ -96,6 +138,9 @@ SLURM = ["--name=a", "--nodes=4", "--dry_run"]
         (launch_gke, [*GKE, "--topology=2x4"], "--topology=-2x-2"),
         (launch_gke, [*GKE, "--topology=2x4"], "--topology=4"),
         (launch_gke, [*GKE, "--topology=2x4"], "--slices=0"),
+        (launch_gke, [*GKE, "--topology=2x4"], "--accelerator=tpu-v9"),
+        (launch_gke, [*GKE, "--topology=2x4"], "--env=A"),
+        (launch_gke, [*GKE, "--topology=2x4"], "--queue=Team"),
         (launch_gke, [*GKE, "--topology=2x4"], "--max_restarts=-1"),
         (launch_gke, [*GKE, "--topology=2x4"], "--name=Stage_1"),
         (launch_gke, [*GKE, "--topology=2x4"], "--image="),
@@ -154,7 +199,51 @@ def test_slurm(capsys):
     assert re.fullmatch(r"\d+:\d\d:\d\d", options["time"])
     [srun] = [shlex.split(line) for line in lines if line.startswith("srun")]
     assert srun[-2:] == TRAIN, "the shell must not expand the pattern"
-    assert f"if [ $code -eq {launch.STOPPED_EXIT_CODE} ]" in "\n".join(lines)
+
+
+# Plays srun, whose tasks end with $CODE, and scontrol.
+SRUN = """#!/bin/sh
+echo "srun, $SRUN_CPUS_PER_TASK cores: $@"
+exit $CODE
+"""
+SCONTROL = """#!/bin/sh
+echo "scontrol $@"
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "requeued"),
+    [
+        (0, 0, False),
+        (launch.STOPPED_EXIT_CODE, 0, True),
+        (launch.STOPPED_EXIT_CODE, 9, True),
+        (1, 0, True),
+        (137, 1, True),
+        (1, 2, False),
+    ],
+)
+def test_the_slurm_script_requeues(code, restarts, requeued, tmp_path, capsys):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    flags = [*SLURM, "--max_restarts=2", "--image=me/image", "--mounts=/scratch:/scratch"]
+    script = dry_run(launch_slurm, [*flags, "--", *TRAIN], capsys)
+    variables = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "CODE": str(code),
+        "SLURM_JOB_ID": "7",
+        "SLURM_CPUS_PER_TASK": "12",
+        **({"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}),
+    }
+    done = subprocess.run(["bash"], input=script, env=variables, capture_output=True, text=True)
+    assert done.returncode == code
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(
+        "srun, 12 cores: --kill-on-bad-exit=1 --container-image=me/image"
+        " --container-mounts=/scratch:/scratch python -m speechgpt_jax.train"
+    )
+    assert lines[0].endswith(" ".join(TRAIN)), "the shell must not expand the pattern"
+    assert lines[1:] == (["scontrol requeue 7"] if requeued else [])
 
 
 TPU = ["--name=pod", "--zone=us-west4-a", "--dry_run"]
