@@ -18,7 +18,7 @@ from speechgpt_jax import arguments, gin_utils
 from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.decoding.conversation import Conversation, Reply
 from speechgpt_jax.evaluation.evaluate import evaluate_run
-from speechgpt_jax.evaluation.metrics import normalize
+from speechgpt_jax.evaluation.metrics import normalize, with_intervals
 from speechgpt_jax.speech.audio import check_output, load_audio, save_audio
 from speechgpt_jax.training import lm
 from speechgpt_jax.training.progress import draw_losses, duration_text, read_metrics
@@ -72,7 +72,9 @@ def losses(output_dir: pathlib.Path) -> Table:
 
 def evaluation(output_dir: pathlib.Path) -> Table:
     """Evaluates the runs on held-out examples; returns a table of the metrics."""
-    table = Table(title="Error rates and accuracies on 64 held-out examples per task")
+    table = Table(
+        title="Error rates and accuracies on 64 held-out examples per task, 95 % intervals"
+    )
     for column in ("task", "split", "metric"):
         table.add_column(column)
     table.add_column("value", justify="right")
@@ -81,8 +83,8 @@ def evaluation(output_dir: pathlib.Path) -> Table:
             run_folder(output_dir, stage), tasks=tasks, split=split, num_examples=num_examples
         )
         for task, figures in metrics.items():
-            for name, value in figures.items():
-                table.add_row(task, split, name.replace("_", " "), f"{value:.1%}")
+            for name, text in with_intervals(figures).items():
+                table.add_row(task, split, name.replace("_", " "), text)
     return table
 
 

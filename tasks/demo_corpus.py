@@ -80,7 +80,7 @@ seqio.TaskRegistry.add(
     output_features=_DIALOGUE,
     shuffle_buffer_size=None,
     postprocess_fn=metrics.read_response,
-    metric_fns=[metrics.word_error_rate],
+    metric_fns=[metrics.word_error_rate, metrics.form_errors],
 )
 
 seqio.TaskRegistry.add(
@@ -94,7 +94,7 @@ seqio.TaskRegistry.add(
     output_features=_DIALOGUE,
     shuffle_buffer_size=None,
     postprocess_fn=metrics.read_response,
-    metric_fns=[metrics.unit_error_rate],
+    metric_fns=[metrics.unit_error_rate, metrics.form_errors],
 )
 
 # In free word order a model can't guess a word from its neighbours; it has to recognise it.
@@ -109,7 +109,7 @@ seqio.TaskRegistry.add(
     output_features=_DIALOGUE,
     shuffle_buffer_size=None,
     postprocess_fn=metrics.read_response,
-    metric_fns=[metrics.word_error_rate],
+    metric_fns=[metrics.word_error_rate, metrics.form_errors],
 )
 
 
@@ -121,7 +121,7 @@ def _add_dialogue_task(name: str, template: str, metric_fns: list) -> None:
         output_features=_DIALOGUE,
         shuffle_buffer_size=None,
         postprocess_fn=metrics.read_response,
-        metric_fns=metric_fns,
+        metric_fns=[*metric_fns, metrics.form_errors],
     )
 
 

@@ -14,6 +14,7 @@ from speechgpt_jax.decoding.conversation import build_llama
 from speechgpt_jax.decoding.generate import generate
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.evaluation.metrics import with_intervals
 from speechgpt_jax.files import read_json, write_text
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.models.llama import Llama
@@ -165,7 +166,11 @@ def _save(path: Path, split: str, metrics: Metrics) -> None:
 
 
 def table(metrics: Metrics) -> str:
-    """Metrics as text, one line each."""
-    rows = [(task, name, value) for task, row in metrics.items() for name, value in row.items()]
+    """Metrics as text, one line each, with their 95 % intervals."""
+    rows = [
+        (task, name, text)
+        for task, figures in metrics.items()
+        for name, text in with_intervals(figures).items()
+    ]
     width = max(len(task) for task, _, _ in rows)
-    return "\n".join(f"{task:<{width}}  {name:<36} {value:8.3f}" for task, name, value in rows)
+    return "\n".join(f"{task:<{width}}  {name:<36} {text}" for task, name, text in rows)

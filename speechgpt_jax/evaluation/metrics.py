@@ -1,13 +1,16 @@
 """SeqIO metric functions: targets and predictions, lists of `prompts.Response` -> {name: value}."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jiwer
 import numpy as np
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.prompts import Response, parse_response
+
+# Bootstrap samples behind each interval.
+RESAMPLES = 1_000
 
 
 def read_response(text: str, **unused) -> Response:
@@ -24,10 +27,8 @@ def word_error_rate(
     """
     references = [normalize(target.text) for target in targets]
     transcripts = [normalize(prediction.text) for prediction in predictions]
-    return {
-        "wer": wer(references, transcripts),
-        "wer_of_another_sentence": wer(references, transcripts[1:] + transcripts[:1]),
-    }
+    another = wer(references, transcripts[1:] + transcripts[:1])["wer"]
+    return wer(references, transcripts) | {"wer_of_another_sentence": another}
 
 
 def question_word_error_rate(
@@ -36,7 +37,7 @@ def question_word_error_rate(
     """Word error rate of the question's transcript, the first part of a chain of modality."""
     references = [normalize(target.question) for target in targets]
     transcripts = [normalize(prediction.question) for prediction in predictions]
-    return {"question_wer": wer(references, transcripts)}
+    return wer(references, transcripts, "question_wer")
 
 
 def answer_accuracy(
@@ -47,7 +48,7 @@ def answer_accuracy(
         normalize(target.text) == normalize(prediction.text)
         for target, prediction in zip(targets, predictions, strict=True)
     ]
-    return {"answer_accuracy": float(np.mean(right))}
+    return rate("answer_accuracy", right, np.ones(len(right)))
 
 
 def unit_error_rate(
@@ -59,14 +60,29 @@ def unit_error_rate(
     """
     references = [" ".join(map(str, target.units)) for target in targets]
     units = [" ".join(map(str, prediction.units)) for prediction in predictions]
-    return {
-        "unit_error_rate": wer(references, units),
-        "unit_error_rate_of_another_sentence": wer(references, units[1:] + units[:1]),
-    }
+    another = wer(references, units[1:] + units[:1])["wer"]
+    figures = wer(references, units, "unit_error_rate")
+    return figures | {"unit_error_rate_of_another_sentence": another}
 
 
-def wer(references: list[str], predictions: list[str]) -> float:
-    """Word edits per reference word; 1.0 if all predictions are empty.
+def form_errors(targets: Sequence[Response], predictions: Sequence[Response]) -> dict[str, float]:
+    """Share of responses that lack a part of the target (question, text, units) or add one.
+
+    Such a model confuses its tasks: it answers what it should transcribe, or the reverse.
+    """
+    wrong = [
+        _parts(target) != _parts(prediction)
+        for target, prediction in zip(targets, predictions, strict=True)
+    ]
+    return rate("form_error", wrong, np.ones(len(wrong)))
+
+
+def _parts(response: Response) -> tuple[bool, bool, bool]:
+    return bool(response.question), bool(response.text), bool(response.units)
+
+
+def wer(references: list[str], predictions: list[str], name: str = "wer") -> dict[str, float]:
+    """Word edits per reference word, as in `rate`; 1.0 if all predictions are empty.
 
     Raises:
       UserError: all references are empty.
@@ -77,8 +93,36 @@ def wer(references: list[str], predictions: list[str]) -> float:
             "No reference has any words or units; evaluate a task whose targets have what its"
             " metrics compare."
         )
-    references, predictions = map(list, zip(*kept))
-    return float(jiwer.wer(references, predictions))
+    measures = [jiwer.process_words(reference, prediction) for reference, prediction in kept]
+    edits = [m.substitutions + m.deletions + m.insertions for m in measures]
+    return rate(name, edits, [len(reference.split()) for reference, _ in kept])
+
+
+def rate(name: str, counts: Sequence[float], totals: Sequence[float]) -> dict[str, float]:
+    """Sum of `counts` per sum of `totals`, one of each per example, with its 95 % interval.
+
+    The interval is that of the bootstrap over examples (Efron 1979): `counts` [1, 0, 0, 1] of
+    `totals` [4, 4, 4, 4] are {"wer": 0.125, "wer_low": 0.0, "wer_high": 0.25}.
+    """
+    counts, totals = np.asarray(counts, float), np.asarray(totals, float)
+    drawn = np.random.default_rng(0).integers(len(counts), size=(RESAMPLES, len(counts)))
+    rates = counts[drawn].sum(axis=1) / totals[drawn].sum(axis=1)
+    low, high = np.quantile(rates, [0.025, 0.975])
+    figures = {"": counts.sum() / totals.sum(), "_low": low, "_high": high}
+    return {name + suffix: float(value) for suffix, value in figures.items()}
+
+
+def with_intervals(figures: Mapping[str, float]) -> dict[str, str]:
+    """Figures as text, with their intervals: {"wer": "12.5 % (0.0 to 25.0)"}."""
+    texts = {}
+    for name, value in figures.items():
+        if name.removesuffix("_low").removesuffix("_high") in figures.keys() - {name}:
+            continue
+        texts[name] = f"{100 * value:.1f} %"
+        if f"{name}_low" in figures:
+            low, high = figures[f"{name}_low"], figures[f"{name}_high"]
+            texts[name] += f" ({100 * low:.1f} to {100 * high:.1f})"
+    return texts
 
 
 def normalize(text: str) -> str:

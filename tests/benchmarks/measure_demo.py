@@ -11,6 +11,7 @@ If RUNS/text_to_unit has been trained and evaluated too, a second table shows it
 import pathlib
 
 from speechgpt_jax import arguments, files
+from speechgpt_jax.evaluation.metrics import with_intervals
 from tests.benchmarks import docs_table
 
 SPLITS = ("test", "unheard_voice")
@@ -40,10 +41,13 @@ def table(name: str, runs: list[pathlib.Path]) -> docs_table.Table:
     result = docs_table.Table(name, ["task: figure", *(s.replace("_", " ") for s in SPLITS)])
     for run in runs:
         by_split = files.read_json(run / "evaluation.json", "the figures of an evaluated run")
-        for task, figures in by_split[SPLITS[0]].items():
+        texts = [
+            {task: with_intervals(figures) for task, figures in by_split.get(split, {}).items()}
+            for split in SPLITS
+        ]
+        for task, figures in texts[0].items():
             for figure in figures:
-                values = [by_split.get(split, {}).get(task, {}).get(figure) for split in SPLITS]
-                cells = ["" if value is None else f"{value:.1%}" for value in values]
+                cells = [of_split.get(task, {}).get(figure, "") for of_split in texts]
                 result.add(f"{task}: {figure.replace('_', ' ')}", *cells)
     return result
 
