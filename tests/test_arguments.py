@@ -133,6 +133,7 @@ def start(tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_absl(start):
     assert start("--run=a").stdout == "400 a\n"
     assert start("--run=a", "--steps=3").stdout == "3 a\n"

@@ -46,6 +46,7 @@ def saved(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_state_input_position_and_metadata_are_restored(saved):
     restored = Checkpoints(saved).restore_latest(make_state(), ["a", "c"])
     assert (restored.step, restored.input_positions) == (3, {"a": b"position 3"})
@@ -111,6 +112,7 @@ def spoil_the_metadata(folder):
     (folder / "metadata" / "metadata").write_text('{"config": ')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut_short, flip_a_bit, lose_a_file, spoil_the_metadata])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(saved, damage, caplog):
     damage(saved / "checkpoints" / "3")

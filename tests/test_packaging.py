@@ -108,6 +108,7 @@ def test_requirements_lock_what_pyproject_asks_for():
     assert all(re.fullmatch("==[^=,*]+", str(line.specifier)) for line in locked.values())
 
 
+@pytest.mark.slow
 def test_every_import_has_its_extra():
     """Each library that the package imports is installed by the base or by some extra."""
     installed = _installed_by(BASE + _extra("all") + _extra("test"))

@@ -20,6 +20,7 @@ def run(program, **environment):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("imports", ["import speechgpt_jax, jax", "import jax, speechgpt_jax"])
 def test_libtpu_is_not_initialized(imports):
     assert importlib.util.find_spec("libtpu"), "the test extras install it"

@@ -58,6 +58,7 @@ def extracted(recordings, small_hubert, tmp_path_factory):
     return output
 
 
+@pytest.mark.slow
 def test_units_are_those_of_each_recording_alone(extracted, recordings, small_hubert):
     rows = rows_of(extracted)
     paths = [row["path"] for row in rows]
@@ -84,6 +85,7 @@ def test_the_output_folder_holds_units_and_a_summary(extracted):
     assert (extracted / "histogram.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_two_workers_write_the_same(extracted, recordings, small_hubert, tmp_path):
     workers = ("--direct_num_workers=2", "--direct_running_mode=multi_threading")
     extract(recordings, small_hubert, tmp_path, *workers)
@@ -132,6 +134,7 @@ def test_a_killed_run_resumes(extracted, recordings, small_hubert, tmp_path):
     assert moved == shards_of(extracted)
 
 
+@pytest.mark.slow
 def test_recordings_that_cannot_be_read_are_listed(recordings, small_hubert, tmp_path, capsys):
     good = sorted(recordings.glob("*.wav"))[0]
     (tmp_path / "empty.wav").touch()
@@ -154,6 +157,7 @@ def test_recordings_that_cannot_be_read_are_listed(recordings, small_hubert, tmp
     assert "Rejected rows: 5" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_may_reject_all_recordings(small_hubert, tmp_path):
     (tmp_path / "text.wav").write_text("this is no sound")
     extract(tmp_path, small_hubert, tmp_path / "units")
@@ -223,6 +227,7 @@ def test_an_incomplete_hubert_is_refused_before_the_work(
     assert not (tmp_path / "units").exists()
 
 
+@pytest.mark.slow
 def test_files_that_are_no_recordings_are_counted_and_named(
     recordings, small_hubert, tmp_path, capsys
 ):
@@ -236,6 +241,7 @@ def test_files_that_are_no_recordings_are_counted_and_named(
     assert [row["path"] for row in rows_of(tmp_path / "units")] == [str(tmp_path / "a.WAV")]
 
 
+@pytest.mark.slow
 def test_fairseqs_manifests_are_read(recordings, small_hubert, tmp_path):
     wavs = sorted(recordings.glob("*.wav"))[:2]
     lines = [f"{wav.name}\t{len(load_audio(wav))}\n" for wav in wavs]

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from speechgpt_jax.corpus.perturb_units import retimed
 from speechgpt_jax.demo_world.build import SHIPPED_CORPUS
@@ -19,6 +20,7 @@ def test_retimed_units_last_as_long_as_the_recording():
     np.testing.assert_array_equal(retimed(faster, 3), [7, 9, 9])
 
 
+@pytest.mark.slow
 def test_rows_of_perturbed_recordings_follow_the_original_ones(tmp_path):
     speech2unit = Speech2Unit.from_pretrained()
     rows = []

@@ -47,6 +47,7 @@ def run(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_writes_a_wav_for_each_row(run):
     wavs = run(
         [

@@ -31,6 +31,7 @@ def test_fill_is_format():
     assert text.numpy().decode() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preprocessor", "options", "source", "target"),
     [
@@ -54,6 +55,7 @@ def test_pairs_under_random_descriptions(preprocessor, options, source, target):
     assert {d["prefix"].decode() for d in dialogues} == {prompts.DEFAULT_PREFIX}
 
 
+@pytest.mark.slow
 def test_prefix_and_dialogue_are_cut_before_the_first_role(features):
     dialogue = {"prefix": "Be kind. \n", "plain_text": "[Human]: hi [Human]<eoh>"}
     (tokens,) = preprocessors.tokenize_dialogues(records(dialogue), features)

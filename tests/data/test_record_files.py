@@ -64,6 +64,7 @@ def write_array_record(file, records):
     writer.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "write"),
     [
@@ -94,6 +95,7 @@ def test_true_is_no_unit(tmp_path):
         read(unit_text(tmp_path / "u.jsonl"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hosts", [2, 3])
 def test_hosts_share_files_of_uneven_number(tmp_path, hosts):
     for file in range(5):
@@ -109,6 +111,7 @@ def test_hosts_share_files_of_uneven_number(tmp_path, hosts):
     assert set().union(*shares) == set(whole)
 
 
+@pytest.mark.slow
 def test_every_epoch_is_shuffled_and_whole(tmp_path):
     (tmp_path / "d.jsonl").write_text(rows(*(f"[Human] {i}" for i in range(30))))
 
@@ -150,6 +153,7 @@ def test_a_bad_record_is_named(tmp_path, name):
         read(dialogues(file))
 
 
+@pytest.mark.slow
 def test_bad_records_are_skipped_counted_and_listed(tmp_path, caplog):
     for name in ("a", "b"):
         bad = "".join(bad for bad, _ in BAD.values())
@@ -205,6 +209,7 @@ def test_mistakes_are_named(tmp_path):
         read(dialogues(tmp_path / "d.*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["d.tfrecord", "d.tfrecord.gz", "d.array_record"])
 @pytest.mark.parametrize(
     ("record", "message"),
@@ -231,6 +236,7 @@ def test_a_bad_example_is_named_and_the_others_are_read(tmp_path, caplog, name, 
     assert f"record 3: {message}" in caplog.text
 
 
+@pytest.mark.slow
 def test_blank_lines_and_byte_order_marks_are_skipped(tmp_path):
     """Only newlines end a line; other separators stay in the text."""
     text = "[Human] a\u2028b\x85c\u2029d"
@@ -245,6 +251,7 @@ def test_blank_lines_and_byte_order_marks_are_skipped(tmp_path):
         read(dialogues(tmp_path / "d.jsonl"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [write_jsonl, write_tfrecord, write_array_record])
 @pytest.mark.parametrize("gz", [False, True])
 def test_an_empty_file_among_others_has_no_records(tmp_path, write, gz):

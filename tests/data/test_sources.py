@@ -27,6 +27,7 @@ def test_order_follows_the_seed_and_changes_every_epoch(source):
     assert two_epochs[60:] != two_epochs[:60] == shuffled
 
 
+@pytest.mark.slow
 def test_shards_are_disjoint_and_whole(source):
     shards = [
         texts(source.get_dataset(shuffle=False, shard_info=seqio.ShardInfo(i, 7))) for i in range(7)

@@ -15,6 +15,7 @@ from tests.data.packed_texts import once, texts_of
 GOLDEN = str(Path(__file__).parent.parent / "testdata" / "golden")
 
 
+@pytest.mark.slow
 def test_rates_are_kept(asr_and_tts):
     mixture = mixtures.mix("test_mixture", asr_and_tts, [3, 1])
     vocabulary = seqio.get_mixture_or_task(mixture).output_features["targets"].vocabulary
@@ -23,6 +24,7 @@ def test_rates_are_kept(asr_and_tts):
     assert np.mean(["Hear" in text for text in texts]) == pytest.approx(0.75, abs=0.06)
 
 
+@pytest.mark.slow
 def test_rates_are_bound_from_gin(folder, tmp_path):
     (tmp_path / "q.jsonl").write_text('{"question": "why?", "answer": "so."}\n')
     macros = {"TOKENIZER": GOLDEN, "DIALOGUES": f"{folder}/*", "INSTRUCTIONS": f"{tmp_path}/*"}
@@ -51,6 +53,7 @@ def test_bad_mixtures_are_user_errors(asr_and_tts, names, rates, message):
         mixtures.mix("test_never", names, rates)
 
 
+@pytest.mark.slow
 def test_uneven_files_are_warned_of(asr_and_tts, caplog):
     options = {"batch_size": 1, "sequence_length": 128}
     caplog.set_level(logging.WARNING, "speechgpt_jax")
@@ -60,6 +63,7 @@ def test_uneven_files_are_warned_of(asr_and_tts, caplog):
     assert "3 files for 4 readers: every reader goes through all of them" in caplog.text
 
 
+@pytest.mark.slow
 def test_hosts_of_any_number_read_everything_once_an_epoch(asr_and_tts):
     """Also after a restart with another number of hosts."""
     task = seqio.get_mixture_or_task(asr_and_tts[0])

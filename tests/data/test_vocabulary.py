@@ -32,6 +32,7 @@ def encode_batch(vocabulary):
     return lambda texts: graph(tf.constant(texts, tf.string)).to_list()
 
 
+@pytest.mark.slow
 def test_golden_ids(encode_batch):
     cases = json.loads((GOLDEN / "llama_tokenizer.json").read_text())["cases"]
     ids = encode_batch([case["text"] for case in cases])
@@ -55,6 +56,7 @@ def _mix(rng: random.Random, texts: list[str]) -> str:
     return "".join(fragment() for _ in range(rng.randrange(9)))
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
 @hypothesis.given(
     seed=st.integers(0, 2**32),

@@ -87,6 +87,7 @@ def learn_by_heart(ids: list[int], vocab_size: int) -> Llama:
     return nnx.merge(graphdef, params)
 
 
+@pytest.mark.slow
 def test_a_spoken_question_is_transcribed_and_answered_in_speech(conversation, question, wav):
     reply = conversation.answer(wav)
     assert reply.transcript == question["text"]
@@ -96,6 +97,7 @@ def test_a_spoken_question_is_transcribed_and_answered_in_speech(conversation, q
     assert np.abs(reply.wav).max() <= 1
 
 
+@pytest.mark.slow
 def test_other_requests_give_replies_of_the_right_kind(conversation, wav):
     for reply in (conversation.answer("what is two plus three?"), conversation.speak("good day")):
         assert isinstance(reply.text, str) and reply.wav.dtype == np.float32

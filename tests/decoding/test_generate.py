@@ -20,6 +20,7 @@ def model():
     return Llama(CONFIG, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_greedy_equals_transformers():
     """100 tokens after prompts of unequal length, padded on the left in both."""
     theirs = reference(CONFIG)
@@ -38,6 +39,7 @@ def test_greedy_equals_transformers():
     np.testing.assert_array_equal(lengths, 100)
 
 
+@pytest.mark.slow
 def test_greedy_equals_the_uncached_model(model):
     prompt = PROMPTS[0]
     tokens, _ = generate(model, [prompt], max_new_tokens=10, stop_ids=[], sampling=GREEDY)
@@ -48,6 +50,7 @@ def test_greedy_equals_the_uncached_model(model):
     np.testing.assert_array_equal(tokens[0], expected[len(prompt) - 1 : -1])
 
 
+@pytest.mark.slow
 def test_stops_at_each_rows_own_stop_token(model):
     free, _ = generate(model, PROMPTS, max_new_tokens=20, stop_ids=[], sampling=GREEDY)
     stop_ids = [int(free[0, 4]), int(free[1, 9])]
@@ -60,6 +63,7 @@ def test_stops_at_each_rows_own_stop_token(model):
         np.testing.assert_array_equal(answer[:length], row[:length])
 
 
+@pytest.mark.slow
 def test_min_new_tokens_bans_the_stop_token_until_then(model):
     stop_ids = range(CONFIG.vocab_size // 2)
     arguments = {"max_new_tokens": 12, "stop_ids": stop_ids, "min_new_tokens": 6}
@@ -68,6 +72,7 @@ def test_min_new_tokens_bans_the_stop_token_until_then(model):
     assert not np.isin(tokens[:, :6], stop_ids).any()
 
 
+@pytest.mark.slow
 def test_never_draws_forbidden_or_padding_tokens(model):
     forbidden = range(0, CONFIG.vocab_size, 2)
     flat = Sampling(temperature=100.0, top_k=0, top_p=1.0)
@@ -79,6 +84,7 @@ def test_never_draws_forbidden_or_padding_tokens(model):
     assert len(np.unique(tokens)) > 40
 
 
+@pytest.mark.slow
 def test_a_key_repeats_its_draws(model):
     draw = lambda seed: generate(  # noqa: E731
         model, PROMPTS, max_new_tokens=8, stop_ids=[], key=jax.random.key(seed)

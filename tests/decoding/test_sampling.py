@@ -27,6 +27,7 @@ def oracle(logits, sampling):
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampling",
     [
@@ -48,6 +49,7 @@ def test_frequencies_are_the_oracles_probabilities(sampling):
     np.testing.assert_allclose(frequencies, expected, atol=0.015)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(top_k=1), Sampling(top_p=1e-6)], ids=str)
 def test_greedy_takes_the_most_likely_token(sampling):
     logits = jax.random.normal(jax.random.key(1), (50, 30))

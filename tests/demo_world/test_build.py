@@ -78,6 +78,7 @@ def test_plan_keeps_voices_apart():
     assert {c.speaker for c in clips if c.kind == "answer"} == {build.ANSWER_VOICE}
 
 
+@pytest.mark.slow
 def test_plan_has_every_text_and_no_test_text_in_training():
     clips = build.planned_clips()
     assert {c.text for c in clips} == {s.text for s in demo_world.all_sentences()}
@@ -98,6 +99,7 @@ def small_corpus(folder: Path, voice: str) -> list[build.Clip]:
     return [build.synthesize_clip(clip, voice, folder) for clip in clips]
 
 
+@pytest.mark.slow
 def test_encode_writes_the_units_of_every_clip(tmp_path, voice, hubert):
     clips = small_corpus(tmp_path, voice)
     build.write_manifest(clips, tmp_path / "manifest.jsonl")
@@ -152,6 +154,7 @@ def check_units(units, durations):
     assert durations.min() >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UTTERANCES)
 def test_shipped_utterances(name):
     speakers = set()
@@ -164,6 +167,7 @@ def test_shipped_utterances(name):
     assert speakers == strangers.get(name, set(build.TRAIN_VOICES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DIALOGUES)
 def test_shipped_dialogues(name):
     answers = {d.question: d.answer for d in demo_world.questions() if d.split in name} or {

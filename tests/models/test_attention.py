@@ -22,6 +22,7 @@ def plain_attention(query, key, value, segment_ids):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_kv_heads", [1, 2])
 @pytest.mark.parametrize("platform", KERNELS)
 def test_equals_plain_attention(platform, num_kv_heads):

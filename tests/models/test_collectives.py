@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from speechgpt_jax.models.collectives import constrain, matmul
 
 
+@pytest.mark.slow
 def test_matmul_has_the_gradients_of_a_matrix_product():
     x, kernel = jax.random.normal(jax.random.key(0), (2, 3, 4)), jnp.eye(4, 5) + 0.1
     for argument in (0, 1):

@@ -12,6 +12,7 @@ from speechgpt_jax.models import layers
 from speechgpt_jax.models.layers import Dense, LoraConfig
 
 
+@pytest.mark.slow
 def test_lora_equals_peft():
     torch.manual_seed(0)
     theirs = peft.get_peft_model(
@@ -30,6 +31,7 @@ def test_lora_equals_peft():
     np.testing.assert_allclose(ours(x), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_is_only_before_the_adapter_and_keeps_the_mean():
     lora = LoraConfig(rank=4, alpha=4, dropout=0.25)
     dense = Dense(8, 8, ("embed", "mlp"), lora=lora, rngs=nnx.Rngs(0))
@@ -61,6 +63,7 @@ def test_impossible_adapters(fields, message):
         LoraConfig(**fields)
 
 
+@pytest.mark.slow
 def test_int8_kernels_are_within_half_a_step_and_keep_their_gradient():
     dense = Dense(64, 8, ("embed", "mlp"), lora=LoraConfig(rank=2), rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(1), (5, 64))
@@ -75,6 +78,7 @@ def test_int8_kernels_are_within_half_a_step_and_keep_their_gradient():
     np.testing.assert_allclose(gradient, jnp.ones((5, 8)) @ rounded.T, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_merging_an_adapter_into_an_int8_kernel_gives_floats_again():
     lora = LoraConfig(rank=2)
     dense = Dense(16, 8, ("embed", "mlp"), bias=True, lora=lora, rngs=nnx.Rngs(0))

@@ -55,6 +55,7 @@ def assert_close(actual, expected, tolerance=1e-5):
     assert difference < tolerance * np.abs(expected).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_equals_transformers(variant):
     config = dataclasses.replace(CONFIG, **VARIANTS[variant])
@@ -69,6 +70,7 @@ def test_equals_transformers(variant):
     np.testing.assert_array_equal(logits[..., config.vocab_size :], MASKED_LOGIT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, targets=("k_proj", "up_proj"))])
 def test_cached_equals_uncached(lora):
     model = random_model(lora=lora)
@@ -84,6 +86,7 @@ def test_cached_equals_uncached(lora):
     assert cache.length == 12
 
 
+@pytest.mark.slow
 def test_left_padding_changes_nothing():
     model = random_model()
     tokens = random_tokens(1, 9)
@@ -92,6 +95,7 @@ def test_left_padding_changes_nothing():
     assert_close(hidden[:, 4:], hidden_states(model, tokens))
 
 
+@pytest.mark.slow
 def test_packed_equals_unpacked():
     """[a a a b b 0 0] with positions [0 1 2 0 1 0 0] gives the hidden states of a and of b."""
     model = random_model()
@@ -126,6 +130,7 @@ def adapted_and_its_gradients():
     return model, loss_and_gradients(model, random_tokens(2, 8), jax.random.key(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scan_layers, remat", [(False, "full"), (True, "none"), (True, "minimal"), (True, "full")]
 )
@@ -136,6 +141,7 @@ def test_scan_and_remat_give_the_same_gradients(adapted_and_its_gradients, scan_
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), actual, expected)
 
 
+@pytest.mark.slow
 def test_adapters_on_an_int8_base_have_the_same_gradients_under_remat():
     model = random_model(lora=LoraConfig(rank=2, dropout=0.5))
     model.layers.self_attn.q_proj.lora_b[...] += 0.1
@@ -151,6 +157,7 @@ def test_adapters_on_an_int8_base_have_the_same_gradients_under_remat():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), actual, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
 def test_gradients_equal_transformers(family):
     config = dataclasses.replace(CONFIG, **FAMILIES[family])
@@ -169,6 +176,7 @@ def test_gradients_equal_transformers(family):
     jax.tree.map(lambda a, b: assert_close(a, b, 1e-4), gradients, expected)
 
 
+@pytest.mark.slow
 def test_computes_in_bfloat16_with_float32_weights():
     model = random_model(dtype="bfloat16", scan_layers=True)
     tokens = random_tokens(2, 9)
@@ -181,6 +189,7 @@ def test_computes_in_bfloat16_with_float32_weights():
     assert decoded.dtype == cache.keys[0].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_fresh_adapters_change_nothing():
     targets = ("q_proj", "v_proj", "down_proj")
     adapted = random_model(lora=LoraConfig(rank=4, targets=targets))

@@ -335,6 +335,7 @@ def test_common_formats_are_written():
     assert asked <= audio._output_formats().keys()
 
 
+@pytest.mark.slow
 def test_a_long_ogg_is_written(tmp_path):
     """libsndfile's encoder overflows the stack if it gets minutes in one call."""
     save_audio(tmp_path / "long.ogg", np.zeros(20 * 60 * SAMPLE_RATE, np.float32))

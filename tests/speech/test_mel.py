@@ -26,6 +26,7 @@ def test_stft_is_torch_stft(n_fft, hop, pad_mode):
     np.testing.assert_allclose(imag, theirs.imag, atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_fft", "hop"), [(16, 4), (64, 16), (320, 80)])
 def test_istft_is_torch_istft(n_fft, hop):
     """Also of spectra that are not the STFT of any sound."""
@@ -39,11 +40,13 @@ def test_istft_is_torch_istft(n_fft, hop):
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 def test_istft_of_stft_is_the_sound():
     wav = sound()
     np.testing.assert_allclose(mel.istft(*mel.stft(wav, 320, 80), 320, 80), wav, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_istft_ends_where_the_mask_does():
     wav = sound(1)
     real, imag = mel.stft(wav, 64, 16)

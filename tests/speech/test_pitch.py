@@ -18,6 +18,7 @@ def vowel(hz: np.ndarray) -> np.ndarray:
     return (0.1 * wav / wav.std()).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contour", [(90, 90), (210, 210), (180, 120), (75, 110)])
 def test_tracks_a_vowel(contour):
     hz = np.linspace(*contour, 60)
@@ -45,6 +46,7 @@ def test_unvoiced_frames_take_their_neighbours_pitch():
     np.testing.assert_allclose(hz[22:38], 120, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_pulses_come_at_the_pitch_with_unit_power():
     hz = np.full((1, 50), 125.0, np.float32)
     voiced = np.ones((1, 50), np.float32)
@@ -60,11 +62,13 @@ def test_pulses_come_at_the_pitch_with_unit_power():
     np.testing.assert_allclose(harmonics[:60], harmonics[0], rtol=0.05)
 
 
+@pytest.mark.slow
 def test_an_absurd_pitch_makes_finite_pulses():
     hz = np.array([[0.0, 1e-9, 1e9, 7000.0]], np.float32)
     assert np.isfinite(pulse_train(hz, np.ones_like(hz), RATE, HOP)).all()
 
 
+@pytest.mark.slow
 def test_pulses_follow_a_moving_pitch():
     """The number of pulses is the integral of the pitch."""
     hz = np.linspace(100, 200, 100)[None].astype(np.float32)

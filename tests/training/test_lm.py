@@ -83,6 +83,7 @@ class Interrupted(RandomBatches):
         return super().__next__()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, stage1):
     folder, state = stage1
     with pytest.raises(SystemExit) as stopped:
@@ -93,6 +94,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, stage1):
     assert [line["loss"] for line in parts] == [line["loss"] for line in whole]
 
 
+@pytest.mark.slow
 def test_a_resumed_adapter_equals_an_uninterrupted_one(tmp_path, stage1, stage3):
     lora = {"model": LORA, "start_from": str(stage1[0]), "trainable": "lora"}
     with pytest.raises(SystemExit):
@@ -170,6 +172,7 @@ def test_new_tokens_within_the_padding_start_at_the_mean_too(stage1):
     np.testing.assert_allclose(new[used], jnp.mean(old[:used], 0), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_tokens", [CONFIG.vocab_size - 1, CONFIG.vocab_size - 200])
 def test_tokens_beyond_the_tokenizer_are_dropped(num_tokens, stage1, capsys):
     folder, old_state = stage1
@@ -183,6 +186,7 @@ def test_tokens_beyond_the_tokenizer_are_dropped(num_tokens, stage1, capsys):
     assert f"the last {CONFIG.vocab_size - num_tokens} embeddings" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_adapter_needs_a_base_of_its_vocabulary(stage1, tmp_path):
     tokenizer = SentencePieceTokenizer.from_files(DEMO_TOKENIZER / "tokenizer.model", [])
     model = dataclasses.replace(LORA, vocab_size=tokenizer.vocab_size)
@@ -246,12 +250,14 @@ def test_mistakes_are_one_line(message, kwargs, tmp_path, stage1, stage3):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_another_model_in_the_same_folder(stage1):
     model = dataclasses.replace(CONFIG, hidden_size=64)
     with pytest.raises(ValueError, match=r"has params.embed_tokens of shape .*, this run"):
         run(stage1[0], model=model)
 
 
+@pytest.mark.slow
 def test_another_base_in_the_same_folder(stage1, stage3, tmp_path):
     run(tmp_path, 1)
     with pytest.raises(ValueError, match="was trained on"):

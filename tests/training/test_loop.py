@@ -156,6 +156,7 @@ def test_mfu_is_the_share_of_the_peak(tmp_path, capsys):
     np.testing.assert_allclose(line["mfu"], 50 * line["tokens_per_second"] / 1e3, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_profile(tmp_path):
     run(tmp_path, 4, profile_steps=(2, 3))
     assert list(tmp_path.glob("profile/**/*.xplane.pb"))

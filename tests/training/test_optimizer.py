@@ -59,6 +59,7 @@ def test_norms_are_not_decayed():
     }
 
 
+@pytest.mark.slow
 def test_weight_decay_shrinks_only_matrices():
     params = {"up_proj": jnp.ones((2, 2)), "norm": jnp.ones(2)}
     tx = make_optimizer(AdamW(0.1, "constant", warmup=0, weight_decay=0.5), 10)

@@ -53,6 +53,7 @@ def test_a_hubert_computes_the_same_and_is_not_changed():
     np.testing.assert_allclose(run(fast), run(hubert), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_an_accelerator_keeps_the_layers(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     hubert = Hubert(WAVE, rngs=nnx.Rngs(0))

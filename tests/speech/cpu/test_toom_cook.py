@@ -21,6 +21,7 @@ def test_same_as_the_convolution(kernel_size, dilation, steps):
     np.testing.assert_allclose(ToomCookConv(conv)(x), conv(x), atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("steps", [3, 4, 64, 201])
 def test_same_as_the_strided_convolution(steps, bias):

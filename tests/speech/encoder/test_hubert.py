@@ -150,6 +150,7 @@ def test_a_clip_has_the_same_features_alone_and_in_a_batch(config):
         np.testing.assert_allclose(features[: len(alone)], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_frame_depends_on_no_more_than_its_reach():
     hubert = Hubert(NEAR, rngs=nnx.Rngs(0))
     assert NEAR.reach == 9 and SMALL.reach == math.inf
@@ -162,6 +163,7 @@ def test_a_frame_depends_on_no_more_than_its_reach():
     np.testing.assert_allclose(run(hubert, x, 40), whole, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "reach"), [(30, 5), (40, 10), (7, 32)])
 def test_attention_to_nearby_frames_is_masked_attention(steps, reach):
     (q, k, v), segments = rows_of_segments(steps)

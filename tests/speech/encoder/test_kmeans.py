@@ -27,6 +27,7 @@ def test_assign_is_the_nearest_centroid(features):
     np.testing.assert_array_equal(kmeans.assign(features, centroids), distances.argmin(1))
 
 
+@pytest.mark.slow
 def test_without_memory_it_is_lloyd(features, start):
     init = np.asarray(start.centroids)
     oracle = sklearn.cluster.KMeans(12, init=init, n_init=1, max_iter=25, tol=0).fit(features)

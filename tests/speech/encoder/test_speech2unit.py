@@ -30,6 +30,7 @@ def wavs():
     return [load_audio(CLIPS / row["file"]) for row in rows[:4]]
 
 
+@pytest.mark.slow
 def test_units_and_durations_cover_the_recording(speech2unit, wavs):
     for wav in wavs:
         units, durations = speech2unit(wav)
@@ -40,18 +41,21 @@ def test_units_and_durations_cover_the_recording(speech2unit, wavs):
         assert 20 < len(units) / (len(wav) / 16_000) < 40
 
 
+@pytest.mark.slow
 def test_a_clip_has_the_same_units_alone_and_in_any_batch(speech2unit, wavs):
     alone = [speech2unit.cluster_ids([wav])[0] for wav in wavs]
     for ids, expected in zip(speech2unit.cluster_ids(wavs), alone):
         np.testing.assert_array_equal(ids, expected)
 
 
+@pytest.mark.slow
 def test_products_of_bfloat16_change_few_units(speech2unit, wavs):
     fast = Speech2Unit.from_pretrained(dtype="bfloat16")
     equal = [a == b for a, b in zip(fast.cluster_ids(wavs), speech2unit.cluster_ids(wavs))]
     assert 0.985 < np.concatenate(equal).mean() < 1
 
 
+@pytest.mark.slow
 def test_a_batch_may_hold_anything(speech2unit, wavs):
     silence = np.zeros(16_000, np.float32)
     batch = [wavs[0], np.zeros(0, np.float32), silence, silence[:399], silence[:400]]

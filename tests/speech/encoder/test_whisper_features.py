@@ -43,6 +43,7 @@ def test_the_whole_encoder_is_that_of_ctranslate2():
     assert np.abs(normal * gamma + beta - expected).max() < 1e-3 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_frames_are_those_of_hubert():
     teacher = WhisperFeatures(1)
     wavs = [np.random.default_rng(0).standard_normal(n).astype(np.float32) for n in (400, 16_399)]
