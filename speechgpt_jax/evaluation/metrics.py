@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import jiwer
 import numpy as np
+import numpy.typing as npt
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.prompts import Response, parse_response
@@ -98,13 +99,14 @@ def wer(references: list[str], predictions: list[str], name: str = "wer") -> dic
     return rate(name, edits, [len(reference.split()) for reference, _ in kept])
 
 
-def rate(name: str, counts: Sequence[float], totals: Sequence[float]) -> dict[str, float]:
+def rate(name: str, counts: npt.ArrayLike, totals: npt.ArrayLike) -> dict[str, float]:
     """Sum of `counts` per sum of `totals`, one of each per example, with its 95 % interval.
 
     The interval is that of the bootstrap over examples (Efron 1979): `counts` [1, 0, 0, 1] of
     `totals` [4, 4, 4, 4] are {"wer": 0.125, "wer_low": 0.0, "wer_high": 0.25}.
     """
-    counts, totals = np.asarray(counts, float), np.asarray(totals, float)
+    counts = np.asarray(counts, float)
+    totals = np.asarray(totals, float)
     drawn = np.random.default_rng(0).integers(len(counts), size=(RESAMPLES, len(counts)))
     rates = counts[drawn].sum(axis=1) / totals[drawn].sum(axis=1)
     low, high = np.quantile(rates, [0.025, 0.975])
