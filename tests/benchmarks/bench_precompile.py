@@ -48,14 +48,17 @@ def main(argv: list[str]) -> None:
     memory = docs_table.Table("precompile_memory", ["peak GiB per chip", *columns])
     collectives = docs_table.Table("precompile_collectives", ["GiB per chip and step", *SLICES])
     for run in args.runs:
-        reports = [compile_run(run, *topology) for topology in SLICES.values()]
+        reports = [
+            compile_run(run, *topology, f"--batch_per_chip={RUNS[run][topology[0] != 'v5e-256']}")
+            for topology in SLICES.values()
+        ]
         add_rows(run, reports, memory, collectives)
     columns = ["7B stage 1 on a v5e-256", "rows per chip", "peak GiB per chip"]
     variants = docs_table.Table("precompile_variants", columns)
     for name, *flags in (
         (
             "fsdp 64, model 4 (`gin/meshes/fsdp_model4.gin`)",
-            "--gin_file=gin/meshes/fsdp_model4.gin",
+            *("--gin_file=gin/meshes/fsdp_model4.gin", "--batch_per_chip=4"),
         ),
         ("largest batch that fits (`--find_batch`)", "--find_batch"),
     ):
@@ -72,8 +75,6 @@ def compile_run(run: str, topology: str, *flags: str) -> dict:
         report = pathlib.Path(folder) / "report.json"
         command = ["speechgpt_jax.precompile", f"--gin_file=gin/runs/{run}.gin", *flags]
         command += [f"--topology={topology}", f"--json={report}"]
-        if "--find_batch" not in flags:
-            command.append(f"--batch_per_chip={RUNS[run][topology != 'v5e-256']}")
         subprocess.run([sys.executable, "-m", *command], check=True, stdout=subprocess.DEVNULL)
         return json.loads(report.read_text())
 

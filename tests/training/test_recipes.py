@@ -15,6 +15,7 @@ from speechgpt_jax.tokenizer import DEMO_TOKENIZER
 from speechgpt_jax.training import lm
 from speechgpt_jax.training.optimizer import AdamW
 from speechgpt_jax.training.progress import read_metrics
+from tests.sizes import llama
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +34,7 @@ def parse(
         f"lm.train.start_from = {start_from!r}",
         *more,
     ]
-    gin_utils.parse([f"gin/runs/llama_{size}_stage{stage}.gin"], bindings)
+    gin_utils.parse([f"gin/runs/{size}_stage{stage}.gin"], bindings)
 
 
 @pytest.mark.parametrize("size", ["7b", "13b"])
@@ -46,7 +47,7 @@ def parse(
     ],
 )
 def test_the_papers_numbers(size, stage, length, batch_size, steps, rate, schedule, warmup, rows):
-    parse(size, stage)
+    parse(f"llama_{size}", stage)
     assert gin.query_parameter("load_host_batches.sequence_length") == length
     assert gin.query_parameter("load_host_batches.batch_size") == batch_size
     assert gin.query_parameter("train.steps") == steps
@@ -67,6 +68,27 @@ def test_the_papers_numbers(size, stage, length, batch_size, steps, rate, schedu
     )
     trainable = "lora" if stage == 3 else "all"
     assert gin.query_parameter("train.trainable") == trainable
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("size", "first"),
+    [
+        ("qwen2_5_0_5b", 151_665),
+        ("qwen2_5_7b", 151_665),
+        ("llama3_1b", 128_256),
+        ("llama3_8b", 128_256),
+        ("smollm2_135m", 49_152),
+    ],
+)
+def test_recipes_of_other_bases(size, first, stage):
+    """The sizes are those of gin/models; in stage 3 the rows of all added tokens are trained."""
+    vocab_size = first + (1002 if stage == 1 else 1006)
+    expected = llama(size, vocab_size)
+    parse(size, stage)
+    model = gin_utils.call(LlamaConfig)
+    assert dataclasses.replace(model, lora=None) == expected
+    assert model.new_tokens == range(first if stage == 3 else vocab_size, vocab_size)
 
 
 TINY = (
@@ -99,7 +121,7 @@ def data(tmp_path_factory):
 def published(tmp_path_factory):
     """A run with random weights, in place of the LLaMA that the first stage starts from."""
     folder = tmp_path_factory.mktemp("published")
-    parse("7b", 1, more=TINY)
+    parse("llama_7b", 1, more=TINY)
     model = gin_utils.call(LlamaConfig)
     parameters = nnx.state(Llama(model, rngs=nnx.Rngs(0)), nnx.Param)
     metadata = {"config": "", "model": dataclasses.asdict(model)}
@@ -113,7 +135,7 @@ def test_three_stages_one_from_another(data, published, tmp_path):
     for stage in (1, 2, 3):
         # A task is registered once in a process.
         more = [*TINY, "lm.train.steps = 2", f"{TASK[stage]}.name = 'tiny_{stage}'"]
-        parse("7b", stage, data[DATA[stage]], DEMO_TOKENIZER, start_from, more)
+        parse("llama_7b", stage, data[DATA[stage]], DEMO_TOKENIZER, start_from, more)
         output_dir = str(tmp_path / f"stage{stage}")
         gin_utils.call(lm.train, output_dir=output_dir, config_text=gin_utils.operative_config)
         start_from = output_dir
