@@ -28,7 +28,7 @@ def stage(**changes):
         "trainable": "all",
         "frozen_dtype": "float32",
         "accumulation": 1,
-        "loss_chunk": 512,
+        "loss_columns": 8192,
         "guard": None,
         "seed": 0,
     }
@@ -59,7 +59,7 @@ def batches(**changes):
         (Guard, "patience", (-1,)),
         (stage, "steps", (0, -1)),
         (stage, "accumulation", (0, -1)),
-        (stage, "loss_chunk", (0, -1)),
+        (stage, "loss_columns", (0, -1)),
         (stage, "seed", (-1, 2**32)),
         (batches, "batch_size", (0, -8)),
         (batches, "sequence_length", (0, -1)),

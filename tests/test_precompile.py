@@ -74,7 +74,7 @@ def test_report_of_a_small_slice(precompile):
     assert report["fits"] and 0 < report["peak_gib"] < 1
     assert report["batch_per_chip"] == 2
     # Full rematerialization: four passes, but the last product of a layer isn't needed twice, nor
-    # are the logits of a row that is one chunk.
+    # are the logits of a vocabulary that is one block.
     tokens = 2 * LENGTH
     weights = LAYERS * LAYER + WIDTH * VOCAB
     expected = (8 * weights - 2 * LAYERS * WIDTH * INNER - 2 * WIDTH * VOCAB) * tokens

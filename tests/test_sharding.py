@@ -21,10 +21,12 @@ import dataclasses, jax, jax.numpy as jnp, numpy as np, optax
 from flax import nnx
 from toy import CONFIG, UNITS, random_batch
 from speechgpt_jax import sharding
+from speechgpt_jax.models.layers import LoraConfig
 from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.training.train_step import TrainState, make_train_step
 
-config = dataclasses.replace(CONFIG, num_kv_heads=4, qkv_bias=True, qk_norm=True)
+lora = LoraConfig(rank=2, new_tokens_from=50)
+config = dataclasses.replace(CONFIG, num_kv_heads=4, qkv_bias=True, qk_norm=True, lora=lora)
 batch = random_batch([12, 5, 9, 12, 3, 7, 11, 12])
 
 def make():
@@ -32,7 +34,7 @@ def make():
 
 graphdef = nnx.graphdef(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
 tx = optax.sgd(1.0)  # The parameters change by minus the gradient.
-step = jax.jit(make_train_step(graphdef, tx, unit_ids=UNITS, chunk=4))
+step = jax.jit(make_train_step(graphdef, tx, unit_ids=UNITS, loss_columns=48))
 
 def run(mesh_config, make_params=sharding.create_sharded):
     num_devices = mesh_config.data * mesh_config.fsdp * mesh_config.model

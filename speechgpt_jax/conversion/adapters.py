@@ -1,31 +1,40 @@
 """LoRA adapters of PEFT <-> a run that trains an adapter on another run.
 
 A run has the same adapter in every layer. The modules and ranks of a PEFT adapter are read from its
-weights: `target_modules` may be names, suffixes, full paths or a regex.
+weights: `target_modules` may be names, suffixes, full paths or a regex. The embeddings of new
+tokens are PEFT's `trainable_token_indices`.
 """
 
 import dataclasses
-import math
+import itertools
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+
+import numpy as np
 
 from speechgpt_jax import checkpoints, files
 from speechgpt_jax.conversion import key_table, llama, model_card, shards, tokenizer_format, weights
-from speechgpt_jax.conversion.key_table import Row
+from speechgpt_jax.conversion.key_table import AS_IS, Row
 from speechgpt_jax.conversion.llama_format import LAYER, PART_OF
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.layers import LoraConfig
 from speechgpt_jax.models.llama import LlamaConfig
 from speechgpt_jax.training.start import ADAPTER
 
+_NEW_EMBEDDINGS = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+_NEW_OUTPUTS = "base_model.model.lm_head.token_adapter.trainable_tokens_delta"
 TABLE = [
-    Row(
-        f"layers.{part}.{name}.lora_{matrix}",
-        f"base_model.model.{LAYER}.{part}.{name}.lora_{matrix.upper()}.weight",
-    )
-    for name, part in PART_OF.items()
-    for matrix in "ab"
+    *(
+        Row(
+            f"layers.{part}.{name}.lora_{matrix}",
+            f"base_model.model.{LAYER}.{part}.{name}.lora_{matrix.upper()}.weight",
+        )
+        for name, part in PART_OF.items()
+        for matrix in "ab"
+    ),
+    Row("new_embeddings", _NEW_EMBEDDINGS, AS_IS),
+    Row("new_outputs", _NEW_OUTPUTS),
 ]
 # "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" -> module, layer, projection, A.
 _WEIGHT = re.compile(
@@ -38,8 +47,8 @@ _KEEPS_BASE = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
 _SUBTRACTS_FROM_BASE = ("pissa", "olora", "corda", "lora_ga")
 # Fields of adapter_config.json that extend LoRA; PEFT can merge the result into the weights.
 _MERGEABLE = (
-    *("use_dora", "use_qalora", "modules_to_save", "lora_bias", "trainable_token_indices"),
-    *("layer_replication", "target_parameters", "kasa_config", "use_bdlora", "monteclora_config"),
+    *("use_dora", "use_qalora", "modules_to_save", "lora_bias", "layer_replication"),
+    *("target_parameters", "kasa_config", "use_bdlora", "monteclora_config"),
 )
 # Fields of adapters that depend on the text and so can't be merged.
 _DEPENDS_ON_TEXT = ("alora_invocation_tokens", "arrow_config")
@@ -67,14 +76,19 @@ def from_peft(folder: pathlib.Path, out: pathlib.Path, base: pathlib.Path) -> No
     base_metadata = checkpoints.read_metadata(base)
     base_config = LlamaConfig.from_dict(base_metadata["model"])
     source = weights.from_folder(folder, ("adapter_model.safetensors", "adapter_model.bin"))
-    lora = lora_config(fields, source.shapes, base_config.num_layers, place)
+    lora = lora_config(fields, source.shapes, base_config, place)
     config = dataclasses.replace(base_config, lora=lora)
     shapes = {n: x.shape for n, x in llama.abstract(config).items() if n.endswith(ADAPTER)}
+    frozen_outputs = "new_outputs" in shapes and _NEW_OUTPUTS not in source.shapes
+    if frozen_outputs:
+        del shapes["new_outputs"]
     try:
         parameters = key_table.read(TABLE, source, shapes)
     except UserError as error:
         raise UserError(f"the adapter does not fit the base {base}: {error}") from error
-    kept = base_metadata.get("hugging_face", {}) | {"adapter_config": fields}
+    if frozen_outputs:
+        parameters = itertools.chain(parameters, _outputs_of_base(base, config.new_tokens))
+    kept = base_metadata.get("hugging_face", {})
     tokenizer = llama.run_tokenizer(base)
     with files.whole_folder(out) as unfinished:
         metadata = llama.metadata(config, folder, kept)
@@ -111,7 +125,7 @@ def to_peft(
         shards.write_file(
             unfinished / "adapter_model.safetensors", dict(key_table.write(TABLE, arrays))
         )
-        fields = adapter_config(config.lora, base, source.get("adapter_config", {}))
+        fields = adapter_config(config, base)
         shards.write_json(unfinished / "adapter_config.json", fields)
         if tokenizer:
             length = llama.max_length(source, context_length)
@@ -120,14 +134,14 @@ def to_peft(
 
 
 def lora_config(
-    fields: Mapping, shapes: Mapping[str, tuple[int, ...]], num_layers: int, source: str
+    fields: Mapping, shapes: Mapping[str, tuple[int, ...]], base: LlamaConfig, source: str
 ) -> LoraConfig:
     """PEFT's adapter -> our config.
 
     Args:
       fields: content of adapter_config.json.
       shapes: name -> shape of each of the adapter's weights.
-      num_layers: number of layers of the base.
+      base: config of the base.
       source: file that the fields come from, for messages.
 
     Raises:
@@ -137,6 +151,8 @@ def lora_config(
     _check_init(str(fields.get("init_lora_weights", True)).lower(), source)
     layers, scales = {}, {}
     for name, shape in shapes.items():
+        if name in (_NEW_EMBEDDINGS, _NEW_OUTPUTS):
+            continue
         found = _WEIGHT.fullmatch(name)
         if not found:
             raise UserError(
@@ -146,12 +162,12 @@ def lora_config(
         module, layer, projection, matrix = found.groups()
         layers.setdefault(projection, set()).add(int(layer))
         if matrix == "A":
-            scales[module] = shape[0], _alpha(fields, module, shape[0], source)
+            scales[module] = shape[0], _alpha(fields, module, source)
     for projection, present in layers.items():
-        if missing := set(range(num_layers)) - present:
+        if missing := set(range(base.num_layers)) - present:
             raise UserError(
                 f"{source} leaves {projection} of layer {min(missing)} without an adapter; only the"
-                f" same adapter in all {num_layers} layers is built here: {_MERGE}."
+                f" same adapter in all {base.num_layers} layers is built here: {_MERGE}."
             )
     if len(set(scales.values())) != 1:
         found = ", ".join(f"{rank} and {alpha:g}" for rank, alpha in sorted(set(scales.values())))
@@ -164,31 +180,57 @@ def lora_config(
         alpha=alpha,
         dropout=fields.get("lora_dropout", 0.0),
         targets=tuple(sorted(layers)),
+        rank_stabilized=bool(fields.get("use_rslora")),
+        new_tokens_from=_new_tokens_from(fields, base, source),
     )
 
 
-def adapter_config(lora: LoraConfig, base: str, source: Mapping) -> dict:
+def adapter_config(config: LlamaConfig, base: str) -> dict:
     """Our config -> the fields of adapter_config.json.
 
     Args:
-      lora: the run's.
+      config: of a run with an adapter.
       base: base model for PEFT, a folder or a name on the hub.
-      source: the fields of the adapter_config.json that the run was converted from, or {}.
     """
-    rank_stabilised = bool(source.get("use_rslora"))
-    alpha = lora.scale * math.sqrt(lora.rank) if rank_stabilised else lora.alpha
+    lora = config.lora
+    assert lora
+    new = [*config.new_tokens]
+    tables = ["embed_tokens"] if config.tie_embeddings else ["embed_tokens", "lm_head"]
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "inference_mode": True,
         "r": lora.rank,
-        "lora_alpha": round(alpha, 9),
-        "use_rslora": rank_stabilised,
+        "lora_alpha": lora.alpha,
+        "use_rslora": lora.rank_stabilized,
         "lora_dropout": lora.dropout,
         "target_modules": list(lora.targets),
         "bias": "none",
+        **({"trainable_token_indices": dict.fromkeys(tables, new)} if new else {}),
     }
+
+
+def _new_tokens_from(fields: Mapping, base: LlamaConfig, source: str) -> int | None:
+    """The first of the tokens whose rows the adapter has, which must be the last of the base."""
+    indices = fields.get("trainable_token_indices")
+    if not indices:
+        return None
+    by_table = indices if isinstance(indices, Mapping) else {"embed_tokens": indices}
+    first = (by_table.get("embed_tokens") or [base.vocab_size])[0]
+    last_tokens = [*range(first, base.vocab_size)]
+    if any(ids != last_tokens for ids in by_table.values()) or not last_tokens:
+        raise UserError(
+            f"{source} has trainable_token_indices that are not all tokens from one on, up to the"
+            f" base's last {base.vocab_size - 1}; only that is built here: {_MERGE}."
+        )
+    return first
+
+
+def _outputs_of_base(base: pathlib.Path, ids: range) -> Iterator[tuple[str, np.ndarray]]:
+    """The base's own outputs for new tokens of which the adapter has only the embeddings."""
+    kernel = llama.restore(base, "lm_head.kernel", checkpoints.parameter_shapes(base))
+    yield "new_outputs", np.ascontiguousarray(kernel[:, ids.start : ids.stop])
 
 
 def _check_variant(fields: Mapping, source: str) -> None:
@@ -208,7 +250,9 @@ def _check_variant(fields: Mapping, source: str) -> None:
         if fields.get(name):
             raise UserError(f"{source} has {name}, which is not built here: {_MERGE}.")
     if fields.get("bias", "none") != "none":
-        raise UserError(f"{source} trains biases ({fields['bias']!r}); LLaMA has none: {_MERGE}.")
+        raise UserError(
+            f"{source} trains biases ({fields['bias']!r}); here they are frozen: {_MERGE}."
+        )
 
 
 def _check_init(init: str, source: str) -> None:
@@ -229,8 +273,8 @@ def _check_init(init: str, source: str) -> None:
     )
 
 
-def _alpha(fields: Mapping, module: str, rank: int, source: str) -> float:
-    """Alpha of one module, so that its scale is alpha / rank."""
+def _alpha(fields: Mapping, module: str, source: str) -> float:
+    """Alpha of one module."""
     try:
         alpha = fields["lora_alpha"]
     except KeyError as error:
@@ -240,4 +284,4 @@ def _alpha(fields: Mapping, module: str, rank: int, source: str) -> float:
         if re.match(rf"(.*\.)?({pattern})$", module):
             alpha = value
             break
-    return alpha * math.sqrt(rank) if fields.get("use_rslora") else alpha
+    return alpha

@@ -28,7 +28,7 @@ from speechgpt_jax.conversion.weights import Weights
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.llama import Llama, LlamaConfig
 from speechgpt_jax.tokenizer import SentencePieceTokenizer
-from speechgpt_jax.training.start import ADAPTER, VOCABULARY_AXIS
+from speechgpt_jax.training.start import ADAPTER, LOW_RANK, NEW_ROWS, VOCABULARY_AXIS
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
@@ -227,11 +227,14 @@ def _merged_parameters(
         if name.endswith(ADAPTER):
             continue
         array = restore(run, name, shapes)
-        adapter = [name.replace("kernel", matrix) for matrix in ADAPTER]
-        if adapter[0] != name and adapter[0] in shapes:
-            a, b = (restore(run, matrix, shapes) for matrix in adapter)
+        low_rank = [name.replace("kernel", matrix) for matrix in LOW_RANK]
+        if low_rank[0] != name and low_rank[0] in shapes:
+            a, b = (restore(run, matrix, shapes) for matrix in low_rank)
             assert config.lora, f"{name} has an adapter, the config has none"
             array = _add_adapter(name, array, a, b, config.lora.scale)
+        for rows, table in NEW_ROWS.items():
+            if name == table and rows in shapes:
+                array = _replace_rows(name, array, restore(run, rows, shapes), config.new_tokens)
         yield name, _in_use(name, array, config)
 
 
@@ -248,6 +251,14 @@ def _add_adapter(
         delta = scale * (np.asarray(a[layer], np.float32) @ np.asarray(b[layer], np.float32))
         merged[layer] = cast(name, np.float32(kernels[layer]) + delta, kernels.dtype)
     return merged
+
+
+def _replace_rows(name: str, array: np.ndarray, rows: np.ndarray, ids: range) -> np.ndarray:
+    """`array` with the adapter's rows of the tokens `ids`."""
+    replaced = array.copy()
+    slices = [slice(None)] * VOCABULARY_AXIS[name] + [slice(ids.start, ids.stop)]
+    replaced[tuple(slices)] = cast(name, rows, array.dtype)
+    return replaced
 
 
 def _in_use(name: str, array: np.ndarray, config: LlamaConfig) -> np.ndarray:

@@ -53,16 +53,21 @@ def _matmul_backward(axes, dtype, residuals, grad):
     del dtype
     x, kernel = residuals
     grad = grad.astype(x.dtype)
-    return grad @ kernel.T, _weight_gradient(x, grad, axes)
+    return grad @ kernel.T, weight_gradient(x, grad, axes)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def _weight_gradient(x, grad, axes):  # [..., D], [..., F] -> [D, F]
-    """x^T grad, summed over the devices' rows so that each device gets only its own shard.
+def weight_gradient(
+    x: jax.Array,  # [..., D]
+    grad: jax.Array,  # [..., F]
+    axes: Axes,
+) -> jax.Array:
+    """x^T grad, [D, F], summed over the devices' rows so that each gets only its own shard.
 
-    XLA would use an all-reduce, which gives every device the whole sum: twice the traffic.
+    `axes` are the kernel's logical axes. XLA would use an all-reduce, which gives every device the
+    whole sum: twice the traffic.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     (embed,) = logical_spec(("embed",))

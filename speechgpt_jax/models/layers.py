@@ -22,24 +22,32 @@ normal_init = nnx.initializers.truncated_normal(stddev=0.02)
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters (Hu et al. 2021): y = x W + alpha / rank * dropout(x) A B.
+    """Low-rank adapters (Hu et al. 2021): y = x W + scale * dropout(x) A B.
 
     Attributes:
       rank: columns of A and rows of B.
       alpha: the adapter's output is scaled by alpha / rank.
+      rank_stabilized: it is scaled by alpha / sqrt(rank) instead (Kalajdzievski 2023).
       dropout: probability with which an input of the adapter is set to zero in training.
       targets: names of the projections that get an adapter.
+      new_tokens_from: id of the first new token. The rows of this token and of all tokens after it,
+        in the embedding and in the output layer, belong to the adapter and replace those of the
+        base. None: the adapter has no rows.
     """
 
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.05
     targets: tuple[str, ...] = ("q_proj", "v_proj")
+    rank_stabilized: bool = False
+    new_tokens_from: int | None = None
 
     def __post_init__(self):
         check_number("LoRA rank", self.rank, at_least=1)
         check_number("LoRA alpha", self.alpha, above=0)
         check_number("LoRA dropout", self.dropout, at_least=0, below=1)
+        if self.new_tokens_from is not None:
+            check_number("new_tokens_from", self.new_tokens_from, at_least=1)
         if unknown := set(self.targets) - set(PROJECTIONS):
             raise UserError(
                 f"Unknown LoRA targets {sorted(unknown)}; choose from {', '.join(PROJECTIONS)}."
@@ -49,8 +57,8 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """Factor of the adapter's output, alpha / rank."""
-        return self.alpha / self.rank
+        """Factor of the adapter's output."""
+        return self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
 
 
 def parameter(value: jax.Array, axes: Axes, kind: type = nnx.Param) -> nnx.Param:

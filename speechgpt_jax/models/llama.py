@@ -106,11 +106,22 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"head_dim {self.head_dim} must be even: RoPE rotates pairs.")
+        if self.lora and (self.lora.new_tokens_from or 0) >= self.vocab_size:
+            raise UserError(
+                f"new_tokens_from {self.lora.new_tokens_from} must be below vocab_size"
+                f" {self.vocab_size}."
+            )
 
     @property
     def padded_vocab_size(self) -> int:
         """Rows of the embedding: the next multiple of 128, so that any mesh axis divides them."""
-        return -(-self.vocab_size // 128) * 128
+        return _padded(self.vocab_size)
+
+    @property
+    def new_tokens(self) -> range:
+        """Ids of the tokens whose rows belong to the adapter; empty if there are none."""
+        first = self.lora.new_tokens_from if self.lora else None
+        return range(self.vocab_size if first is None else first, self.vocab_size)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "LlamaConfig":
@@ -247,6 +258,13 @@ class Llama(nnx.Module):
         self.norm = RMSNorm(width, config.rms_norm_eps)
         if not config.tie_embeddings:
             self.lm_head = Dense(width, rows, OUTPUT_AXES, lora=None, rngs=rngs)
+        if new := config.new_tokens:
+            # Copies, so that a new adapter changes nothing.
+            embeddings = self.embed_tokens[new.start : new.stop]
+            self.new_embeddings = layers.parameter(embeddings, (None, "embed"), nnx.LoRAParam)
+            if not config.tie_embeddings:
+                outputs = self.lm_head.kernel[:, new.start : new.stop]
+                self.new_outputs = layers.parameter(outputs, ("embed", None), nnx.LoRAParam)
 
     def __call__(
         self,
@@ -299,9 +317,26 @@ class Llama(nnx.Module):
 
     def output_kernel(self) -> jax.Array:
         """The output layer's weights [D, V] in `config.dtype`; call it outside of loops."""
-        tied = self.config.tie_embeddings
+        tied, new = self.config.tie_embeddings, self.config.new_tokens
         kernel = self.embed_tokens.T if tied else self.lm_head.kernel[...]
-        return gather(kernel.astype(self.config.dtype), OUTPUT_AXES)
+        kernel = kernel.astype(self.config.dtype)
+        if new:
+            kernel = kernel.at[:, new.start : new.stop].set(self._new_kernel())
+        return gather(kernel, OUTPUT_AXES)
+
+    def output_kernels(self) -> list[tuple[jax.Array, range]]:
+        """Parts [D, V] of the output layer, not gathered, and the token ids of their columns.
+
+        Those of the base, then those of the adapter's new tokens, which have the only gradient if
+        the base is frozen. Columns beyond the ids are padding.
+        """
+        config, new = self.config, self.config.new_tokens
+        base = self.embed_tokens.T if config.tie_embeddings else self.lm_head.kernel[...]
+        parts = [(base[:, : _padded(new.start)].astype(config.dtype), range(new.start))]
+        if new:
+            padding = _padded(len(new)) - len(new)
+            parts.append((jnp.pad(self._new_kernel(), ((0, 0), (0, padding))), new))
+        return parts
 
     def quantize(self) -> None:
         """Rounds the projections of all layers to int8, as a frozen base for adapters.
@@ -365,9 +400,17 @@ class Llama(nnx.Module):
         return self.norm(x), KVCache(tuple(keys), tuple(values), cache.start, length)
 
     def _embed(self, tokens):
+        x = self.embed_tokens[tokens]
+        if new := self.config.new_tokens:
+            own = self.new_embeddings[jnp.maximum(tokens - new.start, 0)]
+            x = jnp.where((tokens < new.start)[..., None], x, own)
         # The only place where the computation leaves float32.
-        x = self.embed_tokens[tokens].astype(self.config.dtype)
-        return constrain(x, ("batch", "length", "residual"))
+        return constrain(x.astype(self.config.dtype), ("batch", "length", "residual"))
+
+    def _new_kernel(self):
+        tied = self.config.tie_embeddings
+        kernel = self.new_embeddings.T if tied else self.new_outputs[...]
+        return kernel.astype(self.config.dtype)
 
     def _angles(self, positions, length):
         config = self.config
@@ -395,6 +438,11 @@ def matmul_flops_per_token(config: LlamaConfig, length: int) -> int:
     projections = width * (2 * query_width + 2 * kv_width + 3 * config.intermediate_size)
     attention = 2 * length * query_width
     return 2 * (config.num_layers * (projections + attention) + width * config.vocab_size)
+
+
+def _padded(size: int) -> int:
+    """The next multiple of 128."""
+    return -(-size // 128) * 128
 
 
 def _dense(config, rngs, name, in_features, out_features, axes, bias=False):

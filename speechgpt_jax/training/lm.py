@@ -51,7 +51,7 @@ def train(
     frozen_dtype: Literal["float32", "int8"] = "float32",
     mesh: MeshConfig = MeshConfig(),  # noqa: B008 (frozen)
     accumulation: int = 1,
-    loss_chunk: int = 512,
+    loss_columns: int = 8192,
     guard: Guard | None = None,
     keep: Keep = Keep(),  # noqa: B008 (frozen)
     save_every: int = 1000,
@@ -76,7 +76,8 @@ def train(
         the memory.
       mesh: number of devices along data, fsdp and model.
       accumulation: microbatches per step, to save memory.
-      loss_chunk: positions whose logits are in memory at the same time.
+      loss_columns: tokens of the vocabulary whose logits are in memory at the same time; the
+        backward pass computes them again if there are more.
       guard: rejects bad batches; without it, a loss that is not finite stops the run.
       keep: which checkpoints stay on disk.
       save_every, log_every: in steps.
@@ -94,7 +95,7 @@ def train(
         trainable=trainable,
         frozen_dtype=frozen_dtype,
         accumulation=accumulation,
-        loss_chunk=loss_chunk,
+        loss_columns=loss_columns,
         guard=guard,
         seed=seed,
     )
@@ -159,10 +160,10 @@ def _check(
 def _check_base(model: LlamaConfig, start_from: str) -> None:
     """Raises a UserError if the frozen base and the model have different tokens."""
     num_tokens = number_of_tokens(start_from)
-    if num_tokens < model.vocab_size:
+    if num_tokens < model.vocab_size - len(model.new_tokens):
         raise UserError(
             f"the model has {model.vocab_size} tokens and {start_from} only {num_tokens}: a frozen"
-            " base never learns new ones."
+            f" base never learns new ones; set LoraConfig.new_tokens_from to {num_tokens}."
         )
     base = dataclasses.replace(model, vocab_size=num_tokens)
     if base.padded_vocab_size != model.padded_vocab_size:

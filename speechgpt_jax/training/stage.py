@@ -55,14 +55,14 @@ class Stage:
     trainable: str
     frozen_dtype: str
     accumulation: int
-    loss_chunk: int
+    loss_columns: int
     guard: Guard | None
     seed: int
 
     def __post_init__(self):
         check_number("steps", self.steps, at_least=1)
         check_number("accumulation", self.accumulation, at_least=1)
-        check_number("loss_chunk", self.loss_chunk, at_least=1)
+        check_number("loss_columns", self.loss_columns, at_least=1)
         check_number("seed", self.seed, at_least=0, below=2**32)
         check_choice("trainable", self.trainable, TRAINABLE)
         check_choice("frozen_dtype", self.frozen_dtype, FROZEN_DTYPES)
@@ -129,7 +129,7 @@ def jit_train_step(
         make_stage_optimizer(stage),
         unit_ids=unit_ids,
         accumulation=stage.accumulation,
-        chunk=stage.loss_chunk,
+        loss_columns=stage.loss_columns,
         seed=stage.seed,
     )
     # The new state keeps the shardings of the old one; the metrics are replicated.

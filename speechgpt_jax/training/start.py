@@ -14,7 +14,10 @@ from speechgpt_jax.training.progress import print_once
 
 # Parameters with one row per token, and the axis of the rows.
 VOCABULARY_AXIS = {"embed_tokens": 0, "lm_head.kernel": 1}
-ADAPTER = ("lora_a", "lora_b")
+# Rows (or columns) of an adapter's new tokens, and the parameter whose rows they replace.
+NEW_ROWS = {"new_embeddings": "embed_tokens", "new_outputs": "lm_head.kernel"}
+LOW_RANK = ("lora_a", "lora_b")
+ADAPTER = (*LOW_RANK, *NEW_ROWS)
 
 
 def initial_parameters(
@@ -22,7 +25,8 @@ def initial_parameters(
 ) -> nnx.State:
     """All parameters of the model, sharded over the mesh.
 
-    Adapters that the checkpoint `start_from` lacks are initialised. Tokens that it lacks get the
+    Adapters that the checkpoint `start_from` lacks are initialised; their new tokens start with the
+    checkpoint's rows. Tokens that it lacks get the
     mean of its rows, which hardly changes the predictions (Hewitt 2021); tokens that it has beyond
     `config.vocab_size` are dropped.
 
@@ -40,9 +44,11 @@ def initial_parameters(
     saved = checkpoints.parameter_shapes(start_from)
     adapter = {name for name in targets if name not in saved and name.endswith(ADAPTER)}
     _check_names(saved.keys(), targets.keys() - adapter, start_from)
+    _check_numerics(config, start_from)
     stored = {name: _stored(name, saved[name], targets[name], start_from) for name in saved}
     arrays = checkpoints.restore_parameters(start_from, stored)
-    arrays |= _fresh_adapter(fresh, {name: targets[name].sharding for name in adapter}, mesh)
+    low_rank = adapter - NEW_ROWS.keys()
+    arrays |= _fresh_adapter(fresh, {name: targets[name].sharding for name in low_rank}, mesh)
     num_tokens = number_of_tokens(start_from)
     if num_tokens > config.vocab_size:
         print_once(
@@ -53,6 +59,9 @@ def initial_parameters(
         for name in VOCABULARY_AXIS.keys() & arrays.keys():
             kept = min(num_tokens, config.vocab_size)
             arrays[name] = _resize(name, arrays[name], kept, targets[name])
+    for name in adapter & NEW_ROWS.keys():
+        table, axis = NEW_ROWS[name], VOCABULARY_AXIS[NEW_ROWS[name]]
+        arrays[name] = _rows(arrays[table], config.new_tokens, axis, targets[name])
     return checkpoints.unflatten(abstract, arrays)
 
 
@@ -70,6 +79,23 @@ def _check_names(saved, expected, start_from):
         else:
             problem = f"has {name}, which this model lacks"
         raise UserError(f"checkpoint {start_from} {problem}.")
+
+
+def _check_numerics(config: LlamaConfig, start_from: str) -> None:
+    """Compares the fields that the shapes of the parameters don't show."""
+    saved = LlamaConfig.from_dict(checkpoints.read_metadata(start_from)["model"])
+    for name in ("num_heads", "num_kv_heads", "head_dim"):
+        if getattr(config, name) != getattr(saved, name):
+            raise UserError(
+                f"checkpoint {start_from} has {name} {getattr(saved, name)}, this model"
+                f" {getattr(config, name)}: use the sizes of the checkpoint."
+            )
+    for name in ("rope_theta", "rope_scaling", "rms_norm_eps"):
+        if getattr(config, name) != getattr(saved, name):
+            print_once(
+                f"{name} is {getattr(config, name)} in this run and {getattr(saved, name)} in"
+                f" {start_from}; is that meant?"
+            )
 
 
 def _stored(name, saved, target, start_from) -> jax.ShapeDtypeStruct:
@@ -97,6 +123,16 @@ def _fresh_adapter(fresh, shardings, mesh):
 
     with sharding.use_mesh(mesh):
         return jax.jit(adapter, out_shardings=shardings)()
+
+
+def _rows(array: jax.Array, ids: range, axis: int, target: jax.ShapeDtypeStruct) -> jax.Array:
+    """A copy of the rows `ids` of `array` along `axis`."""
+
+    @functools.partial(jax.jit, out_shardings=target.sharding)
+    def rows(array):
+        return jax.lax.slice_in_dim(array, ids.start, ids.stop, axis=axis)
+
+    return rows(array)
 
 
 def _resize(name: str, array: jax.Array, kept: int, target: jax.ShapeDtypeStruct) -> jax.Array:

@@ -10,7 +10,6 @@ optimizer state, and are not part of the train state, so checkpoints only hold w
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ import optax
 from flax import nnx
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.training.cross_entropy import token_losses
 
 EMBEDDINGS = ("embed_tokens", "lm_head")
 
@@ -57,38 +57,6 @@ class TrainState:
         return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def token_losses(
-    unembed: Callable[[jax.Array], jax.Array],
-    hidden: jax.Array,  # [B, T, D]
-    targets: jax.Array,  # [B, T]
-    chunk: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Cross entropy float32 [B, T] and whether the most likely token is the target, bool [B, T].
-
-    Float32 logits are computed for `chunk` positions of every row at a time, [B, chunk, V]. If rows
-    are longer, the backward pass computes them again, so [B, T, V] is never in memory.
-    """
-
-    def chunk_losses(_, hidden_and_targets):
-        hidden, targets = hidden_and_targets
-        logits = unembed(hidden)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return None, (losses, target_logits >= logits.max(axis=-1))
-
-    length = targets.shape[1]
-    if length <= chunk:
-        return chunk_losses(None, (hidden, targets))[1]
-
-    def cut(x):  # [B, T, ...] -> [chunks, B, chunk, ...]
-        padding = [(0, 0), (0, -length % chunk)] + [(0, 0)] * (x.ndim - 2)
-        padded = jnp.pad(x, padding)
-        return padded.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
-
-    _, pieces = jax.lax.scan(jax.checkpoint(chunk_losses), None, (cut(hidden), cut(targets)))
-    return tuple(x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :length] for x in pieces)
-
-
 def batch_metrics(
     losses: jax.Array,  # [B, T]
     correct: jax.Array,  # [B, T]
@@ -123,19 +91,21 @@ def non_padding(batch: Mapping[str, jax.Array]) -> jax.Array:
 def forward(
     model: nnx.Module,
     batch: Mapping[str, jax.Array],
-    chunk: int,
+    loss_columns: int,
     dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Cross entropy and correctness of every target, [B, T]."""
+    """Cross entropy and correctness of every target, [B, T].
+
+    The logits of `loss_columns` tokens of the vocabulary are in memory at the same time.
+    """
     hidden = model(
         batch["decoder_input_tokens"],
         positions=batch["decoder_positions"],
         segment_ids=batch["decoder_segment_ids"],
         dropout_key=dropout_key,
     )
-    # Gathered once, not once per chunk.
-    unembed = functools.partial(model.unembed, kernel=model.output_kernel())
-    return token_losses(unembed, hidden, batch["decoder_target_tokens"], chunk)
+    targets = batch["decoder_target_tokens"]
+    return token_losses(hidden, targets, model.output_kernels(), loss_columns)
 
 
 def microbatches(batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
@@ -161,7 +131,7 @@ def make_train_step(
     *,
     unit_ids: range,
     accumulation: int = 1,
-    chunk: int = 512,
+    loss_columns: int = 8192,
     seed: int = 0,
 ) -> Callable:
     """A function (state, frozen, batch) -> (state, metrics), to be jitted.
@@ -174,13 +144,13 @@ def make_train_step(
       optimizer: its `update` also gets the loss as `value`.
       unit_ids: token ids of the units, whose loss is also a metric of its own.
       accumulation: number of microbatches.
-      chunk: positions per row whose logits are in memory at the same time.
+      loss_columns: tokens of the vocabulary whose logits are in memory at the same time.
       seed: of dropout.
     """
 
     def weighted_sum(params, frozen, batch, key):
         model = nnx.merge(graphdef, params, frozen)
-        losses, correct = forward(model, batch, chunk, key)
+        losses, correct = forward(model, batch, loss_columns, key)
         metrics = batch_metrics(losses, correct, batch, unit_ids)
         return metrics["loss"][0], metrics
 

@@ -4,21 +4,28 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
+import optax
 import peft
 import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
 import transformers
+from flax import nnx
 
 from speechgpt_jax import checkpoints
 from speechgpt_jax.conversion import adapters, llama
 from speechgpt_jax.decoding.conversation import build_llama
+from speechgpt_jax.decoding.generate import generate
+from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.layers import LoraConfig
+from speechgpt_jax.training.train_step import TRAINABLE, TrainState, make_train_step
 from tests.conversion.released import SMALL, assert_same_logits, change_json
 from tests.models.hugging_face import CONFIG, FAMILIES, reference
+from tests.training.toy import random_batch
 from tools import convert_llama
 
 pytestmark = pytest.mark.slow
@@ -40,7 +47,7 @@ def with_random_adapter(model, **fields) -> peft.PeftModel:
     model = peft.get_peft_model(model, peft.LoraConfig(**(PLAIN | fields))).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "lora_" in name:
+            if "lora_" in name or "trainable_tokens_delta" in name:
                 weight.add_(0.1 * torch.randn_like(weight))
     return model
 
@@ -76,10 +83,7 @@ def test_an_adapter_is_exported_separately_and_merged(adapter, adapter_run, expo
     )
     ours = checkpoints.load_model(adapter_run, build_llama)
     assert_same_logits(ours, exported_adapter)
-    before, after = (
-        safetensors.numpy.load_file(folder / "adapter_model.safetensors")
-        for folder in (adapter[0], tmp_path / "adapter")
-    )
+    before, after = (read_adapter(folder) for folder in (adapter[0], tmp_path / "adapter"))
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         np.testing.assert_array_equal(tensor, after[name])
@@ -153,6 +157,96 @@ def test_adapters_of_other_families(family, tmp_path):
     assert_same_logits(ours, merged)
 
 
+# The last ten tokens, of tied and of two tables, and with frozen outputs.
+NEW_TOKENS = {
+    "tied": ("Qwen2", [*range(140, 150)]),
+    "two_tables": ("Llama", {name: [*range(140, 150)] for name in ("embed_tokens", "lm_head")}),
+    "only_embeddings": ("Llama", [*range(140, 150)]),
+}
+
+
+@pytest.mark.parametrize(("family", "indices"), NEW_TOKENS.values(), ids=NEW_TOKENS)
+def test_new_tokens_are_those_of_peft(family, indices, tmp_path):
+    """In, out and merged: logits, files and answers."""
+    base = reference(dataclasses.replace(CONFIG, **FAMILIES[family]))
+    base.save_pretrained(tmp_path / "base")
+    llama.from_hf(tmp_path / "base", tmp_path / "run", "float32")
+    model = with_random_adapter(base, trainable_token_indices=indices)
+    model.save_pretrained(tmp_path / "in")
+    adapters.from_peft(tmp_path / "in", tmp_path / "adapted", tmp_path / "run")
+    ours = checkpoints.load_model(tmp_path / "adapted", build_llama)
+    assert ours.config.new_tokens == range(140, 150)
+    assert_same_logits(ours, model)
+    options = {"max_new_tokens": 20, "min_new_tokens": 20}
+    expected = model.generate(input_ids=torch.tensor([[1, 145, 20]]), do_sample=False, **options)
+    tokens, _ = generate(ours, [[1, 145, 20]], stop_ids=[2], sampling=GREEDY, **options)
+    np.testing.assert_array_equal(tokens[0], expected[0, 3:])
+
+    adapters.to_peft(tmp_path / "adapted", tmp_path / "out", str(tmp_path / "base"))
+    again = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert_same_logits(ours, again)
+    before, after = (read_adapter(tmp_path / name) for name in ("in", "out"))
+    for name, tensor in before.items():
+        np.testing.assert_array_equal(tensor, after[name])
+    llama.to_hf(tmp_path / "adapted", tmp_path / "merged")
+    assert_same_logits(ours, transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
+
+
+@pytest.mark.parametrize("variant", ["tied", "two_tables"])
+def test_new_tokens_learn_as_in_peft(variant, tmp_path):
+    """The loss and the change of every trained weight in one step of gradient descent."""
+    family, indices = NEW_TOKENS[variant]
+    base = reference(dataclasses.replace(CONFIG, **FAMILIES[family]))
+    base.save_pretrained(tmp_path / "base")
+    llama.from_hf(tmp_path / "base", tmp_path / "run", "float32")
+    fields = {"target_modules": "all-linear", "trainable_token_indices": indices}
+    model = with_random_adapter(base, **fields)
+    before = load_peft(model, tmp_path / "before", tmp_path / "run")
+    batch = random_batch([12, 9])
+    rng = np.random.default_rng(0)
+    for key in ("decoder_input_tokens", "decoder_target_tokens"):
+        new = rng.random(batch[key].shape) < 0.3
+        batch[key] = np.where(new, rng.integers(140, 150, new.shape), batch[key])
+    weights = torch.tensor(batch["decoder_loss_weights"]).flatten()
+    logits = model(torch.tensor(batch["decoder_input_tokens"])).logits
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1),
+        torch.tensor(batch["decoder_target_tokens"], dtype=torch.long).flatten(),
+        reduction="none",
+    )
+    loss = (losses * weights).sum() / weights.sum()
+    loss.backward()
+    torch.optim.SGD([x for x in model.parameters() if x.requires_grad], lr=0.5).step()
+    expected = trained_weights(load_peft(model, tmp_path / "after", tmp_path / "run"))
+
+    graphdef, params, frozen = nnx.split(before, TRAINABLE["lora"], ...)
+    optimizer = optax.sgd(0.5)
+    step = make_train_step(graphdef, optimizer, unit_ids=range(140, 150), loss_columns=64)
+    state, metrics = jax.jit(step)(TrainState.create(params, optimizer), frozen, batch)
+    total, weight = metrics["loss"]
+    np.testing.assert_allclose(total / weight, loss.item(), rtol=1e-5)
+    assert {"new_embeddings", "layers.mlp.up_proj.lora_a"} <= expected.keys()
+    for name, start in trained_weights(before).items():
+        change = checkpoints.flatten(state.params)[name] - start
+        tolerance = 1e-4 * np.abs(expected[name] - start).max()
+        np.testing.assert_allclose(change, expected[name] - start, atol=tolerance)
+
+
+def load_peft(model, folder, base):
+    """Our model with the adapter of PEFT's `model`, which `folder` gets."""
+    model.save_pretrained(folder / "peft")
+    adapters.from_peft(folder / "peft", folder / "run", base)
+    return checkpoints.load_model(folder / "run", build_llama)
+
+
+def trained_weights(model) -> dict:
+    return checkpoints.flatten(nnx.state(model, nnx.LoRAParam))
+
+
+def read_adapter(folder) -> dict:
+    return safetensors.numpy.load_file(folder / "adapter_model.safetensors")
+
+
 def test_rslora_survives_the_round_trip(theirs, run, tmp_path):
     trained(theirs, use_rslora=True, r=8, lora_alpha=16).save_pretrained(tmp_path / "in")
     adapters.from_peft(tmp_path / "in", tmp_path / "run", run)
@@ -213,6 +307,11 @@ REFUSED = {
         f"embed_tokens.*{MERGE}",
     ),
     "trained_tokens": (set_field(trainable_token_indices=[1]), f"trainable_token_ind.*{MERGE}"),
+    "other_tables": (
+        set_field(trainable_token_indices={"lm_head": [3005]}),
+        f"trainable_token_ind.*{MERGE}",
+    ),
+    "lost_rows": (set_field(trainable_token_indices=[3005]), "lacks .*trainable_tokens_delta"),
     "biases": (set_field(bias="all"), f"biases.*{MERGE}"),
     "other_method": (set_field(peft_type="IA3"), f"IA3.*{MERGE}"),
     "by_text": (set_field(alora_invocation_tokens=[5]), "alora.*train a plain LoRA"),

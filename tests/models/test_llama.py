@@ -192,18 +192,19 @@ def test_computes_in_bfloat16_with_float32_weights():
 @pytest.mark.slow
 def test_fresh_adapters_change_nothing():
     targets = ("q_proj", "v_proj", "down_proj")
-    adapted = random_model(lora=LoraConfig(rank=4, targets=targets))
-    assert {path[-2] for path, _ in nnx.to_flat_state(nnx.state(adapted, nnx.LoRAParam))} == set(
-        targets
-    )
+    adapted = random_model(lora=LoraConfig(rank=4, targets=targets, new_tokens_from=130))
+    names = {path[-2:] for path, _ in nnx.to_flat_state(nnx.state(adapted, nnx.LoRAParam))}
+    low_rank = {(target, matrix) for target in targets for matrix in ("lora_a", "lora_b")}
+    assert names == low_rank | {("new_embeddings",), ("new_outputs",)}
     plain = random_model()
     nnx.update(plain, nnx.state(adapted, lambda _, value: type(value) is nnx.Param))
-    tokens = random_tokens(1, 6)
-    np.testing.assert_array_equal(hidden_states(adapted, tokens), hidden_states(plain, tokens))
+    tokens = random_tokens(1, 40)
+    np.testing.assert_array_equal(logits_of(adapted, tokens), logits_of(plain, tokens))
 
 
 def test_every_parameter_names_its_axes():
-    state = nnx.eval_shape(lambda: nnx.state(random_model(lora=LoraConfig())))
+    changes = {"lora": LoraConfig(new_tokens_from=1), "qkv_bias": True, "qk_norm": True}
+    state = nnx.eval_shape(lambda: nnx.state(random_model(**changes)))
     for path, variable in nnx.to_flat_state(state):
         assert len(variable.out_sharding) == len(variable.shape), path
         if path[0] == "layers":
@@ -247,6 +248,7 @@ def test_config_from_dict_inverts_asdict():
     [
         ({"num_kv_heads": 3}, "num_heads 4 must be a multiple of num_kv_heads 3"),
         ({"head_dim": 15}, "head_dim 15 must be even"),
+        ({"lora": LoraConfig(new_tokens_from=150)}, "new_tokens_from 150 must be below vocab_size"),
         ({"remat": "all"}, "remat 'all' must be one of none, minimal, full"),
     ],
 )

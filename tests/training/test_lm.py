@@ -205,6 +205,37 @@ def test_an_adapter_needs_a_base_of_its_vocabulary(stage1, tmp_path):
         run(tmp_path / "more", model=model, **lora | {"start_from": str(tmp_path / "base")})
 
 
+@pytest.mark.slow
+def test_an_adapter_with_new_tokens(stage1, tmp_path):
+    """One token more than the base, whose padding has room for it."""
+    tokenizer = SentencePieceTokenizer.from_files(
+        DEMO_TOKENIZER / "tokenizer.model", ["<0>", "<1>", "<sosp>", "<eosp>"]
+    )
+    lora = LoraConfig(rank=2, new_tokens_from=40)
+    model = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size, lora=lora)
+    started = start(model, stage1[0])
+    ids = slice(40, tokenizer.vocab_size)
+    np.testing.assert_array_equal(started["new_embeddings"], started["embed_tokens"][ids])
+    np.testing.assert_array_equal(started["new_outputs"], started["lm_head.kernel"][:, ids])
+    options = {"model": model, "tokenizer": tokenizer, "trainable": "lora"}
+    state = run(tmp_path, start_from=str(stage1[0]), **options)
+    trained = checkpoints.flatten(state.params)
+    assert checkpoints.own_parameter_shapes(tmp_path).keys() == trained.keys()
+    assert {name.rpartition(".")[2] for name in trained} == {
+        *("lora_a", "lora_b", "new_embeddings", "new_outputs")
+    }
+    sizes = [sum(x.size for x in jax.tree.leaves(part)) for part in (state.params, state.opt_state)]
+    assert sizes[1] <= 2 * sizes[0] + 3
+    changed = trained["new_embeddings"] != started["new_embeddings"]
+    assert changed[:20].any() and not changed[20:].any()  # The toy's tokens are below 60.
+    loaded = checkpoints.load_model(tmp_path, build)
+    assert_same(nnx.state(loaded, nnx.LoRAParam), state.params)
+    # A further stage continues with the same rows.
+    np.testing.assert_array_equal(
+        start(model, tmp_path)["new_embeddings"], trained["new_embeddings"]
+    )
+
+
 @pytest.mark.parametrize(
     ("message", "kwargs"),
     [
@@ -236,6 +267,10 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         ("set LlamaConfig.lora", {"trainable": "lora", "start_from": "stage1"}),
         ("no checkpoint in", {"start_from": "nowhere"}),
         (r"embed_tokens of shape .*, this model", {"start_from": "stage1", "hidden_size": 64}),
+        (
+            "has num_heads 4, this model 2",
+            {"start_from": "stage1", "num_heads": 2, "num_kv_heads": 1, "head_dim": 16},
+        ),
         ("has the adapter", {"start_from": "stage3"}),
         ("which this model lacks", {"start_from": "stage1", "tie_embeddings": True}),
     ],
