@@ -5,9 +5,12 @@
     ... --teacher=mfcc --num_clusters=100     # cluster ids, for masked prediction
 
 The teacher is `whisper` (features of Whisper tiny.en's encoder), `mfcc` (HuBERT's first iteration)
-or the folder of a HuBERT (the next iteration). More than half of the clips are first resampled by
-up to a quarter, which changes pitch, formants and speed, so that the student meets more voices than
-were recorded. Recordings of --people need no transcript and may be in any language.
+or the folder of a HuBERT (the next iteration). Recordings of --people need no transcript and may be
+in any language.
+
+A row may have a `reference`: the path of another speaker's recording of the same text. Its targets
+are then the reference's features, aligned in time, so that the student learns to give both speakers
+the same units. tools.record_voices writes such rows.
 
 With --directions the features are projected to the directions in which flite's phones differ most,
 relative to the variance within a phone (linear discriminant analysis, Fisher 1936): the phones are
@@ -19,7 +22,7 @@ with --num_clusters, int16 [frames], and `target_ends.npy` [clips], all to be me
 clips one after the other.
 """
 
-from speechgpt_jax import arguments, files
+from speechgpt_jax import arguments
 from speechgpt_jax.arguments import (
     at_least,
     existing_file,
@@ -64,7 +67,7 @@ def main(argv: list[str]) -> None:
     from speechgpt_jax.corpus import hubert_targets
 
     clips, hours = hubert_targets.prepare(
-        files.read_manifest(args.manifest, "train"),
+        hubert_targets.read_rows(args.manifest),
         args.output,
         teacher=args.teacher,
         hours=args.hours,

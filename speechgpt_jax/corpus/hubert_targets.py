@@ -1,8 +1,7 @@
 """Training data of a HuBERT: clips, and for every frame a teacher's features or their cluster.
 
-More than half of the clips are resampled by up to a quarter, which shifts pitch and formants and
-changes the speed, so that the student meets more voices than were recorded. The teacher encodes the
-same resampled clip.
+The targets of a recording may be the features of a reference: another speaker's recording of the
+same text, aligned in time. A student that learns them gives all speakers the reference's units.
 """
 
 import dataclasses
@@ -11,10 +10,11 @@ import pathlib
 from collections.abc import Callable
 
 import numpy as np
-import soxr
 from rich.progress import track
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from speechgpt_jax import files
+from speechgpt_jax.corpus.alignment import warp
 from speechgpt_jax.corpus.g722 import G722_BYTES_PER_SECOND, decode_g722
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
@@ -36,9 +36,8 @@ CONTEXT = 2
 # Shrinkage of the covariances towards a multiple of the identity; half or five times as much
 # changes little.
 SHRINKAGE = 0.02
-# Share of the clips that are not resampled.
-UNCHANGED_SHARE = 0.35
-MAX_LOG_STRETCH = 0.22  # a factor of 0.8 to 1.25
+# Recordings that the teacher encodes at a time.
+TEACHER_BATCH = 16
 # Lengths in seconds of the recordings in the folder --people that are used.
 SHORTEST, LONGEST = 0.5, 20.0
 
@@ -50,18 +49,34 @@ class Clip:
     Attributes:
       wav: float32 [S] at 16 kHz.
       row: the manifest's fields, None for recordings without transcript.
-      stretch: length of `wav` divided by that of the recording.
     """
 
     wav: np.ndarray
     row: dict | None = None
-    stretch: float = 1.0
+
+    @property
+    def reference(self) -> str | None:
+        """Path of the recording whose features are this clip's targets; None: its own."""
+        return self.row.get("reference") if self.row else None
 
     def phones(self, num_frames: int) -> list[str]:
         """The phone of each frame, by flite's own timing."""
         assert self.row is not None, "a recording without transcript has no phones"
-        phones = flite_phones(self.row["text"], self.row["speaker"])
-        return frame_phones([(phone, end * self.stretch) for phone, end in phones], num_frames)
+        return frame_phones(flite_phones(self.row["text"], self.row["speaker"]), num_frames)
+
+
+def read_rows(manifest: str | os.PathLike) -> list[dict]:
+    """The rows of split "train", with the full paths of recordings and references.
+
+    Raises:
+      UserError: see `files.read_manifest`.
+    """
+    return [
+        row | {"reference": files.resolve(row["reference"], manifest)}
+        if "reference" in row
+        else row
+        for row in files.read_manifest(manifest, "train")
+    ]
 
 
 def prepare(
@@ -78,15 +93,17 @@ def prepare(
     """Writes a folder of clips and targets (`speech.encoder.targets`).
 
     Args:
-      rows: of a manifest: `path`, and for `directions` also `text` and `speaker`.
+      rows: of a manifest: `path`, for `directions` also `text` and `speaker`, and if wanted
+        `reference`, the path of a recording of the same text by another speaker, whose features
+        become this recording's targets.
       output: the folder.
       teacher: "whisper", "mfcc" or the folder of a HuBERT.
-      hours: hours of the manifest's audio to use, counted after resampling.
+      hours: hours of the manifest's audio to use.
       directions: size of the targets: the features are projected to that many discriminant
         directions of flite's phones.
       num_clusters: the targets are cluster ids of that many clusters.
       people: folder of .g722 recordings to add.
-      seed: seed of the choice of clips, the resampling and the clusters.
+      seed: seed of the choice of clips and the clusters.
 
     Returns:
       Number of clips, and their hours.
@@ -100,18 +117,40 @@ def prepare(
     rng = np.random.default_rng(seed)
     clips = load_clips(rows, hours * 3600, rng)
     if people:
-        clips += load_people(people, rng)
-    clips.sort(key=lambda clip: len(clip.wav))
-    batches = [clips[i : i + 16] for i in range(0, len(clips), 16)]
-    targets = []
-    for batch in track(batches, description="teacher features"):
-        targets += [x.astype(np.float16) for x in teach([clip.wav for clip in batch])]
+        clips += load_people(people)
+    references = sorted({clip.reference for clip in clips if clip.reference})
+    all_wavs = [clip.wav for clip in clips] + [load_audio(path) for path in references]
+    features = teach_all(all_wavs, teach)
     if directions:
-        targets = project_to_directions(clips, targets, directions, rng)
+        features = project_to_directions(clips, features, directions, rng)
+    by_path = dict(zip(references, features[len(clips) :]))
+    targets = [
+        aligned(own, by_path[clip.reference]) if clip.reference else own
+        for clip, own in zip(track(clips, description="alignment"), features)
+    ]
     if num_clusters:
         targets = cluster(targets, num_clusters, seed, rng)
     save_targets(output, [clip.wav for clip in clips], targets)
     return len(clips), sum(len(clip.wav) for clip in clips) / SAMPLE_RATE / 3600
+
+
+def teach_all(wavs: list[np.ndarray], teach: Teacher) -> list[np.ndarray]:
+    """The teacher's features of all recordings, float16 [T, D] each."""
+    features = [np.zeros(0)] * len(wavs)
+    # Recordings of similar length share a batch.
+    by_length = sorted(range(len(wavs)), key=lambda i: len(wavs[i]))
+    starts = range(0, len(wavs), TEACHER_BATCH)
+    for start in track(starts, description="teacher features"):
+        batch = by_length[start : start + TEACHER_BATCH]
+        for i, x in zip(batch, teach([wavs[i] for i in batch])):
+            features[i] = x.astype(np.float16)
+    return features
+
+
+def aligned(features: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """The reference's features [R, D], laid over the time of another recording [T, D] -> [T, D]."""
+    places = warp(features.astype(np.float32), reference.astype(np.float32))
+    return reference[places]
 
 
 def _check_transcripts(rows: list[dict]) -> None:
@@ -133,29 +172,19 @@ def make_teacher(name: str | os.PathLike) -> Teacher:
     return Speech2Unit(for_inference(load_hubert(name)), None).features
 
 
-def resample_randomly(wav: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """wav [S] at most a quarter slower or faster (65 % of the calls), or wav itself."""
-    if rng.random() < UNCHANGED_SHARE:
-        return wav
-    stretch = np.exp(rng.uniform(-MAX_LOG_STRETCH, MAX_LOG_STRETCH))
-    return soxr.resample(wav, SAMPLE_RATE, SAMPLE_RATE * stretch)
-
-
 def load_clips(rows: list[dict], seconds: float, rng: np.random.Generator) -> list[Clip]:
-    """Clips in random order until there are `seconds` of audio, most of them resampled."""
+    """Clips in random order until there are `seconds` of audio."""
     clips, total = [], 0.0
     for i in rng.permutation(len(rows)):
-        recorded = load_audio(rows[i]["path"])
-        wav = resample_randomly(recorded, rng)
-        clips.append(Clip(wav, rows[i], len(wav) / len(recorded)))
-        total += len(wav) / SAMPLE_RATE
+        clips.append(Clip(load_audio(rows[i]["path"]), rows[i]))
+        total += len(clips[-1].wav) / SAMPLE_RATE
         if total > seconds:
             break
     return clips
 
 
-def load_people(folder: str | os.PathLike, rng: np.random.Generator) -> list[Clip]:
-    """Each .g722 recording of 0.5 to 20 s below `folder`, as it is and once more resampled."""
+def load_people(folder: str | os.PathLike) -> list[Clip]:
+    """The .g722 recordings of 0.5 to 20 s below `folder`."""
     paths = sorted(pathlib.Path(folder).rglob("*.g722"))
     if not paths:
         raise UserError(
@@ -163,8 +192,9 @@ def load_people(folder: str | os.PathLike, rng: np.random.Generator) -> list[Cli
             " `dpkg-deb -x`."
         )
     seconds = [path.stat().st_size / G722_BYTES_PER_SECOND for path in paths]
-    wavs = [decode_g722(p) for p, length in zip(paths, seconds) if SHORTEST <= length <= LONGEST]
-    return [Clip(wav) for wav in wavs + [resample_randomly(wav, rng) for wav in wavs]]
+    return [
+        Clip(decode_g722(p)) for p, length in zip(paths, seconds) if SHORTEST <= length <= LONGEST
+    ]
 
 
 def phone_directions(
@@ -208,7 +238,7 @@ def project_to_directions(
 ) -> list[np.ndarray]:
     """Features [T, D] of each clip -> float16 [T, count]."""
     sampled, names, frames = [], [], 0
-    transcribed = [i for i, clip in enumerate(clips) if clip.row]
+    transcribed = [i for i, clip in enumerate(clips) if clip.row and not clip.reference]
     for i in track(rng.permutation(transcribed), description="phones"):
         sampled.append(with_context(features[i].astype(np.float32)))
         names.append(clips[i].phones(len(sampled[-1])))

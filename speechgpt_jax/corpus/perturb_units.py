@@ -17,6 +17,7 @@ from speechgpt_jax import files
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from speechgpt_jax.speech.encoder.targets import retimed
 from speechgpt_jax.speech.encoder.training import distort
 from speechgpt_jax.unit_text import reduce_units
 
@@ -62,15 +63,6 @@ def perturb_batch(
         units, durations = reduce_units(retimed(cluster_ids, sum(row["durations"])))
         perturbed.append(row | {"units": units.tolist(), "durations": durations.tolist()})
     return perturbed
-
-
-def retimed(cluster_ids: np.ndarray, num_frames: int) -> np.ndarray:
-    """Cluster ids of a faster or slower recording [T], stretched to [num_frames].
-
-    [7, 8, 9], 6 -> [7, 7, 8, 8, 9, 9]
-    """
-    places = (np.arange(num_frames) + 0.5) * len(cluster_ids) / num_frames
-    return cluster_ids[places.astype(int)]
 
 
 def write_manifest(rows: Sequence[dict], output: str | os.PathLike) -> None:

@@ -61,7 +61,12 @@ def word_error_rate(references: list[str], transcripts: list[str]) -> float:
     Raises:
       UserError: a reference has no words.
     """
+    check_references(references)
+    return 100 * jiwer.wer([*map(words, references)], [*map(words, transcripts)])
+
+
+def check_references(references: list[str]) -> None:
+    """Raises a UserError if a reference has no words."""
     for reference in references:
         if not words(reference):
             raise UserError(f"the text {reference!r} has no words; word error rate needs some.")
-    return 100 * jiwer.wer([*map(words, references)], [*map(words, transcripts)])

@@ -41,6 +41,7 @@ def train(
     batch_size: int,
     crop_seconds: float,
     distorted: bool,
+    max_speed: float,
     start_from: str | os.PathLike | None = None,
     mesh: MeshConfig = MeshConfig(),  # noqa: B008 (frozen)
     save_every: int = 200,
@@ -60,6 +61,8 @@ def train(
       batch_size: crops per batch.
       crop_seconds: length of a crop in seconds.
       distorted: simulates another room and microphone for each crop.
+      max_speed: each crop is played at a random speed in [1 / max_speed, max_speed], which changes
+        pitch and formants too; 1: as it is.
       start_from: folder of a trained HuBERT of the same sizes, whose parameters the run starts
         from; None: random parameters.
       mesh: number of devices along the axes data, fsdp and model.
@@ -72,6 +75,7 @@ def train(
     check_number("train_hubert.train.steps", steps, at_least=1)
     check_number("train_hubert.train.batch_size", batch_size, at_least=1)
     check_number("train_hubert.train.crop_seconds", crop_seconds, above=0)
+    check_number("train_hubert.train.max_speed", max_speed, at_least=1)
     check_number("train_hubert.train.save_every", save_every, at_least=1)
     if not model.num_frames(round(crop_seconds * SAMPLE_RATE)):
         raise UserError(
@@ -108,6 +112,7 @@ def train(
                 rows=batch_size,
                 crop_seconds=crop_seconds,
                 distorted=distorted,
+                max_speed=max_speed,
                 seed=seed,
             ),
             steps=steps,

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from speechgpt_jax.corpus import hubert_targets as corpus_targets
-from speechgpt_jax.corpus.hubert_targets import Clip, phone_directions, with_context
+from speechgpt_jax.corpus.hubert_targets import phone_directions, with_context
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.speech.audio import save_audio
 from speechgpt_jax.speech.encoder.targets import load_targets, save_targets
-from speechgpt_jax.speech.phones import frame_phones
 from tools import hubert_targets
 
 
@@ -39,11 +39,22 @@ def test_context_is_two_frames_before_and_after():
     np.testing.assert_array_equal(with_context(x), [[0, 0, 2], [0, 1, 3], [0, 2, 3], [1, 3, 3]])
 
 
-def test_phones_are_stretched_as_the_clip_is(monkeypatch):
-    phones = [("a", 0.1), ("b", 0.2)]
-    monkeypatch.setattr(corpus_targets, "flite_phones", lambda text, voice: phones)
-    clip = Clip(np.zeros(0), {"text": "ab", "speaker": "slt"}, stretch=2.0)
-    assert clip.phones(20) == ["a"] * 10 + ["b"] * 10 != frame_phones(phones, 20)
+def test_targets_are_the_features_of_the_reference(tmp_path):
+    tones = np.repeat(np.random.default_rng(0).uniform(300, 3_000, 6), 1_600)
+    rows = []
+    for name, samples in (("reference", tones), ("slower", np.repeat(tones, 2)), ("other", tones)):
+        wav = 0.3 * np.sin(2 * np.pi * np.cumsum(samples) / 16_000)
+        save_audio(tmp_path / f"{name}.wav", wav.astype(np.float32))
+        rows.append({"path": str(tmp_path / f"{name}.wav")})
+    rows = [rows[1] | {"reference": rows[0]["path"]}, rows[2]]
+    output = tmp_path / "targets"
+    count, hours = corpus_targets.prepare(rows, output, teacher="mfcc", hours=1)
+    assert count == 2 and hours == pytest.approx((19_200 + 9_600) / 16_000 / 3600)
+    clips, targets = load_targets(output)
+    slower, other = sorted(zip(map(len, clips), targets), key=lambda pair: -pair[0])
+    # The other recording is that of the reference: its own features are the reference's.
+    frames = {row.tobytes() for row in other[1]}
+    assert len(slower[1]) == 59 and all(row.tobytes() in frames for row in slower[1])
 
 
 def test_targets_come_back_as_they_were_saved(tmp_path):
@@ -77,19 +88,18 @@ def write_g722(path, wav):
             out.mux(packet)
 
 
-def test_recordings_of_people_are_added_as_they_are_and_resampled(tmp_path):
+def test_recordings_of_people_are_added(tmp_path):
     wav = 0.3 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
     for seconds, name in ((1.0, "a"), (0.3, "too_short")):
         write_g722(tmp_path / f"{name}.g722", wav[: int(seconds * 16_000)])
-    as_it_is, resampled = corpus_targets.load_people(tmp_path, np.random.default_rng(0))
+    (clip,) = corpus_targets.load_people(tmp_path)
     # The codec delays by 22 samples.
-    assert np.corrcoef(as_it_is.wav[200:8_000], wav[178:7_978])[0, 1] > 0.999
-    assert 0.8 * 16_000 < len(resampled.wav) < 1.25 * 16_000
+    assert np.corrcoef(clip.wav[200:8_000], wav[178:7_978])[0, 1] > 0.999
     (tmp_path / "a.g722").write_bytes(b"")
     with pytest.raises(UserError, match=r"a.g722 holds no samples"):
         corpus_targets.decode_g722(tmp_path / "a.g722")
     with pytest.raises(UserError, match=r"no .g722 file below .*nowhere; unpack"):
-        corpus_targets.load_people(tmp_path / "nowhere", np.random.default_rng(0))
+        corpus_targets.load_people(tmp_path / "nowhere")
 
 
 def test_unusable_inputs_are_refused_in_one_line(tmp_path):

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from speechgpt_jax.corpus.perturb_units import retimed
 from speechgpt_jax.demo_world.build import SHIPPED_CORPUS
 from speechgpt_jax.files import read_manifest
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from speechgpt_jax.speech.encoder.targets import retimed
 from tools import perturb_units
 
 

@@ -66,6 +66,7 @@ def train(targets, output_dir, steps, **changes):
         "batch_size": 2,
         "crop_seconds": 0.5,
         "distorted": False,
+        "max_speed": 1.25,
     }
     train_hubert.train(**arguments | changes)
     return safetensors.numpy.load_file(output_dir / "hubert" / "model.safetensors")

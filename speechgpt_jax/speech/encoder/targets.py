@@ -49,6 +49,15 @@ def load_targets(folder: str | os.PathLike) -> tuple[list[np.ndarray], list[np.n
     return clips, targets
 
 
+def retimed(targets: np.ndarray, num_frames: int) -> np.ndarray:
+    """Targets [T, ...] of a recording that is played faster or slower, stretched to [num_frames].
+
+    [7, 8, 9], 6 -> [7, 7, 8, 8, 9, 9]
+    """
+    places = (np.arange(num_frames) + 0.5) * len(targets) / num_frames
+    return targets[places.astype(int)]
+
+
 def _split(folder, name: str, ends_name: str) -> list[np.ndarray]:
     array, ends = (_load(pathlib.Path(folder) / f"{n}.npy") for n in (name, ends_name))
     if ends.ndim != 1 or len(ends) == 0 or ends[-1] != len(array):

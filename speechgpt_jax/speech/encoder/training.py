@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.signal
+import soxr
 from flax import nnx
 
 from speechgpt_jax.errors import UserError
@@ -26,6 +27,7 @@ from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.batches import NumberedBatches
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.hubert import Hubert
+from speechgpt_jax.speech.encoder.targets import retimed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,11 +202,15 @@ def _unit_length(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-6)
 
 
+# Probability of each distortion that is not always there.
+REVERBERATION_SHARE = BAND_SHARE = 0.3
+
+
 def distort(rng: np.random.Generator, wav: np.ndarray) -> np.ndarray:
     """Simulates another room and microphone: wav [S] -> [S].
 
-    Level, spectral tilt, one resonance or notch, and white noise (10 to 50 dB below the speech) are
-    drawn at random.
+    Level, spectral tilt, one resonance or notch, and noise (white to brown, 10 to 50 dB below the
+    speech) are drawn at random; sometimes also reverberation and a narrower band of frequencies.
     """
     tilt, (radius, angle) = rng.uniform(-0.5, 0.5), rng.uniform((0.0, 0.1), (0.8, 3.0))
     resonance = [1.0, -2 * radius * np.cos(angle), radius**2]
@@ -212,13 +218,35 @@ def distort(rng: np.random.Generator, wav: np.ndarray) -> np.ndarray:
     if rng.random() < 0.5:  # A notch instead of a peak.
         numerator, denominator = np.convolve(numerator, resonance), [1.0]
     out = scipy.signal.lfilter(numerator, denominator, wav)
+    if rng.random() < REVERBERATION_SHARE:
+        out = reverberate(rng, out)
+    if rng.random() < BAND_SHARE:
+        band = np.exp(rng.uniform(np.log((50, 3_000)), np.log((400, 7_500))))
+        out = scipy.signal.sosfilt(
+            scipy.signal.butter(3, band, "bandpass", fs=SAMPLE_RATE, output="sos"), out
+        )
     out *= rng.uniform(0.1, 0.3) / (np.abs(out).max() + 1e-6)
-    noise = np.sqrt(np.square(out).mean()) * 10 ** (-rng.uniform(10, 50) / 20)
-    return (out + noise * rng.standard_normal(len(out))).astype(np.float32)
+    noise = scipy.signal.lfilter([1.0], [1.0, -rng.uniform(0, 0.95)], rng.standard_normal(len(out)))
+    decibels = rng.uniform(10, 50)
+    noise *= 10 ** (-decibels / 20) * np.sqrt(np.square(out).mean() / np.square(noise).mean())
+    return (out + noise).astype(np.float32)
+
+
+def reverberate(rng: np.random.Generator, wav: np.ndarray) -> np.ndarray:
+    """wav [S] -> [S] with the echoes of a room: exponentially decaying noise (Moorer 1979)."""
+    decay = rng.uniform(0.1, 0.5) * SAMPLE_RATE  # samples until the echoes are down by 60 dB
+    times = np.arange(int(decay))
+    echoes = rng.standard_normal(len(times)) * 10 ** (-3 * times / decay)
+    echoes *= 10 ** (-rng.uniform(3, 15) / 20) / np.linalg.norm(echoes)
+    echoes[0] += 1.0
+    return scipy.signal.fftconvolve(wav, echoes)[: len(wav)]
 
 
 class HubertBatches(NumberedBatches):
     """Endless batches of random crops of `crop_seconds`; shorter clips are padded with zeros.
+
+    Each crop is played at a random speed of up to `max_speed`, or slowed down by as much: pitch and
+    formants change with it, so that the student meets more voices than were recorded.
 
     {
         "wav": float32 [B, S],
@@ -237,11 +265,12 @@ class HubertBatches(NumberedBatches):
         rows: int,
         crop_seconds: float,
         distorted: bool,
+        max_speed: float,
         seed: int,
     ):
         super().__init__(seed)
         self._clips, self._targets, self._config = clips, targets, config
-        self._rows, self._distorted = rows, distorted
+        self._rows, self._distorted, self._max_log_speed = rows, distorted, np.log(max_speed)
         self._samples = round(crop_seconds * SAMPLE_RATE)
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -251,11 +280,22 @@ class HubertBatches(NumberedBatches):
         targets = np.zeros(shape, np.float32) if size else np.full(shape, -1, np.int32)
         lengths = np.zeros(self._rows, np.int32)
         for row, i in enumerate(rng.choice(len(self._clips), self._rows)):
-            hop = self._config.hop
-            first = rng.integers(max(0, len(self._clips[i]) - self._samples) // hop + 1)
-            crop = self._clips[i][first * hop :][: self._samples] / np.float32(32768)
-            lengths[row] = len(crop)
+            crop, of_crop = self._crop(rng, self._clips[i], self._targets[i])
             wav[row, : len(crop)] = distort(rng, crop) if self._distorted else crop
-            frames = self._targets[i][first:][: self._config.num_frames(len(crop))]
-            targets[row, : len(frames)] = frames
+            targets[row, : len(of_crop)] = of_crop
+            lengths[row] = len(crop)
         return {"wav": wav, "lengths": lengths, "targets": targets}
+
+    def _crop(
+        self, rng: np.random.Generator, clip: np.ndarray, targets: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A part of the clip, float32 of at most `self._samples`, and its targets."""
+        speed = np.exp(rng.uniform(-1, 1) * self._max_log_speed)
+        hop, size = self._config.hop, int(self._samples * speed)
+        first = rng.integers(max(0, len(clip) - size) // hop + 1)
+        crop = clip[first * hop :][:size] / np.float32(32768)
+        targets = targets[first:][: self._config.num_frames(len(crop))]
+        if self._max_log_speed:
+            crop = soxr.resample(crop, SAMPLE_RATE * speed, SAMPLE_RATE)[: self._samples]
+            targets = retimed(targets, self._config.num_frames(len(crop)))
+        return crop, targets

@@ -11,11 +11,14 @@ import pytest
 from flax import nnx
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.training import (
     Distillation,
     HubertBatches,
     MaskedPrediction,
+    distort,
+    reverberate,
     sample_spans,
 )
 
@@ -37,7 +40,9 @@ SMALL = HubertConfig(
 MASKED = MaskedPrediction(mask_start=0.1, mask_frames=2, unmasked_weight=0.5)
 
 
-def make_batches(seed: int, rows: int = 4, distorted: bool = True) -> HubertBatches:
+def make_batches(
+    seed: int, rows: int = 4, distorted: bool = True, max_speed: float = 1.25
+) -> HubertBatches:
     """Clips of three tones; the target of a frame is the number of its tone."""
     rng = np.random.default_rng(0)
     clips, targets = [], []
@@ -50,7 +55,14 @@ def make_batches(seed: int, rows: int = 4, distorted: bool = True) -> HubertBatc
         frames = np.arange(SMALL.num_frames(samples))
         targets.append(which[frames * 320 + 200].astype(np.int16))
     return HubertBatches(
-        clips, targets, SMALL, rows=rows, crop_seconds=0.8, distorted=distorted, seed=seed
+        clips,
+        targets,
+        SMALL,
+        rows=rows,
+        crop_seconds=0.8,
+        distorted=distorted,
+        max_speed=max_speed,
+        seed=seed,
     )
 
 
@@ -64,12 +76,50 @@ def test_batches_resume():
 
 
 def test_crops_keep_their_targets_and_padding_has_none():
-    batch = next(make_batches(2, distorted=False))
+    batch = next(make_batches(2, distorted=False, max_speed=1))
     assert batch["wav"].shape == (4, 12_800)
     assert abs(np.abs(batch["wav"]).max() - 10_000 / 32_768) < 1e-3
     frames = SMALL.num_frames(batch["lengths"])
     for targets, n in zip(batch["targets"], frames):
         assert (targets[:n] >= 0).all() and (targets[n:] == -1).all()
+
+
+def test_targets_follow_the_speed():
+    seconds = 2 * SAMPLE_RATE
+    tone = np.where(np.arange(seconds) < SAMPLE_RATE, 300, 2_700)
+    wav = (10_000 * np.sin(2 * np.pi * np.cumsum(tone) / SAMPLE_RATE)).astype(np.int16)
+    frames = SMALL.num_frames(seconds)
+    targets = (np.arange(frames) * 320 + 200 >= SAMPLE_RATE).astype(np.int16)
+    options = {"rows": 8, "crop_seconds": 1.6, "distorted": False, "max_speed": 1.5, "seed": 0}
+    batch = next(HubertBatches([wav], [targets], SMALL, **options))
+    changes = []
+    for wav, targets in zip(batch["wav"], batch["targets"]):
+        (change,) = np.flatnonzero(np.diff(targets))
+        changes.append(change)
+        # Zero crossings in the frames before and after the change of the target.
+        crossings = np.abs(np.diff(np.sign(wav))) > 0
+        before, after = crossings[: change * 320].mean(), crossings[(change + 2) * 320 :].mean()
+        assert after > 6 * before
+    assert max(changes) > 1.2 * min(changes)
+
+
+def test_distorted_speech_stays_finite_and_loud():
+    rng, wav = np.random.default_rng(0), np.random.default_rng(1).standard_normal(8_000)
+    for _ in range(30):
+        out = distort(rng, wav)
+        assert out.shape == wav.shape and out.dtype == np.float32
+        assert 0.05 < np.abs(out).max() < 0.8
+
+
+def test_echoes_come_after_the_sound():
+    impulse = np.zeros(8_000)
+    impulse[1_000] = 1
+    out = reverberate(np.random.default_rng(0), impulse)
+    assert np.abs(out[:1_000]).max() < 1e-9
+    assert np.abs(out).argmax() == 1_000
+    energy = np.square(out[1_001:])
+    assert 10**-1.5 < energy.sum() < 10**-0.3
+    assert energy[:1_000].sum() > 3 * energy[2_000:3_000].sum()
 
 
 def with_features(batch):
@@ -139,7 +189,7 @@ def test_an_objective_that_can_not_work_is_refused(values):
 def test_crops_of_features_end_in_zeros():
     features = [np.ones((20, 3), np.float16)]
     clips = [np.ones(6_600, np.int16)]
-    options = {"rows": 2, "crop_seconds": 0.8, "distorted": False, "seed": 0}
+    options = {"rows": 2, "crop_seconds": 0.8, "distorted": False, "max_speed": 1, "seed": 0}
     batch = next(HubertBatches(clips, features, SMALL, **options))
     assert batch["targets"].shape == (2, SMALL.num_frames(12_800), 3)
     assert (batch["targets"][:, :20] == 1).all() and not batch["targets"][:, 20:].any()

@@ -1,0 +1,124 @@
+"""Words that survive the way recording -> units -> speech, for voices of all kinds.
+
+The recordings are encoded, their units are synthesized in one voice, and a recogniser transcribes
+the recordings and the synthesized speech, clip by clip. How much its word error rate rises is what
+encoder and vocoder lose.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jiwer
+import numpy as np
+
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.evaluation.recognisers import check_references, words
+from speechgpt_jax.evaluation.vocoder import synthesized
+from speechgpt_jax.speech.audio import load_audio
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
+from speechgpt_jax.unit_text import reduce_units
+
+ALL_VOICES = "all"
+BOOTSTRAP_SAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Word error rate of one source of one voice's sentences.
+
+    Attributes:
+      voice: speaker of the recordings, or "all" for all recordings together.
+      source: "original", "units" (with their durations) or "reduced units" (with predicted ones).
+      word_error_rate: in percent.
+      above_original: points above the word error rate of the originals.
+      interval: 95 % interval of `above_original`, by bootstrap over the sentences.
+    """
+
+    voice: str
+    source: str
+    word_error_rate: float
+    above_original: float
+    interval: tuple[float, float]
+
+
+def evaluate_encoder(
+    speech2unit: Speech2Unit,
+    vocoder: UnitVocoder,
+    rows: Sequence[Mapping],
+    recognise: Callable[[np.ndarray], str],
+    *,
+    speaker: str,
+    sentences: int | None = None,
+) -> Iterator[Score]:
+    """Scores of each voice, one after the other, then those of all voices together.
+
+    Args:
+      speech2unit: encodes the recordings.
+      vocoder: synthesizes their units.
+      rows: {path, text, speaker} of the recordings.
+      recognise: wav float32 [samples] -> text.
+      speaker: voice of the synthesized speech.
+      sentences: number of sentences per voice; None: all.
+
+    Raises:
+      UserError: a row lacks a field, or a text has no words.
+    """
+    by_voice = collections.defaultdict(list)
+    for row in rows:
+        if missing := {"path", "text", "speaker"} - row.keys():
+            raise UserError(f"{row.get('path')} has no {sorted(missing)} in the manifest.")
+        by_voice[row["speaker"]].append(row)
+    by_voice = {voice: of_voice[:sentences] for voice, of_voice in sorted(by_voice.items())}
+    check_references([row["text"] for of_voice in by_voice.values() for row in of_voice])
+    vocoder.config.speaker_index(speaker)
+    everything = collections.defaultdict(list)
+    for voice, of_voice in by_voice.items():
+        texts = [row["text"] for row in of_voice]
+        counts = {
+            source: [word_errors(text, recognise(wav)) for text, wav in zip(texts, wavs)]
+            for source, wavs in synthesized(
+                vocoder, encoded(of_voice, speech2unit), speaker
+            ).items()
+        }
+        for source, of_source in counts.items():
+            everything[source] += of_source
+        yield from scores(voice, counts)
+    if len(by_voice) > 1:
+        yield from scores(ALL_VOICES, everything)
+
+
+def encoded(rows: Sequence[Mapping], speech2unit: Speech2Unit) -> list[dict]:
+    """The rows with `units` and `durations` of their recordings."""
+    all_ids = speech2unit.cluster_ids([load_audio(row["path"]) for row in rows])
+    reduced = [reduce_units(cluster_ids) for cluster_ids in all_ids]
+    return [
+        {**row, "units": units.tolist(), "durations": durations.tolist()}
+        for row, (units, durations) in zip(rows, reduced)
+    ]
+
+
+def word_errors(reference: str, transcript: str) -> tuple[int, int]:
+    """Number of word errors, number of words of the reference."""
+    result = jiwer.process_words(words(reference), words(transcript))
+    errors = result.substitutions + result.deletions + result.insertions
+    return errors, result.hits + result.substitutions + result.deletions
+
+
+def scores(voice: str, counts: Mapping[str, Sequence[tuple[int, int]]]) -> Iterator[Score]:
+    """A score for each source: (errors, words) of every sentence, "original" among the sources."""
+    original, total = np.array(counts["original"]).T
+    samples = np.random.default_rng(0).integers(len(total), size=(BOOTSTRAP_SAMPLES, len(total)))
+    for source, of_source in counts.items():
+        errors = np.array(of_source)[:, 0]
+        added = errors - original
+        resampled = 100 * added[samples].sum(1) / total[samples].sum(1)
+        low, high = np.percentile(resampled, (2.5, 97.5))
+        yield Score(
+            voice,
+            source,
+            float(100 * errors.sum() / total.sum()),
+            float(100 * added.sum() / total.sum()),
+            (float(low), float(high)),
+        )

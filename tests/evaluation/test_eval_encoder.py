@@ -1,0 +1,90 @@
+"""tools.eval_encoder reports the word errors that encoder and vocoder add, clip by clip."""
+
+import json
+
+import numpy as np
+import pytest
+
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.evaluation import recognisers
+from speechgpt_jax.evaluation.encoder import encoded, evaluate_encoder, scores, word_errors
+from speechgpt_jax.files import ASSETS
+from speechgpt_jax.speech.audio import load_audio
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
+from tools import eval_encoder
+
+CLIPS = ASSETS / "corpus" / "clips"
+
+
+def clips() -> list[dict]:
+    """One sentence of each of two speakers, and a second one of the first."""
+    by_speaker = {}
+    for clip in json.loads((CLIPS / "clips.json").read_text()):
+        row = {"path": str(CLIPS / clip["file"]), "text": clip["text"], "speaker": clip["speaker"]}
+        by_speaker.setdefault(clip["speaker"], []).append(row)
+    return [*by_speaker["awb"][:2], by_speaker["slt"][0]]
+
+
+def test_errors_are_counted_in_words():
+    assert word_errors("What's two plus two?", "what's to plus two two") == (2, 4)
+    assert word_errors("One, two.", "") == (2, 2)
+
+
+def test_an_interval_covers_the_errors_that_were_added():
+    counts = {"original": [(1, 10)] * 40, "units": [(1, 10), (4, 10)] * 20}
+    original, units = scores("eve", counts)
+    assert (original.word_error_rate, original.above_original, original.interval) == (10, 0, (0, 0))
+    assert units.word_error_rate == pytest.approx(25) and units.above_original == pytest.approx(15)
+    # 40 sentences, each 0 or 30 points: a standard error of 30 / 2 / sqrt(40) = 2.4.
+    assert units.interval == pytest.approx((15 - 1.96 * 2.37, 15 + 1.96 * 2.37), abs=1)
+
+
+@pytest.mark.slow
+def test_each_clip_is_recognised_alone_and_compared_with_its_recording(monkeypatch, capsys):
+    rows = clips()
+    texts = {len(load_audio(row["path"])): row["text"] for row in rows}
+    assert len(texts) == 3
+
+    class Recogniser:
+        """Knows the recordings; of other sound, says one wrong word and the first right one."""
+
+        def __call__(self, wav: np.ndarray) -> str:
+            return texts.get(len(wav), "wrong")
+
+    speech2unit, vocoder = Speech2Unit.from_pretrained(), UnitVocoder.from_pretrained()
+    found = list(evaluate_encoder(speech2unit, vocoder, rows, Recogniser(), speaker="slt"))
+    assert [(score.voice, score.source) for score in found] == [
+        (voice, source)
+        for voice in ("awb", "slt", "all")
+        for source in ("original", "units", "reduced units")
+    ]
+    for score in found:
+        assert score.word_error_rate == (0 if score.source == "original" else 100)
+        assert score.above_original == score.word_error_rate
+
+    monkeypatch.setattr(recognisers, "WhisperRecogniser", Recogniser)
+    manifest = ASSETS.parent / "nowhere.jsonl"
+    with pytest.raises(UserError, match=r"nowhere\.jsonl"):
+        eval_encoder.main([f"--manifest={manifest}"])
+
+
+@pytest.mark.slow
+def test_units_and_durations_are_those_of_the_recordings():
+    row, speech2unit = clips()[2], Speech2Unit.from_pretrained()
+    (new,) = encoded([row], speech2unit)
+    units, durations = speech2unit(load_audio(row["path"]))
+    assert new == row | {"units": units.tolist(), "durations": durations.tolist()}
+
+
+@pytest.mark.slow
+def test_unusable_rows_are_refused_before_anything_is_encoded():
+    rows = clips()
+    vocoder = UnitVocoder.from_pretrained()
+    for row, speaker, message in (
+        ({"path": "a.wav", "speaker": "eve"}, "slt", r"a.wav has no \['text'\]"),
+        ({"path": "a.wav", "speaker": "eve", "text": "..."}, "slt", "has no words"),
+        (rows[0], "eve", "no speaker 'eve'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            next(evaluate_encoder(None, vocoder, [row], str, speaker=speaker))

@@ -1,0 +1,60 @@
+"""Measures what a speech encoder keeps of the words of voices, known and unknown.
+
+    python -m tools.eval_encoder --manifest=voices/manifest.jsonl
+    python -m tools.eval_encoder --manifest=voices/manifest.jsonl --hubert=runs/hubert_tiny/hubert
+
+Each row of the manifest is a recording {path, text, speaker}. It is encoded, and its units are
+synthesized in the voice VOICE, with their own durations (`units`) and with predicted ones
+(`reduced units`). Whisper tiny.en recognises recordings and synthesized speech, one clip at a time.
+Printed are word error rates and, in points with a 95 % interval (bootstrap over the sentences), how
+far they are above that of the recordings.
+"""
+
+from speechgpt_jax import arguments, files
+from speechgpt_jax.arguments import existing_file, existing_folder, positive_int
+
+
+def main(argv: list[str]) -> None:
+    parser = arguments.Parser(__doc__)
+    parser.add_argument("--manifest", required=True, type=existing_file)
+    parser.add_argument(
+        "--hubert",
+        type=existing_folder,
+        default=str(files.ASSETS / "hubert_tiny"),
+        help="folder of HuBERT and centroids; default: the shipped one",
+    )
+    parser.add_argument(
+        "--vocoder",
+        type=existing_folder,
+        default=str(files.ASSETS / "vocoder"),
+        help="folder of the vocoder; default: the shipped one",
+    )
+    parser.add_argument("--voice", default="slt", help="voice of the synthesized speech")
+    parser.add_argument("--sentences", type=positive_int, help="maximum per speaker; default: all")
+    args = parser.parse_args(argv)
+
+    from speechgpt_jax.evaluation.encoder import evaluate_encoder
+    from speechgpt_jax.evaluation.recognisers import WhisperRecogniser
+    from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+    from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
+
+    scores = evaluate_encoder(
+        Speech2Unit.from_pretrained(args.hubert),
+        UnitVocoder.from_pretrained(args.vocoder),
+        files.read_manifest(args.manifest),
+        WhisperRecogniser(),
+        speaker=args.voice,
+        sentences=args.sentences,
+    )
+    print(f"{'speaker':<16}{'source':<16}{'WER %':>8}{'above originals':>18}{'95 %':>16}")
+    for score in scores:
+        low, high = score.interval
+        print(
+            f"{score.voice:<16}{score.source:<16}{score.word_error_rate:8.1f}"
+            f"{score.above_original:18.1f}{low:10.1f}{high:6.1f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    arguments.run(main)

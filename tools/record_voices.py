@@ -1,0 +1,59 @@
+"""Records random texts in many synthetic voices, to train a speech encoder for unknown speakers.
+
+    python -m tools.record_voices --output=voices --kokoro=kokoro --wordnet=/usr/share/wordnet
+
+OUTPUT/manifest.jsonl has rows {path, text, speaker, split, reference} for tools.hubert_targets. The
+reference is the same text by the voice of flite whose units a recording is to have. A second call
+adds only what is missing.
+
+Voices: those of flite as they are (without reference) and at other pitches and speeds, variants of
+espeak-ng, and, with --kokoro, mixtures of Kokoro's neural voices, which take about as long to make
+as they last. `flite` and `espeak-ng` must be installed; speechgpt_jax/corpus/kokoro.py says how to
+get Kokoro. Half of the texts are training texts of the demo, the others quotations of WordNet
+(package wordnet-base of Debian).
+"""
+
+from speechgpt_jax import arguments
+from speechgpt_jax.arguments import at_least, existing_folder, output_folder, positive_int
+
+
+def main(argv: list[str]) -> None:
+    parser = arguments.Parser(__doc__)
+    parser.add_argument("--output", required=True, type=output_folder)
+    parser.add_argument(
+        "--wordnet", type=existing_folder, help="folder of data.noun, data.verb, ..."
+    )
+    parser.add_argument(
+        "--kokoro", type=existing_folder, help="folder of Kokoro's model and voices"
+    )
+    for kind, count in (("plain", 370), ("pitched", 270), ("espeak", 320), ("kokoro", 600)):
+        parser.add_argument(
+            f"--{kind}_clips", type=at_least(0), default=count, help="default: %(default)s"
+        )
+    parser.add_argument("--processes", type=positive_int, default=2, help="commands in parallel")
+    parser.add_argument("--seed", type=at_least(0), default=0)
+    args = parser.parse_args(argv)
+
+    from speechgpt_jax.corpus import many_voices
+    from speechgpt_jax.corpus.kokoro import Kokoro
+    from speechgpt_jax.demo_world import world
+
+    kokoro = Kokoro(args.kokoro) if args.kokoro else None
+    texts = [[s.text for s in world.all_sentences() if s.split == "train"]]
+    if args.wordnet:
+        texts.append(many_voices.wordnet_examples(args.wordnet))
+    recordings = many_voices.plan(
+        texts,
+        plain=args.plain_clips,
+        pitched=args.pitched_clips,
+        espeak=args.espeak_clips,
+        kokoro=args.kokoro_clips if kokoro else 0,
+        kokoro_voices=kokoro.voices if kokoro else (),
+        seed=args.seed,
+    )
+    rows = many_voices.record(recordings, args.output, kokoro, args.processes)
+    print(f"{len(rows)} recordings are in {args.output}/{many_voices.MANIFEST}.")
+
+
+if __name__ == "__main__":
+    arguments.run(main)
