@@ -145,5 +145,5 @@ def phonemes(text: str) -> str:
     spoken = ", ".join(clauses.split("\n")[:-1])
     for theirs, ours in PHONEMES:
         spoken = spoken.replace(theirs, ours)
-    ending = re.search(r"[.!?]?\W*$", text)[0][:1]
-    return spoken.strip() + (ending if ending in ".!?" else "")
+    ending = re.search(r"([.!?])\W*$", text)
+    return spoken.strip() + (ending[1] if ending else "")

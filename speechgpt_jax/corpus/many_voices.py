@@ -101,7 +101,7 @@ def plan(
     recordings = []
 
     def draw(sequence: Sequence):
-        return sequence[rng.integers(len(sequence))]
+        return sequence[int(rng.integers(len(sequence)))]
 
     def add(kind: str, speaker: str, reference_voice: str | None, **fields) -> None:
         name, text = f"{kind}-{len(recordings):05d}", draw(draw(texts))

@@ -43,6 +43,7 @@ def train(
     distorted: bool,
     max_speed: float,
     start_from: str | os.PathLike | None = None,
+    start_share: float = 0.0,
     mesh: MeshConfig = MeshConfig(),  # noqa: B008 (frozen)
     save_every: int = 200,
     seed: int = 0,
@@ -65,6 +66,8 @@ def train(
         pitch and formants too; 1: as it is.
       start_from: folder of a trained HuBERT of the same sizes, whose parameters the run starts
         from; None: random parameters.
+      start_share: share of the parameters of `start_from` in the written HuBERT, the mean of both:
+        it keeps more of what the start did well (Wortsman et al. 2021, arXiv 2109.01903).
       mesh: number of devices along the axes data, fsdp and model.
       save_every: steps from one checkpoint to the next.
       seed: seed of the initial parameters, the crops and the masks.
@@ -77,6 +80,9 @@ def train(
     check_number("train_hubert.train.crop_seconds", crop_seconds, above=0)
     check_number("train_hubert.train.max_speed", max_speed, at_least=1)
     check_number("train_hubert.train.save_every", save_every, at_least=1)
+    check_number("train_hubert.train.start_share", start_share, at_least=0, at_most=1)
+    if start_share and not start_from:
+        raise UserError(f"start_share {start_share} needs start_from, a HuBERT to average with.")
     if not model.num_frames(round(crop_seconds * SAMPLE_RATE)):
         raise UserError(
             f"crop_seconds {crop_seconds} is shorter than a frame of the model (25 ms)."
@@ -123,7 +129,10 @@ def train(
             rate="seconds",
             name="hubert",
         )
-    learner = nnx.merge(graphdef, state.params, constants)
+    trained = state.params
+    if start:
+        trained["hubert"] = mean_of(trained["hubert"], start, start_share)
+    learner = nnx.merge(graphdef, trained, constants)
     save_hubert(pathlib.Path(output_dir) / "hubert", learner.hubert, np.float16)
     print(f"The trained HuBERT is in {output_dir}/hubert.")
 
@@ -144,6 +153,15 @@ def placed_like(params: nnx.State, start: nnx.State) -> nnx.State:
         )
     placed = {name: jax.device_put(x, targets[name].sharding) for name, x in arrays.items()}
     return checkpoints.unflatten(params, placed)
+
+
+def mean_of(params: nnx.State, start: nnx.State, start_share: float) -> nnx.State:
+    """(1 - start_share) * params + start_share * start."""
+    return jax.tree.map(
+        lambda x, y: (1 - start_share) * x + start_share * jax.device_put(y, x.sharding),
+        params,
+        start,
+    )
 
 
 def make_train_step(

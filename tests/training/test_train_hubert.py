@@ -125,9 +125,25 @@ def test_starting_from_other_sizes_is_one_clear_line(clusters, tmp_path):
         train(clusters, tmp_path / "run", 1, start_from=tmp_path / "other")
 
 
+def test_the_written_hubert_may_keep_a_share_of_the_start(clusters, tmp_path):
+    start = Hubert(SMALL, rngs=nnx.Rngs(0))
+    save_hubert(tmp_path / "start", start)
+    options = {"start_from": tmp_path / "start", "optimizer": AdamW(0.1, schedule="constant")}
+    trained = train(clusters, tmp_path / "run", 3, **options)
+    # The run is complete: it only writes its HuBERT again.
+    mean = train(clusters, tmp_path / "run", 3, **options, start_share=0.25)
+    begun = safetensors.numpy.load_file(tmp_path / "start" / "model.safetensors")
+    for name in trained:
+        expected = 0.75 * trained[name].astype(np.float32) + 0.25 * begun[name]
+        np.testing.assert_allclose(mean[name], expected, rtol=2e-3, atol=1e-3)
+    assert any(np.abs(trained[name] - begun[name]).max() > 0.05 for name in trained)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"start_share": 0.5}, r"start_share 0.5 needs start_from"),
+        ({"start_share": 1.5}, r"train_hubert.train.start_share 1.5 must be"),
         ({"steps": 0}, r"train_hubert.train.steps 0 must be at least 1"),
         ({"batch_size": -1}, r"train_hubert.train.batch_size -1 must be at least 1"),
         ({"crop_seconds": float("nan")}, r"train_hubert.train.crop_seconds nan must be above 0"),
