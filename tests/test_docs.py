@@ -208,7 +208,8 @@ def test_inputs_exist_or_are_made_before(path):
         command = Command(str(path), module, tuple(arguments))
         for name, value in command.flags().items():
             is_text = name == "text" and module != "tools.train_tokenizer"
-            if (name in INPUT_FLAGS and not is_text) or name == "gin_file":
+            is_number = value.isdecimal()  # Of units, for example.
+            if (name in INPUT_FLAGS and not is_text and not is_number) or name == "gin_file":
                 check(value, line)
         *inputs, output = command.positionals() or [""]
         for value in inputs:

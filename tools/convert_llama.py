@@ -7,8 +7,8 @@
     python -m tools.convert_llama to_hf runs/com exported/com_merged --merge
 
 It reads LLaMA 1 to 3, SmolLM2, Mistral, Qwen2 and Qwen3 in safetensors or PyTorch files, one or
-many, and PEFT's LoRA adapters. It writes folders that `AutoModelForCausalLM`, `AutoTokenizer` and
-PEFT load without our code.
+many, or in a GGUF file, and PEFT's LoRA adapters. It writes folders that `AutoModelForCausalLM`,
+`AutoTokenizer` and PEFT load without our code.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import pathlib
 from absl import logging
 
 from speechgpt_jax import arguments, checkpoints
-from speechgpt_jax.conversion import adapters, llama
+from speechgpt_jax.conversion import adapters, gguf, llama
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.gin_utils import hush_libraries
 
@@ -26,10 +26,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = arguments.Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("from_hf", help="a Hugging Face folder -> a run")
-    command.add_argument("folder", type=pathlib.Path, help="Hugging Face folder, or PEFT adapter")
+    command.add_argument(
+        "folder", type=pathlib.Path, help="Hugging Face folder, GGUF file, or PEFT adapter"
+    )
     command.add_argument("out", type=pathlib.Path, help="the new run")
     command.add_argument("--base", type=pathlib.Path, help="for an adapter: run of its base")
     command.add_argument("--compute_dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    command.add_argument("--dtype", choices=gguf.DTYPES, help="weights of a GGUF; default: float32")
     command = commands.add_parser("to_hf", help="a run -> a Hugging Face folder")
     command.add_argument("run", type=pathlib.Path, help="a run, or one of its checkpoints")
     command.add_argument("out", type=pathlib.Path, help="the new folder")
@@ -57,7 +60,7 @@ def _from_hf(args: argparse.Namespace) -> None:
     if is_adapter:
         adapters.from_peft(args.folder, args.out, args.base)
     else:
-        llama.from_hf(args.folder, args.out, args.compute_dtype)
+        llama.from_hf(args.folder, args.out, args.compute_dtype, args.dtype)
 
 
 def _to_hf(args: argparse.Namespace) -> None:

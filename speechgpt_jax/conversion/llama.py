@@ -17,6 +17,7 @@ from flax import nnx
 
 from speechgpt_jax import checkpoints, files
 from speechgpt_jax.conversion import (
+    gguf,
     key_table,
     llama_format,
     model_card,
@@ -27,7 +28,7 @@ from speechgpt_jax.conversion import (
 from speechgpt_jax.conversion.weights import Weights
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.llama import Llama, LlamaConfig
-from speechgpt_jax.tokenizer import SentencePieceTokenizer
+from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.training.start import ADAPTER, LOW_RANK, NEW_ROWS, VOCABULARY_AXIS
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -39,22 +40,37 @@ KEPT_FILES = ("config", "generation_config", "tokenizer_config")
 # ---- Hugging Face -> run -------------------------------------------------------------------------
 
 
-def from_hf(folder: pathlib.Path, out: pathlib.Path, compute_dtype: str = "bfloat16") -> None:
+def from_hf(
+    folder: pathlib.Path,
+    out: pathlib.Path,
+    compute_dtype: str = "bfloat16",
+    dtype: str | None = None,
+) -> None:
     """Converts a Hugging Face folder to a run: step 0 of its checkpoints, and the tokenizer.
 
     Args:
-      folder: config.json, weights in safetensors or PyTorch files, one or many, and the tokenizer.
+      folder: config.json, weights in safetensors or PyTorch files, one or many, and the tokenizer;
+        or a GGUF file, or a folder with one, which holds all three.
       out: the new run.
       compute_dtype: dtype of the model's arithmetic, "bfloat16" or "float32"; weights keep theirs.
+      dtype: of the weights of a GGUF file, "float32" or "bfloat16"; None is float32. Only for GGUF.
 
     Raises:
       UserError: the folder is damaged, incomplete or of another kind, or `out` can't be written.
     """
     files.refuse_existing(out.parent, out.name)
-    fields = read_fields(folder)
-    config = llama_format.config_from(fields["config"], f"{folder}/config.json", compute_dtype)
-    source = weights.from_folder(folder, ("model.safetensors", "pytorch_model.bin"))
-    tokenizer = tokenizer_format.read(folder, config.vocab_size)
+    gguf_path = gguf.find(folder)
+    if gguf_path:
+        file = gguf.GgufFile(gguf_path)
+        fields, source = file.fields(), file.weights(dtype or "float32")
+        config = llama_format.config_from(fields["config"], str(gguf_path), compute_dtype)
+        tokenizer = tokenizer_format.check_rows(file.tokenizer(), config.vocab_size, gguf_path)
+    else:
+        _check_keeps(dtype, folder)
+        fields = read_fields(folder)
+        config = llama_format.config_from(fields["config"], f"{folder}/config.json", compute_dtype)
+        source = weights.from_folder(folder, ("model.safetensors", "pytorch_model.bin"))
+        tokenizer = tokenizer_format.read(folder, config.vocab_size)
     ignored = [*llama_format.IGNORED]
     if config.tie_embeddings:
         _check_tied(source)
@@ -94,6 +110,13 @@ def abstract(config: LlamaConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Name, shape and dtype of each parameter."""
     state = nnx.state(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))), nnx.Param)
     return checkpoints.flatten(state)
+
+
+def _check_keeps(dtype: str | None, folder: pathlib.Path) -> None:
+    if dtype:
+        raise UserError(
+            f"--dtype is for GGUF files, and {folder} keeps the dtype of its weights: leave it out."
+        )
 
 
 def _check_tied(source: Weights) -> None:
@@ -195,10 +218,10 @@ def max_length(source: Mapping[str, Mapping], context_length: int | None) -> int
     )
 
 
-def run_tokenizer(run: pathlib.Path) -> SentencePieceTokenizer | None:
+def run_tokenizer(run: pathlib.Path) -> Tokenizer | None:
     """The tokenizer saved with a run, given the run or one of its checkpoints."""
     folder = pathlib.Path(checkpoints.latest(run)).parent.parent / "tokenizer"
-    return SentencePieceTokenizer.from_folder(folder) if folder.is_dir() else None
+    return Tokenizer.from_pretrained(folder) if folder.is_dir() else None
 
 
 def restore(run: pathlib.Path, name: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> np.ndarray:

@@ -37,8 +37,8 @@ speechgpt_jax after SpeechGPT (Zhang et al. 2023, arXiv 2305.11000).
 {usage}
 ```
 
-The tokenizer puts bos in front of a prompt, splits text at added tokens and drops the white space
-around them. Prompts must follow the templates of the training data.
+The tokenizer puts bos, if the model has one, in front of a prompt, splits text at added tokens and
+drops the white space around them. Prompts must follow the templates of the training data.
 
 ## Configuration of the last stage
 

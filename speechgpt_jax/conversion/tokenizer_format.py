@@ -1,11 +1,14 @@
 """Tokenizers in Hugging Face's files, read and written.
 
-`read` takes tokenizer.model, or a tokenizer.json that transformers made from one.
+`read` takes tokenizer.model, or a tokenizer.json that transformers made from one, as SentencePiece
+with the rules of the released SpeechGPT; every other tokenizer.json is taken as it is.
 
-`write` makes files from which `transformers.AutoTokenizer` computes our ids: text is split at the
-added tokens, white space around them is dropped, and each part gets its own leading `▁` (see
-`speechgpt_jax.tokenizer.sentencepiece`). Current versions of `LlamaTokenizer` have other rules, so
-the folder names the plain fast tokenizer, whose rules are all in tokenizer.json. `<s>` in a text is
+`write` makes files from which `transformers.AutoTokenizer` computes our ids. The folder names the
+plain fast tokenizer, whose rules are all in tokenizer.json; the classes of single models replace a
+part of them.
+
+For SentencePiece, text is split at the added tokens, white space around them is dropped, and each
+part gets its own leading `▁` (see `speechgpt_jax.tokenizer.sentencepiece`). `<s>` in a text is
 ordinary text. One difference remains: Python strips the separators U+001C to U+001F beside an added
 token as white space, Rust does not.
 """
@@ -21,10 +24,23 @@ from tokenizers import AddedToken, decoders, models, normalizers, processors
 
 from speechgpt_jax import files
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.tokenizer import SentencePieceTokenizer
+from speechgpt_jax.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from speechgpt_jax.tokenizer.sentencepiece import read_added_tokens
 
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
+_SENTENCEPIECE_CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": BOS,
+    "eos_token": EOS,
+    "unk_token": UNK,
+    "pad_token": UNK,
+    "padding_side": "left",
+    "split_special_tokens": True,
+    "clean_up_tokenization_spaces": False,
+}
+# Fields of tokenizer_config.json that are not exported: tokenizer.json has all added tokens, and
+# Python files of the source are not copied.
+_LEFT_OUT = ("added_tokens_decoder", "auto_map")
 # Names of padding tokens, which often have no row in the embedding.
 _PADDING = ("<pad>", "<PAD>", "[PAD]")
 
@@ -32,7 +48,7 @@ _PADDING = ("<pad>", "<PAD>", "[PAD]")
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def read(folder: pathlib.Path, num_rows: int) -> SentencePieceTokenizer | None:
+def read(folder: pathlib.Path, num_rows: int) -> Tokenizer | None:
     """Reads the tokenizer of a Hugging Face folder; if there is none, prints a note, returns None.
 
     Args:
@@ -54,20 +70,39 @@ def read(folder: pathlib.Path, num_rows: int) -> SentencePieceTokenizer | None:
         model, added = slow.model, added | slow.added_tokens
     elif model:
         added |= read_added_tokens(folder)
+    elif fast:
+        return check_rows(_read_fast(folder, num_rows), num_rows, folder)
     else:
         print(
-            f"{folder} has no tokenizer.model, nor a tokenizer.json of LLaMA's SentencePiece kind:"
-            " the run gets no tokenizer, so it can be exported but not trained or asked. Put the"
-            " original tokenizer.model into the folder and convert again."
+            f"{folder} has no tokenizer.model and no tokenizer.json: the run gets no tokenizer, so"
+            " it can be exported but not trained or asked. Put one of them into the folder and"
+            " convert again."
         )
         return None
     tokenizer = SentencePieceTokenizer(model, _with_rows(added, num_rows, folder))
+    return check_rows(tokenizer, num_rows, folder)
+
+
+def check_rows(tokenizer: Tokenizer, num_rows: int, folder: pathlib.Path) -> Tokenizer:
+    """Returns `tokenizer`; raises a UserError if the embedding has fewer rows than it has ids."""
     if tokenizer.vocab_size > num_rows:
         raise UserError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, but config.json only"
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, but the embedding only"
             f" {num_rows} rows: take both from the same checkpoint."
         )
     return tokenizer
+
+
+def _read_fast(folder: pathlib.Path, num_rows: int) -> HuggingFaceTokenizer:
+    """A tokenizer.json without the padding token if that has no row."""
+    tokenizer = HuggingFaceTokenizer.from_folder(folder)
+    kept = _with_rows(tokenizer.added_tokens, num_rows, folder)
+    if len(kept) == len(tokenizer.added_tokens):
+        return tokenizer
+    fields = json.loads(tokenizer.model)
+    fields["added_tokens"] = [x for x in fields["added_tokens"] if x["content"] in kept]
+    config = {n: x for n, x in tokenizer.config.items() if n != "pad_token"}
+    return HuggingFaceTokenizer(json.dumps(fields), config, tokenizer.stop_ids)
 
 
 def _with_rows(added: Mapping[str, int], num_rows: int, folder: pathlib.Path) -> dict[str, int]:
@@ -80,7 +115,7 @@ def _with_rows(added: Mapping[str, int], num_rows: int, folder: pathlib.Path) ->
     if unknown := sorted(beyond.keys() - {*_PADDING, _padding_token(folder)}):
         raise UserError(
             f"{folder}: the tokenizer has {max(beyond.values()) + 1} ids, {unknown[0]!r} among"
-            f" them, but config.json only {num_rows} rows: take both from the same checkpoint."
+            f" them, but the embedding only {num_rows} rows: take both from the same checkpoint."
         )
     for token, id_ in beyond.items():
         print(f"{token} is left out: its id {id_} has no row among the {num_rows} of the model.")
@@ -114,7 +149,14 @@ def _sentencepiece_model(fast: Mapping) -> bytes | None:
     ours = merges(vocabulary, [scores[piece] for piece in pieces])
     if sorted(ours) != sorted(theirs):
         return None
-    return _proto(pieces, scores).SerializeToString()
+    kinds = ModelProto.SentencePiece
+    special = {UNK: kinds.UNKNOWN, BOS: kinds.CONTROL, EOS: kinds.CONTROL}
+    special |= {f"<0x{byte:02X}>": kinds.BYTE for byte in range(256)}
+    return sentencepiece_model(
+        pieces,
+        [0.0 if piece in special else scores[piece] for piece in pieces],
+        [special.get(piece, kinds.NORMAL) for piece in pieces],
+    )
 
 
 def _adds_prefix(fast: Mapping) -> bool:
@@ -132,7 +174,10 @@ def _steps(step: Mapping | None) -> Sequence[Mapping]:
     return step.get("normalizers") or step.get("pretokenizers") or [step]
 
 
-def _proto(pieces: Sequence[str], scores: Mapping[str, float]) -> ModelProto:
+def sentencepiece_model(
+    pieces: Sequence[str], scores: Sequence[float], kinds: Sequence[int]
+) -> bytes:
+    """A serialised SentencePiece model with LLaMA's settings; `kinds` are SentencePiece's."""
     proto = ModelProto()
     proto.trainer_spec.model_type = proto.trainer_spec.BPE
     proto.trainer_spec.vocab_size = len(pieces)
@@ -141,37 +186,31 @@ def _proto(pieces: Sequence[str], scores: Mapping[str, float]) -> ModelProto:
     proto.normalizer_spec.add_dummy_prefix = True
     proto.normalizer_spec.remove_extra_whitespaces = False
     proto.normalizer_spec.escape_whitespaces = True
-    kinds = ModelProto.SentencePiece
-    special = {UNK: kinds.UNKNOWN, BOS: kinds.CONTROL, EOS: kinds.CONTROL}
-    special |= {f"<0x{byte:02X}>": kinds.BYTE for byte in range(256)}
-    for piece in pieces:
-        score = 0.0 if piece in special else scores[piece]
-        proto.pieces.add(piece=piece, score=score, type=special.get(piece, kinds.NORMAL))
-    return proto
+    for piece, score, kind in zip(pieces, scores, kinds):
+        proto.pieces.add(piece=piece, score=score, type=int(kind))
+    return proto.SerializeToString()
 
 
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def write(tokenizer: SentencePieceTokenizer, folder: epath.Path, max_length: int) -> None:
-    """Writes tokenizer.json, tokenizer_config.json, tokenizer.model and added_tokens.json.
+def write(tokenizer: Tokenizer, folder: epath.Path, max_length: int) -> None:
+    """Writes tokenizer.json and tokenizer_config.json; for SentencePiece also its own files.
 
     Raises:
       UserError: the SentencePiece model is not of LLaMA's kind.
     """
-    tokenizer.save_pretrained(folder)
-    build(tokenizer).save(str(folder / "tokenizer.json"))
-    fields = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": BOS,
-        "eos_token": EOS,
-        "unk_token": UNK,
-        "pad_token": UNK,
-        "padding_side": "left",
-        "split_special_tokens": True,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": max_length,
-    }
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        tokenizer.save_pretrained(folder)
+        build(tokenizer).save(str(folder / "tokenizer.json"))
+        fields = dict(_SENTENCEPIECE_CONFIG)
+    else:
+        assert isinstance(tokenizer, HuggingFaceTokenizer)
+        files.write_text(folder / "tokenizer.json", tokenizer.model + "\n")
+        fields = {n: x for n, x in tokenizer.config.items() if n not in _LEFT_OUT}
+        # Other classes than this one replace rules of tokenizer.json by their own.
+        fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    fields["model_max_length"] = max_length
     (folder / "tokenizer_config.json").write_text(json.dumps(fields, indent=2) + "\n")
 
 

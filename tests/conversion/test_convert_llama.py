@@ -391,7 +391,7 @@ BAD = [
     (lambda f: change_json(f / "config.json", num_hidden_layers=1), r"unexpected model.layers.1"),
     (
         lambda f: change_json(f / "config.json", vocab_size=3005),
-        r"3006 ids, .<eos>. among them, but config.json only 3005",
+        r"3006 ids, .<eos>. among them, but the embedding only 3005",
     ),
     (lambda f: change_json(f / "config.json", hidden_act="gelu"), r"hidden_act 'gelu'"),
     (lambda f: change_json(f / "config.json", tie_word_embeddings=True), r"lm_head of its own"),

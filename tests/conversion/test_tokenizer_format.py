@@ -1,6 +1,7 @@
 """Conversion of tokenizers in both directions, compared with transformers."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from speechgpt_jax.conversion import tokenizer_format
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.prompts import ROLE_TOKENS
-from speechgpt_jax.tokenizer import DEMO_TOKENIZER, SentencePieceTokenizer
+from speechgpt_jax.tokenizer import DEMO_TOKENIZER, HuggingFaceTokenizer, SentencePieceTokenizer
 from tests.conversion.released import GOLDEN, PROMPTS, TOKENIZER, change_json
+from tests.tokenizer.byte_level import KINDS, QWEN, mix, write
 
 pytestmark = pytest.mark.slow
 
@@ -149,13 +151,15 @@ def test_a_padding_token_one_row_past_the_embedding(token, tmp_path, capsys):
 
 def test_other_tokens_past_the_embedding_are_refused(tmp_path):
     TOKENIZER.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"3006 ids, '<eos>' among them, but config.json only 3005"):
+    with pytest.raises(
+        UserError, match=r"3006 ids, '<eos>' among them, but the embedding only 3005"
+    ):
         tokenizer_format.read(tmp_path, ROWS - 1)
 
 
 def test_pieces_past_the_embedding_are_refused(tmp_path):
     SentencePieceTokenizer(TOKENIZER.model, {}).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"2000 ids, but config.json only 1999 rows"):
+    with pytest.raises(UserError, match=r"2000 ids, but the embedding only 1999 rows"):
         tokenizer_format.read(tmp_path, 1999)
 
 
@@ -178,13 +182,51 @@ def no_prefix(fields):
     fields["normalizer"] = None
 
 
-@pytest.mark.parametrize("change", [another_kind, other_merges, no_prefix, dict.clear])
-def test_a_tokenizer_json_of_another_kind_gives_no_tokenizer(change, exported, tmp_path, capsys):
+@pytest.mark.parametrize("change", [another_kind, other_merges, no_prefix])
+def test_a_tokenizer_json_of_another_kind_is_taken_as_it_is(change, exported, tmp_path):
+    shutil.copy(exported / "tokenizer_config.json", tmp_path)
     fields = json.loads((exported / "tokenizer.json").read_text())
     change(fields)
     (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    tokenizer = tokenizer_format.read(tmp_path, ROWS)
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
+    assert tokenizer.unit_ids == TOKENIZER.unit_ids
+
+
+def test_without_files_there_is_no_tokenizer(tmp_path, capsys):
     assert tokenizer_format.read(tmp_path, ROWS) is None
-    assert "Put the original tokenizer.model into the folder" in capsys.readouterr().out
+    assert "has no tokenizer.model and no tokenizer.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exported_tokenizer_json_gives_our_ids(kind, tmp_path):
+    """Whatever class the source names, and with units."""
+    source = tokenizer_format.read(write(tmp_path / "in", kind), 700)
+    tokenizer = source.with_tokens([*(f"<{unit}>" for unit in range(200)), *ROLE_TOKENS])
+    (tmp_path / "out").mkdir()
+    tokenizer_format.write(tokenizer, tmp_path / "out", max_length=512)
+    fast = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    rng = random.Random(0)
+    for text in [mix(rng, ["<sosp> <17><5> <eosp>"]) for _ in range(300)]:
+        assert fast(text, add_special_tokens=False).input_ids == tokenizer.encode(text)
+        assert fast(text).input_ids == tokenizer.encode_prompt(text)
+    assert fast.eos_token_id == tokenizer.eos_id
+    assert (len(fast), fast.model_max_length) == (tokenizer.vocab_size, 512)
+
+
+def test_a_padding_token_of_a_tokenizer_json_without_a_row(tmp_path, capsys):
+    folder = write(tmp_path, QWEN)
+    plain = tokenizer_format.read(folder, 700)
+    fields = json.loads((folder / "tokenizer.json").read_text())
+    token = fields["added_tokens"][0] | {"id": plain.vocab_size, "content": "[PAD]"}
+    change_json(folder / "tokenizer.json", added_tokens=[*fields["added_tokens"], token])
+    change_json(folder / "tokenizer_config.json", pad_token="[PAD]")
+    assert tokenizer_format.read(folder, 700).pad_id == plain.vocab_size
+    tokenizer = tokenizer_format.read(folder, plain.vocab_size)
+    assert (tokenizer.vocab_size, tokenizer.pad_id) == (plain.vocab_size, plain.eos_id)
+    assert "[PAD] is left out" in capsys.readouterr().out
+    with pytest.raises(UserError, match=f"but the embedding only {plain.vocab_size - 1} rows"):
+        tokenizer_format.read(folder, plain.vocab_size - 1)
 
 
 def test_a_model_of_another_kind_is_not_exported(tmp_path):
