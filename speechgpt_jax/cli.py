@@ -17,7 +17,7 @@ from pathlib import Path
 
 from speechgpt_jax.errors import UserError, one_line_errors
 
-MAINS = ("train", "evaluate", "infer", "precompile", "demo")
+MAINS = ("train", "evaluate", "infer", "chat", "precompile", "demo")
 # Tools that only make sense in a checkout of the repository.
 HIDDEN = {"bootstrap_venv"}
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from speechgpt_jax import arguments, gin_utils
 from speechgpt_jax.data.sources import DEMO_CORPUS
-from speechgpt_jax.decoding.conversation import Conversation, Reply
+from speechgpt_jax.decoding.conversation import Conversation, Reply, SpeechModel
 from speechgpt_jax.evaluation.evaluate import evaluate_run
 from speechgpt_jax.evaluation.metrics import normalize, with_intervals
 from speechgpt_jax.speech.audio import check_output, load_audio, save_audio
@@ -101,7 +101,8 @@ def print_line(label: str, text: object) -> None:
 
 def ask(output_dir: pathlib.Path, path: pathlib.Path) -> Reply:
     """Asks the last stage a recorded question, prints the reply and writes answer.wav."""
-    conversation = Conversation.from_run(run_folder(output_dir, 3), speaker="slt")
+    model = SpeechModel.from_run(run_folder(output_dir, 3), num_slots=1)
+    conversation = Conversation(model, speaker="slt")
     reply = conversation.answer(load_audio(path))
     print_line("Question", path)
     print_line("Transcript", reply.transcript or "(no words)")

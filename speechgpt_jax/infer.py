@@ -15,24 +15,16 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from speechgpt_jax import arguments
-from speechgpt_jax.arguments import (
-    at_least,
-    define,
-    existing_file,
-    existing_folder,
-    finite_float,
-    nonempty,
-    positive_int,
-)
+from speechgpt_jax.arguments import define, existing_file, nonempty
+from speechgpt_jax.decoding import flags as talk
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import ASSETS
 from speechgpt_jax.gin_utils import hush_libraries
 from speechgpt_jax.speech.audio import SAMPLE_RATE, check_output, load_audio, save_audio
 
 if TYPE_CHECKING:
     from speechgpt_jax.decoding.conversation import Reply
 
-RUN = define("run", existing_folder, None, "Folder of a training run.", required=True)
+flags.adopt_module_key_flags(talk)
 TASK = flags.DEFINE_enum(
     "task",
     "answer",
@@ -45,27 +37,6 @@ OUTPUT = define(
     "output", nonempty, "answer.wav", "File for the spoken answer; its suffix sets the format."
 )
 WRITTEN = flags.DEFINE_bool("written", False, "Answer in text only; for --task=answer.")
-HUBERT_FOLDER = define(
-    "hubert", existing_folder, str(ASSETS / "hubert_tiny"), "Folder of HuBERT and its centroids."
-)
-VOCODER_FOLDER = define(
-    "vocoder", existing_folder, str(ASSETS / "vocoder"), "Folder of the unit vocoder."
-)
-SPEAKER = define("speaker", nonempty, "slt", "Name of the speaker whose voice the vocoder uses.")
-TEMPERATURE = define(
-    "temperature",
-    finite_float(at_least=0),
-    0.0,
-    "Divides the logits before sampling; 0 always takes the most likely token.",
-)
-TOP_K = define("top_k", at_least(0), 50, "Sample from this many most likely tokens; 0: all.")
-TOP_P = define(
-    "top_p",
-    finite_float(above=0, at_most=1),
-    0.8,
-    "Sample from the fewest tokens whose probabilities add up to this.",
-)
-MAX_NEW_TOKENS = define("max_new_tokens", positive_int, 384, "Longest answer, in tokens.")
 
 
 def main() -> None:
@@ -81,19 +52,9 @@ def main() -> None:
     if TASK.value != "transcribe" and not WRITTEN.value:
         check_output(OUTPUT.value)
 
-    # Importing JAX takes seconds; wrong flags are reported before.
-    from speechgpt_jax.decoding.conversation import Conversation
-    from speechgpt_jax.decoding.sampling import Sampling
-
     source: Any = TEXT.value if AUDIO.value is None else load_audio(AUDIO.value)
-    conversation = Conversation.from_run(
-        RUN.value,
-        hubert=HUBERT_FOLDER.value,
-        vocoder=VOCODER_FOLDER.value,
-        speaker=SPEAKER.value,
-        sampling=Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value),
-        max_new_tokens=MAX_NEW_TOKENS.value,
-    )
+    # Loads JAX, which takes seconds; wrong flags are reported before.
+    conversation = talk.start_conversation(talk.load_speech_model(num_slots=1))
     if TASK.value == "transcribe":
         print(conversation.transcribe(source))
     elif TASK.value == "speak":

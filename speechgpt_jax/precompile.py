@@ -45,7 +45,7 @@ FIND_BATCH = flags.DEFINE_bool("find_batch", False, "Find the largest batch that
 DECODE = flags.DEFINE_bool(
     "decode",
     False,
-    "Compile decoding instead of the train step: prompts and answers of half the length each.",
+    "Compile the decoding of one token per row instead of the train step.",
 )
 JSON = define("json", output_file, None, "File to write the report to as well.")
 

@@ -14,6 +14,9 @@ import re
 
 HUMAN, SPEECHGPT, END_OF_HUMAN, END_OF_ANSWER = "[Human]", "[SpeechGPT]", "<eoh>", "<eoa>"
 
+# What precedes the answer in text and the answer in units in chain of modality.
+TEXT_ANSWER, UNIT_ANSWER = "[ta]", "[ua]"
+
 # The added tokens after the units; <eoa>, [ta] and [ua] are ordinary text.
 ROLE_TOKENS = ("<sosp>", "<eosp>", HUMAN, SPEECHGPT, END_OF_HUMAN, "<eos>")
 
@@ -51,6 +54,16 @@ TEXT_TO_TEXT = TEXT_TO_TEXT_PROMPT + " [ta] {answer}<eoa>."
 RELEASED_PROMPT = "[Human]: {question} <eoh>. [SpeechGPT]: "
 
 
+# What a request says before the input of a task; a recording without it is a question.
+INPUT_FOLLOWS = re.compile(r"[.,:;]?\s*this is (?:the )?input:\s*", re.IGNORECASE)
+
+
+def split_request(text: str) -> tuple[str, str] | None:
+    """`"Say it aloud. This is input: hi"` -> `("Say it aloud", "hi")`; None for a question."""
+    match = INPUT_FOLLOWS.search(text)
+    return (text[: match.start()].strip(), text[match.end() :].strip()) if match else None
+
+
 @dataclasses.dataclass(frozen=True)
 class Response:
     """The parts of a model's response; parts that it did not write are empty.
@@ -78,7 +91,7 @@ def parse_response(text: str) -> Response:
     body = body.partition(END_OF_ANSWER)[0]
     words, _, speech = body.partition("<sosp>")
     units = [int(unit) for unit in re.findall(r"<([0-9]+)>", speech.partition("<eosp>")[0])]
-    question, chained, answer = words.partition("[ua]")[0].partition("[ta]")
+    question, chained, answer = words.partition(UNIT_ANSWER)[0].partition(TEXT_ANSWER)
     if not chained:
         question, answer = "", question
     return Response(_clean(question.removeprefix("[tq]")), _clean(answer), units)

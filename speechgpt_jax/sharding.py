@@ -27,6 +27,9 @@ from speechgpt_jax.limits import check_number
 
 MESH_AXES = ("data", "fsdp", "model")
 
+# Pairs of a logical axis and the mesh axis, or axes, over which it is sharded.
+Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
+
 # Logical axis -> mesh axis, for parameters and activations. Weights are sharded over `fsdp` along
 # `embed` (ZeRO-3) and over `model` along heads, MLP or vocabulary (Megatron); the batch over both
 # data axes. The activations between layers, which remat saves, are also sharded along their width,
@@ -43,6 +46,13 @@ LOGICAL_AXIS_RULES = (
     ("vocab", "model"),
     ("layers", None),
     ("rank", None),
+)
+
+# In decoding the weights stay where they are, and the activations of the few new tokens are summed
+# and copied: gathering the weights, as training does, would move gigabytes for every token.
+DECODING_RULES = tuple(
+    (axis, None if axis in ("batch", "residual") else mesh_axis)
+    for axis, mesh_axis in LOGICAL_AXIS_RULES
 )
 
 
@@ -112,9 +122,9 @@ def create_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None)
 
 
 @contextlib.contextmanager
-def use_mesh(mesh: Mesh) -> Iterator[None]:
+def use_mesh(mesh: Mesh, rules: Rules = LOGICAL_AXIS_RULES) -> Iterator[None]:
     """Maps logical axes to axes of `mesh` inside the block: build models and trace steps there."""
-    with jax.set_mesh(mesh), nnx.logical_axis_rules(LOGICAL_AXIS_RULES):
+    with jax.set_mesh(mesh), nnx.logical_axis_rules(rules):
         yield
 
 

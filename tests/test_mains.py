@@ -66,6 +66,11 @@ FILE = "pyproject.toml"
         ("infer", ["--run=tests", "--text=a", "--output=answer"], "answer has no suffix"),
         ("infer", ["--run=tests", "--text=a", "--task=sing"], "--task=sing"),
         ("infer", ["--run=tests", "--text=a", "--task=speak", "--written"], "--task=answer, not"),
+        ("infer", ["--run=tests", "--text=a", "--min_p=2"], "--min_p=2: expected a number, at"),
+        ("infer", ["--run=tests", "--text=a", "--dtype=int4"], "--dtype=int4"),
+        ("chat", ["--run=none"], "--run=none: expected a path that exists"),
+        ("chat", ["--run=tests", f"--output_dir={FILE}"], "can't be a folder"),
+        ("chat", ["--run=tests", "--history_tokens=-1"], "--history_tokens=-1: expected"),
         ("precompile", ["--topology=v5e-4", "--batch_per_chip=0"], "--batch_per_chip=0: expected"),
         ("precompile", ["--topology=v5e-4", "--batch_per_chip=nan"], "--batch_per_chip=nan"),
         ("precompile", ["--topology=v5e-4", "--json=tests"], "can't be a file"),
@@ -83,7 +88,7 @@ def test_illegal_flags(main, flags, message):
     assert process.stdout == "imported: []\n"
 
 
-@pytest.mark.parametrize("main", ["train", "evaluate", "infer", "precompile"])
+@pytest.mark.parametrize("main", ["train", "evaluate", "infer", "chat", "precompile"])
 def test_help(main):
     command = [sys.executable, "-m", f"speechgpt_jax.{main}", "--help"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -5,46 +5,42 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from speechgpt_jax import sharding
 from speechgpt_jax.compilation.report import Report, compile_and_report
-from speechgpt_jax.decoding.generate import generate_padded
-from speechgpt_jax.decoding.sampling import Sampling
+from speechgpt_jax.decoding import slots
+from speechgpt_jax.models.decoder import Decoder
 from speechgpt_jax.models.llama import matmul_flops_per_token
 from speechgpt_jax.training import stage
 from speechgpt_jax.training.stage import Stage
 
 
 def report_decoding(training: Stage, mesh: Mesh, rows: int, length: int) -> Report:
-    """Report of decoding `rows` prompts and answers of `length / 2` tokens each."""
-    model = training.model
-    all_tokens = length * matmul_flops_per_token(model, 0)
-    # The output layer is only computed for the last token of a prompt.
-    skipped = (length - length // 2) * 2 * model.hidden_size * model.vocab_size
+    """Report of writing one token each for `rows` requests, with room for `length` tokens each."""
     return compile_and_report(
-        functools.partial(lower_generate, training, mesh, rows, length),
+        functools.partial(lower_step, training, mesh, rows, length),
         batch_per_chip=rows / mesh.size,
-        model_flops=rows * float(all_tokens - skipped) / mesh.size,
+        model_flops=rows * float(matmul_flops_per_token(training.model, 0)) / mesh.size,
     )
 
 
-def lower_generate(training: Stage, mesh: Mesh, rows: int, length: int) -> jax.stages.Lowered:
-    """The program of `generate`, lowered for `mesh`."""
-    sharding.check_rows(rows, mesh)
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: stage.build(training)))
-    row = sharding.batch_sharding(mesh)
-    is_id = jax.ShapeDtypeStruct((training.model.padded_vocab_size,), bool)
-    with sharding.use_mesh(mesh):
-        return generate_padded.lower(
-            graphdef,
-            stage.abstract_parameters(training, mesh),
-            jax.ShapeDtypeStruct((rows, length - length // 2), jnp.int32, sharding=row),
-            jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=row),
-            is_id,
-            is_id,
-            jax.eval_shape(lambda: jax.random.key(0)),
-            0,
-            max_new_tokens=length // 2,
-            sampling=Sampling(),
+def lower_step(training: Stage, mesh: Mesh, rows: int, length: int) -> jax.stages.Lowered:
+    """The engine's program that writes the next token of every request, lowered for `mesh`."""
+    config = training.model
+
+    def build():
+        return Decoder(stage.build(training), config=config, int8=False)
+
+    graphdef = nnx.graphdef(nnx.eval_shape(build))
+    decoder = nnx.merge(graphdef, sharding.abstract(lambda: nnx.state(build()), mesh))
+    next_state = jax.ShapeDtypeStruct((1, config.padded_vocab_size), jnp.int8)
+    with sharding.use_mesh(mesh, sharding.DECODING_RULES):
+        empty = functools.partial(slots.empty, num_slots=rows, size=length)
+        shapes = jax.eval_shape(empty, decoder)
+        abstract = jax.tree.map(
+            lambda x, spec: x.update(sharding=NamedSharding(mesh, spec)),
+            shapes,
+            slots.placements(shapes),
         )
+        return jax.jit(slots.step, donate_argnums=1).lower(decoder, abstract, next_state)

@@ -4,6 +4,7 @@ Their units come from a text-to-speech command or from a text-to-unit model.
 """
 
 import dataclasses
+import functools
 import os
 import random
 import tempfile
@@ -11,15 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from speechgpt_jax import checkpoints, prompts
 from speechgpt_jax.corpus import text_to_speech
 from speechgpt_jax.corpus.extract_units import Extractor, Sound, in_advance, load
 from speechgpt_jax.corpus.records import one_line, reason_against, record, rejected
 from speechgpt_jax.corpus.summary import REJECTS
 from speechgpt_jax.decoding.conversation import build_llama
-from speechgpt_jax.decoding.generate import generate
+from speechgpt_jax.decoding.engine import Engine, Request
 from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.tokenizer import Tokenizer
@@ -31,8 +30,8 @@ CHAIN_FORMS = {
     "text_to_speech": prompts.TEXT_TO_SPEECH,
     "text_to_text": prompts.TEXT_TO_TEXT,
 }
-# Texts per call of the text-to-unit model: a call takes as long as its longest answer.
-GENERATE_BATCH = 16
+# Texts that the text-to-unit model reads aloud at the same time.
+SLOTS = 16
 
 Utterance = tuple[str, str]  # text, voice
 UnitsOrReason = Sequence[int] | str  # reduced units, or why there are none
@@ -130,31 +129,25 @@ class ModelSynthesizer:
         return cls(checkpoints.load_model(run, build_llama), tokenizer, max_new_tokens)
 
     def __call__(self, utterances: list[Utterance]) -> list[UnitsOrReason]:
-        # Texts of similar length together; full batches, so that few shapes are compiled.
-        order = sorted(range(len(utterances)), key=lambda i: len(utterances[i][0]))
-        synthesized = {}
-        for start in range(0, len(order), GENERATE_BATCH):
-            batch = order[start : start + GENERATE_BATCH]
-            padded = batch + batch[-1:] * (GENERATE_BATCH - len(batch))
-            synthesized |= zip(padded, self._generate([utterances[i][0] for i in padded]))
-        return [synthesized[i] for i in range(len(utterances))]
+        requests = [
+            Request(
+                self._prompt(text), self.max_new_tokens, self.tokenizer.stop_ids, sampling=GREEDY
+            )
+            for text, _ in utterances
+        ]
+        return [self._units(tokens) for tokens in self.engine.generate(requests)]
 
-    def _generate(self, texts: list[str]) -> list[UnitsOrReason]:
-        tokens, lengths = generate(
-            self.model,
-            [self._prompt(text) for text in texts],
-            max_new_tokens=self.max_new_tokens,
-            stop_ids=self.tokenizer.stop_ids,
-            sampling=GREEDY,
-        )
-        return [self._units(row, length) for row, length in zip(tokens, lengths)]
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """The engine of the model."""
+        return Engine(self.model, num_slots=SLOTS)
 
     def _prompt(self, text: str) -> list[int]:
         prompt = prompts.CROSS_MODAL_PROMPT.format(description=prompts.SPEAK, source=text)
         return self.tokenizer.encode_prompt(prompts.DEFAULT_PREFIX + prompt)
 
-    def _units(self, tokens: np.ndarray, length: int) -> UnitsOrReason:
-        if length == len(tokens):
-            return f"the model wrote {length} tokens without an end; see --max_new_tokens"
-        units = prompts.parse_response(self.tokenizer.decode(tokens[:length])).units
+    def _units(self, tokens: list[int]) -> UnitsOrReason:
+        if len(tokens) == self.max_new_tokens:
+            return f"the model wrote {len(tokens)} tokens without an end; see --max_new_tokens"
+        units = prompts.parse_response(self.tokenizer.decode(tokens)).units
         return units or "the model wrote no units"

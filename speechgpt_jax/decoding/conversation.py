@@ -1,15 +1,24 @@
-"""Conversation with a trained model: speech or text in; transcript, text, units and speech out."""
+"""Conversation with a trained model: speech or text in; transcript, text, units and speech out.
+
+model = SpeechModel.from_run("runs/demo/stage3")
+conversation = Conversation(model, speaker="slt")
+for event in conversation.ask(wav):              # While it is written.
+    ...
+conversation.answer("what is it?").text          # At once.
+"""
 
 import dataclasses
 import os
 import pathlib
+from collections.abc import Generator, Iterable, Iterator
 
-import jax
 import numpy as np
 from flax import nnx
 
 from speechgpt_jax import checkpoints, prompts
-from speechgpt_jax.decoding.generate import generate
+from speechgpt_jax.decoding.engine import Answer, Engine, Request
+from speechgpt_jax.decoding.events import Event, Sound, Text, Transcript, Units, with_sound, written
+from speechgpt_jax.decoding.masks import Masks
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import ASSETS
@@ -17,11 +26,95 @@ from speechgpt_jax.limits import check_number
 from speechgpt_jax.models.llama import Llama, LlamaConfig
 from speechgpt_jax.speech.encoder.speech2unit import SHIPPED as HUBERT
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from speechgpt_jax.speech.vocoder.streaming import READY, stream
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.unit_text import units_to_text
 
 VOCODER = ASSETS / "vocoder"
+
+Question = str | np.ndarray  # A text, or a recording: float32 [samples] at 16 kHz.
+
+
+class SpeechModel:
+    """A model with its tokenizer, speech encoder and vocoder; many conversations can share it."""
+
+    def __init__(
+        self,
+        model: Llama,
+        tokenizer: Tokenizer,
+        speech2unit: Speech2Unit,
+        vocoder: UnitVocoder,
+        **kwargs,
+    ):
+        """
+        Args:
+          model: the language model.
+          tokenizer: its tokenizer.
+          speech2unit: speech encoder.
+          vocoder: unit vocoder.
+          kwargs: other arguments of `Engine`.
+
+        Raises:
+          UserError: their numbers of units differ.
+        """
+        counts = {
+            "tokenizer": len(tokenizer.unit_ids),
+            "HuBERT": speech2unit.num_units,
+            "vocoder": vocoder.config.num_embeddings,
+        }
+        if len(set(counts.values())) > 1:
+            raise UserError(
+                f"tokenizer, HuBERT and vocoder must have the same number of units, got {counts}:"
+                " give the HuBERT and vocoder with which the run's units were made."
+            )
+        self.tokenizer, self.speech2unit, self.vocoder = tokenizer, speech2unit, vocoder
+        self.masks = Masks(tokenizer)
+        self.engine = Engine(model, masks=self.masks.table, **kwargs)
+
+    @classmethod
+    def from_run(
+        cls,
+        path: str | os.PathLike,
+        *,
+        hubert: str | os.PathLike = HUBERT,
+        vocoder: str | os.PathLike = VOCODER,
+        **kwargs,
+    ) -> "SpeechModel":
+        """Loads the newest checkpoint of a run, a speech encoder and a vocoder.
+
+        Args:
+          path: folder of the run; an adapter is loaded with its base.
+          hubert, vocoder: folders of HuBERT with its centroids and of the unit vocoder.
+          kwargs: other arguments of `Engine`.
+
+        Raises:
+          UserError: a folder is missing or damaged, or their numbers of units differ.
+        """
+        tokenizer = Tokenizer.from_pretrained(pathlib.Path(path) / "tokenizer")
+        model = checkpoints.load_model(path, build_llama)
+        speech2unit = Speech2Unit.from_pretrained(hubert)
+        vocoder = UnitVocoder.from_pretrained(vocoder)
+        return cls(model, tokenizer, speech2unit, vocoder, **kwargs)
+
+    def warm_up(self) -> None:
+        """Compiles the programs of the language model and the vocoder."""
+        self.engine.warm_up()
+        for _ in stream(self.vocoder, [range(2 * READY)]):
+            pass
+
+    def unit_text(self, wav: np.ndarray) -> str:
+        """Unit text of a recording, float32 [samples] at 16 kHz.
+
+        Raises:
+          UserError: it is shorter than one frame.
+        """
+        units, _ = self.speech2unit(wav)
+        if not len(units):
+            raise UserError(
+                f"{len(wav)} samples are shorter than one frame; expected at least 400 (25 ms)."
+            )
+        return units_to_text(units)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,123 +133,154 @@ class Reply:
     units: list[int]
     wav: np.ndarray
 
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> "Reply":
+        """The whole reply of a stream of events."""
+        transcript, text, units, wavs = "", "", [], [np.zeros(0, np.float32)]
+        for event in events:
+            match event:
+                case Transcript():
+                    transcript += event.text
+                case Text():
+                    text += event.text
+                case Units():
+                    units += event.units
+                case Sound():
+                    wavs.append(event.wav)
+        return cls(transcript, text, units, np.concatenate(wavs))
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass
 class Conversation:
-    """A model with its tokenizer, speech encoder and vocoder.
-
-        conversation = Conversation.from_run("runs/demo/stage3")
-        conversation.answer(wav).text
+    """Turns of a user and a model.
 
     Attributes:
+      model: the model with its encoder and vocoder.
       speaker: name or index of the vocoder's speaker.
       prefix: system prompt before the dialogue.
       sampling: how tokens are drawn.
-      max_new_tokens: longest answer, in tokens.
+      seed: the same seed gives the same replies; None: new ones every time.
+      max_new_tokens: longest reply, in tokens.
+      history_tokens: most tokens of earlier turns that the model reads; the oldest are dropped
+        first. Models that were trained on single questions, as those of all our recipes, answer
+        best without.
+      history: the earlier turns, as text.
     """
 
-    model: Llama
-    tokenizer: Tokenizer
-    speech2unit: Speech2Unit
-    vocoder: UnitVocoder
+    model: SpeechModel
     speaker: int | str = 0
     prefix: str = prompts.DEFAULT_PREFIX
     sampling: Sampling = GREEDY
+    seed: int | None = None
     max_new_tokens: int = 384
+    history_tokens: int = 0
+    history: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
         check_number("max_new_tokens", self.max_new_tokens, at_least=1)
-        self.vocoder.config.speaker_index(
-            self.speaker
-        )  # Raises a UserError for an unknown speaker.
-        counts = {
-            "tokenizer": len(self.tokenizer.unit_ids),
-            "HuBERT": self.speech2unit.num_units,
-            "vocoder": self.vocoder.config.num_embeddings,
-        }
-        if len(set(counts.values())) > 1:
-            raise UserError(
-                f"tokenizer, HuBERT and vocoder must have the same number of units, got {counts}:"
-                " give the HuBERT and vocoder with which the run's units were made."
-            )
+        check_number("history_tokens", self.history_tokens, at_least=0)
+        # Raises a UserError for an unknown speaker.
+        self.model.vocoder.config.speaker_index(self.speaker)
 
-    @classmethod
-    def from_run(
-        cls,
-        path: str | os.PathLike,
-        *,
-        hubert: str | os.PathLike = HUBERT,
-        vocoder: str | os.PathLike = VOCODER,
-        **kwargs,
-    ) -> "Conversation":
-        """Loads the newest checkpoint of a run, a speech encoder and a vocoder.
-
-        Args:
-          path: folder of the run; an adapter is loaded with its base.
-          hubert, vocoder: folders of HuBERT with its centroids and of the unit vocoder.
-          kwargs: other fields of `Conversation`.
-
-        Raises:
-          UserError: a folder is missing or damaged, or their numbers of units differ.
-        """
-        tokenizer = Tokenizer.from_pretrained(pathlib.Path(path) / "tokenizer")
-        model = checkpoints.load_model(path, build_llama)
-        speech2unit = Speech2Unit.from_pretrained(hubert)
-        return cls(model, tokenizer, speech2unit, UnitVocoder.from_pretrained(vocoder), **kwargs)
-
-    def answer(self, question: str | np.ndarray, *, aloud: bool = True) -> Reply:
-        """Answers a question, written or spoken (float32 [samples] at 16 kHz).
+    def ask(self, question: Question, *, aloud: bool = True) -> Generator[Event]:
+        """Events of the reply to a question, written or spoken; the turn is remembered.
 
         A spoken question is answered by the chain of modality: transcript of the question, answer
-        as text, answer as units. Without `aloud` the answer has no units.
+        as text, answer as units. Without `aloud` the answer has no units. A text that says "this is
+        input:", as the training data do, is a task: what follows is read aloud.
+
+        Leaving the iteration early cancels the reply, of which nothing is remembered.
         """
         if isinstance(question, str):
-            template = prompts.TEXT_TO_SPEECH_PROMPT if aloud else prompts.TEXT_TO_TEXT_PROMPT
-            return self._reply(template.format(question=question))
-        template = prompts.SPEECH_TO_SPEECH_PROMPT if aloud else prompts.SPEECH_TO_TEXT_PROMPT
-        return self._reply(template.format(question_units=self.unit_text(question)))
+            if task := prompts.split_request(question):
+                description, text = task
+                yield from self.speaking(text, description or prompts.SPEAK)
+                return
+            template, form = (
+                (prompts.TEXT_TO_SPEECH_PROMPT, "text_to_speech")
+                if aloud
+                else (prompts.TEXT_TO_TEXT_PROMPT, "text")
+            )
+            prompt = template.format(question=question) + f" {prompts.TEXT_ANSWER}"
+        else:
+            template, form = (
+                (prompts.SPEECH_TO_SPEECH_PROMPT, "speech_to_speech")
+                if aloud
+                else (prompts.SPEECH_TO_TEXT_PROMPT, "speech_to_text")
+            )
+            prompt = template.format(question_units=self.model.unit_text(question))
+        tokens: list[int] = []
+        yield from self._events(self._with_history(prompt), form, tokens)
+        response = self.model.tokenizer.decode(tokens).partition(prompts.END_OF_ANSWER)[0]
+        self.history.append(f"{prompt} {response.strip()}{prompts.END_OF_ANSWER}. ")
+
+    def transcribing(
+        self, wav: np.ndarray, description: str = prompts.TRANSCRIBE
+    ) -> Generator[Event]:
+        """Events of the transcription of a recording; the turn is not remembered."""
+        source = self.model.unit_text(wav)
+        prompt = prompts.CROSS_MODAL_PROMPT.format(description=description, source=source)
+        return self._events(self._encode(prompt), "text", [])
+
+    def speaking(self, text: str, description: str = prompts.SPEAK) -> Generator[Event]:
+        """Events of reading a text aloud; the turn is not remembered."""
+        prompt = prompts.CROSS_MODAL_PROMPT.format(description=description, source=text)
+        return self._events(self._encode(prompt), "units", [])
+
+    def answer(self, question: Question, *, aloud: bool = True) -> Reply:
+        """The whole reply to a question; see `ask`."""
+        return Reply.of(self.ask(question, aloud=aloud))
 
     def transcribe(self, wav: np.ndarray, description: str = prompts.TRANSCRIBE) -> str:
         """Transcript of a recording, float32 [samples] at 16 kHz."""
-        prompt = prompts.CROSS_MODAL_PROMPT.format(
-            description=description, source=self.unit_text(wav)
-        )
-        return self._reply(prompt).text
+        return Reply.of(self.transcribing(wav, description)).text
 
     def speak(self, text: str, description: str = prompts.SPEAK) -> Reply:
         """Reads a text aloud: a reply with units and waveform."""
-        return self._reply(prompts.CROSS_MODAL_PROMPT.format(description=description, source=text))
+        return Reply.of(self.speaking(text, description))
 
-    def unit_text(self, wav: np.ndarray) -> str:
-        """Unit text of a recording, float32 [samples] at 16 kHz.
+    def reset(self) -> None:
+        """Forgets all turns."""
+        self.history.clear()
 
-        Raises:
-          UserError: it is shorter than one frame.
-        """
-        units, _ = self.speech2unit(wav)
-        if not len(units):
-            raise UserError(
-                f"{len(wav)} samples are shorter than one frame; expected at least 400 (25 ms)."
+    def _encode(self, text: str) -> list[int]:
+        return self.model.tokenizer.encode_prompt(self.prefix + text)
+
+    def _with_history(self, prompt: str) -> list[int]:
+        """Token ids of the prompt after as many of the last turns as `history_tokens` allow."""
+        alone = self._encode(prompt)
+        room = self.model.engine.context - self.max_new_tokens - len(alone)
+        room = len(alone) + min(self.history_tokens, room)
+        for first in range(len(self.history)):
+            ids = self._encode("".join(self.history[first:]) + prompt)
+            if len(ids) <= room:
+                return ids
+        return alone
+
+    def _events(self, prompt: list[int], form: str, tokens: list[int]) -> Generator[Event]:
+        """Events of the answer to a prompt; its token ids are added to `tokens`."""
+        model = self.model
+        seed = None if self.seed is None else self.seed + len(self.history)
+        answer = model.engine.submit(
+            Request(
+                prompt,
+                self.max_new_tokens,
+                stop_ids=model.tokenizer.stop_ids,
+                sampling=self.sampling,
+                seed=seed,
+                state=model.masks.start(form),
             )
-        return units_to_text(units)
-
-    def complete(self, prompt: str) -> str:
-        """The text that the model writes after the prefix and `prompt`."""
-        ids = self.tokenizer.encode_prompt(self.prefix + prompt)
-        tokens, lengths = generate(
-            self.model,
-            [ids],
-            max_new_tokens=self.max_new_tokens,
-            stop_ids=self.tokenizer.stop_ids,
-            sampling=self.sampling,
-            key=jax.random.key(0),
         )
-        return self.tokenizer.decode(tokens[0, : lengths[0]])
+        bursts = _collected(answer, tokens)
+        events = written(bursts, form, model.masks, model.tokenizer)
+        return with_sound(events, model.vocoder, self.speaker)
 
-    def _reply(self, prompt: str) -> Reply:
-        response = prompts.parse_response(self.complete(prompt))
-        wav = self.vocoder(response.units, speaker=self.speaker) if response.units else np.zeros(0)
-        return Reply(response.question, response.text, response.units, wav.astype(np.float32))
+
+def _collected(answer: Answer, tokens: list[int]) -> Iterator[list]:
+    """The bursts of an answer, whose token ids are added to `tokens`."""
+    for burst in answer.bursts():
+        tokens += [token.id for token in burst]
+        yield burst
 
 
 def build_llama(fields: dict) -> Llama:

@@ -3,7 +3,7 @@
 import difflib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import seqio
 
 from speechgpt_jax import checkpoints, prompts
 from speechgpt_jax.decoding.conversation import build_llama
-from speechgpt_jax.decoding.generate import generate
+from speechgpt_jax.decoding.engine import Engine, Request
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation.metrics import with_intervals
@@ -39,7 +39,7 @@ def evaluate_run(
       tasks: names of SeqIO tasks or mixtures.
       split: e.g. "test".
       num_examples: number of examples per task, the first ones; by default all.
-      batch_size: number of prompts decoded at once.
+      batch_size: number of prompts that are decoded at the same time.
       sampling: how answers are drawn.
 
     Raises:
@@ -134,29 +134,17 @@ def split_reference(
 def _generate_all(model, tokenizer, references, batch_size, sampling) -> np.ndarray:
     """Token ids of the answers, int32 [N, T], in the order of `references`, padded with eos."""
     # Answers longer than 1.5 times the longest reference are wrong anyway.
-    max_new_tokens = int(1.5 * max(len(answer) for _, answer in references))
-    answers = np.full((len(references), max_new_tokens + 1), tokenizer.eos_id, np.int32)
-    for rows in _batches_by_length([len(prompt) for prompt, _ in references], batch_size):
-        tokens, lengths = generate(
-            model,
-            [references[row][0] for row in rows],
-            max_new_tokens=max_new_tokens,
-            stop_ids=tokenizer.stop_ids,
-            sampling=sampling,
-        )
-        for row, answer, length in zip(rows, tokens, lengths):
-            answers[row, :length] = answer[:length]
+    longest = int(1.5 * max(len(answer) for _, answer in references))
+    requests = [
+        Request(prompt, longest, stop_ids=tokenizer.stop_ids, sampling=sampling, seed=seed)
+        for seed, (prompt, _) in enumerate(references)
+    ]
+    context = longest + max(len(prompt) for prompt, _ in references)
+    engine = Engine(model, num_slots=min(batch_size, len(requests)), context=context)
+    answers = np.full((len(references), longest + 1), tokenizer.eos_id, np.int32)
+    for row, answer in zip(answers, engine.generate(requests), strict=True):
+        row[: len(answer)] = answer
     return answers
-
-
-def _batches_by_length(lengths: list[int], batch_size: int) -> Iterator[np.ndarray]:
-    """Row indices, sorted by length, in batches of `batch_size`; the last one may repeat rows.
-
-    Batches of one size compile once per prompt length.
-    """
-    order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(order), batch_size):
-        yield np.resize(order[start : start + batch_size], batch_size)
 
 
 def _save(path: Path, split: str, metrics: Metrics) -> None:

@@ -11,7 +11,7 @@ scan over it, so that one layer is compiled; on a CPU unrolled layers run faster
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -23,7 +23,7 @@ from speechgpt_jax.limits import check_choice, check_number
 from speechgpt_jax.models import layers
 from speechgpt_jax.models.attention import attention
 from speechgpt_jax.models.collectives import constrain, gather, matmul
-from speechgpt_jax.models.kv_cache import KVCache, cached_attention, write_cache
+from speechgpt_jax.models.kv_cache import cached_attention, write_cache
 from speechgpt_jax.models.layers import (
     Dense,
     LinearRopeScaling,
@@ -48,6 +48,8 @@ SIZES = (
     "num_kv_heads",
     "head_dim",
 )
+
+DType = Literal["float32", "bfloat16", "float16"]
 
 # Logical axes of the output layer's kernel.
 OUTPUT_AXES = ("embed", "vocab")
@@ -87,7 +89,7 @@ class LlamaConfig:
     tie_embeddings: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: DType = "bfloat16"
     scan_layers: bool = True
     remat: Literal["none", "minimal", "full"] = "none"
     lora: LoraConfig | None = None
@@ -169,18 +171,18 @@ class Attention(nnx.Module):
         x: jax.Array,  # [B, T, D]
         angles: tuple[jax.Array, jax.Array],
         mask: jax.Array,  # bool [B, T, S]
-        keys: jax.Array,  # [B K, S, H]
-        values: jax.Array,  # [B K, S, H]
-        slot: jax.Array,  # int32 []
+        keys: jax.Array,  # [B, K, S, H]
+        values: jax.Array,  # [B, K, S, H]
+        first: jax.Array,  # int32 [B]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Attends from the next tokens to the cache.
+        """Attends from the next tokens to the cache; `first` is each row's first free index.
 
         Returns:
           The output [B, T, D], and the cache's keys and values with the next tokens.
         """
         query, key, value = self._project(x, angles, None)
-        keys = write_cache(keys, key, slot)
-        values = write_cache(values, value, slot)
+        keys = write_cache(keys, key, first)
+        values = write_cache(values, value, first)
         heads = cached_attention(query, keys, values, mask)
         return self.o_proj(heads.reshape(*x.shape[:2], -1)), keys, values
 
@@ -234,13 +236,13 @@ class Block(nnx.Module):
         x: jax.Array,  # [B, T, D]
         angles: tuple[jax.Array, jax.Array],
         mask: jax.Array,  # bool [B, T, S]
-        keys: jax.Array,  # [B K, S, H]
-        values: jax.Array,  # [B K, S, H]
-        slot: jax.Array,  # int32 []
+        keys: jax.Array,  # [B, K, S, H]
+        values: jax.Array,  # [B, K, S, H]
+        first: jax.Array,  # int32 [B]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Attention and MLP on the next tokens; arguments and results are `Attention.decode`'s."""
         y, keys, values = self.self_attn.decode(
-            self.input_layernorm(x), angles, mask, keys, values, slot
+            self.input_layernorm(x), angles, mask, keys, values, first
         )
         x = x + y
         return x + self.mlp(self.post_attention_layernorm(x)), keys, values
@@ -283,7 +285,7 @@ class Llama(nnx.Module):
         """
         if positions is None:
             positions = jnp.arange(tokens.shape[1])[None]
-        angles = self._angles(positions, tokens.shape[1])
+        angles = rotary_angles(self.config, positions, tokens.shape[1])
         graphdef, stacked = nnx.split(self.layers)
 
         def apply(x, layer):
@@ -300,7 +302,7 @@ class Llama(nnx.Module):
         if self.config.scan_layers:
             x, _ = jax.lax.scan(apply, x, (stacked, keys))
         else:
-            for layer in _unstack((stacked, keys), self.config.num_layers):
+            for layer in unstack((stacked, keys), self.config.num_layers):
                 x, _ = apply(x, layer)
         return self.norm(x)
 
@@ -311,9 +313,7 @@ class Llama(nnx.Module):
         """
         if kernel is None:
             kernel = self.output_kernel()
-        logits = matmul(hidden, kernel, OUTPUT_AXES, jnp.float32)
-        in_use = jnp.arange(self.config.padded_vocab_size) < self.config.vocab_size
-        return jnp.where(in_use, logits, MASKED_LOGIT)
+        return unembed(self.config, hidden, kernel)
 
     def output_kernel(self) -> jax.Array:
         """The output layer's weights [D, V] in `config.dtype`; call it outside of loops."""
@@ -347,58 +347,6 @@ class Llama(nnx.Module):
             if isinstance(node, Dense):
                 node.quantize()
 
-    def init_cache(self, batch: int, length: int, start: jax.Array | None = None) -> KVCache:
-        """An empty cache for `length` tokens per row.
-
-        Args:
-          batch: number of rows, B.
-          length: number of slots per row, S: tokens of prompt and answer, and padding.
-          start: number of padding tokens at the start of each row, int32 [B]; by default 0.
-        """
-        config = self.config
-        shape = (batch * config.num_kv_heads, length, config.head_dim)
-        zeros = tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))
-        if start is None:
-            start = jnp.zeros(batch, jnp.int32)
-        return KVCache(zeros, zeros, start, jnp.int32(0))
-
-    def blocks(self) -> list[Block]:
-        """The layers as a list for `decode`, with merged adapters, in `config.dtype`.
-
-        Copies the weights; call it outside of the loop over tokens.
-        """
-        graphdef, stacked = nnx.split(self.layers)
-        states = _unstack(stacked, self.config.num_layers)
-        return [_without_adapters(nnx.merge(graphdef, x), self.config.dtype) for x in states]
-
-    def decode(
-        self, tokens: jax.Array, cache: KVCache, blocks: Sequence[Block] | None = None
-    ) -> tuple[jax.Array, KVCache]:
-        """Hidden states of the next tokens, given the cache of the earlier ones.
-
-        Args:
-          tokens: int32 [B, T].
-          cache: the earlier tokens; T slots must be free.
-          blocks: `self.blocks()`; pass it inside of loops, which would compute it again.
-
-        Returns:
-          Hidden states [B, T, D] after the final norm, and the cache with T more tokens.
-        """
-        slots = cache.length + jnp.arange(tokens.shape[1])
-        all_slots = jnp.arange(cache.num_slots)
-        angles = self._angles(slots - cache.start[:, None], cache.num_slots)
-        causal = all_slots <= slots[:, None]
-        mask = causal & (all_slots >= cache.start[:, None, None])  # [B, T, S]
-
-        x = self._embed(tokens)
-        keys, values = [], []
-        for block, k, v in zip(blocks or self.blocks(), cache.keys, cache.values, strict=True):
-            x, k, v = block.decode(x, angles, mask, k, v, cache.length)
-            keys.append(k)
-            values.append(v)
-        length = cache.length + tokens.shape[1]
-        return self.norm(x), KVCache(tuple(keys), tuple(values), cache.start, length)
-
     def _embed(self, tokens):
         x = self.embed_tokens[tokens]
         if new := self.config.new_tokens:
@@ -412,12 +360,23 @@ class Llama(nnx.Module):
         kernel = self.new_embeddings.T if tied else self.new_outputs[...]
         return kernel.astype(self.config.dtype)
 
-    def _angles(self, positions, length):
-        config = self.config
-        frequencies = layers.rope_frequencies(
-            config.head_dim, config.rope_theta, config.rope_scaling
-        )
-        return layers.rope_angles(positions, frequencies, length)
+
+def unembed(config: LlamaConfig, hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Hidden states [..., D] -> float32 logits [..., padded vocabulary], padding masked.
+
+    `kernel` are the output layer's weights [D, V] in `config.dtype`.
+    """
+    logits = matmul(hidden, kernel, OUTPUT_AXES, jnp.float32)
+    in_use = jnp.arange(config.padded_vocab_size) < config.vocab_size
+    return jnp.where(in_use, logits, MASKED_LOGIT)
+
+
+def rotary_angles(
+    config: LlamaConfig, positions: jax.Array, length: int
+) -> tuple[jax.Array, jax.Array]:
+    """Sines and cosines of `layers.rope` for positions int32 [B, T] below `length`."""
+    frequencies = layers.rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    return layers.rope_angles(positions, frequencies, length)
 
 
 def param_count(config: LlamaConfig) -> int:
@@ -461,15 +420,7 @@ def _stacked_blocks(config, rngs):
     return build(rngs)
 
 
-def _without_adapters(block, dtype):
-    for _, node in nnx.iter_graph(block):
-        if isinstance(node, Dense):
-            node.merge_adapter()
-    nnx.update(block, jax.tree.map(lambda weights: weights.astype(dtype), nnx.state(block)))
-    return block
-
-
-def _unstack(tree, length):
+def unstack(tree: Any, length: int) -> list[Any]:
     """A tree of arrays [L, ...] -> L trees of arrays [...]; the gradient is one stack."""
     leaves, structure = jax.tree.flatten(tree)
     columns = [jnp.unstack(leaf) for leaf in leaves]

@@ -25,7 +25,7 @@ from flax import nnx
 
 from speechgpt_jax import arguments
 from speechgpt_jax.data.packing import Packer, pack
-from speechgpt_jax.decoding.generate import generate
+from speechgpt_jax.decoding.engine import Engine, Request
 from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.models.llama import Llama
@@ -150,14 +150,9 @@ def our_training(config, batches):
 
 
 def our_generation(config, batch):
-    return functools.partial(
-        generate,
-        Llama(config, rngs=nnx.Rngs(0)),
-        [[1] * PROMPT_LENGTH] * batch,
-        max_new_tokens=NEW_TOKENS,
-        stop_ids=[],
-        sampling=GREEDY,
-    )
+    engine = Engine(Llama(config, rngs=nnx.Rngs(0)), num_slots=batch)
+    request = Request([1] * PROMPT_LENGTH, NEW_TOKENS, sampling=GREEDY)
+    return functools.partial(engine.generate, [request] * batch)
 
 
 def torch_model(config):

@@ -18,7 +18,7 @@ from flax import nnx
 from speechgpt_jax import checkpoints
 from speechgpt_jax.conversion import adapters, llama
 from speechgpt_jax.decoding.conversation import build_llama
-from speechgpt_jax.decoding.generate import generate
+from speechgpt_jax.decoding.engine import Engine, Request
 from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.layers import LoraConfig
@@ -177,10 +177,14 @@ def test_new_tokens_are_those_of_peft(family, indices, tmp_path):
     ours = checkpoints.load_model(tmp_path / "adapted", build_llama)
     assert ours.config.new_tokens == range(140, 150)
     assert_same_logits(ours, model)
-    options = {"max_new_tokens": 20, "min_new_tokens": 20}
-    expected = model.generate(input_ids=torch.tensor([[1, 145, 20]]), do_sample=False, **options)
-    tokens, _ = generate(ours, [[1, 145, 20]], stop_ids=[2], sampling=GREEDY, **options)
-    np.testing.assert_array_equal(tokens[0], expected[0, 3:])
+    request = Request([1, 145, 20], 20, stop_ids=[2], min_new_tokens=20, sampling=GREEDY)
+    expected = model.generate(
+        input_ids=torch.tensor([request.prompt]),
+        do_sample=False,
+        max_new_tokens=20,
+        min_new_tokens=20,
+    )
+    assert Engine(ours, num_slots=1).generate([request]) == expected[:, 3:].tolist()
 
     adapters.to_peft(tmp_path / "adapted", tmp_path / "out", str(tmp_path / "base"))
     again = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")

@@ -19,7 +19,7 @@ from speechgpt_jax import checkpoints
 from speechgpt_jax.checkpoints import Checkpoints
 from speechgpt_jax.conversion import llama, llama_format, shards
 from speechgpt_jax.decoding.conversation import build_llama
-from speechgpt_jax.decoding.generate import generate
+from speechgpt_jax.decoding.engine import Engine, Request
 from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.layers import LinearRopeScaling
@@ -53,16 +53,11 @@ def test_greedy_generation_is_that_of_transformers(run, exported):
         ).numpy()[:, -200:]
     ours = checkpoints.load_model(run, build_llama)
     prompts = [[TOKENIZER.bos_id, *TOKENIZER.encode(prompt)] for prompt in PROMPTS]
-    tokens, lengths = generate(
-        ours,
-        prompts,
-        max_new_tokens=200,
-        min_new_tokens=200,
-        stop_ids=[TOKENIZER.eos_id],
-        sampling=GREEDY,
-    )
-    np.testing.assert_array_equal(tokens, theirs)
-    assert lengths.tolist() == [200, 200]
+    requests = [
+        Request(prompt, 200, [TOKENIZER.eos_id], min_new_tokens=200, sampling=GREEDY)
+        for prompt in prompts
+    ]
+    np.testing.assert_array_equal(Engine(ours, num_slots=2).generate(requests), theirs)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -81,9 +76,8 @@ def test_families(family, tmp_path):
         expected = model.generate(
             torch.tensor([prompt]), do_sample=False, max_new_tokens=30, min_new_tokens=30
         )
-    options = {"max_new_tokens": 30, "min_new_tokens": 30, "stop_ids": [2], "sampling": GREEDY}
-    tokens, _ = generate(ours, [prompt], **options)
-    np.testing.assert_array_equal(tokens[0], expected[0, len(prompt) :])
+    request = Request(prompt, 30, [2], min_new_tokens=30, sampling=GREEDY)
+    assert Engine(ours, num_slots=1).generate([request])[0] == expected[0, len(prompt) :].tolist()
 
     llama.to_hf(tmp_path / "run", tmp_path / "out")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")

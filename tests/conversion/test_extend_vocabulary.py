@@ -11,7 +11,9 @@ import transformers
 
 from speechgpt_jax import checkpoints, prompts
 from speechgpt_jax.conversion import llama
-from speechgpt_jax.decoding.conversation import Conversation
+from speechgpt_jax.decoding.conversation import build_llama
+from speechgpt_jax.decoding.engine import Engine, Request
+from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation import evaluate
 from speechgpt_jax.models.llama import LlamaConfig
@@ -146,8 +148,9 @@ def test_a_trained_run_answers_as_its_export_does(trained, tmp_path):
     assert model.get_input_embeddings().weight.shape[0] == tokenizer.vocab_size
     assert model.generation_config.eos_token_id == list(tokenizer.stop_ids)
     tokens = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=20)
-    ours = Conversation.from_run(trained, prefix="", max_new_tokens=20)
-    assert ours.complete(text) == tokenizer.decode(tokens[0, len(ids) :])
+    engine = Engine(checkpoints.load_model(trained, build_llama), num_slots=1)
+    [answer] = engine.generate([Request(ids, 20, tokenizer.stop_ids, sampling=GREEDY)])
+    assert tokenizer.decode(answer) == tokenizer.decode(tokens[0, len(ids) :])
 
 
 def test_mistakes_are_one_line(base, run, tmp_path):

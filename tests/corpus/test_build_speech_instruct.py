@@ -19,7 +19,7 @@ from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
 from speechgpt_jax.unit_text import text_to_units, units_to_text
 from tasks import modality_adaptation, speech_instruct
 from tests.data.packed_texts import load_once
-from tests.decoding.test_conversation import learn_by_heart
+from tests.decoding.overfitted import learn_by_heart
 from tools import build_speech_instruct, extract_units
 
 pytestmark = pytest.mark.slow

@@ -72,16 +72,12 @@ def test_answers_come_in_the_order_of_the_questions(model, tokenizer, task, monk
         references[tuple(prompt)] = answer[:-1]
         return prompt, answer
 
-    def know_all(model, prompts, *, max_new_tokens, **unused):
-        answers = [references[tuple(prompt)] for prompt in prompts]
-        tokens = np.zeros((len(answers), max_new_tokens), np.int32)
-        for row, answer in zip(tokens, answers):
-            row[: len(answer)] = answer
-        return tokens, np.array(list(map(len, answers)))
+    def know_all(engine, requests):
+        return [references[tuple(request.prompt)] for request in requests]
 
     split = evaluate.split_reference
     monkeypatch.setattr(evaluate, "split_reference", split_reference)
-    monkeypatch.setattr(evaluate, "generate", know_all)
+    monkeypatch.setattr(evaluate.Engine, "generate", know_all)
     metrics = evaluate.evaluate(model, tokenizer, "test_asr", "test", batch_size=4)
     assert metrics["test_asr"]["wer"] == 0.0
 

@@ -36,11 +36,6 @@ def logits_of(model, tokens):
     return model.unembed(model(tokens))
 
 
-@nnx.jit
-def decode(model, tokens, cache):
-    return model.decode(tokens, cache)
-
-
 def random_tokens(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, CONFIG.vocab_size, shape)
 
@@ -68,31 +63,6 @@ def test_equals_transformers(variant):
     assert logits.dtype == jnp.float32
     assert_close(logits[..., : config.vocab_size], expected, 1e-4)
     np.testing.assert_array_equal(logits[..., config.vocab_size :], MASKED_LOGIT)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, targets=("k_proj", "up_proj"))])
-def test_cached_equals_uncached(lora):
-    model = random_model(lora=lora)
-    if lora:
-        model.layers.mlp.up_proj.lora_b[...] += 0.1
-    tokens = random_tokens(2, 12)
-    cache = model.init_cache(2, 16)
-    pieces = []
-    for piece in np.split(tokens, [6, 9], axis=1):
-        hidden, cache = decode(model, piece, cache)
-        pieces.append(hidden)
-    assert_close(jnp.concatenate(pieces, axis=1), hidden_states(model, tokens))
-    assert cache.length == 12
-
-
-@pytest.mark.slow
-def test_left_padding_changes_nothing():
-    model = random_model()
-    tokens = random_tokens(1, 9)
-    padded = np.concatenate([random_tokens(1, 4, seed=1), tokens], axis=1)
-    hidden, _ = decode(model, padded, model.init_cache(1, 13, start=jnp.array([4])))
-    assert_close(hidden[:, 4:], hidden_states(model, tokens))
 
 
 @pytest.mark.slow
@@ -185,8 +155,6 @@ def test_computes_in_bfloat16_with_float32_weights():
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
     exact = hidden_states(with_config(model, dtype="float32"), tokens)
     assert_close(hidden.astype(jnp.float32), exact, 0.05)
-    decoded, cache = decode(model, tokens, model.init_cache(2, 9))
-    assert decoded.dtype == cache.keys[0].dtype == jnp.bfloat16
 
 
 @pytest.mark.slow

@@ -4,14 +4,18 @@
         play(wav)
 
 The vocoder is three functions with bounded receptive fields: reduced units -> durations, codes ->
-pitch, codes and pitch -> samples. Each is computed in windows of one size (one compilation), and a
-value is returned once everything in its receptive field is known. So the chunks together are the
-samples of `vocoder(units)`.
+pitch, codes and pitch -> samples. Each is computed in windows of one size (one compilation).
+
+A value may be returned before all of its receptive field is known: what follows is then predicted
+from what is known. With a lookahead of LOOKAHEAD codes the samples of the shipped vocoder differ
+from those of `vocoder(units)` by less than 1 % (-52 dB), each code more halves the difference, and
+without a limit of the lookahead they are the same.
 """
 
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,9 +27,13 @@ from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 
 # Most units per call of the duration predictor, most codes per call of the pitch predictor.
 UNITS, PITCH_CODES = 32, 64
+# A code's samples are synthesized once this many codes after it are known (of 20 ms), and as soon
+# as so many codes are ready: the first chunk comes after 15 codes, 0.3 s of units. Chunks of one
+# size follow without a gap if units come at least as fast as their sound.
+LOOKAHEAD, READY = 8, 7
 
-# Rows [n, F] of a sequence, in pieces.
-Pieces = Iterable[np.ndarray]
+# Rows [n, F] that are added to a sequence, and rows that are expected to follow them for now.
+Pieces = Iterable[tuple[np.ndarray, np.ndarray]]
 
 
 def stream(
@@ -35,6 +43,7 @@ def stream(
     speaker: int | str = 0,
     duration_scale: float = 1.0,
     chunk_codes: int = 25,
+    lookahead: int | None = LOOKAHEAD,
 ) -> Iterator[np.ndarray]:
     """Synthesizes reduced units as they arrive; yields wav, float32 [samples], as soon as possible.
 
@@ -43,8 +52,10 @@ def stream(
       pieces: units, in pieces of any length; negative units are dropped.
       speaker: name or index.
       duration_scale: 2 halves the speed.
-      chunk_codes: codes (of 20 ms) per chunk; the first chunk is shorter. The shipped vocoder
-        yields it after half a second of units.
+      chunk_codes: most codes (of 20 ms) per chunk.
+      lookahead: number of codes after a code that must be known, the last ones by predicted
+        durations, before it is synthesized; None: all that it depends on. Then the chunks together
+        are the samples of `vocoder(units)`.
 
     Raises:
       UserError: the vocoder doesn't have the speaker or a unit (then at that unit), or a number is
@@ -52,6 +63,8 @@ def stream(
     """
     check_number("duration_scale", duration_scale, above=0)
     check_number("chunk_codes", chunk_codes, at_least=1)
+    if lookahead is not None:
+        check_number("lookahead", lookahead, at_least=0)
     config = vocoder.config
     speakers = np.array([config.speaker_index(speaker)], np.int32)
 
@@ -60,10 +73,18 @@ def stream(
         (durations,) = vocoder.predict_durations([units], speakers, duration_scale)
         return np.stack([units, durations], axis=1)[place:]
 
+    expect = lookahead is not None
     units = (_column(config.check_units(u)) for u in map(_without_negative, pieces) if len(u))
     reach = config.duration_kernel_size - 1
-    timed = sliding(durations_of, units, before=reach, after=reach, at_most=UNITS)
-    rows = (_column(np.repeat(*piece.T)) for piece in timed)
+    timed = sliding(
+        durations_of,
+        ((rows, rows[:0]) for rows in units),
+        before=reach,
+        after=reach,
+        at_most=UNITS,
+        expect=expect,
+    )
+    rows: Pieces = ((_repeated(known), _repeated(expected)) for known, expected in timed)
     if config.pitch_hidden_dim:
         rows = sliding(
             _Pitch(vocoder, speakers),
@@ -71,13 +92,20 @@ def stream(
             before=PitchPredictor.BEFORE,
             after=PitchPredictor.AFTER,
             at_most=PITCH_CODES,
+            expect=expect,
         )
     reach = config.contexts[0]
     samples = _Samples(vocoder, speakers, chunk_codes)
     chunks = sliding(
-        samples, rows, before=reach, after=reach, at_most=chunk_codes, at_least=chunk_codes
+        samples,
+        rows,
+        before=reach,
+        after=reach,
+        wait=lookahead,
+        at_most=chunk_codes,
+        at_least=min(READY, chunk_codes),
     )
-    return (chunk.reshape(-1) for chunk in chunks)
+    return (chunk.reshape(-1) for chunk, _ in chunks)
 
 
 def sliding(
@@ -86,9 +114,11 @@ def sliding(
     *,
     before: int,
     after: int,
+    wait: int | None = None,
     at_most: int,
     at_least: int = 1,
-) -> Iterator[np.ndarray]:
+    expect: bool = False,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Values of a function with a bounded receptive field over a sequence that arrives in pieces.
 
     Args:
@@ -96,26 +126,46 @@ def sliding(
         first row in the sequence, and the position in the window of the first value wanted. Rows
         from `number` on are zeros; `size` is the same in all calls. Returns the values from that
         position on.
-      pieces: the sequence.
+      pieces: the sequence. Expected rows count as known until the next piece replaces them, but
+        have no values of their own.
       before, after: rows before and after a row that its value depends on.
-      at_most, at_least: values per piece of the result; the first piece and the last may be shorter
-        than `at_least`.
+      wait: rows after a row that must be known before its value is returned; by default `after`.
+      at_most, at_least: values per piece of the result; the last may be shorter than `at_least`.
+      expect: also yield, after each piece, the values that are expected to follow.
+
+    Yields:
+      Values, and the values that are expected to follow them.
     """
-    size, known, first, done = before + at_most + after, None, 0, 0
+    wait = after if wait is None else min(wait, after)
+    size, first, done = before + at_most + after, 0, 0
+    known: Any = None
+    rows: Any = None
+
+    def values(count):
+        window = rows[:size]
+        padded = np.pad(window, ((0, size - len(window)), (0, 0)))
+        return function(padded, len(window), first, done - first)[:count]
+
     for piece in itertools.chain(pieces, [None]):
-        ended = piece is None
-        if not ended:
-            known = piece if known is None else np.concatenate([known, piece])
-        if known is None:
-            continue
-        wanted = 1 if ended or done == 0 else at_least
-        while (ready := first + len(known) - done - (0 if ended else after)) >= wanted:
-            window, count = known[:size], min(ready, at_most)
-            padded = np.pad(window, ((0, size - len(window)), (0, 0)))
-            yield function(padded, len(window), first, done - first)[:count]
+        if piece is None:
+            if known is None:
+                return
+            rows = known
+        else:
+            known = piece[0] if known is None else np.concatenate([known, piece[0]])
+            rows = np.concatenate([known, piece[1]])
+        wanted = 1 if piece is None else at_least
+        waiting = 0 if piece is None else max(wait, len(rows) - len(known))
+        while (ready := first + len(rows) - waiting - done) >= wanted:
+            count = min(ready, at_most)
+            result = values(count)
+            yield result, result[:0]
             done += count
-            known, first = known[max(0, done - before - first) :], max(first, done - before)
-            wanted = 1 if ended else at_least
+            passed = max(0, done - before - first)
+            known, rows, first = known[passed:], rows[passed:], first + passed
+        if expect and piece is not None and first + len(rows) > done:
+            result = values(min(first + len(rows) - done, at_most))
+            yield result[:0], result
 
 
 class _Pitch:
@@ -167,6 +217,12 @@ def _generate(vocoder, codes, speakers, mask, pitch, start, first_code, place, n
 def _without_negative(piece: Sequence[int]) -> np.ndarray:
     units = np.asarray(piece).reshape(-1)
     return units[units >= 0]
+
+
+def _repeated(timed: np.ndarray) -> np.ndarray:
+    """Units with durations [N, 2] -> codes [T, 1]."""
+    units, durations = timed.T
+    return _column(np.repeat(units, durations))
 
 
 def _column(values) -> np.ndarray:

@@ -53,29 +53,45 @@ def cut(values, sizes):
 def test_chunks_are_the_samples_of_the_whole(vocoder):
     units = np.random.default_rng(1).integers(20, size=90)
     pieces = cut(units, [1, 1, 40, 0, 3, 20])
-    chunks = list(stream(vocoder, pieces, **SETTINGS))
+    chunks = list(stream(vocoder, pieces, lookahead=None, **SETTINGS))
     whole = vocoder(units, **SETTINGS)
     assert len(chunks) > 4 and whole.std() > 1e-3
     np.testing.assert_allclose(np.concatenate(chunks), whole, atol=1e-3 * np.abs(whole).max())
 
 
-def test_the_first_chunk_comes_before_the_last_unit(vocoder):
-    units, taken = np.random.default_rng(1).integers(20, size=400), []
-    pieces = (taken.append(unit) or [unit] for unit in units)
-    assert len(next(stream(vocoder, pieces, **SETTINGS))) % 320 == 0
-    assert 1 < len(taken) < 30
+@pytest.mark.parametrize("lookahead", [0, 3, 8, None])
+def test_chunks_have_the_length_of_the_whole(vocoder, lookahead):
+    units = np.random.default_rng(1).integers(20, size=60)
+    pieces = cut(units, [1, 1, 20, 0, 3])
+    chunks = list(stream(vocoder, pieces, lookahead=lookahead, **SETTINGS))
+    assert sum(map(len, chunks)) == len(vocoder(units, **SETTINGS))
 
 
-def test_the_shipped_vocoder_begins_after_half_a_second_of_units():
+@pytest.fixture(scope="module")
+def recording():
+    """Units of a recording."""
     clips = SHIPPED.parent / "corpus" / "clips"
-    units, durations = Speech2Unit.from_pretrained()(
-        load_audio(next(clips.glob("question-*-slt.flac")))
-    )
+    return Speech2Unit.from_pretrained()(load_audio(next(clips.glob("question-*-slt.flac"))))[0]
+
+
+def test_the_shipped_vocoder_begins_after_0_3_seconds_and_never_pauses(recording):
+    """At the arrival of each chunk the sound of the chunks before it is still playing, though units
+    come only as fast as their sound."""
+    vocoder = UnitVocoder.from_pretrained()
+    durations = vocoder.predict_durations([np.asarray(recording)], np.array([0]))[0]
     taken = []
-    pieces = (taken.append(unit) or [unit] for unit in units)
-    next(stream(UnitVocoder.from_pretrained(), pieces, speaker="slt"))
-    # The first chunk depends on predicted durations, which differ a little from the speaker's.
-    assert 15 < durations[: len(taken)].sum() < 32
+    pieces = (taken.append(unit) or [unit] for unit in recording)
+    chunks, arrivals = [], []
+    for chunk in stream(vocoder, pieces, speaker="slt"):
+        chunks.append(chunk)
+        arrivals.append(durations[: len(taken)].sum())  # In codes.
+    assert 15 <= arrivals[0] <= 15 + durations.max()
+    # A unit arrives as a whole, so a chunk may be late by the duration of the unit it waits for.
+    played = arrivals[0] + np.cumsum([0] + [len(chunk) / 320 for chunk in chunks])
+    assert np.all(arrivals[1:] <= played[1:-1] + durations.max())
+    whole = vocoder(recording, speaker="slt")
+    error = np.concatenate(chunks) - whole
+    assert np.square(error).sum() < 1e-4 * np.square(whole).sum()
 
 
 def test_no_units_and_bad_units(vocoder):
@@ -110,11 +126,10 @@ def test_sliding_windows_give_the_values_of_the_whole(sizes, before, after, at_m
         return sum(padded[i : i + len(rows)] for i in range(before + after + 1))[place:]
 
     pieces = [x[end - size : end] for size, end in zip(sizes, np.cumsum(sizes))]
-    values = list(
-        sliding(sums_around, pieces, before=before, after=after, at_most=at_most, at_least=at_least)
-    )
+    arguments = {"before": before, "after": after, "at_most": at_most, "at_least": at_least}
+    values = [rows for rows, _ in sliding(sums_around, [(p, p[:0]) for p in pieces], **arguments)]
     assert all(0 < len(rows) <= at_most for rows in values)
-    assert all(len(rows) >= at_least for rows in values[1:-1])
+    assert all(len(rows) >= at_least for rows in values[:-1])
     padded = np.pad(x, ((before, after), (0, 0)))
     expected = sum(padded[i : i + len(x)] for i in range(before + after + 1))
     np.testing.assert_array_equal(np.concatenate([np.zeros((0, 1)), *values]), expected)

@@ -1,0 +1,93 @@
+"""Talks with a trained model in a terminal: type, or give recordings; it answers aloud.
+
+    python -m speechgpt_jax.chat --run=runs/demo/stage3
+    python -m speechgpt_jax.chat --run=runs/demo/stage3 --output_dir=replies --log=chat.jsonl
+
+/help lists the commands. Text is shown and sound is played while it is written. Lines can be piped:
+
+    echo "what is two plus three?" | python -m speechgpt_jax.chat --run=runs/demo/stage3 --written
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import flags
+
+from speechgpt_jax import arguments
+from speechgpt_jax.arguments import at_least, define, output_file, output_folder
+from speechgpt_jax.decoding import flags as talk
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.gin_utils import hush_libraries
+
+flags.adopt_module_key_flags(talk)
+OUTPUT_DIR = define("output_dir", output_folder, None, "Save sound here instead of playing it.")
+LOG = define("log", output_file, None, "JSONL file to which every turn is added.")
+WRITTEN = flags.DEFINE_bool("written", False, "Answer in text only.")
+HISTORY_TOKENS = define(
+    "history_tokens",
+    at_least(0),
+    0,
+    "Most tokens of earlier turns that the model reads; models trained on single questions, as in"
+    " the recipes, answer best without.",
+)
+
+
+def main() -> None:
+    hush_libraries()
+    is_terminal = sys.stdin.isatty()
+    if is_terminal and not importlib.util.find_spec("prompt_toolkit"):
+        raise UserError("chat needs prompt_toolkit: pip install 'speechgpt_jax[chat]'.")
+    print("Loading JAX ...", file=sys.stderr, flush=True)
+
+    from speechgpt_jax.decoding.chat import Chat
+
+    print("Loading the model ...", file=sys.stderr, flush=True)
+    model = talk.load_speech_model(num_slots=1)
+    conversation = talk.start_conversation(model, history_tokens=HISTORY_TOKENS.value)
+    chat = Chat(
+        conversation,
+        aloud=not WRITTEN.value,
+        output_dir=OUTPUT_DIR.value,
+        log=LOG.value,
+        show=functools.partial(print, end="", flush=True),
+    )
+    if is_terminal:
+        # While the first line is typed.
+        threading.Thread(target=model.warm_up, daemon=True).start()
+        print("Ready; /help shows the commands.", file=sys.stderr)
+    chat.run(typed_lines() if is_terminal else sys.stdin)
+
+
+def typed_lines() -> Iterator[str]:
+    """Lines typed at a prompt with a history, and completion of commands and files."""
+    import prompt_toolkit
+    from prompt_toolkit import completion, history
+
+    from speechgpt_jax.decoding.chat import COMMANDS, WITH_FILE
+
+    files = completion.PathCompleter(expanduser=True)
+    completer = completion.NestedCompleter(
+        {command: files if command in WITH_FILE else None for command in COMMANDS}
+    )
+    folder = Path.home() / ".cache" / "speechgpt_jax"
+    folder.mkdir(parents=True, exist_ok=True)
+    session: prompt_toolkit.PromptSession[str] = prompt_toolkit.PromptSession(
+        "> ", history=history.FileHistory(str(folder / "chat_history")), completer=completer
+    )
+    while True:
+        try:
+            yield session.prompt()
+        except KeyboardInterrupt:
+            continue
+        except EOFError:
+            return
+
+
+if __name__ == "__main__":
+    arguments.run_with_flags(main)

@@ -1,0 +1,178 @@
+"""Chat in a terminal: lines of text in; text while it is written, and sound, out."""
+
+import datetime
+import json
+import os
+import time
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from speechgpt_jax import arguments, prompts
+from speechgpt_jax.decoding.conversation import Conversation, Question, Reply
+from speechgpt_jax.decoding.events import Event, Sound, Text, Transcript
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.speech.audio import SAMPLE_RATE, check_output, load_audio, save_audio
+from speechgpt_jax.speech.sound_devices import open_player, record
+
+HELP = """\
+Type a question, or the name of a recording of one. Commands:
+  /say TEXT            read a text aloud
+  /transcribe FILE     transcribe a recording
+  /listen SECONDS      ask by the microphone
+  /voice NAME          change the speaker
+  /save FILE           save the sound of the last reply
+  /reset               forget the conversation
+  /help                show this
+  /quit                leave (or Ctrl-D); Ctrl-C stops a reply"""
+COMMANDS = [line.split()[0] for line in HELP.splitlines() if line.startswith("  /")]
+# Commands whose argument is a file.
+WITH_FILE = ("/transcribe", "/save")
+# What is shown before the first text of a kind.
+LABELS = {"transcript": "question: ", "text": "answer:   "}
+
+
+class Chat:
+    """A conversation by lines of text."""
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        *,
+        aloud: bool = True,
+        output_dir: str | os.PathLike | None = None,
+        log: str | os.PathLike | None = None,
+        show: Callable[[str], object] = print,
+    ):
+        """
+        Args:
+          conversation: with whom.
+          aloud: answer aloud as well.
+          output_dir: folder for the sound of every reply; None: it is played.
+          log: JSONL file to which every turn is added.
+          show: writes text, like `print(text, end="", flush=True)`.
+        """
+        self.conversation, self.aloud = conversation, aloud
+        self._output_dir = None if output_dir is None else Path(output_dir)
+        self._log = None if log is None else Path(log)
+        self._show = show
+        self._sound = np.zeros(0, np.float32)  # Of the last reply.
+        self._number = 0
+
+    def run(self, lines: Iterable[str]) -> None:
+        """Handles lines until they end or one is /quit; mistakes are shown and the chat goes on."""
+        for line in lines:
+            line = line.strip()
+            if line == "/quit":
+                return
+            try:
+                if line:
+                    self.handle(line)
+            except UserError as error:
+                self._show(f"Error: {error}\n")
+
+    def handle(self, line: str) -> None:
+        """Handles one line.
+
+        Raises:
+          UserError: the command is unknown, or what it names doesn't exist.
+        """
+        command, _, argument = line.partition(" ")
+        argument = argument.strip()
+        if not command.startswith("/") or Path(line).exists():
+            self._talk(line)
+        elif command == "/help":
+            self._show(HELP + "\n")
+        elif command == "/reset":
+            self.conversation.reset()
+        elif command not in COMMANDS:
+            raise UserError(f"{command} is unknown; choose from {', '.join(COMMANDS)}.")
+        elif not argument:
+            raise UserError(f"{command} needs an argument; /help shows which.")
+        elif command == "/say":
+            self._reply(line, self.conversation.speaking(argument))
+        elif command == "/transcribe":
+            self._reply(line, self.conversation.transcribing(load_audio(argument)))
+        elif command == "/listen":
+            seconds = arguments.positive_float(argument)
+            self._show(f"Speak now, {seconds:g} seconds ...\n")
+            self._ask(line, record(seconds))
+        elif command == "/voice":
+            self.conversation.model.vocoder.config.speaker_index(argument)
+            self.conversation.speaker = argument
+        elif not len(self._sound):
+            raise UserError("there is no sound yet; ask something first.")
+        else:
+            check_output(argument)
+            save_audio(argument, self._sound)
+
+    def _talk(self, line: str) -> None:
+        """A question or a task as text, or the name of a recording."""
+        task = prompts.split_request(line)
+        if Path(line).is_file():
+            self._ask(line, load_audio(line))
+        elif task and Path(task[1]).is_file():
+            wav, description = load_audio(task[1]), task[0] or prompts.TRANSCRIBE
+            self._reply(line, self.conversation.transcribing(wav, description))
+        else:
+            self._ask(line, line)
+
+    def _ask(self, line: str, question: Question) -> None:
+        self._reply(line, self.conversation.ask(question, aloud=self.aloud))
+
+    def _reply(self, line: str, events: Generator[Event]) -> None:
+        """Shows, plays or saves, and logs a reply while it is written."""
+        self._number += 1
+        start, first_times, received, player = time.monotonic(), {}, [], None
+        try:
+            for event in events:
+                received.append(event)
+                kind = type(event).__name__.lower()
+                if kind in LABELS and kind not in first_times:
+                    self._show(("\n" if first_times else "") + LABELS[kind])
+                first_times.setdefault(kind, round(time.monotonic() - start, 3))
+                if isinstance(event, Transcript | Text):
+                    self._show(event.text)
+                elif isinstance(event, Sound) and self._output_dir is None:
+                    player = player or open_player()
+                    if player:
+                        player.write(event.wav)
+        except KeyboardInterrupt:
+            self._show(" (stopped)")
+        finally:
+            events.close()
+            if player:
+                player.close()
+        reply = Reply.of(received)
+        self._show("\n")
+        if reply.units:
+            self._sound = reply.wav
+            self._save(is_played=player is not None)
+        if self._log:
+            self._write_log(self._log, line, reply, first_times)
+
+    def _save(self, *, is_played: bool) -> None:
+        seconds = f"{len(self._sound) / SAMPLE_RATE:.1f} s of sound"
+        if is_played:
+            return
+        if self._output_dir is None:
+            self._show(f"({seconds}; no player was found: /save FILE keeps it)\n")
+            return
+        path = self._output_dir / f"reply-{self._number:03}.wav"
+        save_audio(path, self._sound)
+        self._show(f"({seconds}, in {path})\n")
+
+    def _write_log(self, path: Path, line: str, reply: Reply, first_times: dict) -> None:
+        """Adds a line: what was said, and after how many seconds each kind of event came first."""
+        row = {
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "input": line,
+            "transcript": reply.transcript,
+            "text": reply.text,
+            "units": reply.units,
+            "sound_seconds": len(reply.wav) / SAMPLE_RATE,
+            "first_after_seconds": first_times,
+        }
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

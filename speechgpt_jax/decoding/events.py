@@ -1,0 +1,161 @@
+"""Events of a reply: its transcript, text, units and sound while they are written."""
+
+import dataclasses
+from collections.abc import Generator, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from speechgpt_jax.decoding.engine import Token
+from speechgpt_jax.decoding.masks import FORMS, Masks, Part, marker_after
+from speechgpt_jax.prompts import END_OF_ANSWER
+from speechgpt_jax.speech.vocoder.streaming import stream
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
+from speechgpt_jax.tokenizer import TextStream, Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcript:
+    """The next piece of the transcript of a spoken question."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """The next piece of the answer as text, or of a transcription."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """The next reduced units of the answer."""
+
+    units: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sound:
+    """The next samples of the answer, float32 [samples] at 16 kHz."""
+
+    wav: np.ndarray
+
+
+Event = Transcript | Text | Units | Sound
+
+# The released models may write it before a transcript.
+_TRANSCRIPT = "[tq]"
+
+
+def written(
+    bursts: Iterable[Sequence[Token]], form: str, masks: Masks, tokenizer: Tokenizer
+) -> Iterator[list[Event]]:
+    """Tokens of an answer, in lists, -> the events after each list: all but the sound.
+
+    Args:
+      bursts: the tokens, of an answer that has the form.
+      form: one of masks.FORMS, or masks.ANY.
+      masks: the masks with which the answer was written.
+      tokenizer: the tokenizer.
+    """
+    state, part = masks.start(form), masks.part(masks.start(form))
+    text = _TextPart(tokenizer, _marker(form, part))
+    first_unit, tags = tokenizer.unit_ids.start, frozenset(tokenizer.added_tokens.values())
+    for burst in bursts:
+        events: list[Event] = []
+        units = []
+        for token in burst:
+            if masks.part(state) is not part:
+                events += _text_events(part, text.finished())
+                # Text after units goes on as a new word.
+                lead = " " if part is Part.UNITS else ""
+                part = masks.part(state)
+                text = _TextPart(tokenizer, _marker(form, part), lead)
+            if token.id in tokenizer.unit_ids:
+                units.append(token.id - first_unit)
+            elif part in (Part.TRANSCRIPT, Part.TEXT) and token.id not in tags:
+                text.write(token.id)
+            state = int(masks.table[state, token.id])
+        events += _text_events(part, text.settled())
+        yield [*events, Units(units)] if units else events
+    yield _text_events(part, text.finished())
+
+
+def with_sound(
+    written: Iterator[list[Event]], vocoder: UnitVocoder, speaker: int | str
+) -> Generator[Event]:
+    """The events of `written`, and the sound of their units as soon as it can be synthesized."""
+    units: list[int] = []
+    for events in written:
+        yield from events
+        if units := _units(events):
+            break
+    if not units:
+        return
+    later: list[Event] = []
+
+    def pieces():
+        yield units
+        for events in written:
+            later.extend(events)
+            yield _units(events)
+
+    for wav in stream(vocoder, pieces(), speaker=speaker):
+        yield from later
+        later.clear()
+        yield Sound(wav)
+    yield from later
+
+
+class _TextPart:
+    """A part of text, which grows token by token."""
+
+    def __init__(self, tokenizer: Tokenizer, marker: str, lead: str = ""):
+        """`lead` precedes the text, if there is any."""
+        self._stream, self._marker, self._lead = TextStream(tokenizer), marker, lead
+        self._text, self._returned = "", 0
+
+    def write(self, id_: int) -> None:
+        """Adds a token."""
+        self._text += self._stream.write(id_)
+
+    def settled(self) -> str:
+        """What is new and will not change: without what may be the beginning of the marker."""
+        text, _, _ = self._text.partition(self._marker)
+        if _TRANSCRIPT.startswith(text.strip()):
+            return ""
+        lengths = range(len(self._marker) - 1, 0, -1)
+        begun = next((n for n in lengths if text.endswith(self._marker[:n])), 0)
+        return self._new(text[: len(text) - begun])
+
+    def finished(self) -> str:
+        """What is new at the end of the part."""
+        self._text += self._stream.finish()
+        return self._new(self._text.partition(self._marker)[0])
+
+    def _new(self, text):
+        # The marker follows a semicolon.
+        text = text.lstrip().removeprefix(_TRANSCRIPT).strip().removesuffix(";").rstrip()
+        new = text[self._returned :]
+        if new and not self._returned:
+            new = self._lead + new
+        self._returned = max(self._returned, len(text))
+        return new
+
+
+def _text_events(part: Part | None, text: str) -> list[Event]:
+    if not text:
+        return []
+    return [Transcript(text) if part is Part.TRANSCRIPT else Text(text)]
+
+
+def _units(events: list[Event]) -> list[int]:
+    return [unit for event in events if isinstance(event, Units) for unit in event.units]
+
+
+def _marker(form: str, part: Part | None) -> str:
+    """What ends a part of text in a form."""
+    parts = FORMS.get(form, ())
+    if part in parts and part is not Part.UNITS:
+        return marker_after(parts[parts.index(part) :])
+    return END_OF_ANSWER

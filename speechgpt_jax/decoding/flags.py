@@ -1,0 +1,106 @@
+"""Flags of the commands that talk: the run, its encoder and vocoder, and how replies are drawn.
+
+A main adopts them by `flags.adopt_module_key_flags(talk)`, so that its --help lists them. JAX is
+imported after the flags are checked.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from speechgpt_jax import prompts
+from speechgpt_jax.arguments import (
+    at_least,
+    define,
+    existing_folder,
+    finite_float,
+    nonempty,
+    positive_int,
+)
+from speechgpt_jax.files import ASSETS
+
+if TYPE_CHECKING:
+    from speechgpt_jax.decoding.conversation import Conversation, SpeechModel
+
+RUN = define("run", existing_folder, None, "Folder of a training run.", required=True)
+HUBERT_FOLDER = define(
+    "hubert", existing_folder, str(ASSETS / "hubert_tiny"), "Folder of HuBERT and its centroids."
+)
+VOCODER_FOLDER = define(
+    "vocoder", existing_folder, str(ASSETS / "vocoder"), "Folder of the unit vocoder."
+)
+SPEAKER = define("speaker", nonempty, "slt", "Name of the speaker whose voice the vocoder uses.")
+PREFIX = flags.DEFINE_string(
+    "prefix", prompts.DEFAULT_PREFIX, "System prompt with which the run was trained."
+)
+TEMPERATURE = define(
+    "temperature",
+    finite_float(at_least=0),
+    0.0,
+    "Divides the logits before sampling; 0 always takes the most likely token.",
+)
+TOP_K = define("top_k", at_least(0), 50, "Sample from this many most likely tokens; 0: all.")
+TOP_P = define(
+    "top_p",
+    finite_float(above=0, at_most=1),
+    0.8,
+    "Sample from the fewest tokens whose probabilities add up to this.",
+)
+MIN_P = define(
+    "min_p",
+    finite_float(at_least=0, at_most=1),
+    0.0,
+    "Drop tokens less likely than this times the most likely one.",
+)
+REPETITION_PENALTY = define(
+    "repetition_penalty", finite_float(above=0), 1.0, "Above 1, tokens in the text are less likely."
+)
+SEED = define("seed", at_least(0), None, "Repeat the draws of this seed; by default new ones.")
+MAX_NEW_TOKENS = define("max_new_tokens", positive_int, 384, "Longest reply, in tokens.")
+CONTEXT = define("context", at_least(2), 2048, "Most tokens of a prompt and its reply together.")
+DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["float32", "bfloat16"],
+    "dtype of weights and activations; by default the run's.",
+)
+INT8 = flags.DEFINE_bool("int8", False, "Round the weights of the projections to int8.")
+
+
+def load_speech_model(**kwargs: Any) -> SpeechModel:
+    """The model that the flags name; kwargs are other arguments of `Engine`."""
+    from speechgpt_jax.decoding.conversation import SpeechModel
+
+    return SpeechModel.from_run(
+        RUN.value,
+        hubert=HUBERT_FOLDER.value,
+        vocoder=VOCODER_FOLDER.value,
+        context=CONTEXT.value,
+        dtype=DTYPE.value,
+        int8=INT8.value,
+        **kwargs,
+    )
+
+
+def start_conversation(model: SpeechModel, **kwargs: Any) -> Conversation:
+    """A conversation with the settings of the flags; kwargs are its other fields."""
+    from speechgpt_jax.decoding.conversation import Conversation
+    from speechgpt_jax.decoding.sampling import Sampling
+
+    return Conversation(
+        model,
+        speaker=SPEAKER.value,
+        prefix=PREFIX.value,
+        sampling=Sampling(
+            TEMPERATURE.value,
+            TOP_K.value,
+            TOP_P.value,
+            MIN_P.value,
+            REPETITION_PENALTY.value,
+        ),
+        seed=SEED.value,
+        max_new_tokens=MAX_NEW_TOKENS.value,
+        **kwargs,
+    )

@@ -1,0 +1,43 @@
+"""A tiny LLaMA that knows one text by heart."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from speechgpt_jax.models.llama import Llama
+from tests.sizes import llama
+
+
+def learn_by_heart(ids: list[int], vocab_size: int) -> Llama:
+    """A model that writes `ids` after their beginning."""
+    config = dataclasses.replace(
+        llama("tiny", vocab_size),
+        hidden_size=64,
+        intermediate_size=128,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=32,
+    )
+    graphdef, params = nnx.split(Llama(config, rngs=nnx.Rngs(0)))
+    optimizer = optax.adam(3e-3)
+    tokens = jnp.array([ids])
+
+    @jax.jit
+    def step(params, opt_state):
+        def loss_fn(params):
+            model = nnx.merge(graphdef, params)
+            logits = model.unembed(model(tokens[:, :-1]))
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+            return losses.mean()
+
+        updates, opt_state = optimizer.update(jax.grad(loss_fn)(params), opt_state)
+        return optax.apply_updates(params, updates), opt_state
+
+    opt_state = optimizer.init(params)
+    for _ in range(150):
+        params, opt_state = step(params, opt_state)
+    return nnx.merge(graphdef, params)

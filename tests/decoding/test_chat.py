@@ -1,0 +1,132 @@
+"""Chat by lines of text, with the model that knows one dialogue."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from speechgpt_jax import checkpoints
+from speechgpt_jax.decoding.chat import COMMANDS, Chat
+from speechgpt_jax.decoding.conversation import Conversation
+from speechgpt_jax.models.llama import Llama
+from speechgpt_jax.speech.audio import load_audio
+from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
+from tests.decoding.conftest import CLIPS
+from tests.models.hugging_face import CONFIG
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def chat(model, tmp_path):
+    shown = []
+    conversation = Conversation(model, max_new_tokens=64)
+    chat = Chat(conversation, output_dir=tmp_path, log=tmp_path / "chat.jsonl", show=shown.append)
+    chat.shown = shown
+    return chat
+
+
+def run(chat, *lines):
+    """What the chat shows for the lines."""
+    chat.shown.clear()
+    chat.run(lines)
+    return "".join(chat.shown)
+
+
+def test_a_recorded_question_is_answered_saved_and_logged(chat, question, tmp_path):
+    shown = run(chat, str(CLIPS / question["file"]))
+    assert shown.startswith(f"question: {question['text']}\nanswer:   {question['answer']}\n")
+    sound = load_audio(tmp_path / "reply-001.wav")
+    [row] = map(json.loads, (tmp_path / "chat.jsonl").read_text().splitlines())
+    assert row["text"] == question["answer"] and row["transcript"] == question["text"]
+    assert row["sound_seconds"] == pytest.approx(len(sound) / 16_000) and row["units"]
+    assert row["first_after_seconds"].keys() == {"transcript", "text", "units", "sound"}
+    run(chat, f"/save {tmp_path}/again.flac")
+    np.testing.assert_allclose(load_audio(tmp_path / "again.flac"), sound, atol=1e-4)
+
+
+def test_commands(chat, question, tmp_path):
+    assert "in " in run(chat, "/say good day")
+    assert (tmp_path / "reply-001.wav").exists()
+    recording = CLIPS / question["file"]
+    for line in (f"/transcribe {recording}", f"Transcribe it. This is input: {recording}"):
+        assert "of sound" not in run(chat, line)
+    run(chat, "what is it?", "/voice rms")
+    assert chat.conversation.speaker == "rms" and len(chat.conversation.history) == 1
+    run(chat, "/reset", "/quit", "what is it?")
+    assert not chat.conversation.history
+    assert all(command in run(chat, "/help") for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("/sing hello", "/sing is unknown; choose from /say, /transcribe, "),
+        ("/say", "/say needs an argument"),
+        ("/transcribe none.wav", "none.wav"),
+        ("/voice eve", "no speaker 'eve'"),
+        ("/save x.wav", "there is no sound yet"),
+        ("/listen long", "expected a number"),
+    ],
+)
+def test_mistakes_are_shown_and_the_chat_goes_on(chat, line, message):
+    shown = run(chat, line, "/help")
+    assert shown.startswith("Error: ") and message in shown
+    assert "/transcribe FILE" in shown
+
+
+def test_no_microphone(chat, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)  # It can't be imported.
+    assert "Error: no microphone: recording needs PortAudio" in run(chat, "/listen 1")
+
+
+def test_sound_goes_to_a_player(chat, question, tmp_path, monkeypatch):
+    """A program named aplay, which keeps what it is given."""
+    player = tmp_path / "bin" / "aplay"
+    player.parent.mkdir()
+    player.write_text(f"#!/bin/sh\ncat > {tmp_path}/played\n")
+    player.chmod(player.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", f"{player.parent}:{os.environ['PATH']}")
+    chat._output_dir = None
+    run(chat, str(CLIPS / question["file"]), f"/save {tmp_path}/reply.wav")
+    played = np.fromfile(tmp_path / "played", "<i2") / 32767
+    np.testing.assert_allclose(played, load_audio(tmp_path / "reply.wav"), atol=1e-4)
+
+
+def test_piped_lines_without_tensorflow(tmp_path):
+    """The command itself, with a run that was never trained."""
+    tokenizer = Tokenizer.from_pretrained(DEMO_TOKENIZER)
+    tokenizer.save_pretrained(tmp_path / "run" / "tokenizer")
+    config = {**vars(CONFIG), "vocab_size": tokenizer.vocab_size}
+    state = nnx.state(Llama(type(CONFIG)(**config), rngs=nnx.Rngs(0)))
+    parameters = checkpoints.flatten(state).items()
+    checkpoints.save_parameters(
+        tmp_path / "run", jax.device_get(list(parameters)), {"model": config}
+    )
+    program = (
+        "import atexit, runpy, sys;"
+        "atexit.register(lambda: print('imported:', 'tensorflow' in sys.modules));"
+        "sys.argv = sys.argv[1:]; runpy.run_module('speechgpt_jax.chat', run_name='__main__')"
+    )
+    flags = [f"--run={tmp_path}/run", f"--output_dir={tmp_path}", "--max_new_tokens=12"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, "chat", *flags, "--context=512"],
+        input="what is it?\n/say good day\n/sing\n",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "answer:" in done.stdout and "Error: /sing is unknown" in done.stdout
+    assert done.stdout.endswith("imported: False\n")
+    assert (tmp_path / "reply-002.wav").exists()

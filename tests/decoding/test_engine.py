@@ -1,0 +1,227 @@
+"""The engine against `transformers`; requests that share a batch don't affect each other."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from speechgpt_jax.decoding.engine import Engine, Request
+from speechgpt_jax.decoding.sampling import GREEDY, Sampling
+from tests.models.hugging_face import CONFIG, reference, to_jax
+
+pytestmark = pytest.mark.slow
+
+PROMPTS = [[1, 40, 17, 99, 8], [1], [1, *range(5, 30)], [1, *range(140), *range(140), *range(60)]]
+FLAT = Sampling(temperature=100.0, top_k=0, top_p=1.0)
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    return reference(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def model(theirs):
+    return to_jax(CONFIG, theirs)
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    return Engine(model, num_slots=3, context=1024)
+
+
+def greedy(prompt, length, **fields):
+    return Request(prompt, length, sampling=GREEDY, **fields)
+
+
+def test_greedy_equals_transformers(engine, theirs):
+    """Four prompts in three slots; one is read in several chunks beside the others' writing, and
+    its answer ends in a larger cache."""
+    lengths = [40, 100, 20, 200]
+    answers = engine.generate([greedy(p, n) for p, n in zip(PROMPTS, lengths)])
+    for prompt, length, answer in zip(PROMPTS, lengths, answers, strict=True):
+        tokens = torch.tensor([prompt])
+        expected = theirs.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=length,
+            do_sample=False,
+            eos_token_id=None,
+        )
+        assert answer == expected[0, len(prompt) :].tolist()
+
+
+def test_logprobs_are_those_of_the_whole_model(engine, model):
+    prompt = PROMPTS[0]
+    answer = list(engine.submit(Request(prompt, 10, seed=1)))
+    ids = [token.id for token in answer]
+    logits = nnx.jit(lambda model, tokens: model.unembed(model(tokens)))(
+        model, jnp.array([prompt + ids])
+    )
+    logits = torch.tensor(np.asarray(logits[0, len(prompt) - 1 : -1, : CONFIG.vocab_size]))
+    expected = torch.log_softmax(logits, -1)[range(10), ids]
+    np.testing.assert_allclose([token.logprob for token in answer], expected, atol=1e-4)
+
+
+def test_an_answer_is_the_same_alone_and_beside_others(model):
+    """Bit by bit, log-probabilities included: greedy and drawn, in any slot, at any time."""
+    engine = Engine(model, num_slots=3, context=512, cache_size=512)
+    requests = [
+        greedy(PROMPTS[0], 30),
+        Request(PROMPTS[2], 30, seed=5),
+        Request(PROMPTS[1], 60, sampling=Sampling(1.0, 0, 0.9, 0.01, 1.2), seed=6),
+    ]
+    alone = [list(engine.submit(request)) for request in requests]
+    crowd = [Request(prompt, 90, seed=i) for i, prompt in enumerate(PROMPTS[::-1])]
+    together = [engine.submit(r) for r in (crowd[0], *requests, *crowd[1:], *requests[::-1])]
+    together = list(map(list, together))
+    assert together[1:4] == alone
+    assert together[-3:] == alone[::-1]
+
+
+def test_each_request_has_its_own_stop_tokens(engine):
+    free, _ = engine.generate([greedy(PROMPTS[0], 20), greedy(PROMPTS[2], 20)])
+    answers = [
+        engine.submit(greedy(PROMPTS[0], 20, stop_ids=stop_ids))
+        for stop_ids in ([free[4], free[7]], [free[9]], [])
+    ]
+    for answer, stop_ids in zip(answers, ([free[4], free[7]], [free[9]], [])):
+        first = min((free.index(id_) for id_ in stop_ids), default=20)
+        assert [token.id for token in answer] == free[:first]
+        assert answer.finish_reason == ("stop" if stop_ids else "length")
+
+
+def test_no_stop_token_before_the_shortest_answer(engine):
+    stop_ids = range(CONFIG.vocab_size // 2)
+    requests = [Request(p, 12, stop_ids, min_new_tokens=6, sampling=FLAT) for p in PROMPTS[:3]]
+    answers = engine.generate(requests)
+    assert min(map(len, answers)) >= 6
+    assert not np.isin([answer[:6] for answer in answers], stop_ids).any()
+
+
+def test_a_seed_repeats_its_draws_and_no_seed_does_not(engine):
+    seeded = [Request([1, 3], 8, seed=seed) for seed in (1, 1, 2)]
+    first, second, third = engine.generate(seeded)
+    assert first == second != third
+    first, second = engine.generate([Request([1, 3], 8, sampling=FLAT)] * 2)
+    assert first != second
+
+
+def test_masks(model):
+    """State 0 forbids odd tokens; token 4 leads to state 1, which forbids even ones."""
+    masks = np.zeros((2, CONFIG.vocab_size), np.int8)
+    masks[0, 1::2], masks[0, 4], masks[1], masks[1, ::2] = -1, 1, 1, -1
+    engine = Engine(model, num_slots=2, context=256, masks=masks)
+    evens, odds = engine.generate(
+        [Request([1], 200, sampling=FLAT, seed=0, state=state) for state in (0, 1)]
+    )
+    switch = evens.index(4)
+    assert not np.any(np.mod(evens[: switch + 1], 2)) and np.all(np.mod(evens[switch + 1 :], 2))
+    assert np.all(np.mod(odds, 2)) and len(set(odds)) > 40
+    with pytest.raises(ValueError, match="state 2 must be at least 0 and below 2"):
+        engine.submit(Request([1], 1, state=2))
+
+
+def test_a_cancelled_answer_makes_room(engine):
+    endless = [engine.submit(Request([1, 3], 1000)) for _ in range(5)]
+    tokens = iter(endless[0])
+    next(tokens)
+    tokens.close()  # Its reader goes away.
+    for answer in endless[1:]:
+        answer.cancel()
+    assert len(engine.generate([greedy([1], 5)])[0]) == 5
+    for answer in endless[1:]:
+        assert len(list(answer)) < 1000
+    assert {answer.finish_reason for answer in endless} == {"cancelled"}
+    assert engine.num_busy == engine.num_waiting == 0
+
+
+def test_requests_from_many_threads(engine):
+    requests = [greedy(prompt, 10 + i) for i in range(4) for prompt in PROMPTS[:3]]
+    expected, got = engine.generate(requests), {}
+
+    def ask(number):
+        got[number] = [token.id for token in engine.submit(requests[number])]
+
+    threads = [threading.Thread(target=ask, args=[i]) for i in range(len(requests))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [got[i] for i in range(len(requests))] == expected
+
+
+def test_warm_up_compiles_everything(model):
+    engine = Engine(model, num_slots=3, context=1024)
+    engine.warm_up()
+    compiled = {name: f._cache_size() for name, f in vars(engine._programs).items()}
+    engine.generate([Request(p, 100) for p in PROMPTS] + [greedy([1] * 600, 300)])
+    assert {name: f._cache_size() for name, f in vars(engine._programs).items()} == compiled
+
+
+def test_an_error_reaches_every_reader(model, monkeypatch):
+    engine = Engine(model, num_slots=1, context=256)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(engine, "_write", lambda *_, **__: 1 / 0)
+    for answer in [engine.submit(greedy([1], 5)) for _ in range(3)]:
+        with pytest.raises(ZeroDivisionError):
+            list(answer)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Request([], 1), "A prompt is empty"),
+        (lambda: Request([1, 150], 1), r"must lie in 0..149, got 1..150"),
+        (lambda: Request([1], 1, stop_ids=[-1]), r"must lie in 0..149, got -1..-1"),
+        (lambda: Request([1], 0), "max_new_tokens 0 must be at least 1"),
+        (lambda: Request([1], 2, min_new_tokens=3), "min_new_tokens 3 must be at least 0 and at"),
+        (lambda: Request([1] * 1000, 25), "longer than the context, 1024 tokens"),
+    ],
+)
+def test_impossible_requests(engine, make, message):
+    with pytest.raises(ValueError, match=message):
+        engine.submit(make())
+
+
+# Eight simulated devices need a flag that JAX reads at its start, so this runs in a new process.
+PROGRAM = """
+import jax
+from flax import nnx
+from speechgpt_jax import sharding
+from speechgpt_jax.decoding.engine import Engine, Request
+from speechgpt_jax.decoding.sampling import GREEDY
+from speechgpt_jax.models.llama import Llama
+from tests.models.hugging_face import CONFIG
+
+model = Llama(CONFIG, rngs=nnx.Rngs(0))
+requests = [Request([1, *range(5, n)], 12, sampling=GREEDY) for n in (9, 30, 60)]
+expected = Engine(model, num_slots=2, context=256).generate(requests)
+for sizes in [(1, 1, 2), (2, 2, 2)]:
+    devices = jax.devices()[: sizes[0] * sizes[1] * sizes[2]]
+    mesh = sharding.create_mesh(sharding.MeshConfig(*sizes), devices)
+    engine = Engine(model, num_slots=2, context=256, mesh=mesh)
+    assert engine.generate(requests) == expected
+    keys = engine._slots.cache.keys[0]
+    assert keys.addressable_shards[0].data.size == keys.size // 2, keys.sharding
+    assert engine._programs.write._cache_size() == 1
+    print("equal on", sizes)
+"""
+
+
+def test_every_mesh_gives_the_answers_of_one_device():
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.count("equal on") == 2, done.stderr[-3000:]

@@ -1,0 +1,50 @@
+"""Events of written answers: joined they are what `parse_response` finds in the whole text."""
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from speechgpt_jax import prompts
+from speechgpt_jax.decoding.conversation import Reply
+from speechgpt_jax.decoding.engine import Token
+from speechgpt_jax.decoding.events import Text, Transcript, Units, written
+from speechgpt_jax.decoding.masks import ANY, Masks
+from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
+
+TOKENIZER = Tokenizer.from_pretrained(DEMO_TOKENIZER)
+MASKS = Masks(TOKENIZER)
+WHOLE = " [tq] what is it, a [t] or é?; [ta] it is a [u] cat; or é.; [ua] <sosp><5><60><7><eosp>"
+
+
+def events_of(text, form, sizes):
+    ids = TOKENIZER.encode(text)
+    bursts = []
+    for size in sizes:
+        bursts.append([Token(id_, 0.0) for id_ in ids[:size]])
+        ids = ids[size:]
+    bursts.append([Token(id_, 0.0) for id_ in ids])
+    return [event for events in written(bursts, form, MASKS, TOKENIZER) for event in events]
+
+
+@hypothesis.settings(deadline=None, max_examples=50)
+@hypothesis.given(st.lists(st.integers(0, 4), max_size=60))
+def test_the_events_do_not_depend_on_the_bursts(sizes):
+    events = events_of(WHOLE, "speech_to_speech", sizes)
+    order = [(Transcript, Text, Units).index(type(event)) for event in events]
+    assert order == sorted(order)
+    reply, expected = Reply.of(events), prompts.parse_response(WHOLE)
+    assert (reply.transcript, reply.units) == (expected.question, expected.units)
+    assert reply.text == "it is a [u] cat; or é."
+
+
+@pytest.mark.parametrize("text", [" it is.<eoa>.", " it is.", " it is. <e", " it is.<eoa> "])
+def test_the_end_of_a_text(text):
+    one_by_one = [1] * 20
+    expected = "it is. <e" if text.endswith("<e") else "it is."
+    assert Reply.of(events_of(text, "text", one_by_one)).text == expected
+
+
+def test_text_and_units_in_any_order():
+    events = events_of(" it is <sosp><5><eosp> a cat.<eoa>.", ANY, [1] * 30)
+    assert [type(event) for event in events if not isinstance(event, Text)] == [Units]
+    assert "".join(event.text for event in events if isinstance(event, Text)) == "it is a cat."
