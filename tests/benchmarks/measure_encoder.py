@@ -1,0 +1,62 @@
+"""Words that are lost from recording to units and back, by speaker, for one or several encoders.
+
+    python -m tests.benchmarks.measure_encoder --manifest=voices.jsonl \\
+        --hubert speechgpt_jax/assets/hubert_tiny runs/hubert_many_voices/hubert
+
+`python -m tools.eval_encoder --help` explains the figures; it measures one encoder.
+"""
+
+from speechgpt_jax import arguments
+from speechgpt_jax.evaluation.encoder import Score, evaluate_encoder
+from speechgpt_jax.evaluation.recognisers import WhisperRecogniser
+from speechgpt_jax.files import ASSETS, read_manifest
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
+from tests.benchmarks import docs_table
+
+
+def main(argv: list[str]) -> None:
+    parser = arguments.Parser(__doc__)
+    parser.add_argument(
+        "--manifest", required=True, type=arguments.existing_file, help="that of tools.eval_encoder"
+    )
+    parser.add_argument(
+        "--hubert",
+        nargs="+",
+        type=arguments.existing_folder,
+        default=[str(ASSETS / "hubert_tiny")],
+        help="encoders; default: the shipped one",
+    )
+    parser.add_argument(
+        "--sentences", type=arguments.positive_int, help="maximum per speaker; default: all"
+    )
+    docs_table.add_argument(parser)
+    args = parser.parse_args(argv)
+    rows = read_manifest(args.manifest)
+    vocoder, recognise = UnitVocoder.from_pretrained(), WhisperRecogniser()
+    table = docs_table.Table("encoder", ["speaker: WER %", "recordings", "units", "reduced units"])
+    for folder in args.hubert:
+        speech2unit = Speech2Unit.from_pretrained(folder)
+        scores = evaluate_encoder(
+            speech2unit, vocoder, rows, recognise, speaker="slt", sentences=args.sentences
+        )
+        by_speaker: dict[str, list[Score]] = {}
+        for score in scores:
+            by_speaker.setdefault(score.voice, []).append(score)
+        for speaker, of_speaker in by_speaker.items():
+            name = f"{speaker}, {folder}" if len(args.hubert) > 1 else speaker
+            table.add(name, *map(cell, of_speaker))
+    if args.update_docs:
+        table.update_docs()
+
+
+def cell(score: Score) -> str:
+    """ "12.0 (+3.1 to +8.4)": word error rate, and the interval of what was added."""
+    if score.source == "original":
+        return f"{score.word_error_rate:.1f}"
+    low, high = score.interval
+    return f"{score.word_error_rate:.1f} ({low:+.1f} to {high:+.1f})"
+
+
+if __name__ == "__main__":
+    arguments.run(main)
