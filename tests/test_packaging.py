@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from speechgpt_jax import cli
 
@@ -194,6 +195,20 @@ def test_missing_extra_is_one_line(tmp_path):
     assert result.stderr == (
         "Error: speechgpt evaluate needs tensorflow: pip install 'speechgpt_jax[train]'.\n"
     )
+
+
+def test_the_image_installs_what_the_checkout_has():
+    text = (ROOT / "tools" / "Dockerfile").read_text()
+    copied = [name for line in re.findall(r"^COPY (.+) \S+$", text, re.M) for name in line.split()]
+    assert all((ROOT / name).exists() for name in copied)
+    assert {"pyproject.toml", "speechgpt_jax", "gin", "tasks", "tools"} <= {*copied}
+    (version,) = re.findall(r"^FROM python:([\d.]+)", text, re.M)
+    assert version in SpecifierSet(PROJECT["requires-python"])
+    for accelerator in ("tpu", "gpu"):
+        extras = re.findall(r"\.\[([^]]+)\]", text)[0].replace("${ACCELERATOR}", accelerator)
+        assert {*extras.split(",")} <= PROJECT["optional-dependencies"].keys()
+    (uv,) = re.findall(r"uv==[\d.]+", text)
+    assert uv in (ROOT / "Makefile").read_text()
 
 
 # ---- the wheel -----------------------------------------------------------------------------------
