@@ -10,8 +10,10 @@ import errno
 import io
 import itertools
 import json
+import logging
 import operator
 import os
+import pathlib
 import re
 import sys
 import tempfile
@@ -22,6 +24,8 @@ from typing import NamedTuple
 from etils import epath
 
 from speechgpt_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # Files of the package: tokenizer, encoder, vocoder and corpus of the demo.
 ASSETS = epath.resource_path("speechgpt_jax") / "assets"
@@ -38,6 +42,11 @@ def find(path: Path) -> epath.Path:
     if found.parts[:2] == ("speechgpt_jax", "assets") and not found.exists():
         return ASSETS.joinpath(*found.parts[2:])
     return found
+
+
+def is_remote(path: Path) -> bool:
+    """Whether `path` is a URL, such as gs://bucket/run."""
+    return "://" in os.fspath(path)
 
 
 class Row(NamedTuple):
@@ -107,6 +116,38 @@ def whole_folder(path: Path) -> Iterator[epath.Path]:
                     unfinished.rmtree()
 
 
+@contextlib.contextmanager
+def best_effort(path: Path) -> Iterator[None]:
+    """Logs it if `path`, a plot or a log without which a run is of use, can't be written."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, (UserError, *_io_errors())):
+            raise
+        logger.warning("%s can't be written: %s", path, error)
+
+
+@contextlib.contextmanager
+def written_locally(path: Path) -> Iterator[pathlib.Path]:
+    """A local path for a file or folder whose writer knows no gs://; it is then copied to `path`.
+
+    If `path` is local, it is that path itself.
+    """
+    if not is_remote(path):
+        yield pathlib.Path(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        written = pathlib.Path(folder) / epath.Path(path).name
+        yield written
+        if written.is_dir():
+            for file in written.rglob("*"):
+                if file.is_file():
+                    write_bytes(epath.Path(path) / file.relative_to(written), file.read_bytes())
+        elif written.exists():
+            epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
+            epath.Path(written).copy(path, overwrite=True)
+
+
 def _unfinished(name: str) -> str:
     """A unique temporary name, short enough for every file system."""
     return f".{name[:40]}.{uuid.uuid4().hex[:8]}.part"
@@ -155,7 +196,7 @@ def refuse_existing(folder: Path, *names: str) -> None:
 def check_writable_folder(path: Path) -> None:
     """Raises a UserError if a local folder `path` can neither be written to nor made."""
     path = os.fspath(path)
-    if "://" in path:
+    if is_remote(path):
         return
     existing = os.path.abspath(path)
     while not os.path.exists(existing):
@@ -191,6 +232,29 @@ def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
 
 
 # ---- reading -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def local_copy(path: Path) -> Iterator[pathlib.Path]:
+    """A local copy of a file or a folder, for readers that know no gs://; deleted after the block.
+
+    If `path` is local, it is that path itself, whether or not it exists. Subfolders of a folder are
+    not copied.
+    """
+    if not is_remote(path):
+        yield pathlib.Path(path)
+        return
+    remote = epath.Path(path)
+    with tempfile.TemporaryDirectory() as folder:
+        local = pathlib.Path(folder) / remote.name
+        if remote.is_dir():
+            local.mkdir()
+            for file in remote.iterdir():
+                if not file.is_dir():
+                    file.copy(local / file.name)
+        elif remote.exists():
+            remote.copy(local)
+        yield local
 
 
 def read_bytes(path: Path, expected: str = "a file") -> bytes:
@@ -284,7 +348,7 @@ def check_fields(rows: Iterable[Mapping], fields: Iterable[str]) -> None:
 
 def resolve(path: str, manifest: Path) -> str:
     """The full path of a recording; a relative `path` starts at the manifest's folder."""
-    return path if "://" in path else os.path.join(os.path.dirname(os.fspath(manifest)), path)
+    return path if is_remote(path) else os.path.join(os.path.dirname(os.fspath(manifest)), path)
 
 
 def parse_rows(lines: Iterable[bytes], name: str, required: Sequence[str] = ()) -> Iterator[Row]:

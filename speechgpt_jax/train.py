@@ -17,6 +17,7 @@ from speechgpt_jax.arguments import (
     at_least,
     define,
     nonempty,
+    output_file,
     output_folder,
     positive_int,
 )
@@ -47,6 +48,18 @@ PROFILE_STEPS = define(
     None,
     "FIRST,LAST: steps traced by jax.profiler into OUTPUT_DIR/profile.",
 )
+COMPILATION_CACHE = define(
+    "compilation_cache",
+    output_folder,
+    None,
+    "Folder, local or gs://, that keeps compiled programs: a restarted run compiles nothing anew.",
+)
+PROMETHEUS_FILE = define(
+    "prometheus_file",
+    output_file,
+    None,
+    "File with the newest metrics for Prometheus's node exporter; its name ends in .prom.",
+)
 MULTIHOST = flags.DEFINE_bool(
     "multihost", False, "Join the other processes that the TPU pod, GKE or SLURM started."
 )
@@ -72,9 +85,13 @@ STOPPED_EXIT_CODE = define(
 
 def main() -> None:
     # Importing JAX and TensorFlow takes seconds; wrong flags are reported before.
+    import jax
+
     from speechgpt_jax.host_memory import keep_freed_memory
     from speechgpt_jax.training import hosts, lm
 
+    if COMPILATION_CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", COMPILATION_CACHE.value)
     others = (MULTIHOST.value, COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value)
     try:
         with hosts.connected(*others), one_line_errors():
@@ -83,6 +100,7 @@ def main() -> None:
                 lm.train,
                 output_dir=OUTPUT_DIR.value,
                 profile_steps=PROFILE_STEPS.value,
+                prometheus_file=PROMETHEUS_FILE.value,
                 config_text=gin_utils.operative_config,
             )
     except SystemExit as stop:

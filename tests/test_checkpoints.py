@@ -81,6 +81,20 @@ def test_the_last_ones_and_every_kth_are_kept(tmp_path):
     assert {int(path.name) for path in store.folder.iterdir()} == {4, 6, 7}
 
 
+def test_the_best_one_is_kept_and_known_after_a_restart(tmp_path):
+    for best, kept in (("test/loss", {3, 6}), ("test/accuracy", {2, 6})):
+        folder = tmp_path / best.replace("/", "_")
+        values = {1: (3.0, 0.1), 2: (2.0, 0.9), 3: (1.0, 0.2), 5: (4.0, 0.3)}
+        for steps in (range(1, 5), range(5, 7)):
+            store = Checkpoints(folder, Keep(last=1, best=best))
+            for step in steps:
+                loss, accuracy = values.get(step, (None, None))
+                metrics = loss and {"test/loss": loss, "test/accuracy": accuracy}
+                store.save(step, {"x": jnp.arange(3)}, metrics=metrics)
+            store.close()
+        assert {int(path.name) for path in store.folder.iterdir()} == kept
+
+
 def test_the_same_step_is_saved_once(saved):
     store = Checkpoints(saved)
     store.save(3, make_state(9))

@@ -9,9 +9,7 @@ fine-tuning (CTC, classification) are left out. If the model was trained on norm
 input. fairseq is not needed, and no code from the pickle is run.
 """
 
-import pathlib
-
-from speechgpt_jax import arguments
+from speechgpt_jax import arguments, files
 from speechgpt_jax.arguments import existing_path, output_folder, positive_int
 
 
@@ -31,10 +29,10 @@ def main(argv: list[str]) -> None:
 
     from speechgpt_jax.conversion import hubert, weights
 
-    checkpoint = pathlib.Path(args.checkpoint)
-    if not checkpoint.is_dir():
-        print(weights.describe_sha256(checkpoint, hubert.PUBLISHED))
-    converted = hubert.convert(checkpoint, args.out, args.layer)
+    with files.local_copy(args.checkpoint) as checkpoint:
+        if not checkpoint.is_dir():
+            print(weights.describe_sha256(checkpoint, hubert.PUBLISHED))
+        converted = hubert.convert(checkpoint, args.out, args.layer)
     size = sum(x.size for x in jax.tree.leaves(nnx.state(converted, nnx.Param)))
     audio = "normalised" if converted.config.normalize else "unnormalised"
     print(

@@ -6,7 +6,7 @@ FILE is a MiniBatchKMeans or KMeans written by joblib, compressed or not. Only `
 read, and no code from the pickle is run.
 """
 
-from speechgpt_jax import arguments
+from speechgpt_jax import arguments, files
 from speechgpt_jax.arguments import existing_file, output_folder
 
 
@@ -16,12 +16,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("out", type=output_folder, help="folder of the HuBERT")
     args = parser.parse_args(argv)
     # Imported after the arguments are checked, because it takes seconds.
-    import pathlib
-
     from speechgpt_jax.conversion import kmeans, weights
 
-    print(weights.describe_sha256(pathlib.Path(args.file), kmeans.PUBLISHED))
-    centroids = kmeans.convert(args.file, args.out)
+    with files.local_copy(args.file) as file:
+        print(weights.describe_sha256(file, kmeans.PUBLISHED))
+        centroids = kmeans.convert(file, args.out)
     print(f"{args.out}: {len(centroids)} centroids of {centroids.shape[1]} features.")
 
 

@@ -12,11 +12,11 @@ many, or in a GGUF file, and PEFT's LoRA adapters. It writes folders that `AutoM
 """
 
 import argparse
-import pathlib
 
 from absl import logging
+from etils import epath
 
-from speechgpt_jax import arguments, checkpoints
+from speechgpt_jax import arguments, checkpoints, files
 from speechgpt_jax.conversion import adapters, gguf, llama
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.gin_utils import hush_libraries
@@ -27,15 +27,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("from_hf", help="a Hugging Face folder -> a run")
     command.add_argument(
-        "folder", type=pathlib.Path, help="Hugging Face folder, GGUF file, or PEFT adapter"
+        "folder", type=epath.Path, help="Hugging Face folder, GGUF file, or PEFT adapter"
     )
-    command.add_argument("out", type=pathlib.Path, help="the new run")
-    command.add_argument("--base", type=pathlib.Path, help="for an adapter: run of its base")
+    command.add_argument("out", type=epath.Path, help="the new run")
+    command.add_argument("--base", type=epath.Path, help="for an adapter: run of its base")
     command.add_argument("--compute_dtype", choices=("bfloat16", "float32"), default="bfloat16")
     command.add_argument("--dtype", choices=gguf.DTYPES, help="weights of a GGUF; default: float32")
     command = commands.add_parser("to_hf", help="a run -> a Hugging Face folder")
-    command.add_argument("run", type=pathlib.Path, help="a run, or one of its checkpoints")
-    command.add_argument("out", type=pathlib.Path, help="the new folder")
+    command.add_argument("run", type=epath.Path, help="a run, or one of its checkpoints")
+    command.add_argument("out", type=epath.Path, help="the new folder")
     command.add_argument("--dtype", choices=llama.DTYPES, help="of the weights; default: as stored")
     command.add_argument("--merge", action="store_true", help="merge the adapter into the weights")
     command.add_argument(
@@ -57,10 +57,11 @@ def _from_hf(args: argparse.Namespace) -> None:
         raise UserError(f"{args.folder} is an adapter: name the run of its base by --base.")
     if args.base and args.folder.is_dir() and not is_adapter:
         raise UserError(f"{args.folder} has no adapter_config.json: leave out --base.")
-    if is_adapter:
-        adapters.from_peft(args.folder, args.out, args.base)
-    else:
-        llama.from_hf(args.folder, args.out, args.compute_dtype, args.dtype)
+    with files.local_copy(args.folder) as folder:
+        if is_adapter:
+            adapters.from_peft(folder, args.out, args.base)
+        else:
+            llama.from_hf(folder, args.out, args.compute_dtype, args.dtype)
 
 
 def _to_hf(args: argparse.Namespace) -> None:

@@ -5,9 +5,7 @@
 It may have one speaker or several. No code from the pickle is run.
 """
 
-import pathlib
-
-from speechgpt_jax import arguments
+from speechgpt_jax import arguments, files
 from speechgpt_jax.arguments import existing_file, output_folder
 
 
@@ -23,8 +21,9 @@ def main(argv: list[str]) -> None:
 
     from speechgpt_jax.conversion import vocoder, weights
 
-    print(weights.describe_sha256(pathlib.Path(args.checkpoint), {}))
-    converted = vocoder.convert(args.checkpoint, args.config, args.out)
+    with files.local_copy(args.checkpoint) as checkpoint:
+        print(weights.describe_sha256(checkpoint, {}))
+        converted = vocoder.convert(checkpoint, args.config, args.out)
     config = converted.config
     size = sum(x.size for x in jax.tree.leaves(nnx.state(converted, nnx.Param)))
     print(

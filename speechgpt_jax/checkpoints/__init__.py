@@ -9,6 +9,7 @@ names the checkpoint of the rest as `base`.
 """
 
 from speechgpt_jax.checkpoints.arrays import flatten, unflatten
+from speechgpt_jax.checkpoints.folders import FOLDER, latest_step
 from speechgpt_jax.checkpoints.manager import Checkpoints, Keep, Restored
 from speechgpt_jax.checkpoints.models import (
     load_model,
@@ -19,7 +20,7 @@ from speechgpt_jax.checkpoints.models import (
     save_parameters,
 )
 from speechgpt_jax.checkpoints.problems import LOST_PROCESS, Damaged, NotSaved
-from speechgpt_jax.checkpoints.steps import FOLDER, latest
+from speechgpt_jax.checkpoints.steps import latest
 
 __all__ = [
     "FOLDER",
@@ -31,6 +32,7 @@ __all__ = [
     "Restored",
     "flatten",
     "latest",
+    "latest_step",
     "load_model",
     "own_parameter_shapes",
     "parameter_shapes",

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as preservation
 
 from speechgpt_jax.checkpoints.arrays import checksums, flatten, unflatten
+from speechgpt_jax.checkpoints.folders import FOLDER, absolute
 from speechgpt_jax.checkpoints.input_positions import InputPositionsSave
 from speechgpt_jax.checkpoints.problems import Damaged, writing
 from speechgpt_jax.checkpoints.steps import (
-    FOLDER,
-    absolute,
     pointer,
     read_arrays,
     read_input_positions,
@@ -35,14 +35,34 @@ class Keep:
     Attributes:
       last: number of the newest that are kept.
       every: steps that are multiples of this are kept too; None: no others.
+      best: name of a metric of the evaluation, such as "test/loss"; the checkpoint with its lowest
+        value is kept too (of an accuracy, the highest).
     """
 
     last: int = 2
     every: int | None = None
+    best: str | None = None
 
     def __post_init__(self):
         check_number("last", self.last, at_least=1)
         check_number("every", 1 if self.every is None else self.every, at_least=1)
+
+    def policy(self) -> preservation.PreservationPolicy:
+        """The same for Orbax."""
+        policies: list[preservation.PreservationPolicy] = [preservation.LatestN(self.last)]
+        if self.every is not None:
+            policies.append(preservation.EveryNSteps(self.every))
+        if self.best is not None:
+            name = self.best
+            policies.append(
+                preservation.BestN(
+                    get_metric_fn=lambda metrics: metrics[name],
+                    reverse=not name.endswith("accuracy"),
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        return preservation.AnyPreservationPolicy(policies)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +118,7 @@ class Checkpoints:
         self._manager = _Manager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep.last, keep_period=keep.every, cleanup_tmp_directories=True
+                preservation_policy=keep.policy(), cleanup_tmp_directories=True
             ),
         )
 
@@ -107,9 +127,16 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(
-        self, step: int, state: Any, input_positions: Mapping[str, bytes] | None = None
+        self,
+        step: int,
+        state: Any,
+        input_positions: Mapping[str, bytes] | None = None,
+        metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Copies the state to the host, then writes it in the background."""
+        """Copies the state to the host, then writes it in the background.
+
+        `metrics` are those of the evaluation of this state, for `Keep.best`.
+        """
         if step == self.latest_step():
             return
         arrays = flatten(state)
@@ -119,7 +146,7 @@ class Checkpoints:
             metadata=ocp.args.JsonSave(self.metadata | {"checksums": checksums(arrays)}),
         )
         with writing(self.folder):
-            self._manager.save(step, args=args)
+            self._manager.save(step, args=args, metrics=metrics and dict(metrics))
         self._saving = True
 
     def restore_latest(self, state: Any, input_names: Collection[str] = ()) -> Restored | None:

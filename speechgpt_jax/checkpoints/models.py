@@ -11,10 +11,9 @@ from flax import nnx
 from orbax.checkpoint.experimental import v1 as ocp_v1
 
 from speechgpt_jax.checkpoints.arrays import bit_sum_on_host, flatten, unflatten
+from speechgpt_jax.checkpoints.folders import FOLDER, absolute
 from speechgpt_jax.checkpoints.problems import writing
 from speechgpt_jax.checkpoints.steps import (
-    FOLDER,
-    absolute,
     latest,
     pointer,
     read_arrays,
@@ -22,6 +21,7 @@ from speechgpt_jax.checkpoints.steps import (
     saved_shapes,
 )
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import is_remote
 
 PARAMS = "params."
 
@@ -140,7 +140,7 @@ def _with_bases(path: str | os.PathLike) -> Iterator[epath.Path]:
             ) from error
         yield folder
         path = read_step_metadata(folder)["base"]
-        if path and "://" not in path:
+        if path and not is_remote(path):
             path = os.path.normpath(folder.parent / path)
 
 

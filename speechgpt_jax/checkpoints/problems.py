@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import jax
 from etils import epath
 
+from speechgpt_jax.checkpoints.folders import latest_step_in
 from speechgpt_jax.errors import UserError
 
 # Exceptions of JAX and Orbax if another process of the run is gone; no file is damaged then.
@@ -48,9 +49,8 @@ def writing(folder: epath.Path) -> Iterator[None]:
     except (NotSaved, *LOST_PROCESS):
         raise
     except Exception as error:
-        # A folder has a step's number as its name only if the step is complete.
-        steps = [int(child.name) for child in folder.glob("*") if child.name.isdigit()]
-        kept = f"step {max(steps)} is untouched" if steps else "there was none before"
+        step = latest_step_in(folder)
+        kept = "there was none before" if step is None else f"step {step} is untouched"
         raise NotSaved(
             f"a checkpoint can't be written to {folder}: {_first_line(error)} ({kept}). Free some"
             " space; the same command then resumes from the last checkpoint."

@@ -8,11 +8,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from speechgpt_jax.checkpoints.arrays import checksums
+from speechgpt_jax.checkpoints.folders import FOLDER, absolute, is_complete, latest_step_in
 from speechgpt_jax.checkpoints.input_positions import InputPositionsHandler, InputPositionsRestore
 from speechgpt_jax.checkpoints.problems import Damaged, reading
 from speechgpt_jax.errors import UserError
-
-FOLDER = "checkpoints"
+from speechgpt_jax.files import is_remote
 
 
 def latest(path: str | os.PathLike) -> epath.Path:
@@ -22,29 +22,24 @@ def latest(path: str | os.PathLike) -> epath.Path:
       UserError: there is no checkpoint.
     """
     path = absolute(path)
-    if (path / "state").exists():
+    if (path / "state").exists() and is_complete(path):
         return path
     for folder in (path / FOLDER, path):
-        steps = [int(child.name) for child in folder.glob("*") if child.name.isdigit()]
-        if steps:
-            return folder / str(max(steps))
+        step = latest_step_in(folder)
+        if step is not None:
+            return folder / str(step)
     raise UserError(f"no checkpoint in {path}; give a run's folder or one step of its checkpoints.")
 
 
 def pointer(folder: epath.Path, base: str | os.PathLike | None) -> str | None:
-    """Path of the newest checkpoint of `base` relative to `folder`; gs:// stays absolute.
+    """Path of the newest checkpoint of `base`: relative to `folder` if both are on this machine.
 
     A relative path stays valid when both runs are moved together.
     """
     if base is None:
         return None
     base = latest(base)
-    return str(base) if "://" in str(base) else os.path.relpath(base, folder)
-
-
-def absolute(path: str | os.PathLike) -> epath.Path:
-    """An absolute path; gs:// as it is."""
-    return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().absolute()
+    return str(base) if is_remote(base) or is_remote(folder) else os.path.relpath(base, folder)
 
 
 def read_arrays(

@@ -7,11 +7,11 @@ tokens are PEFT's `trainable_token_indices`.
 
 import dataclasses
 import itertools
-import pathlib
 import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from etils import epath
 
 from speechgpt_jax import checkpoints, files
 from speechgpt_jax.conversion import key_table, llama, model_card, shards, tokenizer_format, weights
@@ -59,7 +59,7 @@ _MERGE = (
 )
 
 
-def from_peft(folder: pathlib.Path, out: pathlib.Path, base: pathlib.Path) -> None:
+def from_peft(folder: epath.Path, out: epath.Path, base: epath.Path) -> None:
     """Converts a PEFT adapter to a run of a few MB that builds on the run `base`.
 
     Args:
@@ -97,9 +97,7 @@ def from_peft(folder: pathlib.Path, out: pathlib.Path, base: pathlib.Path) -> No
             tokenizer.save_pretrained(unfinished / "tokenizer")
 
 
-def to_peft(
-    run: pathlib.Path, out: pathlib.Path, base: str, context_length: int | None = None
-) -> None:
+def to_peft(run: epath.Path, out: epath.Path, base: str, context_length: int | None = None) -> None:
     """Exports the adapter of a run as a PEFT folder; the base's weights are not needed.
 
     Args:
@@ -227,7 +225,7 @@ def _new_tokens_from(fields: Mapping, base: LlamaConfig, source: str) -> int | N
     return first
 
 
-def _outputs_of_base(base: pathlib.Path, ids: range) -> Iterator[tuple[str, np.ndarray]]:
+def _outputs_of_base(base: epath.Path, ids: range) -> Iterator[tuple[str, np.ndarray]]:
     """The base's own outputs for new tokens of which the adapter has only the embeddings."""
     kernel = llama.restore(base, "lm_head.kernel", checkpoints.parameter_shapes(base))
     yield "new_outputs", np.ascontiguousarray(kernel[:, ids.start : ids.stop])

@@ -6,13 +6,13 @@ run's metadata and exported again.
 """
 
 import dataclasses
-import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
 
 import jax
 import ml_dtypes
 import numpy as np
+from etils import epath
 from flax import nnx
 
 from speechgpt_jax import checkpoints, files
@@ -41,8 +41,8 @@ KEPT_FILES = ("config", "generation_config", "tokenizer_config")
 
 
 def from_hf(
-    folder: pathlib.Path,
-    out: pathlib.Path,
+    folder: epath.Path,
+    out: epath.Path,
     compute_dtype: str = "bfloat16",
     dtype: str | None = None,
 ) -> None:
@@ -85,7 +85,7 @@ def from_hf(
             tokenizer.save_pretrained(unfinished / "tokenizer")
 
 
-def read_fields(folder: pathlib.Path) -> dict[str, dict]:
+def read_fields(folder: epath.Path) -> dict[str, dict]:
     """The JSON files of a Hugging Face folder that a run keeps: {"config": {...}, ...}."""
     if not folder.is_dir():
         raise UserError(
@@ -97,7 +97,7 @@ def read_fields(folder: pathlib.Path) -> dict[str, dict]:
     return required | {n: files.read_json(path) for n, path in paths.items() if path.exists()}
 
 
-def metadata(config: LlamaConfig, folder: pathlib.Path, fields: Mapping[str, Mapping]) -> dict:
+def metadata(config: LlamaConfig, folder: epath.Path, fields: Mapping[str, Mapping]) -> dict:
     """Metadata of a converted checkpoint; `fields` are the source's JSON files."""
     return {
         "config": f"# Converted from {folder.name}.",
@@ -112,7 +112,7 @@ def abstract(config: LlamaConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return checkpoints.flatten(state)
 
 
-def _check_keeps(dtype: str | None, folder: pathlib.Path) -> None:
+def _check_keeps(dtype: str | None, folder: epath.Path) -> None:
     if dtype:
         raise UserError(
             f"--dtype is for GGUF files, and {folder} keeps the dtype of its weights: leave it out."
@@ -131,8 +131,10 @@ def _check_tied(source: Weights) -> None:
         )
 
 
-def _check_room(out: pathlib.Path, source: Weights) -> None:
-    """Raises a UserError if the disk has no room for the weights."""
+def _check_room(out: epath.Path, source: Weights) -> None:
+    """Raises a UserError if the disk has no room for the weights; buckets have."""
+    if files.is_remote(out):
+        return
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     # At least two bytes per weight.
     needed = 2 * sum(int(np.prod(shape)) for shape in source.shapes.values())
@@ -167,8 +169,8 @@ def _padded(name: str, array: np.ndarray, config: LlamaConfig) -> np.ndarray:
 
 
 def to_hf(
-    run: pathlib.Path,
-    out: pathlib.Path,
+    run: epath.Path,
+    out: epath.Path,
     dtype: str | None = None,
     context_length: int | None = None,
 ) -> None:
@@ -218,13 +220,13 @@ def max_length(source: Mapping[str, Mapping], context_length: int | None) -> int
     )
 
 
-def run_tokenizer(run: pathlib.Path) -> Tokenizer | None:
+def run_tokenizer(run: epath.Path) -> Tokenizer | None:
     """The tokenizer saved with a run, given the run or one of its checkpoints."""
-    folder = pathlib.Path(checkpoints.latest(run)).parent.parent / "tokenizer"
+    folder = checkpoints.latest(run).parent.parent / "tokenizer"
     return Tokenizer.from_pretrained(folder) if folder.is_dir() else None
 
 
-def restore(run: pathlib.Path, name: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> np.ndarray:
+def restore(run: epath.Path, name: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> np.ndarray:
     """Reads one parameter of a run."""
     return np.asarray(checkpoints.restore_parameters(run, {name: shapes[name]})[name])
 
@@ -243,7 +245,7 @@ def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _merged_parameters(
-    run: pathlib.Path, shapes: Mapping[str, jax.ShapeDtypeStruct], config: LlamaConfig
+    run: epath.Path, shapes: Mapping[str, jax.ShapeDtypeStruct], config: LlamaConfig
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Parameters one by one, padding rows dropped and adapters added to their kernels."""
     for name in shapes:

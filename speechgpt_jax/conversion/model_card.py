@@ -3,11 +3,13 @@
 import ast
 import json
 import os
-import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from etils import epath
+
 from speechgpt_jax import checkpoints
+from speechgpt_jax.files import is_remote
 from speechgpt_jax.models.llama import LlamaConfig, param_count
 from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.training.progress import read_metrics
@@ -58,10 +60,10 @@ model = AutoPeftModelForCausalLM.from_pretrained("{name}")"""
 
 
 def write(
-    run: pathlib.Path,
+    run: epath.Path,
     config: LlamaConfig,
     tokenizer: Tokenizer | None,
-    folder: pathlib.Path,
+    folder: epath.Path,
     *,
     name: str,
     is_adapter: bool,
@@ -95,10 +97,10 @@ def write(
         usage=(ADAPTER_USAGE if is_adapter else FULL_USAGE).format(name=name),
         config=checkpoints.read_metadata(run)["config"].strip() or "(none was saved)",
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(card)
 
 
-def stages(run: pathlib.Path) -> list[tuple[str, str, int | str, str]]:
+def stages(run: epath.Path) -> list[tuple[str, str, int | str, str]]:
     """(name, data, steps, last loss) of the run and of the runs it started from, oldest first."""
     return [
         (
@@ -111,7 +113,7 @@ def stages(run: pathlib.Path) -> list[tuple[str, str, int | str, str]]:
     ]
 
 
-def _ancestors(run: pathlib.Path | str | None) -> Iterator[tuple[pathlib.Path, dict]]:
+def _ancestors(run: epath.Path | str | None) -> Iterator[tuple[epath.Path, dict]]:
     """Folder and gin bindings of the run and of the runs it started from, newest first.
 
     Ends at the first run whose folder is gone.
@@ -122,16 +124,16 @@ def _ancestors(run: pathlib.Path | str | None) -> Iterator[tuple[pathlib.Path, d
         bindings = _bindings(metadata["config"])
         yield folder, bindings
         base = metadata["base"]
-        if base and "://" not in base:
-            run = os.path.normpath(folder / checkpoints.FOLDER / base)
-        else:
+        if base is None:
             run = bindings.get("train.start_from")
-        if run is not None and not pathlib.Path(run).is_dir():
+        else:
+            run = base if is_remote(base) else os.path.normpath(folder / checkpoints.FOLDER / base)
+        if run is not None and not epath.Path(run).is_dir():
             return
 
 
-def _run_folder(path: pathlib.Path | str) -> pathlib.Path:
-    return pathlib.Path(checkpoints.latest(path)).parent.parent
+def _run_folder(path: epath.Path | str) -> epath.Path:
+    return checkpoints.latest(path).parent.parent
 
 
 def _bindings(config_text: str) -> dict:
@@ -145,12 +147,12 @@ def _bindings(config_text: str) -> dict:
     return bindings
 
 
-def _last_loss(folder: pathlib.Path) -> str:
+def _last_loss(folder: epath.Path) -> str:
     losses = [line["loss"] for line in read_metrics(folder) if "loss" in line]
     return f"{losses[-1]:.3f}" if losses else "not known"
 
 
-def _figures(run: pathlib.Path) -> str:
+def _figures(run: epath.Path) -> str:
     path = _run_folder(run) / "evaluation.json"
     if not path.exists():
         return "None: `python -m speechgpt_jax.evaluate` was not run before the export."

@@ -8,6 +8,8 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
+from speechgpt_jax import files
+
 # A shard is written as soon as it has this size.
 SHARD_BYTES = 2**29
 
@@ -38,7 +40,8 @@ def write(folder: epath.Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None
 def write_file(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes one safetensors file; raises OSError where it can't be written."""
     try:
-        safetensors.numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
+        with files.written_locally(path) as local:
+            safetensors.numpy.save_file(dict(tensors), local, metadata={"format": "pt"})
     except safetensors.SafetensorError as error:
         raise OSError(str(error)) from error
 

@@ -202,7 +202,7 @@ def write(tokenizer: Tokenizer, folder: epath.Path, max_length: int) -> None:
     """
     if isinstance(tokenizer, SentencePieceTokenizer):
         tokenizer.save_pretrained(folder)
-        build(tokenizer).save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer.json").write_text(build(tokenizer).to_str(pretty=True))
         fields = dict(_SENTENCEPIECE_CONFIG)
     else:
         assert isinstance(tokenizer, HuggingFaceTokenizer)

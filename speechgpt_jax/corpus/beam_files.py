@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import Row, parse_rows
+from speechgpt_jax.files import Row, is_remote, parse_rows
 
 # Beam warns about cloud libraries that are not installed: on import and later.
 logging.disable(logging.WARNING)
@@ -83,4 +83,4 @@ def delete(paths: Sequence[str]) -> None:
 
 def absolute(path: str) -> str:
     """The absolute path, or the URL itself: workers may run in another folder."""
-    return path if "://" in path else os.path.abspath(path)
+    return path if is_remote(path) else os.path.abspath(path)

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import io
 import json
-import os
 import pathlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -80,7 +79,7 @@ def extract_units(
 def check_hubert(folder: str) -> None:
     """Raises a UserError if the folder lacks a HuBERT or its centroids."""
     for name in ("config.json", "model.safetensors", "kmeans.safetensors"):
-        if "://" not in folder and not os.path.isfile(os.path.join(folder, name)):
+        if not FileSystems.exists(FileSystems.join(folder, name)):
             raise UserError(f"{folder} has no {name}; expected a folder of HuBERT and centroids.")
 
 
@@ -198,7 +197,7 @@ def load(path: str) -> Sound:
             source = io.BytesIO(file.read())
     except (ValueError, OSError) as error:
         # A failure of a remote file system may pass; Beam tries again.
-        if "://" in path and not isinstance(error, FileNotFoundError):
+        if files.is_remote(path) and not isinstance(error, FileNotFoundError):
             raise
         return " ".join(str(error).split())
     source.name = path

@@ -4,6 +4,7 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from etils import epath
 from rich.progress import track
 
 from speechgpt_jax import files
@@ -52,7 +53,7 @@ def synthesize(
             duration_scale,
         )
         for row, wav in zip(batch, wavs):
-            save_audio(pathlib.Path(output) / f"{row['id']}.wav", wav)
+            save_audio(epath.Path(output) / f"{row['id']}.wav", wav)
             samples += len(wav)
     return len(rows), samples / SAMPLE_RATE
 

@@ -7,6 +7,7 @@ batches.restore(position)    # continue with the next batch
 """
 
 import functools
+import itertools
 import logging
 import re
 import tempfile
@@ -210,6 +211,73 @@ def load_batches(
             for i in readers
         }
     )
+
+
+def load_held_out(
+    mixture_or_task: str | seqio.Task | seqio.Mixture,
+    split: str,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    num_batches: int | None = None,
+    seed: int = 0,
+    cache_dir: str | None = None,
+) -> Iterator[Batch]:
+    """The examples of a split in their order, each once, in packed batches.
+
+    The last batch is filled with rows of padding, which have no loss.
+
+    Args:
+      mixture_or_task, split, sequence_length, cache_dir: as in `load_batches`.
+      batch_size: rows per batch.
+      num_batches: number of batches, the first ones; by default all.
+      seed: for mixing and the choice of task descriptions.
+
+    Raises:
+      UserError: there is no such task or split, or it has no example.
+    """
+    provider = _get_provider(mixture_or_task, split)
+    if cache_dir:
+        _require_cached(provider, cache_dir)
+    examples = provider.get_dataset(
+        dict.fromkeys(provider.output_features, sequence_length),
+        split,
+        shuffle=False,
+        seed=seed,
+        num_epochs=1,
+        use_cached=bool(cache_dir),
+        trim_output_features=False,
+        try_in_mem_cache=False,
+    )
+    vocabulary = provider.output_features["targets"].vocabulary
+    ids = vocabulary.bos_id, vocabulary.unk_id
+    rows = (pack(row, sequence_length, *ids) for row in _packed_once(examples, sequence_length))
+    if num_batches is not None:
+        rows = itertools.islice(rows, num_batches * batch_size)
+    batch: list[Batch] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == batch_size:
+            yield _stack(batch)
+            batch = []
+    if batch:
+        padding = {key: np.zeros_like(values) for key, values in batch[0].items()}
+        yield _stack(batch + [padding] * (batch_size - len(batch)))
+
+
+def _packed_once(examples: tf.data.Dataset, sequence_length: int) -> Iterator[list[Example]]:
+    """The examples of each row, for all examples of a finite dataset."""
+    packer = Packer(sequence_length)
+    iterator = iter(examples.ragged_batch(_READ_BATCH).prefetch(1))
+    while group := _next_examples(iterator):
+        for example in group:
+            packer.add(example)
+            if len(packer) == POOL_SIZE:
+                yield packer.fill_row()
+    if not packer.taken:
+        raise UserError("The split has no example: its files are empty; name another split.")
+    while len(packer):
+        yield packer.fill_row()
 
 
 def _load_shuffled(

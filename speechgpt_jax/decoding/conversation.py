@@ -9,10 +9,10 @@ conversation.answer("what is it?").text          # At once.
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
+from etils import epath
 from flax import nnx
 
 from speechgpt_jax import checkpoints, prompts
@@ -91,7 +91,7 @@ class SpeechModel:
         Raises:
           UserError: a folder is missing or damaged, or their numbers of units differ.
         """
-        tokenizer = Tokenizer.from_pretrained(pathlib.Path(path) / "tokenizer")
+        tokenizer = Tokenizer.from_pretrained(epath.Path(path) / "tokenizer")
         model = checkpoints.load_model(path, build_llama)
         speech2unit = Speech2Unit.from_pretrained(hubert)
         vocoder = UnitVocoder.from_pretrained(vocoder)

@@ -4,10 +4,10 @@ import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import seqio
+from etils import epath
 
 from speechgpt_jax import checkpoints, prompts
 from speechgpt_jax.decoding.conversation import build_llama
@@ -51,7 +51,7 @@ def evaluate_run(
     check_number("num_examples", 1 if num_examples is None else num_examples, at_least=1)
     for task in tasks:
         check_task(task, split)
-    tokenizer = Tokenizer.from_pretrained(Path(run) / "tokenizer")
+    tokenizer = Tokenizer.from_pretrained(epath.Path(run) / "tokenizer")
     model = checkpoints.load_model(run, build_llama)
     metrics: Metrics = {}
     for task in tasks:
@@ -64,7 +64,7 @@ def evaluate_run(
             batch_size=batch_size,
             sampling=sampling,
         )
-    _save(Path(run) / "evaluation.json", split, metrics)
+    _save(epath.Path(run) / "evaluation.json", split, metrics)
     return metrics
 
 
@@ -147,7 +147,7 @@ def _generate_all(model, tokenizer, references, batch_size, sampling) -> np.ndar
     return answers
 
 
-def _save(path: Path, split: str, metrics: Metrics) -> None:
+def _save(path: epath.Path, split: str, metrics: Metrics) -> None:
     saved = read_json(path) if path.exists() else {}
     saved.setdefault(split, {}).update(metrics)
     write_text(path, json.dumps(saved, indent=2) + "\n")

@@ -104,6 +104,9 @@ def _opened(source: str | os.PathLike | BinaryIO) -> Iterator[_Recording]:
         yield _Recording(source.read(), None)
         return
     path = os.fspath(source)
+    if files.is_remote(path):
+        yield _Recording(files.read_bytes(path, "a recording"), None)
+        return
     if not pathlib.Path(path).is_file():
         raise UserError(f"No audio file at {path}; expected a recording.")
     try:

@@ -1,7 +1,11 @@
 """The language model's input: each process reads its own rows of the global batches."""
 
+import dataclasses
+
+import numpy as np
+
 from speechgpt_jax import sharding
-from speechgpt_jax.data.pipeline import Batches, load_batches
+from speechgpt_jax.data.pipeline import Batch, Batches, load_batches, load_held_out
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.sharding import MeshConfig
@@ -60,3 +64,62 @@ def load_host_batches(
         readers=range(index * own, (index + 1) * own),
         num_readers=num_readers,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Batches of a split that a run is evaluated on.
+
+    Attributes:
+      name: in front of the names of its metrics, as in "test/unit_loss".
+      batches: this process's rows of each batch, with SeqIO's decoder_* keys.
+    """
+
+    name: str
+    batches: list[Batch]
+
+
+def load_host_held_out(
+    mixture: str,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    split: str = "test",
+    name: str | None = None,
+    num_batches: int | None = 64,
+    seed: int = 0,
+    cache_dir: str | None = None,
+    mesh: MeshConfig = MeshConfig(),  # noqa: B008 (frozen)
+) -> HeldOut:
+    """A split of which every example is evaluated once, the same on any number of processes.
+
+    Args:
+      mixture, cache_dir, mesh: as in `load_host_batches`.
+      batch_size: rows over all processes.
+      sequence_length: tokens per row; longer examples are left out.
+      split: e.g. "test".
+      name: of its metrics; by default that of the split.
+      num_batches: number of batches, the first ones; None: all.
+      seed: for mixing and the choice of task descriptions.
+
+    Raises:
+      UserError: a number is not positive, `batch_size` does not divide over the processes, or the
+        split is unknown or empty.
+    """
+    check_number("batch_size", batch_size, at_least=1)
+    check_number("sequence_length", sequence_length, at_least=1)
+    check_number("num_batches", 1 if num_batches is None else num_batches, at_least=1)
+    devices = sharding.create_mesh(mesh)
+    sharding.check_rows(batch_size, devices)
+    index, shares = sharding.process_share(devices)
+    batches = load_held_out(
+        mixture,
+        split,
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+        num_batches=num_batches,
+        seed=seed,
+        cache_dir=cache_dir,
+    )
+    own = [{k: np.split(x, shares)[index].copy() for k, x in batch.items()} for batch in batches]
+    return HeldOut(name or split, own)

@@ -15,27 +15,37 @@ The next stage gets this one's folder as `start_from`.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 from etils import epath
 
-from speechgpt_jax import sharding
+from speechgpt_jax import checkpoints, sharding
 from speechgpt_jax.checkpoints import Checkpoints, Keep, read_metadata
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import check_writable_folder, write_text
+from speechgpt_jax.files import best_effort, check_writable_folder, write_text
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.models.llama import LlamaConfig
 from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.tokenizer import Tokenizer
+from speechgpt_jax.training import held_out as held_out_losses
 from speechgpt_jax.training import utilization
-from speechgpt_jax.training.loop import Batches, fit
+from speechgpt_jax.training.inputs import HeldOut
+from speechgpt_jax.training.loop import Batches, check_profile_steps, fit
 from speechgpt_jax.training.optimizer import AdamW, Guard
+from speechgpt_jax.training.phases import Phases
 from speechgpt_jax.training.progress import draw_losses, print_once
-from speechgpt_jax.training.stage import Stage, jit_train_step, prepare_parameters, split
+from speechgpt_jax.training.stage import (
+    Stage,
+    jit_evaluation_step,
+    jit_train_step,
+    prepare_parameters,
+    split,
+)
 from speechgpt_jax.training.start import initial_parameters, number_of_tokens
 from speechgpt_jax.training.train_step import TrainState
+from speechgpt_jax.training.watchdog import Watchdog, watched
 
 
 def train(
@@ -53,10 +63,15 @@ def train(
     accumulation: int = 1,
     loss_columns: int = 8192,
     guard: Guard | None = None,
+    held_out: Sequence[HeldOut] = (),
+    evaluate_every: int | None = None,
     keep: Keep = Keep(),  # noqa: B008 (frozen)
     save_every: int = 1000,
+    save_minutes: float | None = None,
     log_every: int = 10,
     profile_steps: tuple[int, int] | None = None,
+    prometheus_file: str | None = None,
+    watchdog: Watchdog = Watchdog(),  # noqa: B008 (frozen)
     seed: int = 0,
     config_text: Callable[[], str] = lambda: "",
 ) -> TrainState:
@@ -79,9 +94,14 @@ def train(
       loss_columns: tokens of the vocabulary whose logits are in memory at the same time; the
         backward pass computes them again if there are more.
       guard: rejects bad batches; without it, a loss that is not finite stops the run.
+      held_out: splits whose losses are measured on the whole mesh.
+      evaluate_every: steps between two evaluations; the last step is evaluated too.
       keep: which checkpoints stay on disk.
       save_every, log_every: in steps.
+      save_minutes: minutes after which a checkpoint is saved too, at the next step that is logged.
       profile_steps: first and last step of a jax.profiler trace, written to profile/.
+      prometheus_file: gets the newest metrics for Prometheus's node exporter.
+      watchdog: ends a run that hangs.
       seed: of the initial parameters and of dropout.
       config_text: returns the text of config.gin; called once.
 
@@ -101,38 +121,52 @@ def train(
     )
     check_number("save_every", save_every, at_least=1)
     check_number("log_every", log_every, at_least=1)
+    check_number("evaluate_every", 1 if evaluate_every is None else evaluate_every, at_least=1)
+    held_out_losses.check(held_out, evaluate_every, save_every, keep.best)
+    check_number("save_minutes", 1 if save_minutes is None else save_minutes, above=0)
     check_writable_folder(output_dir)
+    check_profile_steps(profile_steps, checkpoints.latest_step(output_dir), steps)
     _check(model, tokenizer, start_from, trainable)
-    devices = sharding.create_mesh(mesh)
-    parameters = initial_parameters(model, devices, start_from=start_from, seed=seed)
-    parameters = prepare_parameters(stage, parameters, devices)
-    state, frozen = split(stage, parameters, devices)
-    del parameters
-    step = jit_train_step(stage, state, devices, tokenizer.unit_ids)
+    phases = Phases()
+    with watched(phases, watchdog, output_dir):
+        devices = sharding.create_mesh(mesh)
+        parameters = initial_parameters(model, devices, start_from=start_from, seed=seed)
+        parameters = prepare_parameters(stage, parameters, devices)
+        state, frozen = split(stage, parameters, devices)
+        del parameters
+        step = jit_train_step(stage, state, devices, tokenizer.unit_ids)
+        evaluation_step = jit_evaluation_step(stage, devices, tokenizer.unit_ids)
 
-    metadata: dict[str, Any] = {"config": config_text(), "model": dataclasses.asdict(model)}
-    metadata |= _kept_fields(start_from)
-    _describe(output_dir, tokenizer, metadata["config"])
-    base = start_from if trainable != "all" else None
-    with (
-        sharding.use_mesh(devices),
-        contextlib.closing(Checkpoints(output_dir, keep, metadata, base)) as checkpoints,
-    ):
-        state = fit(
-            state,
-            lambda state, batch: step(state, frozen, batch),
-            batches,
-            steps=steps,
-            checkpoints=checkpoints,
-            output_dir=output_dir,
-            place_batch=functools.partial(sharding.place_batch, mesh=devices),
-            save_every=save_every,
-            log_every=log_every,
-            patience=guard.patience if guard else 0,
-            profile_steps=profile_steps,
-            peak_flops=utilization.peak_flops(devices.devices.flat),
-            name=epath.Path(output_dir).name,
-        )
+        metadata: dict[str, Any] = {"config": config_text(), "model": dataclasses.asdict(model)}
+        metadata |= _kept_fields(start_from)
+        _describe(output_dir, tokenizer, metadata["config"])
+        base = start_from if trainable != "all" else None
+        with (
+            sharding.use_mesh(devices),
+            contextlib.closing(Checkpoints(output_dir, keep, metadata, base)) as saved,
+        ):
+            state = fit(
+                state,
+                lambda state, batch: step(state, frozen, batch),
+                batches,
+                steps=steps,
+                checkpoints=saved,
+                output_dir=output_dir,
+                place_batch=functools.partial(sharding.place_batch, mesh=devices),
+                evaluate=lambda state: held_out_losses.evaluate(
+                    evaluation_step, state.params, frozen, held_out, devices
+                ),
+                evaluate_every=evaluate_every,
+                save_every=save_every,
+                save_minutes=save_minutes,
+                log_every=log_every,
+                patience=guard.patience if guard else 0,
+                profile_steps=profile_steps,
+                prometheus_file=prometheus_file,
+                peak_flops=utilization.peak_flops(devices.devices.flat),
+                name=epath.Path(output_dir).name,
+                phases=phases,
+            )
     _print_next_steps(output_dir)
     return state
 
@@ -191,7 +225,9 @@ def _describe(output_dir: str, tokenizer: Tokenizer, config_text: str) -> None:
 def _print_next_steps(output_dir: str) -> None:
     """Draws loss.png and prints where the results are and how the next stage starts."""
     if jax.process_index() == 0:
-        draw_losses([output_dir], epath.Path(output_dir) / "loss.png")
+        image = epath.Path(output_dir) / "loss.png"
+        with best_effort(image):
+            draw_losses([output_dir], image)
     print_once(f"Checkpoints, metrics and loss.png are in {output_dir}.")
     print_once(f"Curves:      tensorboard --logdir={output_dir}")
     print_once(f"Next stage:  --gin.train.start_from={output_dir}")

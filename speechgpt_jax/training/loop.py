@@ -10,6 +10,7 @@ yields dicts of arrays and can save and restore its position.
 
 import collections
 import contextlib
+import io
 import os
 import signal
 import time
@@ -19,11 +20,22 @@ from typing import Any, NoReturn, Protocol
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental.multihost_utils import reached_preemption_sync_point
+from jax.experimental.multihost_utils import (
+    broadcast_one_to_all,
+    reached_preemption_sync_point,
+)
 
 from speechgpt_jax.checkpoints import Checkpoints
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.training.progress import Averages, MetricsLog, Progress, print_once
+from speechgpt_jax.files import write_bytes, written_locally
+from speechgpt_jax.training.phases import COMPILE, EVALUATE, INPUT, RESTORE, SAVE, STEP, Phases
+from speechgpt_jax.training.progress import (
+    Averages,
+    MetricsLog,
+    Progress,
+    duration_text,
+    print_once,
+)
 
 # Metric of a train step that may reject its batch: true if it did and left the state unchanged.
 REJECTED = "rejected"
@@ -51,13 +63,18 @@ def fit(
     checkpoints: Checkpoints,
     output_dir: str | os.PathLike,
     place_batch: Callable = jax.device_put,
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    evaluate_every: int | None = None,
     save_every: int = 1000,
+    save_minutes: float | None = None,
     log_every: int = 10,
     patience: int = 0,
     profile_steps: tuple[int, int] | None = None,
+    prometheus_file: str | None = None,
     peak_flops: float | None = None,
     rate: str = "tokens",
     name: str = "training",
+    phases: Phases | None = None,
 ) -> Any:
     """Trains up to `steps` steps, resuming from the newest checkpoint if there is one.
 
@@ -76,33 +93,43 @@ def fit(
       checkpoints: where states are saved.
       output_dir: where metrics, rejected batches and the profile are written.
       place_batch: copies a batch of host arrays to the devices.
+      evaluate: state -> metrics, which are logged and saved with a checkpoint of the same step.
+      evaluate_every: steps between two evaluations; the last step is evaluated too. None: none are.
       save_every, log_every: in steps.
+      save_minutes: minutes after which a checkpoint is saved too, at the next step that is logged.
       patience: number of rejected batches in a row that don't stop the run.
       profile_steps: first and last step of a jax.profiler trace, written to `profile`.
+      prometheus_file: gets the newest metrics for Prometheus's node exporter.
       peak_flops: peak FLOP/s summed over all devices. With it, the metric `model_flops` is
         reported as `mfu`, the share of that peak.
       rate: name of the metric that is also reported per second.
       name: title of the progress bar.
+      phases: told what the run is doing; for a watchdog around the call.
 
     Returns:
       The state after the last step.
     """
+    check_profile_steps(profile_steps, checkpoints.latest_step(), steps)
+    phases = phases or Phases()
+    phases.enter(RESTORE)
     state, first_step = resume(state, batches, checkpoints)
+    phases.finish_step(first_step)
+    clock = SaveClock(save_minutes, log_every)
     profile_first, profile_last = profile_steps or (0, 0)  # Step 0 is never run.
-    if profile_steps and not first_step < profile_first <= profile_last <= steps:
-        raise UserError(
-            f"profile_steps {profile_steps} must be steps of this run: {first_step + 1} to {steps}."
-        )
     stopping = False
     with (
-        contextlib.closing(MetricsLog(output_dir, first_step)) as log,
+        contextlib.closing(MetricsLog(output_dir, first_step, prometheus_file)) as log,
         contextlib.closing(Progress(name, first_step, steps, rate)) as progress,
         contextlib.closing(
-            Reporter(log, progress, Review(output_dir, patience), rate, log_every, peak_flops)
+            Reporter(
+                log, progress, Review(output_dir, patience), phases, rate, log_every, peak_flops
+            )
         ) as reporter,
         stop_signals() as received,
+        contextlib.ExitStack() as profile,  # Closed by a signal too.
     ):
         for step in range(first_step + 1, steps + 1):
+            phases.enter(INPUT)
             batch = next(batches, None)
             if batch is None:
                 raise UserError(
@@ -110,23 +137,60 @@ def fit(
                     " fewer steps."
                 )
             if step == profile_first:
-                jax.profiler.start_trace(str(epath.Path(output_dir) / "profile"))
+                profile.enter_context(trace(epath.Path(output_dir) / "profile"))
+            phases.enter(COMPILE if step == first_step + 1 else STEP)
             state, metrics = train_step(state, place_batch(batch))
+            phases.enter(STEP)
             reporter.add(step, metrics, batch)
+            phases.finish_step(step)
             if step == profile_last:
                 reporter.catch_up()
-                jax.profiler.stop_trace()
+                profile.close()
             checkpoints.check()
             stopping = bool(received) or reached_preemption_sync_point(step)
-            if step % save_every == 0 or step == steps or stopping:
+            scores = None
+            if evaluate and evaluate_every and (step % evaluate_every == 0 or step == steps):
                 reporter.catch_up()
-                checkpoints.save(step, state, batches.state())
+                phases.enter(EVALUATE)
+                scores = evaluate(state)
+                reporter.report_scores(step, scores)
+            due = step % save_every == 0 or clock.is_due(step)
+            if due or step == steps or stopping:
+                reporter.catch_up()
+                phases.enter(SAVE)
+                log.flush()
+                checkpoints.save(step, state, batches.state(), scores)
+                clock.reset()
             if stopping:
                 break
-    checkpoints.wait()
+        phases.enter(SAVE)
+        checkpoints.wait()
+    print_once(summary(phases, first_step))
     if stopping:
         leave(received[0] if received else signal.SIGTERM, step, checkpoints)
     return state
+
+
+def check_profile_steps(
+    profile_steps: tuple[int, int] | None, latest_step: int | None, steps: int
+) -> None:
+    """Raises a UserError unless a run that resumes after `latest_step` takes all these steps."""
+    first = (latest_step or 0) + 1
+    if profile_steps and not first <= profile_steps[0] <= profile_steps[1] <= steps:
+        raise UserError(
+            f"profile_steps {profile_steps} must be steps of this run: {first} to {steps}."
+        )
+
+
+@contextlib.contextmanager
+def trace(folder: epath.Path) -> Iterator[None]:
+    """Writes a jax.profiler trace of the block to `folder`."""
+    with written_locally(folder) as local:
+        jax.profiler.start_trace(str(local))
+        try:
+            yield
+        finally:
+            jax.profiler.stop_trace()
 
 
 def resume(state: Any, batches: Batches, checkpoints: Checkpoints) -> tuple[Any, int]:
@@ -151,6 +215,30 @@ def resume(state: Any, batches: Batches, checkpoints: Checkpoints) -> tuple[Any,
     return restored.state, restored.step
 
 
+class SaveClock:
+    """Says when a checkpoint is due by time; all processes of a run get the same answer.
+
+    Args:
+      minutes: between two saves; None: never due.
+      every: steps between two looks at the clock, which all processes compare with the first one's.
+    """
+
+    def __init__(self, minutes: float | None, every: int):
+        self._seconds, self._every = None if minutes is None else 60 * minutes, every
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts anew, after a save."""
+        self._saved = time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """Whether to save after `step`."""
+        if self._seconds is None or step % self._every:
+            return False
+        due = np.bool_(time.monotonic() - self._saved >= self._seconds)
+        return bool(due if jax.process_count() == 1 else broadcast_one_to_all(due))
+
+
 class Reporter:
     """Reads a step's metrics while the devices work on the next step, and reports their means.
 
@@ -162,16 +250,19 @@ class Reporter:
         log: MetricsLog,
         progress: Progress,
         review: "Review",
+        phases: Phases,
         rate: str,
         log_every: int,
         peak_flops: float | None,
     ):
         self._log, self._progress, self._review = log, progress, review
+        self._phases = phases
         self._rate, self._log_every, self._peak_flops = rate, log_every, peak_flops
         self._unread = []
         self._averages = Averages()
         self._timed = collections.Counter()
         self._last_read: float | None = None
+        self._slowest = 0.0
 
     def add(self, step: int, metrics: Mapping, batch: Mapping) -> None:
         """Takes the metrics of a step and its batch on the host."""
@@ -183,6 +274,12 @@ class Reporter:
         """Waits for the last step and reads its metrics too."""
         while self._unread:
             self._read()
+
+    def report_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Logs the metrics of an evaluation, whose time counts for no step."""
+        self._log.write(step, scores)
+        self._progress.report(step, scores)
+        self._last_read = None
 
     def close(self) -> None:
         """Reports the steps since the last report."""
@@ -206,7 +303,9 @@ class Reporter:
                 for name in (self._rate, "model_flops")
                 if name in metrics
             }
-            self._timed.update({"steps": 1, "elapsed": now - self._last_read, **amounts})
+            seconds = now - self._last_read
+            self._timed.update({"steps": 1, "elapsed": seconds, **amounts})
+            self._slowest = max(self._slowest, seconds)
         self._last_read = now
 
     def _report(self):
@@ -215,11 +314,16 @@ class Reporter:
             seconds = self._timed["elapsed"]
             means[f"{self._rate}_per_second"] = self._timed[self._rate] / seconds
             means["seconds_per_step"] = seconds / self._timed["steps"]
+            means["slowest_step"] = self._slowest
             if self._peak_flops:
                 means["mfu"] = self._timed["model_flops"] / seconds / self._peak_flops
+        shares = self._phases.shares()
+        means |= {"goodput": shares.get(STEP, 0.0), "input_wait": shares.get(INPUT, 0.0)}
+        if memory := jax.local_devices()[0].memory_stats():
+            means["device_memory_peak_gib"] = memory["peak_bytes_in_use"] / 2**30
         self._log.write(self._step, means)
         self._progress.report(self._step, means)
-        self._averages, self._timed = Averages(), collections.Counter()
+        self._averages, self._timed, self._slowest = Averages(), collections.Counter(), 0.0
 
 
 class Review:
@@ -260,9 +364,9 @@ class Review:
         name = f"step_{step}.npz"
         if jax.process_count() > 1:
             name = f"step_{step}_process_{jax.process_index()}.npz"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / name).open("wb") as file:
-            np.savez_compressed(file, **batch)
+        rows = io.BytesIO()
+        np.savez_compressed(rows, **batch)
+        write_bytes(self._folder / name, rows.getvalue())
         return self._folder / name
 
 
@@ -296,6 +400,13 @@ def stop_signals() -> Iterator[list[signal.Signals]]:
     finally:
         for stop, handler in previous.items():
             signal.signal(stop, handler)
+
+
+def summary(phases: Phases, first_step: int) -> str:
+    """One line: steps, time, and the share of each phase, the largest first."""
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in phases.shares().items())
+    seconds = duration_text(time.monotonic() - phases.began)
+    return f"Steps {first_step + 1} to {phases.step} in {seconds}: {shares}."
 
 
 def leave(stop: signal.Signals, step: int, checkpoints: Checkpoints) -> NoReturn:

@@ -1,16 +1,23 @@
 """Output of a training run: metrics files, a progress bar or plain lines, a plot of the losses."""
 
 import contextlib
+import io
 import json
 import os
+import re
 import sys
+import time
 from collections.abc import Mapping, Sequence
 
 import jax
 import rich.progress
 from etils import epath
 
+from speechgpt_jax.files import best_effort, is_remote, write_bytes, write_text
+
 METRICS_FILE = "metrics.jsonl"
+# An object of a bucket can't be extended: it is written anew at most this often, and at each save.
+BUCKET_SECONDS = 60
 
 
 def print_once(text: str) -> None:
@@ -23,16 +30,26 @@ class MetricsLog:
     """Writes {name: value} of some steps to `metrics.jsonl` and to TensorBoard's event files.
 
     Lines of steps after `first_step` are removed: they come from a run that was killed between
-    logging and saving, and those steps are repeated.
+    logging and saving, and those steps are repeated. What can't be written is reported and left
+    out: the run goes on.
     """
 
-    def __init__(self, output_dir: str | os.PathLike, first_step: int = 0):
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        first_step: int = 0,
+        prometheus_file: str | None = None,
+    ):
+        self._run = epath.Path(output_dir).name
+        self._prometheus_file = prometheus_file
+        self._newest: dict[str, float] = {}
         self._file = epath.Path(output_dir) / METRICS_FILE
-        self._lines = [line for line in _read_lines(self._file) if line["step"] <= first_step]
         self._is_writer = jax.process_index() == 0
         if self._is_writer:
+            lines = [line for line in _read_lines(self._file) if line["step"] <= first_step]
+            self._text = "".join(json.dumps(line) + "\n" for line in lines)
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            self._file.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
+            self._write_all()
             # The writer imports TensorFlow, which takes seconds, and `data` imports it silently.
             from speechgpt_jax import data  # noqa: F401, I001
             from clu import metric_writers
@@ -41,15 +58,46 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds the values of one step, on the first process only."""
-        if self._is_writer:
-            with self._file.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+        if not self._is_writer:
+            return
+        line = json.dumps({"step": step, **values}) + "\n"
+        self._text += line
+        with best_effort(self._file):
+            if not is_remote(self._file):
+                with self._file.open("a") as file:
+                    file.write(line)
+            elif time.monotonic() - self._written > BUCKET_SECONDS:
+                self._write_all()
+        with best_effort("TensorBoard's event file"):
             self._events.write_scalars(step, values)
+        if self._prometheus_file:
+            self._newest |= {"step": step, **values}
+            with best_effort(self._prometheus_file):
+                write_text(self._prometheus_file, prometheus_text(self._run, self._newest))
+
+    def flush(self) -> None:
+        """Writes what a bucket lacks; to be called before a checkpoint is saved."""
+        if self._is_writer and is_remote(self._file):
+            self._write_all()
 
     def close(self) -> None:
-        """Closes the event file."""
+        """Writes what is missing, and closes the event file."""
+        self.flush()
         if self._is_writer:
-            self._events.close()
+            with best_effort("TensorBoard's event file"):
+                self._events.close()
+
+    def _write_all(self):
+        self._written = time.monotonic()
+        with best_effort(self._file):
+            write_text(self._file, self._text)
+
+
+def prometheus_text(run: str, values: Mapping[str, float]) -> str:
+    """Metrics in Prometheus's text format: `speechgpt_loss{run="stage1"} 3.2`, a line each."""
+    label = run.replace("\\", r"\\").replace('"', r"\"")
+    names = {name: re.sub(r"\W", "_", name) for name in values}
+    return "".join(f'speechgpt_{names[n]}{{run="{label}"}} {x}\n' for n, x in values.items())
 
 
 def read_metrics(output_dir: str | os.PathLike) -> list[dict[str, float]]:
@@ -152,11 +200,14 @@ def draw_losses(output_dirs: Sequence[str | os.PathLike], image: str | os.PathLi
     panels = figure.subplots(1, len(output_dirs), sharey=True, squeeze=False)[0]
     for panel, folder in zip(panels, output_dirs):
         lines = read_metrics(folder)
-        for name in ("loss", "text_loss", "unit_loss"):
+        names = {name: None for line in lines for name in line if name.endswith("loss")}
+        for name in names:
             points = [(line["step"], line[name]) for line in lines if name in line]
             if points:
                 panel.plot(*zip(*points), label=name.replace("_", " "))
                 panel.legend()
         panel.set(title=epath.Path(folder).name, xlabel="step")
     panels[0].set(ylabel="cross entropy, nats per token", ylim=(0, None))
-    figure.savefig(image)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    write_bytes(image, png.getvalue())

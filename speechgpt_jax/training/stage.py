@@ -26,7 +26,12 @@ from speechgpt_jax.training.optimizer import (
     learning_rate_schedule,
     make_optimizer,
 )
-from speechgpt_jax.training.train_step import TRAINABLE, TrainState, make_train_step
+from speechgpt_jax.training.train_step import (
+    TRAINABLE,
+    TrainState,
+    make_evaluation_step,
+    make_train_step,
+)
 
 FROZEN_DTYPES = ("float32", "int8")
 
@@ -139,6 +144,20 @@ def jit_train_step(
         _measured(step, stage),
         donate_argnums=0,
         out_shardings=shardings,
+        compiler_options=COMPILER_OPTIONS.get(mesh.devices.flat[0].platform),
+    )
+
+
+def jit_evaluation_step(stage: Stage, mesh: Mesh, unit_ids: range) -> jax.stages.Wrapped:
+    """The jitted step (params, frozen, batch) -> metrics, which are replicated."""
+    step = make_evaluation_step(
+        nnx.graphdef(nnx.eval_shape(lambda: build(stage))),
+        unit_ids=unit_ids,
+        loss_columns=stage.loss_columns,
+    )
+    return jax.jit(
+        step,
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
         compiler_options=COMPILER_OPTIONS.get(mesh.devices.flat[0].platform),
     )
 

@@ -108,6 +108,20 @@ def forward(
     return token_losses(hidden, targets, model.output_kernels(), loss_columns)
 
 
+def make_evaluation_step(graphdef: nnx.GraphDef, *, unit_ids: range, loss_columns: int) -> Callable:
+    """A function (params, frozen, batch) -> sums of the batch's metrics, without dropout.
+
+    Args:
+      graphdef, unit_ids, loss_columns: as in `make_train_step`.
+    """
+
+    def evaluation_step(params: Any, frozen: Any, batch: Mapping[str, jax.Array]) -> dict:
+        model = nnx.merge(graphdef, params, frozen)
+        return batch_metrics(*forward(model, batch, loss_columns), batch, unit_ids)
+
+    return evaluation_step
+
+
 def microbatches(batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
     """[B, ...] -> [count, B / count, ...], each taking every `count`-th row.
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import seqio
 
-from speechgpt_jax.data.pipeline import load_batches
+from speechgpt_jax.data.pipeline import load_batches, load_held_out
 from speechgpt_jax.errors import UserError
 from tasks import mixtures, modality_adaptation, speech_instruct
 from tests.data.packed_texts import load_once
@@ -235,3 +235,27 @@ def test_a_direction_that_no_dialogue_has_is_one_line(tmp_path):
     for name in (none, mixtures.mix("test_none_mixed", [some, none], [9, 1])):
         with pytest.raises(UserError, match=r"has no example.* `direction`"):
             next(batches_of(name))
+
+
+def test_held_out_examples_come_once_and_in_the_same_rows(mixture, task):
+    batches = list(load_held_out(task, "train", batch_size=ROWS, sequence_length=LENGTH))
+    assert all(batch["decoder_target_tokens"].shape == (ROWS, LENGTH) for batch in batches)
+    examples = [tuple(e["target_tokens"]) for batch in batches for e in examples_in(batch)]
+    # Without shuffling and packing, each example that fits a row comes once.
+    dataset = task.get_dataset(
+        {"inputs": LENGTH, "targets": LENGTH}, "train", shuffle=False, trim_output_features=False
+    )
+    expected = [(*e["inputs"], *e["targets"]) for e in dataset.as_numpy_iterator()]
+    assert sorted(examples) == sorted(e for e in expected if len(e) <= LENGTH)
+    padding = batches[-1]["decoder_segment_ids"].sum(1) == 0
+    assert not batches[-1]["decoder_loss_weights"][padding].any()
+
+    again = load_held_out(task, "train", batch_size=ROWS, sequence_length=LENGTH, num_batches=2)
+    for a, b in zip(again, batches[:2], strict=True):
+        assert_same(a, b)
+    (mixed,) = load_held_out(
+        mixture, "train", batch_size=ROWS, sequence_length=LENGTH, num_batches=1
+    )
+    assert mixed["decoder_loss_weights"].any()
+    with pytest.raises(UserError, match="has no split 'validation'"):
+        next(load_held_out(task, "validation", batch_size=ROWS, sequence_length=LENGTH))

@@ -15,12 +15,14 @@ import time
 import jax
 import numpy as np
 import pytest
-from toy import CONFIG, RandomBatches
+from toy import CONFIG, RandomBatches, random_batch
 
 from speechgpt_jax import checkpoints, sharding
 from speechgpt_jax.errors import one_line_errors
 from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.training import hosts, progress
+from speechgpt_jax.training.inputs import HeldOut
+from speechgpt_jax.training.watchdog import HUNG_EXIT_CODE, Watchdog
 
 STEPS = 24
 DEVICES = 4  # Summed over all processes.
@@ -61,11 +63,14 @@ class Rows(RandomBatches):
         if self.stop and self.count >= self.stop.step:
             self.stop.send()
             self.stop = None
+        return self.own(batch)
+
+    def own(self, batch):
         index, shares = self.share
         return {key: np.split(rows, shares)[index] for key, rows in batch.items()}
 
 
-def train_in_process(num_processes, process_id, port, folder, mesh, steps, stop):
+def train_in_process(num_processes, process_id, port, folder, mesh, steps, stop, **kwargs):
     """The body of one process: train.main with a small model; output goes to log_<process_id>."""
     log = os.open(folder / f"log_{process_id}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
@@ -74,10 +79,12 @@ def train_in_process(num_processes, process_id, port, folder, mesh, steps, stop)
     jax.config.update("jax_num_cpu_devices", DEVICES // num_processes)
     others = (f"localhost:{port}", num_processes, process_id) if num_processes > 1 else ()
     with hosts.connected(False, *others), one_line_errors():
-        run(folder, mesh, steps, Rows(mesh, stop))
+        batches = Rows(mesh, stop)
+        held_out = HeldOut("test", [batches.own(random_batch([9] * 8, seed)) for seed in (70, 71)])
+        run(folder, mesh, steps, batches, held_out=[held_out], evaluate_every=4, **kwargs)
 
 
-def run(folder, mesh, steps, batches):
+def run(folder, mesh, steps, batches, **kwargs):
     from speechgpt_jax.tokenizer import DEMO_TOKENIZER, SentencePieceTokenizer
     from speechgpt_jax.training.lm import train
     from speechgpt_jax.training.optimizer import AdamW
@@ -95,13 +102,14 @@ def run(folder, mesh, steps, batches):
         output_dir=str(folder),
         save_every=2,
         log_every=1,
+        **kwargs,
     )
 
 
-def start(folder, num_processes, *, mesh=MeshConfig(), steps=8, stop=None):  # noqa: B008 (frozen)
+def start(folder, num_processes, *, mesh=MeshConfig(), steps=8, stop=None, **kwargs):  # noqa: B008 (frozen)
     """Starts all processes of a run, waits for them and returns their exit codes.
 
-    The last process sends itself `stop`.
+    The last process sends itself `stop`; after a SIGSTOP it is not waited for.
     """
     folder.mkdir(exist_ok=True)
     with contextlib.closing(socket.socket()) as free:
@@ -111,20 +119,28 @@ def start(folder, num_processes, *, mesh=MeshConfig(), steps=8, stop=None):  # n
         PROCESSES.Process(
             target=train_in_process,
             args=(num_processes, i, port, folder, mesh, steps),
-            kwargs={"stop": stop if i == num_processes - 1 else None},
+            kwargs={"stop": stop if i == num_processes - 1 else None, **kwargs},
         )
         for i in range(num_processes)
     ]
     for process in processes:
         process.start()
-    for process in processes:
+    never_ends = stop is not None and stop.number == signal.SIGSTOP
+    for process in processes[:-1] if never_ends else processes:
         process.join(300)
+    for process in processes:
         process.kill()
+        process.join()
     return [process.exitcode for process in processes]
 
 
 def losses(folder):
-    return {line["step"]: line["loss"] for line in progress.read_metrics(folder)}
+    return values(folder, "loss")
+
+
+def values(folder, name):
+    """{step: value} of a metric."""
+    return {line["step"]: line[name] for line in progress.read_metrics(folder) if name in line}
 
 
 def log(folder, process=0):
@@ -187,6 +203,25 @@ def test_two_processes_a_crash_a_preemption_and_four_processes(undisturbed, tmp_
     )
     expected = list(losses(tmp_path / "one").values())
     np.testing.assert_allclose(list(third.values()), expected, rtol=1e-5)
+    held_out = values(folder, "test/loss")
+    assert list(held_out)[-1] == saved + 2
+    for step, loss in values(tmp_path / "one", "test/loss").items():
+        np.testing.assert_allclose(held_out[step], loss, rtol=1e-6)
+
+
+def test_a_stopped_process_ends_the_others_with_traces(tmp_path):
+    watchdog = Watchdog(factor=3, at_least=12)
+    stop = Signal(signal.SIGSTOP, step=6)
+    codes = start(tmp_path, 4, steps=10**6, stop=stop, watchdog=watchdog)
+    assert codes[-1] == -signal.SIGKILL, "it never ends by itself"
+    # The coordinator may end the others before their own watchdogs do.
+    assert HUNG_EXIT_CODE in codes and 0 not in codes, codes
+    hung = sorted(path.name for path in (tmp_path / "hung").iterdir())
+    assert hung and "process_3.txt" not in hung
+    traces = (tmp_path / "hung" / hung[0]).read_text()
+    assert re.match(r"step after step [56] takes 1[2-9] s, usually \d.\d s", traces)
+    assert "Current thread" in traces and "loop.py" in traces
+    assert f"Error: process {hung[0][8]} of 4 hangs" in log(tmp_path, hung[0][8])
 
 
 def test_flags_belong_together():

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from toy import CONFIG, RandomBatches
+from toy import CONFIG, RandomBatches, random_batch
 
 from speechgpt_jax import checkpoints, sharding
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.layers import LoraConfig
 from speechgpt_jax.models.llama import Llama, LlamaConfig
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, SentencePieceTokenizer, Tokenizer
+from speechgpt_jax.training.inputs import HeldOut
 from speechgpt_jax.training.lm import train
 from speechgpt_jax.training.optimizer import AdamW
 from speechgpt_jax.training.progress import read_metrics
@@ -297,3 +298,62 @@ def test_another_base_in_the_same_folder(stage1, stage3, tmp_path):
     run(tmp_path, 1)
     with pytest.raises(ValueError, match="was trained on"):
         run(stage3[0], model=LORA, start_from=str(tmp_path), trainable="lora")
+
+
+def held_out_of(batches, shares=1, index=0):
+    own = [{k: np.split(x, shares)[index] for k, x in batch.items()} for batch in batches]
+    return (HeldOut("test", own),)
+
+
+def test_held_out_losses_and_the_best_checkpoint(tmp_path):
+    batches = [random_batch([12, 7, 5, 9], seed) for seed in (50, 51)]
+    state = run(
+        tmp_path,
+        8,
+        held_out=held_out_of(batches),
+        evaluate_every=2,
+        save_every=2,
+        keep=checkpoints.Keep(last=1, best="test/loss"),
+    )
+    lines = [line for line in read_metrics(tmp_path) if "test/loss" in line]
+    losses = {line["step"]: line["test/loss"] for line in lines}
+    assert list(losses) == [2, 4, 6, 8]
+
+    # The loss of the last state, by the model itself.
+    model = Llama(CONFIG, rngs=nnx.Rngs(0))
+    nnx.update(model, state.params)
+    total = weight = 0.0
+    for batch in batches:
+        logits = model.unembed(
+            model(
+                batch["decoder_input_tokens"],
+                positions=batch["decoder_positions"],
+                segment_ids=batch["decoder_segment_ids"],
+            )
+        )
+        log_probs = jax.nn.log_softmax(np.float32(logits))
+        picked = np.take_along_axis(log_probs, batch["decoder_target_tokens"][..., None], -1)
+        total -= float((picked[..., 0] * batch["decoder_loss_weights"]).sum())
+        weight += batch["decoder_loss_weights"].sum()
+    np.testing.assert_allclose(losses[8], total / weight, rtol=1e-5)
+
+    best = min(losses, key=losses.get)
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {best, 8}
+
+
+@pytest.mark.parametrize(
+    ("message", "kwargs"),
+    [
+        ("held_out and evaluate_every belong together", {"evaluate_every": 2}),
+        ("evaluate_every 0 must be at least 1", {"evaluate_every": 0}),
+        ("Keep.best 'test/los' is not evaluated", {"keep": checkpoints.Keep(best="test/los")}),
+        ("save_every 3 must be a multiple", {"keep": checkpoints.Keep(best="test/loss")}),
+    ],
+)
+def test_mistakes_of_evaluation(message, kwargs, tmp_path):
+    if "best" in message or "multiple" in message:
+        kwargs |= {"held_out": held_out_of([random_batch([5])]), "evaluate_every": 2}
+    with pytest.raises(UserError, match=message):
+        run(tmp_path / "run", save_every=3, **kwargs)
+    assert not list(tmp_path.iterdir())

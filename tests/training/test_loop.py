@@ -197,7 +197,8 @@ def test_plain_lines_without_a_terminal(tmp_path, capsys):
     run(tmp_path, 4)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("step 2/4  loss ")
-    assert "tokens/s" in lines[-1] and "left" in lines[-1]
+    assert "tokens/s" in lines[-2] and "left" in lines[-2]
+    assert re.match(r"Steps 1 to 4 in 0:\d\d: \w+ \d+\.\d%, ", lines[-1])
 
 
 def test_duration_text():

@@ -1,0 +1,35 @@
+"""Folders of a run's checkpoints, and which of their steps are complete."""
+
+import os
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+from speechgpt_jax.files import is_remote
+
+FOLDER = "checkpoints"
+
+
+def absolute(path: str | os.PathLike) -> epath.Path:
+    """An absolute path; gs:// as it is."""
+    return epath.Path(path) if is_remote(path) else epath.Path(path).expanduser().absolute()
+
+
+def latest_step(run: str | os.PathLike) -> int | None:
+    """The newest complete step of a run, by its folder; None if there is none."""
+    return latest_step_in(absolute(run) / FOLDER)
+
+
+def latest_step_in(folder: epath.Path) -> int | None:
+    """The newest complete step among the checkpoints in `folder`; None if there is none."""
+    if not folder.is_dir():
+        return None
+    steps = [int(child.name) for child in folder.iterdir() if child.name.isdigit()]
+    # From the newest on, since each question is a request to a bucket.
+    complete = (n for n in sorted(steps, reverse=True) if is_complete(folder / str(n)))
+    return next(complete, None)
+
+
+def is_complete(step: epath.Path) -> bool:
+    """Whether Orbax finished writing a step: told by its name on disks, by a file on buckets."""
+    return ocp.utils.is_checkpoint_finalized(step)

@@ -1,0 +1,63 @@
+"""What a run does with its time: the phases of training, for the watchdog and for its report."""
+
+import collections
+import statistics
+import time
+
+# Phases of `loop.fit`. Steps are computed while the next batch is read, so `input` is the time in
+# which a step waited for its batch.
+START, RESTORE, COMPILE, INPUT, STEP, EVALUATE, SAVE = (
+    *("start", "restore", "compile", "input", "step", "evaluate", "save"),
+)
+RECENT = 101
+
+
+class Phases:
+    """The current phase of a run, and how long the earlier ones took.
+
+        phases = Phases()
+        phases.enter(RESTORE)
+        ...
+        phases.enter(STEP)
+
+    Attributes:
+      name: the current phase.
+      since: when it began, in seconds of time.monotonic.
+      step: number of the last finished step; 0 before the first.
+      step_ended: when that was, or when the run started.
+    """
+
+    def __init__(self, step: int = 0):
+        self.began = self.since = self.step_ended = time.monotonic()
+        self.name, self.step = START, step
+        self._totals: dict[str, float] = {}
+        self._recent: dict[str, collections.deque] = {}
+
+    def enter(self, name: str) -> None:
+        """Ends the current phase and begins another."""
+        now = time.monotonic()
+        self._totals[self.name] = self._totals.get(self.name, 0.0) + now - self.since
+        recent = self._recent.setdefault(self.name, collections.deque(maxlen=RECENT))
+        recent.append(now - self.since)
+        # One assignment, since the watchdog's thread reads both.
+        self.name, self.since = name, now
+
+    def finish_step(self, step: int) -> None:
+        """Notes that `step` is finished."""
+        self.step, self.step_ended = step, time.monotonic()
+
+    def median(self, name: str) -> float | None:
+        """Median of the last durations of a phase in seconds; None if there are under three."""
+        recent = list(self._recent.get(name, ()))
+        return statistics.median(recent) if len(recent) >= 3 else None
+
+    def shares(self) -> dict[str, float]:
+        """{phase: its share of the time since the start}, the longest first.
+
+        The current phase counts up to now.
+        """
+        now = time.monotonic()
+        current = self._totals.get(self.name, 0.0) + now - self.since
+        totals = self._totals | {self.name: current}
+        longest_first = sorted(totals.items(), key=lambda item: -item[1])
+        return {name: seconds / (now - self.began) for name, seconds in longest_first}

@@ -1,0 +1,61 @@
+"""A process whose phase takes too long leaves stack traces and ends."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.training.phases import INPUT, STEP, Phases
+from speechgpt_jax.training.watchdog import HUNG_EXIT_CODE, Watchdog, watched
+
+HANGS = """
+import sys, threading, time
+from speechgpt_jax.training.phases import INPUT, STEP, Phases
+from speechgpt_jax.training.watchdog import Watchdog, watched
+
+def wait_forever():
+    time.sleep(100)
+
+phases = Phases()
+with watched(phases, Watchdog(factor=2, at_least=0.2), sys.argv[1]):
+    for step in range(1, 6):
+        phases.enter(INPUT)
+        phases.enter(STEP)
+        phases.finish_step(step)
+    wait_forever()
+"""
+
+
+@pytest.mark.slow
+def test_traces_and_an_exit_code(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS, tmp_path], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == HUNG_EXIT_CODE
+    assert "wait_forever" in done.stderr
+    assert "Error: process 0 of 1 hangs: step after step 5 takes 0 s, usually 0.0 s" in done.stderr
+    assert "wait_forever" in (tmp_path / "hung" / "process_0.txt").read_text()
+
+
+def test_limits_follow_the_median():
+    watchdog = Watchdog(factor=10, at_least=5, first=100)
+    assert watchdog.limit(None) == 100
+    assert watchdog.limit(0.1) == 5
+    assert watchdog.limit(2.0) == 20
+    with pytest.raises(UserError, match="factor 1 must be above 1"):
+        Watchdog(factor=1)
+
+
+def test_a_run_that_is_alive_is_left_alone(tmp_path):
+    phases = Phases()
+    with watched(phases, Watchdog(at_least=0.2, first=0.2), tmp_path):
+        for _ in range(10):
+            phases.enter(INPUT)
+            time.sleep(0.03)
+            phases.enter(STEP)
+    assert not list(tmp_path.iterdir())
+    assert phases.median(INPUT) == pytest.approx(0.03, abs=0.02)
+    assert next(iter(phases.shares())) == INPUT
+    assert sum(phases.shares().values()) == pytest.approx(1)
