@@ -185,8 +185,9 @@ class Engine:
         padding = config.padded_vocab_size - masks.shape[1]
         if mesh is not None:
             graphdef, state = nnx.split(model)
-            state = jax.device_put(state, nnx.get_named_sharding(state, mesh))
-            model = nnx.merge(graphdef, state)
+            with self._on_mesh():
+                placements = nnx.get_named_sharding(state, mesh)
+            model = nnx.merge(graphdef, jax.device_put(state, placements))
         with self._on_mesh():
             self._masks = jax.device_put(np.pad(masks, ((0, 0), (0, padding)), constant_values=-1))
             leaves, structure = jax.tree.flatten(make_decoder(model, dtype, int8=int8))

@@ -129,14 +129,14 @@ def sliding(
       pieces: the sequence. Expected rows count as known until the next piece replaces them, but
         have no values of their own.
       before, after: rows before and after a row that its value depends on.
-      wait: rows after a row that must be known before its value is returned; by default `after`.
+      wait: rows after a row, expected ones included, that must be known before its value is
+        returned; by default `after` rows that are not only expected.
       at_most, at_least: values per piece of the result; the last may be shorter than `at_least`.
       expect: also yield, after each piece, the values that are expected to follow.
 
     Yields:
       Values, and the values that are expected to follow them.
     """
-    wait = after if wait is None else min(wait, after)
     size, first, done = before + at_most + after, 0, 0
     known: Any = None
     rows: Any = None
@@ -155,7 +155,10 @@ def sliding(
             known = piece[0] if known is None else np.concatenate([known, piece[0]])
             rows = np.concatenate([known, piece[1]])
         wanted = 1 if piece is None else at_least
-        waiting = 0 if piece is None else max(wait, len(rows) - len(known))
+        expected = len(rows) - len(known)
+        waiting = expected + after if wait is None else max(min(wait, after), expected)
+        if piece is None:
+            waiting = 0
         while (ready := first + len(rows) - waiting - done) >= wanted:
             count = min(ready, at_most)
             result = values(count)
