@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 # Without cached byte code TensorFlow is slow to import.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test lint lock clean
+.PHONY: demo check test browser lint lock clean
 
 demo: $(VENV)/core.stamp
 	$(RUN) -m speechgpt_jax.demo
@@ -19,7 +19,15 @@ test: $(VENV)/test.stamp
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+	$(if $(FAST),,@$(MAKE) -s browser)
 	$(RUN) -m pytest -n 2 --dist=worksteal $(FAST)
+
+# The page is tested in a real browser, which only root can install.
+browser:
+	@command -v chromium chromedriver >/dev/null || { \
+	  test "$$(id -u)" = 0 || { echo "The page's tests need: apt-get install chromium chromium-driver"; exit 1; }; \
+	  echo "Installing chromium and chromium-driver with apt-get ..."; \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; }
 
 lint: $(VENV)/test.stamp
 	$(RUN) -m ruff format .
@@ -50,5 +58,5 @@ $(VENV)/core.stamp: requirements.txt pyproject.toml | $(VENV)/bin/uv
 $(VENV)/test.stamp: $(VENV)/core.stamp
 	@echo "Installing the test and conversion extras into $(VENV) ..."
 	$(RUN) -m pip install -q --disable-pip-version-check torch==2.13.0
-	$(VENV)/bin/uv pip install -q --python $(RUN) -r requirements.txt -e '.[convert,chat,test]'
+	$(VENV)/bin/uv pip install -q --python $(RUN) -r requirements.txt -e '.[convert,chat,serve,test]'
 	@touch $@

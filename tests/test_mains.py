@@ -71,6 +71,12 @@ FILE = "pyproject.toml"
         ("chat", ["--run=none"], "--run=none: expected a path that exists"),
         ("chat", ["--run=tests", f"--output_dir={FILE}"], "can't be a folder"),
         ("chat", ["--run=tests", "--history_tokens=-1"], "--history_tokens=-1: expected"),
+        ("serve", ["--run=none"], "--run=none: expected a path that exists"),
+        ("serve", ["--run=tests", "--port=70000"], "--port=70000: expected a whole number"),
+        ("serve", ["--run=tests", "--num_slots=0"], "--num_slots=0: expected"),
+        ("serve", ["--run=tests", "--max_seconds=0"], "--max_seconds=0: expected"),
+        ("serve", ["--run=tests", f"--ssl_keyfile={FILE}"], "Give both --ssl_certfile and"),
+        ("serve", ["--run=tests", "--host=256.1.1.1"], "--port=8000: can't listen"),
         ("precompile", ["--topology=v5e-4", "--batch_per_chip=0"], "--batch_per_chip=0: expected"),
         ("precompile", ["--topology=v5e-4", "--batch_per_chip=nan"], "--batch_per_chip=nan"),
         ("precompile", ["--topology=v5e-4", "--json=tests"], "can't be a file"),
@@ -88,7 +94,7 @@ def test_illegal_flags(main, flags, message):
     assert process.stdout == "imported: []\n"
 
 
-@pytest.mark.parametrize("main", ["train", "evaluate", "infer", "chat", "precompile"])
+@pytest.mark.parametrize("main", ["train", "evaluate", "infer", "serve", "chat", "precompile"])
 def test_help(main):
     command = [sys.executable, "-m", f"speechgpt_jax.{main}", "--help"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

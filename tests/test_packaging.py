@@ -151,6 +151,7 @@ def test_inference_needs_no_extra(module, tmp_path):
         ("tools.extract_units", "corpus"),
         ("tools.convert_hubert", "convert"),
         ("tools.convert_llama", "convert"),
+        ("speechgpt_jax.serving.app", "serve"),
     ],
 )
 def test_a_program_needs_only_its_extra(module, extra, tmp_path):
@@ -238,6 +239,8 @@ def test_wheel_holds_recipes_assets_and_programs(wheel):
     package = wheel / "speechgpt_jax"
     assert files(package / "gin", "*.*") == files(ROOT / "gin", "*.gin")
     assert files(package / "assets", "*.*") == files(ROOT / "speechgpt_jax/assets", "*.*")
+    page = "serving/page"
+    assert files(package / page, "*.*") == files(ROOT / "speechgpt_jax" / page, "*.*")
     for folder in ("speechgpt_jax", "tasks", "tools"):
         assert files(wheel / folder, "*.py") == files(ROOT / folder, "*.py")
 

@@ -9,7 +9,7 @@ conversation.answer("what is it?").text          # At once.
 
 import dataclasses
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -165,6 +165,9 @@ class Conversation:
         first. Models that were trained on single questions, as those of all our recipes, answer
         best without.
       history: the earlier turns, as text.
+      speed: rate of speech, relative to that of the vocoder.
+      in_progress: what the engine answers, or has answered last; it can be cancelled from any
+        thread.
     """
 
     model: SpeechModel
@@ -175,10 +178,13 @@ class Conversation:
     max_new_tokens: int = 384
     history_tokens: int = 0
     history: list[str] = dataclasses.field(default_factory=list)
+    speed: float = 1.0
+    in_progress: Answer | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self):
         check_number("max_new_tokens", self.max_new_tokens, at_least=1)
         check_number("history_tokens", self.history_tokens, at_least=0)
+        check_number("speed", self.speed, above=0)
         # Raises a UserError for an unknown speaker.
         self.model.vocoder.config.speaker_index(self.speaker)
 
@@ -191,28 +197,46 @@ class Conversation:
 
         Leaving the iteration early cancels the reply, of which nothing is remembered.
         """
+        if isinstance(question, str) and (task := prompts.split_request(question)):
+            description, text = task
+            yield from self.speaking(text, description or prompts.SPEAK)
+            return
+        prompt, form = self._prompt(question, aloud)
+        tokens: list[int] = []
+        yield from self._events(self._with_history(prompt), form, tokens)
+        response = self.model.tokenizer.decode(tokens).partition(prompts.END_OF_ANSWER)[0]
+        self._remember_response(prompt, response)
+
+    def remember(self, question: Question, text: str, units: Sequence[int] = ()) -> None:
+        """Adds a turn that was answered elsewhere, by a text and perhaps by units too.
+
+        The transcript of a spoken question is not known, so its answer follows at once.
+        """
+        prompt, _ = self._prompt(question, aloud=bool(units))
+        is_begun = prompt.endswith(prompts.TEXT_ANSWER)
+        response = text if is_begun else f"{prompts.TEXT_ANSWER} {text}"
+        if units:
+            response += f"; {prompts.UNIT_ANSWER} {units_to_text(units)}"
+        self._remember_response(prompt, response)
+
+    def _remember_response(self, prompt: str, response: str) -> None:
+        self.history.append(f"{prompt} {response.strip()}{prompts.END_OF_ANSWER}. ")
+
+    def _prompt(self, question: Question, aloud: bool) -> tuple[str, str]:
+        """The prompt of a question, and the form of its answer."""
         if isinstance(question, str):
-            if task := prompts.split_request(question):
-                description, text = task
-                yield from self.speaking(text, description or prompts.SPEAK)
-                return
             template, form = (
                 (prompts.TEXT_TO_SPEECH_PROMPT, "text_to_speech")
                 if aloud
                 else (prompts.TEXT_TO_TEXT_PROMPT, "text")
             )
-            prompt = template.format(question=question) + f" {prompts.TEXT_ANSWER}"
-        else:
-            template, form = (
-                (prompts.SPEECH_TO_SPEECH_PROMPT, "speech_to_speech")
-                if aloud
-                else (prompts.SPEECH_TO_TEXT_PROMPT, "speech_to_text")
-            )
-            prompt = template.format(question_units=self.model.unit_text(question))
-        tokens: list[int] = []
-        yield from self._events(self._with_history(prompt), form, tokens)
-        response = self.model.tokenizer.decode(tokens).partition(prompts.END_OF_ANSWER)[0]
-        self.history.append(f"{prompt} {response.strip()}{prompts.END_OF_ANSWER}. ")
+            return template.format(question=question) + f" {prompts.TEXT_ANSWER}", form
+        template, form = (
+            (prompts.SPEECH_TO_SPEECH_PROMPT, "speech_to_speech")
+            if aloud
+            else (prompts.SPEECH_TO_TEXT_PROMPT, "speech_to_text")
+        )
+        return template.format(question_units=self.model.unit_text(question)), form
 
     def transcribing(
         self, wav: np.ndarray, description: str = prompts.TRANSCRIBE
@@ -261,7 +285,7 @@ class Conversation:
         """Events of the answer to a prompt; its token ids are added to `tokens`."""
         model = self.model
         seed = None if self.seed is None else self.seed + len(self.history)
-        answer = model.engine.submit(
+        answer = self.in_progress = model.engine.submit(
             Request(
                 prompt,
                 self.max_new_tokens,
@@ -273,7 +297,7 @@ class Conversation:
         )
         bursts = _collected(answer, tokens)
         events = written(bursts, form, model.masks, model.tokenizer)
-        return with_sound(events, model.vocoder, self.speaker)
+        return with_sound(events, model.vocoder, self.speaker, 1 / self.speed)
 
 
 def _collected(answer: Answer, tokens: list[int]) -> Iterator[list]:

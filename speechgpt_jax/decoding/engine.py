@@ -100,11 +100,13 @@ class Answer:
     Attributes:
       request: what is answered.
       finish_reason: why the answer ended; None before its end.
+      num_tokens: number of tokens that were written so far.
     """
 
     def __init__(self, request: Request):
         self.request = request
         self.finish_reason: FinishReason | None = None
+        self.num_tokens = 0
         self.is_cancelled = False
         # Lists of tokens; None: the end; an exception of the engine.
         self._arrived: queue.SimpleQueue[list[Token] | BaseException | None] = queue.SimpleQueue()
@@ -129,6 +131,7 @@ class Answer:
 
     def put(self, tokens: list[Token]) -> None:
         """Adds tokens; for the engine."""
+        self.num_tokens += len(tokens)
         if tokens:
             self._arrived.put(tokens)
 

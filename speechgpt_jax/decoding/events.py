@@ -82,7 +82,10 @@ def written(
 
 
 def with_sound(
-    written: Iterator[list[Event]], vocoder: UnitVocoder, speaker: int | str
+    written: Iterator[list[Event]],
+    vocoder: UnitVocoder,
+    speaker: int | str,
+    duration_scale: float = 1.0,
 ) -> Generator[Event]:
     """The events of `written`, and the sound of their units as soon as it can be synthesized."""
     units: list[int] = []
@@ -100,7 +103,8 @@ def with_sound(
             later.extend(events)
             yield _units(events)
 
-    for wav in stream(vocoder, pieces(), speaker=speaker):
+    sound = stream(vocoder, pieces(), speaker=speaker, duration_scale=duration_scale)
+    for wav in sound:
         yield from later
         later.clear()
         yield Sound(wav)

@@ -204,7 +204,7 @@ def test_a_text_to_unit_model_writes_units(table):
         description=prompts.SPEAK, source=text, target=units_to_text(units)
     )
     ids = tokenizer.encode(prompts.DEFAULT_PREFIX + said)
-    model = learn_by_heart([tokenizer.bos_id, *ids, tokenizer.eos_id], tokenizer.vocab_size)
+    model = learn_by_heart([[tokenizer.bos_id, *ids, tokenizer.eos_id]], tokenizer.vocab_size)
     voice = ModelSynthesizer(model, tokenizer, max_new_tokens=16)
     assert voice([(text, "")] * 3) == [units] * 3
     short = dataclasses.replace(voice, max_new_tokens=4)

@@ -40,6 +40,6 @@ def model(question, wav):
         answer_units=units_to_text(ANSWER_UNITS),
     )
     ids = tokenizer.encode(prompts.DEFAULT_PREFIX + dialogue)
-    model = learn_by_heart([tokenizer.bos_id, *ids, tokenizer.eos_id], tokenizer.vocab_size)
+    model = learn_by_heart([[tokenizer.bos_id, *ids, tokenizer.eos_id]], tokenizer.vocab_size)
     vocoder = UnitVocoder.from_pretrained(VOCODER)
     return SpeechModel(model, tokenizer, speech2unit, vocoder, num_slots=2, context=512)

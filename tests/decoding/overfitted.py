@@ -1,4 +1,4 @@
-"""A tiny LLaMA that knows one text by heart."""
+"""A tiny LLaMA that knows some texts by heart."""
 
 import dataclasses
 
@@ -11,8 +11,8 @@ from speechgpt_jax.models.llama import Llama
 from tests.sizes import llama
 
 
-def learn_by_heart(ids: list[int], vocab_size: int) -> Llama:
-    """A model that writes `ids` after their beginning."""
+def learn_by_heart(texts: list[list[int]], vocab_size: int) -> Llama:
+    """A model that writes each of `texts`, token ids, after its beginning."""
     config = dataclasses.replace(
         llama("tiny", vocab_size),
         hidden_size=64,
@@ -23,8 +23,11 @@ def learn_by_heart(ids: list[int], vocab_size: int) -> Llama:
         head_dim=32,
     )
     graphdef, params = nnx.split(Llama(config, rngs=nnx.Rngs(0)))
-    optimizer = optax.adam(3e-3)
-    tokens = jnp.array([ids])
+    optimizer = optax.adam(4e-3)
+    longest = max(map(len, texts))
+    tokens = jnp.array([text + [0] * (longest - len(text)) for text in texts])
+    lengths = jnp.array(list(map(len, texts)))
+    weights = jnp.arange(1, longest) < lengths[:, None]
 
     @jax.jit
     def step(params, opt_state):
@@ -32,12 +35,12 @@ def learn_by_heart(ids: list[int], vocab_size: int) -> Llama:
             model = nnx.merge(graphdef, params)
             logits = model.unembed(model(tokens[:, :-1]))
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
-            return losses.mean()
+            return (losses * weights).sum() / weights.sum()
 
         updates, opt_state = optimizer.update(jax.grad(loss_fn)(params), opt_state)
         return optax.apply_updates(params, updates), opt_state
 
     opt_state = optimizer.init(params)
-    for _ in range(150):
+    for _ in range(200):
         params, opt_state = step(params, opt_state)
     return nnx.merge(graphdef, params)

@@ -1,0 +1,102 @@
+"""Serves a trained model: OpenAI's API under /v1 and a page to talk with it.
+
+    python -m speechgpt_jax.serve --run=runs/demo/stage3
+    python -m speechgpt_jax.serve --run=runs/demo/stage3 --host=0.0.0.0 --ssl_certfile=cert.pem \
+        --ssl_keyfile=key.pem
+
+The environment variable SPEECHGPT_API_KEY, if set, is the key that clients must send.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import pathlib
+import sys
+
+from absl import flags
+
+from speechgpt_jax import arguments
+from speechgpt_jax.arguments import (
+    at_least,
+    define,
+    existing_file,
+    nonempty,
+    positive_float,
+    positive_int,
+)
+from speechgpt_jax.decoding import flags as talk
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.gin_utils import hush_libraries
+
+flags.adopt_module_key_flags(talk)
+HOST = define("host", nonempty, "127.0.0.1", "Address to listen at; 0.0.0.0: all of this host.")
+PORT = define("port", at_least(1, at_most=65_535), 8000, "Port to listen at.")
+MODEL_NAME = define("model_name", nonempty, None, "What clients call it; by default the run's.")
+NUM_SLOTS = define("num_slots", positive_int, 8, "Requests that are answered at the same time.")
+HISTORY_TOKENS = define(
+    "history_tokens",
+    at_least(0),
+    0,
+    "Most tokens of earlier turns that the model reads; models trained on single questions, as in"
+    " the recipes, answer best without.",
+)
+MAX_WAITING = define("max_waiting", at_least(0), 32, "Requests that may wait for a slot.")
+MAX_BODY_MB = define("max_body_mb", positive_float, 16.0, "Largest request, in MiB.")
+MAX_AUDIO_SECONDS = define("max_audio_seconds", positive_float, 60.0, "Longest recording.")
+MAX_SECONDS = define("max_seconds", positive_float, 120.0, "Time for a request and its reply.")
+CORS_ORIGINS = flags.DEFINE_list(
+    "cors_origins", [], "Origins of other pages that may call the API, with commas; *: all."
+)
+SSL_CERTFILE = define("ssl_certfile", existing_file, None, "Certificate; then it serves https.")
+SSL_KEYFILE = define("ssl_keyfile", existing_file, None, "Key of the certificate.")
+LOG_WORDS = flags.DEFINE_bool("log_words", False, "Log what is said, not only when and how long.")
+
+
+def main() -> None:
+    hush_libraries()
+    if not importlib.util.find_spec("uvicorn"):
+        raise UserError("serve needs uvicorn: pip install 'speechgpt_jax[serve]'.")
+    if bool(SSL_CERTFILE.value) != bool(SSL_KEYFILE.value):
+        raise UserError("Give both --ssl_certfile and --ssl_keyfile, or neither.")
+    log = logging.getLogger("speechgpt_jax.serving")
+    log.addHandler(logging.StreamHandler(sys.stderr))
+    log.setLevel(logging.INFO)
+    log.propagate = False  # absl's handler would add a prefix to the JSON, or drop it.
+
+    from speechgpt_jax.serving.server import check_port, run
+
+    check_port(HOST.value, PORT.value)
+    print("Loading the model ...", file=sys.stderr, flush=True)
+
+    # Loads JAX, which takes seconds; wrong flags are reported before.
+    from speechgpt_jax.serving.app import Options, create_app
+    from speechgpt_jax.serving.talker import Limits
+
+    model = talk.load_speech_model(num_slots=NUM_SLOTS.value)
+    settings = talk.start_conversation(model, history_tokens=HISTORY_TOKENS.value)
+    limits = Limits(
+        body_bytes=int(MAX_BODY_MB.value * 2**20),
+        audio_seconds=MAX_AUDIO_SECONDS.value,
+        waiting=MAX_WAITING.value,
+        seconds=MAX_SECONDS.value,
+    )
+    options = Options(
+        MODEL_NAME.value or pathlib.Path(talk.RUN.value).resolve().name,
+        api_key=os.environ.get("SPEECHGPT_API_KEY") or None,
+        cors_origins=CORS_ORIGINS.value,
+        log_words=LOG_WORDS.value,
+        limits=limits,
+    )
+    run(
+        create_app(settings, options),
+        host=HOST.value,
+        port=PORT.value,
+        certificate=SSL_CERTFILE.value,
+        key=SSL_KEYFILE.value,
+    )
+
+
+if __name__ == "__main__":
+    arguments.run_with_flags(main)

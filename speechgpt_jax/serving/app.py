@@ -1,0 +1,360 @@
+"""The application: routes, who may call them, what is logged and measured.
+
+One process answers all requests; replies run in threads (`talker`), everything else in the event
+loop. Nothing from a request is used as a path: the page's files are read at the start.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import hmac
+import json
+import mimetypes
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from speechgpt_jax.decoding.conversation import Conversation
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.serving import protocol
+from speechgpt_jax.serving.audio_api import Speech, Transcription, parse_form
+from speechgpt_jax.serving.chat_completions import Completion
+from speechgpt_jax.serving.http import (
+    LOG,
+    ClientGone,
+    Stream,
+    error_response,
+    explain,
+    read_body,
+    until_gone,
+    with_errors,
+)
+from speechgpt_jax.serving.metrics import Metrics
+from speechgpt_jax.serving.protocol import ApiError, ChatRequest, SpeechRequest
+from speechgpt_jax.serving.realtime import Session
+from speechgpt_jax.serving.sound import MEDIA_TYPES
+from speechgpt_jax.serving.talker import Limits, Talker
+
+PAGE = Path(__file__).parent / "page"
+# Time for a body to arrive: meanwhile its request has a place among the replies.
+_BODY_SECONDS = 20
+_KEY_IN_PROTOCOL = "openai-insecure-api-key."
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How the server is run.
+
+    Attributes:
+      name: what clients call the model.
+      api_key: what clients must send; None: nothing.
+      cors_origins: origins of other pages that may call the API; "*": all.
+      log_words: what is said is logged too.
+      limits: what one request may ask for.
+    """
+
+    name: str
+    api_key: str | None = None
+    cors_origins: Sequence[str] = ()
+    log_words: bool = False
+    limits: Limits = Limits()  # noqa: RUF009 (frozen)
+
+
+def create_app(settings: Conversation, options: Options) -> Starlette:
+    """The application that answers with one model.
+
+    Args:
+      settings: a conversation whose fields all replies start from.
+      options: how the server is run.
+    """
+    return _Server(settings, options).app
+
+
+class _Server:
+    def __init__(self, settings: Conversation, options: Options):
+        self._options, self._metrics = options, Metrics()
+        self._talker = Talker(settings, options.limits, self._metrics)
+        self._created, self._num_sessions = int(time.time()), 0
+        self._page = {file.name: file.read_bytes() for file in PAGE.iterdir()}
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=list(options.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+        self.app = Starlette(
+            routes=[
+                Route("/", self._index),
+                Route("/page/{name}", self._page_file),
+                Route("/healthz", self._healthz),
+                Route("/readyz", self._readyz),
+                Route("/metrics", self._show_metrics),
+                Route("/v1/models", self._models),
+                Route("/v1/models/{name}", self._model),
+                self._call("/v1/chat/completions", self._chat),
+                self._call("/v1/audio/transcriptions", self._transcribe),
+                self._call("/v1/audio/speech", self._speech),
+                WebSocketRoute("/v1/realtime", self._realtime),
+            ],
+            middleware=[
+                Middleware(_Watch, server=self),
+                *([cors] if options.cors_origins else []),
+                Middleware(_Keyed, api_key=options.api_key),
+            ],
+            exception_handlers={
+                HTTPException: self._no_route,
+                ApiError: self._explained,
+                UserError: self._explained,
+            },
+            lifespan=self._lifespan,
+        )
+
+    def _call(self, path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
+        """A route whose requests are admitted before anything of them is read."""
+        admitted = Middleware(_Admitted, talker=self._talker)
+        return Route(path, endpoint, methods=["POST"], middleware=[admitted])
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Warms up while /healthz is answered already."""
+        warm_up = asyncio.create_task(asyncio.to_thread(self._warm_up))
+        yield
+        await warm_up
+
+    def _warm_up(self) -> None:
+        start = time.monotonic()
+        try:
+            self._talker.warm_up()
+        except Exception as error:
+            LOG.error("warm-up failed", exc_info=error)
+            raise
+        log("ready", model=self._options.name, seconds=round(time.monotonic() - start, 2))
+
+    # ---- page, health, models --------------------------------------------------------------------
+
+    async def _index(self, request: Request) -> Response:
+        return self._file("index.html")
+
+    async def _page_file(self, request: Request) -> Response:
+        if (name := request.path_params["name"]) not in self._page:
+            raise HTTPException(404)
+        return self._file(name)
+
+    def _file(self, name: str) -> Response:
+        response = Response(self._page[name], media_type=mimetypes.guess_type(name)[0])
+        response.headers["Content-Security-Policy"] = (
+            "default-src 'self'; img-src 'self' data:; media-src blob:; frame-ancestors 'none'"
+        )
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+    async def _healthz(self, request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def _readyz(self, request: Request) -> Response:
+        if self._talker.is_ready:
+            return PlainTextResponse("ready\n")
+        return PlainTextResponse("warming up\n", 503, {"Retry-After": "5"})
+
+    async def _show_metrics(self, request: Request) -> Response:
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def _models(self, request: Request) -> Response:
+        reply = protocol.models(self._options.name, self._created)
+        # Additions of this server, for its page.
+        return JSONResponse({**reply, "voices": self._talker.voices})
+
+    async def _model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        protocol.check_choice("model", name, [self._options.name], status=404)
+        return JSONResponse(protocol.model(name, self._created))
+
+    async def _no_route(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        given = f"{request.method} {request.url.path[:100]}"
+        return error_response(ApiError(error.status_code, f"{given}: {error.detail}."))
+
+    async def _explained(self, request: Request, error: Exception) -> Response:
+        return error_response(explain(error))
+
+    # ---- calls of the API ------------------------------------------------------------------------
+
+    async def _chat(self, request: Request) -> Response:
+        body = await self._body(request)
+        fields = protocol.parse_json(ChatRequest, body)
+        completion = Completion(self._talker, self._options.name, fields)
+        request.state.words = completion.words
+        await completion.read_messages()
+        if fields.stream:
+            return Stream(with_errors(completion.stream()), "text/event-stream")
+        return JSONResponse(await until_gone(request.receive, completion.whole()))
+
+    async def _transcribe(self, request: Request) -> Response:
+        body = await self._body(request)
+        fields, recording = await parse_form(request.headers, body)
+        wav = await self._talker.decode(recording)
+        transcription = Transcription(self._talker, self._options.name, fields, wav)
+        request.state.words = transcription.words
+        if fields.stream:
+            return Stream(with_errors(transcription.stream()), "text/event-stream")
+        whole = await until_gone(request.receive, transcription.whole())
+        return PlainTextResponse(whole) if isinstance(whole, str) else JSONResponse(whole)
+
+    async def _speech(self, request: Request) -> Response:
+        body = await self._body(request)
+        fields = protocol.parse_json(SpeechRequest, body)
+        speech = Speech(self._talker, self._options.name, fields)
+        request.state.words = speech.words
+        if fields.stream_format == "sse":
+            return Stream(with_errors(speech.stream()), "text/event-stream")
+        return Stream(speech.stream(), MEDIA_TYPES[speech.format])
+
+    async def _body(self, request: Request) -> bytes:
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                return await read_body(request, self._options.limits.body_bytes)
+        except TimeoutError as error:
+            message = f"The body did not arrive within {_BODY_SECONDS} s."
+            raise ApiError(408, message, code="timeout") from error
+
+    async def _realtime(self, socket: WebSocket) -> None:
+        protocols = socket.scope.get("subprotocols") or []
+        if not self._is_allowed(socket.headers.get("origin"), socket.headers.get("host")):
+            await socket.close(1008, "Pages of this origin are not allowed; see --cors_origins.")
+            return
+        most = self._talker.most_replies
+        if not self._talker.is_ready or self._num_sessions >= most:
+            await socket.close(1013, "Too many sessions; try again.")
+            return
+        await socket.accept("realtime" if "realtime" in protocols else None)
+        self._num_sessions += 1
+        try:
+            await Session(socket, self._talker, self._options.name).run()
+        finally:
+            self._num_sessions -= 1
+
+    def _is_allowed(self, origin: str | None, host: str | None) -> bool:
+        """Whether a page may connect: browsers let every page open WebSockets to every server."""
+        origins = self._options.cors_origins
+        return origin is None or urlsplit(origin).netloc == host or bool({origin, "*"} & {*origins})
+
+    # ---- one request -----------------------------------------------------------------------------
+
+    def finished(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
+        """Logs and counts a request."""
+        route = getattr(scope.get("route"), "path", "none")
+        self._metrics.requests.labels(route, str(status)).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
+        words = scope.get("state", {}).get("words")
+        said = words() if self._options.log_words and words else {}
+        client = (scope.get("client") or ("", 0))[0]
+        log(
+            "request",
+            route=route,
+            status=status,
+            seconds=round(seconds, 4),
+            request_id=request_id,
+            client=client,
+            **said,
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Time for a request."""
+        return self._options.limits.seconds
+
+
+def log(event: str, **fields: object) -> None:
+    """Logs one line of JSON."""
+    LOG.info(json.dumps({"time": round(time.time(), 3), "event": event, **fields}))
+
+
+class _Watch:
+    """Gives each request an id and a time limit, logs it, and turns exceptions into replies."""
+
+    def __init__(self, app: ASGIApp, server: _Server):
+        self._app, self._server = app, server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id, start, status = f"req_{secrets.token_hex(12)}", time.monotonic(), 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            async with asyncio.timeout(self._server.seconds):
+                await self._app(scope, receive, send_with_id)
+        except ClientGone:
+            status = 499  # nginx' status for a client that closed the connection.
+        except TimeoutError:
+            limit = self._server.seconds
+            error = ApiError(408, f"The request took longer than {limit:g} s.", code="timeout")
+            if status:
+                raise  # Cuts the stream off: the client must not take it for whole.
+            await error_response(error)(scope, receive, send_with_id)
+        except Exception as error:
+            if status:
+                raise
+            await error_response(explain(error))(scope, receive, send_with_id)
+        finally:
+            self._server.finished(scope, status, time.monotonic() - start, request_id)
+
+
+class _Keyed:
+    """Asks for the API key under /v1."""
+
+    def __init__(self, app: ASGIApp, api_key: str | None):
+        self._app, self._api_key = app, api_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._api_key is None or not scope.get("path", "").startswith("/v1/"):
+            await self._app(scope, receive, send)
+            return
+        given = HTTPConnection(scope).headers.get("authorization", "").removeprefix("Bearer ")
+        for name in scope.get("subprotocols") or ():
+            given = (
+                name.removeprefix(_KEY_IN_PROTOCOL) if name.startswith(_KEY_IN_PROTOCOL) else given
+            )
+        if hmac.compare_digest(given.encode(), self._api_key.encode()):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await WebSocket(scope, receive, send).close(1008, "The API key is wrong or missing.")
+        else:
+            error = ApiError(
+                401,
+                "The API key is wrong or missing; expected the header Authorization: Bearer KEY.",
+                code="invalid_api_key",
+            )
+            await error_response(error)(scope, receive, send)
+
+
+class _Admitted:
+    """Counts a request among the replies in progress, or refuses it, until its reply is sent."""
+
+    def __init__(self, app: ASGIApp, talker: Talker):
+        self._app, self._talker = app, talker
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._talker.admitted():
+            await self._app(scope, receive, send)

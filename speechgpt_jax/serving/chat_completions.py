@@ -1,0 +1,245 @@
+"""POST /v1/chat/completions: text and recordings in, text and sound out."""
+
+import base64
+import binascii
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncGenerator, Generator
+from typing import Any
+
+import numpy as np
+
+from speechgpt_jax import prompts
+from speechgpt_jax.decoding.conversation import Conversation, Question
+from speechgpt_jax.decoding.events import Event, Sound, Text, Transcript, Units
+from speechgpt_jax.decoding.sampling import Sampling
+from speechgpt_jax.serving import protocol
+from speechgpt_jax.serving.http import sse
+from speechgpt_jax.serving.protocol import (
+    AudioPart,
+    ChatRequest,
+    SystemMessage,
+    UserMessage,
+    invalid,
+)
+from speechgpt_jax.serving.sound import Encoder, encode_whole
+from speechgpt_jax.serving.talker import Talker, num_tokens
+
+
+class Completion:
+    """One chat completion: its request, checked and decoded, and its reply."""
+
+    def __init__(self, talker: Talker, name: str, request: ChatRequest):
+        """
+        Args:
+          talker: what answers.
+          name: name of the model.
+          request: the request.
+
+        Raises:
+          ApiError: fields of the request contradict each other or the server.
+        """
+        protocol.check_choice("model", request.model, [name], status=404)
+        if request.is_aloud and not request.audio:
+            raise invalid(
+                'audio is required with modalities ["text", "audio"]: give voice and format.',
+                "audio",
+                "missing_required_parameter",
+            )
+        if request.is_aloud and request.stream and request.audio_format != "pcm16":
+            raise invalid(
+                f"audio.format: a stream needs 'pcm16', got {request.audio_format!r}.",
+                "audio.format",
+            )
+        if request.stream_options and not request.stream:
+            raise invalid("stream_options is only allowed with stream: true.", "stream_options")
+        self._talker, self._request, self._name = talker, request, name
+        self._conversation = self._configured()
+        self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+        self._audio_id = f"audio_{secrets.token_hex(12)}"
+        self._question: Question = ""
+        self._parts: dict[type, list] = {Transcript: [], Text: [], Units: [], Sound: []}
+
+    def _configured(self) -> Conversation:
+        request, settings = self._request, self._talker.settings
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        given = {name: getattr(request, name) for name in names}
+        given = {name: value for name, value in given.items() if value is not None}
+        fields: dict[str, Any] = {}
+        if given:
+            old = {name: getattr(settings.sampling, name) for name in names}
+            fields["sampling"] = Sampling(**{**old, **given})
+        if request.seed is not None:
+            fields["seed"] = request.seed % 2**32
+        # Either of the two names, the newer one first.
+        if most := request.max_completion_tokens or request.max_tokens:
+            fields["max_new_tokens"] = most
+        voice = request.audio.voice if request.is_aloud and request.audio else None
+        return self._talker.conversation(voice=voice, **fields)
+
+    async def read_messages(self) -> None:
+        """Decodes the recordings of the dialogue.
+
+        Raises:
+          ApiError, UserError: a message is illegal, a recording can't be read.
+        """
+        turns = [m for m in self._request.messages if not isinstance(m, SystemMessage)]
+        if not turns or not isinstance(turns[-1], UserMessage):
+            raise invalid("messages: expected a user's message at the end.", "messages")
+        self._question = await self._read(turns[-1])
+        question: Question | None = None
+        for message in turns[:-1]:
+            if isinstance(message, UserMessage):
+                question = await self._read(message)
+                continue
+            answer = self._talker.remembered(message.audio.id) if message.audio else None
+            text = _text_of(message.content) or (answer.text if answer else "")
+            if question is not None and self._conversation.history_tokens:
+                self._conversation.remember(question, text, answer.units if answer else [])
+            question = None
+
+    async def _read(self, message: UserMessage) -> Question:
+        """The recording of a message, or else its text."""
+        parts = message.content if not isinstance(message.content, str) else []
+        recordings = [part.input_audio for part in parts if isinstance(part, AudioPart)]
+        if not recordings:
+            text = _text_of(message.content)
+            if not text.strip():
+                raise invalid("messages: a user's message has no words and no sound.", "messages")
+            return text
+        if len(recordings) > 1:
+            raise invalid(
+                f"messages: expected at most one recording in a message, got {len(recordings)}.",
+                "messages",
+            )
+        return await self._talker.decode(decode_base64(recordings[0].data), recordings[0].format)
+
+    def _begin(self) -> Generator[Event]:
+        last = self._request.messages[-1]
+        task = prompts.split_request(_text_of(last.content or ""))
+        if isinstance(self._question, np.ndarray) and task:
+            return self._conversation.transcribing(self._question, task[0] or prompts.TRANSCRIBE)
+        return self._conversation.ask(self._question, aloud=self._request.is_aloud)
+
+    async def _events(self) -> AsyncGenerator[Event, None]:
+        events = self._talker.reply(self._conversation, self._begin)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                match event:
+                    case Transcript(piece) | Text(piece):
+                        self._parts[type(event)].append(piece)
+                    case Units(units):
+                        self._parts[Units] += units
+                    case Sound(wav):
+                        self._parts[Sound].append(wav)
+                yield event
+
+    @property
+    def _text(self) -> str:
+        return "".join(self._parts[Text])
+
+    @property
+    def _finish_reason(self) -> str:
+        answer = self._conversation.in_progress
+        return "length" if answer and answer.finish_reason == "length" else "stop"
+
+    # ---- at once ---------------------------------------------------------------------------------
+
+    async def whole(self) -> dict[str, Any]:
+        """The reply as JSON."""
+        async for _ in self._events():
+            pass
+        message: dict[str, Any] = {"role": "assistant", "content": self._text, "refusal": None}
+        if self._parts[Transcript]:
+            message["question"] = "".join(self._parts[Transcript])
+        if self._request.is_aloud:
+            data = encode_whole(self._request.audio_format, self._parts[Sound])
+            message["audio"] = {
+                "id": self._audio_id,
+                "data": base64.b64encode(data).decode(),
+                "expires_at": self._remember(),
+                "transcript": self._text,
+            }
+        choice = {
+            "index": 0,
+            "message": message,
+            "finish_reason": self._finish_reason,
+            "logprobs": None,
+        }
+        usage = protocol.usage(*num_tokens(self._conversation))
+        return {**self._head("chat.completion"), "choices": [choice], "usage": usage}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._name}
+
+    def _remember(self) -> int:
+        return self._talker.remember(self._audio_id, self._text, self._parts[Units])
+
+    # ---- streamed --------------------------------------------------------------------------------
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """The reply as server-sent events."""
+        options, is_aloud = self._request.stream_options, self._request.is_aloud
+        encoder = Encoder("pcm16")
+        events = self._events()
+        async with contextlib.aclosing(events):
+            begun = False
+            async for event in events:
+                if not begun:
+                    begun = True
+                    # Clients concatenate equal keys: the id is sent once.
+                    audio = {"audio": {"id": self._audio_id}} if is_aloud else {}
+                    yield self._chunk({"role": "assistant", "content": "", **audio})
+                match event:
+                    case Transcript(piece):
+                        yield self._chunk({"question": piece})
+                    case Text(piece):
+                        audio = {"audio": {"transcript": piece}} if is_aloud else {}
+                        yield self._chunk({"content": piece, **audio})
+                    case Units(units) if options and options.include_units:
+                        yield self._chunk({"units": units})
+                    case Sound(wav) if is_aloud:
+                        yield self._sound(encoder.encode(wav))
+        if is_aloud:
+            yield self._sound(encoder.finish())
+            yield self._chunk({"audio": {"expires_at": self._remember()}})
+        yield self._chunk({}, self._finish_reason)
+        if options and options.include_usage:
+            usage = protocol.usage(*num_tokens(self._conversation))
+            yield sse({**self._head("chat.completion.chunk"), "choices": [], "usage": usage})
+        yield sse("[DONE]")
+
+    def _sound(self, data: bytes) -> bytes:
+        return self._chunk({"audio": {"data": base64.b64encode(data).decode()}})
+
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+        return sse({**self._head("chat.completion.chunk"), "choices": [choice]})
+
+    def words(self) -> dict[str, str]:
+        """What was said, for logs that hold it."""
+        question = self._question if isinstance(self._question, str) else self._parts[Transcript]
+        return {"question": "".join(question), "answer": self._text}
+
+
+def _text_of(content: str | list | None) -> str:
+    """Texts of a message."""
+    if isinstance(content, str):
+        return content
+    return " ".join(part.text for part in content or () if hasattr(part, "text"))
+
+
+def decode_base64(data: str) -> bytes:
+    """Bytes of a base64 text.
+
+    Raises:
+      ApiError: it is no base64.
+    """
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise invalid(
+            f"input_audio.data: expected base64 of a recording, got {protocol.excerpt(data)}.",
+            "input_audio.data",
+        ) from error

@@ -1,0 +1,128 @@
+"""HTTP: bounded bodies, errors, and replies that end when their client goes away."""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncGenerator, Awaitable
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.serving.protocol import ApiError
+
+LOG = logging.getLogger("speechgpt_jax.serving")
+
+Result = TypeVar("Result")
+
+
+async def read_body(request: Request, most_bytes: int) -> bytes:
+    """The body of a request.
+
+    Raises:
+      ApiError: status 413, it has more than `most_bytes`; reading stops there.
+    """
+    data = bytearray()
+    stated = request.headers.get("content-length", "0")
+    size = int(stated) if stated.isdecimal() else 0
+    if size <= most_bytes:
+        async for chunk in request.stream():
+            data += chunk
+            if (size := len(data)) > most_bytes:
+                break
+    if size > most_bytes:
+        raise ApiError(
+            413, f"The body has more than {most_bytes} bytes, the most that this server takes."
+        )
+    return bytes(data)
+
+
+def explain(error: Exception) -> ApiError:
+    """What a client is told about an exception; bugs are logged with their traceback."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, UserError):
+        return ApiError(400, str(error))
+    LOG.error("bug", exc_info=error)
+    return ApiError(500, "The server failed to answer this request; it has logged why.")
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """An error as the reply."""
+    return JSONResponse(error.body(), error.status, error.headers())
+
+
+def sse(event: dict[str, Any] | str) -> bytes:
+    """One server-sent event."""
+    return f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n".encode()
+
+
+class Stream(StreamingResponse):
+    """A reply in pieces; its generator is closed as soon as the client goes away.
+
+    The first piece is made before the status is sent, so that a request which can't be answered
+    still gets an error's status.
+    """
+
+    def __init__(self, pieces: AsyncGenerator[bytes, None], media_type: str):
+        super().__init__(pieces, media_type=media_type)
+        self._pieces = pieces
+        # Proxies would collect the pieces.
+        self.headers["Cache-Control"] = "no-cache"
+        self.headers["X-Accel-Buffering"] = "no"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with contextlib.aclosing(self._pieces):
+            first = await until_gone(receive, anext(self._pieces, b""))
+            self.body_iterator = _with_first(first, self._pieces)
+            await super().__call__(scope, receive, send)
+
+
+async def _with_first(first: bytes, others: AsyncGenerator[bytes, None]):
+    yield first
+    async for piece in others:
+        yield piece
+
+
+class ClientGone(Exception):
+    """The client has closed the connection before the reply."""
+
+
+async def until_gone(receive: Receive, result: Awaitable[Result]) -> Result:
+    """Waits for a result as long as the client is there.
+
+    Raises:
+      ClientGone: the client went away; what it asked for is cancelled.
+    """
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    work, watch = asyncio.ensure_future(result), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait([work, watch], return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        raise ClientGone
+    finally:
+        for task in (work, watch):
+            task.cancel()
+        await asyncio.gather(work, watch, return_exceptions=True)
+
+
+async def with_errors(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """The same server-sent events; an error after the first one becomes the last event."""
+    begun = False
+    async with contextlib.aclosing(pieces):
+        try:
+            async for piece in pieces:
+                yield piece
+                begun = True
+        except Exception as error:
+            if not begun:
+                raise
+            yield sse(explain(error).body())

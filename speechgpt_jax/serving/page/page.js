@@ -1,0 +1,173 @@
+// The page: one form, and the turns below it, newest first.
+
+import * as api from "./api.js";
+import { draw } from "./picture.js";
+import * as sound from "./sound.js";
+
+const find = (id) => document.getElementById(id);
+const form = find("form");
+let model;
+let recording; // In progress.
+let stopping; // AbortController of the answer in progress.
+
+async function connect() {
+  try {
+    const { data, voices } = await api.models(find("key").value);
+    model = data[0].id;
+    find("voice").replaceChildren(...voices.map((name) => new Option(name, name)));
+    setStatus(`Model ${model}`);
+  } catch (error) {
+    if (error.status === 401) find("key-field").hidden = false;
+    setStatus(error.message);
+  }
+}
+
+const setStatus = (text) => { find("status").textContent = text; };
+
+async function ask({ text, file }) {
+  const [task, label] = [find("task").value, text ?? file?.name ?? "a recording"];
+  if (task === "speak" && !text) return setStatus("Reading aloud needs a text.");
+  if (task === "transcribe" && !file) return setStatus("Transcribing needs a recording.");
+  stopping?.abort();
+  sound.clearPlaying();
+  const turn = new Turn(label);
+  const signal = (stopping = new AbortController()).signal;
+  find("stop").disabled = false;
+  setStatus("Answering …");
+  try {
+    await sound.openSound();
+    sound.onPlayer((state) => turn.player(state));
+    const options = {
+      model, text, recording: file, signal, key: find("key").value,
+      voice: find("voice").value, aloud: find("aloud").checked,
+    };
+    const start = { answer: api.answer, transcribe: api.transcribe, speak: api.speak }[task];
+    for await (const piece of start(options)) turn.add(piece);
+    turn.end();
+    setStatus(`Model ${model}`);
+  } catch (error) {
+    if (error.name === "AbortError") setStatus("Stopped.");
+    else turn.fail(error.message), setStatus("The request failed.");
+    if (error.status === 401) find("key-field").hidden = false;
+  } finally {
+    if (stopping?.signal === signal) find("stop").disabled = true;
+  }
+}
+
+class Turn {
+  constructor(asked) {
+    this.start = performance.now();
+    this.units = [];
+    this.chunks = [];
+    this.isLate = false;
+    find("turns").prepend(find("turn").content.cloneNode(true));
+    this.element = find("turns").firstElementChild;
+    this.part("asked").textContent = asked;
+  }
+
+  part(name) { return this.element.querySelector(`.${name}`); }
+
+  add({ question, answer, units, samples }) {
+    if (question) {
+      this.question = (this.question ?? "") + question;
+      this.part("asked").textContent = this.question;
+    }
+    if (answer) this.part("answer").textContent += answer;
+    if (units) this.units.push(...units), this.showUnits();
+    if (samples?.length) {
+      if (!this.chunks.length) this.showTime();
+      this.chunks.push(samples);
+      sound.play(samples);
+    }
+    if (units || samples) this.draw();
+  }
+
+  showTime() {
+    const seconds = (performance.now() - this.start) / 1000;
+    this.element.dataset.firstSound = seconds;
+    this.part("time").textContent = `First sound after ${seconds.toFixed(2)} s`;
+  }
+
+  showUnits() {
+    this.part("count").textContent = `(${this.units.length})`;
+    this.part("units").textContent = this.units.join(" ");
+  }
+
+  draw() {
+    draw(this.part("picture"), sound.concatenate(this.chunks), this.units, sound.RATE);
+  }
+
+  player(state) {
+    if (state === "late") this.isLate = true;
+    if (this.isLate && !this.part("time").textContent.endsWith("late")) {
+      this.part("time").textContent += ", sound came late";
+    }
+    this.element.dataset.player = state;
+  }
+
+  end() {
+    sound.endPlaying();
+    this.element.dataset.done = "true";
+    if (!this.chunks.length) return void (this.part("picture").hidden = true);
+    const replay = this.part("replay");
+    replay.src = URL.createObjectURL(sound.encodeWav(sound.concatenate(this.chunks)));
+    replay.hidden = false;
+  }
+
+  fail(message) {
+    this.part("error").textContent = message;
+    this.part("error").hidden = false;
+    this.part("picture").hidden = true;
+    this.element.dataset.done = "true";
+  }
+}
+
+function stop() {
+  stopping?.abort();
+  sound.clearPlaying();
+}
+
+async function toggleMicrophone() {
+  const button = find("microphone");
+  if (!recording) {
+    stop();
+    try {
+      await sound.openSound();
+      recording = await sound.record();
+    } catch (error) {
+      return setStatus(`No microphone: ${error.message}`);
+    }
+    button.textContent = "Stop and send";
+    button.setAttribute("aria-pressed", "true");
+    return setStatus("Recording …");
+  }
+  const file = recording.stop();
+  recording = undefined;
+  button.textContent = "Record";
+  button.setAttribute("aria-pressed", "false");
+  await ask({ file });
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = find("text").value.trim();
+  if (text) find("text").value = "", ask({ text });
+  else find("text").focus();
+});
+find("text").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey) event.preventDefault(), form.requestSubmit();
+});
+document.addEventListener("keydown", (event) => { if (event.key === "Escape") stop(); });
+find("stop").addEventListener("click", stop);
+find("microphone").addEventListener("click", toggleMicrophone);
+find("file").addEventListener("change", ({ target }) => {
+  const [file] = target.files;
+  target.value = "";
+  if (file) ask({ file });
+});
+find("key").addEventListener("change", connect);
+if (!window.isSecureContext) {
+  find("microphone").disabled = true;
+  find("microphone-note").hidden = false;
+}
+connect();

@@ -1,0 +1,303 @@
+"""Requests, replies and errors of the API: those that OpenAI's clients send and expect.
+
+Fields that would change the answer and that this server doesn't have are refused with a message;
+all others that it doesn't know are ignored.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+# ---- errors --------------------------------------------------------------------------------------
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
+
+
+class ApiError(Exception):
+    """An error that the client is told.
+
+    Attributes:
+      status: HTTP status.
+      message: what was given and what was expected.
+      param: the field that is wrong.
+      code: a name that programs can compare.
+      retry_after: seconds after which the client may try again.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after = retry_after
+
+    @property
+    def kind(self) -> str:
+        """The error's `type`."""
+        return _TYPES.get(
+            self.status, "invalid_request_error" if self.status < 500 else "server_error"
+        )
+
+    def body(self) -> dict[str, Any]:
+        """The JSON of OpenAI's errors."""
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def headers(self) -> dict[str, str]:
+        """Headers of the reply: when the client may try again, and the end of an endless body."""
+        close = {"Connection": "close"} if self.status == 413 else {}
+        return close if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """A request with an illegal value: status 400."""
+    return ApiError(400, message, param=param, code=code)
+
+
+class Strict(BaseModel):
+    """A part of a request."""
+
+    # Strings are not taken for numbers, nor numbers for truth values.
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse(kind: type[Model], fields: Any) -> Model:
+    """A request from its JSON.
+
+    Raises:
+      ApiError: status 400 with the field, what was given and what was expected.
+    """
+    try:
+        return kind.model_validate(fields)
+    except pydantic.ValidationError as error:
+        raise _explained(error) from error
+
+
+def parse_json(kind: type[Model], data: bytes) -> Model:
+    """A request from the bytes of its JSON; see `parse`."""
+    try:
+        return kind.model_validate_json(data)
+    except pydantic.ValidationError as error:
+        raise _explained(error) from error
+
+
+def _explained(error: pydantic.ValidationError) -> ApiError:
+    # Of a union, the attempt that came furthest is the one that the client meant.
+    problem = max(error.errors(include_url=False), key=lambda problem: len(problem["loc"]))
+    if problem["type"] == "json_invalid":
+        return invalid(f"The body is not JSON: {problem['ctx']['error']}.", code="invalid_json")
+    # Names of alternatives of a union are no fields.
+    path = ".".join(str(part) for part in problem["loc"] if part not in _ALTERNATIVES)
+    if problem["type"] == "missing":
+        return invalid(f"{path} is required.", path, "missing_required_parameter")
+    expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return invalid(f"{path}: expected {expected}, got {excerpt(problem['input'])}.", path)
+
+
+def excerpt(value: Any) -> str:
+    """A value in a message, shortened."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# ---- parts of requests ---------------------------------------------------------------------------
+
+
+def _name_of_voice(value: Any) -> Any:
+    """ "slt" or {"id": "slt"} -> "slt"."""
+    return value["id"] if isinstance(value, dict) and "id" in value else value
+
+
+VoiceName = Annotated[str, BeforeValidator(_name_of_voice), StringConstraints(max_length=100)]
+
+
+class _Refused(Strict):
+    """Fields of OpenAI's API that would change the answer."""
+
+    n: Literal[1] | None = None
+    stop: None = None
+    logprobs: Literal[False] | None = None
+    tools: Annotated[list, Field(max_length=0)] | None = None
+    functions: Annotated[list, Field(max_length=0)] | None = None
+
+
+class TextPart(Strict):
+    """A text in a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Recording(Strict):
+    """A recording: base64 of a file."""
+
+    data: str
+    format: Literal["wav", "mp3", "flac", "opus", "aac", "ogg", "m4a", "webm", "pcm16"]
+
+
+class AudioPart(Strict):
+    """A recording in a message."""
+
+    type: Literal["input_audio"]
+    input_audio: Recording
+
+
+class AudioOfReply(Strict):
+    """An earlier reply with sound, by its id."""
+
+    id: str
+
+
+Parts = list[Annotated[TextPart | AudioPart, Field(discriminator="type")]]
+_ALTERNATIVES = (
+    *("str", "text", "input_audio", "UserMessage", "SystemMessage", "AssistantMessage"),
+    *("user", "system", "developer", "assistant"),
+    "list[tagged-union[TextPart,AudioPart]]",
+    "list[TextPart]",
+)
+
+
+class SystemMessage(Strict):
+    """What the model is told before the dialogue."""
+
+    role: Literal["system", "developer"]
+    content: str | list[TextPart]
+
+
+class UserMessage(Strict):
+    """A turn of the user."""
+
+    role: Literal["user"]
+    content: str | Parts
+
+
+class AssistantMessage(Strict):
+    """A turn of the model: a text, an earlier reply with sound, or both."""
+
+    role: Literal["assistant"]
+    content: str | list[TextPart] | None = None
+    audio: AudioOfReply | None = None
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+
+
+class AudioOptions(Strict):
+    """Voice and format of a reply's sound."""
+
+    voice: VoiceName
+    format: Literal["wav", "mp3", "flac", "aac", "opus", "pcm16"]
+
+
+class StreamOptions(Strict):
+    """What a stream holds besides the reply.
+
+    Attributes:
+      include_usage: the numbers of tokens in a last chunk.
+      include_units: the units of the reply; an addition of this server.
+    """
+
+    include_usage: bool | None = None
+    include_units: bool | None = None
+
+
+# ---- requests ------------------------------------------------------------------------------------
+
+
+class ChatRequest(_Refused):
+    """Body of POST /v1/chat/completions."""
+
+    model: str
+    messages: Annotated[list[Message], Field(min_length=1, max_length=200)]
+    modalities: Annotated[list[Literal["text", "audio"]], Field(min_length=1)] | None = None
+    audio: AudioOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @property
+    def is_aloud(self) -> bool:
+        """Whether the reply has sound."""
+        return "audio" in (self.modalities or ())
+
+    @property
+    def audio_format(self) -> str:
+        """Format of the reply's sound."""
+        return self.audio.format if self.audio else "pcm16"
+
+
+class SpeechRequest(Strict):
+    """Body of POST /v1/audio/speech."""
+
+    model: str
+    input: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+    voice: VoiceName
+    response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] | None = None
+    speed: Annotated[float, Field(ge=0.25, le=4)] | None = None
+    stream_format: Literal["audio", "sse"] | None = None
+    include_units: bool | None = None
+
+
+class TranscriptionRequest(BaseModel):
+    """Fields of the form of POST /v1/audio/transcriptions, which are all texts."""
+
+    model: str
+    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    language: Annotated[str, StringConstraints(max_length=20)] | None = None
+    stream: bool = False
+    timestamp_granularities: list[Literal["word", "segment"]] = ["segment"]
+
+
+# ---- replies -------------------------------------------------------------------------------------
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    """Numbers of tokens of a chat completion."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def models(name: str, created: int) -> dict[str, Any]:
+    """Reply of GET /v1/models."""
+    return {"object": "list", "data": [model(name, created)]}
+
+
+def model(name: str, created: int) -> dict[str, Any]:
+    """Reply of GET /v1/models/NAME."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "speechgpt_jax"}
+
+
+def check_choice(name: str, value: str, choices: Sequence[str], status: int = 400) -> None:
+    """Raises an ApiError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ApiError(
+            status,
+            f"{name}: expected one of {', '.join(choices)}, got {excerpt(value)}.",
+            param=name,
+        )

@@ -1,0 +1,88 @@
+"""Server: runs the application with uvicorn, against slow clients and for a graceful stop."""
+
+import asyncio
+import socket
+import sys
+
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from speechgpt_jax.errors import UserError
+
+# Time for a connection to send the head of its first request.
+HEAD_SECONDS = 10
+# Time for replies in progress after SIGTERM or Ctrl-C.
+STOP_SECONDS = 30
+# Largest event of a Realtime session: some minutes of sound in one are none.
+MAX_EVENT_BYTES = 4 * 2**20
+
+
+class Protocol(H11Protocol):
+    """HTTP whose connections are closed if they send nothing, or only a part of a head."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(HEAD_SECONDS, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        # A WebSocket has its own protocol by then.
+        is_http = self.transport.get_protocol() is self
+        if self.cycle is None and is_http and not self.transport.is_closing():
+            self.transport.abort()
+
+
+def config(
+    app: Starlette, host: str, port: int, certificate: str | None = None, key: str | None = None
+) -> uvicorn.Config:
+    """How uvicorn runs the application."""
+    return uvicorn.Config(
+        app,
+        host,
+        port,
+        http=Protocol,
+        ws="websockets-sansio",
+        ws_max_size=MAX_EVENT_BYTES,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        access_log=False,  # The application logs requests.
+        log_level="warning",
+        server_header=False,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=STOP_SECONDS,
+        limit_concurrency=1000,
+    )
+
+
+def run(app: Starlette, *, host: str, port: int, certificate: str | None, key: str | None) -> None:
+    """Serves until SIGTERM or Ctrl-C, then finishes the replies in progress.
+
+    Args:
+      app: made by `create_app`.
+      host, port: where to listen.
+      certificate, key: files for https; None: http.
+
+    Raises:
+      UserError: the certificate can't be used.
+    """
+    settings = config(app, host, port, certificate, key)
+    try:
+        settings.load()
+    except OSError as error:
+        raise UserError(f"--ssl_certfile, --ssl_keyfile: {error}; expected PEM files.") from error
+    scheme = "https" if certificate else "http"
+    print(f"Serving at {scheme}://{host}:{port}/ while it warms up.", file=sys.stderr, flush=True)
+    uvicorn.Server(settings).run()
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises a UserError unless one can listen at the address."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"--host={host} --port={port}: can't listen there ({error.strerror}); give another."
+        ) from error

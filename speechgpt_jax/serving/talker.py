@@ -1,0 +1,280 @@
+"""Talker: replies of the model, begun in threads and read by the event loop.
+
+    events = talker.reply(conversation, lambda: conversation.ask(wav))
+    async with contextlib.aclosing(events):
+        async for event in events:
+            ...
+
+Leaving the iteration cancels the reply, whose slot is free soon after.
+"""
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from speechgpt_jax.decoding.conversation import Conversation, SpeechModel
+from speechgpt_jax.decoding.events import Event, Sound
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_number
+from speechgpt_jax.serving import sound
+from speechgpt_jax.serving.metrics import Metrics
+from speechgpt_jax.serving.protocol import ApiError, check_choice, invalid
+from speechgpt_jax.speech.audio import SAMPLE_RATE
+from speechgpt_jax.speech.encoder.batching import BUCKETS
+
+# How often a reply that nobody reads is cancelled until its thread has ended.
+_CANCEL_SECONDS = 0.05
+# Earlier replies with sound, to which a history may refer.
+_REMEMBERED, _REMEMBERED_SECONDS = 1000, 3600
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one request may ask for.
+
+    Attributes:
+      body_bytes: size of its body.
+      audio_seconds: length of a recording.
+      waiting: replies that may wait for a slot; further requests are told to come again.
+      seconds: time for the request, its reply included.
+    """
+
+    body_bytes: int = 16 * 2**20
+    audio_seconds: float = 60.0
+    waiting: int = 32
+    seconds: float = 120.0
+
+    def __post_init__(self):
+        check_number("body_bytes", self.body_bytes, at_least=1024)
+        check_number("audio_seconds", self.audio_seconds, above=0)
+        check_number("waiting", self.waiting, at_least=0)
+        check_number("seconds", self.seconds, above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Remembered:
+    """A reply with sound to which later requests may refer."""
+
+    text: str
+    units: list[int]
+    expires_at: int
+
+
+class Talker:
+    """Gives the replies of one model to many requests.
+
+    Attributes:
+      settings: the conversation whose fields all replies start from; it is not used itself.
+      is_ready: everything is compiled.
+      most_replies: replies that may be in progress or wait.
+    """
+
+    def __init__(self, settings: Conversation, limits: Limits, metrics: Metrics):
+        self.settings, self.limits, self.metrics = settings, limits, metrics
+        self.is_ready = False
+        engine = self.model.engine
+        most = engine.num_slots + limits.waiting
+        self._threads = ThreadPoolExecutor(most, "reply")
+        self._decoders = ThreadPoolExecutor(2, "decode")
+        self._num_replies, self.most_replies = 0, most
+        self._seconds_per_reply = 1.0
+        self._ending: set[asyncio.Task] = set()
+        self._remembered: collections.OrderedDict[str, Remembered] = collections.OrderedDict()
+        metrics.watch("slots", "Slots of the engine.", lambda: engine.num_slots)
+        metrics.watch("busy_slots", "Slots that hold a request.", lambda: engine.num_busy)
+        metrics.watch("waiting", "Requests that wait for a slot.", lambda: engine.num_waiting)
+        metrics.watch("replies", "Replies in progress.", lambda: self._num_replies)
+
+    @property
+    def model(self) -> SpeechModel:
+        """The model with its encoder and vocoder."""
+        return self.settings.model
+
+    @property
+    def voices(self) -> tuple[str, ...]:
+        """Names of the voices; a vocoder with a single speaker has one that is called default."""
+        return self.model.vocoder.config.speakers or ("default",)
+
+    @property
+    def default_voice(self) -> str:
+        """Name of the server's own voice."""
+        return self.voices[self.model.vocoder.config.speaker_index(self.settings.speaker)]
+
+    def warm_up(self) -> None:
+        """Compiles what requests use, so that none of them waits for it."""
+        self.model.warm_up()
+        longest = min(BUCKETS[-1], math.ceil(self.limits.audio_seconds))
+        for seconds in (bucket for bucket in BUCKETS if bucket <= longest):
+            self.model.speech2unit(np.zeros(seconds * SAMPLE_RATE, np.float32))
+        self.is_ready = True
+
+    def conversation(self, *, voice: str | None = None, **fields) -> Conversation:
+        """A new conversation with the server's settings and the given fields.
+
+        Raises:
+          ApiError: the voice is unknown, or the reply would be longer than the server allows.
+        """
+        if voice is not None:
+            check_choice("voice", voice, self.voices)
+            fields["speaker"] = 0 if voice == "default" else voice
+        most = self.settings.max_new_tokens
+        if fields.get("max_new_tokens", most) > most:
+            raise invalid(
+                f"max_completion_tokens: expected at most {most}, got {fields['max_new_tokens']}.",
+                "max_completion_tokens",
+            )
+        return dataclasses.replace(self.settings, history=[], **fields)
+
+    async def decode(self, data: bytes, format: str | None = None) -> np.ndarray:
+        """A recording of a request as float32 [samples] at 16 kHz; format "pcm16" has no header.
+
+        Raises:
+          UserError: it is not audio, or too long.
+        """
+        limit = self.limits.audio_seconds
+        loop = asyncio.get_running_loop()
+        if format != "pcm16":
+            return await loop.run_in_executor(self._decoders, sound.decode, data, limit)
+        if len(data) > 2 * sound.API_RATE * limit:
+            raise UserError(f"the recording is longer than {limit:g} s; send a shorter one.")
+        return await loop.run_in_executor(self._decoders, sound.decode_pcm16, data)
+
+    # ---- replies ---------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def admitted(self) -> Iterator[None]:
+        """A place for one reply.
+
+        Raises:
+          ApiError: status 503 before the warm-up is done, 429 if too many requests wait.
+        """
+        if not self.is_ready:
+            raise ApiError(503, "The model is still being loaded; try again.", retry_after=5)
+        if self._num_replies >= self.most_replies:
+            rounds = self._num_replies / self.model.engine.num_slots
+            seconds = max(1, min(60, math.ceil(rounds * self._seconds_per_reply)))
+            raise ApiError(
+                429,
+                f"{self._num_replies} requests are being answered or wait, the most that this "
+                f"server takes; try again in {seconds} s.",
+                code="rate_limit_exceeded",
+                retry_after=seconds,
+            )
+        self._num_replies += 1
+        try:
+            yield
+        finally:
+            self._num_replies -= 1
+
+    async def reply(
+        self, conversation: Conversation, begin: Callable[[], Generator[Event]]
+    ) -> AsyncGenerator[Event, None]:
+        """Events of a reply; enter `admitted` before.
+
+        Args:
+          conversation: made by `self.conversation`.
+          begin: begins the reply, in a thread: a method of the conversation.
+
+        Raises:
+          UserError: the model can't answer this request.
+        """
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Queue[Event | _End] = asyncio.Queue()
+        is_left = threading.Event()
+        start = time.monotonic()
+
+        def run():
+            error = None
+            try:
+                with contextlib.closing(begin()) as events:
+                    for event in events:
+                        if is_left.is_set():
+                            break
+                        loop.call_soon_threadsafe(arrived.put_nowait, event)
+            except BaseException as raised:
+                error = raised
+            with contextlib.suppress(RuntimeError):  # The loop is closed: the server stops.
+                loop.call_soon_threadsafe(arrived.put_nowait, _End(error))
+
+        thread = loop.run_in_executor(self._threads, run)
+        has_token = has_sound = False
+        try:
+            while not isinstance(event := await arrived.get(), _End):
+                seconds = time.monotonic() - start
+                if not has_token:
+                    has_token = True
+                    self.metrics.first_token_seconds.observe(seconds)
+                if isinstance(event, Sound) and not has_sound:
+                    has_sound = True
+                    self.metrics.first_sound_seconds.observe(seconds)
+                yield event
+            if event.error:
+                raise event.error
+            self._seconds_per_reply += 0.1 * (time.monotonic() - start - self._seconds_per_reply)
+        finally:
+            is_left.set()
+            self._count(conversation)
+            if not thread.done():
+                self.metrics.cancelled.inc()
+                # Whoever leaves may be cancelled itself and can't wait.
+                task = loop.create_task(_cancel_until(thread, conversation))
+                self._ending.add(task)
+                task.add_done_callback(self._ending.discard)
+
+    def _count(self, conversation: Conversation) -> None:
+        prompt, completion = num_tokens(conversation)
+        self.metrics.tokens.labels("prompt").inc(prompt)
+        self.metrics.tokens.labels("completion").inc(completion)
+
+    # ---- earlier replies -------------------------------------------------------------------------
+
+    def remember(self, id: str, text: str, units: list[int]) -> int:
+        """Keeps a reply for histories; returns the Unix time until when."""
+        expires_at = int(time.time()) + _REMEMBERED_SECONDS
+        self._remembered[id] = Remembered(text, units, expires_at)
+        while len(self._remembered) > _REMEMBERED:
+            self._remembered.popitem(last=False)
+        return expires_at
+
+    def remembered(self, id: str) -> Remembered:
+        """An earlier reply.
+
+        Raises:
+          ApiError: status 404, there is none with this id any more.
+        """
+        found = self._remembered.get(id)
+        if found is None or found.expires_at < time.time():
+            raise ApiError(
+                404,
+                f"No reply with sound has the id {id[:60]!r}, or it has expired; send its text.",
+                param="messages",
+                code="audio_not_found",
+            )
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _End:
+    error: BaseException | None
+
+
+async def _cancel_until(thread: asyncio.Future, conversation: Conversation) -> None:
+    """Cancels a reply until its thread has ended; it may not have reached the engine yet."""
+    while not thread.done():
+        if conversation.in_progress:
+            conversation.in_progress.cancel()
+        await asyncio.wait([thread], timeout=_CANCEL_SECONDS)
+
+
+def num_tokens(conversation: Conversation) -> tuple[int, int]:
+    """Tokens of the prompt and of the reply of a conversation's last turn."""
+    answer = conversation.in_progress
+    return (len(answer.request.prompt), answer.num_tokens) if answer else (0, 0)

@@ -1,0 +1,232 @@
+"""Load of the server: many clients at once, hostile requests, and a long run.
+
+    python -m tests.benchmarks.bench_serve load --seconds=60 --clients 1 16
+    python -m tests.benchmarks.bench_serve hostile --requests=500
+    python -m tests.benchmarks.bench_serve load --seconds=1800 --clients 8
+
+The server runs in a process of its own, with the tiny model of the tests, whose answers are known:
+every one is compared. Its clients, in this process, take turns at a written question, a spoken one
+and a text to read aloud; what is drawn at a temperature of 2 makes their lengths differ. "first" is
+the time to the first text or sound of a reply, in ms.
+"""
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import functools
+import itertools
+import json
+import multiprocessing
+import random
+import statistics
+import time
+from collections.abc import Iterator
+
+import httpx2
+import psutil
+
+from speechgpt_jax import arguments
+from speechgpt_jax.arguments import positive_float, positive_int
+from tests.benchmarks import docs_table
+from tests.serving import tiny
+from tests.serving.clips import CLIP, QUESTION
+
+
+@contextlib.contextmanager
+def server() -> Iterator[tuple[str, psutil.Process]]:
+    """Address and process of a server."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there,))
+    process.start()
+    try:
+        yield here.recv(), psutil.Process(process.pid)
+    finally:
+        here.send(None)
+        process.join()
+
+
+def _serve(pipe):
+    with tiny.serving() as address:
+        pipe.send(address)
+        pipe.recv()
+
+
+# ---- load ----------------------------------------------------------------------------------------
+
+
+class Counts:
+    """What the clients of one run have seen."""
+
+    def __init__(self):
+        self.tokens = self.replies = self.errors = self.mixed_up = 0
+        self.first_text: list[float] = []
+        self.first_sound: list[float] = []
+
+
+def bodies() -> Iterator[tuple[dict, str | None]]:
+    """Requests, and the answers that are known."""
+    data = base64.b64encode(QUESTION.read_bytes()).decode()
+    recording = {"type": "input_audio", "input_audio": {"data": data, "format": "flac"}}
+    aloud = {"modalities": ["text", "audio"], "audio": {"voice": "slt", "format": "pcm16"}}
+    drawn = {"temperature": 2.0, "top_p": 1.0, "top_k": 0}
+    rows = [
+        ({"content": tiny.SUM}, {}, tiny.SUM_ANSWER),
+        ({"content": [recording]}, aloud, CLIP["answer"]),
+        ({"content": tiny.SUM}, aloud, tiny.SUM_ANSWER),
+        ({"content": tiny.SUM}, drawn, None),
+    ]
+    for message, options, answer in itertools.cycle(rows):
+        stream = {"stream": True, "stream_options": {"include_usage": True}}
+        messages = [{"role": "user", **message}]
+        yield {"model": "tiny", "messages": messages, **stream, **options}, answer
+
+
+async def client(address: str, number: int, end: float, counts: Counts) -> None:
+    async with httpx2.AsyncClient(timeout=60) as http:
+        for body, answer in itertools.islice(bodies(), number % 4, None):
+            if time.monotonic() > end:
+                return
+            try:
+                text = await _ask(http, address, body, counts)
+            except (httpx2.HTTPError, AssertionError, KeyError):
+                counts.errors += 1
+                continue
+            counts.replies += 1
+            counts.mixed_up += answer is not None and text != answer
+
+
+async def _ask(http, address, body, counts) -> str:
+    start, text, has_sound = time.monotonic(), "", False
+    async with http.stream("POST", f"{address}/v1/chat/completions", json=body) as reply:
+        assert reply.status_code == 200
+        async for line in reply.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            if usage := event.get("usage"):
+                counts.tokens += usage["completion_tokens"]
+            delta = event["choices"][0]["delta"] if event["choices"] else {}
+            if (delta.get("content") or delta.get("question")) and not text:
+                counts.first_text.append(time.monotonic() - start)
+            text += delta.get("content", "")
+            if delta.get("audio", {}).get("data") and not has_sound:
+                has_sound = True
+                counts.first_sound.append(time.monotonic() - start)
+    return text
+
+
+async def load(address: str, clients: int, seconds: float) -> Counts:
+    """Lets clients ask for so many seconds, after one round of warming up."""
+    await asyncio.gather(*(client(address, i, time.monotonic(), Counts()) for i in range(4)))
+    counts, end = Counts(), time.monotonic() + seconds
+    await asyncio.gather(*(client(address, i, end, counts) for i in range(clients)))
+    return counts
+
+
+def measure_load(args: argparse.Namespace) -> None:
+    columns = ["clients", "tokens/s", "first text p95", "first sound p95", "errors", "MiB before"]
+    table = docs_table.Table("serve", [*columns, "after"])
+    with server() as (address, process):
+        for clients in args.clients:
+            before = process.memory_info().rss
+            start = time.monotonic()
+            counts = asyncio.run(load(address, clients, args.seconds))
+            wall = time.monotonic() - start
+            p95 = functools.partial(_percentile, share=0.95)
+            table.add(
+                str(clients),
+                f"{counts.tokens / wall:,.0f}",
+                f"{1000 * p95(counts.first_text):.0f}",
+                f"{1000 * p95(counts.first_sound):.0f}",
+                str(counts.errors + counts.mixed_up),
+                f"{before / 2**20:,.0f}",
+                f"{process.memory_info().rss / 2**20:,.0f}",
+            )
+    if args.update_docs:
+        table.update_docs()
+
+
+def _percentile(values: list[float], share: float) -> float:
+    return statistics.quantiles(values, n=100)[round(100 * share) - 1]
+
+
+# ---- hostile requests ----------------------------------------------------------------------------
+
+
+def hostile(rng: random.Random) -> dict:
+    """Arguments of a request that no server should do more than refuse."""
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "a"}]}
+    noise = rng.randbytes(rng.choice([0, 1, 100, 10_000, 900_000]))
+    recording = bytearray(QUESTION.read_bytes())
+    for _ in range(30):
+        recording[rng.randrange(len(recording))] = rng.randrange(256)
+    audio = {"data": base64.b64encode(recording).decode(), "format": "flac"}
+    part = {"type": "input_audio", "input_audio": audio}
+    bodies = [
+        noise,
+        b"[" * rng.randrange(1, 10**6),
+        b" " * 2 * 2**20,
+        json.dumps({**chat, "model": "../../etc/passwd"}).encode(),
+        json.dumps({**chat, "max_tokens": 10**9}).encode(),
+        json.dumps({**chat, "temperature": "hot"}).encode(),
+        json.dumps({**chat, "messages": [{"role": "user", "content": [part]}]}).encode(),
+    ]
+    form = {"data": {"model": "tiny"}, "files": {"file": noise}}
+    return rng.choice(
+        [
+            *({"url": "/v1/chat/completions", "content": body} for body in bodies),
+            {"url": "/v1/audio/transcriptions", **form},
+            {"url": "/v1/audio/transcriptions", "content": noise},
+            {"url": "/v1/audio/speech", "json": {"model": "tiny", "voice": "slt", "input": ""}},
+            {"url": f"/v1/{'../' * 9}etc/passwd", "content": b""},
+        ]
+    )
+
+
+async def attack(address: str, requests: int) -> list[float]:
+    """Sends hostile requests, sixteen at a time; returns the seconds until each was refused."""
+    rng, gate = random.Random(0), asyncio.Semaphore(16)
+
+    async def one(arguments):
+        async with gate, httpx2.AsyncClient(base_url=address, timeout=30) as http:
+            start = time.monotonic()
+            with contextlib.suppress(httpx2.WriteError, httpx2.ReadError):
+                reply = await http.post(**arguments)
+                assert 400 <= reply.status_code < 500, (arguments["url"], reply.status_code)
+            return time.monotonic() - start
+
+    return await asyncio.gather(*(one(hostile(rng)) for _ in range(requests)))
+
+
+def measure_hostile(args: argparse.Namespace) -> None:
+    table = docs_table.Table("serve_hostile", ["requests", "slowest, s", "MiB before", "after"])
+    with server() as (address, process):
+        asyncio.run(load(address, 4, 1))
+        before = process.memory_info().rss
+        seconds = asyncio.run(attack(address, args.requests))
+        after = process.memory_info().rss
+        counts = asyncio.run(load(address, 4, 1))
+        assert counts.replies and not counts.errors and not counts.mixed_up
+        sizes = f"{before / 2**20:,.0f}", f"{after / 2**20:,.0f}"
+        table.add(f"{len(seconds)}, then good ones answered", f"{max(seconds):.2f}", *sizes)
+    if args.update_docs:
+        table.update_docs()
+
+
+def main(argv: list[str]) -> None:
+    parser = arguments.Parser(__doc__)
+    parser.add_argument("what", choices=["load", "hostile"], help="what to measure")
+    parser.add_argument("--seconds", type=positive_float, default=60.0, help="time of the load")
+    parser.add_argument(
+        "--clients", type=positive_int, nargs="+", default=[1, 16], help="numbers of clients"
+    )
+    parser.add_argument("--requests", type=positive_int, default=500, help="hostile requests")
+    docs_table.add_argument(parser)
+    args = parser.parse_args(argv)
+    {"load": measure_load, "hostile": measure_hostile}[args.what](args)
+
+
+if __name__ == "__main__":
+    arguments.run(main)

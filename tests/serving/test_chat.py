@@ -1,0 +1,234 @@
+"""Chat completions with OpenAI's own client, against a real server."""
+
+import asyncio
+import base64
+
+import numpy as np
+import openai
+import pytest
+
+from speechgpt_jax.serving import sound
+from speechgpt_jax.speech.audio import load_audio
+from tests.serving import tiny
+from tests.serving.clips import CLIP, QUESTION
+
+pytestmark = pytest.mark.slow
+
+TEXT = [{"role": "user", "content": tiny.SUM}]
+RECORDING = base64.b64encode(QUESTION.read_bytes()).decode()
+PART = {"type": "input_audio", "input_audio": {"data": RECORDING, "format": "flac"}}
+SPOKEN = [{"role": "user", "content": [PART]}]
+ALOUD = {"modalities": ["text", "audio"], "audio": {"voice": "slt", "format": "wav"}}
+STREAMED = {**ALOUD, "audio": {"voice": "slt", "format": "pcm16"}, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def address():
+    with tiny.serving() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(address):
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def ask(client, messages=TEXT, **options):
+    return client.chat.completions.create(model="tiny", messages=messages, **options)
+
+
+def test_a_text_is_answered_in_text(client):
+    reply = ask(client)
+    (choice,) = reply.choices
+    assert choice.message.content == tiny.SUM_ANSWER
+    assert choice.message.role == "assistant" and choice.finish_reason == "stop"
+    assert choice.message.audio is None
+    usage = reply.usage
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens > 0
+    assert (reply.object, reply.model) == ("chat.completion", "tiny") and reply._request_id
+
+
+def test_a_recording_is_answered_aloud(client):
+    message = ask(client, SPOKEN, **ALOUD).choices[0].message
+    assert message.question == CLIP["text"]
+    assert message.content == message.audio.transcript == CLIP["answer"]
+    wav = sound.decode(base64.b64decode(message.audio.data), 60)
+    expected = tiny.speech_model().vocoder(tiny.CLIP_UNITS, speaker="slt")
+    assert abs(len(wav) - len(expected)) < 400
+    assert np.corrcoef(wav[: len(expected)], expected[: len(wav)])[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("format", ["mp3", "flac", "opus", "aac", "pcm16"])
+def test_formats_of_the_answer(client, format):
+    audio = {"voice": {"id": "rms"}, "format": format}
+    message = ask(client, **{**ALOUD, "audio": audio}).choices[0].message
+    data = base64.b64decode(message.audio.data)
+    wav = sound.decode_pcm16(data) if format == "pcm16" else sound.decode(data, 60)
+    assert tiny.is_sound(wav, (0.1, 4))
+
+
+def test_a_text_is_answered_in_a_stream(client):
+    chunks = list(ask(client, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == tiny.SUM_ANSWER
+    assert [c.choices[0].finish_reason for c in chunks[:-1]][-1] == "stop"
+    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens > 0
+    assert len({c.id for c in chunks}) == 1
+
+
+def test_a_recording_is_answered_aloud_in_a_stream(client):
+    options = {**STREAMED, "stream_options": {"include_units": True}}
+    deltas = [c.choices[0].delta for c in ask(client, SPOKEN, **options)]
+    audio = [delta.audio for delta in deltas if delta.audio]
+    assert "".join(a.transcript or "" for a in audio) == CLIP["answer"]
+    # The client concatenates what has the same key.
+    assert sum(a.id is not None for a in audio) == sum(a.expires_at is not None for a in audio) == 1
+    wav = sound.decode_pcm16(b"".join(base64.b64decode(a.data or "") for a in audio))
+    assert tiny.is_sound(wav, (0.1, 4))
+    assert [unit for d in deltas for unit in getattr(d, "units", [])] == tiny.CLIP_UNITS
+    question = "".join(getattr(delta, "question", "") for delta in deltas)
+    assert question == CLIP["text"]
+
+
+def test_the_clients_stream_helper(client):
+    with client.chat.completions.stream(model="tiny", messages=TEXT) as stream:
+        for _ in stream:
+            pass
+        assert stream.get_final_completion().choices[0].message.content == tiny.SUM_ANSWER
+
+
+def test_all_calls_with_the_asynchronous_client(address):
+    async def talk():
+        url = f"{address}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            create = client.chat.completions.create
+            whole, stream = await asyncio.gather(
+                create(model="tiny", messages=TEXT),
+                create(model="tiny", messages=TEXT, stream=True),
+            )
+            pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
+            return whole.choices[0].message.content, "".join(pieces)
+
+    assert asyncio.run(talk()) == (tiny.SUM_ANSWER, tiny.SUM_ANSWER)
+
+
+def test_many_clients_get_their_own_answers(address):
+    """More requests than slots, of three kinds, at the same time."""
+
+    async def talk():
+        url = f"{address}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            create = client.chat.completions.create
+            kinds = [TEXT, SPOKEN] * 6
+            replies = await asyncio.gather(*(create(model="tiny", messages=m) for m in kinds))
+            return [reply.choices[0].message.content for reply in replies]
+
+    assert asyncio.run(talk()) == [tiny.SUM_ANSWER, CLIP["answer"]] * 6
+
+
+def test_history_may_name_earlier_replies(client):
+    first = ask(client, **ALOUD).choices[0].message
+    turns = [*TEXT, {"role": "assistant", "audio": {"id": first.audio.id}}, *SPOKEN]
+    assert ask(client, turns).choices[0].message.content == CLIP["answer"]
+    turns[1] = {"role": "assistant", "content": "five"}
+    system = {"role": "system", "content": "Be brief."}
+    assert ask(client, [system, *turns]).choices[0].message.content == CLIP["answer"]
+
+
+def test_a_task_is_recognised(client):
+    text = {"type": "text", "text": "Transcribe this speech. This is input:"}
+    reply = ask(client, [{"role": "user", "content": [text, PART]}])
+    assert reply.choices[0].message.content == CLIP["text"]
+
+
+def test_length_and_seed(client):
+    reply = ask(client, max_completion_tokens=3)
+    assert reply.choices[0].finish_reason == "length"
+    assert reply.usage.completion_tokens == 3
+    drawn = {"seed": 7, "temperature": 2.0, "top_p": 1.0, "extra_body": {"top_k": 0}}
+    first, again = (ask(client, **drawn).choices[0].message.content for _ in range(2))
+    assert first == again != ask(client, **{**drawn, "seed": 8}).choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "param"),
+    [
+        ({"messages": []}, "messages: ", "messages"),
+        ({"messages": [{"role": "user", "content": ""}]}, "no words and no sound", "messages"),
+        ({"messages": [{"role": "user", "content": [PART, PART]}]}, "at most one", "messages"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, "'system'", "messages.0"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "user's message", "messages"),
+        ({"temperature": 3}, "temperature: expected less than or equal to 2, got 3", "temperature"),
+        ({"temperature": "hot"}, "temperature: expected a valid number, got 'hot'", "temperature"),
+        ({"top_p": 0}, "top_p: expected greater than 0", "top_p"),
+        ({"n": 2}, "n: expected 1, got 2", "n"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools: ", "tools"),
+        ({"stop": ["a"]}, "stop: ", "stop"),
+        ({"max_tokens": 0}, "max_tokens: expected greater", "max_tokens"),
+        ({"max_tokens": 97}, "expected at most 96, got 97", "max_completion_tokens"),
+        ({"modalities": ["text", "audio"]}, "audio is required", "audio"),
+        ({**ALOUD, "audio": {"voice": "alloy", "format": "wav"}}, "one of slt, rms", "voice"),
+        ({**ALOUD, "audio": {"voice": "slt", "format": "ogg"}}, "got 'ogg'", "audio.format"),
+        ({**ALOUD, "stream": True}, "a stream needs 'pcm16', got 'wav'", "audio.format"),
+        ({"stream_options": {"include_usage": True}}, "stream: true", "stream_options"),
+    ],
+)
+def test_illegal_requests(client, options, message, param):
+    with pytest.raises(openai.BadRequestError) as raised:
+        ask(client, **{"messages": TEXT, **options})
+    assert message in raised.value.body["message"]
+    assert raised.value.param == param and raised.value.type == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("!", "expected base64"),
+        ("", "is empty"),
+        (base64.b64encode(b"no sound" * 99).decode(), "the recording is not readable as sound"),
+        (RECORDING[: len(RECORDING) // 8 * 4], "the recording is"),
+        (
+            base64.b64encode(sound.encode_whole("flac", [np.zeros(96_000, np.float32)])).decode(),
+            "longer than 5 s",
+        ),
+        (
+            base64.b64encode(sound.encode_whole("wav", [np.zeros(200, np.float32)])).decode(),
+            "shorter than one frame",
+        ),
+    ],
+)
+def test_bad_recordings(client, data, message):
+    part = {"type": "input_audio", "input_audio": {"data": data, "format": "flac"}}
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as raised:
+            ask(client, [{"role": "user", "content": [part]}], stream=stream)
+        assert message in raised.value.body["message"]
+
+
+def test_unknown_things_are_not_found(client):
+    with pytest.raises(openai.NotFoundError, match="expected one of tiny, got 'gpt-5'"):
+        client.chat.completions.create(model="gpt-5", messages=TEXT)
+    turns = [*TEXT, {"role": "assistant", "audio": {"id": "audio_1"}}, *TEXT]
+    with pytest.raises(openai.NotFoundError, match="audio_1") as raised:
+        ask(client, turns)
+    assert raised.value.code == "audio_not_found"
+
+
+def test_a_client_that_goes_away_frees_its_slot(address):
+    """With drawn tokens the answer is as long as allowed; four of them hold all slots."""
+    busy = "speechgpt_busy_slots"
+    clients = [openai.OpenAI(base_url=f"{address}/v1", api_key="none") for _ in range(4)]
+    options = {"temperature": 2.0, "top_p": 1.0, "extra_body": {"top_k": 0}, "stream": True}
+    streams = [ask(client, SPOKEN, **options, seed=i) for i, client in enumerate(clients)]
+    for stream in streams:
+        next(iter(stream))
+        stream.close()
+    tiny.wait_for(lambda: tiny.metric(address, busy) == 0, seconds=1)
+    tiny.wait_for(lambda: tiny.metric(address, "speechgpt_replies") == 0, seconds=1)
+
+
+def test_pcm16_recordings_have_no_header(client):
+    data = sound.encode_whole("pcm16", [load_audio(QUESTION)])
+    audio = {"data": base64.b64encode(data).decode(), "format": "pcm16"}
+    messages = [{"role": "user", "content": [{"type": "input_audio", "input_audio": audio}]}]
+    assert ask(client, messages).choices[0].message.content

@@ -1,0 +1,297 @@
+"""Operation of the server: keys, limits, health, metrics, logs, hostile and slow clients."""
+
+import concurrent.futures
+import contextlib
+import http.client
+import json
+import logging
+import random
+import socket
+import subprocess
+import time
+from urllib.parse import urlsplit
+
+import httpx2
+import openai
+import pytest
+
+from speechgpt_jax.serving import server, sound
+from speechgpt_jax.serving.talker import Limits
+from tests.serving import tiny
+from tests.serving.clips import CLIP, QUESTION
+
+pytestmark = pytest.mark.slow
+
+ORIGIN = "https://friend.example"
+BODY = {"model": "tiny", "messages": [{"role": "user", "content": tiny.SUM}]}
+
+
+@pytest.fixture(scope="module")
+def address():
+    """A server with a key, that takes few and small requests."""
+    limits = Limits(audio_seconds=5, body_bytes=200_000, waiting=0, seconds=20)
+    with tiny.serving(limits=limits, api_key="secret", cors_origins=[ORIGIN]) as address:
+        yield address
+
+
+@pytest.fixture
+def client(address):
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="secret", max_retries=0) as client:
+        yield client
+
+
+def post(address, path="/v1/chat/completions", key="secret", **options):
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx2.post(f"{address}{path}", headers=headers, timeout=30, **options)
+
+
+def answer(client):
+    return client.chat.completions.create(**BODY).choices[0].message.content
+
+
+# ---- who may call, and how much ------------------------------------------------------------------
+
+
+def test_the_key_is_asked_for(address, client):
+    assert answer(client) == tiny.SUM_ANSWER
+    for key in ("wrong", "secret2", "Secret"):
+        other = client.with_options(api_key=key)
+        with pytest.raises(openai.AuthenticationError, match="API key is wrong") as raised:
+            other.models.list()
+        assert raised.value.code == "invalid_api_key"
+    for path in ("/", "/healthz", "/readyz", "/metrics", "/page/page.js"):
+        assert httpx2.get(f"{address}{path}").status_code == 200
+
+
+def test_the_realtime_key(client):
+    with client.realtime.connect(model="tiny") as connection:
+        assert connection.recv().type == "session.created"
+    with (
+        pytest.raises(Exception, match="403"),
+        client.with_options(api_key="wrong").realtime.connect(model="tiny"),
+    ):
+        pass
+
+
+def test_other_pages(address):
+    for origin, allowed in [(ORIGIN, ORIGIN), ("https://enemy.example", None)]:
+        headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        reply = httpx2.options(f"{address}/v1/chat/completions", headers=headers)
+        assert reply.headers.get("access-control-allow-origin") == allowed
+    reply = httpx2.get(f"{address}/v1/models", headers={"Origin": ORIGIN})
+    assert reply.status_code == 401 and reply.headers["access-control-allow-origin"] == ORIGIN
+
+
+def test_large_bodies_are_refused(address, client):
+    with pytest.raises(openai.APIStatusError, match="more than 200000 bytes") as raised:
+        client.audio.speech.create(model="tiny", voice="slt", input="a" * 300_000)
+    assert raised.value.status_code == 413
+    # Without a stated length, reading stops at the limit.
+    sent = 0
+
+    def endless():
+        nonlocal sent
+        for _ in range(1000):
+            sent += 100_000
+            yield b" " * 100_000
+
+    with contextlib.suppress(httpx2.TransportError):  # It was still sending.
+        assert post(address, content=endless()).status_code == 413
+    assert sent < 50_000_000
+
+
+def test_too_many_requests(address, client):
+    """All four slots are taken and nobody may wait."""
+    options = {"temperature": 2.0, "top_p": 1.0, "extra_body": {"top_k": 0}}
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        calls = [pool.submit(client.chat.completions.create, **BODY, **options) for _ in range(12)]
+        errors = [call.exception() for call in calls]
+    refused = [error for error in errors if error]
+    assert refused and len(refused) < 12
+    for error in refused:
+        assert isinstance(error, openai.RateLimitError)
+        assert int(error.response.headers["retry-after"]) >= 1
+        assert "try again in" in error.body["message"]
+
+
+def test_unknown_paths_and_methods(address):
+    for method, path, status in [
+        ("GET", "/v1/chat/completions", 405),
+        ("POST", "/v1/embeddings", 404),
+        ("GET", "/page/..%2fapp.py", 404),
+        ("GET", "/page/../app.py", 404),
+        ("GET", "/etc/passwd", 404),
+    ]:
+        reply = httpx2.request(
+            method, f"{address}{path}", headers={"Authorization": "Bearer secret"}
+        )
+        assert reply.status_code == status
+        assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
+
+
+# ---- health, metrics, logs -----------------------------------------------------------------------
+
+
+def test_metrics_count(address, client):
+    name = 'speechgpt_requests_total{route="/v1/chat/completions",status="200"}'
+    answer(client)
+    before = tiny.metric(address, name)
+    tokens = 'speechgpt_tokens_total{kind="completion"}'
+    tokens_before = tiny.metric(address, tokens)
+    usage = client.chat.completions.create(**BODY).usage
+    assert tiny.metric(address, name) == before + 1
+    assert tiny.metric(address, tokens) == tokens_before + usage.completion_tokens
+    client.audio.speech.create(model="tiny", voice="slt", input=tiny.GREETING)
+    assert tiny.metric(address, "speechgpt_first_sound_seconds_count") >= 1
+    assert tiny.metric(address, "speechgpt_slots") == 4
+
+
+def test_logs_hold_no_words(client, caplog):
+    with caplog.at_level(logging.INFO, "speechgpt_jax.serving"):
+        answer(client)
+        tiny.wait_for(lambda: caplog.messages)
+    line = json.loads(caplog.messages[-1])
+    assert line["route"] == "/v1/chat/completions" and line["status"] == 200
+    assert line["request_id"].startswith("req_") and line["seconds"] > 0
+    assert "five" not in caplog.text and "two" not in caplog.text
+
+
+def test_readiness_follows_the_warm_up():
+    """Health is answered at once; requests are told to come again, until all is compiled."""
+    with tiny.serving(wait=False, log_words=True) as address:
+        tiny.wait_for(lambda: _status(address, "/healthz") == 200)
+        if _status(address, "/readyz") == 503:
+            reply = post(address, json=BODY)
+            assert reply.status_code in (200, 503)
+            assert reply.status_code == 200 or reply.headers["retry-after"]
+        tiny.wait_for(lambda: _status(address, "/readyz") == 200, seconds=60)
+        assert post(address, json=BODY).status_code == 200
+
+
+def _status(address, path):
+    try:
+        return httpx2.get(f"{address}{path}").status_code
+    except httpx2.TransportError:
+        return 0
+
+
+# ---- hostile and slow clients --------------------------------------------------------------------
+
+JUNK = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b"\xff\xfe",
+    b'{"model": "tiny"}',
+    b'{"model": ["tiny"], "messages": "a"}',
+    b'{"model": "../../etc/passwd", "messages": [{"role": "user", "content": "a"}]}',
+    b'{"model": "tiny", "messages": [{"role": "user", "content": {"type": "text"}}]}',
+    b'{"model": "tiny", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
+    b'{"model": "tiny", "messages": [{"role": "user", "content": "a"}], "temperature": NaN}',
+    b'{"model": "tiny", "messages": [{"role": "user", "content": "a"}], "temperature": 1e999}',
+    b'{"model": "tiny", "messages": [{"role": "user", "content": "a"}], "seed": 1e30}',
+    b'{"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 10000000}',
+    b"[" * 100_000,
+    b'{"messages": ' * 10_000,
+]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/audio/speech"])
+@pytest.mark.parametrize("body", JUNK, ids=range(len(JUNK)))
+def test_junk_is_answered_with_a_message(address, path, body):
+    reply = post(address, path, content=body)
+    assert 400 <= reply.status_code < 500
+    assert reply.json()["error"]["message"]
+
+
+def test_random_bytes_as_recordings(address, client):
+    random.seed(0)
+    data = bytearray(QUESTION.read_bytes())
+    for _ in range(8):
+        for _ in range(20):
+            data[random.randrange(len(data))] = random.randrange(256)
+        # Some damage can't be told from sound.
+        with contextlib.suppress(openai.BadRequestError):
+            client.audio.transcriptions.create(model="tiny", file=bytes(data))
+    for size in (1, 10, 1000):
+        with pytest.raises(openai.BadRequestError):
+            client.audio.transcriptions.create(model="tiny", file=random.randbytes(size))
+    assert answer(client) == tiny.SUM_ANSWER
+
+
+def test_forms_that_are_cut_off(address):
+    headers = {"Content-Type": "multipart/form-data; boundary=x", "Authorization": "Bearer secret"}
+    for body in (
+        b"",
+        b"--x",
+        b"--x\r\nContent-Disposition: form-data\r\n\r\na\r\n--x--",
+        b"-" * 999,
+    ):
+        url = f"{address}/v1/audio/transcriptions"
+        reply = httpx2.post(url, content=body, headers=headers)
+        assert reply.status_code == 400, reply.text
+
+
+def test_connections_that_send_nothing_are_closed(address, monkeypatch):
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.2)
+    place = urlsplit(address)
+    for head in (b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"):
+        with socket.create_connection((place.hostname, place.port), timeout=5) as connection:
+            connection.sendall(head)
+            assert _is_closed(connection)
+
+
+def _is_closed(connection) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_clients_that_break_off_leave_nothing_behind(address, client):
+    body = json.dumps({**BODY, "stream": True, "temperature": 2.0, "top_k": 0}).encode()
+    place = urlsplit(address)
+    for cut in (len(body), len(body) // 2):
+        for _ in range(4):
+            connection = http.client.HTTPConnection(place.hostname, place.port)
+            connection.putrequest("POST", "/v1/chat/completions")
+            connection.putheader("Authorization", "Bearer secret")
+            connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body[:cut])
+            time.sleep(0.02)
+            connection.sock.close()
+        tiny.wait_for(lambda: tiny.metric(address, "speechgpt_busy_slots") == 0, seconds=1)
+        tiny.wait_for(lambda: tiny.metric(address, "speechgpt_replies") == 0, seconds=1)
+    assert answer(client) == tiny.SUM_ANSWER
+
+
+def test_a_reply_that_takes_too_long():
+    limits = Limits(audio_seconds=5, seconds=0.001)
+    with tiny.serving(limits=limits) as address:
+        reply = post(address, json=BODY)
+    assert reply.status_code == 408
+    assert reply.json()["error"]["message"] == "The request took longer than 0.001 s."
+
+
+# ---- curl ----------------------------------------------------------------------------------------
+
+
+def curl(*arguments):
+    command = ["curl", "-sS", "-H", "Authorization: Bearer secret", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
+
+def test_curl(address, tmp_path):
+    url = f"{address}/v1"
+    assert json.loads(curl(f"{url}/models"))["data"][0]["id"] == "tiny"
+    reply = json.loads(curl(f"{url}/chat/completions", "-d", json.dumps(BODY)))
+    assert reply["choices"][0]["message"]["content"] == tiny.SUM_ANSWER
+    form = ["-F", "model=tiny", "-F", f"file=@{QUESTION}", "-F", "response_format=text"]
+    assert curl(f"{url}/audio/transcriptions", *form).decode() == CLIP["text"] + "\n"
+    speech = {"model": "tiny", "voice": "slt", "input": tiny.GREETING}
+    file = tmp_path / "speech.mp3"
+    curl(f"{url}/audio/speech", "-d", json.dumps(speech), "-o", file)
+    assert tiny.is_sound(sound.decode(file.read_bytes(), 60), (0.1, 4))
+    stream = curl("-N", f"{url}/chat/completions", "-d", json.dumps({**BODY, "stream": True}))
+    assert stream.decode().endswith("data: [DONE]\n\n")

@@ -1,0 +1,188 @@
+"""The page in a real Chromium with a fake microphone; what it plays is captured and compared."""
+
+import shutil
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
+
+from speechgpt_jax.speech.audio import load_audio
+from tests.serving import tiny
+from tests.serving.clips import CLIP, QUESTION
+
+pytestmark = pytest.mark.slow
+
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"),
+    "--autoplay-policy=no-user-gesture-required",
+)
+# What reaches the loudspeaker goes to window.played too.
+CAPTURE = """
+window.played = [];
+const connect = AudioNode.prototype.connect;
+AudioNode.prototype.connect = function (target, ...rest) {
+  if (target instanceof AudioDestinationNode && !(this instanceof ScriptProcessorNode)) {
+    const tap = this.context.createScriptProcessor(1024, 1, 1);
+    tap.onaudioprocess = ({ inputBuffer }) => played.push(...inputBuffer.getChannelData(0));
+    connect.call(this, tap);
+    connect.call(tap, target);
+  }
+  return connect.call(this, target, ...rest);
+};
+"""
+
+
+@pytest.fixture(scope="module")
+def address():
+    with tiny.serving() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    programs = [shutil.which("chromium"), shutil.which("chromedriver")]
+    assert all(programs), "these tests need a browser: apt-get install chromium chromium-driver"
+    folder = tmp_path_factory.mktemp("browser")
+    wav = load_audio(QUESTION)
+    soundfile.write(folder / "said.wav", np.concatenate([wav, np.zeros(16_000)]), 16_000)
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
+        options.add_argument(flag)
+    options.add_argument(f"--use-file-for-fake-audio-capture={folder / 'said.wav'}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(programs[1])
+    driver = webdriver.Chrome(options=options, service=service)
+    driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": CAPTURE})
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(browser, address):
+    browser.set_window_size(1000, 900)
+    browser.get(address)
+    tiny.wait_for(lambda: find(browser, "status").text == "Model tiny")
+    yield browser
+    problems = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert problems == []
+
+
+def find(page, id_):
+    return page.find_element(By.ID, id_)
+
+
+def turn(page):
+    """The newest turn, after its end."""
+    tiny.wait_for(lambda: page.find_elements(By.CSS_SELECTOR, ".turn[data-done]"), 20)
+    return page.find_element(By.CSS_SELECTOR, ".turn")
+
+
+def part(element, name):
+    return element.find_element(By.CLASS_NAME, name)
+
+
+def played(page, element):
+    """What was played, after its end: samples at 24 kHz without the silence around them."""
+    tiny.wait_for(lambda: element.get_attribute("data-player") == "finished", 20)
+    time.sleep(0.2)
+    wav = np.array(page.execute_script("return window.played"))
+    loud = np.flatnonzero(np.abs(wav) > 1e-4)
+    return wav[loud[0] : loud[-1] + 1]
+
+
+def expected(units, speaker="slt"):
+    """The sound of units at 24 kHz."""
+    wav = soxr.resample(tiny.speech_model().vocoder(units, speaker=speaker), 16_000, 24_000)
+    loud = np.flatnonzero(np.abs(wav) > 1e-4)
+    return wav[loud[0] : loud[-1] + 1]
+
+
+def similarity(a, b):
+    """Highest correlation of two sounds over shifts of up to 20 ms."""
+    size = min(len(a), len(b)) - 500
+    return max(np.corrcoef(a[i : i + size], b[:size])[0, 1] for i in range(0, 480)) if size else 0
+
+
+def test_a_text_is_answered_and_played_without_gaps(page, tmp_path):
+    find(page, "text").send_keys(tiny.SUM, Keys.ENTER)
+    element = turn(page)
+    assert part(element, "asked").text == tiny.SUM
+    assert part(element, "answer").text == tiny.SUM_ANSWER
+    assert part(element, "count").text == f"({len(tiny.SUM_UNITS)})"
+    sound, whole = played(page, element), expected(tiny.SUM_UNITS)
+    assert abs(len(sound) - len(whole)) < 1000
+    assert max(similarity(sound, whole), similarity(whole, sound)) > 0.9
+    assert part(element, "time").text.startswith("First sound after ")
+    assert not part(element, "time").text.endswith("late")
+    picture = page.execute_script(
+        "const c = document.querySelector('.picture');"
+        "return new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
+    )
+    assert picture > 10
+    page.save_screenshot(str(tmp_path / "answer.png"))
+
+
+def test_an_uploaded_recording_is_answered(page):
+    find(page, "file").send_keys(str(QUESTION))
+    element = turn(page)
+    assert part(element, "asked").text == CLIP["text"]
+    assert part(element, "answer").text == CLIP["answer"]
+    element.find_element(By.TAG_NAME, "summary").click()
+    assert part(element, "units").text == " ".join(map(str, tiny.CLIP_UNITS))
+
+
+def test_the_microphone(page):
+    button = find(page, "microphone")
+    button.click()
+    tiny.wait_for(lambda: button.get_attribute("aria-pressed") == "true")
+    time.sleep(2)
+    button.click()
+    element = turn(page)
+    # The model has learnt the clip's own units; those of the microphone's sound differ a little.
+    assert part(element, "asked").text and part(element, "answer").text
+    assert len(played(page, element)) > 1000
+
+
+def test_transcribing_and_reading_aloud(page):
+    Select(find(page, "task")).select_by_value("transcribe")
+    find(page, "file").send_keys(str(QUESTION))
+    assert part(turn(page), "answer").text == CLIP["text"]
+    page.refresh()
+    tiny.wait_for(lambda: find(page, "status").text == "Model tiny")
+    Select(find(page, "task")).select_by_value("speak")
+    Select(find(page, "voice")).select_by_value("rms")
+    find(page, "text").send_keys(tiny.GREETING, Keys.ENTER)
+    sound, whole = played(page, turn(page)), expected(tiny.GREETING_UNITS, "rms")
+    assert max(similarity(sound, whole), similarity(whole, sound)) > 0.9
+
+
+def test_errors_are_shown(page):
+    Select(find(page, "task")).select_by_value("transcribe")
+    find(page, "text").send_keys("a", Keys.ENTER)
+    assert find(page, "status").text == "Transcribing needs a recording."
+    find(page, "file").send_keys(__file__)
+    assert "not readable as sound" in part(turn(page), "error").text
+    # The browser reports a status of 400 as an error too.
+    assert "400" in page.get_log("browser")[-1]["message"]
+
+
+@pytest.mark.parametrize("width", [320, 1000])
+def test_no_width_needs_scrolling_sideways(page, width):
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 700, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    find(page, "text").send_keys(tiny.SUM, Keys.ENTER)
+    turn(page)
+    sizes = page.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    assert sizes[0] <= sizes[1]
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

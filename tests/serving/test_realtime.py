@@ -1,0 +1,254 @@
+"""Realtime sessions with OpenAI's own client, against a real server."""
+
+import asyncio
+import base64
+import json
+
+import numpy as np
+import openai
+import pytest
+import websockets.sync.client
+
+from speechgpt_jax.serving import sound
+from speechgpt_jax.speech.audio import load_audio
+from tests.serving import tiny
+from tests.serving.clips import QUESTION
+
+pytestmark = pytest.mark.slow
+
+DONE = "response.done"
+
+
+@pytest.fixture(scope="module")
+def address():
+    with tiny.serving(cors_origins=["https://friend.example"]) as address:
+        yield address
+
+
+@pytest.fixture
+def connection(address):
+    with (
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
+        client.realtime.connect(model="tiny") as connection,
+    ):
+        assert connection.recv().type == "session.created"
+        yield connection
+
+
+def pcm(wav):
+    return sound.encode_whole("pcm16", [wav])
+
+
+def silence(seconds):
+    return bytes(2 * int(24_000 * seconds))
+
+
+def append(connection, data, size=4800):
+    for start in range(0, len(data), size):
+        audio = base64.b64encode(data[start : start + size]).decode()
+        connection.input_audio_buffer.append(audio=audio)
+
+
+def until(connection, kind):
+    """Events up to one of a kind."""
+    events = [connection.recv()]
+    while events[-1].type != kind:
+        assert events[-1].type != "error", events[-1]
+        events.append(connection.recv())
+    return events
+
+
+def of_kind(events, kind):
+    return [event for event in events if event.type == kind]
+
+
+def wav_of(events):
+    deltas = of_kind(events, "response.output_audio.delta")
+    return sound.decode_pcm16(b"".join(base64.b64decode(event.delta) for event in deltas))
+
+
+def by_hand(connection, **session):
+    """Without a VAD: the client says where a turn ends."""
+    audio = {"input": {"turn_detection": None}}
+    connection.session.update(session={"type": "realtime", "audio": audio, **session})
+    assert connection.recv().session.audio.input.turn_detection is None
+
+
+def test_a_text_is_answered_aloud(connection):
+    content = [{"type": "input_text", "text": tiny.SUM}]
+    connection.conversation.item.create(
+        item={"type": "message", "role": "user", "content": content}
+    )
+    added = until(connection, "conversation.item.done")
+    assert [event.type for event in added[:-1]] == ["conversation.item.added"]
+    connection.response.create()
+    events = until(connection, DONE)
+    kinds = list(dict.fromkeys(event.type for event in events))
+    assert kinds[:5] == [
+        "response.created",
+        "response.output_item.added",
+        "conversation.item.added",
+        "conversation.item.done",
+        "response.content_part.added",
+    ]
+    assert kinds[-5:] == [
+        "response.output_audio.done",
+        "response.output_audio_transcript.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        DONE,
+    ]
+    deltas = of_kind(events, "response.output_audio_transcript.delta")
+    assert "".join(event.delta for event in deltas) == tiny.SUM_ANSWER
+    response = events[-1].response
+    assert response.status == "completed" and response.usage.total_tokens > 0
+    assert response.output[0].content[0].transcript == tiny.SUM_ANSWER
+    expected = tiny.speech_model().vocoder(tiny.SUM_UNITS, speaker="slt")
+    assert abs(len(wav_of(events)) - len(expected)) < 400
+
+
+def test_sound_that_the_client_commits(connection):
+    by_hand(connection, output_modalities=["text"])
+    append(connection, pcm(load_audio(QUESTION)))
+    connection.input_audio_buffer.commit()
+    committed = until(connection, "conversation.item.done")
+    assert committed[0].type == "input_audio_buffer.committed"
+    assert committed[1].item.id == committed[0].item_id
+    connection.response.create()
+    events = until(connection, DONE)
+    (heard,) = of_kind(events, "conversation.item.input_audio_transcription.completed")
+    assert heard.item_id == committed[0].item_id and heard.transcript
+    (text,) = of_kind(events, "response.output_text.done")
+    assert text.text == "".join(e.delta for e in of_kind(events, "response.output_text.delta"))
+    assert not of_kind(events, "response.output_audio.delta")
+
+
+def test_the_server_finds_the_end_of_a_turn(connection):
+    append(connection, silence(1) + pcm(load_audio(QUESTION)) + silence(1))
+    events = until(connection, DONE)
+    kinds = [event.type for event in events]
+    assert kinds[:3] == [
+        "input_audio_buffer.speech_started",
+        "input_audio_buffer.speech_stopped",
+        "input_audio_buffer.committed",
+    ]
+    started, stopped = events[:2]
+    assert started.audio_start_ms == pytest.approx(700, abs=300)
+    seconds = len(load_audio(QUESTION)) / 16_000
+    assert stopped.audio_end_ms == pytest.approx(1500 + 1000 * seconds, abs=500)
+    assert len({event.item_id for event in events[:3]}) == 1
+    # The model knows the clip without silence around it; its answer to this may have any length.
+    assert events[-1].response.status in ("completed", "incomplete")
+    assert of_kind(events, "response.output_audio_transcript.delta")
+
+
+def test_speaking_interrupts_the_reply(connection):
+    """The second question begins while the first is answered."""
+    question = pcm(load_audio(QUESTION))
+    append(connection, silence(0.5) + question + silence(0.6))
+    until(connection, "response.created")
+    append(connection, question + silence(1))
+    events = until(connection, DONE)
+    if events[-1].response.status != "cancelled":  # It was quicker.
+        return
+    assert events[-1].response.status_details.reason == "turn_detected"
+    assert until(connection, DONE)[-1].response.status in ("completed", "incomplete")
+
+
+def test_cancel(address, connection):
+    by_hand(connection)
+    append(connection, pcm(load_audio(QUESTION)))
+    connection.input_audio_buffer.commit()
+    connection.response.create()
+    connection.response.cancel()
+    response = until(connection, DONE)[-1].response
+    assert (response.status, response.status_details.reason) == ("cancelled", "client_cancelled")
+    tiny.wait_for(lambda: tiny.metric(address, "speechgpt_busy_slots") == 0, seconds=1)
+
+
+def test_length(connection):
+    by_hand(connection, max_output_tokens=2, output_modalities=["text"])
+    content = [{"type": "input_text", "text": tiny.SUM}]
+    connection.conversation.item.create(
+        item={"type": "message", "role": "user", "content": content}
+    )
+    connection.response.create()
+    response = until(connection, DONE)[-1].response
+    assert response.status == "incomplete"
+    assert response.status_details.reason == "max_output_tokens"
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        ({"type": "response.sing"}, "type: expected one of session.update"),
+        ({"type": "input_audio_buffer.append"}, "audio is required"),
+        ({"type": "input_audio_buffer.append", "audio": "!"}, "expected base64"),
+        ({"type": "input_audio_buffer.append", "audio": "AAAA"}, "3 bytes"),
+        ({"type": "input_audio_buffer.commit"}, "0 ms of sound"),
+        ({"type": "response.create"}, "no message of the user"),
+        ({"type": "response.cancel"}, "no response in progress"),
+        ({"type": "session.update"}, "session is required"),
+        ({"type": "session.update", "session": {"audio": {"output": {"voice": "x"}}}}, "slt, rms"),
+        ({"type": "session.update", "session": {"type": "transcription"}}, "expected 'realtime'"),
+        ({"type": "conversation.item.create", "item": {"type": "message"}}, "is required"),
+        ({"type": ["session.update"]}, "type: expected one of"),
+    ],
+)
+def test_illegal_events(connection, event, message):
+    connection.send({**event, "event_id": "mine"})
+    error = connection.recv()
+    assert error.type == "error" and error.error.event_id == "mine"
+    assert message in error.error.message
+
+
+def test_the_session_survives_errors(connection):
+    connection.send_raw("{")
+    connection.send_raw("[]")
+    assert [connection.recv().type for _ in range(2)] == ["error", "error"]
+    connection.input_audio_buffer.clear()
+    assert connection.recv().type == "input_audio_buffer.cleared"
+
+
+def test_the_buffer_is_bounded(connection):
+    by_hand(connection)
+    append(connection, pcm(np.zeros(6 * 16_000, np.float32)), 48_000)
+    assert connection.recv().type == "input_audio_buffer.cleared"
+    assert "more than 5 s" in connection.recv().error.message
+
+
+def test_the_asynchronous_client(address):
+    async def talk():
+        url = f"{address}/v1"
+        async with (
+            openai.AsyncOpenAI(base_url=url, api_key="none") as client,
+            client.realtime.connect(model="tiny") as connection,
+        ):
+            content = [{"type": "input_text", "text": tiny.SUM}]
+            await connection.conversation.item.create(
+                item={"type": "message", "role": "user", "content": content}
+            )
+            await connection.response.create(response={"output_modalities": ["text"]})
+            async for event in connection:
+                if event.type == "response.output_text.done":
+                    return event.text
+
+    assert asyncio.run(talk()) == tiny.SUM_ANSWER
+
+
+@pytest.mark.parametrize(
+    ("origin", "is_allowed"),
+    [("https://friend.example", True), ("https://enemy.example", False), (None, True)],
+)
+def test_pages_of_other_origins(address, origin, is_allowed):
+    url = f"{address.replace('http', 'ws')}/v1/realtime"
+
+    def first():
+        with websockets.sync.client.connect(url, origin=origin) as connection:
+            return json.loads(connection.recv())["type"]
+
+    if is_allowed:
+        assert first() == "session.created"
+    else:
+        with pytest.raises(websockets.exceptions.InvalidStatus):
+            first()
