@@ -15,6 +15,7 @@ IllegalValue; the same types serve argparse and absl. No type accepts NaN or inf
 
 import argparse
 import math
+import pathlib
 import re
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def nonempty(text: str) -> str:
 def existing_path(text: str) -> str:
     """Type of files and folders that exist, local or gs://."""
     try:
-        exists = bool(nonempty(text)) and epath.Path(text).exists()
+        exists = _path(nonempty(text)).exists()
     except ImportError as error:
         raise IllegalValue(
             f"{text} can't be read: buckets need `pip install speechgpt_jax[train]`"
@@ -97,7 +98,7 @@ def existing_path(text: str) -> str:
 def existing_file(text: str) -> str:
     """Type of files that exist, local or gs://."""
     path = existing_path(text)
-    if epath.Path(path).is_dir():
+    if _path(path).is_dir():
         raise IllegalValue(f"expected a file, got the folder {text!r}")
     return path
 
@@ -105,7 +106,7 @@ def existing_file(text: str) -> str:
 def existing_folder(text: str) -> str:
     """Type of folders that exist, local or gs://."""
     path = existing_path(text)
-    if not epath.Path(path).is_dir():
+    if not _path(path).is_dir():
         raise IllegalValue(f"expected a folder, got the file {text!r}")
     return path
 
@@ -127,6 +128,11 @@ def checked(text: str, check: Callable[[str], Any]) -> str:
     except UserError as error:
         raise IllegalValue(str(error)) from error
     return text
+
+
+def _path(text: str) -> pathlib.Path | epath.Path:
+    # Where TensorFlow is broken, epath can't read local files either.
+    return epath.Path(text) if files.is_remote(text) else pathlib.Path(text)
 
 
 def _illegal(text: str, expected: str) -> IllegalValue:

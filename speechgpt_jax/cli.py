@@ -36,7 +36,6 @@ EXTRAS = {
     "gguf": "convert",
     "torch": "convert",
     "transformers": "convert",
-    "prometheus_client": "serve",
     "python_multipart": "serve",
     "starlette": "serve",
     "uvicorn": "serve",

@@ -135,6 +135,8 @@ def mistakes_of_module(given: list[Command]) -> list[str]:
             found.append("" if is_help else f"{type(error).__name__}: {error}")
         for name in set(flags.FLAGS) - defined:  # The next run defines them again.
             delattr(flags.FLAGS, name)
+        if module := sys.modules.pop("speechgpt_jax.decoding.flags", None):
+            delattr(sys.modules[module.__package__], "flags")
     return found
 
 

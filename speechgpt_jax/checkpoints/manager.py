@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import operator
 import os
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -53,11 +54,10 @@ class Keep:
         if self.every is not None:
             policies.append(preservation.EveryNSteps(self.every))
         if self.best is not None:
-            name = self.best
             policies.append(
                 preservation.BestN(
-                    get_metric_fn=lambda metrics: metrics[name],
-                    reverse=not name.endswith("accuracy"),
+                    get_metric_fn=operator.itemgetter(self.best),
+                    reverse=not self.best.endswith("accuracy"),
                     n=1,
                     keep_checkpoints_without_metrics=False,
                 )
@@ -118,7 +118,10 @@ class Checkpoints:
         self._manager = _Manager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=keep.policy(), cleanup_tmp_directories=True
+                preservation_policy=keep.policy(),
+                # Orbax writes the metrics to disk only with a best_fn; the policy decides.
+                best_fn=None if keep.best is None else operator.itemgetter(keep.best),
+                cleanup_tmp_directories=True,
             ),
         )
 
