@@ -1,10 +1,13 @@
 """The page in a real Chromium with a fake microphone; what it plays is captured and compared."""
 
+import base64
+import json
 import shutil
 import time
 
 import numpy as np
 import pytest
+import scipy.signal
 import soundfile
 import soxr
 from selenium import webdriver
@@ -12,6 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
+from speechgpt_jax.serving.sound import decode
 from speechgpt_jax.speech.audio import load_audio
 from tests.serving import tiny
 from tests.serving.clips import CLIP, QUESTION
@@ -29,11 +33,12 @@ CAPTURE = """
 window.played = [];
 const connect = AudioNode.prototype.connect;
 AudioNode.prototype.connect = function (target, ...rest) {
-  if (target instanceof AudioDestinationNode && !(this instanceof ScriptProcessorNode)) {
-    const tap = this.context.createScriptProcessor(1024, 1, 1);
-    tap.onaudioprocess = ({ inputBuffer }) => played.push(...inputBuffer.getChannelData(0));
-    connect.call(this, tap);
-    connect.call(tap, target);
+  if (target instanceof AudioDestinationNode) {
+    this.context.audioWorklet.addModule("page/recorder.js").then(() => {
+      const tap = new AudioWorkletNode(this.context, "recorder", { numberOfOutputs: 0 });
+      tap.port.onmessage = ({ data }) => played.push(...data);
+      connect.call(this, tap);
+    });
   }
   return connect.call(this, target, ...rest);
 };
@@ -96,7 +101,12 @@ def played(page, element):
     time.sleep(0.2)
     wav = np.array(page.execute_script("return window.played"))
     loud = np.flatnonzero(np.abs(wav) > 1e-4)
-    return wav[loud[0] : loud[-1] + 1]
+    wav = wav[loud[0] : loud[-1] + 1]
+    # Where a busy machine is too slow, the player inserts whole quanta of silence, and says so.
+    is_silent = np.convolve(wav == 0, np.ones(128), "same") >= 128
+    inside = np.convolve(is_silent, np.ones(128), "same") > 0
+    assert part(element, "time").text.endswith("late") == inside.any()
+    return wav[~inside]
 
 
 def expected(units, speaker="slt"):
@@ -119,10 +129,9 @@ def test_a_text_is_answered_and_played_without_gaps(page, tmp_path):
     assert part(element, "answer").text == tiny.SUM_ANSWER
     assert part(element, "count").text == f"({len(tiny.SUM_UNITS)})"
     sound, whole = played(page, element), expected(tiny.SUM_UNITS)
-    assert abs(len(sound) - len(whole)) < 1000
-    assert max(similarity(sound, whole), similarity(whole, sound)) > 0.9
+    assert abs(len(sound) - len(whole)) < 480
+    assert max(similarity(sound, whole), similarity(whole, sound)) > 0.98
     assert part(element, "time").text.startswith("First sound after ")
-    assert not part(element, "time").text.endswith("late")
     picture = page.execute_script(
         "const c = document.querySelector('.picture');"
         "return new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
@@ -141,15 +150,24 @@ def test_an_uploaded_recording_is_answered(page):
 
 
 def test_the_microphone(page):
+    """What the page sends is what the microphone has taken up."""
+    page.execute_script(
+        "const send = window.fetch;"
+        "window.fetch = (path, options) => (window.sent = options.body, send(path, options));"
+    )
     button = find(page, "microphone")
     button.click()
     tiny.wait_for(lambda: button.get_attribute("aria-pressed") == "true")
-    time.sleep(2)
+    time.sleep(2.5)
     button.click()
-    element = turn(page)
-    # The model has learnt the clip's own units; those of the microphone's sound differ a little.
-    assert part(element, "asked").text and part(element, "answer").text
-    assert len(played(page, element)) > 1000
+    turn(page)
+    body = json.loads(page.execute_script("return window.sent"))
+    (recording,) = body["messages"][0]["content"]
+    wav, clip = decode(base64.b64decode(recording["input_audio"]["data"]), 10), load_audio(QUESTION)
+    assert 2 < len(wav) / 16_000 < 5
+    products = scipy.signal.correlate(wav, clip, "valid")
+    energies = scipy.signal.correlate(wav**2, np.ones_like(clip), "valid") + 1e-9
+    assert np.max(products / np.sqrt(energies * np.sum(clip**2))) > 0.4
 
 
 def test_transcribing_and_reading_aloud(page):
@@ -162,7 +180,7 @@ def test_transcribing_and_reading_aloud(page):
     Select(find(page, "voice")).select_by_value("rms")
     find(page, "text").send_keys(tiny.GREETING, Keys.ENTER)
     sound, whole = played(page, turn(page)), expected(tiny.GREETING_UNITS, "rms")
-    assert max(similarity(sound, whole), similarity(whole, sound)) > 0.9
+    assert max(similarity(sound, whole), similarity(whole, sound)) > 0.98
 
 
 def test_errors_are_shown(page):
@@ -173,6 +191,19 @@ def test_errors_are_shown(page):
     assert "not readable as sound" in part(turn(page), "error").text
     # The browser reports a status of 400 as an error too.
     assert "400" in page.get_log("browser")[-1]["message"]
+
+
+def test_keyboard_and_names(page):
+    """Every control is reached by Tab and has a name for screen readers."""
+    reached = []
+    for _ in range(8):
+        webdriver.ActionChains(page).send_keys(Keys.TAB).perform()
+        element = page.switch_to.active_element
+        reached.append(element.get_attribute("id"))
+        if reached[-1]:
+            assert element.accessible_name, reached[-1]
+    order = ["task", "voice", "aloud", "text", "send", "microphone", "file"]
+    assert [id_ for id_ in reached if id_ in order][: len(order)] == order
 
 
 @pytest.mark.parametrize("width", [320, 1000])

@@ -75,7 +75,6 @@ class Turn {
     if (answer) this.part("answer").textContent += answer;
     if (units) this.units.push(...units), this.showUnits();
     if (samples?.length) {
-      if (!this.chunks.length) this.showTime();
       this.chunks.push(samples);
       sound.play(samples);
     }
@@ -98,6 +97,7 @@ class Turn {
   }
 
   player(state) {
+    if (state === "started" && !this.element.dataset.firstSound) this.showTime();
     if (state === "late") this.isLate = true;
     if (this.isLate && !this.part("time").textContent.endsWith("late")) {
       this.part("time").textContent += ", sound came late";
