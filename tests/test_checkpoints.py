@@ -2,8 +2,6 @@
 
 import os
 import resource
-import subprocess
-import sys
 import time
 
 import jax
@@ -17,6 +15,7 @@ from speechgpt_jax import checkpoints
 from speechgpt_jax.checkpoints import Checkpoints, Keep, NotSaved
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.training.train_step import TrainState
+from tests.simulated_devices import run_on_eight_devices
 
 TX = optax.adam(1e-3)
 
@@ -244,12 +243,5 @@ print("equal")
 
 @pytest.mark.slow
 def test_restoring_on_another_mesh(tmp_path):
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, tmp_path],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_on_eight_devices(PROGRAM, tmp_path)
     assert done.stdout.startswith("equal"), done.stderr[-3000:]

@@ -1,15 +1,12 @@
 """Meshes, and the same losses and gradients on each of them."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
 
 from speechgpt_jax import sharding
 from speechgpt_jax.sharding import MeshConfig, mesh_shape
+from tests.simulated_devices import run_on_eight_devices
 
 pytestmark = pytest.mark.slow
 
@@ -65,14 +62,7 @@ for sizes in [(2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 2, 4)]:
 
 
 def test_every_mesh_gives_the_loss_and_gradients_of_one_device():
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_on_eight_devices(PROGRAM)
     assert done.stdout.count("equal on") == 4, done.stderr[-3000:]
 
 

@@ -31,5 +31,5 @@ def latest_step_in(folder: epath.Path) -> int | None:
 
 
 def is_complete(step: epath.Path) -> bool:
-    """Whether Orbax finished writing a step: told by its name on disks, by a file on buckets."""
+    """Whether Orbax finished writing a step: seen by its name on disks, by a file on buckets."""
     return ocp.utils.is_checkpoint_finalized(step)

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from speechgpt_jax.conversion import gguf_tokenizer
-from speechgpt_jax.conversion.llama_format import FAMILIES
+from speechgpt_jax.conversion.llama_format import FAMILIES, scaling_to
 from speechgpt_jax.conversion.weights import Weights
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.layers import Llama3RopeScaling, rope_frequencies
@@ -149,13 +149,7 @@ class GgufFile:
             plain = rope_frequencies(head_dim, self._get("rope.freq_base", 10_000.0))
             if not np.allclose(plain / scaling(plain), divisors, rtol=1e-3):
                 raise UserError(f"{self.path} scales RoPE in a way that is not known here.")
-            return {
-                "rope_type": "llama3",
-                "factor": scaling.factor,
-                "low_freq_factor": scaling.low_frequency_factor,
-                "high_freq_factor": scaling.high_frequency_factor,
-                "original_max_position_embeddings": scaling.original_length,
-            }
+            return scaling_to(scaling)
         if kind == "linear":
             return {"rope_type": "linear", "factor": self._require("rope.scaling.factor")}
         return None

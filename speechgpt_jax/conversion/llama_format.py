@@ -253,13 +253,14 @@ def _rope_from(
 def _rope_to(config: LlamaConfig, source: Mapping) -> dict:
     """RoPE fields in the old spelling, and the source's own if the run has the same RoPE."""
     ours = config.rope_theta, config.rope_scaling
-    fields = {"rope_theta": config.rope_theta, "rope_scaling": _scaling_to(config.rope_scaling)}
+    fields = {"rope_theta": config.rope_theta, "rope_scaling": scaling_to(config.rope_scaling)}
     if source and _rope_from(source, "the source") == ours:
         return fields | {name: source[name] for name in _ROPE_FIELDS if name in source}
     return fields
 
 
-def _scaling_to(scaling: LinearRopeScaling | Llama3RopeScaling | None) -> dict | None:
+def scaling_to(scaling: LinearRopeScaling | Llama3RopeScaling | None) -> dict | None:
+    """The field `rope_scaling` of config.json."""
     if scaling is None:
         return None
     if isinstance(scaling, LinearRopeScaling):

@@ -431,5 +431,5 @@ class _Job:
         self.is_read = False
 
     def length_after(self, steps: int) -> int:
-        """Number of tokens in the cache after `steps` more tokens, if the answer has so many."""
+        """Number of tokens in the cache after `steps` more tokens, or at the answer's end."""
         return self.length + min(steps, self.answer.request.max_new_tokens - self.num_written)

@@ -41,7 +41,7 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
 
 
 def explain(error: Exception) -> ApiError:
-    """What a client is told about an exception; bugs are logged with their traceback."""
+    """The error that a client gets for an exception; bugs are logged with their traceback."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UserError):

@@ -20,7 +20,7 @@ _TYPES = {
 
 
 class ApiError(Exception):
-    """An error that the client is told.
+    """An error that is sent to the client.
 
     Attributes:
       status: HTTP status.
@@ -173,7 +173,7 @@ _ALTERNATIVES = (
 
 
 class SystemMessage(Strict):
-    """What the model is told before the dialogue."""
+    """The system prompt before the dialogue."""
 
     role: Literal["system", "developer"]
     content: str | list[TextPart]

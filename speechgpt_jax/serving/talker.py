@@ -43,7 +43,7 @@ class Limits:
     Attributes:
       body_bytes: size of its body.
       audio_seconds: length of a recording.
-      waiting: replies that may wait for a slot; further requests are told to come again.
+      waiting: replies that may wait for a slot; further requests are refused until one has ended.
       seconds: time for the request, its reply included.
     """
 

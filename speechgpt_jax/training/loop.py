@@ -104,7 +104,7 @@ def fit(
         reported as `mfu`, the share of that peak.
       rate: name of the metric that is also reported per second.
       name: title of the progress bar.
-      phases: told what the run is doing; for a watchdog around the call.
+      phases: records what the run is doing; for a watchdog around the call.
 
     Returns:
       The state after the last step.

@@ -1,8 +1,5 @@
 """The engine against `transformers`; requests that share a batch don't affect each other."""
 
-import os
-import subprocess
-import sys
 import threading
 
 import jax.numpy as jnp
@@ -14,6 +11,7 @@ from flax import nnx
 from speechgpt_jax.decoding.engine import Engine, Request
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
 from tests.models.hugging_face import CONFIG, reference, to_jax
+from tests.simulated_devices import run_on_eight_devices
 
 pytestmark = pytest.mark.slow
 
@@ -218,12 +216,5 @@ for sizes in [(1, 1, 2), (2, 2, 2)]:
 
 
 def test_every_mesh_gives_the_answers_of_one_device():
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_on_eight_devices(PROGRAM)
     assert done.stdout.count("equal on") == 2, done.stderr[-3000:]

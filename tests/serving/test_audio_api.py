@@ -20,18 +20,6 @@ from tests.serving.clips import CLIP, QUESTION
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def address():
-    with tiny.serving() as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def client(address):
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
 def transcribe(client, file=QUESTION, **options):
     return client.audio.transcriptions.create(model="tiny", file=file, **options)
 

@@ -22,18 +22,6 @@ ALOUD = {"modalities": ["text", "audio"], "audio": {"voice": "slt", "format": "w
 STREAMED = {**ALOUD, "audio": {"voice": "slt", "format": "pcm16"}, "stream": True}
 
 
-@pytest.fixture(scope="module")
-def address():
-    with tiny.serving() as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def client(address):
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
 def ask(client, messages=TEXT, **options):
     return client.chat.completions.create(model="tiny", messages=messages, **options)
 

@@ -46,12 +46,6 @@ AudioNode.prototype.connect = function (target, ...rest) {
 
 
 @pytest.fixture(scope="module")
-def address():
-    with tiny.serving() as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     programs = [shutil.which("chromium"), shutil.which("chromedriver")]
     assert all(programs), "these tests need a browser: apt-get install chromium chromium-driver"

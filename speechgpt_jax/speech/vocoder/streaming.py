@@ -28,7 +28,7 @@ from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 # Most units per call of the duration predictor, most codes per call of the pitch predictor.
 UNITS, PITCH_CODES = 32, 64
 # A code's samples are synthesized once this many codes after it are known (of 20 ms), and as soon
-# as so many codes are ready: the first chunk comes after 15 codes, 0.3 s of units. Chunks of one
+# as that many codes are ready: the first chunk comes after 15 codes, 0.3 s of units. Chunks of one
 # size follow without a gap if units come at least as fast as their sound.
 LOOKAHEAD, READY = 8, 7
 

@@ -1,9 +1,5 @@
 """Both objectives learn, batches resume, and a mesh of devices computes as one device does."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import optax
@@ -21,6 +17,7 @@ from speechgpt_jax.speech.encoder.training import (
     reverberate,
     sample_spans,
 )
+from tests.simulated_devices import run_on_eight_devices
 
 pytestmark = pytest.mark.slow
 
@@ -253,11 +250,5 @@ print("equal")
 
 
 def test_a_mesh_of_devices_learns_as_one_device():
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
+    done = run_on_eight_devices(PROGRAM)
     assert done.stdout.endswith("equal\n"), done.stderr[-3000:]
