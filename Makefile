@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 # Without cached byte code TensorFlow is slow to import.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test browser lint lock clean
+.PHONY: demo check test types pytest browser lint lock clean
 
 demo: $(VENV)/core.stamp
 	$(RUN) -m speechgpt_jax.demo
@@ -18,10 +18,16 @@ check: test
 test: $(VENV)/test.stamp
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
-	$(RUN) -m mypy
 	@$(if $(FAST),true,$(BROWSER) || $(MAKE) -s browser || true)
-	$(RUN) -m pytest -n 2 --dist=worksteal $(or $(FAST),$$($(BROWSER) || echo $(NO_PAGE)))
+	@$(MAKE) --no-print-directory -j 2 types pytest FAST='$(FAST)'
 	@$(if $(FAST),true,$(BROWSER)) || echo "NOT RUN for want of a browser: the tests of the page; apt-get install chromium chromium-driver"
+
+# Together, since mypy uses one core.
+types:
+	$(RUN) -m mypy
+
+pytest:
+	$(RUN) -m pytest -n 2 --dist=worksteal $(or $(FAST),$$($(BROWSER) || echo $(NO_PAGE)))
 
 # The page is tested in a real browser, which only root can install.
 BROWSER := { command -v chromium && command -v chromedriver; } >/dev/null

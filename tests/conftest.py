@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 # Inherited by pytest's workers and by the processes that tests start.
 if "PYTEST_XDIST_WORKER" not in os.environ:
@@ -12,3 +13,24 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     compiled = tempfile.TemporaryDirectory(prefix="compiled-")  # Removed when this process ends.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled.name)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    # Looking for plugins of hypothesis in all installed packages takes it two seconds.
+    os.environ.setdefault("HYPOTHESIS_NO_PLUGINS", "1")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Ignores files whose tests are all slow when these are left out.
+
+    Importing what such files test (torch, transformers, servers) takes each of pytest's workers
+    longer than all fast tests together.
+    """
+    if config.option.markexpr != "not slow":
+        return None
+    if collection_path.is_dir():
+        files = list(collection_path.rglob("test_*.py"))
+    else:
+        files = [collection_path] if collection_path.match("test_*.py") else []
+    return True if files and all(map(_is_slow, files)) else None
+
+
+def _is_slow(file: Path) -> bool:
+    return "\npytestmark = pytest.mark.slow\n" in file.read_text()

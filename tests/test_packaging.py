@@ -128,6 +128,7 @@ def test_every_import_has_its_extra():
                         assert found & installed, f"{file} imports {library}"
 
 
+@pytest.mark.slow
 def test_each_library_is_in_the_extra_that_is_named_when_it_is_missing():
     for library, extras in cli.EXTRAS.items():
         for extra in extras.split(","):

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import numpy as np
 from rich.progress import track
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from speechgpt_jax import files
 from speechgpt_jax.corpus.alignment import warp
@@ -220,6 +219,8 @@ def phone_directions(
             f"--directions={count} is too large; features and phones of these clips have at most"
             f" {most}."
         )
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis  # Imports for seconds.
+
     analysis = LinearDiscriminantAnalysis(solver="eigen", shrinkage=SHRINKAGE)
     directions = analysis.fit(x, names).scalings_[:, :count].astype(np.float32)
     offset = x.mean(0) @ directions

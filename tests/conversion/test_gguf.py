@@ -26,6 +26,8 @@ from tests.tokenizer.byte_level import GPT2, KINDS, LLAMA3, QWEN, mix
 from tests.tokenizer.byte_level import write as write_byte_level
 from tools import convert_llama
 
+pytestmark = pytest.mark.slow
+
 PRE = {GPT2: "gpt-2", QWEN: "qwen2", LLAMA3: "llama-bpe"}
 # Rows of 64 and 96 numbers are whole blocks of 32.
 SMALL = dataclasses.replace(
@@ -58,7 +60,6 @@ def tokenizer(tokenizer_folder):
     return gguf_files.byte_level(tokenizer_folder, "qwen2")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights_are_those_of_transformers(family, dtype, tokenizer, tmp_path):
@@ -81,7 +82,6 @@ def test_weights_are_those_of_transformers(family, dtype, tokenizer, tmp_path):
         assert_same_logits(checkpoints.load_model(tmp_path / "run", build_llama), theirs)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Q6_K", "Q4_K", "Q5_K"])
 def test_k_quants_are_dequantised_as_in_transformers(kind):
     kind = gguf.GGMLQuantizationType[kind]

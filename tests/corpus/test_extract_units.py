@@ -72,6 +72,7 @@ def test_units_are_those_of_each_recording_alone(extracted, recordings, small_hu
         assert sum(row["durations"]) == speech2unit.hubert.config.num_frames(len(wav))
 
 
+@pytest.mark.slow
 def test_the_output_folder_holds_units_and_a_summary(extracted):
     names = [f"units-{i:05d}-of-00005.jsonl" for i in range(5)]
     others = ["histogram.png", "manifest.jsonl", "plan.json", "summary.tsv"]
@@ -164,6 +165,7 @@ def test_a_run_may_reject_all_recordings(small_hubert, tmp_path):
     assert rows_of(tmp_path / "units") == [] and len(rows_of(tmp_path / "units", "rejects")) == 1
 
 
+@pytest.mark.slow
 def test_an_output_is_not_resumed_with_other_input_or_settings(extracted, recordings, small_hubert):
     with pytest.raises(ValueError, match=r"was begun with rows .*another folder"):
         extract(recordings / "more [1]", small_hubert, extracted)

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from speechgpt_jax.decoding.sampling import (
     FEW,
@@ -23,6 +21,9 @@ SEEN = [1, 2, 6]
 
 def probabilities(logits, sampling):
     """Probabilities of the tokens after the processors of `transformers`, with SEEN in the text."""
+    import torch
+    import transformers
+
     processors = [
         transformers.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty),
         transformers.TemperatureLogitsWarper(sampling.temperature),
@@ -72,7 +73,11 @@ def test_frequencies_are_the_probabilities_of_transformers(logits, sampling):
     np.testing.assert_allclose(frequencies, expected, atol=0.015)
 
 
+@pytest.mark.slow
 def test_the_penalty_is_that_of_transformers():
+    import torch
+    import transformers
+
     seen = np.isin(np.arange(len(FEW_TOKENS)), SEEN)
     penalized = penalize(FEW_TOKENS[None], seen[None], jnp.array([1.3]))
     processor = transformers.RepetitionPenaltyLogitsProcessor(1.3)
@@ -88,6 +93,7 @@ def test_greedy_takes_the_most_likely_token(sampling):
     np.testing.assert_array_equal(tokens, np.argmax(logits, axis=-1))
 
 
+@pytest.mark.slow
 def test_a_draw_does_not_depend_on_the_settings_of_other_rows():
     """The others decide whether all tokens are sorted, the FEW most likely ones or none."""
     logits = jax.random.normal(jax.random.key(1), (200, 300))

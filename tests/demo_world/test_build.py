@@ -34,6 +34,7 @@ def read(path):
         }
 
 
+@pytest.mark.slow
 def test_a_failing_command_is_named(tmp_path):
     clip = build.planned_clips()[0]
     with pytest.raises(ValueError, match=r"nothing\.py.* failed .*check --tts"):

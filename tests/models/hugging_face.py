@@ -1,15 +1,21 @@
-"""The reference: a model of `transformers`, and the copy of its weights into our model."""
+"""The reference: a model of `transformers`, and the copy of its weights into our model.
+
+torch and transformers are imported where a reference is made: that takes seconds.
+"""
+
+from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
-import torch
-import transformers
 from flax import nnx
-from transformers import PreTrainedModel
 
 from speechgpt_jax.models.layers import Llama3RopeScaling
 from speechgpt_jax.models.llama import Llama, LlamaConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PROJECTIONS = {
     "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -49,6 +55,9 @@ def reference(config: LlamaConfig, seed=0, family: str | None = None) -> PreTrai
 
     `family` is a prefix of its classes; by default the one that has the fields of `config`.
     """
+    import torch
+    import transformers
+
     torch.manual_seed(seed)
     family = family or ("Qwen2" if config.qkv_bias else "Qwen3" if config.qk_norm else "Llama")
     model = getattr(transformers, f"{family}ForCausalLM")(

@@ -9,6 +9,8 @@ import pytest
 
 from speechgpt_jax.models.attention import blockwise_attention, splash_attention
 
+pytestmark = pytest.mark.slow
+
 KERNELS = {
     "cpu": blockwise_attention,
     "tpu": functools.partial(splash_attention, interpret=True),
@@ -22,7 +24,6 @@ def plain_attention(query, key, value, segment_ids):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("num_kv_heads", [1, 2])
 @pytest.mark.parametrize("platform", KERNELS)
 def test_equals_plain_attention(platform, num_kv_heads):

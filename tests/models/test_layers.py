@@ -3,9 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peft
 import pytest
-import torch
 from flax import nnx
 
 from speechgpt_jax.models import layers
@@ -14,6 +12,9 @@ from speechgpt_jax.models.layers import Dense, LoraConfig
 
 @pytest.mark.slow
 def test_lora_equals_peft():
+    import peft
+    import torch
+
     torch.manual_seed(0)
     theirs = peft.get_peft_model(
         torch.nn.Sequential(torch.nn.Linear(6, 5, bias=False)),

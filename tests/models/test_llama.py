@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 
 from speechgpt_jax.models.layers import LinearRopeScaling, Llama3RopeScaling, LoraConfig
@@ -53,6 +52,8 @@ def assert_close(actual, expected, tolerance=1e-5):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_equals_transformers(variant):
+    import torch
+
     config = dataclasses.replace(CONFIG, **VARIANTS[variant])
     theirs = reference(config, family="Mistral" if variant == "Mistral" else None)
     ours = to_jax(config, theirs)
@@ -130,6 +131,8 @@ def test_adapters_on_an_int8_base_have_the_same_gradients_under_remat():
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
 def test_gradients_equal_transformers(family):
+    import torch
+
     config = dataclasses.replace(CONFIG, **FAMILIES[family])
     theirs = reference(config)
     ours = to_jax(config, theirs)

@@ -1,9 +1,7 @@
-"""Spectrograms against torch and librosa."""
+"""Spectrograms against torch and librosa, which only these tests import: that takes seconds."""
 
-import librosa
 import numpy as np
 import pytest
-import torch
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech import mel
@@ -13,9 +11,12 @@ def sound(batch: int = 2, samples: int = 5120) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((batch, samples), np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_fft", "hop"), [(16, 4), (320, 80), (1024, 256)])
 @pytest.mark.parametrize("pad_mode", ["reflect", "constant"])
 def test_stft_is_torch_stft(n_fft, hop, pad_mode):
+    import torch
+
     wav = sound()
     real, imag = mel.stft(wav, n_fft, hop, pad_mode)
     window = torch.hann_window(n_fft)
@@ -30,6 +31,8 @@ def test_stft_is_torch_stft(n_fft, hop, pad_mode):
 @pytest.mark.parametrize(("n_fft", "hop"), [(16, 4), (64, 16), (320, 80)])
 def test_istft_is_torch_istft(n_fft, hop):
     """Also of spectra that are not the STFT of any sound."""
+    import torch
+
     rng = np.random.default_rng(0)
     real, imag = rng.standard_normal((2, 2, 33, n_fft // 2 + 1), np.float32)
     spectrum = torch.complex(torch.from_numpy(real), torch.from_numpy(imag)).mT
@@ -57,13 +60,19 @@ def test_istft_ends_where_the_mask_does():
 
 
 def test_mel_filterbank_is_librosas():
+    import librosa
+
     theirs = librosa.filters.mel(sr=16000, n_fft=1024, n_mels=80, fmin=0, fmax=8000)
     np.testing.assert_allclose(
         mel.mel_filterbank(16000, 1024, 80, 0.0, 8000.0), theirs.T, atol=1e-7
     )
 
 
+@pytest.mark.slow
 def test_log_mel():
+    import librosa
+    import torch
+
     wav = sound()
     power = torch.stft(
         torch.from_numpy(wav[0]), 1024, 256, window=torch.hann_window(1024), return_complex=True

@@ -38,6 +38,7 @@ def test_noise_and_silence_are_not_voiced():
     assert np.isfinite(hz).all()
 
 
+@pytest.mark.slow
 def test_unvoiced_frames_take_their_neighbours_pitch():
     wav = vowel(np.full(60, 120.0))
     wav[20 * HOP : 40 * HOP] = 0

@@ -6,7 +6,6 @@ import random
 
 import hypothesis
 import pytest
-import transformers
 from hypothesis import strategies as st
 
 from speechgpt_jax.errors import UserError
@@ -38,6 +37,8 @@ def tokenizer(folder):
 @hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
 @hypothesis.given(seed=st.integers(0, 2**32), texts=st.lists(TEXT, min_size=1, max_size=20))
 def test_ids_are_those_of_auto_tokenizer(folder, tokenizer, seed, texts):
+    import transformers
+
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     rng = random.Random(seed)
     mixes = [mix(rng, texts) for _ in range(300)]  # 25 x 300 = 7,500 of each kind

@@ -103,6 +103,7 @@ def test_a_resumed_adapter_equals_an_uninterrupted_one(tmp_path, stage1, stage3)
     assert_same(run(tmp_path, **lora), stage3[1])
 
 
+@pytest.mark.slow
 def test_the_run_folder_describes_itself(stage1):
     folder, _ = stage1
     assert Tokenizer.from_pretrained(folder / "tokenizer").vocab_size == CONFIG.vocab_size
@@ -113,12 +114,14 @@ def test_the_run_folder_describes_itself(stage1):
     )
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_loaded(stage1):
     folder, state = stage1
     model = checkpoints.load_model(folder, build)
     assert_same(nnx.state(model, nnx.Param), state.params)
 
 
+@pytest.mark.slow
 def test_only_the_adapter_is_saved_and_loads_on_its_base(stage1, stage3):
     folder, state = stage3
     base = nnx.state(checkpoints.load_model(stage1[0], build))
@@ -135,6 +138,7 @@ def test_only_the_adapter_is_saved_and_loads_on_its_base(stage1, stage3):
     assert_same(rest, base)
 
 
+@pytest.mark.slow
 def test_runs_can_be_moved_together(stage1, stage3, tmp_path):
     apart = os.path.relpath(stage1[0], stage3[0])
     shutil.copytree(stage3[0], tmp_path / "here")
@@ -143,6 +147,7 @@ def test_runs_can_be_moved_together(stage1, stage3, tmp_path):
     assert_same(nnx.state(model, nnx.LoRAParam), stage3[1].params)
 
 
+@pytest.mark.slow
 def test_new_tokens_start_at_the_mean(stage1):
     folder, old_state = stage1
     tokenizer = SentencePieceTokenizer.from_files(
@@ -161,6 +166,7 @@ def test_new_tokens_start_at_the_mean(stage1):
         )
 
 
+@pytest.mark.slow
 def test_new_tokens_within_the_padding_start_at_the_mean_too(stage1):
     folder, old_state = stage1
     tokenizer = SentencePieceTokenizer.from_files(
@@ -259,6 +265,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
             run(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("message", "kwargs"),
     [
@@ -305,6 +312,7 @@ def held_out_of(batches, shares=1, index=0):
     return (HeldOut("test", own),)
 
 
+@pytest.mark.slow
 def test_held_out_losses_and_the_best_checkpoint(tmp_path):
     batches = [random_batch([12, 7, 5, 9], seed) for seed in (50, 51)]
     state = run(

@@ -70,6 +70,7 @@ def test_weight_decay_shrinks_only_matrices():
     np.testing.assert_allclose(updates["norm"], 0)
 
 
+@pytest.mark.slow
 def test_clipping():
     params = {"w": jnp.zeros(2)}
     tx = make_optimizer(AdamW(1.0, clip_norm=1.0), 10)

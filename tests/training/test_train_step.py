@@ -88,6 +88,7 @@ def test_loss_is_the_weighted_mean_cross_entropy():
     np.testing.assert_allclose(mean(metrics["non_padding"]), 26 / 36)
 
 
+@pytest.mark.slow
 def test_no_logits_of_the_whole_vocabulary():
     graphdef, params, frozen = model_and_params()
     batch = random_batch([64] * 4)

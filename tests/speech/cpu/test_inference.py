@@ -60,6 +60,7 @@ def test_an_accelerator_keeps_the_layers(monkeypatch):
     assert nnx.graphdef(for_inference(hubert)) == nnx.graphdef(hubert)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_bfloat16_is_the_type_of_factors_only(backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)

@@ -9,8 +9,9 @@ from speechgpt_jax.speech.cpu.toom_cook import StridedToomCookConv, ToomCookConv
 from speechgpt_jax.speech.encoder import front_ends as hubert_front_ends
 from speechgpt_jax.speech.vocoder.hifigan import Conv
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 @pytest.mark.parametrize("steps", [1, 5, 64, 201])
 @pytest.mark.parametrize(("kernel_size", "dilation"), [(3, 1), (5, 2), (7, 3), (11, 1), (11, 5)])
 def test_same_as_the_convolution(kernel_size, dilation, steps):
@@ -21,7 +22,6 @@ def test_same_as_the_convolution(kernel_size, dilation, steps):
     np.testing.assert_allclose(ToomCookConv(conv)(x), conv(x), atol=2e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("steps", [3, 4, 64, 201])
 def test_same_as_the_strided_convolution(steps, bias):

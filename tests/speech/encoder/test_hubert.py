@@ -1,14 +1,15 @@
 """HuBERT against `transformers`, and a clip alone against the clip in a batch."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
 from flax import nnx
 
 from speechgpt_jax.errors import UserError
@@ -16,6 +17,9 @@ from speechgpt_jax.speech.encoder.attention import attend_nearby
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.hubert import Hubert, standardize
 from tests.speech.encoder.segments import rows_of_segments
+
+if TYPE_CHECKING:
+    import transformers
 
 SMALL = HubertConfig(
     conv_dim=(16, 16, 24, 24, 32, 32, 32),
@@ -35,6 +39,9 @@ def encode(hubert, wav, lengths):
 
 
 def oracle(config: HubertConfig, seed: int = 0) -> transformers.HubertModel:
+    import torch
+    import transformers
+
     torch.manual_seed(seed)
     model = transformers.HubertModel(
         transformers.HubertConfig(
@@ -105,6 +112,8 @@ def copy_weights(model: transformers.HubertModel, hubert: Hubert) -> None:
     ids=["small", "odd_position_kernel", "norm_first", "base"],
 )
 def test_features_are_those_of_transformers(config):
+    import torch
+
     model = oracle(config)
     hubert = Hubert(config, rngs=nnx.Rngs(0))
     copy_weights(model, hubert)
@@ -202,8 +211,11 @@ def test_sizes_that_do_not_fit_are_refused_in_one_line(config, changes, message)
         dataclasses.replace(config, **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gain", [1.0, 0.01])
 def test_sound_is_normalised_as_by_transformers(gain):
+    import transformers
+
     rng = np.random.default_rng(0)
     wavs = [gain * rng.standard_normal(n).astype(np.float32) + 0.1 for n in (8_000, 5_000)]
     extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import sklearn.cluster
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.encoder import kmeans
@@ -29,6 +28,8 @@ def test_assign_is_the_nearest_centroid(features):
 
 @pytest.mark.slow
 def test_without_memory_it_is_lloyd(features, start):
+    import sklearn.cluster
+
     init = np.asarray(start.centroids)
     oracle = sklearn.cluster.KMeans(12, init=init, n_init=1, max_iter=25, tol=0).fit(features)
     clusters = start
@@ -37,7 +38,10 @@ def test_without_memory_it_is_lloyd(features, start):
     np.testing.assert_allclose(clusters.centroids, oracle.cluster_centers_, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_with_memory_it_is_mini_batch_k_means(features, start):
+    import sklearn.cluster
+
     init = np.asarray(start.centroids)
     oracle = sklearn.cluster.MiniBatchKMeans(12, init=init, n_init=1, reassignment_ratio=0)
     clusters = start
@@ -57,7 +61,10 @@ def test_a_cluster_without_features_stays(features, start):
         np.testing.assert_array_equal(moved.centroids[3], far[3])
 
 
+@pytest.mark.slow
 def test_fit_is_as_good_as_scikit_learn(features):
+    import sklearn.cluster
+
     centroids = kmeans.fit(features, 12, steps=25, seed=0)
     oracle = sklearn.cluster.KMeans(12, n_init=1, random_state=0).fit(features)
     assert float(kmeans.inertia(features, centroids)) < 1.1 * oracle.inertia_ / len(features)

@@ -122,6 +122,7 @@ def test_frames_attend_to_all_of_a_long_recording(minute, norm_first):
     assert np.abs(features - whole).mean() < 0.1 * np.abs(whole).mean()
 
 
+@pytest.mark.slow
 def test_half_the_level_changes_little(speech2unit, wavs):
     quiet = speech2unit.cluster_ids([0.5 * wavs[0]])[0]
     assert (quiet == speech2unit.cluster_ids([wavs[0]])[0]).mean() > 0.95

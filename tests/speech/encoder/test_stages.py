@@ -15,6 +15,8 @@ from speechgpt_jax.speech.encoder.hubert import Hubert
 from speechgpt_jax.speech.encoder.runner import Runner
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 
+pytestmark = pytest.mark.slow
+
 WAVE = HubertConfig(
     conv_dim=(16,) * 7,
     hidden_size=32,
@@ -65,7 +67,6 @@ def form(request, monkeypatch):
         jax.clear_caches()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("config", [WAVE, MEL], ids=["wave", "mel"])
 def test_features_do_not_depend_on_pieces_and_rows(config, form):
     hubert = Hubert(config, rngs=nnx.Rngs(0))
@@ -80,7 +81,6 @@ def test_features_do_not_depend_on_pieces_and_rows(config, form):
         np.testing.assert_allclose(ours, expected, atol=2e-3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", ["for_inference", "accelerator"], indirect=True)
 @pytest.mark.parametrize("config", [WAVE, MEL], ids=["wave", "mel"])
 def test_products_of_bfloat16_change_little(config, form):
@@ -93,7 +93,6 @@ def test_products_of_bfloat16_change_little(config, form):
         assert 0.001 < error < 0.02
 
 
-@pytest.mark.slow
 def test_attention_that_reaches_far_but_not_everywhere_is_computed_in_windows_too():
     hubert = Hubert(dataclasses.replace(MEL, attention_frames=300), rngs=nnx.Rngs(0))
     (wav,) = clips(70.0)
@@ -102,7 +101,6 @@ def test_attention_that_reaches_far_but_not_everywhere_is_computed_in_windows_to
     np.testing.assert_allclose(ours, expected, atol=2e-3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("config", [WAVE, MEL], ids=["wave", "mel"])
 def test_a_normalising_encoder_ignores_level_and_offset(config):
     hubert = Hubert(dataclasses.replace(config, normalize=True), rngs=nnx.Rngs(0))
@@ -116,7 +114,6 @@ def test_a_normalising_encoder_ignores_level_and_offset(config):
         np.testing.assert_allclose(row[: len(ours)], ours, atol=2e-2)
 
 
-@pytest.mark.slow
 def test_few_shapes_are_compiled_and_little_is_padded(monkeypatch):
     hubert = Hubert(WAVE, rngs=nnx.Rngs(0))
     shapes, rows = set(), []
