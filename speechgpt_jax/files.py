@@ -118,7 +118,7 @@ def whole_folder(path: Path) -> Iterator[epath.Path]:
 
 @contextlib.contextmanager
 def best_effort(path: Path) -> Iterator[None]:
-    """Logs it if `path`, a plot or a log without which a run is of use, can't be written."""
+    """Logs that `path` can't be written, instead of failing: for plots and logs."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Measures what a speech encoder keeps of the words of voices, known and unknown.
+"""Measures how many words are lost between recordings and speech made from their units.
 
     python -m tools.eval_encoder --manifest=voices/manifest.jsonl
     python -m tools.eval_encoder --manifest=voices/manifest.jsonl --hubert=runs/hubert_tiny/hubert

@@ -101,7 +101,7 @@ def parser() -> Parser:
     steps.add_parser("create", parents=[*once, slices], help="request the slices")
     steps.add_parser("setup", parents=[*once, source], help="install this project on every host")
     steps.add_parser("train", parents=[*once, train], help="start the run on all hosts")
-    steps.add_parser("status", parents=once, help="say on each host how the run stands")
+    steps.add_parser("status", parents=once, help="print the state of the run on each host")
     logs = steps.add_parser("logs", parents=once, help="follow the first host's output")
     logs.add_argument("--lines", type=positive_int, default=50, help="to begin with (default: 50)")
     steps.add_parser("stop", parents=once, help="save a checkpoint and end the run")

@@ -210,7 +210,7 @@ def adapter_config(config: LlamaConfig, base: str) -> dict:
 
 
 def _new_tokens_from(fields: Mapping, base: LlamaConfig, source: str) -> int | None:
-    """The first of the tokens whose rows the adapter has, which must be the last of the base."""
+    """First token whose embedding the adapter trains; these tokens are the last of the base."""
     indices = fields.get("trainable_token_indices")
     if not indices:
         return None

@@ -187,7 +187,7 @@ def _family_from(fields: Mapping, source: str) -> Family:
 
 
 def _model_type_to(config: LlamaConfig, source: Mapping) -> str:
-    """The source's model_type, or the first one, whose models have the config's fields."""
+    """The model_type to export as: the source's if its models have the config's fields."""
     fits = [
         model_type
         for model_type, family in FAMILIES.items()

@@ -47,7 +47,7 @@ class Chat:
     ):
         """
         Args:
-          conversation: with whom.
+          conversation: answers the lines.
           aloud: answer aloud as well.
           output_dir: folder for the sound of every reply; None: it is played.
           log: JSONL file to which every turn is added.

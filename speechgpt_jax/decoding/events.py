@@ -124,7 +124,7 @@ class _TextPart:
         self._text += self._stream.write(id_)
 
     def settled(self) -> str:
-        """What is new and will not change: without what may be the beginning of the marker."""
+        """New text that is final; an end that may begin the marker is held back."""
         text, _, _ = self._text.partition(self._marker)
         if _TRANSCRIPT.startswith(text.strip()):
             return ""
@@ -133,7 +133,7 @@ class _TextPart:
         return self._new(text[: len(text) - begun])
 
     def finished(self) -> str:
-        """What is new at the end of the part."""
+        """New text at the end of the part."""
         self._text += self._stream.finish()
         return self._new(self._text.partition(self._marker)[0])
 

@@ -33,7 +33,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from speechgpt_jax.demo_world import words as demo_words
-from speechgpt_jax.demo_world.forms import Form, forms
+from speechgpt_jax.demo_world.form import Form
+from speechgpt_jax.demo_world.forms import forms
 
 SEED = 7
 FREE_ORDER = "free_order"

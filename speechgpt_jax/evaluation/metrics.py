@@ -44,7 +44,7 @@ def question_word_error_rate(
 def answer_accuracy(
     targets: Sequence[Response], predictions: Sequence[Response]
 ) -> dict[str, float]:
-    """Share of text answers whose words are all right."""
+    """Share of text answers whose words are all correct."""
     right = [
         normalize(target.text) == normalize(prediction.text)
         for target, prediction in zip(targets, predictions, strict=True)

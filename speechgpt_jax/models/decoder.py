@@ -29,7 +29,7 @@ from speechgpt_jax.models.llama import (
 
 
 class Decoder(nnx.Module):
-    """The model of a `Llama` without what only training needs."""
+    """A `Llama` for generation, without the parts that only training needs."""
 
     def __init__(self, model: Llama, *, config: LlamaConfig, int8: bool):
         """Copies the weights of `model`; see `make_decoder`."""
@@ -83,7 +83,7 @@ class Decoder(nnx.Module):
 
 
 def make_decoder(model: Llama, dtype: DType | None = None, *, int8: bool = False) -> Decoder:
-    """The form for generation of a model, whose weights it copies.
+    """A model's form for generation, with copies of its weights.
 
     Args:
       model: the model.

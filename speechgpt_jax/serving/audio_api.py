@@ -69,7 +69,7 @@ class Transcription:
     def __init__(self, talker: Talker, name: str, request: TranscriptionRequest, wav: np.ndarray):
         """
         Args:
-          talker: what transcribes.
+          talker: transcribes the recording.
           name: name of the model.
           request: the request.
           wav: the recording, float32 [samples] at 16 kHz.
@@ -183,7 +183,7 @@ class Speech:
     def __init__(self, talker: Talker, name: str, request: SpeechRequest):
         """
         Args:
-          talker: what reads.
+          talker: reads the text aloud.
           name: name of the model.
           request: the request.
 

@@ -33,7 +33,7 @@ class Completion:
     def __init__(self, talker: Talker, name: str, request: ChatRequest):
         """
         Args:
-          talker: what answers.
+          talker: answers the messages.
           name: name of the model.
           request: the request.
 

@@ -114,7 +114,7 @@ class Session:
         """
         Args:
           socket: an accepted connection.
-          talker: what answers.
+          talker: answers the turns.
           name: name of the model.
         """
         self._socket, self._talker, self._name = socket, talker, name
@@ -231,7 +231,7 @@ class Session:
         self._drop_silence()
 
     def _drop_silence(self) -> None:
-        """Without speech, only what may precede it is kept."""
+        """While nobody speaks, keeps only the sound that may precede speech."""
         detection = self._settings.audio.input.turn_detection
         if self._vad is None or detection is None or self._vad.is_speech:
             return
@@ -379,7 +379,7 @@ class _Response:
         await self._send("response.created", response=self._described("in_progress"))
 
     async def run(self, question: Question) -> None:
-        """Sends all else; a cancelled response ends with its `response.done` too."""
+        """Sends all other events; a cancelled response also ends with `response.done`."""
         status, details = "completed", None
         try:
             with self._session._talker.admitted():
@@ -481,7 +481,7 @@ def _message(
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The old settings with the new ones in place of theirs, however deep."""
+    """The old settings, updated with the new ones at every depth."""
     merged = dict(old)
     for name, value in new.items():
         both = isinstance(value, dict) and isinstance(old.get(name), dict)

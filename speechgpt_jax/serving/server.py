@@ -19,7 +19,7 @@ MAX_EVENT_BYTES = 4 * 2**20
 
 
 class Protocol(H11Protocol):
-    """HTTP whose connections are closed if they send nothing, or only a part of a head."""
+    """HTTP that closes connections on which no complete head of a request arrives in time."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

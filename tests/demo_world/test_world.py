@@ -5,9 +5,10 @@ from collections import defaultdict
 
 import pytest
 
-from speechgpt_jax.demo_world import forms as demo_forms
 from speechgpt_jax.demo_world import words as demo_words
 from speechgpt_jax.demo_world import world as demo_world
+from speechgpt_jax.demo_world.form import number
+from speechgpt_jax.demo_world.forms import forms
 from speechgpt_jax.demo_world.world import words
 
 TRAIN = [d for d in demo_world.questions() if d.split == "train"]
@@ -23,9 +24,9 @@ def test_size_of_the_world():
 
 
 def test_every_kind_of_question_is_trained_and_has_several_wordings():
-    forms = demo_forms.forms()
-    assert {d.wording.split("/")[0] for d in TRAIN} == {form.name for form in forms}
-    assert all(3 <= len(set(form.wordings)) <= 6 for form in forms)
+    all_forms = forms()
+    assert {d.wording.split("/")[0] for d in TRAIN} == {form.name for form in all_forms}
+    assert all(3 <= len(set(form.wordings)) <= 6 for form in all_forms)
 
 
 def test_a_question_has_one_answer():
@@ -136,4 +137,4 @@ def test_pairs_of_fillers_of_templated_test_sentences_are_not_trained(topic, pat
     "value, text", [(0, "zero"), (19, "nineteen"), (40, "forty"), (41, "forty one")]
 )
 def test_number(value, text):
-    assert demo_forms.number(value) == text
+    assert number(value) == text
