@@ -6,9 +6,8 @@
 
 Requests of any lengths join and leave while others are written (continuous batching, Yu et al.
 2022, "Orca"). The answer to a request doesn't depend on the others: its tokens are computed by the
-same programs, in the same places of its own row. Only when another request makes the cache grow
-do sums have another order, and log-probabilities another rounding; `cache_size=context` prevents
-even that.
+same programs, in the same places of its own row. On accelerators a cache that another request makes
+grow can give log-probabilities another rounding; `cache_size=context` prevents even that.
 
 One thread calls the device. It runs while there are requests; `submit` can be called from any
 thread.
@@ -34,12 +33,14 @@ from speechgpt_jax.decoding.sampling import Sampling
 from speechgpt_jax.decoding.slots import Row, Slots, programs
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_number
+from speechgpt_jax.models.attention import target_platform
 from speechgpt_jax.models.decoder import make_decoder
 from speechgpt_jax.models.llama import DType, Llama
 
-# Prompts are read in chunks of these numbers of tokens: the large one unless it would mostly be
-# padding. The cache's sizes are multiples of both.
-SMALL_CHUNK, LARGE_CHUNK = 32, 256
+# Prompts are read in chunks of these numbers of tokens; the small one is for what is left or short.
+# On a CPU 128 tokens take little longer than 32, but 256 more than twice as long; accelerators are
+# waiting for the weights up to then.
+SMALL_CHUNK, LARGE_CHUNK, LARGE_CHUNK_CPU = 32, 256, 128
 # Tokens of prompts that are read before the next tokens are written.
 READ_AT_ONCE = 256
 # Room in the cache, in tokens per slot; it is doubled when the longest request needs more.
@@ -183,6 +184,9 @@ class Engine:
         # Rounded up, so that the last chunk of a prompt has room.
         self._cache_size = -(-cache_size // LARGE_CHUNK) * LARGE_CHUNK
         self._padded_vocab_size, self._mesh = config.padded_vocab_size, mesh
+        with self._on_mesh():
+            is_cpu = target_platform() == "cpu"
+        self._large_chunk = LARGE_CHUNK_CPU if is_cpu else LARGE_CHUNK
         if masks is None:
             masks = np.zeros((1, config.vocab_size), np.int8)
         padding = config.padded_vocab_size - masks.shape[1]
@@ -242,7 +246,7 @@ class Engine:
             for size in self._cache_sizes():
                 if size > slots.cache.size:
                     slots = self._programs.resized(slots, size)
-                for length in (SMALL_CHUNK, LARGE_CHUNK):
+                for length in (SMALL_CHUNK, self._large_chunk):
                     slots = self._read(slots, 0, 0, np.zeros(length, np.int32), length)
                 row = self._row(Request([0], max_new_tokens=1))
                 slots = self._fill(slots, 0, 0, row)
@@ -309,7 +313,7 @@ class Engine:
                     self._slots = self._fill(self._slots, slot, job.length, row)
                     job.is_read = True
                     break
-                size = LARGE_CHUNK if len(tokens) > LARGE_CHUNK / 2 else SMALL_CHUNK
+                size = SMALL_CHUNK if len(tokens) <= SMALL_CHUNK else self._large_chunk
                 # Free slots and those that are still read write behind their tokens (see `step`),
                 # so there must be room for one more.
                 self._make_room(max(job.length + size, len(job.answer.request.prompt)))
@@ -332,10 +336,11 @@ class Engine:
         self._seconds_per_token = (time.perf_counter() - start) / max(counts.max(), 1)
         tokens, logprobs = np.asarray(written.tokens), np.asarray(written.logprobs)
         for slot, job in writing.items():
-            request, count = job.answer.request, counts[slot]
-            new = [Token(int(t), float(p)) for t, p in zip(tokens[slot], logprobs[slot])][:count]
-            job.length += int(count)
-            job.num_written += int(count)
+            request, count = job.answer.request, int(counts[slot])
+            ids, their_logprobs = tokens[slot, :count].tolist(), logprobs[slot, :count].tolist()
+            new = list(map(Token, ids, their_logprobs))
+            job.length += count
+            job.num_written += count
             if new and new[-1].id in job.stop_ids:
                 job.answer.put(new[:-1])
                 self._finish(slot, "stop")

@@ -135,10 +135,9 @@ def _fill(slots: Slots, slot: jax.Array, length: jax.Array, row: Row) -> Slots:
 
 def _free(slots: Slots, slot: jax.Array) -> Slots:
     """Ends the request of a slot."""
-    remaining = slots.rows.remaining.at[slot].set(0)
-    return _placed(
-        dataclasses.replace(slots, rows=dataclasses.replace(slots.rows, remaining=remaining))
-    )
+    rows = dataclasses.replace(slots.rows, remaining=slots.rows.remaining.at[slot].set(0))
+    cache = dataclasses.replace(slots.cache, lengths=slots.cache.lengths.at[slot].set(0))
+    return _placed(Slots(cache, rows))
 
 
 def _read(decoder: Decoder, slots: Slots, slot, first, tokens, number) -> Slots:
@@ -217,10 +216,9 @@ def step(decoder: Decoder, slots: Slots, next_state: jax.Array) -> tuple[Slots, 
     """
     cache, rows = slots.cache, slots.rows
     is_busy = rows.remaining > 0
-    # Free slots are computed as well, and write behind their tokens, where the next token of their
-    # request will be. It must lie inside of the cache: further positions have no rotary angles.
-    inside = dataclasses.replace(cache, lengths=jnp.minimum(cache.lengths, cache.size - 1))
-    hidden, new_cache = decoder.decode(rows.token[:, None], inside)
+    # Slots that are free or being read are computed as well, and write behind their tokens, where
+    # the next token of their request will be.
+    hidden, new_cache = decoder.decode(rows.token[:, None], cache)
     logits = decoder.unembed(hidden[:, 0])
 
     states = next_state[rows.state]  # [B, V]
@@ -234,14 +232,17 @@ def step(decoder: Decoder, slots: Slots, next_state: jax.Array) -> tuple[Slots, 
         return jnp.take_along_axis(x, token[:, None], axis=1)[:, 0]
 
     remaining = jnp.where(pick(rows.is_stop), 0, rows.remaining - 1)
+    remaining = jnp.where(is_busy, remaining, 0)
+    # An answer's end empties its slot: what is attended to ends at the longest row.
+    lengths = jnp.where(is_busy, jnp.where(remaining > 0, cache.lengths + 1, 0), cache.lengths)
     rows = dataclasses.replace(
         rows,
         token=token,
-        remaining=jnp.where(is_busy, remaining, 0),
+        remaining=remaining,
         state=jnp.maximum(pick(states), 0).astype(jnp.int32),
         seen=rows.seen.at[jnp.arange(len(token)), token].set(True),
     )
-    new_cache = dataclasses.replace(new_cache, lengths=cache.lengths + is_busy)
+    new_cache = dataclasses.replace(new_cache, lengths=lengths)
     return Slots(new_cache, rows), pick(logits) - jax.nn.logsumexp(logits, axis=-1)
 
 

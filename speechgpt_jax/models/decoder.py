@@ -66,12 +66,11 @@ class Decoder(nnx.Module):
         """
         positions = cache.lengths[:, None] + jnp.arange(tokens.shape[1])  # [B, T]
         angles = rotary_angles(self.config, positions, cache.size)
-        mask = jnp.arange(cache.size) <= positions[..., None]  # [B, T, S]
         x = self.embed_tokens[tokens].astype(self.config.dtype)
         x = constrain(x, ("batch", "length", "residual"))
         keys, values = [], []
         for block, k, v in zip(self.blocks, cache.keys, cache.values, strict=True):
-            x, k, v = block.decode(x, angles, mask, k, v, cache.lengths)
+            x, k, v = block.decode(x, angles, positions, k, v)
             keys.append(k)
             values.append(v)
         lengths = cache.lengths + tokens.shape[1]

@@ -5,6 +5,7 @@ for a row then doesn't depend on the others, down to the last bit.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,9 @@ from speechgpt_jax.models.attention import target_platform
 from speechgpt_jax.models.collectives import constrain
 
 CACHE_AXES = ("batch", "kv_heads", None, "head_dim")
+
+# Keys that a CPU reads at once.
+CPU_BLOCK = 128
 
 
 @jax.tree_util.register_dataclass
@@ -59,17 +63,41 @@ def cached_attention(
     query: jax.Array,  # [B, T, N, H]
     keys: jax.Array,  # [B, K, S, H]
     values: jax.Array,  # [B, K, S, H]
-    mask: jax.Array,  # bool [B, T, S]
+    positions: jax.Array,  # int32 [B, T]
 ) -> jax.Array:
-    """Attention of the next tokens to the cache, [B, T, N, H]."""
+    """Attention of the next tokens to the cache up to their own positions, [B, T, N, H].
+
+    On a CPU blocks of keys are read up to the last position of the batch (Milakov and Gimelshein
+    2018), so that neither an empty part of the cache nor its size costs time. Blocks that a row
+    doesn't see add nothing to its sums, not even rounding.
+    """
     batch, length, _, head_dim = query.shape
     # [B, T, K G, H] -> [B, K, G T, H]: one matrix product per key head, with the cache as it is.
     grouped = query.reshape(batch, length, keys.shape[1], -1, head_dim)
     grouped = grouped.transpose(0, 2, 3, 1, 4)
-    flat = grouped.reshape(*grouped.shape[:2], -1, head_dim)
-    scores = jnp.einsum("bkth,bksh->bkts", flat, keys, preferred_element_type=jnp.float32)
-    scores = scores.reshape(*grouped.shape[:4], -1) * head_dim**-0.5
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e9), axis=-1)
-    weights = weights.reshape(*flat.shape[:3], -1).astype(query.dtype)
-    heads = jnp.einsum("bkts,bksh->bkth", weights, values).reshape(grouped.shape)
+    flat = grouped.reshape(*grouped.shape[:2], -1, head_dim) * head_dim**-0.5
+    last = jnp.tile(positions, grouped.shape[2])[:, None, :, None]  # [B, 1, G T, 1]
+    size = keys.shape[2]
+    block = CPU_BLOCK if target_platform() == "cpu" and size % CPU_BLOCK == 0 else size
+
+    def attend(index, carry):
+        maximum, total, heads = carry
+        first = index * block
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, first, block, axis=2)  # noqa: E731
+        scores = _product("bkth,bksh->bkts", flat, cut(keys))
+        scores = jnp.where(first + jnp.arange(block) <= last, scores, -1e9)
+        new_maximum = jnp.maximum(maximum, scores.max(axis=-1, keepdims=True))
+        weights, scale = jnp.exp(scores - new_maximum), jnp.exp(maximum - new_maximum)
+        total = total * scale + weights.sum(axis=-1, keepdims=True)
+        mean = _product("bkts,bksh->bkth", weights.astype(query.dtype), cut(values))
+        return new_maximum, total, heads * scale + mean
+
+    zeros = jnp.zeros((*flat.shape[:3], 1))
+    carry = (zeros - 1e9, zeros, jnp.zeros(flat.shape))
+    num_blocks = 1 if block == size else jnp.max(positions) // block + 1
+    _, total, heads = jax.lax.fori_loop(0, num_blocks, attend, carry)
+    heads = (heads / total).astype(query.dtype).reshape(grouped.shape)
     return heads.transpose(0, 3, 1, 2, 4).reshape(query.shape)
+
+
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

@@ -170,20 +170,19 @@ class Attention(nnx.Module):
         self,
         x: jax.Array,  # [B, T, D]
         angles: tuple[jax.Array, jax.Array],
-        mask: jax.Array,  # bool [B, T, S]
+        positions: jax.Array,  # int32 [B, T]
         keys: jax.Array,  # [B, K, S, H]
         values: jax.Array,  # [B, K, S, H]
-        first: jax.Array,  # int32 [B]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Attends from the next tokens to the cache; `first` is each row's first free index.
+        """Writes the next tokens at their `positions` of the cache, and attends to it.
 
         Returns:
           The output [B, T, D], and the cache's keys and values with the next tokens.
         """
         query, key, value = self._project(x, angles, None)
-        keys = write_cache(keys, key, first)
-        values = write_cache(values, value, first)
-        heads = cached_attention(query, keys, values, mask)
+        first = positions[:, 0]
+        keys, values = write_cache(keys, key, first), write_cache(values, value, first)
+        heads = cached_attention(query, keys, values, positions)
         return self.o_proj(heads.reshape(*x.shape[:2], -1)), keys, values
 
     def _project(self, x, angles, rngs):
@@ -235,14 +234,13 @@ class Block(nnx.Module):
         self,
         x: jax.Array,  # [B, T, D]
         angles: tuple[jax.Array, jax.Array],
-        mask: jax.Array,  # bool [B, T, S]
+        positions: jax.Array,  # int32 [B, T]
         keys: jax.Array,  # [B, K, S, H]
         values: jax.Array,  # [B, K, S, H]
-        first: jax.Array,  # int32 [B]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Attention and MLP on the next tokens; arguments and results are `Attention.decode`'s."""
         y, keys, values = self.self_attn.decode(
-            self.input_layernorm(x), angles, mask, keys, values, first
+            self.input_layernorm(x), angles, positions, keys, values
         )
         x = x + y
         return x + self.mlp(self.post_attention_layernorm(x)), keys, values

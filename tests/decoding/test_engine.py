@@ -68,8 +68,9 @@ def test_logprobs_are_those_of_the_whole_model(engine, model):
 
 
 def test_an_answer_is_the_same_alone_and_beside_others(model):
-    """Bit by bit, log-probabilities included: greedy and drawn, in any slot, at any time."""
-    engine = Engine(model, num_slots=3, context=512, cache_size=512)
+    """Bit by bit, log-probabilities included: greedy and drawn, in any slot, at any time, and
+    though the cache grows for others."""
+    engine = Engine(model, num_slots=3, context=512)
     requests = [
         greedy(PROMPTS[0], 30),
         Request(PROMPTS[2], 30, seed=5),

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from speechgpt_jax.models.decoder import make_decoder
+from speechgpt_jax.models.kv_cache import CPU_BLOCK
 from speechgpt_jax.models.layers import LoraConfig
 from speechgpt_jax.models.llama import Llama
 from tests.models.hugging_face import CONFIG
@@ -59,6 +60,22 @@ def test_rows_of_unequal_lengths():
     assert_close(hidden[0], hidden_states(model, tokens[:1, :5])[0, 3:])
     assert_close(hidden[1], hidden_states(model, tokens[1:])[0, 8:])
     np.testing.assert_array_equal(cache.lengths, [5, 10])
+
+
+def test_blocks_of_keys_are_read_as_far_as_needed():
+    """Three blocks; neither the size of the cache nor a longer row changes a bit."""
+    model = random_model()
+    tokens = random_tokens(2, 300)
+    decoder = make_decoder(model)
+    hidden, cache = decode(decoder, tokens, decoder.init_cache(2, 3 * CPU_BLOCK))
+    assert_close(hidden, hidden_states(model, tokens))
+    in_a_larger_cache, _ = decode(decoder, tokens, decoder.init_cache(2, 4 * CPU_BLOCK))
+    np.testing.assert_array_equal(in_a_larger_cache, hidden)
+    next_token, equal = tokens[:, 8:9], dataclasses.replace(cache, lengths=jnp.array([8, 8]))
+    alone, _ = decode(decoder, next_token, equal)
+    longer = dataclasses.replace(cache, lengths=jnp.array([8, 2 * CPU_BLOCK + 3]))
+    beside, _ = decode(decoder, next_token, longer)
+    np.testing.assert_array_equal(beside[0], alone[0])
 
 
 def test_int8_weights_are_close():
