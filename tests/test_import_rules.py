@@ -44,7 +44,7 @@ ALLOWED = {
     "decoding": ROOT_MODULES | {"models", "speech"},
     "serving": ROOT_MODULES | {"decoding", "speech"},
     "evaluation": ROOT_MODULES | {"models", "decoding", "speech"},
-    "conversion": ROOT_MODULES | {"models", "speech", "training"},
+    "conversion": ROOT_MODULES | {"models", "speech", "training", "decoding"},
     "corpus": ROOT_MODULES | {"speech", "data", "models", "decoding"},
     "demo_world": ROOT_MODULES | {"corpus", "speech", "data"},
     "compilation": ROOT_MODULES | {"models", "training", "decoding"},

@@ -14,7 +14,15 @@ import numpy as np
 from etils import epath
 
 from speechgpt_jax import checkpoints, files
-from speechgpt_jax.conversion import key_table, llama, model_card, shards, tokenizer_format, weights
+from speechgpt_jax.conversion import (
+    grammars,
+    key_table,
+    llama,
+    model_card,
+    shards,
+    tokenizer_format,
+    weights,
+)
 from speechgpt_jax.conversion.key_table import AS_IS, Row
 from speechgpt_jax.conversion.llama_format import LAYER, PART_OF
 from speechgpt_jax.errors import UserError
@@ -128,6 +136,7 @@ def to_peft(run: epath.Path, out: epath.Path, base: str, context_length: int | N
         if tokenizer:
             length = llama.max_length(source, context_length)
             tokenizer_format.write(tokenizer, unfinished, length)
+            grammars.write(tokenizer, unfinished)
         model_card.write(run, config, tokenizer, unfinished, name=out.name, is_adapter=True)
 
 

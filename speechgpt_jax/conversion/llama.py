@@ -18,6 +18,7 @@ from flax import nnx
 from speechgpt_jax import checkpoints, files
 from speechgpt_jax.conversion import (
     gguf,
+    grammars,
     key_table,
     llama_format,
     model_card,
@@ -206,6 +207,7 @@ def to_hf(
         shards.write_json(unfinished / "generation_config.json", generation)
         if tokenizer:
             tokenizer_format.write(tokenizer, unfinished, max_length(source, context_length))
+            grammars.write(tokenizer, unfinished)
         plain = dataclasses.replace(config, lora=None)
         model_card.write(run, plain, tokenizer, unfinished, name=out.name, is_adapter=False)
 

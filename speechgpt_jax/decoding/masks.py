@@ -82,6 +82,10 @@ class Masks:
             raise UserError(f"the form {form} has units, and the tokenizer has none.")
         return self._starts[key]
 
+    def form(self, state: int) -> str:
+        """The form whose answers start in a state."""
+        return next(form for form in forms(self._tokenizer) if self.start(form) == state)
+
     def part(self, state: int) -> Part | None:
         """The part to which the next token belongs; None at the end of the answer.
 
@@ -152,32 +156,40 @@ class Masks:
             for state in range(first, first + len(texts)):
                 self._rows[state][sosp] = self._rows[first][sosp]
 
-    def llguidance(self, form: str) -> str:
-        """The form as a grammar in llguidance's variant of Lark, for other engines.
 
-        Units are given by their token ids; tokens that are special to the engine never match text.
-        """
-        self.start(form)
-        lines = ["%llguidance {}"]
-        if form == ANY:
-            lines += ["start: (text | units)*", "text: /(.|\\n)+/"]
-        else:
-            parts = FORMS[form]
-            lines.append("start: " + " ".join(part.value for part in parts))
-            for index, part in enumerate(parts):
-                if part is not Part.UNITS:
-                    marker = marker_after(parts[index:])
-                    last = index + 1 == len(parts)
-                    lines.append(
-                        f"{part.value}: /(.|\\n)*/"
-                        if last
-                        else f'{part.value}[suffix="{marker}"]: /(.|\\n)*/'
-                    )
-        units = self._tokenizer.unit_ids
-        if (form == ANY and units) or Part.UNITS in FORMS.get(form, ()):
-            start, end = map(self._tokenizer.token_to_id, (START, END))
-            lines.append(f"units: <[{start}]> <[{units[0]}-{units[-1]}]>+ <[{end}]>")
-        return "\n".join(lines) + "\n"
+def forms(tokenizer: Tokenizer) -> list[str]:
+    """Names of the forms that a tokenizer can write; one without units writes only text."""
+    has_units = bool(tokenizer.unit_ids)
+    return [form for form, parts in FORMS.items() if has_units or Part.UNITS not in parts] + [ANY]
+
+
+def grammar(form: str, tokenizer: Tokenizer) -> str:
+    """A form as a grammar in llguidance's variant of Lark, for other engines.
+
+    Units are given by their token ids; tokens that are special to the engine never match text.
+
+    Args:
+      form: one of `forms(tokenizer)`.
+      tokenizer: the tokenizer.
+    """
+    check_choice("form", form, forms(tokenizer))
+    parts = FORMS.get(form, ())
+    lines = ["%llguidance {}"]
+    if parts:
+        lines.append("start: " + " ".join(part.value for part in parts))
+    else:
+        either = "(text | units)*" if tokenizer.unit_ids else "text"
+        lines += [f"start: {either}", "text: /(.|\\n)+/"]
+    for index, part in enumerate(parts):
+        if part is not Part.UNITS:
+            is_last = index + 1 == len(parts)
+            suffix = "" if is_last else f'[suffix="{marker_after(parts[index:])}"]'
+            lines.append(f"{part.value}{suffix}: /(.|\\n)*/")
+    if Part.UNITS in parts or (form == ANY and tokenizer.unit_ids):
+        start, end = map(tokenizer.token_to_id, (START, END))
+        units = tokenizer.unit_ids
+        lines.append(f"units: <[{start}]> <[{units[0]}-{units[-1]}]>+ <[{end}]>")
+    return "\n".join(lines) + "\n"
 
 
 def _texts(tokenizer: Tokenizer) -> dict[int, str]:

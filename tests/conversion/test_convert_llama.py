@@ -20,6 +20,7 @@ from speechgpt_jax.checkpoints import Checkpoints
 from speechgpt_jax.conversion import llama, llama_format, shards
 from speechgpt_jax.decoding.conversation import build_llama
 from speechgpt_jax.decoding.engine import Engine, Request
+from speechgpt_jax.decoding.masks import ANY, FORMS, grammar
 from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.layers import LinearRopeScaling
@@ -58,6 +59,12 @@ def test_greedy_generation_is_that_of_transformers(run, exported):
         for prompt in prompts
     ]
     np.testing.assert_array_equal(Engine(ours, num_slots=2).generate(requests), theirs)
+
+
+def test_the_forms_of_answers_are_exported_as_grammars(run, exported):
+    tokenizer = Tokenizer.from_pretrained(run / "tokenizer")
+    written = {path.stem: path.read_text() for path in (exported / "grammars").iterdir()}
+    assert written == {form: grammar(form, tokenizer) for form in (*FORMS, ANY)}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
