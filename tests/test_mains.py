@@ -68,6 +68,11 @@ FILE = "pyproject.toml"
         ("infer", ["--run=tests", "--text=a", "--task=speak", "--written"], "--task=answer, not"),
         ("infer", ["--run=tests", "--text=a", "--min_p=2"], "--min_p=2: expected a number, at"),
         ("infer", ["--run=tests", "--text=a", "--dtype=int4"], "--dtype=int4"),
+        (
+            "infer",
+            ["--run=tests", "--text=a", "--engine=http://a/v1", "--int8"],
+            "--engine has its",
+        ),
         ("chat", ["--run=none"], "--run=none: expected a path that exists"),
         ("chat", ["--run=tests", f"--output_dir={FILE}"], "can't be a folder"),
         ("chat", ["--run=tests", "--history_tokens=-1"], "--history_tokens=-1: expected"),

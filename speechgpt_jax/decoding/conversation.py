@@ -19,6 +19,7 @@ from speechgpt_jax import checkpoints, prompts
 from speechgpt_jax.decoding.engine import Answer, Engine, Request
 from speechgpt_jax.decoding.events import Event, Sound, Text, Transcript, Units, with_sound, written
 from speechgpt_jax.decoding.masks import Masks
+from speechgpt_jax.decoding.remote import RemoteEngine
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import ASSETS
@@ -41,7 +42,7 @@ class SpeechModel:
 
     def __init__(
         self,
-        model: Llama,
+        model: Llama | str,
         tokenizer: Tokenizer,
         speech2unit: Speech2Unit,
         vocoder: UnitVocoder,
@@ -49,14 +50,14 @@ class SpeechModel:
     ):
         """
         Args:
-          model: the language model.
+          model: the language model, or the address of a server that runs its export.
           tokenizer: its tokenizer.
           speech2unit: speech encoder.
           vocoder: unit vocoder.
-          kwargs: other arguments of `Engine`.
+          kwargs: other arguments of `Engine` or `RemoteEngine`.
 
         Raises:
-          UserError: their numbers of units differ.
+          UserError: their numbers of units differ, or the server can't be reached.
         """
         counts = {
             "tokenizer": len(tokenizer.unit_ids),
@@ -70,13 +71,18 @@ class SpeechModel:
             )
         self.tokenizer, self.speech2unit, self.vocoder = tokenizer, speech2unit, vocoder
         self.masks = Masks(tokenizer)
-        self.engine = Engine(model, masks=self.masks.table, **kwargs)
+        self.engine: Engine | RemoteEngine = (
+            RemoteEngine(model, tokenizer, self.masks, **kwargs)
+            if isinstance(model, str)
+            else Engine(model, masks=self.masks.table, **kwargs)
+        )
 
     @classmethod
     def from_run(
         cls,
         path: str | os.PathLike,
         *,
+        server: str | None = None,
         hubert: str | os.PathLike = HUBERT,
         vocoder: str | os.PathLike = VOCODER,
         **kwargs,
@@ -85,14 +91,16 @@ class SpeechModel:
 
         Args:
           path: folder of the run; an adapter is loaded with its base.
+          server: address of a server that runs the run's export; its weights are then not loaded.
           hubert, vocoder: folders of HuBERT with its centroids and of the unit vocoder.
-          kwargs: other arguments of `Engine`.
+          kwargs: other arguments of `Engine` or `RemoteEngine`.
 
         Raises:
-          UserError: a folder is missing or damaged, or their numbers of units differ.
+          UserError: a folder is missing or damaged, their numbers of units differ, or the server
+            can't be reached.
         """
         tokenizer = Tokenizer.from_pretrained(epath.Path(path) / "tokenizer")
-        model = checkpoints.load_model(path, build_llama)
+        model = server or checkpoints.load_model(path, build_llama)
         speech2unit = Speech2Unit.from_pretrained(hubert)
         vocoder = UnitVocoder.from_pretrained(vocoder)
         return cls(model, tokenizer, speech2unit, vocoder, **kwargs)

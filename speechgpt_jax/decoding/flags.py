@@ -6,6 +6,7 @@ imported after the flags are checked.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -19,6 +20,7 @@ from speechgpt_jax.arguments import (
     nonempty,
     positive_int,
 )
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import ASSETS
 
 if TYPE_CHECKING:
@@ -66,20 +68,33 @@ DTYPE = flags.DEFINE_enum(
     ["float32", "bfloat16"],
     "dtype of weights and activations; by default the run's.",
 )
+ENGINE = define(
+    "engine",
+    nonempty,
+    None,
+    "Address of a server with OpenAI's API that runs the export of --run, such as"
+    " http://127.0.0.1:8001/v1; then no weights are loaded here. The environment variable"
+    " SPEECHGPT_ENGINE_KEY is its key.",
+)
 INT8 = flags.DEFINE_bool("int8", False, "Round the weights of the projections to int8.")
 
 
 def load_speech_model(**kwargs: Any) -> SpeechModel:
     """The model that the flags name; kwargs are other arguments of `Engine`."""
+    if ENGINE.value and (DTYPE.value or INT8.value):
+        raise UserError("--dtype and --int8 are for weights here, and --engine has its own.")
     from speechgpt_jax.decoding.conversation import SpeechModel
 
+    if ENGINE.value:
+        kwargs["api_key"] = os.environ.get("SPEECHGPT_ENGINE_KEY") or None
+    else:
+        kwargs |= {"dtype": DTYPE.value, "int8": INT8.value}
     return SpeechModel.from_run(
         RUN.value,
+        server=ENGINE.value,
         hubert=HUBERT_FOLDER.value,
         vocoder=VOCODER_FOLDER.value,
         context=CONTEXT.value,
-        dtype=DTYPE.value,
-        int8=INT8.value,
         **kwargs,
     )
 

@@ -31,6 +31,7 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.serving import protocol
 from speechgpt_jax.serving.audio_api import Speech, Transcription, parse_form
 from speechgpt_jax.serving.chat_completions import Completion
+from speechgpt_jax.serving.completions import CompletionRequest, TokenCompletion
 from speechgpt_jax.serving.http import (
     LOG,
     ClientGone,
@@ -105,6 +106,7 @@ class _Server:
                 Route("/v1/models", self._models),
                 Route("/v1/models/{name}", self._model),
                 self._call("/v1/chat/completions", self._chat),
+                self._call("/v1/completions", self._complete),
                 self._call("/v1/audio/transcriptions", self._transcribe),
                 self._call("/v1/audio/speech", self._speech),
                 WebSocketRoute("/v1/realtime", self._realtime),
@@ -199,6 +201,13 @@ class _Server:
         completion = Completion(self._talker, self._options.name, fields)
         request.state.words = completion.words
         await completion.read_messages()
+        if fields.stream:
+            return Stream(with_errors(completion.stream()), "text/event-stream")
+        return JSONResponse(await until_gone(request.receive, completion.whole()))
+
+    async def _complete(self, request: Request) -> Response:
+        fields = protocol.parse_json(CompletionRequest, await self._body(request))
+        completion = TokenCompletion(self._talker, self._options.name, fields)
         if fields.stream:
             return Stream(with_errors(completion.stream()), "text/event-stream")
         return JSONResponse(await until_gone(request.receive, completion.whole()))

@@ -168,7 +168,7 @@ _ALTERNATIVES = (
     *("str", "text", "input_audio", "UserMessage", "SystemMessage", "AssistantMessage"),
     *("user", "system", "developer", "assistant"),
     "list[tagged-union[TextPart,AudioPart]]",
-    "list[TextPart]",
+    *("list[TextPart]", "constrained-str", "list[constrained-int]"),
 )
 
 

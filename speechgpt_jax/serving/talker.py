@@ -17,11 +17,13 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from speechgpt_jax.decoding.conversation import Conversation, SpeechModel
-from speechgpt_jax.decoding.events import Event, Sound
+from speechgpt_jax.decoding.engine import Answer
+from speechgpt_jax.decoding.events import Sound
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.serving import sound
@@ -34,6 +36,8 @@ from speechgpt_jax.speech.encoder.batching import BUCKETS
 _CANCEL_SECONDS = 0.05
 # Earlier replies with sound, to which a history may refer.
 _REMEMBERED, _REMEMBERED_SECONDS = 1000, 3600
+
+Part = TypeVar("Part")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,16 @@ class Limits:
         check_number("audio_seconds", self.audio_seconds, above=0)
         check_number("waiting", self.waiting, at_least=0)
         check_number("seconds", self.seconds, above=0)
+
+
+class Asked(Protocol):
+    """What asks the engine: a conversation, or a completion.
+
+    Attributes:
+      in_progress: what the engine answers, or has answered last.
+    """
+
+    in_progress: Answer | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,19 +189,19 @@ class Talker:
             self._num_replies -= 1
 
     async def reply(
-        self, conversation: Conversation, begin: Callable[[], Generator[Event]]
-    ) -> AsyncGenerator[Event, None]:
-        """Events of a reply; enter `admitted` before.
+        self, conversation: Asked, begin: Callable[[], Generator[Part]]
+    ) -> AsyncGenerator[Part, None]:
+        """Parts of a reply, such as its events; enter `admitted` before.
 
         Args:
-          conversation: made by `self.conversation`.
+          conversation: made by `self.conversation`, or something else that asks the engine.
           begin: begins the reply, in a thread: a method of the conversation.
 
         Raises:
           UserError: the model can't answer this request.
         """
         loop = asyncio.get_running_loop()
-        arrived: asyncio.Queue[Event | _End] = asyncio.Queue()
+        arrived: asyncio.Queue[Part | _End] = asyncio.Queue()
         is_left = threading.Event()
         start = time.monotonic()
 
@@ -229,7 +243,7 @@ class Talker:
                 self._ending.add(task)
                 task.add_done_callback(self._ending.discard)
 
-    def _count(self, conversation: Conversation) -> None:
+    def _count(self, conversation: Asked) -> None:
         prompt, completion = num_tokens(conversation)
         self.metrics.tokens.labels("prompt").inc(prompt)
         self.metrics.tokens.labels("completion").inc(completion)
@@ -266,7 +280,7 @@ class _End:
     error: BaseException | None
 
 
-async def _cancel_until(thread: asyncio.Future, conversation: Conversation) -> None:
+async def _cancel_until(thread: asyncio.Future, conversation: Asked) -> None:
     """Cancels a reply until its thread has ended; it may not have reached the engine yet."""
     while not thread.done():
         if conversation.in_progress:
@@ -274,7 +288,7 @@ async def _cancel_until(thread: asyncio.Future, conversation: Conversation) -> N
         await asyncio.wait([thread], timeout=_CANCEL_SECONDS)
 
 
-def num_tokens(conversation: Conversation) -> tuple[int, int]:
+def num_tokens(conversation: Asked) -> tuple[int, int]:
     """Tokens of the prompt and of the reply of a conversation's last turn."""
     answer = conversation.in_progress
     return (len(answer.request.prompt), answer.num_tokens) if answer else (0, 0)

@@ -1,0 +1,182 @@
+"""Remote engine: another server generates the tokens; encoder, vocoder and forms stay here.
+
+vLLM, SGLang, tpu-inference and our own server complete prompts given as token ids at
+`/v1/completions` and return token ids, so that nothing is turned into text and back.
+"""
+
+import http.client
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+from speechgpt_jax.decoding.engine import Answer, FinishReason, Request, Token
+from speechgpt_jax.decoding.masks import FORBIDDEN, Masks, grammar
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_number
+from speechgpt_jax.tokenizer import Tokenizer
+
+# Longest silence of the server.
+_SECONDS = 60
+
+
+class RemoteEngine:
+    """Answers requests as `Engine` does, by a server that runs an export of the model.
+
+    The server gets the form of an answer as a grammar. Where it ignores that, an answer ends before
+    the first token that its form forbids.
+
+    Attributes:
+      num_slots: requests that are sent at the same time; others wait.
+      context: most tokens of a prompt and its answer together.
+      num_busy: number of requests that the server answers.
+      num_waiting: number of requests that wait.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        tokenizer: Tokenizer,
+        masks: Masks,
+        *,
+        api_key: str | None = None,
+        num_slots: int = 8,
+        context: int = 2048,
+    ):
+        """Asks the server for the name of its model.
+
+        Args:
+          url: address of its API, such as http://127.0.0.1:8001/v1.
+          tokenizer: the tokenizer of the model.
+          masks: forms of the answers.
+          api_key: its key; None: it asks for none.
+          num_slots: see above.
+          context: see above.
+
+        Raises:
+          UserError: there is no such server, or it serves no model.
+        """
+        check_number("num_slots", num_slots, at_least=1)
+        check_number("context", context, at_least=2)
+        self.num_slots, self.context = num_slots, context
+        self.num_busy = self.num_waiting = 0
+        self._url, self._api_key = url.rstrip("/"), api_key
+        self._tokenizer, self._masks = tokenizer, masks
+        self._free_slots, self._lock = threading.BoundedSemaphore(num_slots), threading.Lock()
+        with self._open("models") as reply:
+            models = json.load(reply).get("data")
+        if not models:
+            raise UserError(f"{url} serves no model.")
+        self._name = models[0]["id"]
+
+    def submit(self, request: Request) -> Answer:
+        """Begins to answer a request; returns at once.
+
+        Raises:
+          UserError: the request is longer than `context`.
+        """
+        length = len(request.prompt) + request.max_new_tokens
+        check_number("tokens of prompt and answer", length, at_most=self.context)
+        answer = Answer(request)
+        self._count(waiting=1)
+        threading.Thread(target=self._run, args=(answer,), name="remote", daemon=True).start()
+        return answer
+
+    def warm_up(self) -> None:
+        """Nothing to do: the server is warm."""
+
+    def _run(self, answer: Answer) -> None:
+        with self._free_slots:
+            self._count(waiting=-1, busy=1)
+            try:
+                answer.finish(self._answer(answer))
+            except BaseException as error:
+                answer.fail(error)
+            finally:
+                self._count(busy=-1)
+
+    def _count(self, *, waiting: int = 0, busy: int = 0) -> None:
+        with self._lock:
+            self.num_waiting += waiting
+            self.num_busy += busy
+
+    def _answer(self, answer: Answer) -> FinishReason:
+        if answer.is_cancelled:
+            return "cancelled"
+        state, stop_ids = answer.request.state, set(answer.request.stop_ids)
+        reason: FinishReason = "stop"
+        with self._open("completions", self._body(answer.request)) as reply:
+            for event in _events(reply):
+                if answer.is_cancelled:
+                    return "cancelled"  # Closing the connection ends it there too.
+                for choice in event["choices"]:
+                    for token in _tokens(choice):
+                        state = int(self._masks.table[state, token.id])
+                        if token.id in stop_ids or state == FORBIDDEN:
+                            return "stop"
+                        answer.put([token])
+                    if choice.get("finish_reason") == "length":
+                        reason = "length"
+        return reason
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        sampling = request.sampling
+        form = self._masks.form(request.state)
+        return {
+            "model": self._name,
+            "prompt": [int(id_) for id_ in request.prompt],
+            "max_tokens": request.max_new_tokens,
+            "min_tokens": request.min_new_tokens,
+            "stop_token_ids": [int(id_) for id_ in request.stop_ids],
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "min_p": sampling.min_p,
+            "repetition_penalty": sampling.repetition_penalty,
+            "seed": request.seed,
+            "stream": True,
+            "return_token_ids": True,
+            "logprobs": 0,
+            "structured_outputs": {"grammar": grammar(form, self._tokenizer)},
+        }
+
+    def _open(self, path: str, body: dict | None = None) -> http.client.HTTPResponse:
+        key = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
+        url = f"{self._url}/{path}"
+        try:
+            request = urllib.request.Request(
+                url,
+                data=None if body is None else json.dumps(body).encode(),
+                headers={"Content-Type": "application/json", **key},
+            )
+            return urllib.request.urlopen(request, timeout=_SECONDS)
+        except urllib.error.HTTPError as error:
+            message = error.read(500).decode(errors="replace")
+            raise UserError(f"{url} answers {error.code}: {message}") from error
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{url} can't be reached ({error}); expected a server with OpenAI's API, such as"
+                " http://127.0.0.1:8001/v1."
+            ) from error
+
+
+def _events(reply: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    """Server-sent events."""
+    for line in reply:
+        data = line.decode().removeprefix("data:").strip()
+        if line.startswith(b"data:") and data != "[DONE]":
+            event = json.loads(data)
+            if "error" in event:
+                raise UserError(f"The engine's server failed: {event['error']}")
+            yield event
+
+
+def _tokens(choice: dict[str, Any]) -> Iterator[Token]:
+    """Tokens of a choice; their log-probabilities are NaN if the server doesn't give them."""
+    ids = choice.get("token_ids") or []
+    if choice.get("text") and not ids:
+        raise UserError("The engine's server returns no token_ids; vLLM does from 0.10.2 on.")
+    logprobs = (choice.get("logprobs") or {}).get("token_logprobs") or []
+    yield from map(Token, ids, [*logprobs, *[float("nan")] * (len(ids) - len(logprobs))])

@@ -1,0 +1,154 @@
+"""POST /v1/completions: token ids in, token ids out; what `--engine` of another front calls.
+
+The fields are those of vLLM. A grammar is that of one of this project's forms (`masks.grammar`).
+"""
+
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncGenerator, Generator
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from speechgpt_jax.decoding.engine import Answer, Request, Token
+from speechgpt_jax.decoding.masks import ANY, forms, grammar
+from speechgpt_jax.decoding.sampling import Sampling
+from speechgpt_jax.serving import protocol
+from speechgpt_jax.serving.http import sse
+from speechgpt_jax.serving.protocol import StreamOptions, Strict, invalid
+from speechgpt_jax.serving.talker import Talker, num_tokens
+
+Ids = list[Annotated[int, Field(ge=0)]]
+
+
+class StructuredOutputs(Strict):
+    """The form of the answer."""
+
+    grammar: str
+
+
+class CompletionRequest(Strict):
+    """Body of POST /v1/completions."""
+
+    model: str
+    prompt: Annotated[str, Field(min_length=1)] | Annotated[Ids, Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] = 16
+    min_tokens: Annotated[int, Field(ge=0)] = 0
+    stop_token_ids: Ids | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+
+class TokenCompletion:
+    """A prompt and the tokens that follow it.
+
+    Attributes:
+      in_progress: what the engine answers.
+    """
+
+    def __init__(self, talker: Talker, name: str, request: CompletionRequest):
+        """
+        Args:
+          talker: what answers.
+          name: name of the model.
+          request: the request.
+
+        Raises:
+          ApiError: the model or the grammar is unknown, or the answer would be too long.
+        """
+        protocol.check_choice("model", request.model, [name], status=404)
+        most = talker.settings.max_new_tokens
+        if request.max_tokens > most:
+            raise invalid(
+                f"max_tokens: expected at most {most}, got {request.max_tokens}.", "max_tokens"
+            )
+        self.in_progress: Answer | None = None
+        self._talker, self._request, self._name = talker, request, name
+        self._tokenizer = talker.model.tokenizer
+        self._id, self._created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
+        self._stop_ids = request.stop_token_ids or list(self._tokenizer.stop_ids)
+        self._engine_request = self._checked()
+
+    def _checked(self) -> Request:
+        request, prompt = self._request, self._request.prompt
+        return Request(
+            self._tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else prompt,
+            request.max_tokens,
+            self._stop_ids,
+            request.min_tokens,
+            Sampling(
+                request.temperature,
+                request.top_k,
+                request.top_p,
+                request.min_p,
+                request.repetition_penalty,
+            ),
+            None if request.seed is None else request.seed % 2**31,
+            self._state(),
+        )
+
+    def _state(self) -> int:
+        masks, given = self._talker.model.masks, self._request.structured_outputs
+        if given is None:
+            return masks.start(ANY)
+        for form in forms(self._tokenizer):
+            if given.grammar == grammar(form, self._tokenizer):
+                return masks.start(form)
+        raise invalid(
+            "structured_outputs.grammar: expected the grammar of a form of this project.",
+            "structured_outputs.grammar",
+        )
+
+    def _begin(self) -> Generator[list[Token]]:
+        self.in_progress = self._talker.model.engine.submit(self._engine_request)
+        yield from self.in_progress.bursts()
+
+    async def _bursts(self) -> AsyncGenerator[list[Token], None]:
+        bursts = self._talker.reply(self, self._begin)
+        async with contextlib.aclosing(bursts):
+            async for burst in bursts:
+                yield burst
+
+    def _reply(self, tokens: list[Token], finish_reason: str | None) -> dict[str, Any]:
+        ids = [token.id for token in tokens]
+        choice: dict[str, Any] = {"index": 0, "text": self._tokenizer.decode(ids), "logprobs": None}
+        if self._request.return_token_ids:
+            choice["token_ids"] = ids
+        if self._request.logprobs is not None:
+            choice["logprobs"] = {"token_logprobs": [token.logprob for token in tokens]}
+        head = {"id": self._id, "object": "text_completion", "created": self._created}
+        choices = [{**choice, "finish_reason": finish_reason}]
+        return {**head, "model": self._name, "choices": choices}
+
+    @property
+    def _finish_reason(self) -> str:
+        is_long = self.in_progress and self.in_progress.finish_reason == "length"
+        return "length" if is_long else "stop"
+
+    async def whole(self) -> dict[str, Any]:
+        """The reply as JSON."""
+        tokens = [token async for burst in self._bursts() for token in burst]
+        usage = protocol.usage(*num_tokens(self))
+        return {**self._reply(tokens, self._finish_reason), "usage": usage}
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """The reply as server-sent events."""
+        bursts = self._bursts()
+        async with contextlib.aclosing(bursts):
+            async for burst in bursts:
+                yield sse(self._reply(burst, None))
+        yield sse(self._reply([], self._finish_reason))
+        if self._request.stream_options and self._request.stream_options.include_usage:
+            usage = protocol.usage(*num_tokens(self))
+            yield sse({**self._reply([], None), "choices": [], "usage": usage})
+        yield sse("[DONE]")

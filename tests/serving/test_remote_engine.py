@@ -1,0 +1,146 @@
+"""--engine: a conversation whose tokens another server writes, here our own and a foreign one."""
+
+import contextlib
+import http.server
+import json
+import threading
+
+import httpx2
+import numpy as np
+import pytest
+
+from speechgpt_jax.decoding.conversation import Conversation, SpeechModel
+from speechgpt_jax.decoding.engine import Request
+from speechgpt_jax.decoding.masks import Masks, grammar
+from speechgpt_jax.decoding.remote import RemoteEngine
+from speechgpt_jax.decoding.sampling import GREEDY, Sampling
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.speech.audio import load_audio
+from tests.serving import tiny
+from tests.serving.clips import QUESTION
+
+pytestmark = pytest.mark.slow
+
+MASKS = Masks(tiny.TOKENIZER)
+PROMPT = tiny.TOKENIZER.encode_prompt("[Human]: hello")
+
+
+@pytest.fixture(scope="module")
+def engine(address):
+    return RemoteEngine(f"{address}/v1", tiny.TOKENIZER, MASKS, context=256)
+
+
+def test_a_conversation_is_the_same(address):
+    here = tiny.speech_model()
+    there = SpeechModel(
+        f"{address}/v1", here.tokenizer, here.speech2unit, here.vocoder, context=256
+    )
+    for question in (tiny.SUM, load_audio(QUESTION)):
+        replies = [
+            Conversation(model, speaker="slt", max_new_tokens=96).answer(question)
+            for model in (here, there)
+        ]
+        assert replies[0].text and replies[0].units
+        assert replies[1].text == replies[0].text
+        assert replies[1].transcript == replies[0].transcript
+        assert replies[1].units == replies[0].units
+        assert np.abs(replies[1].wav).max() > 0.01
+
+
+def test_tokens_seeds_and_logprobs_are_those_of_the_engine(engine):
+    drawn = Sampling(temperature=1.5, top_k=20, top_p=0.9, min_p=0.01, repetition_penalty=1.1)
+    for form, sampling in (("units", drawn), ("any", drawn), ("text", GREEDY)):
+        request = Request(
+            PROMPT, 40, tiny.TOKENIZER.stop_ids, 5, sampling, 7, state=MASKS.start(form)
+        )
+        expected = tiny.speech_model().engine.submit(request)
+        answer = engine.submit(request)
+        assert list(answer) == list(expected)
+        assert answer.finish_reason == expected.finish_reason
+
+
+def test_a_cancelled_answer_frees_the_slot_there(address, engine):
+    unlikely = Sampling(temperature=2.0, top_k=0, top_p=1.0)
+    answer = engine.submit(Request(PROMPT, 96, min_new_tokens=96, sampling=unlikely))
+    next(iter(answer))  # Leaves the iteration.
+    tiny.wait_for(lambda: engine.num_busy == 0)
+    assert answer.finish_reason == "cancelled"
+    tiny.wait_for(lambda: tiny.metric(address, "speechgpt_busy_slots") == 0)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"structured_outputs": {"grammar": "start: /a/"}}, "expected the grammar of a form"),
+        ({"prompt": [-1]}, "prompt.0: expected greater than or equal to 0, got -1"),
+        ({"prompt": [10**6]}, "Token ids must lie in 0.."),
+        ({"max_tokens": 97}, "max_tokens: expected at most 96, got 97"),
+        ({"model": "gpt"}, "model: expected one of tiny, got 'gpt'"),
+    ],
+)
+def test_impossible_completions(address, change, message):
+    body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 3} | change
+    reply = httpx2.post(f"{address}/v1/completions", json=body)
+    assert reply.status_code in (400, 404)
+    assert message in reply.json()["error"]["message"]
+
+
+def test_a_whole_completion(address):
+    form = {"structured_outputs": {"grammar": grammar("units", tiny.TOKENIZER)}}
+    body = {"model": "tiny", "prompt": "[Human]: hello", "max_tokens": 5, "temperature": 0} | form
+    reply = httpx2.post(f"{address}/v1/completions", json=body).json()
+    assert reply["usage"]["completion_tokens"] == 5
+    assert reply["choices"][0]["finish_reason"] == "length"
+    assert reply["choices"][0]["text"].startswith("<sosp> <")
+
+
+@contextlib.contextmanager
+def foreign_server(*choices):
+    """Address of a server that knows no masks and streams the given choices."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self._answer(json.dumps({"data": [{"id": "theirs"}]}))
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            events = [json.dumps({"choices": [choice]}) for choice in choices]
+            self._answer("".join(f"data: {event}\n\n" for event in [*events, "[DONE]"]))
+
+        def _answer(self, text):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_server_without_masks_can_not_break_the_form():
+    sosp, unit, word = map(tiny.TOKENIZER.token_to_id, ("<sosp>", "<5>", "[Human]"))
+    request = Request([1], 9, state=MASKS.start("units"))
+    with foreign_server({"token_ids": [sosp, unit]}, {"token_ids": [unit, word, unit]}) as url:
+        answer = RemoteEngine(url, tiny.TOKENIZER, MASKS).submit(request)
+        assert [token.id for token in answer] == [sosp, unit, unit]
+        assert answer.finish_reason == "stop"
+    with foreign_server({"text": "only text"}) as url:
+        answer = RemoteEngine(url, tiny.TOKENIZER, MASKS).submit(request)
+        with pytest.raises(UserError, match="returns no token_ids"):
+            list(answer)
+
+
+def test_no_server():
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9/v1/models can't be reached"):
+        RemoteEngine("http://127.0.0.1:9/v1", tiny.TOKENIZER, MASKS)
+    with pytest.raises(UserError, match=r"can't be reached .* expected a server with OpenAI's API"):
+        RemoteEngine("nowhere", tiny.TOKENIZER, MASKS)
