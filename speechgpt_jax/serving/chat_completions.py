@@ -52,6 +52,8 @@ class Completion:
                 f"audio.format: a stream needs 'pcm16', got {request.audio_format!r}.",
                 "audio.format",
             )
+        if request.is_aloud and request.stop_texts:
+            raise invalid("stop is only allowed for replies without audio.", "stop")
         if request.stream_options and not request.stream:
             raise invalid("stream_options is only allowed with stream: true.", "stream_options")
         self._talker, self._request, self._name = talker, request, name
@@ -123,7 +125,9 @@ class Completion:
         return self._conversation.ask(self._question, aloud=self._request.is_aloud)
 
     async def _events(self) -> AsyncGenerator[Event, None]:
-        events = self._talker.reply(self._conversation, self._begin)
+        events = _until_stop(
+            self._talker.reply(self._conversation, self._begin), self._request.stop_texts
+        )
         async with contextlib.aclosing(events):
             async for event in events:
                 match event:
@@ -221,6 +225,29 @@ class Completion:
         """What was said, for logs that hold it."""
         question = self._question if isinstance(self._question, str) else self._parts[Transcript]
         return {"question": "".join(question), "answer": self._text}
+
+
+async def _until_stop(
+    events: AsyncGenerator[Event, None], stop_texts: list[str]
+) -> AsyncGenerator[Event, None]:
+    """The events of a reply until one of some texts, which may be cut by the borders of events."""
+    longest, held = max(map(len, stop_texts), default=1), ""
+    async with contextlib.aclosing(events):
+        async for event in events:
+            if not isinstance(event, Text):
+                yield event
+                continue
+            held += event.text
+            found = [position for stop in stop_texts if (position := held.find(stop)) >= 0]
+            # What is not the beginning of a stop text can go out.
+            end = min(found) if found else max(0, len(held) - longest + 1)
+            if end:
+                yield Text(held[:end])
+            held = held[end:]
+            if found:
+                return
+    if held:
+        yield Text(held)
 
 
 def _text_of(content: str | list | None) -> str:

@@ -123,6 +123,7 @@ def _name_of_voice(value: Any) -> Any:
     return value["id"] if isinstance(value, dict) and "id" in value else value
 
 
+StopText = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 VoiceName = Annotated[str, BeforeValidator(_name_of_voice), StringConstraints(max_length=100)]
 
 
@@ -130,7 +131,6 @@ class _Refused(Strict):
     """Fields of OpenAI's API that would change the answer."""
 
     n: Literal[1] | None = None
-    stop: None = None
     logprobs: Literal[False] | None = None
     tools: Annotated[list, Field(max_length=0)] | None = None
     functions: Annotated[list, Field(max_length=0)] | None = None
@@ -168,7 +168,7 @@ _ALTERNATIVES = (
     *("str", "text", "input_audio", "UserMessage", "SystemMessage", "AssistantMessage"),
     *("user", "system", "developer", "assistant"),
     "list[tagged-union[TextPart,AudioPart]]",
-    *("list[TextPart]", "constrained-str", "list[constrained-int]"),
+    *("list[TextPart]", "constrained-str", "list[constrained-str]", "list[constrained-int]"),
 )
 
 
@@ -234,8 +234,14 @@ class ChatRequest(_Refused):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+
+    @property
+    def stop_texts(self) -> list[str]:
+        """Texts before the first of which the reply ends."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     @property
     def is_aloud(self) -> bool:

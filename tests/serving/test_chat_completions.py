@@ -64,6 +64,18 @@ def test_a_text_is_answered_in_a_stream(client):
     assert len({c.id for c in chunks}) == 1
 
 
+@pytest.mark.parametrize(
+    "stop, content",
+    [(" fiv", "it is"), (["five.", "t is f"], "i"), ("x" * 50, tiny.SUM_ANSWER)],
+)
+def test_a_reply_ends_before_a_stop_text(client, stop, content):
+    (choice,) = ask(client, stop=stop).choices
+    assert (choice.message.content, choice.finish_reason) == (content, "stop")
+    chunks = [c.choices[0] for c in ask(client, stop=stop, stream=True)]
+    assert "".join(chunk.delta.content or "" for chunk in chunks) == content
+    assert chunks[-1].finish_reason == "stop"
+
+
 def test_a_recording_is_answered_aloud_in_a_stream(client):
     options = {**STREAMED, "stream_options": {"include_units": True}}
     deltas = [c.choices[0].delta for c in ask(client, SPOKEN, **options)]
@@ -151,7 +163,9 @@ def test_length_and_seed(client):
         ({"top_p": 0}, "top_p: expected greater than 0", "top_p"),
         ({"n": 2}, "n: expected 1, got 2", "n"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools: ", "tools"),
-        ({"stop": ["a"]}, "stop: ", "stop"),
+        ({"stop": [""]}, "stop.0: ", "stop.0"),
+        ({"stop": ["a"] * 5}, "stop: ", "stop"),
+        ({**ALOUD, "stop": "a"}, "stop is only allowed for replies without audio", "stop"),
         ({"max_tokens": 0}, "max_tokens: expected greater", "max_tokens"),
         ({"max_tokens": 97}, "expected at most 96, got 97", "max_completion_tokens"),
         ({"modalities": ["text", "audio"]}, "audio is required", "audio"),
