@@ -15,7 +15,7 @@ from speechgpt_jax import checkpoints
 from speechgpt_jax.checkpoints import Checkpoints, Keep, NotSaved
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.training.train_step import TrainState
-from tests.simulated_devices import run_on_eight_devices
+from tests import processes
 
 TX = optax.adam(1e-3)
 
@@ -243,5 +243,5 @@ print("equal")
 
 @pytest.mark.slow
 def test_restoring_on_another_mesh(tmp_path):
-    done = run_on_eight_devices(PROGRAM, tmp_path)
+    done = processes.run(processes.run_on_eight_devices, PROGRAM, tmp_path)
     assert done.stdout.startswith("equal"), done.stderr[-3000:]

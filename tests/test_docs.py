@@ -1,24 +1,19 @@
 """Commands, links and tables in the READMEs, recipes and docstrings agree with the code."""
 
-import argparse
 import ast
 import collections
-import dataclasses
 import datetime
-import importlib
-import multiprocessing
 import re
-import runpy
 import shlex
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from absl import app, flags
 
 from speechgpt_jax import cli
+from tests import processes
 from tests.benchmarks import docs_table
+from tests.command_lines import Command, mistakes_of_module
 
 ROOT = docs_table.ROOT
 DOCUMENTS = list(docs_table.documents())
@@ -37,25 +32,6 @@ INPUT_FLAGS = {
     *("run", "start_from", "targets", "text", "units", "vocoder"),
 }
 OUTPUT_FLAGS = {"output", "output_dir", "work_dir"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """`python -m MODULE ARGUMENTS` in a document."""
-
-    document: str
-    module: str
-    arguments: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.document}: python -m {shlex.join([self.module, *self.arguments])}"
-
-    def flags(self) -> dict[str, str]:
-        pairs = (a[2:].partition("=") for a in self.arguments if a.startswith("--"))
-        return {name: value for name, _, value in pairs if value}
-
-    def positionals(self) -> list[str]:
-        return [argument for argument in self.arguments if not argument.startswith("--")]
 
 
 def code_lines(path: Path) -> list[str]:
@@ -103,81 +79,12 @@ ALL_COMMANDS = sorted({c for path in documented() for c in commands(path)}, key=
 # ---- commands ------------------------------------------------------------------------------------
 
 
-class Parsed(BaseException):
-    """The command line is parsed: no need to run the command."""
-
-
-def mistakes_of_module(given: list[Command]) -> list[str]:
-    """Parses command lines of one module as its main does; what is wrong with each, or "".
-
-    Runs in a process of its own. Paths in the documents need not exist here, so the types that look
-    for them are replaced.
-    """
-    arguments = importlib.import_module("speechgpt_jax.arguments")
-    for name in ("path", "file", "folder"):
-        setattr(arguments, f"existing_{name}", arguments.nonempty)
-    arguments.output_folder = arguments.output_file = arguments.nonempty
-    for name in ("parse_args", "parse_known_args"):
-        method = stop_after(getattr(argparse.ArgumentParser, name))
-        setattr(argparse.ArgumentParser, name, method)
-    app.run = parse_flags
-    defined = set(flags.FLAGS)
-    found = []
-    for command in given:
-        sys.argv = [command.module, *command.arguments]
-        try:
-            runpy.run_module(command.module, run_name="__main__", alter_sys=True)
-            found.append("it never parsed its command line")
-        except Parsed:
-            found.append("")
-        except BaseException as error:
-            is_help = isinstance(error, SystemExit) and not error.code
-            found.append("" if is_help else f"{type(error).__name__}: {error}")
-        for name in set(flags.FLAGS) - defined:  # The next run defines them again.
-            delattr(flags.FLAGS, name)
-        if module := sys.modules.pop("speechgpt_jax.decoding.flags", None):
-            delattr(sys.modules[module.__package__], "flags")
-    return found
-
-
-def stop_after(method):
-    """`method` of argparse's parser, followed by Parsed unless another such method called it."""
-
-    def parse_arguments(*args, **kwargs):
-        stop_after.depth += 1
-        try:
-            result = method(*args, **kwargs)
-        finally:
-            stop_after.depth -= 1
-        if stop_after.depth == 0:
-            raise Parsed
-        return result
-
-    return parse_arguments
-
-
-stop_after.depth = 0
-
-
-def parse_flags(main, argv=None, flags_parser=flags.FLAGS):
-    """`absl.app.run` that parses flags, and gin if the main has --gin_file, and stops there."""
-    flags_parser(argv or sys.argv)
-    if "gin_file" in flags.FLAGS:
-        gin_utils = importlib.import_module("speechgpt_jax.gin_utils")
-        _, bindings = gin_utils.split_arguments(sys.argv)
-        gin_utils.parse(flags.FLAGS.gin_file, bindings, complete=False)
-    raise Parsed
-
-
 @pytest.mark.slow  # Every main imports its libraries.
 def test_command_lines_parse():
     by_module = collections.defaultdict(list)
     for command in ALL_COMMANDS:
         by_module[command.module].append(command)
-    context = multiprocessing.get_context("forkserver")
-    # Imported once, not once per module.
-    context.set_forkserver_preload(["jax", "flax.nnx", "seqio", "apache_beam", "torch"])
-    with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(2, mp_context=processes.CONTEXT, max_tasks_per_child=1) as pool:
         found = pool.map(mistakes_of_module, by_module.values())
         mistakes = {
             str(command): mistake

@@ -2,19 +2,15 @@
 
 import collections
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from speechgpt_jax.compilation.report import OutOfMemory, Report, largest_that_fits
 from speechgpt_jax.compilation.topologies import parse_slice
+from tests import processes
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
 LENGTH, LAYERS, WIDTH, INNER, VOCAB = 256, 3, 256, 512, 512
 LAYER = 4 * WIDTH * WIDTH + 3 * WIDTH * INNER  # Weights.
 
@@ -52,16 +48,10 @@ def precompile(tmp_path_factory):
     def call(*arguments):
         output = folder / "report.json"
         output.unlink(missing_ok=True)
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "speechgpt_jax.precompile"),
-                *(f"--gin_file={folder}/run.gin", f"--json={output}", *arguments),
-            ],
-            cwd=ROOT,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
-            capture_output=True,
-            text=True,
-            check=False,
+        done = processes.run(
+            processes.run_module,
+            "speechgpt_jax.precompile",
+            *(f"--gin_file={folder}/run.gin", f"--json={output}", *arguments),
         )
         return done, json.loads(output.read_text()) if output.exists() else None
 

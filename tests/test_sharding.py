@@ -6,7 +6,7 @@ import pytest
 
 from speechgpt_jax import sharding
 from speechgpt_jax.sharding import MeshConfig, mesh_shape
-from tests.simulated_devices import run_on_eight_devices
+from tests import processes
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +62,7 @@ for sizes in [(2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 2, 4)]:
 
 
 def test_every_mesh_gives_the_loss_and_gradients_of_one_device():
-    done = run_on_eight_devices(PROGRAM)
+    done = processes.run(processes.run_on_eight_devices, PROGRAM)
     assert done.stdout.count("equal on") == 4, done.stderr[-3000:]
 
 

@@ -2,18 +2,14 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from speechgpt_jax import checkpoints
+from tests import processes
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parent.parent
 
 GIN = """
 from __gin__ import dynamic_registration
@@ -39,45 +35,63 @@ optimizer.AdamW.learning_rate = 1e-3
 """
 
 
+class Main:
+    """The main with some arguments in a process of its own."""
+
+    def __init__(self, folder, *arguments):
+        self._output = folder
+        self.process = processes.start(
+            processes.run_module,
+            "speechgpt_jax.train",
+            f"--gin_file={folder}/run.gin",
+            f"--output_dir={folder}/run",
+            *arguments,
+            output=folder,
+            PYTHONPATH="tests/training",
+        )
+
+    def printed(self, stream="stdout"):
+        return (self._output / stream).read_text()
+
+    def result(self):
+        """Exit code, output and errors of the whole run."""
+        self.process.join()
+        return self.process.exitcode, self.printed(), self.printed("stderr")
+
+
 @pytest.fixture
 def start(tmp_path):
     """Starts the main with some arguments; processes still running after the test are killed."""
     (tmp_path / "run.gin").write_text(GIN)
-    processes = []
+    started = []
 
     def start(*arguments):
-        command = [sys.executable, "-m", "speechgpt_jax.train", f"--gin_file={tmp_path}/run.gin"]
-        process = subprocess.Popen(
-            [*command, f"--output_dir={tmp_path}/run", *arguments],
-            cwd=ROOT,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": "tests/training"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        processes.append(process)
-        return process
+        started.append(Main(tmp_path, *arguments))
+        return started[-1]
 
     yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+    for main in started:
+        main.process.kill()
+        main.process.join()
 
 
 def test_sigterm_saves_and_the_same_command_resumes(start, tmp_path):
     # The exit code is for schedulers that restart failed jobs; it is 0 by default.
-    process = start("--stopped_exit_code=75")
-    assert process.stdout.readline().startswith("step 1/"), process.stderr.read()
-    process.send_signal(signal.SIGTERM)
+    main = start("--stopped_exit_code=75")
+    while "step 1/" not in main.printed():
+        assert main.process.is_alive(), main.printed("stderr")
+        time.sleep(0.05)
+    os.kill(main.process.pid, signal.SIGTERM)
     sent = time.monotonic()
-    out, err = process.communicate()
-    assert process.returncode == 75, err
+    code, out, err = main.result()
+    assert code == 75, err
     assert time.monotonic() - sent < 30, "the time of a step and of a save"
+    assert out.startswith("step 1/")
     assert "The same command resumes from there." in out
     step = int(checkpoints.latest(tmp_path / "run").name)
 
-    out, err = (process := start(f"--gin.train.steps={step + 2}")).communicate()
-    assert process.returncode == 0, err
+    code, out, err = start(f"--gin.train.steps={step + 2}").result()
+    assert code == 0, err
     assert out.startswith(f"Resuming from step {step} ")
     assert "Next stage:  --gin.train.start_from=" in out
     assert int(checkpoints.latest(tmp_path / "run").name) == step + 2
@@ -92,8 +106,8 @@ def test_sigterm_saves_and_the_same_command_resumes(start, tmp_path):
     ],
 )
 def test_mistakes_are_one_line(start, argument, message):
-    out, err = (process := start(argument)).communicate()
-    assert process.returncode == 1
+    code, out, err = start(argument).result()
+    assert code == 1
     [line] = err.splitlines()
     assert line.startswith(message)
     assert out == ""

@@ -4,9 +4,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,9 +16,9 @@ from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import load_audio, save_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from tests import processes
 from tools import extract_units
 
-ROOT = Path(__file__).parents[2]
 CLIPS = sorted((DEMO_CORPUS / "clips").glob("*.flac"))[:9]
 
 
@@ -102,22 +99,16 @@ def test_a_killed_run_resumes(extracted, recordings, small_hubert, tmp_path):
     last.unlink()
     os.mkfifo(last)  # Reading it blocks.
     output = tmp_path / "units"
-    command = [sys.executable, "-m", "tools.extract_units", f"--input={source}"]
     flags = [f"--hubert={small_hubert}", f"--output={output}", "--shard_size=2"]
-    process = subprocess.Popen(
-        [*command, *flags],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    command = ["tools.extract_units", f"--input={source}", *flags]
+    process = processes.start(processes.run_module, *command, output=tmp_path)
     try:
-        while len(made := sorted(output.glob("units-*"))) < 2 and process.poll() is None:
+        while len(made := sorted(output.glob("units-*"))) < 2 and process.is_alive():
             time.sleep(0.05)
-        assert process.poll() is None, process.stderr.read()
+        assert process.is_alive(), (tmp_path / "stderr").read_text()
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
     assert [path.name for path in made] == [f"units-0000{i}-of-00005.jsonl" for i in (0, 1)]
     assert not (output / "summary.tsv").exists()
     before = [path.stat().st_mtime_ns for path in made]

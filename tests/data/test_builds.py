@@ -1,8 +1,5 @@
 """SpeechInstruct as built by TFDS and as cached by SeqIO."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +7,7 @@ import seqio
 
 from speechgpt_jax.data.pipeline import load_batches
 from tasks import speech_instruct
+from tests import processes
 from tests.data.packed_texts import once, texts_of
 
 pytestmark = pytest.mark.slow
@@ -18,13 +16,12 @@ GOLDEN = str(Path(__file__).parent.parent / "testdata" / "golden")
 
 
 def run(*command, path=""):
-    environment = os.environ | {"PYTHONPATH": f"{path}{Path(__file__).parents[2]}"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = processes.run(processes.run_module, *command, PYTHONPATH=str(path))
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_tfds_builds_offline_the_dialogues_of_the_files(folder, tmp_path, asr_and_tts):
-    command = [Path(sys.executable).parent / "tfds", "build"]
+    command = ["tensorflow_datasets.scripts.cli.main", "build"]
     command += ["speech_instruct/cross_modal_instruction", f"--data_dir={tmp_path}"]
     run(*command, "--imports=speechgpt_jax.data.speech_instruct", f"--manual_dir={folder}")
     built = speech_instruct.tfds_dialogues(
@@ -44,9 +41,9 @@ def test_cached_tasks_are_the_same(folder, tmp_path, asr_and_tts):
         "from tasks import speech_instruct\n"
         f"speech_instruct.dialogue_lines('test_cached', {files}, {GOLDEN!r}, 'speech_to_text')\n"
     )
-    command = [sys.executable, "-m", "seqio.scripts.cache_tasks_main", "--module_import=my_tasks"]
+    command = ["seqio.scripts.cache_tasks_main", "--module_import=my_tasks"]
     command += ["--tasks=test_cached", f"--output_cache_dir={tmp_path}", "--min_shards=2"]
-    run(*command, path=f"{tmp_path}:")
+    run(*command, path=tmp_path)
     speech_instruct.dialogue_lines("test_cached", files, GOLDEN, "speech_to_text")
     cached = load_batches(
         "test_cached", "train", batch_size=4, sequence_length=128, cache_dir=str(tmp_path)

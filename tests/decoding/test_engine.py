@@ -10,8 +10,8 @@ from flax import nnx
 
 from speechgpt_jax.decoding.engine import Engine, Request
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
+from tests import processes
 from tests.models.hugging_face import CONFIG, reference, to_jax
-from tests.simulated_devices import run_on_eight_devices
 
 pytestmark = pytest.mark.slow
 
@@ -217,5 +217,5 @@ for sizes in [(1, 1, 2), (2, 2, 2)]:
 
 
 def test_every_mesh_gives_the_answers_of_one_device():
-    done = run_on_eight_devices(PROGRAM)
+    done = processes.run(processes.run_on_eight_devices, PROGRAM)
     assert done.stdout.count("equal on") == 2, done.stderr[-3000:]

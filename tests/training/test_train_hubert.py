@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -24,6 +21,7 @@ from speechgpt_jax.speech.encoder.targets import save_targets
 from speechgpt_jax.speech.encoder.training import Distillation, MaskedPrediction
 from speechgpt_jax.training import train_hubert
 from speechgpt_jax.training.optimizer import AdamW
+from tests import processes
 from tools import hubert_targets, train_kmeans
 
 pytestmark = pytest.mark.slow
@@ -175,9 +173,8 @@ def test_recipes_bind_the_names_that_they_always_had(recipe, objective):
 
 def test_the_command_checks_its_flags_and_what_gin_binds(tmp_path):
     def error_of(*flags):
-        command = [sys.executable, "-m", "tools.train_hubert", f"--output_dir={tmp_path}/run"]
-        env = os.environ | {"JAX_PLATFORMS": "cpu"}
-        done = subprocess.run([*command, *flags], env=env, capture_output=True, text=True)
+        arguments = ["tools.train_hubert", f"--output_dir={tmp_path}/run", *flags]
+        done = processes.run(processes.run_module, *arguments)
         assert done.returncode == 1
         return done.stderr
 
