@@ -132,7 +132,10 @@ def test_slices_have_product_names():
     assert parse_slice("v4-128")[1] == (4, 4, 4)
     assert parse_slice("v5p-16")[1] == (2, 2, 2)
     assert parse_slice("v5e-256")[1] == (16, 16, 1)
+    assert parse_slice("tpu7x-128")[1] == (4, 4, 4)
     with pytest.raises(ValueError, match="v4 comes in sizes 8, 16, 32"):
         parse_slice("v4-10")
-    with pytest.raises(ValueError, match="'v7-4' is unknown: write one of v4, v5p, v5e, v6e"):
+    with pytest.raises(
+        ValueError, match="'v7-4' is unknown: write one of v4, v5p, v5e, v6e, tpu7x"
+    ):
         parse_slice("v7-4")

@@ -48,7 +48,8 @@ class Generation:
       shapes: number of chips -> chips along each dimension.
       cores_per_chip: number of cores that a slice's product name counts per chip.
       ring: a dimension is a ring if its number of chips is a multiple of this.
-      chip_config: libtpu's name of the assignment of cores to devices; here one device per chip.
+      chip_config: libtpu's name of the assignment of cores to devices: one device per chip, or on
+        tpu7x one per core.
     """
 
     xla_name: str
@@ -63,14 +64,15 @@ GENERATIONS = {
     "v5p": Generation("v5", SHAPES_3D, 2, 4, "megacore"),
     "v5e": Generation("v5e", SHAPES_2D, 1, 16, "default"),
     "v6e": Generation("v6e", SHAPES_2D, 1, 16, "default"),
+    "tpu7x": Generation("tpu7x", SHAPES_3D, 2, 4, "default"),
 }
 
 
 def slice_devices(name: str, num_slices: int = 1) -> list[jax.Device]:
     """Devices of a slice, for compilation only: "v5e-256" -> 256 devices.
 
-    As in product names, v5e and v6e are counted in chips, v4 and v5p in cores, two per chip:
-    "v4-128" has 64 devices.
+    As in product names, v5e and v6e are counted in chips, v4, v5p and tpu7x in cores, two per chip:
+    "v4-128" has 64 devices, "tpu7x-128" has 128, since there each core is a device.
 
     Raises:
       UserError: there is no such slice, or no libtpu.

@@ -1,0 +1,152 @@
+"""Commands in processes of their own, whose paths are on a stand-in bucket."""
+
+import json
+import multiprocessing
+import os
+import pathlib
+import random
+import runpy
+import sys
+import time
+from collections.abc import Iterator
+
+from speechgpt_jax.files import ASSETS
+from tests.bucket.stand_in import Bucket
+
+# Imports once, then forks: importing takes a fresh process several seconds.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    [
+        "clu.metric_writers",
+        "google.cloud.storage",
+        "speechgpt_jax.conversion.adapters",
+        "speechgpt_jax.corpus.synthesize",
+        "speechgpt_jax.corpus.speech_instruct",
+        "speechgpt_jax.decoding.conversation",
+        "speechgpt_jax.evaluation.evaluate",
+        "speechgpt_jax.training.lm",
+        "tasks",
+    ]
+)
+SECONDS = 300
+TINY = [
+    "--gin.TOKENIZER=gs://bucket/tokenizer",
+    "--gin.LlamaConfig.vocab_size=1706",
+    "--gin.LlamaConfig.hidden_size=32",
+    "--gin.LlamaConfig.intermediate_size=48",
+    "--gin.LlamaConfig.num_layers=1",
+    "--gin.LlamaConfig.num_heads=4",
+    "--gin.LlamaConfig.num_kv_heads=4",
+    "--gin.LlamaConfig.head_dim=8",
+    "--gin.load_host_batches.batch_size=2",
+    "--gin.load_host_batches.sequence_length=256",
+    "--gin.lm.train.save_every=2",
+    "--gin.lm.train.log_every=1",
+    "--compilation_cache=gs://bucket/compiled",
+]
+STAGE_1 = [
+    "speechgpt_jax.train",
+    "--gin_file=gin/runs/llama_7b_stage1.gin",
+    "--gin.UNITS=gs://bucket/train/units.txt",
+    "--gin.lm.train.start_from=None",
+    "--gin.lm.train.steps=6",
+    *TINY,
+]
+STAGE_2 = [
+    "speechgpt_jax.train",
+    "--gin_file=gin/runs/llama_7b_stage2.gin",
+    "--gin.DIALOGUES=gs://bucket/train/dialogues.jsonl",
+    "--gin.lm.train.start_from=gs://bucket/runs/stage1",
+    "--gin.lm.train.steps=2",
+    *TINY,
+]
+
+
+class Shell:
+    """Runs commands with the clients of a bucket; what they print is in the file `log`."""
+
+    def __init__(self, bucket: Bucket, folder: pathlib.Path):
+        self.bucket, self.log = bucket, folder / "log"
+
+    def run(self, module: str, *arguments: str) -> str:
+        """Runs a command to its end and returns what it printed."""
+        process = self._start(module, *arguments)
+        process.join(SECONDS)
+        process.kill()
+        printed = self.log.read_text()
+        assert process.exitcode == 0, printed
+        return printed
+
+    def kill(self, requests: int, module: str, *arguments: str) -> bool:
+        """Kills a command after this many requests to the bucket; returns whether it was alive."""
+        last = self.bucket.requests.total() + requests
+        process = self._start(module, *arguments)
+        while self.bucket.requests.total() < last and process.is_alive():
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        return process.exitcode != 0
+
+    def _start(self, module, *arguments):
+        self.log.write_text("")
+        process = PROCESSES.Process(
+            target=_run_module, args=(module, arguments, self.bucket.environment, self.log)
+        )
+        process.start()
+        return process
+
+
+def _run_module(module, arguments, environment, log):
+    """The body of a process; what it prints goes to the file `log`."""
+    output = os.open(log, os.O_WRONLY | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.update(environment)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__")
+
+
+def put_tokenizer_and_units(bucket: Bucket) -> None:
+    """What STAGE_1 reads."""
+    bucket.put_folder(ASSETS / "tokenizer", "tokenizer")
+    rng = random.Random(0)
+    lines = [[rng.randrange(200) for _ in range(40)] for _ in range(300)]
+    units = ("<sosp>" + "".join(f"<{unit}>" for unit in line) + "<eosp>\n" for line in lines)
+    bucket.put("train/units.txt", "".join(units).encode())
+
+
+def run_undisturbed(shell: Shell, run: str) -> int:
+    """Runs stage 1 into gs://bucket/`run`; returns the number of its requests."""
+    before = shell.bucket.requests.total()
+    shell.run(*STAGE_1, f"--output_dir=gs://bucket/{run}")
+    return shell.bucket.requests.total() - before
+
+
+def run_and_kill(shell: Shell, run: str, moments: Iterator[int]) -> int:
+    """Runs stage 1 into gs://bucket/`run`, killed after so many requests each time, to its end.
+
+    Returns how often it was killed. Each resumption begins with the newest checkpoint that was
+    committed when the run was killed.
+    """
+    killed = 0
+    for moment in moments:
+        if not shell.kill(moment, *STAGE_1, f"--output_dir=gs://bucket/{run}"):
+            return killed
+        killed += 1
+    newest = newest_checkpoint(shell.bucket, run)
+    printed = shell.run(*STAGE_1, f"--output_dir=gs://bucket/{run}")
+    assert newest is None or f"Resuming from step {newest} of gs://bucket/{run}" in printed, printed
+    return killed
+
+
+def newest_checkpoint(bucket: Bucket, run: str) -> int | None:
+    """Step of the newest committed checkpoint; None if there is none."""
+    committed = bucket.names(f"{run}/checkpoints/")
+    steps = [n.split("/")[-2] for n in committed if n.endswith("/commit_success.txt")]
+    return max((int(step) for step in steps if step.isdigit()), default=None)
+
+
+def losses(bucket: Bucket, run: str) -> dict[int, float]:
+    """The loss of each step."""
+    text = bucket.objects[f"{run}/metrics.jsonl"].data.decode()
+    return {row["step"]: row["loss"] for row in map(json.loads, text.splitlines())}
