@@ -17,7 +17,7 @@ from speechgpt_jax.speech.encoder.training import (
     reverberate,
     sample_spans,
 )
-from tests.simulated_devices import run_on_eight_devices
+from tests import processes
 
 pytestmark = pytest.mark.slow
 
@@ -250,5 +250,5 @@ print("equal")
 
 
 def test_a_mesh_of_devices_learns_as_one_device():
-    done = run_on_eight_devices(PROGRAM)
+    done = processes.run(processes.run_on_eight_devices, PROGRAM)
     assert done.stdout.endswith("equal\n"), done.stderr[-3000:]
