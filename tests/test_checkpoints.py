@@ -245,3 +245,68 @@ print("equal")
 def test_restoring_on_another_mesh(tmp_path):
     done = processes.run(processes.run_on_eight_devices, PROGRAM, tmp_path)
     assert done.stdout.startswith("equal"), done.stderr[-3000:]
+
+
+# ---- packed runs ---------------------------------------------------------------------------------
+
+
+def save(run, parameters, base=None):
+    store = Checkpoints(run, metadata={"model": {"size": 9}}, base=base)
+    store.save(5, TrainState.create(parameters, TX))
+    store.close()
+
+
+@pytest.fixture
+def packed(tmp_path):
+    """A base and an adapter, each packed as bfloat16, and the folders of their runs."""
+    runs, folders = [tmp_path / "base", tmp_path / "adapter"], [tmp_path / "p0", tmp_path / "p1"]
+    for run, parameters, base in zip(
+        runs, ({"w": jnp.full((9, 4), 1.001)}, {"lora": jnp.ones(3)}), (None, runs[0])
+    ):
+        save(run, parameters, base)
+    checkpoints.pack(runs[0], folders[0], "bfloat16")
+    checkpoints.pack(runs[1], folders[1], "bfloat16", base=folders[0])
+    return runs, folders
+
+
+def test_a_packed_run_is_read_like_a_run(packed, tmp_path):
+    runs, folders = packed
+    shapes = checkpoints.parameter_shapes(folders[1])
+    assert {(name, x.dtype.name) for name, x in shapes.items()} == {
+        ("w", "bfloat16"),
+        ("lora", "bfloat16"),
+    }
+    assert checkpoints.read_metadata(folders[1])["model"] == {"size": 9}
+    assert checkpoints.own_parameter_shapes(folders[1]).keys() == {"lora"}
+    targets = checkpoints.parameter_shapes(runs[1])
+    arrays = checkpoints.restore_parameters(folders[1], targets)
+    np.testing.assert_array_equal(arrays["w"], np.full((9, 4), 1.001).astype(jnp.bfloat16))
+    assert arrays["w"].dtype == np.float32
+    checkpoints.pack(folders[0], tmp_path / "again")
+    again = (tmp_path / "again" / "parameters.safetensors").read_bytes()
+    assert again == (folders[0] / "parameters.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "damage, problem",
+    [
+        (lambda data: data[:-2], "SafetensorError"),
+        (lambda data: data[:-2] + b"\0\0", "checksum of params.w"),
+        (lambda data: data.replace(b'"checkpoint"', b'"checkpoinT"'), "no metadata"),
+    ],
+)
+def test_a_damaged_packed_run(packed, damage, problem):
+    path = packed[1][0] / "parameters.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(checkpoints.Damaged, match=problem):
+        checkpoints.restore_parameters(packed[1][0], checkpoints.parameter_shapes(packed[0][0]))
+
+
+def test_what_cannot_be_packed(packed, tmp_path):
+    with pytest.raises(UserError, match="is an adapter; give --base"):
+        checkpoints.pack(packed[0][1], tmp_path / "out")
+    with pytest.raises(UserError, match="is a whole model; give --base"):
+        checkpoints.pack(packed[0][0], tmp_path / "out", base=packed[1][0])
+    save(tmp_path / "large", {"w": jnp.full(3, 3.4e38)})
+    with pytest.raises(UserError, match=r"params\.w holds 3\.4e\+38, too large for bfloat16"):
+        checkpoints.pack(tmp_path / "large", tmp_path / "out", "bfloat16")

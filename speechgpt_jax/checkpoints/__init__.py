@@ -6,6 +6,9 @@ appears under its number only when all of it is on disk, so a killed run leaves 
 
 A run that trains only a part of a model, such as an adapter, saves only that part; its metadata
 names the checkpoint of the rest as `base`.
+
+`pack` writes the parameters of a checkpoint into one safetensors file, which all commands take
+for a run.
 """
 
 from speechgpt_jax.checkpoints.arrays import flatten, unflatten
@@ -14,6 +17,7 @@ from speechgpt_jax.checkpoints.manager import Checkpoints, Keep, Restored
 from speechgpt_jax.checkpoints.models import (
     load_model,
     own_parameter_shapes,
+    pack,
     parameter_shapes,
     read_metadata,
     restore_parameters,
@@ -35,6 +39,7 @@ __all__ = [
     "latest_step",
     "load_model",
     "own_parameter_shapes",
+    "pack",
     "parameter_shapes",
     "read_metadata",
     "restore_parameters",

@@ -8,8 +8,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
+from jax.sharding import Mesh
 from orbax.checkpoint.experimental import v1 as ocp_v1
 
+from speechgpt_jax import sharding
+from speechgpt_jax.checkpoints import packed
 from speechgpt_jax.checkpoints.arrays import bit_sum_on_host, flatten, unflatten
 from speechgpt_jax.checkpoints.folders import FOLDER, absolute
 from speechgpt_jax.checkpoints.problems import writing
@@ -67,6 +70,36 @@ def save_parameters(
     return step
 
 
+def pack(
+    path: str | os.PathLike,
+    out: str | os.PathLike,
+    dtype: str | None = None,
+    base: str | os.PathLike | None = None,
+) -> None:
+    """Writes the parameters of a run's newest checkpoint into one file, a run like any other.
+
+    Args:
+      path: the run or one of its checkpoints; of an adapter, its own parameters.
+      out: folder of the packed run.
+      dtype: of the stored parameters; None keeps theirs.
+      base: packed run of an adapter's base; None for whole models.
+
+    Raises:
+      UserError: the checkpoint is damaged, a value is too large for `dtype`, an adapter is packed
+        without its base, or the file can't be written.
+    """
+    folder, out = latest(path), absolute(out)
+    metadata = read_step_metadata(folder)
+    if (base is None) != (metadata["base"] is None):
+        raise UserError(
+            f"{folder} is {'a whole model' if base else 'an adapter'}; give --base, the packed run"
+            " of its base, for adapters and only for them."
+        )
+    names = [name for name in saved_shapes(folder) if name.startswith(PARAMS)]
+    arrays = read_arrays(folder, {name: saved_shapes(folder)[name] for name in names})
+    packed.write(out, arrays, metadata | {"base": pointer(out.parent, base)}, dtype)
+
+
 def read_metadata(path: str | os.PathLike) -> dict:
     """Metadata of the newest checkpoint in `path`: config, model, base, checksums."""
     return read_step_metadata(latest(path))
@@ -113,13 +146,20 @@ def restore_parameters(
     return arrays
 
 
-def load_model(path: str | os.PathLike, build: Callable[[dict], nnx.Module]) -> nnx.Module:
-    """Loads the trained model in `path`, with an adapter's base, on the first device.
+def load_model(
+    path: str | os.PathLike, build: Callable[[dict], nnx.Module], mesh: Mesh | None = None
+) -> nnx.Module:
+    """Loads the trained model in `path`, with an adapter's base.
 
-    `build(fields)` makes the model from the fields of its config, which the checkpoint holds.
+    Args:
+      path: a run or one of its checkpoints.
+      build: makes the model from the fields of its config, which the checkpoint holds.
+      mesh: devices over which the parameters are sharded; by default they are on the first device.
     """
     fields = read_metadata(path)["model"]
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: build(fields)))
+    if mesh is not None:
+        abstract = sharding.abstract(lambda: nnx.state(build(fields)), mesh)
     arrays = restore_parameters(path, flatten(abstract))
     return nnx.merge(graphdef, unflatten(abstract, arrays))
 

@@ -1,4 +1,4 @@
-"""One step of a run's checkpoints on disk: its folder and its content."""
+"""One step of a run's checkpoints on disk, or a packed run: its folder and its content."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -7,6 +7,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from speechgpt_jax.checkpoints import packed
 from speechgpt_jax.checkpoints.arrays import checksums
 from speechgpt_jax.checkpoints.folders import FOLDER, absolute, is_complete, latest_step_in
 from speechgpt_jax.checkpoints.input_positions import InputPositionsHandler, InputPositionsRestore
@@ -16,13 +17,13 @@ from speechgpt_jax.files import is_remote
 
 
 def latest(path: str | os.PathLike) -> epath.Path:
-    """The newest step under a run's folder (or its `checkpoints`, or one step itself).
+    """The newest step under a run's folder (or `checkpoints`), or the step or packed run itself.
 
     Raises:
       UserError: there is no checkpoint.
     """
     path = absolute(path)
-    if (path / "state").exists() and is_complete(path):
+    if packed.is_packed(path) or ((path / "state").exists() and is_complete(path)):
         return path
     for folder in (path / FOLDER, path):
         step = latest_step_in(folder)
@@ -50,6 +51,21 @@ def read_arrays(
     Raises:
       Damaged: files are missing, or their content has changed since they were written.
     """
+    if packed.is_packed(folder):
+        read = packed.read(folder, targets)
+        arrays = {name: jax.device_put(read[name], _sharding(x)) for name, x in targets.items()}
+    else:
+        arrays = _read_step(folder, targets)
+    expected = read_step_metadata(folder)["checksums"]
+    for name, value in checksums(arrays).items():
+        if value != expected[name]:
+            raise Damaged(folder, f"the checksum of {name} is {value}, expected {expected[name]}")
+    return {name: x.astype(targets[name].dtype) for name, x in arrays.items()}
+
+
+def _read_step(
+    folder: epath.Path, targets: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
     saved = saved_shapes(folder)
     stored = {
         name: jax.ShapeDtypeStruct(saved[name].shape, saved[name].dtype, sharding=_sharding(x))
@@ -59,16 +75,13 @@ def read_arrays(
         stored, ocp.checkpoint_utils.construct_restore_args(stored), partial_restore=True
     )
     with reading(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        arrays = reader.restore(folder / "state", args=args)
-    expected = read_step_metadata(folder)["checksums"]
-    for name, value in checksums(arrays).items():
-        if value != expected[name]:
-            raise Damaged(folder, f"the checksum of {name} is {value}, expected {expected[name]}")
-    return {name: x.astype(targets[name].dtype) for name, x in arrays.items()}
+        return reader.restore(folder / "state", args=args)
 
 
 def saved_shapes(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of all arrays of a step, by name."""
+    if packed.is_packed(folder):
+        return packed.shapes(folder)
     with reading(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(folder / "state").item_metadata.tree
         return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tree.items()}
@@ -76,6 +89,8 @@ def saved_shapes(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
 
 def read_step_metadata(folder: epath.Path) -> dict:
     """Metadata of one step."""
+    if packed.is_packed(folder):
+        return packed.read_metadata(folder)
     with reading(folder), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
         return reader.restore(folder / "metadata")
 

@@ -1,0 +1,91 @@
+"""A run packed into one file of parameters: small to copy, and nothing is executed to read it.
+
+FOLDER/parameters.safetensors holds the arrays of a checkpoint's parameters under their names, and
+the metadata of the checkpoint, as JSON, in its header.
+"""
+
+import contextlib
+import json
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import safetensors
+import safetensors.flax
+from etils import epath
+
+from speechgpt_jax import files
+from speechgpt_jax.checkpoints.arrays import checksums
+from speechgpt_jax.checkpoints.problems import Damaged, reading
+from speechgpt_jax.errors import UserError
+
+NAME = "parameters.safetensors"
+_METADATA = "checkpoint"
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8"}
+
+
+def is_packed(folder: epath.Path) -> bool:
+    """Whether `folder` is a packed run."""
+    return (folder / NAME).exists()
+
+
+def write(
+    folder: epath.Path, arrays: dict[str, jax.Array], metadata: dict, dtype: str | None = None
+) -> None:
+    """Writes a packed run.
+
+    Args:
+      folder: of the packed run.
+      arrays: by their names in a checkpoint.
+      metadata: of the checkpoint.
+      dtype: of the stored arrays; None keeps theirs.
+
+    Raises:
+      UserError: a value is too large for `dtype`, or the file can't be written.
+    """
+    if dtype:
+        for name, x in arrays.items():
+            arrays[name] = x.astype(dtype)
+            if not bool(jnp.isfinite(arrays[name]).all()):
+                raise UserError(
+                    f"{name} holds {jnp.abs(x).max():.3g}, too large for {dtype}; pack as float32."
+                )
+    described = json.dumps(metadata | {"checksums": checksums(arrays)})
+    data = safetensors.flax.save(arrays, metadata={_METADATA: described})
+    files.write_bytes(folder / NAME, data)
+
+
+def read_metadata(folder: epath.Path) -> dict:
+    """Metadata of the checkpoint."""
+    with _opened(folder) as file:
+        try:
+            return json.loads((file.metadata() or {})[_METADATA])
+        except (KeyError, ValueError) as error:
+            raise Damaged(folder, f"{NAME} has no metadata of a checkpoint") from error
+
+
+def shapes(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of all arrays, by name."""
+    with _opened(folder) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {
+            name: jax.ShapeDtypeStruct(x.get_shape(), _DTYPES[x.get_dtype()])
+            for name, x in slices.items()
+        }
+
+
+def read(folder: epath.Path, names: Collection[str]) -> dict[str, jax.Array]:
+    """Arrays by name, on the first device."""
+    with _opened(folder) as file:
+        return {name: file.get_tensor(name) for name in names}
+
+
+@contextlib.contextmanager
+def _opened(folder: epath.Path) -> Iterator[Any]:
+    with (
+        files.local_copy(folder / NAME) as local,
+        reading(folder),
+        safetensors.safe_open(local, framework="flax") as file,
+    ):
+        yield file
