@@ -11,10 +11,16 @@ demo_cross_modal_instruction  mixture of demo_asr, demo_asr_free_order (so that 
                               words from their neighbours), demo_tts, demo_text_instruction,
                               demo_text_to_text and demo_text_to_speech
 demo_chain_of_modality        mixture of the four forms
+demo_all_tasks                the four forms, demo_asr, demo_asr_free_order and demo_tts
+
+`add_tasks` adds the same tasks and mixtures for a corpus in another folder.
 
 Splits: train, test (other texts), unheard_voice (a voice that is not in train; not for demo_tts)
 and, for demo_modality_adaptation and demo_asr, human (a person; all other voices are synthetic).
 """
+
+import os
+from collections.abc import Callable
 
 import seqio
 import tensorflow as tf
@@ -39,130 +45,152 @@ _QUESTION_AND_ANSWER = {
     "answer_units": _UNITS,
 }
 
+VOCABULARY = Vocabulary.from_pretrained(DEMO_TOKENIZER)
+_TARGETS = {"targets": seqio.Feature(VOCABULARY, add_eos=False)}
+_DIALOGUE = {
+    "inputs": seqio.Feature(VOCABULARY, add_eos=False),
+    "targets": seqio.Feature(VOCABULARY, add_eos=True),
+}
 
-def _source(kind: str, features: dict, splits: tuple[str, ...]) -> RecordsInMemory:
-    files = {split: str(DEMO_CORPUS / f"{kind}-{split}.tfrecord.gz") for split in splits}
+_TASKS_OF_INSTRUCTION = {
+    "asr": 0.3,
+    "asr_free_order": 0.12,
+    "tts": 0.13,
+    "text_instruction": 0.2,
+    # A model trained from scratch has to learn the chain markers here: in stage 3 the embedding
+    # is frozen.
+    "text_to_text": 0.2,
+    "text_to_speech": 0.05,
+}
+_TASKS_OF_CHAIN = {
+    "speech_to_speech": 0.4,
+    "speech_to_text": 0.2,
+    "text_to_speech": 0.2,
+    "text_to_text": 0.2,
+}
+# Chain of modality without losing the tasks of the second stage.
+_ALL_TASKS = {
+    "speech_to_speech": 0.15,
+    "speech_to_text": 0.15,
+    "text_to_speech": 0.1,
+    "text_to_text": 0.1,
+    "asr": 0.2,
+    "asr_free_order": 0.15,
+    "tts": 0.15,
+}
+# Template and metrics of each task of questions and answers.
+_DIALOGUE_TASKS = {
+    "text_instruction": (prompts.TEXT_INSTRUCTION, [metrics.answer_accuracy]),
+    "speech_to_speech": (
+        prompts.SPEECH_TO_SPEECH,
+        [metrics.question_word_error_rate, metrics.answer_accuracy, metrics.unit_error_rate],
+    ),
+    "speech_to_text": (
+        prompts.SPEECH_TO_TEXT,
+        [metrics.question_word_error_rate, metrics.answer_accuracy],
+    ),
+    "text_to_speech": (
+        prompts.TEXT_TO_SPEECH,
+        [metrics.answer_accuracy, metrics.unit_error_rate],
+    ),
+    "text_to_text": (prompts.TEXT_TO_TEXT, [metrics.answer_accuracy]),
+}
+
+
+def add_tasks(
+    prefix: str,
+    folder: str | os.PathLike,
+    tokenize: Callable[..., tf.data.Dataset] = preprocessors.tokenize_dialogues,
+) -> None:
+    """Registers all tasks and mixtures as `{prefix}_asr` etc.
+
+    Args:
+      prefix: start of the names.
+      folder: records that tools.build_demo_corpus wrote.
+      tokenize: the preprocessor of dialogues; it decides which tokens have a loss.
+    """
+
+    def utterances(*splits: str) -> RecordsInMemory:
+        return _source(folder, "utterances", _UTTERANCE, splits)
+
+    seqio.TaskRegistry.add(
+        f"{prefix}_modality_adaptation",
+        source=utterances("train", "test", "unheard_voice", "human"),
+        preprocessors=[
+            preprocessors.utterance_to_unit_text,
+            preprocessors.tokenize_unit_text,
+            preprocessors.concatenate_and_cut,
+        ],
+        output_features=_TARGETS,
+        shuffle_buffer_size=None,
+    )
+
+    def add(name: str, source: RecordsInMemory, steps: list, metric_fns: list) -> None:
+        seqio.TaskRegistry.add(
+            f"{prefix}_{name}",
+            source=source,
+            preprocessors=[*steps, tokenize, seqio.preprocessors.append_eos],
+            output_features=_DIALOGUE,
+            shuffle_buffer_size=None,
+            postprocess_fn=metrics.read_response,
+            metric_fns=[*metric_fns, metrics.form_errors],
+        )
+
+    add(
+        "asr",
+        utterances("train", "test", "unheard_voice", "human"),
+        [preprocessors.speech_recognition],
+        [metrics.word_error_rate],
+    )
+    # In free word order a model can't guess a word from its neighbours; it has to recognise it.
+    add(
+        "asr_free_order",
+        utterances("train", "test", "unheard_voice"),
+        [preprocessors.only("topic", "free_order"), preprocessors.speech_recognition],
+        [metrics.word_error_rate],
+    )
+    add(
+        "tts",
+        utterances("train", "test"),
+        [preprocessors.only("speaker", TARGET_VOICE), preprocessors.speech_synthesis],
+        [metrics.unit_error_rate],
+    )
+    for name, (template, metric_fns) in _DIALOGUE_TASKS.items():
+        source = _source(
+            folder, "dialogues", _QUESTION_AND_ANSWER, ("train", "test", "unheard_voice")
+        )
+        add(name, source, [preprocessors.question_and_answer(template)], metric_fns)
+
+    for name, rates in (
+        ("cross_modal_instruction", _TASKS_OF_INSTRUCTION),
+        ("chain_of_modality", _TASKS_OF_CHAIN),
+        ("all_tasks", _ALL_TASKS),
+    ):
+        seqio.MixtureRegistry.add(
+            f"{prefix}_{name}", [(f"{prefix}_{task}", rate) for task, rate in rates.items()]
+        )
+
+
+def _source(
+    folder: str | os.PathLike, kind: str, features: dict, splits: tuple[str, ...]
+) -> RecordsInMemory:
+    files = {split: os.path.join(folder, f"{kind}-{split}.tfrecord.gz") for split in splits}
     return RecordsInMemory(files, features)
 
 
-def _utterances(*splits: str) -> RecordsInMemory:
-    return _source("utterances", _UTTERANCE, splits)
+def mixture(name: str, folder: str, loss_on_answers: bool = False) -> str:
+    """Registers the tasks of a corpus, and returns the full name of one of them; for gin.
+
+    Args:
+      name: "modality_adaptation", "cross_modal_instruction", "chain_of_modality" or "all_tasks".
+      folder: records that tools.build_demo_corpus wrote.
+      loss_on_answers: a loss on the model's turns only, instead of on every token after the prefix;
+        then fewer tokens teach the model to listen.
+    """
+    if f"corpus_{name}" not in seqio.TaskRegistry.names() | seqio.MixtureRegistry.names():
+        tokenize = "tokenize_answers" if loss_on_answers else "tokenize_dialogues"
+        add_tasks("corpus", folder, getattr(preprocessors, tokenize))
+    return f"corpus_{name}"
 
 
-def _dialogues(*splits: str) -> RecordsInMemory:
-    return _source("dialogues", _QUESTION_AND_ANSWER, splits)
-
-
-_VOCABULARY = Vocabulary.from_pretrained(DEMO_TOKENIZER)
-_TARGETS = {"targets": seqio.Feature(_VOCABULARY, add_eos=False)}
-_DIALOGUE = {
-    "inputs": seqio.Feature(_VOCABULARY, add_eos=False),
-    "targets": seqio.Feature(_VOCABULARY, add_eos=True),
-}
-_TOKENIZE = (preprocessors.tokenize_dialogues, seqio.preprocessors.append_eos)
-
-seqio.TaskRegistry.add(
-    "demo_modality_adaptation",
-    source=_utterances("train", "test", "unheard_voice", "human"),
-    preprocessors=[
-        preprocessors.utterance_to_unit_text,
-        preprocessors.tokenize_unit_text,
-        preprocessors.concatenate_and_cut,
-    ],
-    output_features=_TARGETS,
-    shuffle_buffer_size=None,
-)
-
-seqio.TaskRegistry.add(
-    "demo_asr",
-    source=_utterances("train", "test", "unheard_voice", "human"),
-    preprocessors=[preprocessors.speech_recognition, *_TOKENIZE],
-    output_features=_DIALOGUE,
-    shuffle_buffer_size=None,
-    postprocess_fn=metrics.read_response,
-    metric_fns=[metrics.word_error_rate, metrics.form_errors],
-)
-
-seqio.TaskRegistry.add(
-    "demo_tts",
-    source=_utterances("train", "test"),
-    preprocessors=[
-        preprocessors.only("speaker", TARGET_VOICE),
-        preprocessors.speech_synthesis,
-        *_TOKENIZE,
-    ],
-    output_features=_DIALOGUE,
-    shuffle_buffer_size=None,
-    postprocess_fn=metrics.read_response,
-    metric_fns=[metrics.unit_error_rate, metrics.form_errors],
-)
-
-# In free word order a model can't guess a word from its neighbours; it has to recognise it.
-seqio.TaskRegistry.add(
-    "demo_asr_free_order",
-    source=_utterances("train", "test", "unheard_voice"),
-    preprocessors=[
-        preprocessors.only("topic", "free_order"),
-        preprocessors.speech_recognition,
-        *_TOKENIZE,
-    ],
-    output_features=_DIALOGUE,
-    shuffle_buffer_size=None,
-    postprocess_fn=metrics.read_response,
-    metric_fns=[metrics.word_error_rate, metrics.form_errors],
-)
-
-
-def _add_dialogue_task(name: str, template: str, metric_fns: list) -> None:
-    seqio.TaskRegistry.add(
-        name,
-        source=_dialogues("train", "test", "unheard_voice"),
-        preprocessors=[preprocessors.question_and_answer(template), *_TOKENIZE],
-        output_features=_DIALOGUE,
-        shuffle_buffer_size=None,
-        postprocess_fn=metrics.read_response,
-        metric_fns=[*metric_fns, metrics.form_errors],
-    )
-
-
-_add_dialogue_task("demo_text_instruction", prompts.TEXT_INSTRUCTION, [metrics.answer_accuracy])
-_add_dialogue_task(
-    "demo_speech_to_speech",
-    prompts.SPEECH_TO_SPEECH,
-    [metrics.question_word_error_rate, metrics.answer_accuracy, metrics.unit_error_rate],
-)
-_add_dialogue_task(
-    "demo_speech_to_text",
-    prompts.SPEECH_TO_TEXT,
-    [metrics.question_word_error_rate, metrics.answer_accuracy],
-)
-_add_dialogue_task(
-    "demo_text_to_speech",
-    prompts.TEXT_TO_SPEECH,
-    [metrics.answer_accuracy, metrics.unit_error_rate],
-)
-_add_dialogue_task("demo_text_to_text", prompts.TEXT_TO_TEXT, [metrics.answer_accuracy])
-
-seqio.MixtureRegistry.add(
-    "demo_cross_modal_instruction",
-    [
-        ("demo_asr", 0.3),
-        ("demo_asr_free_order", 0.12),
-        ("demo_tts", 0.13),
-        ("demo_text_instruction", 0.2),
-        # A model trained from scratch has to learn the chain markers here: in stage 3 the embedding
-        # is frozen.
-        ("demo_text_to_text", 0.2),
-        ("demo_text_to_speech", 0.05),
-    ],
-)
-
-seqio.MixtureRegistry.add(
-    "demo_chain_of_modality",
-    [
-        ("demo_speech_to_speech", 0.4),
-        ("demo_speech_to_text", 0.2),
-        ("demo_text_to_speech", 0.2),
-        ("demo_text_to_text", 0.2),
-    ],
-)
+add_tasks("demo", DEMO_CORPUS)

@@ -30,6 +30,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("step", choices=["synthesize", "encode"])
     add("--work_dir", type=arguments.output_folder, required=True, help="folder of the clips")
     add("--tts", type=arguments.nonempty, default=text_to_speech.FLITE, help="default: %(default)s")
+    add(
+        "--more_sentences",
+        type=arguments.at_least(0),
+        default=0,
+        help="further sentences in free word order, at other speeds, in other rooms",
+    )
+    add(
+        "--short_sentences",
+        type=arguments.at_least(0),
+        default=0,
+        help="further strings of one to three words",
+    )
     add("--human_prompts", type=arguments.existing_folder, help="folder of the packages")
     add(
         "--processes",
@@ -43,7 +55,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     work_dir = Path(args.work_dir)
     if args.step == "synthesize":
         human = Path(args.human_prompts) if args.human_prompts else None
-        build.print_hours(build.synthesize(work_dir, args.tts, human, args.processes))
+        clips = build.synthesize(
+            work_dir,
+            args.tts,
+            human,
+            args.processes,
+            args.more_sentences,
+            args.short_sentences,
+        )
+        build.print_hours(clips)
     else:
         build.encode(work_dir, Speech2Unit.from_pretrained(args.hubert), Path(args.output))
 

@@ -48,14 +48,16 @@ def perturb_units(
     return perturbed
 
 
+def perturb(wav: np.ndarray, speed: float, rng: np.random.Generator) -> np.ndarray:
+    """The recording [S] at another speed, in another room and by another microphone [S / speed]."""
+    return distort(rng, soxr.resample(wav, SAMPLE_RATE * speed, SAMPLE_RATE))
+
+
 def perturb_batch(
     rows: Sequence[dict], speech2unit: Speech2Unit, speeds: np.ndarray, rng: np.random.Generator
 ) -> list[dict]:
     """The rows with the units of their recordings at these speeds [rows]."""
-    wavs = [
-        distort(rng, soxr.resample(load_audio(row["path"]), SAMPLE_RATE * speed, SAMPLE_RATE))
-        for row, speed in zip(rows, speeds)
-    ]
+    wavs = [perturb(load_audio(row["path"]), speed, rng) for row, speed in zip(rows, speeds)]
     perturbed = []
     for row, cluster_ids in zip(rows, speech2unit.cluster_ids(wavs)):
         if not len(cluster_ids):  # Played faster, the recording is shorter than a frame.

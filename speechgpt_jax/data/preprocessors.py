@@ -4,7 +4,8 @@
     {prefix, plain_text}         -> {inputs, targets}       `tokenize_dialogues`, shared by all
 
 `inputs` are the tokens of the prefix, `targets` those of the dialogue, user turn included: SeqIO's
-`PrefixLMFeatureConverter` then puts the loss on `targets` only, as in SpeechGPT's training.
+`PrefixLMFeatureConverter` then puts the loss on `targets` only, as in SpeechGPT's training. With
+`tokenize_answers` the user turn belongs to the `inputs`.
 """
 
 import re
@@ -135,19 +136,36 @@ def tokenize_dialogues(
     Prefix and dialogue are encoded as one string, because the tokenizer drops the white space
     before the role token.
     """
+    return _tokenize(dataset, output_features, prompts.HUMAN, lambda roles: roles[0])
+
+
+@as_graph
+def tokenize_answers(
+    dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
+) -> tf.data.Dataset:
+    """Like `tokenize_dialogues`, but split after `[SpeechGPT]`: the loss is on the answer alone."""
+    return _tokenize(dataset, output_features, prompts.SPEECHGPT, lambda roles: roles[-1] + 1)
+
+
+def _tokenize(
+    dataset: tf.data.Dataset,
+    output_features: Mapping[str, seqio.Feature],
+    role: str,
+    start_of_targets: Callable[[tf.Tensor], tf.Tensor],
+) -> tf.data.Dataset:
     vocabulary = output_features["targets"].vocabulary
-    human_id = vocabulary.tokenizer.token_to_id(prompts.HUMAN)
+    role_id = vocabulary.tokenizer.token_to_id(role)
 
     def encode(dialogues: Example) -> tf.RaggedTensor:
         return vocabulary.encode_tf(tf.strings.join([dialogues["prefix"], dialogues["plain_text"]]))
 
     def cut(tokens: tf.Tensor) -> Example:
-        starts = tf.where(tokens == human_id)[:, 0]
+        roles = tf.where(tokens == role_id)[:, 0]
         found = tf.debugging.assert_positive(
-            tf.size(starts), f"A dialogue has no {prompts.HUMAN} in its plain_text."
+            tf.size(roles), f"A dialogue has no {role} in its plain_text."
         )
         with tf.control_dependencies([found]):
-            start = starts[0]
+            start = start_of_targets(roles)
         return {"inputs": tokens[:start], "targets": tokens[start:]}
 
     tokens = dataset.batch(_ENCODE_BATCH).map(encode, num_parallel_calls=tf.data.AUTOTUNE)

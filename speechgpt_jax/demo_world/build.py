@@ -19,6 +19,7 @@ from rich.progress import track
 from speechgpt_jax import files
 from speechgpt_jax.corpus import text_to_speech
 from speechgpt_jax.corpus.g722 import G722_BYTES_PER_SECOND, decode_g722
+from speechgpt_jax.corpus.perturb_units import perturb
 from speechgpt_jax.demo_world import words as demo_words
 from speechgpt_jax.demo_world import world as demo_world
 from speechgpt_jax.errors import UserError
@@ -44,6 +45,8 @@ SHIPPED_CLIPS = {
     ("human", "prompt"): 15,
 }
 ENCODE_BATCH = 256  # clips
+# Speeds of perturbed clips are drawn from [1 / MAX_SPEED, MAX_SPEED].
+MAX_SPEED = 1.15
 
 Units = tuple[np.ndarray, np.ndarray]  # reduced units [N], durations [N] in frames of 20 ms
 Fields = dict[str, str | np.ndarray]  # of one record
@@ -66,6 +69,7 @@ class Clip:
     wording: str = ""
     fact: str = ""
     held_out: str = ""
+    perturbation: int | None = None  # seed of another speed, room and microphone; None: as it is
 
 
 def _clip(kind: str, number: int, text: str, speaker: str, split: str, topic: str, **more) -> Clip:
@@ -81,8 +85,17 @@ def _voices(split: str, rng: random.Random) -> list[tuple[str, str]]:
     return [("train", voice) for voice in rng.sample(TRAIN_VOICES, count)]
 
 
-def planned_clips() -> list[Clip]:
-    """The clips of all synthetic voices; every call returns the same."""
+def planned_clips(more_sentences: int = 0, short_sentences: int = 0) -> list[Clip]:
+    """The clips of all synthetic voices; every call returns the same.
+
+    Args:
+      more_sentences: number of further sentences in free word order for training, each as one
+        perturbed clip; the other clips stay the same.
+      short_sentences: number of strings of 1 to 3 words for training.
+
+    Raises:
+      ValueError: a text or a combination of the test would be taught.
+    """
     rng = random.Random(demo_world.SEED)
     dialogues = demo_world.questions()
     first_with_answer = {}
@@ -109,10 +122,35 @@ def planned_clips() -> list[Clip]:
                 held_out=d.held_out,
             )
             clips.append(clip)
-    for i, sentence in enumerate(demo_world.plain_sentences()):
-        for split, voice in _voices(sentence.split, rng):
-            clips.append(_clip("plain", i, sentence.text, voice, split, sentence.topic))
+    sentences = demo_world.plain_sentences(more_sentences, short_sentences)
+    first_more = len(demo_world.plain_sentences())
+    first_short = first_more + more_sentences
+    for i, sentence in enumerate(sentences):
+        if i < first_more:
+            voices = _voices(sentence.split, rng)
+        else:
+            voices = [("train", rng.choice(TRAIN_VOICES))]
+        perturbation = i if first_more <= i < first_short else None
+        for split, voice in voices:
+            clip = _clip("plain", i, sentence.text, voice, split, sentence.topic)
+            clips.append(dataclasses.replace(clip, perturbation=perturbation))
+    _check_nothing_is_taught(clips)
     return clips
+
+
+def _check_nothing_is_taught(clips: list[Clip]) -> None:
+    """Raises a ValueError if training has a text or a held-out combination of the test."""
+    taught = {clip.text for clip in clips if clip.split == "train"}
+    texts = {clip.text for clip in clips if clip.split != "train"} & taught
+    combinations = {
+        split: {d.combination for d in demo_world.questions() if d.split == split and d.combination}
+        for split in ("train", "test")
+    }
+    held_out = {d.combination for d in demo_world.questions() if d.held_out == "combination"}
+    if texts or held_out & combinations["train"]:
+        raise ValueError(
+            f"the test would be taught: {sorted(texts | held_out & combinations['train'])[:3]}"
+        )
 
 
 def synthesize_clip(clip: Clip, template: str, work_dir: Path) -> Clip:
@@ -129,6 +167,8 @@ def synthesize_clip(clip: Clip, template: str, work_dir: Path) -> Clip:
     path = work_dir / clip.path
     if not path.exists():
         text_to_speech.synthesize(template, clip.speaker, clip.text, path)
+        if clip.perturbation is not None:
+            _perturb_file(path, clip.perturbation)
     info = soundfile.info(path)
     if info.samplerate != SAMPLE_RATE or info.channels != 1:
         raise UserError(
@@ -136,6 +176,13 @@ def synthesize_clip(clip: Clip, template: str, work_dir: Path) -> Clip:
             f"{SAMPLE_RATE} Hz mono: let the --tts command convert it."
         )
     return dataclasses.replace(clip, seconds=round(info.duration, 3))
+
+
+def _perturb_file(path: Path, seed: int) -> None:
+    """Replaces the wav by itself at another speed, in another room and by another microphone."""
+    rng = np.random.default_rng(seed)
+    wav = perturb(audio.load_audio(path), MAX_SPEED ** rng.uniform(-1, 1), rng)
+    audio.save_audio(path, wav)
 
 
 # ---- recordings of a human ---------------------------------------------------------------------
@@ -215,7 +262,14 @@ def read_manifest(path: Path) -> list[Clip]:
     return clips
 
 
-def synthesize(work_dir: Path, tts: str, human: Path | None, processes: int) -> list[Clip]:
+def synthesize(
+    work_dir: Path,
+    tts: str,
+    human: Path | None,
+    processes: int,
+    more_sentences: int = 0,
+    short_sentences: int = 0,
+) -> list[Clip]:
     """Writes the wavs of all clips and WORK_DIR/manifest.jsonl, and returns the clips.
 
     Args:
@@ -223,13 +277,15 @@ def synthesize(work_dir: Path, tts: str, human: Path | None, processes: int) -> 
       tts: template of a text-to-speech command.
       human: folder of a human's prompts, see `human_prompts`; None leaves them out.
       processes: number of commands that run at once.
+      more_sentences, short_sentences: see `planned_clips`.
     """
     text_to_speech.check_command(tts)
     prompts = human_prompts(human, HUMAN_PROMPTS) if human else []
     (work_dir / "wavs").mkdir(parents=True, exist_ok=True)
+    planned = planned_clips(more_sentences, short_sentences)
     with ThreadPoolExecutor(processes) as pool:  # Threads suffice: they wait for the commands.
-        synthesized = pool.map(lambda c: synthesize_clip(c, tts, work_dir), planned_clips())
-        clips = list(track(synthesized, "speech", total=len(planned_clips())))
+        synthesized = pool.map(lambda c: synthesize_clip(c, tts, work_dir), planned)
+        clips = list(track(synthesized, "speech", total=len(planned)))
     clips += copy_human_prompts(prompts, work_dir)
     write_manifest(clips, work_dir / "manifest.jsonl")
     return clips
@@ -271,6 +327,8 @@ def utterance(clip: Clip, encoded: dict[str, Units]) -> Fields:
     """Record of a clip."""
     units, durations = encoded[clip.id]
     about = {name: getattr(clip, name) for name in ("id", "text", "speaker", "topic", "kind")}
+    if clip.perturbation is not None:  # Nothing that is to sound like the voice itself.
+        about["speaker"] += " perturbed"
     return about | {"units": units, "durations": durations}
 
 

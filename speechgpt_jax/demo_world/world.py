@@ -163,24 +163,34 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(sorted({word for text in texts for word in words(text)}))
 
 
-def free_order_sentences() -> tuple[Sentence, ...]:
-    """Strings of words in random order, in which all words are equally frequent."""
+def free_order_sentences(more: int = 0, short: int = 0) -> tuple[Sentence, ...]:
+    """Strings of 4 to 9 words in random order, in which all words are equally frequent.
+
+    Args:
+      more: number of further ones for training; they follow the others.
+      short: number of strings of 1 to 3 words, which come last: with them a model first learns
+        what each word sounds like, then where in a sentence it is.
+    """
     rng = random.Random(SEED + 2)
     deck: list[str] = []
     sentences = []
-    for split, count in FREE_SENTENCES.items():
+    questions_of_test = {d.question for d in questions() if d.split == "test"}  # One is a word.
+    longer = [(split, count, 4, 9) for split, count in (*FREE_SENTENCES.items(), ("train", more))]
+    for split, count, shortest, longest in [*longer, ("train", short, 1, 3)]:
         for _ in range(count):
-            length = rng.randint(4, 9)
+            length = rng.randint(shortest, longest)
             while len(deck) < length:
                 deck += rng.sample(vocabulary(), len(vocabulary()))
-            sentences.append(Sentence(FREE_ORDER, " ".join(deck[:length]) + ".", split))
+            text = " ".join(deck[:length]) + "."
             deck = deck[length:]
+            if text not in questions_of_test:
+                sentences.append(Sentence(FREE_ORDER, text, split))
     return tuple(sentences)
 
 
-def plain_sentences() -> tuple[Sentence, ...]:
-    """The sentences for ASR and TTS."""
-    return templated_sentences() + free_order_sentences()
+def plain_sentences(more: int = 0, short: int = 0) -> tuple[Sentence, ...]:
+    """The sentences for ASR and TTS; `more` and `short` as for `free_order_sentences`."""
+    return templated_sentences() + free_order_sentences(more, short)
 
 
 def all_sentences() -> tuple[Sentence, ...]:

@@ -5,9 +5,9 @@ import re
 import pytest
 import seqio
 
-import tasks  # noqa: F401 (registers them)
 from speechgpt_jax import prompts
 from speechgpt_jax.data import descriptions
+from tasks import demo_corpus
 from tests.data.synthetic_corpus import task_on, write_corpus
 
 pytestmark = pytest.mark.slow
@@ -90,3 +90,20 @@ def test_targets_are_read_back_by_the_metrics(corpus, name):
                 assert value == (1.0 if figure.startswith("answer_accuracy") else 0.0), figure
             else:
                 assert value > 0.5
+
+
+def test_a_corpus_in_another_folder_with_a_loss_on_answers(corpus):
+    name = demo_corpus.mixture("all_tasks", str(corpus), loss_on_answers=True)
+    assert name == demo_corpus.mixture("all_tasks", str(corpus), loss_on_answers=True)
+    assert len(seqio.MixtureRegistry.get(name).tasks) == 7
+    task = seqio.TaskRegistry.get("corpus_speech_to_text")
+    answers = list(task.get_dataset(None, "train", shuffle=False).as_numpy_iterator())
+    dialogues = examples(corpus, "demo_speech_to_text")
+    assert {whole(example) for example in answers} == {whole(example) for example in dialogues}
+    for example in answers:
+        assert demo_corpus.VOCABULARY.decode(example["inputs"]).endswith("[SpeechGPT]")
+        assert demo_corpus.VOCABULARY.decode(example["targets"]).startswith(":")
+
+
+def whole(example):
+    return (*example["inputs"], *example["targets"])
