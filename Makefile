@@ -6,7 +6,12 @@ RUN := $(VENV)/bin/python
 # Without cached byte code TensorFlow is slow to import.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test types pytest browser lint lock clean
+.PHONY: talk demo check test types pytest browser lint lock clean
+
+# The shipped model answers a recorded question that it never heard.
+talk: $(VENV)/core.stamp
+	$(RUN) -m speechgpt_jax.infer --audio=speechgpt_jax/assets/corpus/clips/question-06291-rms.flac --play
+	@echo "Talk on: $(RUN) -m speechgpt_jax.chat"
 
 demo: $(VENV)/core.stamp
 	$(RUN) -m speechgpt_jax.demo

@@ -1,6 +1,6 @@
 """Talks with a trained model in a terminal: type, or give recordings; it answers aloud.
 
-    python -m speechgpt_jax.chat --run=runs/demo/stage3
+    python -m speechgpt_jax.chat
     python -m speechgpt_jax.chat --run=runs/demo/stage3 --output_dir=replies --log=chat.jsonl
 
 /help lists the commands. Text is shown and sound is played while it is written. Lines can be piped:

@@ -1,8 +1,10 @@
-"""All of SpeechGPT in minutes: trains the three stages, then answers a spoken question in speech.
+"""All of SpeechGPT in minutes: a trained model answers a spoken question, then one is trained.
 
     make demo            (or: python -m speechgpt_jax.demo [--question=FILE] [--output_dir=DIR])
 
-Trains from scratch on the embedded corpus. Ctrl-C stops it; called again, it resumes.
+The shipped model answers a recorded question in speech. Then the three stages are trained from
+scratch on the embedded corpus, the new model answers too, and a table compares the two. Ctrl-C
+stops the training; called again, it resumes.
 """
 
 import json
@@ -19,11 +21,13 @@ from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.decoding.conversation import Conversation, Reply, SpeechModel
 from speechgpt_jax.evaluation.evaluate import evaluate_run
 from speechgpt_jax.evaluation.metrics import normalize, with_intervals
-from speechgpt_jax.speech.audio import check_output, load_audio, save_audio
+from speechgpt_jax.files import SHIPPED_MODEL, read_json
+from speechgpt_jax.speech.audio import SAMPLE_RATE, check_output, load_audio, save_audio
 from speechgpt_jax.training import lm
 from speechgpt_jax.training.progress import draw_losses, duration_text, read_metrics
 
 ANSWER = "answer.wav"
+SHIPPED_ANSWER = "shipped_answer.wav"
 STAGES = ("modality_adaptation", "cross_modal_instruction", "chain_of_modality")
 # (stage, tasks, split, examples per task): about a minute in all.
 EVALUATIONS = (
@@ -32,8 +36,8 @@ EVALUATIONS = (
     (3, ("demo_speech_to_speech", "demo_text_to_text"), "test", 64),
 )
 CLIPS = DEMO_CORPUS / "clips"
-# A held-out question that contains its answer: it states the weather and asks for it.
-QUESTION = "question-06244-rms.flac"
+# A held-out question.
+QUESTION = "question-06291-rms.flac"
 
 
 def run_folder(output_dir: pathlib.Path, stage: int) -> str:
@@ -71,20 +75,22 @@ def losses(output_dir: pathlib.Path) -> Table:
 
 
 def evaluation(output_dir: pathlib.Path) -> Table:
-    """Evaluates the runs on held-out examples; returns a table of the metrics."""
-    table = Table(
-        title="Error rates and accuracies on 64 held-out examples per task, 95 % intervals"
-    )
+    """Evaluates the runs on held-out examples; returns their metrics beside the shipped model's."""
+    table = Table(title="Error rates and accuracies on held-out examples, with 95 % intervals")
     for column in ("task", "split", "metric"):
         table.add_column(column)
-    table.add_column("value", justify="right")
+    for column in ("trained now", "shipped model"):
+        table.add_column(column, justify="right")
+    shipped = read_json(pathlib.Path(SHIPPED_MODEL) / "evaluation.json")
     for stage, tasks, split, num_examples in EVALUATIONS:
+        run = run_folder(output_dir, stage)
         metrics = evaluate_run(
-            run_folder(output_dir, stage), tasks=tasks, split=split, num_examples=num_examples
+            run, tasks=tasks, split=split, num_examples=num_examples, output_dir=run
         )
         for task, figures in metrics.items():
+            of_shipped = with_intervals(shipped[split][task])
             for name, text in with_intervals(figures).items():
-                table.add_row(task, split, name.replace("_", " "), text)
+                table.add_row(task, split, name.replace("_", " "), text, of_shipped[name])
     return table
 
 
@@ -99,9 +105,9 @@ def print_line(label: str, text: object) -> None:
     rich.get_console().print(line, soft_wrap=True, highlight=False)
 
 
-def ask(output_dir: pathlib.Path, path: pathlib.Path) -> Reply:
-    """Asks the last stage a recorded question, prints the reply and writes answer.wav."""
-    model = SpeechModel.from_run(run_folder(output_dir, 3), num_slots=1)
+def ask(run: str, path: pathlib.Path, output: pathlib.Path) -> Reply:
+    """Asks a run a recorded question, prints the reply and writes its sound."""
+    model = SpeechModel.from_run(run, num_slots=1)
     conversation = Conversation(model, speaker="slt")
     reply = conversation.answer(load_audio(path))
     print_line("Question", path)
@@ -109,8 +115,8 @@ def ask(output_dir: pathlib.Path, path: pathlib.Path) -> Reply:
     print_line("Answer", reply.text or "(no words)")
     print_line("As units", "".join(f"<{unit}>" for unit in reply.units) or "(none)")
     if reply.units:
-        save_audio(output_dir / ANSWER, reply.wav)
-        print_line("As sound", f"{output_dir / ANSWER}, {len(reply.wav) / 16_000:.1f} s")
+        save_audio(output, reply.wav)
+        print_line("As sound", f"{output}, {len(reply.wav) / SAMPLE_RATE:.1f} s")
     return reply
 
 
@@ -154,6 +160,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     gin_utils.hush_libraries()
     start = time.monotonic()
+    clip = recorded_question()
+    question = pathlib.Path(args.question or CLIPS / clip["file"])
+    rich.print("\n[bold]The shipped model[/]")
+    ask(SHIPPED_MODEL, question, output_dir / SHIPPED_ANSWER)
     for stage, name in enumerate(STAGES, 1):
         rich.print(f"\n[bold]Stage {stage} of 3: {name}[/]")
         train_stage(output_dir, stage)
@@ -161,15 +171,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     draw_losses(runs, output_dir / "loss.png")
     rich.print("\n[bold]Evaluation[/]")
     rich.print(losses(output_dir), evaluation(output_dir))
-    if args.question:
-        ask(output_dir, pathlib.Path(args.question))
-    else:
-        clip = recorded_question()
-        reply = ask(output_dir, CLIPS / clip["file"])
+    reply = ask(runs[-1], question, output_dir / ANSWER)
+    if not args.question:
         print(verdict(reply, clip["text"], clip["answer"]))
     print(f"Loss curves: {output_dir / 'loss.png'}.")
     print(f"The whole demo took {duration_text(time.monotonic() - start)}.")
-    print(f"Ask more: python -m speechgpt_jax.infer --run={runs[-1]} --audio=FILE")
+    print("Talk on with the shipped model: python -m speechgpt_jax.chat")
+    print(f"Or with the one that was trained now: add --run={runs[-1]}")
 
 
 if __name__ == "__main__":

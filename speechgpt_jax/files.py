@@ -27,8 +27,10 @@ from speechgpt_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Files of the package: tokenizer, encoder, vocoder and corpus of the demo.
+# Files of the package: tokenizer, encoder, vocoder, language model and corpus of the demo.
 ASSETS = epath.resource_path("speechgpt_jax") / "assets"
+# The shipped language model: an adapter on assets/model/base, as packed runs.
+SHIPPED_MODEL = str(ASSETS / "model" / "chat")
 
 Path = str | os.PathLike
 

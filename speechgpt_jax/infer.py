@@ -1,30 +1,49 @@
 """Asks a trained model a spoken or written question, or lets it transcribe or read aloud.
 
-    python -m speechgpt_jax.infer --run=runs/demo/stage3 --audio=question.wav --output=answer.wav
-    python -m speechgpt_jax.infer --run=runs/demo/stage3 --text="what is two plus three?"
-    python -m speechgpt_jax.infer --run=runs/demo/stage2 --task=transcribe --audio=speech.wav
+    python -m speechgpt_jax.infer --audio=question.wav --output=answer.wav
+    python -m speechgpt_jax.infer --text="what is two plus three?"
+    python -m speechgpt_jax.infer --task=transcribe --audio=speech.wav
     python -m speechgpt_jax.infer --run=runs/demo/stage2 --task=speak --text="good morning"
+    python -m speechgpt_jax.infer --run=runs/7b/stage3 --prompts=questions.jsonl \\
+        --answers=answers --mesh=8 --dtype=bfloat16 --multihost
 
 Prints the text of the reply and writes its speech to --output.
+
+With --prompts each row has a `text` or an `audio` (a path), and --answers gets numbered shards of
+these rows, in their order, with `transcript`, `text` and `units` of the reply as `answer`. A killed
+command resumes with the missing shards. With several processes each answers its own shards, on its
+own devices. tools.synthesize makes sound of units.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from absl import flags
 
 from speechgpt_jax import arguments
-from speechgpt_jax.arguments import define, existing_file, nonempty
+from speechgpt_jax.arguments import (
+    define,
+    existing_file,
+    nonempty,
+    output_folder,
+    positive_int,
+)
 from speechgpt_jax.decoding import flags as talk
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import read_rows
 from speechgpt_jax.gin_utils import hush_libraries
 from speechgpt_jax.speech.audio import SAMPLE_RATE, check_output, load_audio, save_audio
+from speechgpt_jax.speech.sound_devices import open_player
+from speechgpt_jax.training import process_flags
 
 if TYPE_CHECKING:
-    from speechgpt_jax.decoding.conversation import Reply
+    from speechgpt_jax.decoding.conversation import Conversation, Reply
 
 flags.adopt_module_key_flags(talk)
+flags.adopt_module_key_flags(process_flags)
 TASK = flags.DEFINE_enum(
     "task",
     "answer",
@@ -36,31 +55,100 @@ TEXT = define("text", nonempty, None, "A text as input, instead of --audio.")
 OUTPUT = define(
     "output", nonempty, "answer.wav", "File for the spoken answer; its suffix sets the format."
 )
+PLAY = flags.DEFINE_bool("play", False, "Also play the spoken answer, where this machine can.")
 WRITTEN = flags.DEFINE_bool("written", False, "Answer in text only; for --task=answer.")
+PROMPTS = define(
+    "prompts",
+    existing_file,
+    None,
+    "Table with a `text` or an `audio` in each row; answers all.",
+)
+ANSWERS = define("answers", output_folder, None, "Folder for the answers to --prompts.")
+ROWS_PER_SHARD = define("rows_per_shard", positive_int, 256, "Rows of a shard of --answers.")
+AT_ONCE = define("at_once", positive_int, 32, "Rows of --prompts that are answered at once.")
+MESH = define(
+    "mesh",
+    positive_int,
+    None,
+    "Number of this process's devices over which the model is cut; by default it is on one.",
+)
 
 
 def main() -> None:
     hush_libraries()
-    if (AUDIO.value is None) == (TEXT.value is None):
-        raise UserError("Give either --audio or --text.")
-    if TASK.value == "transcribe" and AUDIO.value is None:
-        raise UserError("--task=transcribe needs a recording: give --audio.")
-    if TASK.value == "speak" and TEXT.value is None:
-        raise UserError("--task=speak needs a text: give --text.")
+    if [AUDIO.value, TEXT.value, PROMPTS.value].count(None) != 2:
+        raise UserError("Give either --audio or --text, or --prompts.")
+    if (PROMPTS.value is None) != (ANSWERS.value is None):
+        raise UserError("--prompts and --answers belong together; give both.")
     if WRITTEN.value and TASK.value != "answer":
         raise UserError(f"--written goes with --task=answer, not with --task={TASK.value}.")
+    if PROMPTS.value:
+        questions = [check_question(row.fields, row.place) for row in read_rows(PROMPTS.value)]
+        with process_flags.connected():
+            answer_all(questions)
+        return
+    check_question({"audio": AUDIO.value} if AUDIO.value else {"text": TEXT.value}, "The question")
     if TASK.value != "transcribe" and not WRITTEN.value:
         check_output(OUTPUT.value)
 
     source: Any = TEXT.value if AUDIO.value is None else load_audio(AUDIO.value)
     # Loads JAX, which takes seconds; wrong flags are reported before.
-    conversation = talk.start_conversation(talk.load_speech_model(num_slots=1))
+    conversation = talk.start_conversation(talk.load_speech_model(num_slots=1, devices=MESH.value))
+    reply = ask(conversation, source)
     if TASK.value == "transcribe":
-        print(conversation.transcribe(source))
-    elif TASK.value == "speak":
-        show(conversation.speak(source))
+        print(reply.text)
     else:
-        show(conversation.answer(source, aloud=not WRITTEN.value))
+        show(reply)
+
+
+def check_question(row: dict, place: str) -> dict:
+    """Returns `row`; raises a UserError unless it has what the task needs."""
+    if ("audio" in row) == ("text" in row):
+        raise UserError(f"{place}: expected either `text` or `audio`, got {', '.join(row)}.")
+    if TASK.value == "transcribe" and "audio" not in row:
+        raise UserError(f"{place}: --task=transcribe needs a recording: give audio.")
+    if TASK.value == "speak" and "text" not in row:
+        raise UserError(f"{place}: --task=speak needs a text.")
+    return row
+
+
+def ask(conversation: Conversation, source: Any) -> Reply:
+    """The reply to one question, by the task."""
+    from speechgpt_jax.decoding.conversation import Reply
+
+    if TASK.value == "transcribe":
+        return Reply.of(conversation.transcribing(source))
+    if TASK.value == "speak":
+        return conversation.speak(source)
+    return conversation.answer(source, aloud=not WRITTEN.value)
+
+
+def answer_all(rows: list[dict]) -> None:
+    """Answers the rows of --prompts."""
+    import jax
+
+    from speechgpt_jax.decoding.shards import answer_shards
+
+    model = talk.load_speech_model(num_slots=AT_ONCE.value, devices=MESH.value)
+    conversation = talk.start_conversation(model, has_sound=False)
+
+    def answer(row: dict) -> dict:
+        source = row["text"] if "text" in row else load_audio(row["audio"])
+        reply = ask(dataclasses.replace(conversation, history=[]), source)
+        parts = {"transcript": reply.transcript, "text": reply.text, "units": reply.units}
+        return {"answer": {name: part for name, part in parts.items() if part}}
+
+    settings = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(talk)}
+    settings |= {flag.name: flag.value for flag in (TASK, WRITTEN, PROMPTS)}
+    answer_shards(
+        rows,
+        ANSWERS.value,
+        answer,
+        rows_per_shard=ROWS_PER_SHARD.value,
+        at_once=AT_ONCE.value,
+        settings=settings,
+        share=(jax.process_index(), jax.process_count()),
+    )
 
 
 def show(reply: Reply) -> None:
@@ -73,6 +161,18 @@ def show(reply: Reply) -> None:
         save_audio(OUTPUT.value, reply.wav)
         seconds = len(reply.wav) / SAMPLE_RATE
         print(f"spoken:   {len(reply.units)} units, {seconds:.1f} s, in {OUTPUT.value}")
+        if PLAY.value:
+            play(reply.wav)
+
+
+def play(wav: np.ndarray) -> None:
+    """Plays float32 [samples] at 16 kHz, or says that it can't."""
+    player = open_player()
+    if player is None:
+        print("No loudspeaker was found here; play the file elsewhere.")
+        return
+    player.write(wav)
+    player.close()
 
 
 if __name__ == "__main__":

@@ -72,11 +72,13 @@ class Response:
       question: its transcript of a spoken question.
       text: the answer in text, or the transcript when the task was ASR.
       units: the answer in units, or the speech when the task was TTS.
+      source: what the user gave to be read aloud, where the dialogue before the response is known.
     """
 
     question: str
     text: str
     units: list[int]
+    source: str = ""
 
 
 def parse_response(text: str) -> Response:
@@ -87,14 +89,16 @@ def parse_response(text: str) -> Response:
         spaces around added tokens. It may be incomplete: the units after an unclosed `<sosp>` are
         kept, and a missing marker leaves its part empty.
     """
-    body = text.rpartition(SPEECHGPT)[2].strip().removeprefix(":")
+    dialogue, _, response = text.rpartition(SPEECHGPT)
+    body = response.strip().removeprefix(":")
     body = body.partition(END_OF_ANSWER)[0]
     words, _, speech = body.partition("<sosp>")
     units = [int(unit) for unit in re.findall(r"<([0-9]+)>", speech.partition("<eosp>")[0])]
     question, chained, answer = words.partition(UNIT_ANSWER)[0].partition(TEXT_ANSWER)
     if not chained:
         question, answer = "", question
-    return Response(_clean(question.removeprefix("[tq]")), _clean(answer), units)
+    _, source = split_request(dialogue.rpartition(END_OF_HUMAN)[0]) or ("", "")
+    return Response(_clean(question.removeprefix("[tq]")), _clean(answer), units, source)
 
 
 def _clean(text: str) -> str:

@@ -1,6 +1,6 @@
 """Serves a trained model: OpenAI's API under /v1 and a page to talk with it.
 
-    python -m speechgpt_jax.serve --run=runs/demo/stage3
+    python -m speechgpt_jax.serve
     python -m speechgpt_jax.serve --run=runs/demo/stage3 --host=0.0.0.0 --ssl_certfile=cert.pem \
         --ssl_keyfile=key.pem
 

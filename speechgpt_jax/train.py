@@ -16,12 +16,14 @@ from speechgpt_jax.arguments import (
     IllegalValue,
     at_least,
     define,
-    nonempty,
     output_file,
     output_folder,
     positive_int,
 )
 from speechgpt_jax.errors import one_line_errors
+from speechgpt_jax.training import process_flags
+
+flags.adopt_module_key_flags(process_flags)
 
 
 def two_steps(text: str) -> tuple[int, int]:
@@ -60,21 +62,6 @@ PROMETHEUS_FILE = define(
     None,
     "File with the newest metrics for Prometheus's node exporter; its name ends in .prom.",
 )
-MULTIHOST = flags.DEFINE_bool(
-    "multihost", False, "Join the other processes that the TPU pod, GKE or SLURM started."
-)
-COORDINATOR_ADDRESS = define(
-    "coordinator_address",
-    nonempty,
-    None,
-    "HOST:PORT of process 0; only needed outside of TPU pods, GKE and SLURM.",
-)
-NUM_PROCESSES = define(
-    "num_processes", positive_int, None, "Number of processes, with --coordinator_address."
-)
-PROCESS_ID = define(
-    "process_id", at_least(0), None, "Index of this process, from 0, with --coordinator_address."
-)
 STOPPED_EXIT_CODE = define(
     "stopped_exit_code",
     at_least(0, at_most=255),
@@ -88,13 +75,12 @@ def main() -> None:
     import jax
 
     from speechgpt_jax.host_memory import keep_freed_memory
-    from speechgpt_jax.training import hosts, lm
+    from speechgpt_jax.training import lm
 
     if COMPILATION_CACHE.value:
         jax.config.update("jax_compilation_cache_dir", COMPILATION_CACHE.value)
-    others = (MULTIHOST.value, COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value)
     try:
-        with hosts.connected(*others), one_line_errors():
+        with process_flags.connected(), one_line_errors():
             keep_freed_memory()
             gin_utils.call(
                 lm.train,

@@ -64,8 +64,9 @@ def mistakes_of_module(given: list[Command]) -> list[str]:
             found.append("" if is_help else f"{type(error).__name__}: {error}")
         for name in set(flags.FLAGS) - defined:  # The next run defines them again.
             delattr(flags.FLAGS, name)
-        if module := sys.modules.pop("speechgpt_jax.decoding.flags", None):
-            delattr(sys.modules[module.__package__], "flags")
+        for shared in ("decoding.flags", "training.process_flags"):
+            if module := sys.modules.pop(f"speechgpt_jax.{shared}", None):
+                delattr(sys.modules[module.__package__], shared.partition(".")[2])
     return found
 
 

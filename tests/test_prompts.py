@@ -27,7 +27,7 @@ def test_released_prompt_as_published():
 FORMS = {
     "cross_modal": (
         prompts.CROSS_MODAL.format(description="Say it", source="hello", target=Y),
-        Response("", "", [7, 8]),
+        Response("", "", [7, 8], source="hello"),
     ),
     "text_instruction": (
         prompts.TEXT_INSTRUCTION.format(question="what is it?", answer="a cat."),

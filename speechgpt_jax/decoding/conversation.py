@@ -11,11 +11,13 @@ import dataclasses
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 
+import jax
 import numpy as np
 from etils import epath
 from flax import nnx
+from jax.sharding import Mesh
 
-from speechgpt_jax import checkpoints, prompts
+from speechgpt_jax import checkpoints, prompts, sharding
 from speechgpt_jax.decoding.engine import Answer, Engine, Request
 from speechgpt_jax.decoding.events import Event, Sound, Text, Transcript, Units, with_sound, written
 from speechgpt_jax.decoding.masks import Masks
@@ -85,6 +87,7 @@ class SpeechModel:
         server: str | None = None,
         hubert: str | os.PathLike = HUBERT,
         vocoder: str | os.PathLike = VOCODER,
+        devices: int | None = None,
         **kwargs,
     ) -> "SpeechModel":
         """Loads the newest checkpoint of a run, a speech encoder and a vocoder.
@@ -93,6 +96,7 @@ class SpeechModel:
           path: folder of the run; an adapter is loaded with its base.
           server: address of a server that runs the run's export; its weights are then not loaded.
           hubert, vocoder: folders of HuBERT with its centroids and of the unit vocoder.
+          devices: number of this process's devices over which the language model is cut.
           kwargs: other arguments of `Engine` or `RemoteEngine`.
 
         Raises:
@@ -100,10 +104,12 @@ class SpeechModel:
             can't be reached.
         """
         tokenizer = Tokenizer.from_pretrained(epath.Path(path) / "tokenizer")
-        model = server or checkpoints.load_model(path, build_llama)
         speech2unit = Speech2Unit.from_pretrained(hubert)
         vocoder = UnitVocoder.from_pretrained(vocoder)
-        return cls(model, tokenizer, speech2unit, vocoder, **kwargs)
+        if server is not None:
+            return cls(server, tokenizer, speech2unit, vocoder, **kwargs)
+        model, mesh = load_llama(path, devices)
+        return cls(model, tokenizer, speech2unit, vocoder, mesh=mesh, **kwargs)
 
     def warm_up(self) -> None:
         """Compiles the programs of the language model and the vocoder."""
@@ -174,6 +180,7 @@ class Conversation:
         best without.
       history: the earlier turns, as text.
       speed: rate of speech, relative to that of the vocoder.
+      has_sound: whether units are synthesized.
       in_progress: what the engine answers, or has answered last; it can be cancelled from any
         thread.
     """
@@ -187,6 +194,7 @@ class Conversation:
     history_tokens: int = 0
     history: list[str] = dataclasses.field(default_factory=list)
     speed: float = 1.0
+    has_sound: bool = True
     in_progress: Answer | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self):
@@ -305,6 +313,8 @@ class Conversation:
         )
         bursts = _collected(answer, tokens)
         events = written(bursts, form, model.masks, model.tokenizer)
+        if not self.has_sound:
+            return (event for burst in events for event in burst)
         return with_sound(events, model.vocoder, self.speaker, 1 / self.speed)
 
 
@@ -313,6 +323,33 @@ def _collected(answer: Answer, tokens: list[int]) -> Iterator[list]:
     for burst in answer.bursts():
         tokens += [token.id for token in burst]
         yield burst
+
+
+def load_llama(run: str | os.PathLike, devices: int | None = None) -> tuple[Llama, Mesh | None]:
+    """The newest checkpoint of a run, with an adapter's base.
+
+    Args:
+      run: its folder.
+      devices: number of this process's devices over which heads, MLP and vocabulary are cut; None:
+        the model is on the first one, without a mesh.
+
+    Returns:
+      The model, and its mesh for `Engine`.
+
+    Raises:
+      UserError: there is no checkpoint, or the number doesn't fit the devices or the model.
+    """
+    if devices is None:
+        return checkpoints.load_model(run, build_llama), None
+    local = jax.local_devices()
+    check_number("the number of devices", devices, at_least=1, at_most=len(local))
+    fields = checkpoints.read_metadata(run)["model"]
+    for name in ("num_kv_heads", "intermediate_size"):
+        if fields[name] % devices:
+            raise UserError(f"{devices} devices must divide the run's {name} {fields[name]}.")
+    config = sharding.MeshConfig(data=1, fsdp=1, model=devices)
+    mesh = sharding.create_mesh(config, local[:devices])
+    return checkpoints.load_model(run, build_llama, mesh), mesh
 
 
 def build_llama(fields: dict) -> Llama:

@@ -21,12 +21,14 @@ from speechgpt_jax.arguments import (
     positive_int,
 )
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import ASSETS
+from speechgpt_jax.files import ASSETS, SHIPPED_MODEL
 
 if TYPE_CHECKING:
     from speechgpt_jax.decoding.conversation import Conversation, SpeechModel
 
-RUN = define("run", existing_folder, None, "Folder of a training run.", required=True)
+RUN = define(
+    "run", existing_folder, SHIPPED_MODEL, "Folder of a training run; by default the shipped model."
+)
 HUBERT_FOLDER = define(
     "hubert", existing_folder, str(ASSETS / "hubert_tiny"), "Folder of HuBERT and its centroids."
 )

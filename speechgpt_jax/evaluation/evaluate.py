@@ -3,14 +3,15 @@
 import difflib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import seqio
 from etils import epath
+from jax.sharding import Mesh
 
-from speechgpt_jax import checkpoints, prompts
-from speechgpt_jax.decoding.conversation import build_llama
+from speechgpt_jax import prompts
+from speechgpt_jax.decoding.conversation import load_llama
 from speechgpt_jax.decoding.engine import Engine, Request
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
 from speechgpt_jax.errors import UserError
@@ -22,6 +23,11 @@ from speechgpt_jax.tokenizer import Tokenizer
 
 Metrics = dict[str, dict[str, float]]  # task -> metric -> value
 
+# Targets and predictions -> figures, as of SeqIO's tasks.
+MetricFunction = Callable[
+    [Sequence[prompts.Response], Sequence[prompts.Response]], dict[str, float]
+]
+
 
 def evaluate_run(
     run: str | os.PathLike,
@@ -31,8 +37,11 @@ def evaluate_run(
     num_examples: int | None = None,
     batch_size: int = 16,
     sampling: Sampling = GREEDY,
+    more_metrics: Sequence[MetricFunction] = (),
+    output_dir: str | os.PathLike | None = None,
+    devices: int | None = None,
 ) -> Metrics:
-    """Evaluates the newest checkpoint of a training run; adds the metrics to its evaluation.json.
+    """Evaluates the newest checkpoint of a training run.
 
     Args:
       run: the folder that `train` wrote.
@@ -41,6 +50,9 @@ def evaluate_run(
       num_examples: number of examples per task, the first ones; by default all.
       batch_size: number of prompts that are decoded at the same time.
       sampling: how answers are drawn.
+      more_metrics: metrics besides those of the tasks.
+      output_dir: folder to whose evaluation.json the metrics are added; None: nowhere.
+      devices: number of devices over which the model is cut; None: it is on the first one.
 
     Raises:
       UserError: a task or its split is unknown, or the run can't be loaded.
@@ -52,7 +64,7 @@ def evaluate_run(
     for task in tasks:
         check_task(task, split)
     tokenizer = Tokenizer.from_pretrained(epath.Path(run) / "tokenizer")
-    model = checkpoints.load_model(run, build_llama)
+    model, mesh = load_llama(run, devices)
     metrics: Metrics = {}
     for task in tasks:
         metrics |= evaluate(
@@ -63,8 +75,11 @@ def evaluate_run(
             num_examples=num_examples,
             batch_size=batch_size,
             sampling=sampling,
+            more_metrics=more_metrics,
+            mesh=mesh,
         )
-    _save(epath.Path(run) / "evaluation.json", split, metrics)
+    if output_dir:
+        _save(epath.Path(output_dir) / "evaluation.json", split, metrics)
     return metrics
 
 
@@ -93,6 +108,8 @@ def evaluate(
     num_examples: int | None = None,
     batch_size: int = 16,
     sampling: Sampling = GREEDY,
+    more_metrics: Sequence[MetricFunction] = (),
+    mesh: Mesh | None = None,
 ) -> Metrics:
     """Scores a SeqIO task, or each task of a mixture that has metrics and this split.
 
@@ -106,6 +123,7 @@ def evaluate(
         num_examples=num_examples,
         async_compute_metrics=False,
     )
+    responses: list[tuple[list[list[int]], np.ndarray]] = []  # of each task: targets, predictions
 
     def predict(dataset):
         numbered = list(dataset.as_numpy_iterator())
@@ -113,11 +131,21 @@ def evaluate(
             raise UserError(f"Split {split!r} of {task!r} has no examples; name another split.")
         indices, examples = zip(*numbered)
         references = [split_reference(tokenizer, example) for example in examples]
-        answers = _generate_all(model, tokenizer, references, batch_size, sampling)
+        answers = _generate_all(model, tokenizer, references, batch_size, sampling, mesh)
+        responses.append(([[*prompt, *answer] for prompt, answer in references], answers))
         return list(zip(indices, answers))
 
-    metrics, _ = evaluator.evaluate(compute_metrics=True, predict_fn=predict)
-    return metrics.result()
+    computed, _ = evaluator.evaluate(compute_metrics=True, predict_fn=predict)
+    metrics = computed.result()
+    for scored, of_task in zip(evaluator.eval_tasks, responses, strict=True):
+        decode = scored.output_features["targets"].vocabulary.decode
+        targets, predictions = (
+            [scored.postprocess_fn(decode([int(token) for token in row])) for row in rows]
+            for rows in of_task
+        )
+        for metric in more_metrics:
+            metrics[scored.name] |= metric(targets, predictions)
+    return metrics
 
 
 def split_reference(
@@ -131,7 +159,7 @@ def split_reference(
     return [*tokenizer.encode_prompt(""), *tokens[:start]], tokens[start:]
 
 
-def _generate_all(model, tokenizer, references, batch_size, sampling) -> np.ndarray:
+def _generate_all(model, tokenizer, references, batch_size, sampling, mesh) -> np.ndarray:
     """Token ids of the answers, int32 [N, T], in the order of `references`, padded with eos."""
     # Answers longer than 1.5 times the longest reference are wrong anyway.
     longest = int(1.5 * max(len(answer) for _, answer in references))
@@ -140,7 +168,8 @@ def _generate_all(model, tokenizer, references, batch_size, sampling) -> np.ndar
         for seed, (prompt, _) in enumerate(references)
     ]
     context = longest + max(len(prompt) for prompt, _ in references)
-    engine = Engine(model, num_slots=min(batch_size, len(requests)), context=context)
+    num_slots = min(batch_size, len(requests))
+    engine = Engine(model, num_slots=num_slots, context=context, mesh=mesh)
     answers = np.full((len(references), longest + 1), tokenizer.eos_id, np.int32)
     for row, answer in zip(answers, engine.generate(requests), strict=True):
         row[: len(answer)] = answer

@@ -1,12 +1,14 @@
-"""Speech recognition by Whisper, to measure the word error rate of synthesized speech."""
+"""Speech recognisers that measure the word error rate of synthesized speech: wav -> text."""
 
 import logging
 import re
+from collections.abc import Iterable
 
 import jiwer
 import numpy as np
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.speech.audio import SAMPLE_RATE
 
 
 class WhisperRecogniser:
@@ -48,6 +50,41 @@ class WhisperRecogniser:
             suppress_tokens=self._suppressed,
         )
         return " ".join(segment.text for segment in segments)
+
+
+class VocabularyRecogniser:
+    """PocketSphinx (Huggins-Daines et al. 2006), which knows only the words of some texts.
+
+    Any word may follow any other. An acoustic model of another kind than Whisper's, and no language
+    model that would guess words from their neighbours.
+    """
+
+    def __init__(self, texts: Iterable[str]):
+        """
+        Raises:
+          UserError: PocketSphinx is not installed, or its dictionary has no word of the texts.
+        """
+        try:
+            import pocketsphinx
+        except ImportError as error:
+            raise UserError("pocketsphinx is not installed; pip install pocketsphinx.") from error
+        self._decoder = pocketsphinx.Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
+        vocabulary = sorted({word for text in texts for word in words(text).split()})
+        known = [word for word in vocabulary if self._decoder.lookup_word(word)]
+        if not known:
+            raise UserError(f"PocketSphinx knows none of the words {vocabulary[:9]}.")
+        grammar = f"#JSGF V1.0; grammar texts; public <text> = ({' | '.join(known)})+;"
+        self._decoder.add_jsgf_string("texts", grammar)
+        self._decoder.activate_search("texts")
+
+    def __call__(self, wav: np.ndarray) -> str:
+        """Transcript of float32 [samples] at 16 kHz."""
+        self._decoder.start_utt()
+        pcm = (np.clip(wav, -1, 1) * 32767).astype(np.int16).tobytes()
+        self._decoder.process_raw(pcm, full_utt=True)
+        self._decoder.end_utt()
+        found = self._decoder.hyp()
+        return found.hypstr if found else ""
 
 
 def words(text: str) -> str:

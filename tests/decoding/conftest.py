@@ -1,17 +1,22 @@
 """A tiny LLaMA overfitted to one spoken dialogue, with the shipped speech encoder and vocoder."""
 
+import dataclasses
 import json
 
+import jax
 import pytest
+from flax import nnx
 
-from speechgpt_jax import prompts
+from speechgpt_jax import checkpoints, prompts
 from speechgpt_jax.decoding.conversation import HUBERT, VOCODER, SpeechModel
+from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
 from speechgpt_jax.unit_text import units_to_text
 from tests.decoding.overfitted import learn_by_heart
+from tests.models.hugging_face import CONFIG
 
 CLIPS = HUBERT.parent / "corpus" / "clips"
 ANSWER_UNITS = [3, 141, 59, 26, 5, 35]
@@ -26,6 +31,19 @@ def question():
 @pytest.fixture(scope="session")
 def wav(question):
     return load_audio(CLIPS / question["file"])
+
+
+@pytest.fixture(scope="session")
+def untrained_run(tmp_path_factory):
+    """A run of a small model that was never trained."""
+    folder = tmp_path_factory.mktemp("run")
+    tokenizer = Tokenizer.from_pretrained(DEMO_TOKENIZER)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    config = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size)
+    parameters = checkpoints.flatten(nnx.state(Llama(config, rngs=nnx.Rngs(0)))).items()
+    metadata = {"model": dataclasses.asdict(config)}
+    checkpoints.save_parameters(folder, jax.device_get(list(parameters)), metadata)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -7,19 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from flax import nnx
 
-from speechgpt_jax import checkpoints
 from speechgpt_jax.decoding.chat import COMMANDS, Chat
 from speechgpt_jax.decoding.conversation import Conversation
-from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.speech.audio import load_audio
-from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
 from tests.decoding.conftest import CLIPS
-from tests.models.hugging_face import CONFIG
 
 pytestmark = pytest.mark.slow
 
@@ -102,22 +96,14 @@ def test_sound_goes_to_a_player(chat, question, tmp_path, monkeypatch):
     np.testing.assert_allclose(played, load_audio(tmp_path / "reply.wav"), atol=1e-4)
 
 
-def test_piped_lines_without_tensorflow(tmp_path):
+def test_piped_lines_without_tensorflow(untrained_run, tmp_path):
     """The command itself, with a run that was never trained."""
-    tokenizer = Tokenizer.from_pretrained(DEMO_TOKENIZER)
-    tokenizer.save_pretrained(tmp_path / "run" / "tokenizer")
-    config = {**vars(CONFIG), "vocab_size": tokenizer.vocab_size}
-    state = nnx.state(Llama(type(CONFIG)(**config), rngs=nnx.Rngs(0)))
-    parameters = checkpoints.flatten(state).items()
-    checkpoints.save_parameters(
-        tmp_path / "run", jax.device_get(list(parameters)), {"model": config}
-    )
     program = (
         "import atexit, runpy, sys;"
         "atexit.register(lambda: print('imported:', 'tensorflow' in sys.modules));"
         "sys.argv = sys.argv[1:]; runpy.run_module('speechgpt_jax.chat', run_name='__main__')"
     )
-    flags = [f"--run={tmp_path}/run", f"--output_dir={tmp_path}", "--max_new_tokens=12"]
+    flags = [f"--run={untrained_run}", f"--output_dir={tmp_path}", "--max_new_tokens=12"]
     done = subprocess.run(
         [sys.executable, "-c", program, "chat", *flags, "--context=512"],
         input="what is it?\n/say good day\n/sing\n",

@@ -1,0 +1,72 @@
+"""Answers to all rows of a file, in numbered shards, for several processes; resumable.
+
+    answer_shards(rows, "answers", answer, rows_per_shard=256, at_once=32, settings={...})
+
+writes answers/answers-00000-of-00004.jsonl and so on: the rows in their order, with the fields that
+`answer(row)` returns. A shard appears when all of it is answered. The same call, after a kill, goes
+on with the missing shards.
+"""
+
+import concurrent.futures
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import read_json, write_jsonl, write_text
+
+SETTINGS = "settings.json"
+
+
+def answer_shards(
+    rows: Sequence[dict],
+    folder: str | os.PathLike,
+    answer: Callable[[dict], dict],
+    *,
+    rows_per_shard: int,
+    at_once: int,
+    settings: Mapping[str, Any],
+    share: tuple[int, int] = (0, 1),
+) -> None:
+    """Answers the rows of this process's shards that aren't there yet.
+
+    Args:
+      rows: the questions.
+      folder: gets the shards, and the settings with which they were made.
+      answer: called in several threads at the same time; an error ends the call.
+      rows_per_shard: rows of a shard, but for the last one.
+      at_once: number of rows that are answered at the same time.
+      settings: what the answers depend on; they must be the same when a killed call is resumed.
+      share: index of this process, and the number of processes that share the work.
+
+    Raises:
+      UserError: `folder` has shards that were made with other settings.
+    """
+    index, count = share
+    folder = epath.Path(folder)
+    settings = {**settings, "rows": len(rows), "rows_per_shard": rows_per_shard}
+    _check_settings(folder, settings, writes=index == 0)
+    starts = range(0, len(rows), rows_per_shard)
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        for number in range(index, len(starts), count):
+            file = folder / f"answers-{number:05d}-of-{len(starts):05d}.jsonl"
+            if not file.exists():
+                shard = rows[starts[number] : starts[number] + rows_per_shard]
+                write_jsonl(file, map(dict.__or__, shard, pool.map(answer, shard)))
+
+
+def _check_settings(folder: epath.Path, settings: dict, writes: bool) -> None:
+    path = folder / SETTINGS
+    if path.exists():
+        found = read_json(path)
+        for name, value in json.loads(json.dumps(settings)).items():
+            if found.get(name) != value:
+                raise UserError(
+                    f"the answers in {folder} were begun with {name} {found.get(name)!r}, not"
+                    f" {value!r}: name another folder, or give the same."
+                )
+    elif writes:
+        write_text(path, json.dumps(settings, indent=2) + "\n")

@@ -1,0 +1,114 @@
+"""What the shipped model, or another run, understands and says, on all held-out examples.
+
+    python -m tests.benchmarks.measure_talk --update_docs
+    python -m tests.benchmarks.measure_talk --run=runs/tiny/stage3 --examples=32
+
+Word error rates, accuracies and shares of malformed answers, each with its 95 % interval, by split;
+spoken answers are judged by two recognisers. A second table has the questions by topic. With
+--update_docs the figures of the shipped model are saved beside it too, for `make demo`.
+"""
+
+import collections
+from collections.abc import Sequence
+
+import numpy as np
+
+import tasks  # noqa: F401 (registers them)
+from speechgpt_jax import arguments
+from speechgpt_jax.demo_world import world
+from speechgpt_jax.evaluation.evaluate import evaluate_run
+from speechgpt_jax.evaluation.metrics import normalize, rate, with_intervals
+from speechgpt_jax.evaluation.spoken import SpokenAnswers
+from speechgpt_jax.files import SHIPPED_MODEL
+from speechgpt_jax.prompts import Response
+from tests.benchmarks import docs_table
+
+TASKS = {
+    "test": (
+        "demo_asr",
+        "demo_asr_free_order",
+        "demo_tts",
+        "demo_text_to_text",
+        "demo_speech_to_text",
+        "demo_speech_to_speech",
+    ),
+    "unheard_voice": (
+        "demo_asr",
+        "demo_asr_free_order",
+        "demo_speech_to_text",
+        "demo_speech_to_speech",
+    ),
+    "human": ("demo_asr",),
+}
+BY_TOPIC = "demo_speech_to_text"
+
+
+def main(argv: list[str]) -> None:
+    parser = arguments.Parser(__doc__)
+    parser.add_argument("--run", type=arguments.existing_folder, default=SHIPPED_MODEL)
+    parser.add_argument(
+        "--examples", type=arguments.positive_int, help="maximum per task; default: all"
+    )
+    docs_table.add_argument(parser)
+    args = parser.parse_args(argv)
+    spoken, topics = SpokenAnswers.by_default(), Topics()
+    table = docs_table.Table("talk", ["task: figure", *(s.replace("_", " ") for s in TASKS)])
+    cells: dict[str, dict[str, str]] = collections.defaultdict(dict)
+    for split, names in TASKS.items():
+        for task in names:
+            metrics = evaluate_run(
+                args.run,
+                tasks=[task],
+                split=split,
+                num_examples=args.examples,
+                more_metrics=[spoken, *([topics] if task == BY_TOPIC else [])],
+                output_dir=args.run if args.update_docs else None,
+            )
+            for name, text in with_intervals(metrics[task]).items():
+                cells[f"{task.removeprefix('demo_')}: {name.replace('_', ' ')}"][split] = text
+    for name, by_split in cells.items():
+        table.add(name, *(by_split.get(split, "") for split in TASKS))
+    if args.update_docs:
+        table.update_docs()
+        topics.table().update_docs()
+    else:
+        topics.table()
+
+
+class Topics:
+    """Collects questions and answers of all splits, and tells by topic how many are right."""
+
+    def __init__(self):
+        self._topic_of = {normalize(d.answer): d.topic for d in world.questions()}
+        self._right = collections.defaultdict(list)
+        self._understood = collections.defaultdict(list)
+
+    def __call__(
+        self, targets: Sequence[Response], predictions: Sequence[Response]
+    ) -> dict[str, float]:
+        """A metric function that adds no figures."""
+        for target, prediction in zip(targets, predictions, strict=True):
+            topic = self._topic_of[normalize(target.text)]
+            self._right[topic].append(normalize(target.text) == normalize(prediction.text))
+            same = normalize(target.question) == normalize(prediction.question)
+            self._understood[topic].append(same)
+        return {}
+
+    def table(self) -> docs_table.Table:
+        """One row for each topic."""
+        table = docs_table.Table(
+            "talk_topics",
+            ["spoken questions about", "examples", "transcript right", "answer right"],
+        )
+        for topic, right in sorted(self._right.items()):
+            total = np.ones(len(right))
+            texts = [
+                with_intervals(rate("share", counts, total))["share"]
+                for counts in (self._understood[topic], right)
+            ]
+            table.add(topic, str(len(right)), *texts)
+        return table
+
+
+if __name__ == "__main__":
+    arguments.run(main)

@@ -1,0 +1,93 @@
+"""Numbered shards of answers: order, resumption, several processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from speechgpt_jax.decoding.shards import answer_shards
+from speechgpt_jax.errors import UserError
+
+ROWS = [{"text": str(i)} for i in range(10)]
+OPTIONS = {"rows_per_shard": 3, "at_once": 4, "settings": {"task": "answer"}}
+
+
+def squared(row):
+    return {"answer": int(row["text"]) ** 2}
+
+
+def read(folder):
+    files = sorted(folder.glob("answers-*"))
+    assert [file.name for file in files] == [f"answers-0000{i}-of-00004.jsonl" for i in range(4)]
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+EXPECTED = [row | squared(row) for row in ROWS]
+
+
+def test_shards_have_the_rows_in_their_order(tmp_path):
+    answer_shards(ROWS, tmp_path, squared, **OPTIONS)
+    assert read(tmp_path) == EXPECTED
+
+
+def test_a_killed_call_goes_on_with_the_missing_shards(tmp_path):
+    def fails_at_7(row):
+        if row["text"] == "7":
+            raise KeyboardInterrupt
+        return squared(row)
+
+    with pytest.raises(KeyboardInterrupt):
+        answer_shards(ROWS, tmp_path, fails_at_7, **OPTIONS)
+    assert len(list(tmp_path.glob("answers-*"))) == 2
+    asked = []
+    answer_shards(ROWS, tmp_path, lambda row: asked.append(row) or squared(row), **OPTIONS)
+    assert read(tmp_path) == EXPECTED and len(asked) == 4
+
+
+def test_processes_share_the_shards(tmp_path):
+    for index in range(3):
+        answer_shards(ROWS, tmp_path, squared, share=(index, 3), **OPTIONS)
+        done = len(list(tmp_path.glob("answers-*")))
+        assert done == (2, 3, 4)[index]
+    assert read(tmp_path) == EXPECTED
+
+
+def test_other_settings_are_refused(tmp_path):
+    answer_shards(ROWS, tmp_path, squared, **OPTIONS)
+    other = OPTIONS | {"settings": {"task": "speak"}}
+    with pytest.raises(UserError, match="begun with task 'answer', not 'speak'"):
+        answer_shards(ROWS, tmp_path, squared, **other)
+    with pytest.raises(UserError, match="begun with rows 10, not 9"):
+        answer_shards(ROWS[1:], tmp_path, squared, **OPTIONS)
+
+
+@pytest.mark.slow
+def test_the_command_cuts_the_model_over_devices(untrained_run, tmp_path):
+    """Greedy answers are those of one device, and those of a question that is asked alone."""
+    questions = tmp_path / "questions.jsonl"
+    rows = [{"text": text, "id": text[-2]} for text in ("what is it?", "what is red?", "who?")]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def infer(*arguments):
+        command = [sys.executable, "-m", "speechgpt_jax.infer", f"--run={untrained_run}"]
+        command += ["--max_new_tokens=8", "--context=256", "--written", *arguments]
+        flags = "--xla_force_host_platform_device_count=2"
+        root = Path(__file__).parents[2]
+        environment = os.environ | {"PYTHONPATH": str(root), "XLA_FLAGS": flags}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    found = {}
+    for name, arguments in (("one", []), ("two", ["--mesh=2"])):
+        folder = tmp_path / name
+        infer(f"--prompts={questions}", f"--answers={folder}", "--rows_per_shard=2", *arguments)
+        files = sorted(folder.glob("answers-*"))
+        found[name] = [json.loads(line) for f in files for line in f.read_text().splitlines()]
+    assert found["one"] == found["two"]
+    assert [{k: row[k] for k in ("text", "id")} for row in found["one"]] == rows
+    alone = infer(f"--text={rows[2]['text']}")
+    assert found["one"][2]["answer"].get("text", "") == alone.removeprefix("answer:").strip()
