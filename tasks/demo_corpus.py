@@ -188,8 +188,10 @@ def mixture(name: str, folder: str, loss_on_answers: bool = False) -> str:
         then fewer tokens teach the model to listen.
     """
     if f"corpus_{name}" not in seqio.TaskRegistry.names() | seqio.MixtureRegistry.names():
-        tokenize = "tokenize_answers" if loss_on_answers else "tokenize_dialogues"
-        add_tasks("corpus", folder, getattr(preprocessors, tokenize))
+        tokenize = (
+            preprocessors.tokenize_answers if loss_on_answers else preprocessors.tokenize_dialogues
+        )
+        add_tasks("corpus", folder, tokenize)
     return f"corpus_{name}"
 
 

@@ -95,9 +95,10 @@ def pack(
             f"{folder} is {'a whole model' if base else 'an adapter'}; give --base, the packed run"
             " of its base, for adapters and only for them."
         )
-    names = [name for name in saved_shapes(folder) if name.startswith(PARAMS)]
-    arrays = read_arrays(folder, {name: saved_shapes(folder)[name] for name in names})
-    packed.write(out, arrays, metadata | {"base": pointer(out.parent, base)}, dtype)
+    shapes = {name: x for name, x in saved_shapes(folder).items() if name.startswith(PARAMS)}
+    packed.write(
+        out, read_arrays(folder, shapes), metadata | {"base": pointer(out.parent, base)}, dtype
+    )
 
 
 def read_metadata(path: str | os.PathLike) -> dict:

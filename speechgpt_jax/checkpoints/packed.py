@@ -6,7 +6,7 @@ the metadata of the checkpoint, as JSON, in its header.
 
 import contextlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -31,7 +31,7 @@ def is_packed(folder: epath.Path) -> bool:
 
 
 def write(
-    folder: epath.Path, arrays: dict[str, jax.Array], metadata: dict, dtype: str | None = None
+    folder: epath.Path, arrays: Mapping[str, jax.Array], metadata: dict, dtype: str | None = None
 ) -> None:
     """Writes a packed run.
 
@@ -44,15 +44,13 @@ def write(
     Raises:
       UserError: a value is too large for `dtype`, or the file can't be written.
     """
-    if dtype:
-        for name, x in arrays.items():
-            arrays[name] = x.astype(dtype)
-            if not bool(jnp.isfinite(arrays[name]).all()):
-                raise UserError(
-                    f"{name} holds {jnp.abs(x).max():.3g}, too large for {dtype}; pack as float32."
-                )
-    described = json.dumps(metadata | {"checksums": checksums(arrays)})
-    data = safetensors.flax.save(arrays, metadata={_METADATA: described})
+    stored = {name: x.astype(dtype or x.dtype) for name, x in arrays.items()}
+    for name, x in stored.items() if dtype else ():
+        if not bool(jnp.isfinite(x).all()):
+            largest = jnp.abs(arrays[name]).max()
+            raise UserError(f"{name} holds {largest:.3g}, too large for {dtype}; pack as float32.")
+    described = json.dumps(metadata | {"checksums": checksums(stored)})
+    data = safetensors.flax.save(stored, metadata={_METADATA: described})
     files.write_bytes(folder / NAME, data)
 
 

@@ -137,6 +137,8 @@ def evaluate(
 
     computed, _ = evaluator.evaluate(compute_metrics=True, predict_fn=predict)
     metrics = computed.result()
+    if not more_metrics:
+        return metrics
     for scored, of_task in zip(evaluator.eval_tasks, responses, strict=True):
         decode = scored.output_features["targets"].vocabulary.decode
         targets, predictions = (

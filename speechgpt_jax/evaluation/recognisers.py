@@ -9,6 +9,7 @@ import numpy as np
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import SAMPLE_RATE
+from speechgpt_jax.speech.phones import decode
 
 
 class WhisperRecogniser:
@@ -79,10 +80,7 @@ class VocabularyRecogniser:
 
     def __call__(self, wav: np.ndarray) -> str:
         """Transcript of float32 [samples] at 16 kHz."""
-        self._decoder.start_utt()
-        pcm = (np.clip(wav, -1, 1) * 32767).astype(np.int16).tobytes()
-        self._decoder.process_raw(pcm, full_utt=True)
-        self._decoder.end_utt()
+        decode(self._decoder, wav)
         found = self._decoder.hyp()
         return found.hypstr if found else ""
 

@@ -5,6 +5,7 @@ Phones are [(name, end in seconds), ...], in order, from the start of the record
 
 import re
 import subprocess
+from typing import Any
 
 import numpy as np
 
@@ -66,13 +67,12 @@ class PocketsphinxAligner:
         """wav [S] at 16 kHz, transcript -> phones; words that PocketSphinx lacks are skipped."""
         decoder = self._decoder
         words = [word for word in re.findall(r"[a-z']+", text.lower()) if decoder.lookup_word(word)]
-        pcm = (np.clip(wav, -1, 1) * 32767).astype(np.int16).tobytes()
         try:
             # Words first, then the phones within them.
             decoder.set_align_text(" ".join(words))
-            _decode(decoder, pcm)
+            decode(decoder, wav)
             decoder.set_alignment()
-            _decode(decoder, pcm)
+            decode(decoder, wav)
         except RuntimeError:
             return []
         phones = [
@@ -83,7 +83,9 @@ class PocketsphinxAligner:
         return [("sil" if name in SILENCES else name, end) for name, end in phones]
 
 
-def _decode(decoder, pcm: bytes) -> None:
+def decode(decoder: Any, wav: np.ndarray) -> None:
+    """Runs the search of a pocketsphinx.Decoder over float32 [samples] at 16 kHz."""
+    pcm = (np.clip(wav, -1, 1) * 32767).astype(np.int16).tobytes()
     decoder.start_utt()
     decoder.process_raw(pcm, full_utt=True)
     decoder.end_utt()

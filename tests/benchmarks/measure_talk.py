@@ -40,7 +40,6 @@ TASKS = {
     ),
     "human": ("demo_asr",),
 }
-BY_TOPIC = "demo_speech_to_text"
 
 
 def main(argv: list[str]) -> None:
@@ -55,16 +54,16 @@ def main(argv: list[str]) -> None:
     table = docs_table.Table("talk", ["task: figure", *(s.replace("_", " ") for s in TASKS)])
     cells: dict[str, dict[str, str]] = collections.defaultdict(dict)
     for split, names in TASKS.items():
-        for task in names:
-            metrics = evaluate_run(
-                args.run,
-                tasks=[task],
-                split=split,
-                num_examples=args.examples,
-                more_metrics=[spoken, *([topics] if task == BY_TOPIC else [])],
-                output_dir=args.run if args.update_docs else None,
-            )
-            for name, text in with_intervals(metrics[task]).items():
+        metrics = evaluate_run(
+            args.run,
+            tasks=names,
+            split=split,
+            num_examples=args.examples,
+            more_metrics=[spoken, topics],
+            output_dir=args.run if args.update_docs else None,
+        )
+        for task, figures in metrics.items():
+            for name, text in with_intervals(figures).items():
                 cells[f"{task.removeprefix('demo_')}: {name.replace('_', ' ')}"][split] = text
     for name, by_split in cells.items():
         table.add(name, *(by_split.get(split, "") for split in TASKS))
@@ -76,7 +75,7 @@ def main(argv: list[str]) -> None:
 
 
 class Topics:
-    """Collects questions and answers of all splits, and tells by topic how many are right."""
+    """Collects the tasks from speech to text of all splits, and tells by topic what is right."""
 
     def __init__(self):
         self._topic_of = {normalize(d.answer): d.topic for d in world.questions()}
@@ -88,6 +87,8 @@ class Topics:
     ) -> dict[str, float]:
         """A metric function that adds no figures."""
         for target, prediction in zip(targets, predictions, strict=True):
+            if target.units or not target.question:
+                continue
             topic = self._topic_of[normalize(target.text)]
             self._right[topic].append(normalize(target.text) == normalize(prediction.text))
             same = normalize(target.question) == normalize(prediction.question)
