@@ -58,7 +58,7 @@ class Request:
     Attributes:
       prompt: token ids, at least one.
       max_new_tokens: longest answer, in tokens.
-      min_new_tokens: shortest answer, in tokens.
+      min_new_tokens: shortest answer, in tokens, unless its form ends earlier.
       stop_ids: token ids that end the answer.
       sampling: how tokens are drawn.
       seed: the same seed gives the same answer; None: a new one for every request.

@@ -106,7 +106,6 @@ class RemoteEngine:
         if answer.is_cancelled:
             return "cancelled"
         state, stop_ids = answer.request.state, set(answer.request.stop_ids)
-        reason: FinishReason = "stop"
         with self._open("completions", self._body(answer.request)) as reply:
             for event in _events(reply):
                 if answer.is_cancelled:
@@ -117,9 +116,12 @@ class RemoteEngine:
                         if token.id in stop_ids or state == FORBIDDEN:
                             return "stop"
                         answer.put([token])
-                    if choice.get("finish_reason") == "length":
-                        reason = "length"
-        return reason
+                    if reason := choice.get("finish_reason"):
+                        return "length" if reason == "length" else "stop"
+        raise UserError(
+            f"The engine's server broke off after {answer.num_tokens} tokens of an answer; its log"
+            " may say why."
+        )
 
     def _body(self, request: Request) -> dict[str, Any]:
         sampling = request.sampling
@@ -163,14 +165,21 @@ class RemoteEngine:
 
 
 def _events(reply: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
-    """Server-sent events."""
-    for line in reply:
-        data = line.decode().removeprefix("data:").strip()
-        if line.startswith(b"data:") and data != "[DONE]":
-            event = json.loads(data)
-            if "error" in event:
-                raise UserError(f"The engine's server failed: {event['error']}")
-            yield event
+    """Server-sent events.
+
+    Raises:
+      UserError: the server reports an error, is silent for too long or breaks off within an event.
+    """
+    try:
+        for line in reply:
+            data = line.decode().removeprefix("data:").strip()
+            if line.startswith(b"data:") and data != "[DONE]":
+                event = json.loads(data)
+                if "error" in event:
+                    raise UserError(f"The engine's server failed: {event['error']}")
+                yield event
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise UserError(f"The engine's server broke off an answer: {error!r}") from error
 
 
 def _tokens(choice: dict[str, Any]) -> Iterator[Token]:

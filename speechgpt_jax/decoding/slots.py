@@ -224,6 +224,8 @@ def step(decoder: Decoder, slots: Slots, next_state: jax.Array) -> tuple[Slots, 
     states = next_state[rows.state]  # [B, V]
     is_early = rows.remaining > rows.stoppable
     is_forbidden = (states < 0) | (rows.is_stop & is_early[:, None])
+    # At its form's end an answer stops, however short it is.
+    is_forbidden = jnp.where(is_forbidden.all(axis=-1, keepdims=True), states < 0, is_forbidden)
     scores = penalize(logits, rows.seen, rows.sampling.repetition_penalty)
     keys = jax.vmap(jax.random.fold_in)(rows.key, cache.lengths)
     token = sample(jnp.where(is_forbidden, -jnp.inf, scores), rows.sampling, keys)

@@ -127,6 +127,15 @@ def test_masks(model):
         engine.submit(Request([1], 1, state=2))
 
 
+def test_a_form_that_only_stops_ends_before_the_shortest_answer(model):
+    masks = np.full((2, CONFIG.vocab_size), -1, np.int8)
+    masks[0, 7], masks[1, 2] = 1, 1
+    engine = Engine(model, num_slots=1, context=64, masks=masks)
+    answer = engine.submit(Request([1], 10, stop_ids=[2], min_new_tokens=5))
+    assert [token.id for token in answer] == [7]
+    assert answer.finish_reason == "stop"
+
+
 def test_a_cancelled_answer_makes_room(engine):
     endless = [engine.submit(Request([1, 3], 1000)) for _ in range(5)]
     tokens = iter(endless[0])

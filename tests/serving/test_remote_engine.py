@@ -145,3 +145,16 @@ def test_no_server():
         RemoteEngine("http://127.0.0.1:9/v1", tiny.TOKENIZER, MASKS)
     with pytest.raises(UserError, match=r"can't be reached .* expected a server with OpenAI's API"):
         RemoteEngine("nowhere", tiny.TOKENIZER, MASKS)
+
+
+def test_a_server_that_breaks_off_an_answer_is_an_error():
+    request = Request([1], 9, state=MASKS.start("text"))
+    word = tiny.TOKENIZER.encode("hello")[0]
+    with foreign_server({"token_ids": [word]}) as url:
+        answer = RemoteEngine(url, tiny.TOKENIZER, MASKS).submit(request)
+        with pytest.raises(UserError, match="broke off after 1 tokens of an answer"):
+            list(answer)
+    with foreign_server({"token_ids": [word], "finish_reason": "length"}) as url:
+        answer = RemoteEngine(url, tiny.TOKENIZER, MASKS).submit(request)
+        assert [token.id for token in answer] == [word]
+        assert answer.finish_reason == "length"
