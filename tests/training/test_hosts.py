@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import multiprocessing
 import os
 import random
 import re
@@ -23,15 +22,10 @@ from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.training import hosts, progress
 from speechgpt_jax.training.inputs import HeldOut
 from speechgpt_jax.training.watchdog import HUNG_EXIT_CODE, Watchdog
+from tests.processes import CONTEXT
 
 STEPS = 24
 DEVICES = 4  # Summed over all processes.
-
-# Imports once, then forks: importing takes a fresh process several seconds.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    ["speechgpt_jax.training.lm", "clu.metric_writers", "matplotlib.figure", "toy"]
-)
 
 
 @dataclasses.dataclass
@@ -100,9 +94,8 @@ def run(folder, mesh, steps, batches, **kwargs):
         mesh=mesh,
         steps=steps,
         output_dir=str(folder),
-        save_every=2,
         log_every=1,
-        **kwargs,
+        **{"save_every": 2} | kwargs,
     )
 
 
@@ -116,7 +109,7 @@ def start(folder, num_processes, *, mesh=MeshConfig(), steps=8, stop=None, **kwa
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     processes = [
-        PROCESSES.Process(
+        CONTEXT.Process(
             target=train_in_process,
             args=(num_processes, i, port, folder, mesh, steps),
             kwargs={"stop": stop if i == num_processes - 1 else None, **kwargs},
@@ -151,10 +144,11 @@ def log(folder, process=0):
 def undisturbed(tmp_path_factory):
     """{step: loss} of a run of one process that is never stopped."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert start(folder, 1, steps=STEPS) == [0], log(folder)
+    assert start(folder, 1, steps=STEPS, save_every=STEPS) == [0], log(folder)
     return losses(folder)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_with_the_losses_of_an_undisturbed_run(undisturbed, tmp_path):
     moments = random.Random(0)
     for step in (2, 12):
@@ -167,6 +161,7 @@ def test_a_killed_run_resumes_with_the_losses_of_an_undisturbed_run(undisturbed,
     assert [curve[step] for step in undisturbed] == list(undisturbed.values())
 
 
+@pytest.mark.slow
 def test_two_processes_a_crash_a_preemption_and_four_processes(undisturbed, tmp_path):
     folder = tmp_path / "run"
 
@@ -209,6 +204,7 @@ def test_two_processes_a_crash_a_preemption_and_four_processes(undisturbed, tmp_
         np.testing.assert_allclose(held_out[step], loss, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_stopped_process_ends_the_others_with_traces(tmp_path):
     watchdog = Watchdog(factor=3, at_least=12)
     stop = Signal(signal.SIGSTOP, step=6)
