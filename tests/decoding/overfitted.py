@@ -1,6 +1,7 @@
 """A tiny LLaMA that knows some texts by heart."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,8 @@ def learn_by_heart(texts: list[list[int]], vocab_size: int) -> Llama:
     lengths = jnp.array(list(map(len, texts)))
     weights = jnp.arange(1, longest) < lengths[:, None]
 
-    @jax.jit
+    # It runs longer than it compiles.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
     def step(params, opt_state):
         def loss_fn(params):
             model = nnx.merge(graphdef, params)

@@ -1,17 +1,20 @@
-"""A server with the tiny model, and OpenAI's client of it; one server per file of tests."""
+"""A server with the tiny model for all tests, and OpenAI's client of it."""
 
 import pytest
 
+FRIEND = "https://friend.example"
 
-@pytest.fixture(scope="module")
+
+@pytest.fixture(scope="session")
 def address():
+    """A server whose API pages of FRIEND may call."""
     from tests.serving import tiny
 
-    with tiny.serving() as address:
+    with tiny.serving(cors_origins=[FRIEND]) as address:
         yield address
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def client(address):
     import openai
 

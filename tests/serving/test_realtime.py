@@ -13,16 +13,11 @@ from speechgpt_jax.serving import sound
 from speechgpt_jax.speech.audio import load_audio
 from tests.serving import tiny
 from tests.serving.clips import QUESTION
+from tests.serving.conftest import FRIEND
 
 pytestmark = pytest.mark.slow
 
 DONE = "response.done"
-
-
-@pytest.fixture(scope="module")
-def address():
-    with tiny.serving(cors_origins=["https://friend.example"]) as address:
-        yield address
 
 
 @pytest.fixture
@@ -238,7 +233,7 @@ def test_the_asynchronous_client(address):
 
 @pytest.mark.parametrize(
     ("origin", "is_allowed"),
-    [("https://friend.example", True), ("https://enemy.example", False), (None, True)],
+    [(FRIEND, True), ("https://enemy.example", False), (None, True)],
 )
 def test_pages_of_other_origins(address, origin, is_allowed):
     url = f"{address.replace('http', 'ws')}/v1/realtime"

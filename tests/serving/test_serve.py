@@ -6,18 +6,15 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
-from pathlib import Path
 
 import httpx2
 import openai
 import pytest
 
+from tests import processes
 from tests.serving import tiny
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 def free_port():
@@ -43,24 +40,19 @@ def run(tmp_path_factory):
     return folder
 
 
-def start(*arguments, **environment):
-    command = [sys.executable, "-m", "speechgpt_jax.serve", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
-
-
-def test_a_server_from_start_to_stop(run, certificate):
+def test_a_server_from_start_to_stop(run, certificate, tmp_path):
     """It answers over https with the key, and finishes what it answers after SIGTERM."""
     port = free_port()
     files = [f"--ssl_{name}file={certificate}/{name}.pem" for name in ("cert", "key")]
     limits = ["--num_slots=2", "--context=256", "--max_new_tokens=96", "--max_audio_seconds=2"]
-    process = start(f"--run={run}", f"--port={port}", *files, *limits, SPEECHGPT_API_KEY="secret")
+    flags = [f"--run={run}", f"--port={port}", *files, *limits]
+    command = [processes.run_module, "speechgpt_jax.serve", *flags]
+    process = processes.start(*command, output=tmp_path, SPEECHGPT_API_KEY="secret")
     trusted = ssl.create_default_context(cafile=certificate / "cert.pem")
     address = f"https://localhost:{port}"
 
     def is_ready():
-        assert process.poll() is None, process.stderr.read()
+        assert process.is_alive(), (tmp_path / "stderr").read_text()
         try:
             return httpx2.get(f"{address}/readyz", verify=trusted).status_code == 200
         except httpx2.TransportError:
@@ -72,12 +64,13 @@ def test_a_server_from_start_to_stop(run, certificate):
     messages = [{"role": "user", "content": tiny.SUM}]
     stream = client.chat.completions.create(model="answers", messages=messages, stream=True)
     first = next(iter(stream))
-    process.send_signal(signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
     pieces = [chunk.choices[0].delta.content or "" for chunk in (first, *stream)]
     assert "".join(pieces) == tiny.SUM_ANSWER
     client.close()
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode in (0, -signal.SIGTERM)
+    process.join(30)
+    assert process.exitcode in (0, -signal.SIGTERM)
+    errors = (tmp_path / "stderr").read_text()
     lines = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
     assert [line["event"] for line in lines if line.get("route") != "/readyz"] == [
         "ready",
@@ -85,17 +78,19 @@ def test_a_server_from_start_to_stop(run, certificate):
     ]
 
 
+def errors_of(*flags):
+    done = processes.run(processes.run_module, "speechgpt_jax.serve", *flags)
+    assert done.returncode == 1
+    return done.stderr
+
+
 def test_mistakes_are_one_line(run, certificate):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        process = start(f"--run={run}", f"--port={port}")
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
+        errors = errors_of(f"--run={run}", f"--port={port}")
     assert errors.startswith(f"Error: --host=127.0.0.1 --port={port}: can't listen there")
     files = [f"--ssl_{name}file={certificate}/cert.pem" for name in ("cert", "key")]
-    process = start(f"--run={run}", f"--port={free_port()}", *files)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1
+    errors = errors_of(f"--run={run}", f"--port={free_port()}", *files)
     assert "Error: --ssl_certfile, --ssl_keyfile: " in errors.splitlines()[-1]
