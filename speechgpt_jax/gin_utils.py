@@ -269,7 +269,7 @@ def _message(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "the file includes itself, or includes a file that includes it."
     is_quoted = isinstance(error, (tokenize.TokenError, KeyError))
-    text = str(error.args[0] if is_quoted else error)
+    text = str(error.args[0] if is_quoted and error.args else error)
     text = text.partition("\n  In call to configurable")[0].partition("\n  In bindings string")[0]
     # Here gin quotes the whole configuration.
     text = re.sub(r"(?s)No bindings specified for '(\w+)/.*", r"%\1 is not set.", text)

@@ -36,8 +36,8 @@ class Parsed(BaseException):
     """The command line is parsed: no need to run the command."""
 
 
-def mistakes_of_module(given: list[Command]) -> list[str]:
-    """Parses command lines of one module as its main does; what is wrong with each, or "".
+def mistakes(given: list[Command]) -> list[str]:
+    """Parses command lines as their mains do; what is wrong with each, or "".
 
     Runs in a process of its own. Paths in the documents need not exist here, so the types that look
     for them are replaced.
@@ -50,24 +50,27 @@ def mistakes_of_module(given: list[Command]) -> list[str]:
         method = stop_after(getattr(argparse.ArgumentParser, name))
         setattr(argparse.ArgumentParser, name, method)
     app.run = parse_flags
+    return [mistake_in(command) for command in given]
+
+
+def mistake_in(command: Command) -> str:
+    """What is wrong with a command line, or ""; the next one may define the same flags again."""
     defined = set(flags.FLAGS)
-    found = []
-    for command in given:
-        sys.argv = [command.module, *command.arguments]
-        try:
-            runpy.run_module(command.module, run_name="__main__", alter_sys=True)
-            found.append("it never parsed its command line")
-        except Parsed:
-            found.append("")
-        except BaseException as error:
-            is_help = isinstance(error, SystemExit) and not error.code
-            found.append("" if is_help else f"{type(error).__name__}: {error}")
-        for name in set(flags.FLAGS) - defined:  # The next run defines them again.
+    sys.argv = [command.module, *command.arguments]
+    try:
+        runpy.run_module(command.module, run_name="__main__", alter_sys=True)
+        return "it never parsed its command line"
+    except Parsed:
+        return ""
+    except BaseException as error:
+        is_help = isinstance(error, SystemExit) and not error.code
+        return "" if is_help else f"{type(error).__name__}: {error}"
+    finally:
+        for name in set(flags.FLAGS) - defined:
             delattr(flags.FLAGS, name)
         for shared in ("decoding.flags", "training.process_flags"):
             if module := sys.modules.pop(f"speechgpt_jax.{shared}", None):
                 delattr(sys.modules[module.__package__], shared.partition(".")[2])
-    return found
 
 
 def stop_after(method):

@@ -20,6 +20,15 @@ optimizer.AdamW.learning_rate = %RATE
 optimizer.AdamW.schedule = 'linear'
 """
 
+AMBIGUOUS = """
+from __gin__ import dynamic_registration
+import json
+import tomllib
+
+json.load.cls = None
+tomllib.load.parse_float = None
+"""
+
 
 def parse(tmp_path, text=FILE, bindings=()):
     (tmp_path / "a.gin").write_text(text)
@@ -84,6 +93,7 @@ def test_search_paths(tmp_path):
             "patience = 2.0: expected a whole",
         ),
         (FILE + "from speechgpt_jax import gone", [], "gone"),
+        (AMBIGUOUS, ["load.cls = 1"], "Ambiguous selector 'load', matches"),
         (FILE.replace("optimizer.AdamW.learning_rate = %RATE", ""), [], "learning_rate"),
     ],
 )
