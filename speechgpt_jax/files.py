@@ -7,6 +7,7 @@ start and blank lines are skipped. Reading errors are UserErrors that name the f
 import contextlib
 import csv
 import errno
+import functools
 import io
 import itertools
 import json
@@ -265,6 +266,25 @@ def read_bytes(path: Path, expected: str = "a file") -> bytes:
         return epath.Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path} can't be read ({error}); expected {expected}.") from error
+
+
+def read_part(path: Path, start: int, end: int) -> bytes:
+    """Bytes `start` to `end` of a file; fewer if it ends before."""
+    path = os.fspath(path)
+    if path.startswith("gs://"):  # TensorFlow would fetch the 64 MB that follow.
+        bucket, _, name = path.removeprefix("gs://").partition("/")
+        blob = _bucket(bucket).blob(name)
+        return blob.download_as_bytes(start=start, end=end - 1, checksum=None)
+    with epath.Path(path).open("rb") as file:
+        file.seek(start)
+        return file.read(end - start)
+
+
+@functools.cache
+def _bucket(name: str):
+    from google.cloud import storage
+
+    return storage.Client().bucket(name)
 
 
 def read_json(path: Path, expected: str = "a JSON file") -> dict:

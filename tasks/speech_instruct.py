@@ -95,7 +95,7 @@ def text_instructions(
     """Registers a task of records with a written `question` and `answer`; returns its name."""
     return _add_task(
         name,
-        RecordFiles(files, ("question", "answer"), records.check_texts, on_error),
+        RecordFiles(files, ("question", "answer"), records.check_texts(), on_error),
         [preprocessors.text_instruction],
         Vocabulary.from_pretrained(tokenizer),
         [metrics.answer_accuracy],

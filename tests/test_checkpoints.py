@@ -1,5 +1,6 @@
 """Checkpoints on disk: saving and restoring, which are kept, and damaged ones."""
 
+import gzip
 import os
 import resource
 import time
@@ -50,6 +51,8 @@ def test_state_input_position_and_metadata_are_restored(saved):
     restored = Checkpoints(saved).restore_latest(make_state(), ["a", "c"])
     assert (restored.step, restored.input_positions) == (3, {"a": b"position 3"})
     assert_same(restored.state, make_state(3))
+    position = saved / "checkpoints" / "3" / "input" / "a.gz"
+    assert gzip.decompress(position.read_bytes()) == b"position 3"
     assert restored.state.params["b"].dtype == jnp.bfloat16
     assert checkpoints.read_metadata(saved)["config"] == "a.b = 3"
     assert checkpoints.latest(saved).name == "3"

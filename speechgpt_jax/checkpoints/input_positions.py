@@ -1,6 +1,8 @@
-"""Orbax handler of the input positions: {name: bytes}, one file per name."""
+"""Orbax handler of the input positions: {name: bytes}, one compressed file per name."""
 
+import asyncio
 import dataclasses
+import gzip
 from collections.abc import Collection, Mapping
 
 import jax
@@ -8,19 +10,35 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 
-class InputPositionsHandler(ocp.CheckpointHandler):
-    """Saves and restores the position of each part of the input, {name: bytes}."""
+class InputPositionsHandler(ocp.AsyncCheckpointHandler):
+    """Saves and restores the position of each part of the input, {name: bytes}.
+
+    They are compressed and written in the background, beside the next steps.
+    """
+
+    async def async_save(
+        self, directory: epath.Path, args: "InputPositionsSave"
+    ) -> list[ocp.future.Future]:
+        """Starts to write the positions."""
+        written = _write(directory, args.positions)
+        return [ocp.future.CommitFutureAwaitingContractedSignals(written, name="input_positions")]
 
     def save(self, directory: epath.Path, args: "InputPositionsSave") -> None:
-        for name, position in args.positions.items():
-            # Processes that read the same rows write the same file.
-            file = directory / f"{name}.{jax.process_index()}"
-            file.write_bytes(position)
-            file.replace(directory / name)
+        """Writes the positions."""
+        asyncio.run(_write(directory, args.positions))
 
     def restore(self, directory: epath.Path, args: "InputPositionsRestore") -> dict[str, bytes]:
-        files = {name: directory / name for name in args.names}
-        return {name: file.read_bytes() for name, file in files.items() if file.exists()}
+        """Reads those of the positions that were saved."""
+        files = {name: directory / f"{name}.gz" for name in args.names}
+        return {n: gzip.decompress(file.read_bytes()) for n, file in files.items() if file.exists()}
+
+
+async def _write(directory: epath.Path, positions: Mapping[str, bytes]) -> None:
+    for name, position in positions.items():
+        # Processes that read the same rows write the same file.
+        file = directory / f"{name}.{jax.process_index()}"
+        file.write_bytes(gzip.compress(position))
+        file.replace(directory / f"{name}.gz")
 
 
 @ocp.args.register_with_handler(InputPositionsHandler, for_save=True)

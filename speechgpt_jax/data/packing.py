@@ -141,7 +141,8 @@ def concatenate(examples: Sequence[Example]) -> dict[str, np.ndarray]:
     """Examples -> one array per feature, and the sizes by which `separate` splits it."""
     arrays = {}
     for key in examples[0] if examples else ():
-        arrays[key] = np.concatenate([example[key] for example in examples])
+        tokens = np.concatenate([example[key] for example in examples])
+        arrays[key] = tokens.astype(np.min_scalar_type(tokens.max(initial=0)))
         arrays[f"{key}/sizes"] = np.array([len(example[key]) for example in examples])
     return arrays
 
@@ -149,14 +150,17 @@ def concatenate(examples: Sequence[Example]) -> dict[str, np.ndarray]:
 def separate(arrays: Mapping[str, np.ndarray]) -> list[Example]:
     """The inverse of `concatenate`."""
     keys = [key for key in arrays if not key.endswith("/sizes")]
-    parts = [np.split(arrays[key], np.cumsum(arrays[f"{key}/sizes"])[:-1]) for key in keys]
+    parts = [
+        np.split(arrays[key].astype(np.int32, copy=False), np.cumsum(arrays[f"{key}/sizes"])[:-1])
+        for key in keys
+    ]
     return [dict(zip(keys, example)) for example in zip(*parts)]
 
 
 def to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Arrays as a compressed .npz file."""
+    """Arrays as an .npz file."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 

@@ -10,9 +10,7 @@ import functools
 import itertools
 import logging
 import re
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 import seqio
@@ -29,7 +27,7 @@ from speechgpt_jax.data.packing import (
     separate,
     to_bytes,
 )
-from speechgpt_jax.data.sources import SHUFFLE_BUFFER
+from speechgpt_jax.data.sources import CachedExamples
 from speechgpt_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -53,6 +51,11 @@ class Batches(Iterator[Batch]):
     def __next__(self) -> Batch:
         parts = [next(reader) for reader in self._readers.values()]
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    @property
+    def position_names(self) -> Collection[str]:
+        """Names of this host's readers."""
+        return self._readers.keys()
 
     def state(self) -> dict[str, bytes]:
         """Position of each of this host's readers, by its name."""
@@ -100,11 +103,9 @@ class Reader(Iterator[Batch]):
 
     def state(self) -> bytes:
         """Position after the last batch returned."""
-        with tempfile.TemporaryDirectory() as folder:
-            tf.train.Checkpoint(iterator=self._iterator).write(f"{folder}/iterator")
-            files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        iterator = tf.raw_ops.SerializeIterator(resource_handle=self._iterator._iterator_resource)
         return to_bytes(
-            {f"file/{name}": np.frombuffer(data, np.uint8) for name, data in files.items()}
+            {"iterator": np.frombuffer(tf.io.serialize_tensor(iterator).numpy(), np.uint8)}
             | {f"packer/{name}": array for name, array in self._packer.state().items()}
             | {f"waiting/{name}": array for name, array in concatenate(self._waiting).items()}
             | ({"whole": np.array(True)} if self._whole else {})
@@ -119,17 +120,16 @@ class Reader(Iterator[Batch]):
         arrays = from_bytes(state)
         if self._whole != ("whole" in arrays):
             self._start(whole=not self._whole)
-        with tempfile.TemporaryDirectory() as folder:
-            for name, data in _group(arrays, "file").items():
-                (Path(folder) / name).write_bytes(data.tobytes())
-            checkpoint = tf.train.Checkpoint(iterator=self._iterator)
-            try:
-                checkpoint.read(f"{folder}/iterator").assert_consumed()
-            except (tf.errors.OpError, AssertionError) as error:
-                raise UserError(
-                    "This input position was saved by another input pipeline; resume with the"
-                    " same mixture and split."
-                ) from error
+        try:
+            iterator = tf.io.parse_tensor(arrays["iterator"].tobytes(), tf.variant)
+            tf.raw_ops.DeserializeIterator(
+                resource_handle=self._iterator._iterator_resource, serialized=iterator
+            )
+        except tf.errors.OpError as error:
+            raise UserError(
+                "This input position was saved by another input pipeline; resume with the"
+                " same mixture and split."
+            ) from error
         self._packer.restore(_group(arrays, "packer"))
         self._waiting = separate(_group(arrays, "waiting"))
 
@@ -171,7 +171,8 @@ def load_batches(
     files than readers, every `num_readers`-th record of all files. Each record is read once per
     epoch of its reader; a reader without records reads all of the data. The batches and positions
     of all readers together do not depend on how the readers are distributed over the hosts, so that
-    any number of hosts resumes exactly.
+    any number of hosts resumes exactly. A position is small, except with sources that are not in
+    `sources` and not cached: it holds their shuffle buffer.
 
     Args:
       mixture_or_task: a SeqIO provider, or the name of a registered one.
@@ -188,8 +189,8 @@ def load_batches(
     """
     provider = _get_provider(mixture_or_task, split)
     if cache_dir:
-        _require_cached(provider, cache_dir)
-    _warn_of_uneven_files(provider, split, num_readers, cached=bool(cache_dir))
+        provider = _from_cache(provider, cache_dir)
+    _warn_of_uneven_files(provider, split, num_readers)
     vocabulary = provider.output_features["targets"].vocabulary
     return Batches(
         {
@@ -200,7 +201,6 @@ def load_batches(
                     split,
                     sequence_length,
                     seed=seed,
-                    use_cached=bool(cache_dir),
                     shard_info=seqio.ShardInfo(i, num_readers),
                 ),
                 batch_size,
@@ -238,14 +238,13 @@ def load_held_out(
     """
     provider = _get_provider(mixture_or_task, split)
     if cache_dir:
-        _require_cached(provider, cache_dir)
+        provider = _from_cache(provider, cache_dir)
     examples = provider.get_dataset(
         dict.fromkeys(provider.output_features, sequence_length),
         split,
         shuffle=False,
         seed=seed,
         num_epochs=1,
-        use_cached=bool(cache_dir),
         trim_output_features=False,
         try_in_mem_cache=False,
     )
@@ -286,29 +285,21 @@ def _load_shuffled(
     sequence_length: int,
     *,
     seed: int,
-    use_cached: bool,
     shard_info: seqio.ShardInfo,
     whole: bool,
 ) -> tf.data.Dataset:
     """Infinite dataset of untrimmed examples: those of one shard, or with `whole` all."""
-    examples = provider.get_dataset(
+    return provider.get_dataset(
         dict.fromkeys(provider.output_features, sequence_length),
         split,
         shuffle=True,
         # Each reader of all records has an order of its own.
         seed=seed + shard_info.index if whole else seed,
         num_epochs=None,
-        use_cached=use_cached,
         shard_info=None if whole else shard_info,
         trim_output_features=False,
         try_in_mem_cache=False,
     )
-    if not use_cached:
-        return examples
-    # The source shuffles our tasks; a cached task doesn't read from it.
-    tasks = seqio.get_subtasks(provider)
-    num_examples = sum(task.get_cached_stats(split)["examples"] for task in tasks)
-    return examples.shuffle(min(num_examples, SHUFFLE_BUFFER), seed=seed)
 
 
 def _get_provider(mixture_or_task: str | seqio.Task | seqio.Mixture, split: str):
@@ -328,26 +319,38 @@ def _get_provider(mixture_or_task: str | seqio.Task | seqio.Mixture, split: str)
     return provider
 
 
-def _require_cached(provider: seqio.Task | seqio.Mixture, cache_dir: str) -> None:
-    """Raises a UserError unless all tasks of the provider are cached in `cache_dir`."""
+def _from_cache(provider: seqio.Task | seqio.Mixture, cache_dir: str) -> seqio.Task | seqio.Mixture:
+    """The same examples, read from `cache_dir`.
+
+    SeqIO's own reader would shuffle examples instead of their positions.
+
+    Raises:
+      UserError: a task is not in `cache_dir`.
+    """
+    if isinstance(provider, seqio.Mixture):
+        tasks = [(_from_cache(task, cache_dir), provider.get_rate(task)) for task in provider.tasks]
+        return seqio.Mixture(provider.name, tasks)
     seqio.add_global_cache_dirs([cache_dir])
-    for task in seqio.get_subtasks(provider):
-        if not (task.supports_caching and task.cache_dir):
-            raise UserError(
-                f"Task {task.name} is not in {cache_dir}; call seqio_cache_tasks"
-                f" --tasks={task.name} --output_cache_dir={cache_dir}, and name the module that"
-                " registers it as --module_import."
-            )
+    if not (provider.supports_caching and provider.cache_dir):
+        raise UserError(
+            f"Task {provider.name} is not in {cache_dir}; call seqio_cache_tasks"
+            f" --tasks={provider.name} --output_cache_dir={cache_dir}, and name the module that"
+            " registers it as --module_import."
+        )
+    steps = provider.preprocessors
+    cached = next(i for i, s in enumerate(steps) if isinstance(s, seqio.CacheDatasetPlaceholder))
+    return provider.replace(
+        source=CachedExamples(provider),
+        preprocessors=steps[cached + 1 :],
+        shuffle_buffer_size=None,
+    )
 
 
-def _warn_of_uneven_files(provider, split: str, num_readers: int, cached: bool) -> None:
+def _warn_of_uneven_files(provider, split: str, num_readers: int) -> None:
     for task in seqio.get_subtasks(provider):
-        if split not in task.splits or (task.source.supports_arbitrary_sharding and not cached):
+        if split not in task.splits or task.source.supports_arbitrary_sharding:
             continue
-        if cached:
-            files = tf.io.gfile.glob(seqio.get_cached_tfrecord_prefix(task.cache_dir, split) + "-*")
-        else:
-            files = task.source.list_shards(split)
+        files = task.source.list_shards(split)
         if len(files) % num_readers:
             effect = (
                 "every reader goes through all of them and keeps its share of the records"

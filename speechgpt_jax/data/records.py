@@ -4,6 +4,7 @@ All functions take a batch of records [B] and return strings [B]. The problem of
 "", so that a bad one doesn't affect the others of its batch.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 
@@ -12,15 +13,27 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from speechgpt_jax import prompts, unit_text
+from speechgpt_jax.data.checked import BLANK
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.tokenizer import any_of
 
-# Problem of a blank line, which is skipped.
-BLANK = b"blank"
 _BYTE_ORDER_MARK = "^\ufeff"
 
 Texts = dict[str, tf.Tensor]  # field -> [B]
-Check = Callable[[Texts], tf.Tensor]  # problems [B]
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A check of records.
+
+    Attributes:
+      name: files that passed a check of this name are not checked again, so it also names what the
+        check depends on.
+      find_problems: texts -> problems [B].
+    """
+
+    name: str
+    find_problems: Callable[[Texts], tf.Tensor]
 
 
 def parse_json(lines: tf.Tensor, fields: Sequence[str]) -> tuple[Texts, tf.Tensor]:
@@ -61,9 +74,15 @@ def _parse_each(
 
 def _fields_and_problem(texts_of, record: bytes, fields: Sequence[str]) -> tuple[bytes, ...]:
     try:
-        return *texts_of(record, fields), b""
+        texts = texts_of(record, fields)
+        for text in texts:
+            text.decode()
+        return *texts, b""
+    except UnicodeError:
+        problem = "not UTF-8 text"
     except UserError as error:
-        return *(b"" for _ in fields), str(error).encode()
+        problem = str(error)
+    return *(b"" for _ in fields), problem.encode()
 
 
 def _json_texts(line: bytes, fields: Sequence[str]) -> list[bytes]:
@@ -72,8 +91,6 @@ def _json_texts(line: bytes, fields: Sequence[str]) -> list[bytes]:
         if not isinstance(record, dict):
             raise UserError("not a JSON object")
         return [_text(record, field) for field in fields]
-    except UnicodeError as error:
-        raise UserError("not UTF-8 text") from error
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"not JSON: {error}") from error
 
@@ -120,7 +137,7 @@ def check_dialogues(num_units: int) -> Check:
         role = tf.where(has_role, "", f"no {prompts.HUMAN} in its `plain_text`")
         return first_problem([role, *(speech_problems(t, num_units) for t in texts.values())])
 
-    return check
+    return Check(f"dialogues of {num_units} units", check)
 
 
 def check_unit_text(num_units: int) -> Check:
@@ -132,16 +149,20 @@ def check_unit_text(num_units: int) -> Check:
         other = tf.where(is_units, "", "not <sosp>, units and <eosp>")
         return first_problem([speech_problems(text, num_units), other])
 
-    return check
+    return Check(f"text of {num_units} units", check)
 
 
-def check_texts(texts: Texts) -> tf.Tensor:
-    """Check of written instructions: no field may be blank."""
-    problems = [
-        tf.where(tf.strings.regex_full_match(text, r"\s*"), f"`{field}` is blank", "")
-        for field, text in texts.items()
-    ]
-    return first_problem(problems)
+def check_texts() -> Check:
+    """A check of written instructions: no field may be blank."""
+
+    def check(texts: Texts) -> tf.Tensor:
+        problems = [
+            tf.where(tf.strings.regex_full_match(text, r"\s*"), f"`{field}` is blank", "")
+            for field, text in texts.items()
+        ]
+        return first_problem(problems)
+
+    return Check("written texts", check)
 
 
 def speech_problems(text: tf.Tensor, num_units: int) -> tf.Tensor:
@@ -156,15 +177,6 @@ def speech_problems(text: tf.Tensor, num_units: int) -> tf.Tensor:
             tf.where(broken, "<sosp> unclosed, or followed by something that is no unit", ""),
         ]
     )
-
-
-def encoding_problems(texts: Texts) -> tf.Tensor:
-    """Problems of fields that are not UTF-8, which the tokenizer requires."""
-    problems = [
-        tf.where(text == tf.strings.unicode_transcode(text, "UTF-8", "UTF-8"), "", "not UTF-8 text")
-        for text in texts.values()
-    ]
-    return first_problem(problems)
 
 
 def first_problem(problems: Sequence[tf.Tensor]) -> tf.Tensor:

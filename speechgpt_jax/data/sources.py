@@ -1,20 +1,22 @@
-"""SeqIO data sources: files of records, and records held in memory."""
+"""SeqIO data sources: files of records, and records held in memory.
 
-import itertools
+Each epoch is shuffled by the position of records, so a saved position holds no records.
+"""
+
 import logging
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import seqio
 import tensorflow as tf
-from array_record.python.array_record_module import ArrayRecordReader
 
 from speechgpt_jax.data import records
+from speechgpt_jax.data.blocks import IN_ORDER, Format, Windows, file_format
+from speechgpt_jax.data.checked import FOLDER, LISTED, CheckedFile, check_files
 from speechgpt_jax.data.records import Check, Texts
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import ASSETS
+from speechgpt_jax.files import ASSETS, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -22,22 +24,18 @@ DEMO_CORPUS = ASSETS / "corpus"
 
 _ALL = 1 << 30
 
-# Size of shuffle buffers, in records or in examples of cached tasks.
+# Size of the shuffle buffer of sources that can't be read in any order.
 SHUFFLE_BUFFER = 10_000
 
 # Records are parsed in batches, since most of the cost is per call.
-_PARSE_BATCH = 64
+_PARSE_BATCH = 32
 
-# units-00000-of-00004.jsonl, dialogues.jsonl.gz, speech_instruct-train.tfrecord-00000-of-00001
-_FORMAT = re.compile(r"\.(jsonl|txt|tfrecord|array_record)(?:-\d+-of-\d+)?(\.gz)?$")
 _PARSERS = {
     "jsonl": records.parse_json,
     "txt": records.parse_lines,
     "tfrecord": records.parse_examples,
     "array_record": records.parse_examples,
 }
-_LINES = ("jsonl", "txt")
-_LISTED = 20
 
 
 class RecordFiles(seqio.DataSource):
@@ -51,10 +49,9 @@ class RecordFiles(seqio.DataSource):
 
     In .jsonl and .txt, byte order marks and blank lines are skipped; only "\\n" ends a line.
 
-    All records of this reader are read and checked before the first one is returned. Bad records
-    raise a UserError or, with `on_error="skip"`, are counted, logged and left out. Records are
-    shuffled within each epoch. (SeqIO's own shuffling comes after the repetition: its buffer would
-    read twenty records five hundred times before it returns the first.)
+    All records of this reader are read and checked before the first one is returned; the result is
+    remembered beside the files. Bad records raise a UserError or, with `on_error="skip"`, are
+    counted, logged and left out. Records are shuffled within each epoch (see `blocks.Windows`).
 
     Args:
       split_to_filepattern: split -> file pattern, or list of files.
@@ -84,7 +81,8 @@ class RecordFiles(seqio.DataSource):
 
     def list_shards(self, split: str) -> list[str]:
         pattern = self._split_to_filepattern[split]
-        files = sorted(tf.io.gfile.glob(pattern))
+        found = tf.io.gfile.glob(pattern)
+        files = sorted(file for file in found if os.path.basename(file) != FOLDER)
         if not files:
             raise UserError(f"No file matches {pattern} (split {split!r}); check the path.")
         return files
@@ -102,160 +100,158 @@ class RecordFiles(seqio.DataSource):
         if shard_info:
             files = files[shard_info.index :: shard_info.num_shards]
         format_ = file_format(files)
-        readable, num_records = self._checked(files)
-        if not num_records and (not shard_info or shard_info.num_shards == 1):
+        checked = self._checked(files, format_)
+        if not checked and (not shard_info or shard_info.num_shards == 1):
             raise UserError(f"The files of split {split!r} have no records, such as {files[0]}.")
-        dataset = tf.data.Dataset.from_tensor_slices(tf.constant(readable, tf.string))
-        if shuffle:
-            dataset = dataset.shuffle(max(1, len(readable)), seed=seed)
-        dataset = dataset.interleave(
-            lambda file: self._good_records(file, format_),
-            cycle_length=16,
-            block_length=16,
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
-        if shuffle:
-            dataset = dataset.shuffle(max(1, min(num_records, SHUFFLE_BUFFER)), seed=seed)
-        return dataset
 
-    def _good_records(self, file: tf.Tensor, format_: tuple[str, str]) -> tf.data.Dataset:
-        def keep_good(texts, problems):
+        def good_texts(batch: tf.Tensor) -> Texts:
+            texts, problems = self._parse(batch, format_)
             return {field: tf.boolean_mask(text, problems == "") for field, text in texts.items()}
 
-        return self._parsed(file, format_).map(keep_good).unbatch()
+        return _read_batches(checked, format_, shuffle, seed).map(good_texts).unbatch()
 
-    def _parsed(self, file, format_: tuple[str, str]) -> tf.data.Dataset:
-        """Fields and problems of batches of records [B]."""
-        name, compression = format_
+    def _parse(self, batch: tf.Tensor, format_: Format) -> tuple[Texts, tf.Tensor]:
+        """Fields and problems of a batch of records [B]."""
+        blank = tf.zeros_like(batch)
+        if format_.unit == "line":
+            batch, blank = records.skip_blank(batch)
+        texts, problems = _PARSERS[format_.name](batch, self._fields)
+        found = self._check.find_problems(texts)
+        return texts, records.first_problem([blank, problems, found])
 
-        def parse(batch: tf.Tensor) -> tuple[Texts, tf.Tensor]:
-            blank = tf.zeros_like(batch)
-            if name in _LINES:
-                batch, blank = records.skip_blank(batch)
-            texts, problems = _PARSERS[name](batch, self._fields)
-            checks = [blank, problems, records.encoding_problems(texts), self._check(texts)]
-            return texts, records.first_problem(checks)
-
-        dataset = read_file(file, name, compression).batch(_PARSE_BATCH)
-        return dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
-
-    def _checked(self, files: list[str]) -> tuple[list[str], int]:
-        """Files that have records, and the number of good records.
-
-        Logs the files and records that are left out.
+    def _checked(self, files: list[str], format_: Format) -> list[CheckedFile]:
+        """Files that have records. Logs the files and records that are left out.
 
         Raises:
           UserError: a file or record is bad and on_error is "stop", or all records are bad.
         """
-        format_ = file_format(files)
-        readable, problems, total, good = [], [], 0, 0
-        for file in files:
-            try:
-                found = list(self._problems(file, format_))
-            except UserError as error:
-                problems.append(str(error))
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+        def problems_of(batch: tf.Tensor) -> tf.Tensor:
+            return self._parse(batch, format_)[1]
+
+        readable, problems, total, num_bad, good = [], [], 0, 0, 0
+        check = f"{self._check.name}: {', '.join(self._fields)}"
+        found = check_files(
+            files, format_, check, lambda batch: problems_of(np.array(batch, object)).numpy()
+        )
+        for file, checked in zip(files, found):
+            if isinstance(checked, UserError):
+                problems.append(str(checked))
+                num_bad += 1
                 continue
-            if found:
-                readable.append(file)
+            if checked.num_records:
+                readable.append(checked)
             else:
                 logger.warning("%s has no records.", file)
-            total += len(found)
-            good += sum(not problem for _, problem in found)
-            problems += [f"{file}, {where}: {problem}" for where, problem in found if problem]
+            total += checked.num_records
+            num_bad += checked.num_bad
+            good += checked.num_records - checked.num_bad
+            problems += [f"{file}, {problem}" for problem in checked.problems]
         if problems:
-            self._report(problems, total)
+            self._report(problems, num_bad, total)
             if not good:
                 raise UserError(f"None of the records can be used: {problems[0]}.")
-        return readable, good
+        return readable
 
-    def _problems(self, file: str, format_: tuple[str, str]) -> Iterator[tuple[str, str]]:
-        """Place of each record, such as "line 3", and its problem, "" if there is none.
-
-        Raises:
-          UserError: the file is damaged.
-        """
-        name, _ = format_
-        unit = "line" if name in _LINES else "record"
-        number = 0
-        if not tf.io.gfile.stat(file).length:
-            return
-        try:
-            batches = self._parsed(file, format_).as_numpy_iterator()
-            problems = itertools.chain.from_iterable(batch.tolist() for _, batch in batches)
-            for number, problem in enumerate(problems, 1):
-                if problem != records.BLANK:
-                    yield f"{unit} {number}", problem.decode()
-        # ArrayRecord raises the last two.
-        except (tf.errors.OpError, RuntimeError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"{file} is no {name} file, or damaged: {reason}") from error
-        if not number and name == "array_record":  # Other files read as an empty ArrayRecord.
-            raise UserError(f"{file} is no {name} file, or has no records")
-
-    def _report(self, problems: list[str], total: int) -> None:
+    def _report(self, problems: list[str], num_bad: int, total: int) -> None:
         if self._on_error == "stop":
             raise UserError(
-                f"{problems[0]}. {len(problems)} of {total} records are bad; correct them, or bind "
+                f"{problems[0]}. {num_bad} of {total} records are bad; correct them, or bind "
                 "on_error = 'skip' to leave them out."
             )
-        share = 100 * len(problems) / max(total, 1)
-        logger.warning("Left out %d of %d records (%.2f %%):", len(problems), total, share)
-        for problem in problems[:_LISTED]:
+        share = 100 * num_bad / max(total, 1)
+        logger.warning("Left out %d of %d records (%.2f %%):", num_bad, total, share)
+        for problem in problems[:LISTED]:
             logger.warning("  %s", problem)
-        if len(problems) > _LISTED:
-            logger.warning("  and %d more", len(problems) - _LISTED)
+        if num_bad > LISTED:
+            logger.warning("  and %d more", num_bad - LISTED)
 
 
-def file_format(files: Sequence[str]) -> tuple[str, str]:
-    """Format and compression: ["a.jsonl.gz", "b.jsonl.gz"] -> "jsonl", "GZIP".
+def _read_batches(
+    files: Sequence[CheckedFile], format_: Format, shuffle: bool, seed: int | None
+) -> tf.data.Dataset:
+    """Batches [B] of records as bytes, one epoch."""
+    windows = Windows([block for file in files for block in file.blocks], format_)
 
-    Raises:
-      UserError: a format is unknown, or there are several.
+    def read(epoch, start) -> np.ndarray:
+        found = windows.read(int(epoch), int(start), int(start) + _PARSE_BATCH)
+        return np.array(found, object)
+
+    def read_batch(epoch: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
+        found = tf.numpy_function(read, [epoch, start], tf.string, stateful=False)
+        return tf.ensure_shape(found, [None])
+
+    starts = tf.data.Dataset.range(0, windows.num_records, _PARSE_BATCH)
+    # Without parallel calls nothing is in flight that would have to be saved.
+    return _with_epoch(starts, shuffle, seed).map(read_batch)
+
+
+def _with_epoch(positions: tf.data.Dataset, shuffle: bool, seed: int | None) -> tf.data.Dataset:
+    """(number of the epoch, position): another random number in each repetition of the dataset."""
+    if not shuffle:
+        return positions.map(lambda position: (tf.constant(IN_ORDER, tf.int64), position))
+    epochs = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1)
+    return epochs.flat_map(lambda epoch: positions.map(lambda position: (epoch, position)))
+
+
+class CachedExamples(seqio.DataSource):
+    """The examples of a task that `seqio_cache_tasks` wrote, read in any order.
+
+    Args:
+      task: a task whose `cache_dir` is known.
     """
-    formats = {}
-    for file in files:
-        match = _FORMAT.search(file)
-        if not match:
-            raise UserError(f"{file}: expected .jsonl, .txt, .tfrecord or .array_record.")
-        formats[match.groups()] = file
-    if len(formats) > 1:
-        raise UserError(
-            f"Files of one split have one format, got {', '.join(formats.values())}; narrow"
-            " the file pattern, or convert some."
-        )
-    ((name, gz),) = formats
-    return name, "GZIP" if gz else ""
+
+    def __init__(self, task: seqio.Task):
+        super().__init__(splits=task.splits, performs_internal_shuffling=True)
+        self._folder = task.cache_dir
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return False
+
+    def list_shards(self, split: str) -> list[str]:
+        prefix = seqio.get_cached_tfrecord_prefix(self._folder, split)
+        return sorted(tf.io.gfile.glob(f"{prefix}-*"))
+
+    @tf.autograph.experimental.do_not_convert
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **unused,
+    ) -> tf.data.Dataset:
+        files = self.list_shards(split)
+        if shard_info:
+            files = files[shard_info.index :: shard_info.num_shards]
+        checked = []
+        for found in check_files(files, _CACHE):
+            if isinstance(found, UserError):
+                raise found
+            checked.append(found)
+        features = read_json(seqio.get_cached_info_path(self._folder, split))["features"]
+        types = {name: tf.as_dtype(feature["dtype"]) for name, feature in features.items()}
+        description = {name: _stored(**feature) for name, feature in features.items()}
+
+        def parse(batch: tf.Tensor) -> dict[str, tf.Tensor | tf.RaggedTensor]:
+            examples = tf.io.parse_example(batch, description)
+            return {name: tf.cast(x, types[name]) for name, x in examples.items()}
+
+        return _read_batches(checked, _CACHE, shuffle, seed).map(parse).unbatch()
 
 
-def read_file(file: str | tf.Tensor, format_: str, compression: str) -> tf.data.Dataset:
-    """The records of a file, as bytes."""
-    if format_ == "array_record":
-        return _read_array_record(file)
-    if format_ == "tfrecord":
-        return tf.data.TFRecordDataset(file, compression)
-    return tf.data.TextLineDataset(file, compression)
+_CACHE = Format("tfrecord", gz=False)
 
 
-def _read_array_record(file: str | tf.Tensor) -> tf.data.Dataset:
-    def open_file(file) -> ArrayRecordReader:
-        return ArrayRecordReader(os.fsdecode(np.asarray(file).item()))
-
-    def count(file) -> np.int64:
-        return np.int64(open_file(file).num_records())
-
-    def read(file, start) -> np.ndarray:
-        reader = open_file(file)
-        stop = min(start + _PARSE_BATCH, reader.num_records())
-        return np.array(reader.read(int(start), int(stop)), object)
-
-    num_records = tf.numpy_function(count, [file], tf.int64, stateful=False)
-    starts = tf.data.Dataset.range(0, tf.ensure_shape(num_records, []), _PARSE_BATCH)
-    batches = starts.map(
-        lambda start: tf.ensure_shape(
-            tf.numpy_function(read, [file, start], tf.string, stateful=False), [None]
-        )
-    )
-    return batches.unbatch()
+def _stored(shape: Sequence[int | None], dtype: str) -> tf.io.FixedLenFeature | tf.io.RaggedFeature:
+    """How SeqIO writes a feature: int32 and bool as int64."""
+    stored = tf.int64 if dtype in ("int32", "bool") else tf.as_dtype(dtype)
+    if None not in shape:
+        return tf.io.FixedLenFeature(shape, stored)
+    sizes = [tf.io.RaggedFeature.UniformRowLength(size) for size in shape[1:]]
+    return tf.io.RaggedFeature(stored, partitions=sizes)
 
 
 class RecordsInMemory(seqio.DataSource):
@@ -291,15 +287,18 @@ class RecordsInMemory(seqio.DataSource):
         **unused,
     ) -> tf.data.Dataset:
         records = read_records(self._split_to_file[split])
-        positions = tf.data.Dataset.range(len(records))
-        if shard_info:
-            positions = positions.shard(shard_info.num_shards, shard_info.index)
-        if shuffle:
-            positions = positions.shuffle(len(records), seed=seed)
-        return positions.map(
-            lambda i: tf.io.parse_single_example(records[i], self.feature_description),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
+        index, num_shards = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
+        own = len(range(index, len(records), num_shards))
+
+        def record(epoch: tf.Tensor, position: tf.Tensor) -> dict[str, tf.Tensor]:
+            if shuffle:
+                seeds = tf.stack([epoch, 0])
+                position = tf.random.experimental.index_shuffle(position, seeds, own - 1)
+            example = records[position * num_shards + index]
+            return tf.io.parse_single_example(example, self.feature_description)
+
+        positions = _with_epoch(tf.data.Dataset.range(own), shuffle, seed)
+        return positions.map(record, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def read_records(file: str) -> tf.Tensor:

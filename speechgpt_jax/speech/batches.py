@@ -1,6 +1,6 @@
 """Endless random batches whose position is one number."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -10,6 +10,8 @@ class NumberedBatches:
 
     Subclasses define `draw(rng)`, which makes a batch from random numbers.
     """
+
+    position_names: Collection[str] = ("number",)
 
     def __init__(self, seed: int):
         self._seed, self._position = seed, 0

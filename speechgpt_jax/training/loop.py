@@ -14,7 +14,7 @@ import io
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NoReturn, Protocol
 
 import jax
@@ -44,12 +44,14 @@ REJECTED = "rejected"
 class Batches(Protocol):
     """An endless iterator over batches.
 
-    `state()` is the position after the last batch, in parts: when a run resumes on another number
-    of processes, each part may be read by another process. After `restore(positions)` the next
-    batch is the one that followed that position.
+    `state()` is the position after the last batch, in parts of the names `position_names`: when a
+    run resumes on another number of processes, each part may be read by another process. After
+    `restore(positions)` the next batch is the one that followed that position.
     """
 
     def __next__(self) -> Mapping[str, Any]: ...
+    @property
+    def position_names(self) -> Collection[str]: ...
     def state(self) -> dict[str, bytes]: ...
     def restore(self, positions: Mapping[str, bytes]) -> None: ...
 
@@ -195,7 +197,7 @@ def trace(folder: epath.Path) -> Iterator[None]:
 
 def resume(state: Any, batches: Batches, checkpoints: Checkpoints) -> tuple[Any, int]:
     """State and step of the newest checkpoint; `state` and 0 if there is none."""
-    names = batches.state().keys()
+    names = set(batches.position_names)
     restored = checkpoints.restore_latest(state, names)
     if restored is None:
         return state, 0

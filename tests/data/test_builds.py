@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import seqio
 
@@ -51,6 +52,11 @@ def test_cached_tasks_are_the_same(folder, tmp_path, asr_and_tts):
     vocabulary = seqio.get_mixture_or_task("test_cached").output_features["targets"].vocabulary
     texts = set(texts_of((next(cached) for _ in range(8)), vocabulary))
     assert sorted(texts) == once(asr_and_tts[0])
+    restarted = load_batches(
+        "test_cached", "train", batch_size=4, sequence_length=128, cache_dir=str(tmp_path)
+    )
+    restarted.restore(cached.state())
+    np.testing.assert_equal(next(restarted), next(cached))
     with pytest.raises(ValueError, match=r"test_speech_to_text is not in .*seqio"):
         load_batches(
             asr_and_tts[0], "train", batch_size=1, sequence_length=9, cache_dir=str(tmp_path)

@@ -16,6 +16,7 @@ from tests.data.synthetic_corpus import mixture_on, task_on
 pytestmark = pytest.mark.slow
 
 ROWS, LENGTH = 4, 192
+GOLDEN = str(Path(__file__).parent.parent / "testdata" / "golden")
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +179,9 @@ def test_own_files(tmp_path):
     dialogues.write_text("".join(json.dumps(row) + "\n" for row in rows))
     units = tmp_path / "units.txt"
     units.write_text("".join(f"<sosp><{i}><7><eosp>\n" for i in range(200)))
-    golden = str(Path(__file__).parent.parent / "testdata" / "golden")
     names = (
-        speech_instruct.dialogue_lines("test_dialogues", {"train": str(dialogues)}, golden),
-        modality_adaptation.unit_lines({"train": str(units)}, golden, "test_units"),
+        speech_instruct.dialogue_lines("test_dialogues", {"train": str(dialogues)}, GOLDEN),
+        modality_adaptation.unit_lines({"train": str(units)}, GOLDEN, "test_units"),
     )
     for name in names:
         batches = batches_of(name)
@@ -191,6 +191,18 @@ def test_own_files(tmp_path):
         restarted = batches_of(name)
         restarted.restore(position)
         assert_same(next(restarted), expected)
+
+
+def test_positions_are_small(tmp_path):
+    """Under 1 MB for lines of 400 units, which take 5 MB."""
+    units = np.random.default_rng(0).integers(0, 1000, (2000, 400))
+    lines = ("<sosp>" + "".join(f"<{unit}>" for unit in line) + "<eosp>\n" for line in units)
+    (tmp_path / "units.txt").write_text("".join(lines))
+    name = modality_adaptation.unit_lines({"train": f"{tmp_path}/*"}, GOLDEN, "test_positions")
+    batches = batches_of(name, sequence_length=1024)
+    next(batches)
+    (position,) = batches.state().values()
+    assert len(position) < 1e6
 
 
 def test_mistakes_are_named(corpus):
@@ -204,9 +216,6 @@ def write_dialogues(file, count):
     row = {"prefix": "", "plain_text": "[Human]: hi<eoh> [SpeechGPT]: %d<eoa> "}
     lines = [json.dumps(row) % i + "\n" for i in range(count)]
     file.write_text("".join(lines))
-
-
-GOLDEN = str(Path(__file__).parent.parent / "testdata" / "golden")
 
 
 @pytest.mark.parametrize("files", [1, 8])

@@ -195,7 +195,7 @@ def test_records_of_another_kind(tmp_path):
         read(unit_text(tmp_path / "u.txt"))
     (tmp_path / "q.jsonl").write_text('{"question": " ", "answer": "a"}\n')
     with pytest.raises(ValueError, match="line 1: `question` is blank"):
-        read(RecordFiles({"train": str(tmp_path / "q*")}, ("question", "answer"), check_texts))
+        read(RecordFiles({"train": str(tmp_path / "q*")}, ("question", "answer"), check_texts()))
 
 
 def test_mistakes_are_named(tmp_path):

@@ -21,6 +21,8 @@ from speechgpt_jax.training.progress import draw_losses, duration_text, read_met
 class Numbers:
     """Random batches; the position is the number of batches so far."""
 
+    position_names = ("count",)
+
     def __init__(self, before=lambda count: None):
         self.count, self.before = 0, before
 

@@ -40,6 +40,8 @@ def random_batch(lengths, seed=0, prefix=2):
 class RandomBatches:
     """Endless batches of `rows` rows; the position is the number of batches so far."""
 
+    position_names = ("count",)
+
     def __init__(self, rows: int = 4, length: int = 12):
         self.rows, self.length, self.count = rows, length, 0
 
