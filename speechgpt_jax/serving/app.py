@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -33,12 +34,14 @@ from speechgpt_jax.serving.audio_api import Speech, Transcription, parse_form
 from speechgpt_jax.serving.chat_completions import Completion
 from speechgpt_jax.serving.completions import CompletionRequest, TokenCompletion
 from speechgpt_jax.serving.http import (
+    EVENT_STREAM,
     LOG,
     ClientGone,
     Stream,
     error_response,
     explain,
     read_body,
+    sse,
     until_gone,
     with_errors,
 )
@@ -202,14 +205,14 @@ class _Server:
         request.state.words = completion.words
         await completion.read_messages()
         if fields.stream:
-            return Stream(with_errors(completion.stream()), "text/event-stream")
+            return Stream(with_errors(completion.stream()), EVENT_STREAM)
         return JSONResponse(await until_gone(request.receive, completion.whole()))
 
     async def _complete(self, request: Request) -> Response:
         fields = protocol.parse_json(CompletionRequest, await self._body(request))
         completion = TokenCompletion(self._talker, self._options.name, fields)
         if fields.stream:
-            return Stream(with_errors(completion.stream()), "text/event-stream")
+            return Stream(with_errors(completion.stream()), EVENT_STREAM)
         return JSONResponse(await until_gone(request.receive, completion.whole()))
 
     async def _transcribe(self, request: Request) -> Response:
@@ -219,7 +222,7 @@ class _Server:
         transcription = Transcription(self._talker, self._options.name, fields, wav)
         request.state.words = transcription.words
         if fields.stream:
-            return Stream(with_errors(transcription.stream()), "text/event-stream")
+            return Stream(with_errors(transcription.stream()), EVENT_STREAM)
         whole = await until_gone(request.receive, transcription.whole())
         return PlainTextResponse(whole) if isinstance(whole, str) else JSONResponse(whole)
 
@@ -229,7 +232,7 @@ class _Server:
         speech = Speech(self._talker, self._options.name, fields)
         request.state.words = speech.words
         if fields.stream_format == "sse":
-            return Stream(with_errors(speech.stream()), "text/event-stream")
+            return Stream(with_errors(speech.stream()), EVENT_STREAM)
         return Stream(speech.stream(), MEDIA_TYPES[speech.format])
 
     async def _body(self, request: Request) -> bytes:
@@ -302,12 +305,16 @@ class _Watch:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id, start, status = f"req_{secrets.token_hex(12)}", time.monotonic(), 0
+        request_id, start = f"req_{secrets.token_hex(12)}", time.monotonic()
+        status, has_events = 0, False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, has_events
             if message["type"] == "http.response.start":
                 status = message["status"]
+                has_events = Headers(raw=message["headers"])["content-type"].startswith(
+                    EVENT_STREAM
+                )
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
@@ -319,9 +326,11 @@ class _Watch:
         except TimeoutError:
             limit = self._server.seconds
             error = ApiError(408, f"The request took longer than {limit:g} s.", code="timeout")
-            if status:
-                raise  # Cuts the stream off: the client must not take it for whole.
-            await error_response(error)(scope, receive, send_with_id)
+            if not status:
+                await error_response(error)(scope, receive, send_with_id)
+            elif has_events:
+                await send({"type": "http.response.body", "body": sse(error.body())})
+            # Else the server cuts the reply off: the client must not take it for whole.
         except Exception as error:
             if status:
                 raise

@@ -16,6 +16,8 @@ from speechgpt_jax.serving.protocol import ApiError
 
 LOG = logging.getLogger("speechgpt_jax.serving")
 
+EVENT_STREAM = "text/event-stream"  # Media type of server-sent events.
+
 Result = TypeVar("Result")
 
 

@@ -274,6 +274,30 @@ def test_a_reply_that_takes_too_long():
     assert reply.json()["error"]["message"] == "The request took longer than 0.001 s."
 
 
+def test_a_stream_that_takes_too_long(monkeypatch, caplog):
+    """Its last event is the error; nothing is logged as a bug."""
+    log = logging.getLogger("uvicorn.error")
+    monkeypatch.setattr(log, "handlers", [*log.handlers, caplog.handler])
+    engine = tiny.speech_model().engine
+    write, begun = engine._write_tokens, []
+
+    def write_once():
+        if not begun:
+            begun.extend(engine._jobs)
+            write()
+        time.sleep(0.01)
+
+    with tiny.serving(limits=Limits(audio_seconds=5, seconds=2)) as address:
+        monkeypatch.setattr(engine, "_seconds_per_token", 1.0)  # So that it writes one token.
+        monkeypatch.setattr(engine, "_write_tokens", write_once)
+        url = f"{address}/v1/chat/completions"
+        with httpx2.stream("POST", url, json=BODY | {"stream": True}, timeout=20) as reply:
+            assert reply.status_code == 200
+            events = [line for line in reply.iter_lines() if line]
+    assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "timeout"
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
 # ---- curl ----------------------------------------------------------------------------------------
 
 
