@@ -1,7 +1,7 @@
 """Speed of train steps and generation beside `transformers` on PyTorch, on this CPU in float32.
 
     python -m tests.benchmarks.bench_llama --rounds=5                    # both sizes, some minutes
-    python -m tests.benchmarks.bench_llama --small --rounds=3
+    python -m tests.benchmarks.bench_llama --only=generate --small --rounds=3
     taskset -c 0 python -m tests.benchmarks.bench_llama --cpu_time      # while other work runs
 
 Compares the medians of alternating rounds, each side in a process of its own. While much other work
@@ -51,44 +51,54 @@ DIALOGUES, ROWS, LENGTH = 128, 8, LONGEST
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
-    table = docs_table.Table("llama", ["tokens/s", "torch", "ours", "ratio"])
-    work = {
-        "8 x 256": ([random_tokens(SMALL, 256)] * 8, 8, 256),
-        "dialogues": (dialogues(SMALL), ROWS, LENGTH),
-    }
-    benchmark(args, table, SMALL, work)
-    if not args.small:
-        work = {"2 x 512": ([random_tokens(LARGE, 512)] * 2, 2, 512)}
-        benchmark(args, table, LARGE, work)
-    if args.update_docs:
-        table.update_docs()
+    kinds = {"train": ("llama", add_training), "generate": ("llama_generate", add_generation)}
+    for name, add_rows in [kinds[args.only]] if args.only else kinds.values():
+        table = docs_table.Table(name, ["tokens/s", "torch", "ours", "ratio"])
+        for config in [SMALL] if args.small else [SMALL, LARGE]:
+            add_rows(args, table, config)
+        if args.update_docs:
+            table.update_docs()
 
 
 def parse_arguments(argv):
     parser = arguments.Parser(__doc__)
+    parser.add_argument("--only", choices=["train", "generate"], help="what to measure")
     timing.add_arguments(parser, rounds=7)
     parser.add_argument("--small", action="store_true", help="leave out the large model")
     docs_table.add_argument(parser)
     return parser.parse_args(argv)
 
 
-def benchmark(args, table, config, training: dict[str, tuple[list[np.ndarray], int, int]]):
-    """Adds rows for training on (examples, rows per batch, row length) and for generation."""
-    shape = f"{config.hidden_size} wide, {config.num_layers} layers"
-    for name, (examples, rows, length) in training.items():
+def shape(config) -> str:
+    return f"{config.hidden_size} wide, {config.num_layers} layers"
+
+
+def add_training(args, table, config):
+    """Adds rows for training: name -> (examples, rows per batch, row length)."""
+    work = {"2 x 512": ([random_tokens(LARGE, 512)] * 2, 2, 512)}
+    if config is SMALL:
+        work = {
+            "8 x 256": ([random_tokens(SMALL, 256)] * 8, 8, 256),
+            "dialogues": (dialogues(SMALL), ROWS, LENGTH),
+        }
+    for name, (examples, rows, length) in work.items():
         compare(
             args,
             table,
-            f"{shape}: train, {name}",
+            f"{shape(config)}: train, {name}",
             sum(map(len, examples)),
             functools.partial(torch_training, config, padded(examples, rows)),
             functools.partial(our_training, config, packed(examples, rows, length)),
         )
+
+
+def add_generation(args, table, config):
+    """Adds rows for greedy generation by one and by eight requests at once."""
     for rows in (1, 8):
         compare(
             args,
             table,
-            f"{shape}: generate, batch {rows}",
+            f"{shape(config)}: generate, batch {rows}",
             rows * NEW_TOKENS,
             functools.partial(torch_generation, config, rows),
             functools.partial(our_generation, config, rows),

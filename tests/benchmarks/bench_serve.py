@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bench_serve load --seconds=60 --clients 1 16
     python -m tests.benchmarks.bench_serve hostile --requests=500
-    python -m tests.benchmarks.bench_serve load --seconds=1800 --clients 8
+    python -m tests.benchmarks.bench_serve soak --soak_minutes=30
 
 The server runs in a process of its own, with the tiny model of the tests, whose answers are known:
 every one is compared. Its clients, in this process, take turns at a written question, a spoken one
@@ -152,6 +152,26 @@ def _percentile(values: list[float], share: float) -> float:
     return statistics.quantiles(values, n=100)[round(100 * share) - 1]
 
 
+def measure_soak(args: argparse.Namespace) -> None:
+    """A long load by eight clients, after half a minute that lets the memory settle."""
+    columns = ["soak", "replies", "errors", "MiB before", "at half time", "after"]
+    table = docs_table.Table("serve_soak", columns)
+    memory = []
+    with server() as (address, process):
+        asyncio.run(load(address, 8, 30))
+        memory.append(process.memory_info().rss)
+        replies = errors = 0
+        for _ in range(2):
+            counts = asyncio.run(load(address, 8, 30 * args.soak_minutes))
+            replies += counts.replies
+            errors += counts.errors + counts.mixed_up
+            memory.append(process.memory_info().rss)
+    sizes = [f"{size / 2**20:,.0f}" for size in memory]
+    table.add(f"{args.soak_minutes:g} min, 8 clients", f"{replies:,}", str(errors), *sizes)
+    if args.update_docs:
+        table.update_docs()
+
+
 # ---- hostile requests ----------------------------------------------------------------------------
 
 
@@ -217,15 +237,19 @@ def measure_hostile(args: argparse.Namespace) -> None:
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
-    parser.add_argument("what", choices=["load", "hostile"], help="what to measure")
+    parser.add_argument("what", choices=["load", "soak", "hostile"], help="what to measure")
     parser.add_argument("--seconds", type=positive_float, default=60.0, help="time of the load")
     parser.add_argument(
         "--clients", type=positive_int, nargs="+", default=[1, 16], help="numbers of clients"
     )
+    parser.add_argument(
+        "--soak_minutes", type=positive_float, default=30.0, help="time of the soak"
+    )
     parser.add_argument("--requests", type=positive_int, default=500, help="hostile requests")
     docs_table.add_argument(parser)
     args = parser.parse_args(argv)
-    {"load": measure_load, "hostile": measure_hostile}[args.what](args)
+    measures = {"load": measure_load, "soak": measure_soak, "hostile": measure_hostile}
+    measures[args.what](args)
 
 
 if __name__ == "__main__":

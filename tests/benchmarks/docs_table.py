@@ -99,8 +99,13 @@ def documents() -> Iterator[Path]:
 
 
 def render(document: str) -> str:
-    """The document with all tables rendered from their JSON files."""
-    return _TABLE.sub(lambda match: match[1] + load(match[2]).markdown(), document)
+    """The document with all tables rendered from their JSON files; those without one stay."""
+
+    def table(match: re.Match) -> str:
+        is_measured = (RESULTS / f"{match[2]}.json").exists()
+        return match[1] + load(match[2]).markdown() if is_measured else match[0]
+
+    return _TABLE.sub(table, document)
 
 
 def this_command() -> str:
