@@ -76,10 +76,3 @@ def task_on(folder: Path, name: str) -> seqio.Task:
     }
     source = RecordsInMemory(files, task.source.feature_description)
     return task.replace(source=source)
-
-
-def mixture_on(folder: Path, name: str) -> seqio.Mixture:
-    mixture = seqio.MixtureRegistry.get(name)
-    return seqio.Mixture(
-        name, [(task_on(folder, task.name), mixture.get_rate(task)) for task in mixture.tasks]
-    )
