@@ -136,29 +136,29 @@ def test_each_library_is_in_the_extra_that_is_named_when_it_is_missing():
         assert not _distributions()[library] & _installed_by(BASE), library
 
 
-@pytest.mark.parametrize("module", ["speechgpt_jax.infer", "tools.synthesize"])
-def test_inference_needs_no_extra(module, tmp_path):
-    code = f"{ONLY}\nsys.path.insert(0, {str(ROOT)!r})\nimport {module}"
-    result = _run(code, tmp_path, _missing_without([]))
+def _import_with_extras(modules: str, extras: Iterable[str], cwd: Path) -> None:
+    code = f"{ONLY}\nsys.path.insert(0, {str(ROOT)!r})\nimport {modules}"
+    result = _run(code, cwd, _missing_without(extras))
     assert result.returncode == 0, result.stderr
+
+
+def test_inference_needs_no_extra(tmp_path):
+    _import_with_extras("speechgpt_jax.infer, tools.synthesize", [], tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "module, extra",
+    "modules, extra",
     [
         ("speechgpt_jax.train", "train"),
         ("speechgpt_jax.evaluate", "train"),
         ("tools.extract_units", "corpus"),
-        ("tools.convert_hubert", "convert"),
-        ("tools.convert_llama", "convert"),
+        ("tools.convert_hubert, tools.convert_llama", "convert"),
         ("speechgpt_jax.serving.app", "serve"),
     ],
 )
-def test_a_program_needs_only_its_extra(module, extra, tmp_path):
-    code = f"{ONLY}\nsys.path.insert(0, {str(ROOT)!r})\nimport {module}"
-    result = _run(code, tmp_path, _missing_without([extra]))
-    assert result.returncode == 0, result.stderr
+def test_programs_need_only_their_extra(modules, extra, tmp_path):
+    _import_with_extras(modules, [extra], tmp_path)
 
 
 # ---- the console command -------------------------------------------------------------------------
@@ -256,6 +256,7 @@ assert cli.__file__.startswith({str(wheel)!r})
 cli.main()
 """
     arguments = ["train", "--gin_file=gin/runs/demo_stage1.gin", "--output_dir=run"]
-    result = _run(code, tmp_path, *arguments, "--gin.lm.train.steps=1")
+    small = ["--gin.lm.train.steps=1", "--gin.LlamaConfig.num_layers=1"]
+    result = _run(code, tmp_path, *arguments, *small)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run/checkpoints/1").exists() or list((tmp_path / "run").rglob("1"))
