@@ -63,6 +63,7 @@ def test_writes_a_wav_for_each_row(run):
     assert len(load_audio(wavs / "c.wav")) == 12 * 320
 
 
+@pytest.mark.slow
 def test_lines_end_only_at_newlines(run):
     """U+2028 and U+0085 within a text, a byte order mark, blank lines, CRLF."""
     text = "one\u2028two\u0085three"

@@ -122,6 +122,7 @@ def test_accumulation_equals_one_large_batch():
         np.testing.assert_allclose(ours, large, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_accumulation_must_divide_the_batch():
     with pytest.raises(ValueError, match=r"6 rows.* 4 parts; try a batch size of 8"):
         train([random_batch([5] * 6)], accumulation=4)

@@ -52,6 +52,7 @@ def test_with_memory_it_is_mini_batch_k_means(features, start):
     assert clusters.step == 10 and clusters.counts.sum() == 3_000
 
 
+@pytest.mark.slow
 def test_a_cluster_without_features_stays(features, start):
     far = np.array(start.centroids)
     far[3] = 1e3

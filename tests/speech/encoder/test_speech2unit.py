@@ -133,6 +133,7 @@ def test_half_the_level_changes_little(speech2unit, wavs):
     assert (quiet == speech2unit.cluster_ids([wavs[0]])[0]).mean() > 0.95
 
 
+@pytest.mark.slow
 def test_too_short_and_silent_sound(speech2unit):
     units, durations = speech2unit(np.zeros(399, np.float32))
     assert len(units) == len(durations) == 0
