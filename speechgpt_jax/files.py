@@ -16,6 +16,7 @@ import operator
 import os
 import pathlib
 import re
+import shutil
 import sys
 import tempfile
 import uuid
@@ -145,7 +146,10 @@ def written_locally(path: Path) -> Iterator[pathlib.Path]:
         if written.is_dir():
             for file in written.rglob("*"):
                 if file.is_file():
-                    write_bytes(epath.Path(path) / file.relative_to(written), file.read_bytes())
+                    copy = epath.Path(path) / file.relative_to(written)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    with file.open("rb") as source, copy.open("wb") as target:
+                        shutil.copyfileobj(source, target, 8 << 20)
         elif written.exists():
             epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
             epath.Path(written).copy(path, overwrite=True)
@@ -299,15 +303,22 @@ def read_json(path: Path, expected: str = "a JSON file") -> dict:
     return value
 
 
-def keep_settings(path: Path, settings: dict) -> None:
+def keep_settings(path: Path, settings: dict, writes: bool = True) -> None:
     """Writes what a folder is made from, for a run that may be resumed later.
+
+    Args:
+      path: the file of the settings.
+      settings: JSON values.
+      writes: False for processes beside the one that writes, which only compare.
 
     Raises:
       UserError: the file exists, from other settings.
     """
     if not epath.Path(path).exists():
-        write_text(path, json.dumps(settings))
+        if writes:
+            write_text(path, json.dumps(settings, indent=2) + "\n")
         return
+    settings = json.loads(json.dumps(settings))
     begun = read_json(path, "the settings of an earlier run")
     for name in sorted(begun.keys() | settings.keys()):
         if begun.get(name) != settings.get(name):

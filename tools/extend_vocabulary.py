@@ -8,9 +8,8 @@ id each, after those of the base. Train from it by --gin.train.start_from=runs/q
 runs/qwen_units/tokenizer as the tokenizer; `tools.convert_llama to_hf` exports both.
 """
 
-import pathlib
-
 from absl import logging
+from etils import epath
 
 from speechgpt_jax import arguments, prompts
 from speechgpt_jax.conversion import extend_vocabulary
@@ -19,8 +18,8 @@ from speechgpt_jax.gin_utils import hush_libraries
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
-    parser.add_argument("base", type=pathlib.Path, help="a run, or one of its checkpoints")
-    parser.add_argument("out", type=pathlib.Path, help="the new run")
+    parser.add_argument("base", type=epath.Path, help="a run, or one of its checkpoints")
+    parser.add_argument("out", type=epath.Path, help="the new run")
     parser.add_argument(
         "--units", type=arguments.at_least(1, at_most=100_000), default=1000, help="number of units"
     )

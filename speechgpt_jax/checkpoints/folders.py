@@ -5,7 +5,7 @@ import os
 import orbax.checkpoint as ocp
 from etils import epath
 
-from speechgpt_jax.files import is_remote
+from speechgpt_jax.files import is_remote, write_text
 
 FOLDER = "checkpoints"
 
@@ -33,3 +33,10 @@ def latest_step_in(folder: epath.Path) -> int | None:
 def is_complete(step: epath.Path) -> bool:
     """Whether Orbax finished writing a step: seen by its name on disks, by a file on buckets."""
     return ocp.utils.is_checkpoint_finalized(step)
+
+
+def mark_complete(step: epath.Path) -> None:
+    """Marks a step that was copied to a bucket as finished, as Orbax does; the step itself last."""
+    items = [child for child in step.iterdir() if child.is_dir()]
+    for folder in (*items, step):
+        write_text(folder / "commit_success.txt", f"Checkpoint commit was successful to {folder}")

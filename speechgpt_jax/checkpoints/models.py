@@ -14,7 +14,7 @@ from orbax.checkpoint.experimental import v1 as ocp_v1
 from speechgpt_jax import sharding
 from speechgpt_jax.checkpoints import packed
 from speechgpt_jax.checkpoints.arrays import bit_sum_on_host, flatten, unflatten
-from speechgpt_jax.checkpoints.folders import FOLDER, absolute
+from speechgpt_jax.checkpoints.folders import FOLDER, absolute, mark_complete
 from speechgpt_jax.checkpoints.problems import writing
 from speechgpt_jax.checkpoints.steps import (
     latest,
@@ -24,7 +24,7 @@ from speechgpt_jax.checkpoints.steps import (
     saved_shapes,
 )
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import is_remote
+from speechgpt_jax.files import is_remote, written_locally
 
 PARAMS = "params."
 
@@ -41,6 +41,8 @@ def save_parameters(
 ) -> epath.Path:
     """Writes step 0 of a new run, with one parameter in memory at a time.
 
+    On a bucket it is first written to a temporary folder of this machine.
+
     Args:
       output_dir, metadata, base: as in `Checkpoints`.
       parameters: pairs of a name, as in `parameter_shapes`, and an array of any dtype.
@@ -56,17 +58,21 @@ def save_parameters(
     sums = {}
     context = ocp_v1.Context()
     context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
-    with context:
-        for name, array in parameters:
+    # Orbax adds arrays one by one to a checkpoint on a disk, not to one on a bucket.
+    with written_locally(step) as local:
+        with context:
+            for name, array in parameters:
+                with writing(runs):
+                    ocp_v1.partial.save(local, {PARAMS + name: array})
+                # On the host: a device would need several copies of a large array.
+                sums[PARAMS + name] = bit_sum_on_host(array)
             with writing(runs):
-                ocp_v1.partial.save(step, {PARAMS + name: array})
-            # On the host: a device would need several copies of a large array.
-            sums[PARAMS + name] = bit_sum_on_host(array)
-        with writing(runs):
-            ocp_v1.partial.finalize(step)
-    described = {**(metadata or {}), "base": pointer(runs, base), "checksums": sums}
-    with writing(runs), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
-        writer.save(step / "metadata", described)
+                ocp_v1.partial.finalize(local)
+        described = {**(metadata or {}), "base": pointer(runs, base), "checksums": sums}
+        with writing(runs), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
+            writer.save(epath.Path(local) / "metadata", described)
+    if is_remote(step):
+        mark_complete(step)
     return step
 
 

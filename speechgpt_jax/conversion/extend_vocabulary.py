@@ -1,10 +1,10 @@
 """More tokens for a run: units and role tokens, in its tokenizer and in its embedding."""
 
 import dataclasses
-import pathlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from etils import epath
 
 from speechgpt_jax import checkpoints, files
 from speechgpt_jax.conversion import llama
@@ -17,7 +17,7 @@ _BLOCK = 8192
 
 
 def extend(
-    base: pathlib.Path, out: pathlib.Path, tokens: Sequence[str], noise: float, seed: int
+    base: epath.Path, out: epath.Path, tokens: Sequence[str], noise: float, seed: int
 ) -> range:
     """Writes the run `out`: the newest checkpoint of `base` with more tokens.
 
@@ -75,7 +75,7 @@ def extend(
 
 
 def _parameters(
-    base: pathlib.Path, kept: int, config: LlamaConfig, noise: float, seed: int
+    base: epath.Path, kept: int, config: LlamaConfig, noise: float, seed: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The parameters of the base, those with one row per token with their new rows."""
     shapes = checkpoints.parameter_shapes(base)

@@ -7,6 +7,7 @@ run's metadata and exported again.
 
 import dataclasses
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -133,17 +134,21 @@ def _check_tied(source: Weights) -> None:
 
 
 def _check_room(out: epath.Path, source: Weights) -> None:
-    """Raises a UserError if the disk has no room for the weights; buckets have."""
+    """Raises a UserError if the disk has no room for the weights.
+
+    On their way to a bucket they are in the folder for temporary files.
+    """
     if files.is_remote(out):
-        return
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
+        folder = epath.Path(tempfile.gettempdir())
+    else:
+        folder = next(parent for parent in out.absolute().parents if parent.exists())
     # At least two bytes per weight.
     needed = 2 * sum(int(np.prod(shape)) for shape in source.shapes.values())
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
             f"{out} needs {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free; free"
-            " some, or name a folder on another disk."
+            " some, or name a folder on another disk (TMPDIR, on the way to a bucket)."
         )
 
 

@@ -8,15 +8,13 @@ on with the missing shards.
 """
 
 import concurrent.futures
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import read_json, write_jsonl, write_text
+from speechgpt_jax.files import keep_settings, write_jsonl
 
 SETTINGS = "settings.json"
 
@@ -48,7 +46,7 @@ def answer_shards(
     index, count = share
     folder = epath.Path(folder)
     settings = {**settings, "rows": len(rows), "rows_per_shard": rows_per_shard}
-    _check_settings(folder, settings, writes=index == 0)
+    keep_settings(folder / SETTINGS, settings, writes=index == 0)
     starts = range(0, len(rows), rows_per_shard)
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
         for number in range(index, len(starts), count):
@@ -56,17 +54,3 @@ def answer_shards(
             if not file.exists():
                 shard = rows[starts[number] : starts[number] + rows_per_shard]
                 write_jsonl(file, map(dict.__or__, shard, pool.map(answer, shard)))
-
-
-def _check_settings(folder: epath.Path, settings: dict, writes: bool) -> None:
-    path = folder / SETTINGS
-    if path.exists():
-        found = read_json(path)
-        for name, value in json.loads(json.dumps(settings)).items():
-            if found.get(name) != value:
-                raise UserError(
-                    f"the answers in {folder} were begun with {name} {found.get(name)!r}, not"
-                    f" {value!r}: name another folder, or give the same."
-                )
-    elif writes:
-        write_text(path, json.dumps(settings, indent=2) + "\n")

@@ -8,7 +8,6 @@ import random
 import runpy
 import sys
 import time
-from collections.abc import Iterator
 
 from speechgpt_jax.files import ASSETS
 from tests.bucket.stand_in import Bucket
@@ -122,21 +121,16 @@ def run_undisturbed(shell: Shell, run: str) -> int:
     return shell.bucket.requests.total() - before
 
 
-def run_and_kill(shell: Shell, run: str, moments: Iterator[int]) -> int:
-    """Runs stage 1 into gs://bucket/`run`, killed after so many requests each time, to its end.
+def start_and_kill(shell: Shell, run: str, requests: int) -> bool:
+    """Kills stage 1 into gs://bucket/`run` after so many requests; returns whether it was alive."""
+    return shell.kill(requests, *STAGE_1, f"--output_dir=gs://bucket/{run}")
 
-    Returns how often it was killed. Each resumption begins with the newest checkpoint that was
-    committed when the run was killed.
-    """
-    killed = 0
-    for moment in moments:
-        if not shell.kill(moment, *STAGE_1, f"--output_dir=gs://bucket/{run}"):
-            return killed
-        killed += 1
+
+def resume_run(shell: Shell, run: str) -> None:
+    """Runs stage 1 to its end, from the newest checkpoint that was committed when it was killed."""
     newest = newest_checkpoint(shell.bucket, run)
     printed = shell.run(*STAGE_1, f"--output_dir=gs://bucket/{run}")
     assert newest is None or f"Resuming from step {newest} of gs://bucket/{run}" in printed, printed
-    return killed
 
 
 def newest_checkpoint(bucket: Bucket, run: str) -> int | None:

@@ -12,8 +12,9 @@ from tests.bucket.commands import (
     Shell,
     losses,
     put_tokenizer_and_units,
-    run_and_kill,
+    resume_run,
     run_undisturbed,
+    start_and_kill,
 )
 
 pytestmark = pytest.mark.slow
@@ -75,8 +76,9 @@ def lines(bucket, name):
 
 def test_training_killed_at_random_moments_resumes_exactly(bucket, shell):
     requests = run_undisturbed(shell, "runs/undisturbed")
-    moments = iter(random.Random(0).choices(range(1, requests), k=2))
-    run_and_kill(shell, "runs/stage1", moments)
+    for moment in random.Random(0).choices(range(1, requests), k=3):
+        start_and_kill(shell, "runs/stage1", moment)
+    resume_run(shell, "runs/stage1")
     assert losses(bucket, "runs/stage1") == losses(bucket, "runs/undisturbed")
     assert list(losses(bucket, "runs/stage1")) == [1, 2, 3, 4, 5, 6]
     assert bucket.objects["runs/stage1/loss.png"].data.startswith(b"\x89PNG")

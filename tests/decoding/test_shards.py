@@ -58,9 +58,9 @@ def test_processes_share_the_shards(tmp_path):
 def test_other_settings_are_refused(tmp_path):
     answer_shards(ROWS, tmp_path, squared, **OPTIONS)
     other = OPTIONS | {"settings": {"task": "speak"}}
-    with pytest.raises(UserError, match="begun with task 'answer', not 'speak'"):
+    with pytest.raises(UserError, match="begun with task 'answer', now it is 'speak'"):
         answer_shards(ROWS, tmp_path, squared, **other)
-    with pytest.raises(UserError, match="begun with rows 10, not 9"):
+    with pytest.raises(UserError, match="begun with rows 10, now it is 9"):
         answer_shards(ROWS[1:], tmp_path, squared, **OPTIONS)
 
 
