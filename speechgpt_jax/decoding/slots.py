@@ -13,9 +13,14 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from speechgpt_jax.decoding.sampling import GREEDY, SamplingArrays, penalize, sample
+from speechgpt_jax.models.attention import target_platform
 from speechgpt_jax.models.collectives import logical_spec
 from speechgpt_jax.models.decoder import Decoder
 from speechgpt_jax.models.kv_cache import CACHE_AXES, KVCache
+
+# XLA options by platform. The matrix products of YNNPACK, XLA's library of fused kernels, would
+# pack all weights anew for every token of a batch.
+COMPILER_OPTIONS = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}}
 
 
 @jax.tree_util.register_dataclass
@@ -89,12 +94,13 @@ class Programs:
 
             return call
 
-        self.empty = jax.jit(with_decoder(empty), static_argnums=(1, 2))
-        self.resized = jax.jit(_resized, static_argnums=1)
-        self.fill = jax.jit(_fill, donate_argnums=0)
-        self.free = jax.jit(_free, donate_argnums=0)
-        self.read = jax.jit(with_decoder(_read), donate_argnums=1)
-        self.write = jax.jit(with_decoder(_write, most_tokens=most_tokens), donate_argnums=1)
+        jit = functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS.get(target_platform()))
+        self.empty = jit(with_decoder(empty), static_argnums=(1, 2))
+        self.resized = jit(_resized, static_argnums=1)
+        self.fill = jit(_fill, donate_argnums=0)
+        self.free = jit(_free, donate_argnums=0)
+        self.read = jit(with_decoder(_read), donate_argnums=1)
+        self.write = jit(with_decoder(_write, most_tokens=most_tokens), donate_argnums=1)
 
 
 # Engines of equal models share their compiled programs.

@@ -94,8 +94,11 @@ def cached_attention(
 
     zeros = jnp.zeros((*flat.shape[:3], 1))
     carry = (zeros - 1e9, zeros, jnp.zeros(flat.shape))
-    num_blocks = 1 if block == size else jnp.max(positions) // block + 1
-    _, total, heads = jax.lax.fori_loop(0, num_blocks, attend, carry)
+    if block == size:
+        _, total, heads = attend(0, carry)
+    else:
+        num_blocks = jnp.max(positions) // block + 1
+        _, total, heads = jax.lax.fori_loop(0, num_blocks, attend, carry)
     heads = (heads / total).astype(query.dtype).reshape(grouped.shape)
     return heads.transpose(0, 3, 1, 2, 4).reshape(query.shape)
 
