@@ -3,6 +3,8 @@
 demo_modality_adaptation      units only, concatenated and cut
 demo_asr                      units -> text
 demo_asr_free_order           the part of demo_asr in free word order
+demo_words                    units of short recordings -> text, without a dialogue around them
+demo_asr_joined               short recordings of a speaker joined -> text
 demo_tts                      text -> units of one voice
 demo_text_instruction         written question -> written answer
 demo_speech_to_speech, demo_speech_to_text, demo_text_to_speech, demo_text_to_text
@@ -11,7 +13,8 @@ demo_cross_modal_instruction  mixture of demo_asr, demo_asr_free_order (so that 
                               words from their neighbours), demo_tts, demo_text_instruction,
                               demo_text_to_text and demo_text_to_speech
 demo_chain_of_modality        mixture of the four forms
-demo_all_tasks                the four forms, demo_asr, demo_asr_free_order and demo_tts
+demo_listening                mixture of demo_words, demo_asr_joined and demo_asr_free_order
+demo_all_tasks                the four forms, demo_asr, demo_tts and what demo_listening has
 
 `add_tasks` adds the same tasks and mixtures for a corpus in another folder.
 
@@ -68,15 +71,19 @@ _TASKS_OF_CHAIN = {
     "text_to_speech": 0.2,
     "text_to_text": 0.2,
 }
+# Half of the tokens are short recordings with their texts, which teach words soonest.
+_LISTENING = {"words": 0.75, "asr_joined": 0.15, "asr_free_order": 0.1}
 # Chain of modality without losing the tasks of the second stage.
 _ALL_TASKS = {
-    "speech_to_speech": 0.15,
-    "speech_to_text": 0.15,
-    "text_to_speech": 0.1,
-    "text_to_text": 0.1,
-    "asr": 0.2,
-    "asr_free_order": 0.15,
-    "tts": 0.15,
+    "speech_to_speech": 0.13,
+    "speech_to_text": 0.1,
+    "text_to_speech": 0.12,
+    "text_to_text": 0.12,
+    "words": 0.1,
+    "asr": 0.1,
+    "asr_joined": 0.1,
+    "asr_free_order": 0.1,
+    "tts": 0.13,
 }
 # Template and metrics of each task of questions and answers.
 _DIALOGUE_TASKS = {
@@ -149,6 +156,28 @@ def add_tasks(
         [preprocessors.only("topic", "free_order"), preprocessors.speech_recognition],
         [metrics.word_error_rate],
     )
+    # Short recordings, alone and joined, each time other units: nothing can be learned by heart.
+    vary = preprocessors.vary_units(0.05)
+    short = [preprocessors.only("topic", "free_order"), preprocessors.at_most_words(4)]
+    add(
+        "asr_joined",
+        utterances("train"),
+        [*short, preprocessors.join_recordings(3, edge=2), vary, preprocessors.speech_recognition],
+        [metrics.word_error_rate],
+    )
+    seqio.TaskRegistry.add(
+        f"{prefix}_words",
+        source=utterances("train"),
+        preprocessors=[
+            *short,
+            vary,
+            preprocessors.speech_and_text,
+            preprocessors.tokenize_texts,
+            seqio.preprocessors.append_eos,
+        ],
+        output_features=_DIALOGUE,
+        shuffle_buffer_size=None,
+    )
     add(
         "tts",
         utterances("train", "test"),
@@ -164,6 +193,7 @@ def add_tasks(
     for name, rates in (
         ("cross_modal_instruction", _TASKS_OF_INSTRUCTION),
         ("chain_of_modality", _TASKS_OF_CHAIN),
+        ("listening", _LISTENING),
         ("all_tasks", _ALL_TASKS),
     ):
         seqio.MixtureRegistry.add(
@@ -182,7 +212,7 @@ def mixture(name: str, folder: str, loss_on_answers: bool = False) -> str:
     """Registers the tasks of a corpus, and returns the full name of one of them; for gin.
 
     Args:
-      name: "modality_adaptation", "cross_modal_instruction", "chain_of_modality" or "all_tasks".
+      name: of a task or mixture without the prefix, e.g. "all_tasks".
       folder: records that tools.build_demo_corpus wrote.
       loss_on_answers: a loss on the model's turns only, instead of on every token after the prefix;
         then fewer tokens teach the model to listen.

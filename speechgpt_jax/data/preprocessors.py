@@ -77,6 +77,16 @@ def speech_synthesis(utterance: Example, seed: tf.Tensor) -> Example:
 
 @as_graph
 @seqio.map_over_dataset
+def speech_and_text(utterance: Example) -> Example:
+    """A recording and its text, without a dialogue around them: `<sosp><5><9><eosp> a cat.`"""
+    return {
+        "prefix": tf.constant(""),
+        "plain_text": tf.strings.join([units_to_text(utterance["units"]), " ", utterance["text"]]),
+    }
+
+
+@as_graph
+@seqio.map_over_dataset
 def text_instruction(record: Example) -> Example:
     """Dialogue of a written `question` and its written `answer`."""
     return _dialogue(fill(prompts.TEXT_INSTRUCTION, **record))
@@ -103,6 +113,80 @@ def question_and_answer(template: str) -> Callable[[tf.data.Dataset], tf.data.Da
 def only(feature: str, value: str) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
     """A preprocessor that keeps the records whose `feature` has this value."""
     return as_graph(lambda dataset: dataset.filter(lambda record: record[feature] == value))
+
+
+def at_most_words(number: int) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+    """A preprocessor that keeps the recordings whose text has at most so many words."""
+
+    def keep(utterance: Example) -> tf.Tensor:
+        return tf.size(tf.strings.split(utterance["text"])) <= number
+
+    return as_graph(lambda dataset: dataset.filter(keep))
+
+
+def join_recordings(number: int, edge: int) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+    """A preprocessor that joins recordings of one speaker: new sentences without new recordings.
+
+    `edge=1`: [1, 5, 1] "a cat." and [1, 7, 9, 1] "dogs." -> [1, 5, 7, 9, 1] "a cat dogs."
+
+    Args:
+      number: how many are joined to one.
+      edge: number of units at either end of a recording, most of them silence, that are left out
+        where recordings meet.
+    """
+
+    def speaker(utterance: Example) -> tf.Tensor:
+        return tf.strings.to_hash_bucket_fast(utterance["speaker"], 2**31)
+
+    def group(_, utterances: tf.data.Dataset) -> tf.data.Dataset:
+        return utterances.ragged_batch(number, drop_remainder=True)
+
+    def join(utterances: Example) -> Example:
+        units, row = utterances["units"], tf.range(number)
+        start = tf.where(row > 0, edge, 0)
+        stop = tf.cast(units.row_lengths(), tf.int32) - tf.where(row < number - 1, edge, 0)
+        position = tf.ragged.range(units.row_lengths(), row_splits_dtype=tf.int64).flat_values
+        of_row = tf.cast(units.value_rowids(), tf.int32)
+        position = tf.cast(position, tf.int32)
+        kept = (position >= tf.gather(start, of_row)) & (position < tf.gather(stop, of_row))
+        units = tf.boolean_mask(units.flat_values, kept)
+        changes = tf.concat([[True], units[1:] != units[:-1]], axis=0)[: tf.size(units)]
+        before = tf.strings.regex_replace(utterances["text"][:-1], r"\.$", "")
+        texts = tf.concat([before, utterances["text"][-1:]], axis=0)
+        return {
+            "text": tf.strings.reduce_join(texts, separator=" "),
+            "units": tf.boolean_mask(units, changes),
+        }
+
+    return as_graph(
+        lambda dataset: dataset.group_by_window(speaker, group, window_size=number).map(join)
+    )
+
+
+def vary_units(rate: float) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+    """A preprocessor that changes units at random, so that recordings can't be learned by heart.
+
+    It is to units what SpecAugment (Park et al. 2019) is to spectra.
+
+    Args:
+      rate: share of the units that are left out, and of those that are replaced by another unit of
+        the recording.
+    """
+
+    @as_graph
+    @seqio.map_over_dataset(num_seeds=3)
+    def vary(utterance: Example, seeds: tf.Tensor) -> Example:
+        units = utterance["units"]
+        number = tf.size(units)
+        chances = tf.random.stateless_uniform([number], seeds[0])
+        others = tf.random.stateless_uniform(
+            [number], seeds[1], maxval=tf.maximum(number, 1), dtype=tf.int32
+        )
+        units = tf.where(chances < rate, tf.gather(units, others), units)
+        kept = tf.random.stateless_uniform([number], seeds[2]) >= rate
+        return {**utterance, "units": tf.boolean_mask(units, kept)}
+
+    return vary
 
 
 def only_direction(direction: str) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
@@ -145,6 +229,14 @@ def tokenize_answers(
 ) -> tf.data.Dataset:
     """Like `tokenize_dialogues`, but split after `[SpeechGPT]`: the loss is on the answer alone."""
     return _tokenize(dataset, output_features, prompts.SPEECHGPT, lambda roles: roles[-1] + 1)
+
+
+@as_graph
+def tokenize_texts(
+    dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
+) -> tf.data.Dataset:
+    """Like `tokenize_dialogues`, but split after the speech: the loss is on the text alone."""
+    return _tokenize(dataset, output_features, unit_text.END, lambda ends: ends[0] + 1)
 
 
 def _tokenize(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
@@ -112,3 +113,59 @@ def test_only_keeps_one_speaker():
     said = {"speaker": ["slt", "rms", "slt"], "text": ["a", "b", "c"]}
     kept = preprocessors.only("speaker", "slt")(tf.data.Dataset.from_tensor_slices(said))
     assert [record["text"] for record in kept.as_numpy_iterator()] == [b"a", b"c"]
+
+
+def recordings(*rows):
+    speakers, texts, units = zip(*rows)
+    ragged = {"speaker": tf.constant(speakers), "text": tf.constant(texts)}
+    return tf.data.Dataset.from_tensor_slices({**ragged, "units": tf.ragged.constant(units)}).map(
+        lambda record: {**record, "units": record["units"] + 0}
+    )
+
+
+def test_at_most_so_many_words():
+    said = tf.data.Dataset.from_tensor_slices({"text": ["a b c", "a  b.", "a b c d", ""]})
+    kept = preprocessors.at_most_words(3)(said)
+    assert [record["text"] for record in kept.as_numpy_iterator()] == [b"a b c", b"a  b.", b""]
+
+
+def test_recordings_of_one_speaker_are_joined():
+    dataset = recordings(
+        ("slt", "a cat.", [1, 5, 5, 1]),
+        ("rms", "no.", [2, 3, 2]),
+        ("slt", "dogs.", [1, 5, 9, 1]),
+        ("slt", "rain", [1, 8, 1]),
+        ("rms", "yes.", [2, 4, 2]),
+    )
+    joined = preprocessors.join_recordings(2, edge=1)(dataset)
+    found = [(r["text"].decode(), r["units"].tolist()) for r in joined.as_numpy_iterator()]
+    assert found == [("a cat dogs.", [1, 5, 9, 1]), ("no yes.", [2, 3, 4, 2])]
+
+
+def test_recordings_shorter_than_their_edges():
+    dataset = recordings(("slt", "a.", [7]), ("slt", "b.", []), ("slt", "c.", [7, 8, 9]))
+    (joined,) = preprocessors.join_recordings(3, edge=2)(dataset).as_numpy_iterator()
+    assert (joined["text"], joined["units"].tolist()) == (b"a b c.", [9])
+
+
+def test_some_units_are_left_out_and_some_replaced():
+    utterance = {"text": "a", "units": tf.range(1000, dtype=tf.int64)}
+    with seqio.utils.map_seed_manager(0):
+        first, second = preprocessors.vary_units(0.1)(records(utterance, 2)).as_numpy_iterator()
+    assert first["units"].tolist() != second["units"].tolist()
+    units = first["units"]
+    assert 850 < len(units) < 950
+    in_order = np.flatnonzero(np.diff(units) < 0)
+    assert 30 < len(in_order) < 150  # A replaced unit is as often smaller as larger.
+    with seqio.utils.map_seed_manager(0):
+        (same,) = preprocessors.vary_units(0.0)(records(utterance)).as_numpy_iterator()
+    assert same["units"].tolist() == list(range(1000))
+
+
+def test_the_text_after_its_speech_has_the_loss(features):
+    vocabulary = features["targets"].vocabulary
+    bare = preprocessors.speech_and_text(records(UTTERANCE))
+    (tokens,) = preprocessors.tokenize_texts(bare, features)
+    assert tokens["inputs"].numpy().tolist() == vocabulary.encode(UNITS)
+    whole = vocabulary.encode(f"{UNITS} {UTTERANCE['text']}")
+    assert tokens["targets"].numpy().tolist() == whole[len(tokens["inputs"]) :]

@@ -61,6 +61,18 @@ def test_free_order_is_a_part_of_asr(corpus):
     assert len(examples(corpus, "demo_asr_free_order")) == 6
 
 
+def test_short_recordings_are_transcribed_alone_and_joined(tmp_path):
+    vocabulary = demo_corpus.VOCABULARY
+    write_corpus(tmp_path, size=90)
+    words, joined = examples(tmp_path, "demo_words"), examples(tmp_path, "demo_asr_joined")
+    assert len(words) > 2 * len(joined) > 0
+    for example in words:
+        assert re.fullmatch(UNITS, vocabulary.decode(example["inputs"]).strip())
+        assert re.fullmatch(TEXT, vocabulary.decode(example["targets"]).strip())
+    for example in joined:
+        assert re.fullmatch(DIALOGUES["demo_asr"], vocabulary.decode(example["targets"]))
+
+
 def test_mixtures_have_all_their_tasks():
     cross_modal = seqio.MixtureRegistry.get("demo_cross_modal_instruction")
     assert [t.name for t in cross_modal.tasks] == [
@@ -95,7 +107,7 @@ def test_targets_are_read_back_by_the_metrics(corpus, name):
 def test_a_corpus_in_another_folder_with_a_loss_on_answers(corpus):
     name = demo_corpus.mixture("all_tasks", str(corpus), loss_on_answers=True)
     assert name == demo_corpus.mixture("all_tasks", str(corpus), loss_on_answers=True)
-    assert len(seqio.MixtureRegistry.get(name).tasks) == 7
+    assert len(seqio.MixtureRegistry.get(name).tasks) == 9
     task = seqio.TaskRegistry.get("corpus_speech_to_text")
     answers = list(task.get_dataset(None, "train", shuffle=False).as_numpy_iterator())
     dialogues = examples(corpus, "demo_speech_to_text")
