@@ -24,12 +24,12 @@ def step(x):
 
 x = jnp.ones((int(rows), 8))
 faults = []
-for _ in range(6):
+for _ in range(10):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 # The median, because a small buffer may split the free memory, and the next step then needs more.
-print(round(statistics.median(faults[-3:])))
+print(round(statistics.median(faults[-5:])))
 """
 
 
