@@ -3,9 +3,10 @@
 Each epoch is shuffled by the position of records, so a saved position holds no records.
 """
 
+import abc
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import seqio
@@ -38,7 +39,39 @@ _PARSERS = {
 }
 
 
-class RecordFiles(seqio.DataSource):
+class _Files(seqio.DataSource):
+    """Files, of which each reader has a share; they are shuffled while they are read."""
+
+    def __init__(self, splits: Iterable[str]):
+        super().__init__(splits=tuple(splits), performs_internal_shuffling=True)
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return False
+
+    @tf.autograph.experimental.do_not_convert
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **unused,
+    ) -> tf.data.Dataset:
+        files = self.list_shards(split)
+        if shard_info:
+            files = files[shard_info.index :: shard_info.num_shards]
+        is_share = shard_info is not None and shard_info.num_shards > 1
+        return self._read(split, files, shuffle, seed, is_share=is_share)
+
+    @abc.abstractmethod
+    def _read(
+        self, split: str, files: list[str], shuffle: bool, seed: int | None, *, is_share: bool
+    ) -> tf.data.Dataset:
+        """The records of `files`, which are a share of the split's files or all of them."""
+
+
+class RecordFiles(_Files):
     """Text fields of records in files of one format, on any path that TensorFlow reads (gs:// too).
 
     .jsonl                     one object per line; a list of units becomes unit text
@@ -69,15 +102,11 @@ class RecordFiles(seqio.DataSource):
     ):
         if on_error not in ("stop", "skip"):
             raise UserError(f"on_error must be 'stop' or 'skip', got {on_error!r}.")
-        super().__init__(splits=tuple(split_to_filepattern), performs_internal_shuffling=True)
+        super().__init__(split_to_filepattern)
         self._split_to_filepattern = dict(split_to_filepattern)
         self._fields = tuple(fields)
         self._check = check
         self._on_error = on_error
-
-    @property
-    def supports_arbitrary_sharding(self) -> bool:
-        return False
 
     def list_shards(self, split: str) -> list[str]:
         pattern = self._split_to_filepattern[split]
@@ -87,21 +116,12 @@ class RecordFiles(seqio.DataSource):
             raise UserError(f"No file matches {pattern} (split {split!r}); check the path.")
         return files
 
-    @tf.autograph.experimental.do_not_convert
-    def get_dataset(
-        self,
-        split: str = "train",
-        shuffle: bool = True,
-        seed: int | None = None,
-        shard_info: seqio.ShardInfo | None = None,
-        **unused,
+    def _read(
+        self, split: str, files: list[str], shuffle: bool, seed: int | None, *, is_share: bool
     ) -> tf.data.Dataset:
-        files = self.list_shards(split)
-        if shard_info:
-            files = files[shard_info.index :: shard_info.num_shards]
         format_ = file_format(files)
         checked = self._checked(files, format_)
-        if not checked and (not shard_info or shard_info.num_shards == 1):
+        if not checked and not is_share:
             raise UserError(f"The files of split {split!r} have no records, such as {files[0]}.")
 
         def good_texts(batch: tf.Tensor) -> Texts:
@@ -195,7 +215,7 @@ def _with_epoch(positions: tf.data.Dataset, shuffle: bool, seed: int | None) -> 
     return epochs.flat_map(lambda epoch: positions.map(lambda position: (epoch, position)))
 
 
-class CachedExamples(seqio.DataSource):
+class CachedExamples(_Files):
     """The examples of a task that `seqio_cache_tasks` wrote, read in any order.
 
     Args:
@@ -203,29 +223,16 @@ class CachedExamples(seqio.DataSource):
     """
 
     def __init__(self, task: seqio.Task):
-        super().__init__(splits=task.splits, performs_internal_shuffling=True)
+        super().__init__(task.splits)
         self._folder = task.cache_dir
-
-    @property
-    def supports_arbitrary_sharding(self) -> bool:
-        return False
 
     def list_shards(self, split: str) -> list[str]:
         prefix = seqio.get_cached_tfrecord_prefix(self._folder, split)
         return sorted(tf.io.gfile.glob(f"{prefix}-*"))
 
-    @tf.autograph.experimental.do_not_convert
-    def get_dataset(
-        self,
-        split: str = "train",
-        shuffle: bool = True,
-        seed: int | None = None,
-        shard_info: seqio.ShardInfo | None = None,
-        **unused,
+    def _read(
+        self, split: str, files: list[str], shuffle: bool, seed: int | None, *, is_share: bool
     ) -> tf.data.Dataset:
-        files = self.list_shards(split)
-        if shard_info:
-            files = files[shard_info.index :: shard_info.num_shards]
         checked = []
         for found in check_files(files, _CACHE):
             if isinstance(found, UserError):

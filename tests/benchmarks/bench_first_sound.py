@@ -13,7 +13,6 @@ import json
 import os
 import pty
 import select
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from speechgpt_jax import arguments
 from speechgpt_jax.arguments import positive_int
 from speechgpt_jax.files import ASSETS
 from tests.benchmarks import docs_table
+from tests.serving import tiny
 
 QUESTION = ASSETS / "corpus" / "clips" / "question-06200-rms.flac"  # 3.0 s
 PCM16_BYTES_PER_SECOND = 2 * 24_000
@@ -79,27 +79,18 @@ def start_to_prompt() -> float:
 @contextlib.contextmanager
 def server() -> Iterator[str]:
     """Address of a server that is warm."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = tiny.free_port()
     command = [sys.executable, "-m", "speechgpt_jax.serve", f"--port={port}", "--model_name=tiny"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     try:
-        while not _is_ready(address):
+        while not tiny.is_ready(address):
             assert process.poll() is None, "the server has ended"
             time.sleep(0.1)
         yield address
     finally:
         process.terminate()
         process.wait()
-
-
-def _is_ready(address: str) -> bool:
-    try:
-        return httpx2.get(f"{address}/readyz").status_code == 200
-    except httpx2.TransportError:
-        return False
 
 
 def listen(address: str) -> tuple[float, float]:

@@ -7,7 +7,6 @@ import socket
 import ssl
 import subprocess
 
-import httpx2
 import openai
 import pytest
 
@@ -15,12 +14,6 @@ from tests import processes
 from tests.serving import tiny
 
 pytestmark = pytest.mark.slow
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +35,7 @@ def run(tmp_path_factory):
 
 def test_a_server_from_start_to_stop(run, certificate, tmp_path):
     """It answers over https with the key, and finishes what it answers after SIGTERM."""
-    port = free_port()
+    port = tiny.free_port()
     files = [f"--ssl_{name}file={certificate}/{name}.pem" for name in ("cert", "key")]
     limits = ["--num_slots=2", "--context=256", "--max_new_tokens=96", "--max_audio_seconds=2"]
     flags = [f"--run={run}", f"--port={port}", *files, *limits]
@@ -53,10 +46,7 @@ def test_a_server_from_start_to_stop(run, certificate, tmp_path):
 
     def is_ready():
         assert process.is_alive(), (tmp_path / "stderr").read_text()
-        try:
-            return httpx2.get(f"{address}/readyz", verify=trusted).status_code == 200
-        except httpx2.TransportError:
-            return False
+        return tiny.is_ready(address, verify=trusted)
 
     tiny.wait_for(is_ready, seconds=120)
     http = openai.DefaultHttpxClient(verify=trusted)
@@ -92,5 +82,5 @@ def test_mistakes_are_one_line(run, certificate):
         errors = errors_of(f"--run={run}", f"--port={port}")
     assert errors.startswith(f"Error: --host=127.0.0.1 --port={port}: can't listen there")
     files = [f"--ssl_{name}file={certificate}/cert.pem" for name in ("cert", "key")]
-    errors = errors_of(f"--run={run}", f"--port={free_port()}", *files)
+    errors = errors_of(f"--run={run}", f"--port={tiny.free_port()}", *files)
     assert "Error: --ssl_certfile, --ssl_keyfile: " in errors.splitlines()[-1]

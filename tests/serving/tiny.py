@@ -99,7 +99,7 @@ def serving(*, limits: Limits | None = None, wait: bool = True, **options) -> It
         thread.start()
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
         try:
-            while wait and not _is_ready(address):
+            while wait and not is_ready(address):
                 assert thread.is_alive(), "the server has ended"
                 time.sleep(0.05)
             yield address
@@ -108,9 +108,17 @@ def serving(*, limits: Limits | None = None, wait: bool = True, **options) -> It
             thread.join()
 
 
-def _is_ready(address: str) -> bool:
+def free_port() -> int:
+    """A port at which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def is_ready(address: str, **options) -> bool:
+    """Whether a server has warmed up; `options` are those of the HTTP client."""
     try:
-        return httpx2.get(f"{address}/readyz").status_code == 200
+        return httpx2.get(f"{address}/readyz", **options).status_code == 200
     except httpx2.TransportError:
         return False
 
