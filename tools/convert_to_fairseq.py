@@ -18,8 +18,9 @@ def main(argv: list[str]) -> None:
     # Imported after the arguments are checked, because it takes seconds.
     from speechgpt_jax.conversion import fairseq
 
-    with files.whole_folder(args.out) as out:
-        fairseq.WRITERS[args.what](args.folder, out)
+    with files.whole_folder(args.out) as out, files.written_locally(out) as local:
+        local.mkdir(exist_ok=True)
+        fairseq.WRITERS[args.what](args.folder, local)
     print(f"The {args.what} of {args.folder} is in {args.out}.")
 
 

@@ -10,10 +10,9 @@ recordings or another number of clusters give another --work_dir. Writes FOLDER/
 (`cluster_centers` [K, D] float32).
 """
 
-import pathlib
-
 from speechgpt_jax import arguments, files
 from speechgpt_jax.arguments import at_least, existing_file, existing_folder, positive_int
+from speechgpt_jax.errors import UserError
 
 
 def main(argv: list[str]) -> None:
@@ -36,10 +35,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument(
         "--work_dir",
-        type=pathlib.Path,
-        help="folder of features and checkpoints; default: FOLDER/kmeans",
+        type=arguments.output_folder,
+        help="local folder of features and checkpoints; default: FOLDER/kmeans",
     )
     args = parser.parse_args(argv)
+    work_dir = args.work_dir or f"{args.hubert}/kmeans"
+    if files.is_remote(work_dir):
+        raise UserError(
+            f"{work_dir} is not on this machine, and features are read from it at random: give"
+            " --work_dir a local folder."
+        )
     # Imported now that the arguments are right: it takes seconds.
     import numpy as np
 
@@ -48,7 +53,6 @@ def main(argv: list[str]) -> None:
     from speechgpt_jax.training import train_kmeans
 
     keep_freed_memory()
-    work_dir = args.work_dir or pathlib.Path(args.hubert) / "kmeans"
     paths = [row["path"] for row in files.read_manifest(args.manifest, "train")]
     paths = [*np.random.default_rng(args.seed).permutation(paths)][: args.clips]
     centroids = train_kmeans.train(

@@ -153,6 +153,7 @@ class _Remembered:
     def __init__(self, check: str):
         self._digest = hashlib.sha1(check.encode()).hexdigest()[:8]
         self._forgetful = threading.Event()
+        self._lock = threading.Lock()
 
     def find(self, file: str) -> CheckedFile | None:
         known = self._path(file)
@@ -180,9 +181,10 @@ class _Remembered:
         try:
             file_system.write_bytes(path, to_bytes(arrays))
         except UserError as error:
-            if not self._forgetful.is_set():
-                logger.warning("%s Each start checks the files anew.", error)
-            self._forgetful.set()
+            with self._lock:  # Files are checked in parallel, and one warning is enough.
+                if not self._forgetful.is_set():
+                    logger.warning("%s Each start checks the files anew.", error)
+                self._forgetful.set()
 
     def _path(self, file: str) -> epath.Path:
         path = epath.Path(file)

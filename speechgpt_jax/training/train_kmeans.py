@@ -13,6 +13,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.progress import track
 
@@ -42,7 +43,7 @@ def extract_features(
       UserError: a recording can't be read, or `work_dir` holds features of another HuBERT or of
         other recordings.
     """
-    weights = files.read_bytes(pathlib.Path(hubert_folder) / "model.safetensors", "a HuBERT")
+    weights = files.read_bytes(epath.Path(hubert_folder) / "model.safetensors", "a HuBERT")
     files.keep_settings(
         pathlib.Path(work_dir) / "inputs.json",
         {

@@ -103,6 +103,8 @@ def test_a_unit_space_from_scratch(manifest, tmp_path):
     )
     with pytest.raises(UserError, match=r"/k was begun with hubert"):
         train_kmeans.main([f"--hubert={other}", *fit[1:], f"--work_dir={tmp_path}/k"])
+    with pytest.raises(UserError, match="gs://bucket/k is not on this machine"):
+        train_kmeans.main([*fit, "--work_dir=gs://bucket/k"])
 
     # This HuBERT is the teacher of the next iteration.
     (features,) = make_teacher(folder)([np.zeros(8_000, np.float32)])
