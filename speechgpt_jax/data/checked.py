@@ -152,7 +152,7 @@ class _Remembered:
 
     def __init__(self, check: str):
         self._digest = hashlib.sha1(check.encode()).hexdigest()[:8]
-        self._forgetful = threading.Event()
+        self._forgetful = False
         self._lock = threading.Lock()
 
     def find(self, file: str) -> CheckedFile | None:
@@ -168,7 +168,7 @@ class _Remembered:
         return CheckedFile(file, blocks, **about)
 
     def add(self, checked: CheckedFile) -> None:
-        if self._forgetful.is_set():
+        if self._forgetful:
             return
         about = dataclasses.asdict(checked)
         del about["file"], about["blocks"]
@@ -182,9 +182,9 @@ class _Remembered:
             file_system.write_bytes(path, to_bytes(arrays))
         except UserError as error:
             with self._lock:  # Files are checked in parallel, and one warning is enough.
-                if not self._forgetful.is_set():
+                if not self._forgetful:
                     logger.warning("%s Each start checks the files anew.", error)
-                self._forgetful.set()
+                self._forgetful = True
 
     def _path(self, file: str) -> epath.Path:
         path = epath.Path(file)
