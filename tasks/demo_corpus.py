@@ -6,6 +6,7 @@ demo_asr_free_order           the part of demo_asr in free word order
 demo_words                    units of short recordings -> text, without a dialogue around them
 demo_asr_joined               short recordings of a speaker joined -> text
 demo_tts                      text -> units of one voice
+demo_tts_joined               short texts joined -> units of that voice
 demo_text_instruction         written question -> written answer
 demo_speech_to_speech, demo_speech_to_text, demo_text_to_speech, demo_text_to_text
                               the four forms of chain of modality
@@ -14,7 +15,8 @@ demo_cross_modal_instruction  mixture of demo_asr, demo_asr_free_order (so that 
                               demo_text_to_text and demo_text_to_speech
 demo_chain_of_modality        mixture of the four forms
 demo_listening                mixture of demo_words, demo_asr_joined and demo_asr_free_order
-demo_all_tasks                the four forms, demo_asr, demo_tts and what demo_listening has
+demo_all_tasks                the four forms, demo_asr, demo_tts, demo_tts_joined and the tasks of
+                              demo_listening
 
 `add_tasks` adds the same tasks and mixtures for a corpus in another folder.
 
@@ -75,15 +77,16 @@ _TASKS_OF_CHAIN = {
 _LISTENING = {"words": 0.75, "asr_joined": 0.15, "asr_free_order": 0.1}
 # Chain of modality without losing the tasks of the second stage.
 _ALL_TASKS = {
-    "speech_to_speech": 0.13,
-    "speech_to_text": 0.1,
-    "text_to_speech": 0.12,
-    "text_to_text": 0.12,
-    "words": 0.1,
-    "asr": 0.1,
-    "asr_joined": 0.1,
-    "asr_free_order": 0.1,
-    "tts": 0.13,
+    "speech_to_speech": 0.1,
+    "speech_to_text": 0.12,
+    "text_to_speech": 0.08,
+    "text_to_text": 0.18,
+    "words": 0.04,
+    "asr": 0.08,
+    "asr_joined": 0.18,
+    "asr_free_order": 0.04,
+    "tts": 0.09,
+    "tts_joined": 0.09,
 }
 # Template and metrics of each task of questions and answers.
 _DIALOGUE_TASKS = {
@@ -164,6 +167,17 @@ def add_tasks(
         utterances("train"),
         [*short, preprocessors.join_recordings(3, edge=2), vary, preprocessors.speech_recognition],
         [metrics.word_error_rate],
+    )
+    add(
+        "tts_joined",
+        utterances("train"),
+        [
+            preprocessors.only("speaker", TARGET_VOICE),
+            *short,
+            preprocessors.join_recordings(3, edge=2),
+            preprocessors.speech_synthesis,
+        ],
+        [metrics.unit_error_rate],
     )
     seqio.TaskRegistry.add(
         f"{prefix}_words",

@@ -73,6 +73,15 @@ def test_short_recordings_are_transcribed_alone_and_joined(tmp_path):
         assert re.fullmatch(DIALOGUES["demo_asr"], vocabulary.decode(example["targets"]))
 
 
+def test_short_texts_of_one_voice_are_read_aloud_joined(tmp_path):
+    write_corpus(tmp_path, size=90)
+    joined = examples(tmp_path, "demo_tts_joined")
+    assert joined
+    for example in joined:
+        dialogue = demo_corpus.VOCABULARY.decode(example["targets"])
+        assert re.fullmatch(DIALOGUES["demo_tts"], dialogue)
+
+
 def test_mixtures_have_all_their_tasks():
     cross_modal = seqio.MixtureRegistry.get("demo_cross_modal_instruction")
     assert [t.name for t in cross_modal.tasks] == [
@@ -107,7 +116,7 @@ def test_targets_are_read_back_by_the_metrics(corpus, name):
 def test_a_corpus_in_another_folder_with_a_loss_on_answers(corpus):
     name = demo_corpus.mixture("all_tasks", str(corpus), loss_on_answers=True)
     assert name == demo_corpus.mixture("all_tasks", str(corpus), loss_on_answers=True)
-    assert len(seqio.MixtureRegistry.get(name).tasks) == 9
+    assert len(seqio.MixtureRegistry.get(name).tasks) == 10
     task = seqio.TaskRegistry.get("corpus_speech_to_text")
     answers = list(task.get_dataset(None, "train", shuffle=False).as_numpy_iterator())
     dialogues = examples(corpus, "demo_speech_to_text")
