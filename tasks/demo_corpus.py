@@ -10,6 +10,7 @@ demo_tts_joined               short texts joined -> units of that voice
 demo_text_instruction         written question -> written answer
 demo_speech_to_speech, demo_speech_to_text, demo_text_to_speech, demo_text_to_text
                               the four forms of chain of modality
+demo_direct_speech            spoken question -> spoken answer, without the texts in between
 demo_cross_modal_instruction  mixture of demo_asr, demo_asr_free_order (so that a model can't guess
                               words from their neighbours), demo_tts, demo_text_instruction,
                               demo_text_to_text and demo_text_to_speech
@@ -17,6 +18,9 @@ demo_chain_of_modality        mixture of the four forms
 demo_listening                mixture of demo_words, demo_asr_joined and demo_asr_free_order
 demo_all_tasks                the four forms, demo_asr, demo_tts, demo_tts_joined and the tasks of
                               demo_listening
+
+demo_with_chain, demo_without_chain
+                              mixtures that differ in demo_speech_to_speech, demo_direct_speech
 
 `add_tasks` adds the same tasks and mixtures for a corpus in another folder.
 
@@ -88,6 +92,11 @@ _ALL_TASKS = {
     "tts": 0.09,
     "tts_joined": 0.09,
 }
+# What chain of modality is worth: two mixtures that differ in one task.
+_DIRECT_SPEECH = prompts.SPEECH_TO_SPEECH_PROMPT + " [ua] {answer_units}<eoa>."
+_BESIDE_ANSWERS = {"asr": 0.2, "tts": 0.15, "text_to_text": 0.15}
+_WITH_CHAIN = {"speech_to_speech": 0.5, **_BESIDE_ANSWERS}
+_WITHOUT_CHAIN = {"direct_speech": 0.5, **_BESIDE_ANSWERS}
 # Template and metrics of each task of questions and answers.
 _DIALOGUE_TASKS = {
     "text_instruction": (prompts.TEXT_INSTRUCTION, [metrics.answer_accuracy]),
@@ -104,6 +113,7 @@ _DIALOGUE_TASKS = {
         [metrics.answer_accuracy, metrics.unit_error_rate],
     ),
     "text_to_text": (prompts.TEXT_TO_TEXT, [metrics.answer_accuracy]),
+    "direct_speech": (_DIRECT_SPEECH, [metrics.unit_error_rate]),
 }
 
 
@@ -209,6 +219,8 @@ def add_tasks(
         ("chain_of_modality", _TASKS_OF_CHAIN),
         ("listening", _LISTENING),
         ("all_tasks", _ALL_TASKS),
+        ("with_chain", _WITH_CHAIN),
+        ("without_chain", _WITHOUT_CHAIN),
     ):
         seqio.MixtureRegistry.add(
             f"{prefix}_{name}", [(f"{prefix}_{task}", rate) for task, rate in rates.items()]

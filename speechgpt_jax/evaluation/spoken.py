@@ -23,6 +23,7 @@ class SpokenAnswers:
 
     - `NAME_wer`: word error rate of the speech against the text that it should say: the text to be
       read aloud, or the model's own text answer.
+    - `NAME_answer_wer`: word error rate of the speech against the right answer.
     - `NAME_understood`: share of answers of which every word is understood, and that are right; of
       texts read aloud, of which every word is understood.
 
@@ -71,6 +72,7 @@ class SpokenAnswers:
         for name, recognise in self._recognisers([*right, *said]).items():
             transcripts = [normalize(recognise(wav)) if len(wav) else "" for wav in wavs]
             figures |= wer(said, transcripts, f"{name}_wer")
+            figures |= wer(right, transcripts, f"{name}_answer_wer")
             understood = [text == heard for text, heard in zip(right, transcripts, strict=True)]
             figures |= rate(f"{name}_understood", understood, np.ones(len(understood)))
         return figures

@@ -29,6 +29,7 @@ DIALOGUES = {
     rf"{TEXT}\?; \[ta\] {TEXT}\.<eoa>\.",
     "demo_text_to_speech": rf"{HUMAN} {TEXT}\? Answer aloud\. <eoh> \. {SPEECHGPT} "
     rf"\[ta\] {TEXT}\.; \[ua\] {UNITS} <eoa>\.",
+    "demo_direct_speech": rf"{HUMAN} {UNITS} <eoh> \. {SPEECHGPT} \[ua\] {UNITS} <eoa>\.",
     "demo_text_to_text": rf"{HUMAN} {TEXT}\? <eoh> \. {SPEECHGPT} \[ta\] {TEXT}\.<eoa>\.",
 }
 
@@ -94,6 +95,11 @@ def test_mixtures_have_all_their_tasks():
     ]
     chain = seqio.MixtureRegistry.get("demo_chain_of_modality")
     assert len(chain.tasks) == 4
+    with_chain, without = (
+        {task.name for task in seqio.MixtureRegistry.get(f"demo_{name}_chain").tasks}
+        for name in ("with", "without")
+    )
+    assert with_chain ^ without == {"demo_speech_to_speech", "demo_direct_speech"}
 
 
 @pytest.mark.parametrize("name", DIALOGUES)
