@@ -1,6 +1,7 @@
 """What chain of modality is worth: spoken answers with and without the texts in between.
 
-    python -m tests.benchmarks.measure_chain --base=runs/tiny/stage2 --records=corpus/records --update_docs
+    python -m tests.benchmarks.measure_chain --base=runs/tiny/stage2 --records=corpus/records \
+        --update_docs
 
 Two runs start from the same base, which knows no spoken questions, and see the same numbers of
 dialogues. One writes transcript, text answer and units, as SpeechGPT does (Zhang et al. 2023,
