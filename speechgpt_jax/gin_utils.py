@@ -89,8 +89,8 @@ def hush_libraries() -> None:
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """["train", "--gin.train.steps=9", "--v=1"] -> ["train", "--v=1"], ["train.steps = 9"].
 
-    A value that isn't a Python literal, %MACRO or @reference is a string, so that
-    --gin.train.start_from=runs/stage1 needs no quotes.
+    A value that isn't a Python literal, %MACRO or @reference, or a list of them, is a string, so
+    that --gin.train.start_from=runs/stage1 needs no quotes.
     """
     rest = [argument for argument in argv if not argument.startswith("--gin.")]
     bindings = []
@@ -103,12 +103,16 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return rest, bindings
 
 
+# @inputs.load(), @scope/inputs.load or %STEPS within a list.
+_REFERENCE = re.compile(r"(?<![\w.%@])(?:@[\w./]+(?:\(\))?|%[\w./]+)")
+
+
 def _quoted(value: str) -> str:
     """`value` as a gin literal: text gets quotes."""
     if value.startswith(("%", "@")):
         return value
     try:
-        ast.literal_eval(value)
+        ast.literal_eval(_REFERENCE.sub("0", value))
     except (SyntaxError, ValueError):
         return repr(value)
     return value

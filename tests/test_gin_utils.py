@@ -130,6 +130,9 @@ def test_arguments_after_gin_are_bindings():
     rest, bindings = gin_utils.split_arguments(argv)
     assert rest == ["train", "--v=1"]
     assert bindings == ["a.steps = 9", "a.start_from = 'runs/a=b'", "M = %N"]
+    lists = ["--gin.a.held_out=[@a.load(), @b/a.load]", "--gin.a.notes=[a@b]"]
+    _, bindings = gin_utils.split_arguments(lists)
+    assert bindings == ["a.held_out = [@a.load(), @b/a.load]", "a.notes = '[a@b]'"]
     with pytest.raises(ConfigError, match=r"write --gin\.NAME=VALUE"):
         gin_utils.split_arguments(["train", "--gin.train.steps"])
 
