@@ -17,7 +17,9 @@ logger = logging.getLogger(__name__)
 # Feature -> tokens [N], as in SeqIO's tasks: optional `inputs`, without loss, then `targets`.
 Example = Mapping[str, np.ndarray]
 
-POOL_SIZE = 256
+# A pool is full at so many examples, or so many tokens: with long rows a position, which holds the
+# pool, would otherwise take more than 1 MB.
+POOL_SIZE, POOL_TOKENS = 256, 200_000
 
 FEATURES = ("inputs", "targets")
 
@@ -40,8 +42,13 @@ class Packer:
         self._sizes: list[int] = []
 
     def __len__(self) -> int:
-        """Number of examples in the pool; add examples up to `POOL_SIZE` before each row."""
+        """Number of examples in the pool."""
         return len(self._pool)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next row can be filled; until then, add examples."""
+        return len(self._pool) >= POOL_SIZE or sum(self._sizes) >= POOL_TOKENS
 
     def add(self, example: Example) -> None:
         """Adds an example to the pool, or drops it if it is longer than a row."""

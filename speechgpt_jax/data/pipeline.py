@@ -18,7 +18,6 @@ import tensorflow as tf
 
 from speechgpt_jax.data.packing import (
     FEATURES,
-    POOL_SIZE,
     Example,
     Packer,
     concatenate,
@@ -139,7 +138,7 @@ class Reader(Iterator[Batch]):
         self._iterator = iter(examples.ragged_batch(_READ_BATCH).prefetch(1))
 
     def _next_row(self) -> Batch:
-        while len(self._packer) < POOL_SIZE:
+        while not self._packer.is_full:
             if not self._waiting:
                 self._waiting = _next_examples(self._iterator)
             if self._waiting:
@@ -271,7 +270,7 @@ def _packed_once(examples: tf.data.Dataset, sequence_length: int) -> Iterator[li
     while group := _next_examples(iterator):
         for example in group:
             packer.add(example)
-            if len(packer) == POOL_SIZE:
+            if packer.is_full:
                 yield packer.fill_row()
     if not packer.taken:
         raise UserError("The split has no example: its files are empty; name another split.")

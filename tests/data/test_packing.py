@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from speechgpt_jax.data.packing import (
-    POOL_SIZE,
     Packer,
     concatenate,
     from_bytes,
@@ -23,7 +22,7 @@ def example(*targets, inputs=()):
 def rows_of(packer, sizes):
     for size in sizes:
         packer.add(example(*range(1, size + 1)))
-        while len(packer) >= POOL_SIZE:
+        while packer.is_full:
             yield packer.fill_row()
     while len(packer):
         yield packer.fill_row()
@@ -116,3 +115,11 @@ def test_separate_inverts_concatenate():
         {"inputs": [], "targets": [3]},
     ]
     assert separate(concatenate([])) == []
+
+
+@pytest.mark.parametrize(("length", "vocab_size"), [(8192, 33_024), (32_768, 152_000)])
+def test_a_full_pool_of_long_examples_is_small(length, vocab_size):
+    packer, rng = Packer(length), np.random.default_rng(0)
+    while not packer.is_full:
+        packer.add(example(*rng.integers(vocab_size, size=rng.integers(length))))
+    assert len(packer) > 5 and len(to_bytes(packer.state())) < 1e6
