@@ -209,9 +209,10 @@ def resume(state: Any, batches: Batches, checkpoints: Checkpoints) -> tuple[Any,
         batches.restore(restored.input_positions)
     else:
         print_once(
-            "The run had another number of readers (by default, of processes): its input starts"
-            " from the beginning. Bind load_host_batches.num_readers to that number to continue"
-            " with the next batch, or another seed to get the examples in another order."
+            "The run had another number of readers (by default, of processes), or was saved by an"
+            " earlier version: its input starts from the beginning. Bind"
+            " load_host_batches.num_readers to that number to continue with the next batch, or"
+            " another seed to get the examples in another order."
         )
     print_once(f"Resuming from step {restored.step} of {checkpoints.folder}.")
     return restored.state, restored.step
