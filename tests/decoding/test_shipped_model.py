@@ -13,6 +13,8 @@ from speechgpt_jax.speech.audio import load_audio
 from tests.serving import tiny
 from tools import pack_run
 
+pytestmark = pytest.mark.slow
+
 CLIPS = ASSETS / "corpus" / "clips"
 
 
@@ -26,7 +28,6 @@ def conversation():
     return Conversation(SpeechModel.from_run(SHIPPED_MODEL, num_slots=1), speaker="slt")
 
 
-@pytest.mark.slow
 def test_spoken_questions_are_answered_in_speech(conversation):
     questions = clips("question")
     replies = [conversation.answer(load_audio(CLIPS / row["file"])) for row in questions]
@@ -37,7 +38,6 @@ def test_spoken_questions_are_answered_in_speech(conversation):
     assert np.mean(right) >= 0.4
 
 
-@pytest.mark.slow
 def test_it_reads_aloud_and_transcribes(conversation):
     reply = conversation.speak("good morning, my friend.")
     assert reply.units and not reply.text
@@ -45,7 +45,6 @@ def test_it_reads_aloud_and_transcribes(conversation):
     assert conversation.transcribe(load_audio(CLIPS / row["file"]))
 
 
-@pytest.mark.slow
 def test_a_packed_run_answers_like_the_run(tmp_path):
     tiny.save_run(tmp_path / "run")
     pack_run.main([str(tmp_path / "run"), str(tmp_path / "packed")])

@@ -9,6 +9,8 @@ import pytest
 
 from speechgpt_jax.training.cross_entropy import token_losses
 
+pytestmark = pytest.mark.slow
+
 NUM_TOKENS, WIDTH = 40, 8
 
 
@@ -33,7 +35,6 @@ def value_and_gradients(function, hidden, arrays, ids, targets):
     return jax.value_and_grad(total, (0, 1), has_aux=True)(hidden, arrays)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("columns", [7, 16, 48])
 @pytest.mark.parametrize("ids", [(range(40),), (range(30), range(30, 40))])
 def test_equals_plain_cross_entropy(columns, ids):
@@ -54,7 +55,6 @@ def test_equals_plain_cross_entropy(columns, ids):
     assert actual[0][1][1][1, 2]
 
 
-@pytest.mark.slow
 def test_a_frozen_kernel_has_no_backward_pass():
     """Only the forward pass over the blocks is left in the program."""
     hidden, frozen, own = jnp.ones((2, 3, WIDTH)), jnp.ones((WIDTH, 384)), jnp.ones((WIDTH, 128))

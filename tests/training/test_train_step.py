@@ -22,6 +22,8 @@ from speechgpt_jax.training.train_step import (
     make_train_step,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def pack(batch):
     """All examples of a batch in one row, one segment each."""
@@ -59,7 +61,6 @@ def mean(metric):
     return metric[0] / metric[1]
 
 
-@pytest.mark.slow
 def test_loss_is_the_weighted_mean_cross_entropy():
     batch = random_batch([9, 5, 12])
     graphdef, params, frozen = model_and_params()
@@ -88,7 +89,6 @@ def test_loss_is_the_weighted_mean_cross_entropy():
     np.testing.assert_allclose(mean(metrics["non_padding"]), 26 / 36)
 
 
-@pytest.mark.slow
 def test_no_logits_of_the_whole_vocabulary():
     graphdef, params, frozen = model_and_params()
     batch = random_batch([64] * 4)
@@ -101,7 +101,6 @@ def test_no_logits_of_the_whole_vocabulary():
     assert "f32[4,64,128]" not in text
 
 
-@pytest.mark.slow
 def test_packed_loss_equals_unpacked():
     batch = random_batch([9, 5, 12])
     graphdef, params, frozen = model_and_params()
@@ -110,7 +109,6 @@ def test_packed_loss_equals_unpacked():
         np.testing.assert_allclose(mean(packed[name]), mean(unpacked[name]), rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_accumulation_equals_one_large_batch():
     # Rows of very different lengths: a mean of the parts' means would differ.
     batches = [random_batch([12, 3, 9, 4, 5, 11], seed) for seed in range(3)]
@@ -122,13 +120,11 @@ def test_accumulation_equals_one_large_batch():
         np.testing.assert_allclose(ours, large, rtol=1e-4)
 
 
-@pytest.mark.slow
 def test_accumulation_must_divide_the_batch():
     with pytest.raises(ValueError, match=r"6 rows.* 4 parts; try a batch size of 8"):
         train([random_batch([5] * 6)], accumulation=4)
 
 
-@pytest.mark.slow
 def test_lora_leaves_the_base_untouched():
     config = dataclasses.replace(CONFIG, lora=LoraConfig(rank=2, dropout=0.1))
     first, last, frozen, _ = train([random_batch([9, 5])] * 3, config=config, trainable="lora")
@@ -145,14 +141,12 @@ def test_lora_leaves_the_base_untouched():
     assert all(changed)
 
 
-@pytest.mark.slow
 def test_only_embeddings_can_be_trained():
     _, last, frozen, _ = train([random_batch([9, 5])], trainable="embeddings")
     assert {path[0] for path, _ in nnx.to_flat_state(last.params)} == {"embed_tokens", "lm_head"}
     assert {path[0] for path, _ in nnx.to_flat_state(frozen)} == {"layers", "norm"}
 
 
-@pytest.mark.slow
 def test_dropout_changes_with_the_step_only():
     config = dataclasses.replace(CONFIG, lora=LoraConfig(rank=2, dropout=0.5))
     batch = random_batch([9, 5])
@@ -167,7 +161,6 @@ def test_dropout_changes_with_the_step_only():
     assert not np.allclose(*dropped)
 
 
-@pytest.mark.slow
 def test_a_small_batch_is_overfitted():
     _, _, _, metrics = train([random_batch([9, 5])] * 60)
     assert mean(metrics["loss"]) < 0.1
@@ -175,7 +168,6 @@ def test_a_small_batch_is_overfitted():
     assert float(metrics["tokens"]) == 14
 
 
-@pytest.mark.slow
 def test_gradient_norm_is_that_of_the_mean_loss():
     batch = random_batch([9, 5])
     graphdef, params, frozen = model_and_params()
