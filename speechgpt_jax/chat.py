@@ -15,7 +15,7 @@ import importlib.util
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -23,7 +23,11 @@ from speechgpt_jax import arguments
 from speechgpt_jax.arguments import at_least, define, output_file, output_folder
 from speechgpt_jax.decoding import flags as talk
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import user_cache
 from speechgpt_jax.gin_utils import hush_libraries
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
 
 flags.adopt_module_key_flags(talk)
 OUTPUT_DIR = define("output_dir", output_folder, None, "Save sound here instead of playing it.")
@@ -36,6 +40,8 @@ HISTORY_TOKENS = define(
     "Most tokens of earlier turns that the model reads; models trained on single questions, as in"
     " the recipes, answer best without.",
 )
+# Longer recordings compile their programs when they come.
+QUESTION_SECONDS = 10
 
 
 def main() -> None:
@@ -57,15 +63,18 @@ def main() -> None:
         log=LOG.value,
         show=functools.partial(print, end="", flush=True),
     )
-    if is_terminal:
-        # While the first line is typed.
-        threading.Thread(target=model.warm_up, daemon=True).start()
-        print("Ready; /help shows the commands.", file=sys.stderr)
-    chat.run(typed_lines() if is_terminal else sys.stdin)
+    if not is_terminal:
+        chat.run(sys.stdin)
+        return
+    lines = typed_lines(start_session())
+    # While the first line is typed.
+    threading.Thread(target=model.warm_up, args=(QUESTION_SECONDS,), daemon=True).start()
+    print("Ready; /help shows the commands.", file=sys.stderr)
+    chat.run(lines)
 
 
-def typed_lines() -> Iterator[str]:
-    """Lines typed at a prompt with a history, and completion of commands and files."""
+def start_session() -> PromptSession[str]:
+    """A prompt with a history, and completion of commands and files."""
     import prompt_toolkit
     from prompt_toolkit import completion, history
 
@@ -75,11 +84,16 @@ def typed_lines() -> Iterator[str]:
     completer = completion.NestedCompleter(
         {command: files if command in WITH_FILE else None for command in COMMANDS}
     )
-    folder = Path.home() / ".cache" / "speechgpt_jax"
-    folder.mkdir(parents=True, exist_ok=True)
-    session: prompt_toolkit.PromptSession[str] = prompt_toolkit.PromptSession(
-        "> ", history=history.FileHistory(str(folder / "chat_history")), completer=completer
+    folder = user_cache()
+    return prompt_toolkit.PromptSession(
+        "> ",
+        history=history.FileHistory(str(folder / "chat_history")) if folder else None,
+        completer=completer,
     )
+
+
+def typed_lines(session: PromptSession[str]) -> Iterator[str]:
+    """Lines typed at a prompt."""
     while True:
         try:
             yield session.prompt()

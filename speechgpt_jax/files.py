@@ -53,6 +53,17 @@ def is_remote(path: Path) -> bool:
     return "://" in os.fspath(path)
 
 
+def user_cache() -> pathlib.Path | None:
+    """Folder of this user for what can be made again; None if it can't be written."""
+    try:
+        caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        folder = pathlib.Path(caches) / "speechgpt_jax"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home.
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
 class Row(NamedTuple):
     """One row of a manifest, with its `place`, "FILE:LINE", for messages."""
 

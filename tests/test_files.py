@@ -23,6 +23,17 @@ from speechgpt_jax.files import parse_rows, read_rows
 ROOT = Path(__file__).parent.parent
 
 
+# ---- the user's cache ----------------------------------------------------------------------------
+
+
+def test_the_users_cache_is_a_folder_or_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert files.user_cache() == tmp_path / "caches" / "speechgpt_jax"
+    assert files.user_cache().is_dir()
+    monkeypatch.setenv("XDG_CACHE_HOME", __file__)
+    assert files.user_cache() is None
+
+
 # ---- writing -------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import safetensors
 import safetensors.flax
 from etils import epath
@@ -73,8 +74,8 @@ def shapes(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
         }
 
 
-def read(folder: epath.Path, names: Collection[str]) -> dict[str, jax.Array]:
-    """Arrays by name, on the first device."""
+def read(folder: epath.Path, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Arrays by name, on the host."""
     with _opened(folder) as file:
         return {name: file.get_tensor(name) for name in names}
 
@@ -84,6 +85,6 @@ def _opened(folder: epath.Path) -> Iterator[Any]:
     with (
         files.local_copy(folder / NAME) as local,
         reading(folder),
-        safetensors.safe_open(local, framework="flax") as file,
+        safetensors.safe_open(local, framework="numpy") as file,
     ):
         yield file

@@ -51,16 +51,17 @@ def read_arrays(
     Raises:
       Damaged: files are missing, or their content has changed since they were written.
     """
-    if packed.is_packed(folder):
-        read = packed.read(folder, targets)
-        arrays = {name: jax.device_put(read[name], _sharding(x)) for name, x in targets.items()}
-    else:
-        arrays = _read_step(folder, targets)
+    is_packed = packed.is_packed(folder)
+    arrays = packed.read(folder, targets) if is_packed else _read_step(folder, targets)
     expected = read_step_metadata(folder)["checksums"]
     for name, value in checksums(arrays).items():
         if value != expected[name]:
             raise Damaged(folder, f"the checksum of {name} is {value}, expected {expected[name]}")
-    return {name: x.astype(targets[name].dtype) for name, x in arrays.items()}
+    # NumPy casts packed arrays on the host, where nothing is compiled for it.
+    arrays = {name: x.astype(targets[name].dtype) for name, x in arrays.items()}
+    if is_packed:
+        arrays = {name: jax.device_put(x, _sharding(targets[name])) for name, x in arrays.items()}
+    return arrays
 
 
 def _read_step(

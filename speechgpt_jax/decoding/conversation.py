@@ -111,9 +111,10 @@ class SpeechModel:
         model, mesh = load_llama(path, devices)
         return cls(model, tokenizer, speech2unit, vocoder, mesh=mesh, **kwargs)
 
-    def warm_up(self) -> None:
-        """Compiles the programs of the language model and the vocoder."""
+    def warm_up(self, seconds: float) -> None:
+        """Compiles all programs, those of the encoder for recordings of up to `seconds`."""
         self.engine.warm_up()
+        self.speech2unit.warm_up(seconds)
         for _ in stream(self.vocoder, [range(2 * READY)]):
             pass
 

@@ -385,9 +385,10 @@ class Engine:
         return mask
 
     def _make_room(self, length: int):
-        if length > self._slots.cache.size:
-            size = next(size for size in self._cache_sizes() if size >= length)
-            self._slots = self._programs.resized(self._slots, size)
+        # Size by size, as in `warm_up`: there is a program for each pair of sizes.
+        for size in self._cache_sizes():
+            if self._slots.cache.size < min(size, length):
+                self._slots = self._programs.resized(self._slots, size)
 
     def _cache_sizes(self) -> Iterator[int]:
         """The first size times 1, 2, 4, ..., until `context` tokens have room."""

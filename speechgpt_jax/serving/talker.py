@@ -30,7 +30,6 @@ from speechgpt_jax.serving import sound
 from speechgpt_jax.serving.metrics import Metrics
 from speechgpt_jax.serving.protocol import ApiError, check_choice, invalid
 from speechgpt_jax.speech.audio import SAMPLE_RATE
-from speechgpt_jax.speech.encoder.batching import BUCKETS
 
 # How often a reply that nobody reads is cancelled until its thread has ended.
 _CANCEL_SECONDS = 0.05
@@ -124,10 +123,13 @@ class Talker:
 
     def warm_up(self) -> None:
         """Compiles what requests use, so that none of them waits for it."""
-        self.model.warm_up()
-        longest = min(BUCKETS[-1], math.ceil(self.limits.audio_seconds))
-        for seconds in (bucket for bucket in BUCKETS if bucket <= longest):
-            self.model.speech2unit(np.zeros(seconds * SAMPLE_RATE, np.float32))
+        self.model.warm_up(self.limits.audio_seconds)
+        # A spoken question, for what is imported or computed at the first one.
+        recording = sound.encode_whole("wav", [np.zeros(SAMPLE_RATE // 2, np.float32)])
+        question = sound.decode(recording, self.limits.audio_seconds)
+        conversation = self.conversation(max_new_tokens=min(32, self.settings.max_new_tokens))
+        with contextlib.suppress(UserError):  # The context is too small: every client is told so.
+            conversation.answer(question)
         self.is_ready = True
 
     def conversation(self, *, voice: str | None = None, **fields) -> Conversation:

@@ -86,7 +86,9 @@ def load_model(folder: str | os.PathLike, build: Callable[[], Module]) -> Module
     for name, tensor in tensors.items():
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise UserError(f"{path}: {name} is {tensor.dtype}; expected a floating-point type.")
+    # Cast on the host: JAX would compile a program for every shape.
     loaded = [
-        (path, value.replace(jnp.asarray(tensors[name], jnp.float32))) for name, path, value in flat
+        (path, value.replace(jnp.asarray(tensors[name].astype(np.float32))))
+        for name, path, value in flat
     ]
     return nnx.merge(graph, nnx.from_flat_state(loaded))

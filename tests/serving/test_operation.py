@@ -1,5 +1,6 @@
 """Operation of the server: keys, limits, health, metrics, logs, hostile and slow clients."""
 
+import base64
 import concurrent.futures
 import contextlib
 import http.client
@@ -17,6 +18,7 @@ import pytest
 
 from speechgpt_jax.serving import server, sound
 from speechgpt_jax.serving.talker import Limits
+from tests.compilations import compiled_programs
 from tests.serving import tiny
 from tests.serving.clips import CLIP, QUESTION
 
@@ -164,8 +166,22 @@ def test_readiness_follows_the_warm_up():
             reply = post(address, json=BODY)
             assert reply.status_code in (200, 503)
             assert reply.status_code == 200 or reply.headers["retry-after"]
-        tiny.wait_for(lambda: _status(address, "/readyz") == 200, seconds=60)
+        tiny.wait_for(lambda: _status(address, "/readyz") == 200, seconds=180)
         assert post(address, json=BODY).status_code == 200
+
+
+def test_a_spoken_question_after_the_warm_up_compiles_nothing(address):
+    data = base64.b64encode(QUESTION.read_bytes()).decode()
+    recording = {"type": "input_audio", "input_audio": {"data": data, "format": "flac"}}
+    body = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": [recording]}],
+        "modalities": ["text", "audio"],
+        "audio": {"voice": "slt", "format": "wav"},
+    }
+    with compiled_programs() as compiled:
+        assert post(address, json=body).status_code == 200
+    assert not compiled
 
 
 def _status(address, path):

@@ -35,6 +35,11 @@ def bucket(n: float) -> int:
 # ---- pieces --------------------------------------------------------------------------------------
 
 
+def pieces_at_once(count: int, num_workers: int) -> int:
+    """Number of pieces in each program for `count` pieces."""
+    return min(bucket(count / num_workers), MAX_PIECES)
+
+
 def map_pieces(
     runner: Runner,
     function: Callable,
@@ -55,7 +60,7 @@ def map_pieces(
     places = [(i, number) for i, count in enumerate(counts) for number in range(count)]
     if not places:
         return [None] * len(counts)
-    size = min(bucket(len(places) / runner.parallelism.num_workers), MAX_PIECES)
+    size = pieces_at_once(len(places), runner.parallelism.num_workers)
     chunks = [places[i : i + size] for i in range(0, len(places), size)]
 
     def stacked(chunk: list[tuple[int, int]]) -> tuple:

@@ -59,7 +59,7 @@ class Runner:
           layer: index of the layer that `function` is called with; None: the HuBERT.
         """
         workers = self.parallelism.num_workers
-        huberts = self._single_core_huberts if len(items) >= workers > 1 else None
+        huberts = self._single_core_huberts if self.uses_single_cores(len(items)) else None
 
         def run(item: Item) -> Any:
             hubert = huberts.get() if huberts else self.hubert
@@ -74,6 +74,10 @@ class Runner:
             return [run(item) for item in items]
         with ThreadPoolExecutor(workers) as pool:
             return list(pool.map(run, items))
+
+    def uses_single_cores(self, num_items: int) -> bool:
+        """Whether `map` runs so many items on devices of one core."""
+        return num_items >= self.parallelism.num_workers > 1
 
     def _run(self, function: Callable, model: nnx.Module, arrays: Arrays, single_core: bool) -> Any:
         options = devices.compiler_options(self.hubert.dtype, single_core=single_core)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import os
 from typing import Any
 
@@ -13,6 +14,7 @@ from flax import nnx
 from speechgpt_jax import files
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech import pretrained
+from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.encoder import stages
 from speechgpt_jax.speech.encoder.batching import ROW_SECONDS
@@ -103,6 +105,16 @@ class Speech2Unit:
           UserError: see `cluster_ids`.
         """
         return self._encode(wavs, None)
+
+    def warm_up(self, seconds: float) -> None:
+        """Compiles the programs for single recordings of up to `seconds`, as far as it can."""
+        compiled: set = set()
+        for whole in range(1, math.ceil(seconds) + 1):
+            needed = stages.programs(self._runner, whole, self.whole_seconds)
+            if not needed <= compiled:
+                # The last frame of a whole second would be in another piece.
+                self(np.zeros(whole * SAMPLE_RATE - SAMPLE_RATE // 10, np.float32))
+                compiled |= needed
 
     def _encode(self, wavs: list[np.ndarray], centroids: np.ndarray | None) -> list[np.ndarray]:
         for wav in wavs:

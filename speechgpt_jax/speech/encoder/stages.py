@@ -137,6 +137,21 @@ def _transform_layer(
     return runner.map(_attend, lambda part: (part, (keys, values, segments)), parts, layer)
 
 
+def programs(runner: Runner, seconds: int, whole_seconds: float) -> set[tuple[str, Any, bool]]:
+    """Kind, shape and device of the programs for one recording of so many seconds.
+
+    Those for parts of long recordings, where frames attend to the whole recording, are left out.
+    """
+    size = batching.pieces_at_once(seconds, runner.parallelism.num_workers)
+    found = {("pieces", size, runner.uses_single_cores(math.ceil(seconds / size)))}
+    sizes, reach = [seconds * FRAMES_PER_SECOND], runner.hubert.config.reach
+    if seconds > whole_seconds:
+        sizes = [] if reach == math.inf else [window.size for window in windows_of(*sizes, reach)]
+    batches = batching.pack(sizes, runner.parallelism.rows)
+    is_single = runner.uses_single_cores(len(batches))
+    return found | {("row", batch.shape, is_single) for batch in batches}
+
+
 # ---- compiled functions --------------------------------------------------------------------------
 
 

@@ -11,11 +11,13 @@ from flax import nnx
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import load_audio
+from speechgpt_jax.speech.cpu import devices
 from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.encoder import batching, windows
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.hubert import Hubert
 from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit
+from tests.compilations import compiled_programs
 
 CLIPS = SHIPPED.parent / "corpus" / "clips"
 
@@ -125,6 +127,30 @@ def test_frames_attend_to_all_of_a_long_recording(minute, norm_first, monkeypatc
     (features,), (whole,) = in_parts.features([twice]), at_once.features([twice])
     assert features.shape == whole.shape == (config.num_frames(len(twice)), 32)
     assert 0 < np.abs(features - whole).mean() < 0.1 * np.abs(whole).mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_the_warm_up_compiles_for_every_length(num_workers, monkeypatch):
+    """Short recordings leave workers without a piece, and run on the whole device."""
+    parallelism = devices.Parallelism(num_workers, rows=1)
+    monkeypatch.setattr(devices, "parallelism", lambda: parallelism)
+    config = HubertConfig(
+        conv_dim=(16,) * 7,
+        hidden_size=32,
+        num_layers=1,
+        num_heads=2,
+        intermediate_size=48,
+        feature_layer=1,
+        attention_frames=50,
+    )
+    hubert = for_inference(Hubert(config, rngs=nnx.Rngs(0)))
+    speech2unit = Speech2Unit(hubert, np.zeros((5, 32), np.float32), whole_seconds=10)
+    speech2unit.warm_up(13)
+    with compiled_programs() as compiled:
+        for seconds in np.arange(0.5, 13.1, 0.5):
+            speech2unit(np.zeros(int(seconds * 16_000), np.float32))
+    assert not compiled
 
 
 @pytest.mark.slow
