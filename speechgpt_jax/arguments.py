@@ -232,10 +232,14 @@ def define(
 def run_with_flags(main: Callable[[], None], argv: list[str] | None = None) -> NoReturn:
     """Parses absl's flags, calls `main()` and exits; prints a UserError as one line.
 
-    `argv` starts with the program's name; by default it is sys.argv.
+    `argv` starts with the program's name; by default it is sys.argv. Ctrl-C exits with code 130, as
+    in shells.
     """
     with one_line_errors():
-        app.run(lambda _: main(), argv, flags_parser=_parse_flags)
+        try:
+            app.run(lambda _: main(), argv, flags_parser=_parse_flags)
+        except KeyboardInterrupt:
+            sys.exit(130)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

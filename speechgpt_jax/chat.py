@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import io
 import sys
 import threading
 from collections.abc import Iterator
@@ -64,7 +65,7 @@ def main() -> None:
         show=functools.partial(print, end="", flush=True),
     )
     if not is_terminal:
-        chat.run(sys.stdin)
+        chat.run(io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace"))
         return
     lines = typed_lines(start_session())
     # While the first line is typed.

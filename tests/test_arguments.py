@@ -158,3 +158,13 @@ def test_absl_mistakes_are_one_line(start, given, message):
     [line] = process.stderr.splitlines()
     assert line.startswith("Error: ")
     assert message in line
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(arguments.app, "run", interrupted)
+    with pytest.raises(SystemExit) as raised:
+        arguments.run_with_flags(lambda: None)
+    assert raised.value.code == 130

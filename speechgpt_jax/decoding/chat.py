@@ -71,6 +71,8 @@ class Chat:
                     self.handle(line)
             except UserError as error:
                 self._show(f"Error: {error}\n")
+            except KeyboardInterrupt:  # While it records or waits for the end of a sound.
+                self._show(" (stopped)\n")
 
     def handle(self, line: str) -> None:
         """Handles one line.
@@ -80,7 +82,9 @@ class Chat:
         """
         command, _, argument = line.partition(" ")
         argument = argument.strip()
-        if not command.startswith("/") or Path(line).exists():
+        if command in WITH_FILE:
+            argument = os.path.expanduser(argument)
+        if not command.startswith("/") or os.path.exists(line):
             self._talk(line)
         elif command == "/help":
             self._show(HELP + "\n")
@@ -110,13 +114,15 @@ class Chat:
     def _talk(self, line: str) -> None:
         """A question or a task as text, or the name of a recording."""
         task = prompts.split_request(line)
-        if Path(line).is_file():
-            self._ask(line, load_audio(line))
-        elif task and Path(task[1]).is_file():
-            wav, description = load_audio(task[1]), task[0] or prompts.TRANSCRIBE
-            self._reply(line, self.conversation.transcribing(wav, description))
-        else:
+        file = os.path.expanduser(task[1] if task else line)
+        # Unlike Path.is_file, this takes texts that are too long for a name.
+        if not os.path.isfile(file):
             self._ask(line, line)
+        elif task:
+            description = task[0] or prompts.TRANSCRIBE
+            self._reply(line, self.conversation.transcribing(load_audio(file), description))
+        else:
+            self._ask(line, load_audio(file))
 
     def _ask(self, line: str, question: Question) -> None:
         self._reply(line, self.conversation.ask(question, aloud=self.aloud))

@@ -95,6 +95,26 @@ def test_mistakes_are_shown_and_the_chat_goes_on(chat, line, message):
     assert "/transcribe FILE" in shown
 
 
+def test_a_long_line_is_no_name_of_a_file(chat):
+    """Names end at 255 bytes; the model's context is longer."""
+    assert run(chat, "what is it? " * 30).startswith(("answer: ", "Error: A prompt of"))
+
+
+def test_files_in_the_home_folder(chat, question, monkeypatch):
+    monkeypatch.setenv("HOME", str(CLIPS))
+    assert run(chat, f"~/{question['file']}", f"/transcribe ~/{question['file']}").count("\n") > 2
+    assert len(chat.conversation.history) == 1
+
+
+def test_ctrl_c_stops_a_recording_and_not_the_chat(chat, monkeypatch):
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("speechgpt_jax.decoding.chat.record", interrupted)
+    shown = run(chat, "/listen 5", "/help")
+    assert "(stopped)" in shown and "/transcribe FILE" in shown
+
+
 def test_no_microphone(chat, monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", None)  # It can't be imported.
     assert "Error: no microphone: recording needs PortAudio" in run(chat, "/listen 1")
@@ -123,13 +143,13 @@ def test_piped_lines_without_tensorflow(untrained_run, tmp_path):
     flags = [f"--run={untrained_run}", f"--output_dir={tmp_path}", "--max_new_tokens=12"]
     done = subprocess.run(
         [sys.executable, "-c", program, "chat", *flags, "--context=512"],
-        input="what is it?\n/say good day\n/sing\n",
+        input=b"what is it?\n/say good day\n/sing\n\n\xff\xfe\n",
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
-        text=True,
         check=False,
     )
+    shown = done.stdout.decode()
     assert done.returncode == 0, done.stderr
-    assert "answer:" in done.stdout and "Error: /sing is unknown" in done.stdout
-    assert done.stdout.endswith("imported: False\n")
+    assert shown.count("answer:") == 2 and "Error: /sing is unknown" in shown
+    assert shown.endswith("imported: False\n")
     assert (tmp_path / "reply-002.wav").exists()
