@@ -144,9 +144,11 @@ def programs(runner: Runner, seconds: int, whole_seconds: float) -> set[tuple[st
     """
     size = batching.pieces_at_once(seconds, runner.parallelism.num_workers)
     found = {("pieces", size, runner.uses_single_cores(math.ceil(seconds / size)))}
-    sizes, reach = [seconds * FRAMES_PER_SECOND], runner.hubert.config.reach
-    if seconds > whole_seconds:
-        sizes = [] if reach == math.inf else [window.size for window in windows_of(*sizes, reach)]
+    total, reach = seconds * FRAMES_PER_SECOND, runner.hubert.config.reach
+    if seconds <= whole_seconds:
+        sizes = [total]
+    else:
+        sizes = [] if reach == math.inf else [window.size for window in windows_of(total, reach)]
     batches = batching.pack(sizes, runner.parallelism.rows)
     is_single = runner.uses_single_cores(len(batches))
     return found | {("row", batch.shape, is_single) for batch in batches}
