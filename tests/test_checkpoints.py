@@ -285,6 +285,8 @@ def test_a_packed_run_is_read_like_a_run(packed, tmp_path):
     arrays = checkpoints.restore_parameters(folders[1], targets)
     np.testing.assert_array_equal(arrays["w"], np.full((9, 4), 1.001).astype(jnp.bfloat16))
     assert arrays["w"].dtype == np.float32
+    assert [checkpoints.run_folder(f) for f in folders] == list(map(checkpoints.latest, folders))
+    assert checkpoints.run_folder(checkpoints.latest(runs[0])) == runs[0]
     checkpoints.pack(folders[0], tmp_path / "again")
     again = (tmp_path / "again" / "parameters.safetensors").read_bytes()
     assert again == (folders[0] / "parameters.safetensors").read_bytes()

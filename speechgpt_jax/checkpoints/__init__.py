@@ -24,7 +24,7 @@ from speechgpt_jax.checkpoints.models import (
     save_parameters,
 )
 from speechgpt_jax.checkpoints.problems import LOST_PROCESS, Damaged, NotSaved
-from speechgpt_jax.checkpoints.steps import latest
+from speechgpt_jax.checkpoints.steps import latest, run_folder
 
 __all__ = [
     "FOLDER",
@@ -43,6 +43,7 @@ __all__ = [
     "parameter_shapes",
     "read_metadata",
     "restore_parameters",
+    "run_folder",
     "save_parameters",
     "unflatten",
 ]

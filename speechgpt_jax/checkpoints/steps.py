@@ -32,6 +32,16 @@ def latest(path: str | os.PathLike) -> epath.Path:
     raise UserError(f"no checkpoint in {path}; give a run's folder or one step of its checkpoints.")
 
 
+def run_folder(path: str | os.PathLike) -> epath.Path:
+    """The folder of a run, with its tokenizer, given that folder or one of its steps.
+
+    Raises:
+      UserError: there is no checkpoint.
+    """
+    folder = latest(path)
+    return folder if packed.is_packed(folder) else folder.parent.parent
+
+
 def pointer(folder: epath.Path, base: str | os.PathLike | None) -> str | None:
     """Path of the newest checkpoint of `base`: relative to `folder` if both are on this machine.
 

@@ -229,7 +229,7 @@ def max_length(source: Mapping[str, Mapping], context_length: int | None) -> int
 
 def run_tokenizer(run: epath.Path) -> Tokenizer | None:
     """The tokenizer saved with a run, given the run or one of its checkpoints."""
-    folder = checkpoints.latest(run).parent.parent / "tokenizer"
+    folder = checkpoints.run_folder(run) / "tokenizer"
     return Tokenizer.from_pretrained(folder) if folder.is_dir() else None
 
 

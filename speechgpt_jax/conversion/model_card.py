@@ -119,7 +119,7 @@ def _ancestors(run: epath.Path | str | None) -> Iterator[tuple[epath.Path, dict]
     Ends at the first run whose folder is gone.
     """
     while run is not None:
-        folder = _run_folder(run)
+        folder = checkpoints.run_folder(run)
         metadata = checkpoints.read_metadata(run)
         bindings = _bindings(metadata["config"])
         yield folder, bindings
@@ -127,13 +127,10 @@ def _ancestors(run: epath.Path | str | None) -> Iterator[tuple[epath.Path, dict]
         if base is None:
             run = bindings.get("train.start_from")
         else:
-            run = base if is_remote(base) else os.path.normpath(folder / checkpoints.FOLDER / base)
+            step = checkpoints.latest(run)
+            run = base if is_remote(base) else os.path.normpath(step.parent / base)
         if run is not None and not epath.Path(run).is_dir():
             return
-
-
-def _run_folder(path: epath.Path | str) -> epath.Path:
-    return checkpoints.latest(path).parent.parent
 
 
 def _bindings(config_text: str) -> dict:
@@ -153,7 +150,7 @@ def _last_loss(folder: epath.Path) -> str:
 
 
 def _figures(run: epath.Path) -> str:
-    path = _run_folder(run) / "evaluation.json"
+    path = checkpoints.run_folder(run) / "evaluation.json"
     if not path.exists():
         return "None: `python -m speechgpt_jax.evaluate` was not run before the export."
     rows = [

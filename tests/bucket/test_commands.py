@@ -104,6 +104,18 @@ def test_stage_2_is_evaluated_asked_and_exported(bucket, shell):
 
     shell.run("tools.convert_llama", "to_hf", "gs://bucket/runs/stage2", "gs://bucket/exported")
     assert b"## Stages" in bucket.objects["exported/README.md"].data
+
+
+def test_centroids_go_to_fairseq_and_back(bucket, shell):
+    folder = "gs://bucket/hubert_tiny"
+    shell.run("tools.convert_to_fairseq", "kmeans", folder, "gs://bucket/fairseq")
+    shell.run("tools.convert_kmeans", "gs://bucket/fairseq/kmeans.bin", "gs://bucket/centroids")
+    assert bucket.objects["centroids/kmeans.safetensors"].data == (
+        bucket.objects["hubert_tiny/kmeans.safetensors"].data
+    )
+
+
+def test_nothing_is_left_half_written(bucket):
     # A killed run may leave unfinished files.
     others = [name for name in bucket.names() if not name.startswith("runs/stage1/")]
     assert not [name for name in others if ".part" in name], "something is half-written"
