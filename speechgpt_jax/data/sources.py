@@ -150,10 +150,13 @@ class RecordFiles(_Files):
         def problems_of(batch: tf.Tensor) -> tf.Tensor:
             return self._parse(batch, format_)[1]
 
+        # Otherwise each thread that calls it would trace it.
+        traced = problems_of.get_concrete_function()
+
         readable, problems, total, num_bad, good = [], [], 0, 0, 0
         check = f"{self._check.name}: {', '.join(self._fields)}"
         found = check_files(
-            files, format_, check, lambda batch: problems_of(np.array(batch, object)).numpy()
+            files, format_, check, lambda batch: traced(tf.constant(batch, tf.string)).numpy()
         )
         for file, checked in zip(files, found):
             if isinstance(checked, UserError):
