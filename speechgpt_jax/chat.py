@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from speechgpt_jax import arguments
+from speechgpt_jax import arguments, compilation_cache
 from speechgpt_jax.arguments import at_least, define, output_file, output_folder
 from speechgpt_jax.decoding import flags as talk
 from speechgpt_jax.errors import UserError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
 
 flags.adopt_module_key_flags(talk)
+flags.adopt_module_key_flags(compilation_cache)
 OUTPUT_DIR = define("output_dir", output_folder, None, "Save sound here instead of playing it.")
 LOG = define("log", output_file, None, "JSONL file to which every turn is added.")
 WRITTEN = flags.DEFINE_bool("written", False, "Answer in text only.")

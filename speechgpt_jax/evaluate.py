@@ -10,7 +10,7 @@ Gin binds other arguments of `evaluate_run`: --gin_file=... --gin.evaluate_run.b
 
 from absl import flags
 
-from speechgpt_jax import gin_utils
+from speechgpt_jax import compilation_cache, gin_utils
 from speechgpt_jax.arguments import (
     define,
     existing_folder,
@@ -20,6 +20,7 @@ from speechgpt_jax.arguments import (
 )
 from speechgpt_jax.files import SHIPPED_MODEL
 
+flags.adopt_module_key_flags(compilation_cache)
 RUN = define(
     "run", existing_folder, SHIPPED_MODEL, "Folder of a training run; by default the shipped model."
 )
@@ -46,6 +47,7 @@ def main() -> None:
     import tasks  # noqa: F401 (registers them)
     from speechgpt_jax.evaluation import evaluate, spoken
 
+    compilation_cache.use()
     metrics = gin_utils.call(
         evaluate.evaluate_run,
         run=RUN.value,

@@ -9,21 +9,26 @@
 
 Prints the text of the reply and writes its speech to --output.
 
+    python -m speechgpt_jax.infer --run=runs/7b/stage3 --prompts_task=demo_asr --answers=answers
+
 With --prompts each row has a `text` or an `audio` (a path), and --answers gets numbered shards of
 these rows, in their order, with `transcript`, `text` and `units` of the reply as `answer`. A killed
 command resumes with the missing shards. With several processes each answers its own shards, on its
-own devices. tools.synthesize makes sound of units.
+own devices. tools.synthesize makes sound of units. With --prompts_task the prompts are those of a
+SeqIO task; each row has the `task`, its `prompt` and the `target`, the answer in the data.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags
 
-from speechgpt_jax import arguments
+from speechgpt_jax import arguments, compilation_cache
 from speechgpt_jax.arguments import (
     define,
     existing_file,
@@ -33,8 +38,9 @@ from speechgpt_jax.arguments import (
 )
 from speechgpt_jax.decoding import flags as talk
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import read_rows
+from speechgpt_jax.files import find, read_rows
 from speechgpt_jax.gin_utils import hush_libraries
+from speechgpt_jax.prompts import parse_response
 from speechgpt_jax.speech.audio import SAMPLE_RATE, check_output, load_audio, save_audio
 from speechgpt_jax.speech.sound_devices import open_player
 from speechgpt_jax.training import process_flags
@@ -43,6 +49,7 @@ if TYPE_CHECKING:
     from speechgpt_jax.decoding.conversation import Conversation, Reply
 
 flags.adopt_module_key_flags(talk)
+flags.adopt_module_key_flags(compilation_cache)
 flags.adopt_module_key_flags(process_flags)
 TASK = flags.DEFINE_enum(
     "task",
@@ -63,9 +70,19 @@ PROMPTS = define(
     None,
     "Table with a `text` or an `audio` in each row; answers all.",
 )
-ANSWERS = define("answers", output_folder, None, "Folder for the answers to --prompts.")
+PROMPTS_TASK = define(
+    "prompts_task", nonempty, None, "SeqIO task or mixture whose prompts are answered."
+)
+SPLIT = define("split", nonempty, "test", "Split of --prompts_task.")
+NUM_EXAMPLES = define(
+    "num_examples", positive_int, None, "Examples per task of --prompts_task; by default all."
+)
+MODULE_IMPORT = flags.DEFINE_list(
+    "module_import", [], "Modules that register tasks besides those of `tasks`, with commas."
+)
+ANSWERS = define("answers", output_folder, None, "Folder for the answers to all prompts.")
 ROWS_PER_SHARD = define("rows_per_shard", positive_int, 256, "Rows of a shard of --answers.")
-AT_ONCE = define("at_once", positive_int, 32, "Rows of --prompts that are answered at once.")
+AT_ONCE = define("at_once", positive_int, 32, "Prompts that are answered at once.")
 MESH = define(
     "mesh",
     positive_int,
@@ -76,16 +93,31 @@ MESH = define(
 
 def main() -> None:
     hush_libraries()
-    if [AUDIO.value, TEXT.value, PROMPTS.value].count(None) != 2:
-        raise UserError("Give either --audio or --text, or --prompts.")
-    if (PROMPTS.value is None) != (ANSWERS.value is None):
-        raise UserError("--prompts and --answers belong together; give both.")
+    if [AUDIO.value, TEXT.value, PROMPTS.value, PROMPTS_TASK.value].count(None) != 3:
+        raise UserError("Give either --audio or --text, or --prompts or --prompts_task.")
+    if (PROMPTS.value or PROMPTS_TASK.value) and not ANSWERS.value:
+        raise UserError("All prompts are answered into a folder; give --answers.")
+    if ANSWERS.value and not (PROMPTS.value or PROMPTS_TASK.value):
+        raise UserError("--answers needs questions; give --prompts or --prompts_task.")
+    if PROMPTS_TASK.value and (TASK.present or WRITTEN.value or talk.PREFIX.present):
+        raise UserError(
+            "The prompts of --prompts_task are whole; leave out --task, --written and --prefix."
+        )
     if WRITTEN.value and TASK.value != "answer":
         raise UserError(f"--written goes with --task=answer, not with --task={TASK.value}.")
     if PROMPTS.value:
         questions = [check_question(row.fields, row.place) for row in read_rows(PROMPTS.value)]
         with process_flags.connected():
-            answer_all(questions)
+            answer_all(questions, answer_question)
+        return
+    if PROMPTS_TASK.value:
+        examples = read_examples()
+        with process_flags.connected():
+            # The rows are for people: their text need not have the same token ids again.
+            answer_all(
+                [{"example": number, **row} for number, (row, _) in enumerate(examples)],
+                lambda conversation, row: answer_prompt(conversation, examples[row["example"]][1]),
+            )
         return
     check_question({"audio": AUDIO.value} if AUDIO.value else {"text": TEXT.value}, "The question")
     if TASK.value != "transcribe" and not WRITTEN.value:
@@ -123,8 +155,45 @@ def ask(conversation: Conversation, source: Any) -> Reply:
     return conversation.answer(source, aloud=not WRITTEN.value)
 
 
-def answer_all(rows: list[dict]) -> None:
-    """Answers the rows of --prompts."""
+def read_examples() -> list[tuple[dict, list[int]]]:
+    """Fields to write and token ids of the prompt of each example of --prompts_task."""
+    # TensorFlow takes seconds; it is imported for SeqIO's tasks alone.
+    import tasks  # noqa: F401 (registers them)
+    from speechgpt_jax.evaluation import examples
+    from speechgpt_jax.tokenizer import Tokenizer
+
+    for module in MODULE_IMPORT.value:
+        importlib.import_module(module)
+    tokenizer = Tokenizer.from_pretrained(find(talk.RUN.value) / "tokenizer")
+    found = examples.read(tokenizer, PROMPTS_TASK.value, SPLIT.value, NUM_EXAMPLES.value)
+    return [
+        (
+            {
+                "task": example.task,
+                "prompt": tokenizer.decode(example.prompt),
+                "target": tokenizer.decode(example.answer),
+            },
+            example.prompt,
+        )
+        for example in found
+    ]
+
+
+def answer_question(conversation: Conversation, row: dict) -> dict:
+    """Parts of the answer to a row of --prompts."""
+    source = row["text"] if "text" in row else load_audio(row["audio"])
+    reply = ask(conversation, source)
+    return {"transcript": reply.transcript, "text": reply.text, "units": reply.units}
+
+
+def answer_prompt(conversation: Conversation, prompt: list[int]) -> dict:
+    """Parts of the answer to a whole prompt."""
+    response = parse_response(conversation.continued(prompt))
+    return {"transcript": response.question, "text": response.text, "units": response.units}
+
+
+def answer_all(rows: list[dict], answer: Callable[[Conversation, dict], dict]) -> None:
+    """Adds the parts of an answer to all rows, in shards in the folder --answers."""
     import jax
 
     from speechgpt_jax.decoding.shards import answer_shards
@@ -132,18 +201,16 @@ def answer_all(rows: list[dict]) -> None:
     model = talk.load_speech_model(num_slots=AT_ONCE.value, devices=MESH.value)
     conversation = talk.start_conversation(model, has_sound=False)
 
-    def answer(row: dict) -> dict:
-        source = row["text"] if "text" in row else load_audio(row["audio"])
-        reply = ask(dataclasses.replace(conversation, history=[]), source)
-        parts = {"transcript": reply.transcript, "text": reply.text, "units": reply.units}
+    def answered(row: dict) -> dict:
+        parts = answer(dataclasses.replace(conversation, history=[]), row)
         return {"answer": {name: part for name, part in parts.items() if part}}
 
     settings = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(talk)}
-    settings |= {flag.name: flag.value for flag in (TASK, WRITTEN, PROMPTS)}
+    settings |= {flag.name: flag.value for flag in (TASK, WRITTEN, PROMPTS, PROMPTS_TASK, SPLIT)}
     answer_shards(
         rows,
         ANSWERS.value,
-        answer,
+        answered,
         rows_per_shard=ROWS_PER_SHARD.value,
         at_once=AT_ONCE.value,
         settings=settings,

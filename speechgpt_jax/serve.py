@@ -17,7 +17,7 @@ import sys
 
 from absl import flags
 
-from speechgpt_jax import arguments
+from speechgpt_jax import arguments, compilation_cache
 from speechgpt_jax.arguments import (
     at_least,
     define,
@@ -31,6 +31,7 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.gin_utils import hush_libraries
 
 flags.adopt_module_key_flags(talk)
+flags.adopt_module_key_flags(compilation_cache)
 HOST = define("host", nonempty, "127.0.0.1", "Address to listen at; 0.0.0.0: all of this host.")
 PORT = define("port", at_least(1, at_most=65_535), 8000, "Port to listen at.")
 MODEL_NAME = define("model_name", nonempty, None, "What clients call it; by default the run's.")

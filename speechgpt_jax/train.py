@@ -11,7 +11,7 @@ import sys
 
 from absl import flags
 
-from speechgpt_jax import gin_utils
+from speechgpt_jax import compilation_cache, gin_utils
 from speechgpt_jax.arguments import (
     IllegalValue,
     at_least,
@@ -24,6 +24,7 @@ from speechgpt_jax.errors import one_line_errors
 from speechgpt_jax.training import process_flags
 
 flags.adopt_module_key_flags(process_flags)
+flags.adopt_module_key_flags(compilation_cache)
 
 
 def two_steps(text: str) -> tuple[int, int]:
@@ -50,12 +51,6 @@ PROFILE_STEPS = define(
     None,
     "FIRST,LAST: steps traced by jax.profiler into OUTPUT_DIR/profile.",
 )
-COMPILATION_CACHE = define(
-    "compilation_cache",
-    output_folder,
-    None,
-    "Folder, local or gs://, that keeps compiled programs: a restarted run compiles nothing anew.",
-)
 PROMETHEUS_FILE = define(
     "prometheus_file",
     output_file,
@@ -72,13 +67,10 @@ STOPPED_EXIT_CODE = define(
 
 def main() -> None:
     # Importing JAX and TensorFlow takes seconds; wrong flags are reported before.
-    import jax
-
     from speechgpt_jax.host_memory import keep_freed_memory
     from speechgpt_jax.training import lm
 
-    if COMPILATION_CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", COMPILATION_CACHE.value)
+    compilation_cache.use()
     try:
         with process_flags.connected(), one_line_errors():
             keep_freed_memory()

@@ -52,6 +52,13 @@ FILE = "pyproject.toml"
         ("evaluate", ["--run=tests", "--tasks=a", "--split="], "--split="),
         ("evaluate", ["--run=tests"], "--tasks is required"),
         ("infer", ["--run=tests"], "Give either --audio or --text"),
+        ("infer", ["--prompts_task=a"], "give --answers"),
+        ("infer", ["--answers=a", "--text=b"], "give --prompts or --prompts_task"),
+        (
+            "infer",
+            ["--prompts_task=a", "--answers=b", "--written"],
+            "leave out --task, --written and --prefix",
+        ),
         ("infer", ["--run=none", "--text=a"], "--run=none: expected a path that exists"),
         ("infer", [f"--run={FILE}", "--text=a"], "expected a folder, got the file"),
         ("infer", ["--run=tests", "--text="], "--text=: expected"),

@@ -14,10 +14,11 @@ import sys
 
 from absl import flags
 
-from speechgpt_jax import arguments, gin_utils
+from speechgpt_jax import arguments, compilation_cache, gin_utils
 from speechgpt_jax.arguments import existing_folder, output_folder
 from speechgpt_jax.errors import one_line_errors
 
+flags.adopt_module_key_flags(compilation_cache)
 # Short flags and the gin parameters that they bind.
 SHORT = {
     "start_from": "train_hubert.train.start_from",
@@ -47,6 +48,7 @@ def main(bindings: list[str]) -> None:
     from speechgpt_jax.training import train_hubert
 
     keep_freed_memory()
+    compilation_cache.use()
     gin_utils.call(train_hubert.train, targets=args.targets, output_dir=args.output_dir)
 
 

@@ -10,9 +10,10 @@ written to OUTPUT_DIR/vocoder in float16.
 
 from absl import flags
 
-from speechgpt_jax import arguments, gin_utils
+from speechgpt_jax import arguments, compilation_cache, gin_utils
 from speechgpt_jax.arguments import existing_file, output_folder
 
+flags.adopt_module_key_flags(compilation_cache)
 MANIFEST = arguments.define(
     "manifest", existing_file, None, "JSONL of recordings and their units.", required=True
 )
@@ -28,6 +29,7 @@ def main() -> None:
     from speechgpt_jax.training import train_vocoder
 
     keep_freed_memory()
+    compilation_cache.use()
     rows = read_manifest(MANIFEST.value, SPLIT.value)
     gin_utils.call(train_vocoder.train, rows=rows, output_dir=OUTPUT_DIR.value)
     print(f"The trained vocoder is in {OUTPUT_DIR.value}/vocoder.")

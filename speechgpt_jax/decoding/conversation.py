@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from speechgpt_jax import checkpoints, prompts, sharding
 from speechgpt_jax.decoding.engine import Answer, Engine, Request
 from speechgpt_jax.decoding.events import Event, Sound, Text, Transcript, Units, with_sound, written
-from speechgpt_jax.decoding.masks import Masks
+from speechgpt_jax.decoding.masks import ANY, Masks
 from speechgpt_jax.decoding.remote import RemoteEngine
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
 from speechgpt_jax.errors import UserError
@@ -298,11 +298,25 @@ class Conversation:
                 return ids
         return alone
 
+    def continued(self, prompt: list[int]) -> str:
+        """Text and units, in any order, after the token ids of a whole prompt."""
+        answer = self._submit(prompt, ANY)
+        return self.model.tokenizer.decode([token.id for token in answer])
+
     def _events(self, prompt: list[int], form: str, tokens: list[int]) -> Generator[Event]:
         """Events of the answer to a prompt; its token ids are added to `tokens`."""
         model = self.model
+        bursts = _collected(self._submit(prompt, form), tokens)
+        events = written(bursts, form, model.masks, model.tokenizer)
+        if not self.has_sound:
+            return (event for burst in events for event in burst)
+        return with_sound(events, model.vocoder, self.speaker, 1 / self.speed)
+
+    def _submit(self, prompt: list[int], form: str) -> Answer:
+        """The answer to a prompt, while it is written."""
+        model = self.model
         seed = None if self.seed is None else self.seed + len(self.history)
-        answer = self.in_progress = model.engine.submit(
+        self.in_progress = model.engine.submit(
             Request(
                 prompt,
                 self.max_new_tokens,
@@ -312,11 +326,7 @@ class Conversation:
                 state=model.masks.start(form),
             )
         )
-        bursts = _collected(answer, tokens)
-        events = written(bursts, form, model.masks, model.tokenizer)
-        if not self.has_sound:
-            return (event for burst in events for event in burst)
-        return with_sound(events, model.vocoder, self.speaker, 1 / self.speed)
+        return self.in_progress
 
 
 def _collected(answer: Answer, tokens: list[int]) -> Iterator[list]:

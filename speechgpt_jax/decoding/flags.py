@@ -1,7 +1,7 @@
 """Flags of the commands that talk: the run, its encoder and vocoder, and how replies are drawn.
 
-A main adopts them by `flags.adopt_module_key_flags(talk)`, so that its --help lists them. JAX is
-imported after the flags are checked.
+A main adopts them by `flags.adopt_module_key_flags(talk)`, so that its --help lists them, and those
+of `compilation_cache`. JAX is imported after the flags are checked.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from speechgpt_jax import prompts
+from speechgpt_jax import compilation_cache, prompts
 from speechgpt_jax.arguments import (
     at_least,
     define,
@@ -85,6 +85,7 @@ def load_speech_model(**kwargs: Any) -> SpeechModel:
     """The model that the flags name; kwargs are other arguments of `Engine`."""
     if ENGINE.value and (DTYPE.value or INT8.value):
         raise UserError("--dtype and --int8 are for weights here, and --engine has its own.")
+    compilation_cache.use()
     from speechgpt_jax.decoding.conversation import SpeechModel
 
     keep_compiled_programs()

@@ -1,9 +1,8 @@
 """Decodes the examples of a split and scores the answers with the metrics of their SeqIO tasks."""
 
-import difflib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import seqio
@@ -15,6 +14,8 @@ from speechgpt_jax.decoding.conversation import load_llama
 from speechgpt_jax.decoding.engine import Engine, Request
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.evaluation import examples
+from speechgpt_jax.evaluation.examples import split_prompt
 from speechgpt_jax.evaluation.metrics import with_intervals
 from speechgpt_jax.files import read_json, write_text
 from speechgpt_jax.limits import check_number
@@ -85,18 +86,11 @@ def evaluate_run(
 
 def check_task(name: str, split: str) -> None:
     """Raises a UserError unless `name` is a task or mixture with metrics and with this split."""
-    known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(sorted(known))}."
-        raise UserError(f"task {name!r} is unknown; {hint}")
-    tasks = seqio.get_subtasks(seqio.get_mixture_or_task(name))
+    tasks = seqio.get_subtasks(examples.find(name))
     scored = [task for task in tasks if task.metric_fns]
     if not scored:
         raise UserError(f"{name} has no metrics; evaluate a task that has metrics.")
-    splits = sorted({split for task in scored for split in task.splits})
-    if split not in splits:
-        raise UserError(f"{name} has no split {split!r}; it has {', '.join(splits)}.")
+    examples.check_split(name, scored, split)
 
 
 def evaluate(
@@ -129,8 +123,8 @@ def evaluate(
         numbered = list(dataset.as_numpy_iterator())
         if not numbered:
             raise UserError(f"Split {split!r} of {task!r} has no examples; name another split.")
-        indices, examples = zip(*numbered)
-        references = [split_reference(tokenizer, example) for example in examples]
+        indices, decoded = zip(*numbered)
+        references = [split_prompt(tokenizer, row["decoder_target_tokens"]) for row in decoded]
         answers = _generate_all(model, tokenizer, references, batch_size, sampling, mesh)
         responses.append(([[*prompt, *answer] for prompt, answer in references], answers))
         return list(zip(indices, answers))
@@ -148,17 +142,6 @@ def evaluate(
         for metric in more_metrics:
             metrics[scored.name] |= metric(targets, predictions)
     return metrics
-
-
-def split_reference(
-    tokenizer: Tokenizer, features: Mapping[str, np.ndarray]
-) -> tuple[list[int], list[int]]:
-    """SeqIO's decoder features -> token ids of the prompt, with bos, and the answer, with eos."""
-    # SeqIO pads with zeros, and 0 may also be the id of a token.
-    tokens: list[int] = np.trim_zeros(features["decoder_target_tokens"], "b").tolist()
-    roles = np.flatnonzero(np.equal(tokens, tokenizer.token_to_id(prompts.SPEECHGPT)))
-    start = int(roles[-1]) + 1 + len(tokenizer.encode(":"))
-    return [*tokenizer.encode_prompt(""), *tokens[:start]], tokens[start:]
 
 
 def _generate_all(model, tokenizer, references, batch_size, sampling, mesh) -> np.ndarray:

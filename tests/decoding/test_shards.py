@@ -10,6 +10,7 @@ import pytest
 
 from speechgpt_jax.decoding.shards import answer_shards
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.tokenizer import Tokenizer
 
 ROWS = [{"text": str(i)} for i in range(10)]
 OPTIONS = {"rows_per_shard": 3, "at_once": 4, "settings": {"task": "answer"}}
@@ -64,6 +65,20 @@ def test_other_settings_are_refused(tmp_path):
         answer_shards(ROWS[1:], tmp_path, squared, **OPTIONS)
 
 
+def infer(run, *arguments):
+    """What the command prints, with two devices."""
+    command = [sys.executable, "-m", "speechgpt_jax.infer", f"--run={run}"]
+    command += ["--max_new_tokens=8", "--context=256", *arguments]
+    flags = "--xla_force_host_platform_device_count=2"
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "XLA_FLAGS": flags}
+    # Programs that compile in less than a second are kept, too.
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_the_command_cuts_the_model_over_devices(untrained_run, tmp_path):
     """Greedy answers are those of one device, and those of a question that is asked alone."""
@@ -71,23 +86,33 @@ def test_the_command_cuts_the_model_over_devices(untrained_run, tmp_path):
     rows = [{"text": text, "id": text[-2]} for text in ("what is it?", "what is red?", "who?")]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def infer(*arguments):
-        command = [sys.executable, "-m", "speechgpt_jax.infer", f"--run={untrained_run}"]
-        command += ["--max_new_tokens=8", "--context=256", "--written", *arguments]
-        flags = "--xla_force_host_platform_device_count=2"
-        root = Path(__file__).parents[2]
-        environment = os.environ | {"PYTHONPATH": str(root), "XLA_FLAGS": flags}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
     found = {}
     for name, arguments in (("one", []), ("two", ["--mesh=2"])):
         folder = tmp_path / name
-        infer(f"--prompts={questions}", f"--answers={folder}", "--rows_per_shard=2", *arguments)
+        arguments += [f"--prompts={questions}", f"--answers={folder}", "--rows_per_shard=2"]
+        infer(untrained_run, "--written", *arguments)
         files = sorted(folder.glob("answers-*"))
         found[name] = [json.loads(line) for f in files for line in f.read_text().splitlines()]
     assert found["one"] == found["two"]
     assert [{k: row[k] for k in ("text", "id")} for row in found["one"]] == rows
-    alone = infer(f"--text={rows[2]['text']}")
+    alone = infer(untrained_run, "--written", f"--text={rows[2]['text']}")
     assert found["one"][2]["answer"].get("text", "") == alone.removeprefix("answer:").strip()
+
+
+@pytest.mark.slow
+def test_the_command_answers_the_prompts_of_a_task(untrained_run, tmp_path):
+    # They import TensorFlow, which the fast tests here do without.
+    import tasks  # noqa: F401 (registers them)
+    from speechgpt_jax.evaluation import examples
+
+    arguments = ["--prompts_task=demo_text_to_text", "--num_examples=3", "--rows_per_shard=2"]
+    arguments.append(f"--answers={tmp_path}")
+    infer(untrained_run, *arguments, f"--compilation_cache={tmp_path / 'programs'}")
+    shards = sorted(tmp_path.glob("answers-*"))
+    rows = [json.loads(line) for file in shards for line in file.read_text().splitlines()]
+    assert [row["example"] for row in rows] == [0, 1, 2]
+    tokenizer = Tokenizer.from_pretrained(untrained_run / "tokenizer")
+    for row, example in zip(rows, examples.read(tokenizer, "demo_text_to_text", "test")):
+        assert row["prompt"] == tokenizer.decode(example.prompt)
+        assert row["target"] == tokenizer.decode(example.answer)
+        assert row["answer"].keys() <= {"transcript", "text", "units"}

@@ -51,8 +51,7 @@ def task(tmp_path_factory):
 def test_prompt_ends_where_the_response_begins(tokenizer):
     dialogue = "Be kind.[Human]: [SpeechGPT]<eoh> [SpeechGPT]: hello<eoa>"
     tokens = [*tokenizer.encode(dialogue), tokenizer.eos_id, 0, 0]
-    features = {"decoder_target_tokens": np.array(tokens)}
-    prompt, answer = evaluate.split_reference(tokenizer, features)
+    prompt, answer = evaluate.split_prompt(tokenizer, np.array(tokens))
     assert prompt == [1, *tokenizer.encode("Be kind.[Human]: [SpeechGPT]<eoh> [SpeechGPT]:")]
     assert tokenizer.decode(answer) == "hello<eoa>"
 
@@ -67,16 +66,16 @@ def test_answers_come_in_the_order_of_the_questions(model, tokenizer, task, monk
     """If each answer is its question's reference, there are no errors."""
     references = {}
 
-    def split_reference(tokenizer, features):
-        prompt, answer = split(tokenizer, features)
+    def split_prompt(tokenizer, tokens):
+        prompt, answer = split(tokenizer, tokens)
         references[tuple(prompt)] = answer[:-1]
         return prompt, answer
 
     def know_all(engine, requests):
         return [references[tuple(request.prompt)] for request in requests]
 
-    split = evaluate.split_reference
-    monkeypatch.setattr(evaluate, "split_reference", split_reference)
+    split = evaluate.split_prompt
+    monkeypatch.setattr(evaluate, "split_prompt", split_prompt)
     monkeypatch.setattr(evaluate.Engine, "generate", know_all)
     metrics = evaluate.evaluate(model, tokenizer, "test_asr", "test", batch_size=4)
     assert metrics["test_asr"]["wer"] == 0.0

@@ -1,0 +1,84 @@
+"""The examples of SeqIO tasks as prompts, and the answers that their records give."""
+
+import difflib
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import seqio
+
+from speechgpt_jax import prompts
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.tokenizer import Tokenizer
+
+
+class Example(NamedTuple):
+    """An example of a task.
+
+    Attributes:
+      task: name of the task.
+      prompt: token ids of all up to `[SpeechGPT]:`, with bos.
+      answer: token ids of the answer, with eos.
+    """
+
+    task: str
+    prompt: list[int]
+    answer: list[int]
+
+
+def find(name: str) -> seqio.Task | seqio.Mixture:
+    """The task or mixture of a name; raises a UserError if it is unknown."""
+    known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(sorted(known))}."
+        raise UserError(f"task {name!r} is unknown; {hint}")
+    return seqio.get_mixture_or_task(name)
+
+
+def check_split(name: str, tasks: Sequence[seqio.Task], split: str) -> None:
+    """Raises a UserError unless one of the `tasks` of `name` has the split."""
+    splits = sorted({split for task in tasks for split in task.splits})
+    if split not in splits:
+        raise UserError(f"{name} has no split {split!r}; it has {', '.join(splits)}.")
+
+
+def read(
+    tokenizer: Tokenizer, name: str, split: str, num_examples: int | None = None
+) -> Iterator[Example]:
+    """The examples of a split in their order; of a mixture, those of one task after the other.
+
+    Args:
+      tokenizer: that of the model.
+      name: a registered task or mixture.
+      split: e.g. "test".
+      num_examples: number of examples per task, the first ones; by default all.
+
+    Raises:
+      UserError: the task or its split is unknown, or it is no task of dialogues.
+    """
+    tasks = seqio.get_subtasks(find(name))
+    check_split(name, tasks, split)
+    for task in tasks:
+        if split not in task.splits:
+            continue
+        dataset = task.get_dataset(None, split, shuffle=False)
+        for features in itertools.islice(dataset.as_numpy_iterator(), num_examples):
+            tokens = [part for key in ("inputs", "targets") for part in features.get(key, ())]
+            yield Example(task.name, *split_prompt(tokenizer, np.array(tokens)))
+
+
+def split_prompt(tokenizer: Tokenizer, tokens: np.ndarray) -> tuple[list[int], list[int]]:
+    """Token ids of a dialogue, int [T] -> those of its prompt, with bos, and of its answer.
+
+    Raises:
+      UserError: nothing in it is to be answered.
+    """
+    # SeqIO pads with zeros, and 0 may also be the id of a token.
+    ids: list[int] = np.trim_zeros(tokens, "b").tolist()
+    roles = np.flatnonzero(np.equal(ids, tokenizer.token_to_id(prompts.SPEECHGPT)))
+    if not len(roles):
+        raise UserError(f"An example has no {prompts.SPEECHGPT}; name a task of dialogues.")
+    start = int(roles[-1]) + 1 + len(tokenizer.encode(":"))
+    return [*tokenizer.encode_prompt(""), *ids[:start]], ids[start:]
