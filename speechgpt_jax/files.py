@@ -119,9 +119,13 @@ def whole_folder(path: Path) -> Iterator[epath.Path]:
                 raise NotADirectoryError(errno.ENOTDIR, "it is a file")
             unfinished.mkdir(parents=True)
             yield unfinished
+            children = list(unfinished.iterdir())
             if path.exists():
-                refuse_existing(path, *(child.name for child in unfinished.iterdir()))
-                for child in unfinished.iterdir():
+                refuse_existing(path, *(child.name for child in children))
+            if is_remote(path):
+                _move_files(unfinished, path)
+            elif path.exists():
+                for child in children:
                     child.rename(path / child.name)
             else:
                 unfinished.rename(path)
@@ -164,6 +168,22 @@ def written_locally(path: Path) -> Iterator[pathlib.Path]:
         elif written.exists():
             epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
             epath.Path(written).copy(path, overwrite=True)
+
+
+def _move_files(folder: epath.Path, target: epath.Path) -> None:
+    """Moves all files of a folder on a bucket.
+
+    TensorFlow takes a folder for a file if the bucket refuses its first question, so that it can't
+    rename a folder; files it can.
+    """
+    children = list(folder.iterdir())
+    # Subfolders first: Orbax's file that marks a step as complete is beside them.
+    for child in sorted(children, key=lambda child: not child.is_dir()):
+        if child.is_dir():
+            _move_files(child, target / child.name)
+        else:
+            target.mkdir(parents=True, exist_ok=True)
+            child.rename(target / child.name)
 
 
 def _unfinished(name: str) -> str:
