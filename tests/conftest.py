@@ -13,6 +13,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     compiled = tempfile.TemporaryDirectory(prefix="compiled-")  # Removed when this process ends.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled.name)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    # A bucket that refuses a request is asked again at once, instead of after a second or two.
+    os.environ.setdefault("GCS_RETRY_CONFIG_INIT_DELAY_TIME_US", "0")
     # Looking for plugins of hypothesis in all installed packages takes it two seconds.
     os.environ.setdefault("HYPOTHESIS_NO_PLUGINS", "1")
 

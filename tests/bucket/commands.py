@@ -1,32 +1,16 @@
 """Commands in processes of their own, whose paths are on a stand-in bucket."""
 
 import json
-import multiprocessing
-import os
 import pathlib
 import random
-import runpy
-import sys
 import time
 
+from google.cloud.storage import retry
+
 from speechgpt_jax.files import ASSETS
+from tests import processes
 from tests.bucket.stand_in import Bucket
 
-# Imports once, then forks: importing takes a fresh process several seconds.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    [
-        "clu.metric_writers",
-        "google.cloud.storage",
-        "speechgpt_jax.conversion.adapters",
-        "speechgpt_jax.corpus.synthesize",
-        "speechgpt_jax.corpus.speech_instruct",
-        "speechgpt_jax.decoding.conversation",
-        "speechgpt_jax.evaluation.evaluate",
-        "speechgpt_jax.training.lm",
-        "tasks",
-    ]
-)
 SECONDS = 300
 TINY = [
     "--gin.TOKENIZER=gs://bucket/tokenizer",
@@ -62,17 +46,17 @@ STAGE_2 = [
 
 
 class Shell:
-    """Runs commands with the clients of a bucket; what they print is in the file `log`."""
+    """Runs commands with the clients of a bucket; what they print is in files of `folder`."""
 
     def __init__(self, bucket: Bucket, folder: pathlib.Path):
-        self.bucket, self.log = bucket, folder / "log"
+        self.bucket, self.folder = bucket, folder
 
     def run(self, module: str, *arguments: str) -> str:
         """Runs a command to its end and returns what it printed."""
         process = self._start(module, *arguments)
         process.join(SECONDS)
         process.kill()
-        printed = self.log.read_text()
+        printed = self._printed()
         assert process.exitcode == 0, printed
         return printed
 
@@ -87,22 +71,20 @@ class Shell:
         return process.exitcode != 0
 
     def _start(self, module, *arguments):
-        self.log.write_text("")
-        process = PROCESSES.Process(
-            target=_run_module, args=(module, arguments, self.bucket.environment, self.log)
-        )
-        process.start()
-        return process
+        command = run_module_that_retries_at_once, module, *arguments
+        return processes.start(*command, output=self.folder, **self.bucket.environment)
+
+    def _printed(self):
+        return "".join((self.folder / name).read_text() for name in ("stdout", "stderr"))
 
 
-def _run_module(module, arguments, environment, log):
-    """The body of a process; what it prints goes to the file `log`."""
-    output = os.open(log, os.O_WRONLY | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.environ.update(environment)
-    sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__")
+def run_module_that_retries_at_once(module: str, *arguments: str) -> None:
+    """`python -m module arguments...`, to be called in a process.
+
+    Google's client library has no setting for the seconds that it waits before it tries again.
+    """
+    retry.DEFAULT_RETRY._initial = 0.01
+    processes.run_module(module, *arguments)
 
 
 def put_tokenizer_and_units(bucket: Bucket) -> None:

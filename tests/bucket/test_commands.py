@@ -33,7 +33,7 @@ def bucket():
         rows = [{"path": f"recordings/{clip}.flac", "text": "a few words"} for clip in CLIPS]
         bucket.put("recordings.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
         put_tokenizer_and_units(bucket)
-        bucket.fault_every = 20
+        bucket.fault_every = 40
         yield bucket
 
 
