@@ -206,6 +206,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.scheme = "https"
         self.close_connection = False
 
+    def handle_expect_100(self):
+        """Asks for the body at once; curl waits a second for this line before it sends the body."""
+        is_expected = super().handle_expect_100()
+        self.wfile.flush()
+        return is_expected
+
     def _serve(self):
         if self.headers.get("Transfer-Encoding") == "chunked":  # TensorFlow states a length too.
             body = b"".join(iter(self._chunk, b""))
