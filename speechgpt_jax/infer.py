@@ -40,7 +40,6 @@ from speechgpt_jax.decoding import flags as talk
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import find, read_rows
 from speechgpt_jax.gin_utils import hush_libraries
-from speechgpt_jax.prompts import parse_response
 from speechgpt_jax.speech.audio import SAMPLE_RATE, check_output, load_audio, save_audio
 from speechgpt_jax.speech.sound_devices import open_player
 from speechgpt_jax.training import process_flags
@@ -188,7 +187,8 @@ def answer_question(conversation: Conversation, row: dict) -> dict:
 
 def answer_prompt(conversation: Conversation, prompt: list[int]) -> dict:
     """Parts of the answer to a whole prompt."""
-    response = parse_response(conversation.continued(prompt))
+    parse = conversation.model.tokenizer.template.parse
+    response = parse(conversation.continued(prompt))
     return {"transcript": response.question, "text": response.text, "units": response.units}
 
 

@@ -1,16 +1,23 @@
-"""The dialogue templates, and the parser of responses.
+"""The forms of dialogues, the templates that mark their turns, and the parser of responses.
 
-A template is a format string: `CROSS_MODAL.format(description=..., source=..., target=...)`; units
-are inserted as unit text. Dots and spaces differ between the templates exactly as they do in the
-published SpeechInstruct data (Zhang et al. 2023), on which the released checkpoints were trained.
+A form is a format string: `CROSS_MODAL.format(description=..., source=..., target=...)`; units are
+inserted as unit text. Dots and spaces differ between the forms exactly as they do in the published
+SpeechInstruct data (Zhang et al. 2023), on which the released checkpoints were trained.
 
 Each `*_PROMPT` is the part of a dialogue before the response: decoding starts from it. It ends
 without the space that follows in the dialogue, since that space belongs to the response's first
 word.
+
+Dialogues are written, stored and checked with SpeechGPT's marks. A model reads them in its
+template: SpeechGPT's, or that of its base, which already knows where turns begin and end.
 """
 
 import dataclasses
+import json
 import re
+from typing import NamedTuple
+
+from speechgpt_jax.errors import UserError
 
 HUMAN, SPEECHGPT, END_OF_HUMAN, END_OF_ANSWER = "[Human]", "[SpeechGPT]", "<eoh>", "<eoa>"
 
@@ -81,25 +88,160 @@ class Response:
     source: str = ""
 
 
-def parse_response(text: str) -> Response:
-    """`"what is it?; [ta] a cat; [ua] <sosp><7><eosp><eoa>."` -> its three parts.
+class Turn(NamedTuple):
+    """What precedes and what follows the text of a turn."""
 
-    Args:
-      text: decoded text, with or without the dialogue before the response, and with or without
-        spaces around added tokens. It may be incomplete: the units after an unclosed `<sosp>` are
-        kept, and a missing marker leaves its part empty.
+    start: str
+    end: str
+
+
+# White space beside SpeechGPT's marks, in the syntax that re and TensorFlow share.
+_SPACE = r"[ \t\r\n]*"
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """How the text that a model reads marks the turns of a dialogue.
+
+    Attributes:
+      name: in gin files and in the files of a tokenizer.
+      system, human, answer: what stands around the system prompt, a user's turn and an answer.
+      special_tokens: tokens that the tokenizer must have. The last one ends a turn, and with it
+        the model's answer; without any, the tokenizer's own eos does.
     """
-    dialogue, _, response = text.rpartition(SPEECHGPT)
-    body = response.strip().removeprefix(":")
-    body = body.partition(END_OF_ANSWER)[0]
-    words, _, speech = body.partition("<sosp>")
-    units = [int(unit) for unit in re.findall(r"<([0-9]+)>", speech.partition("<eosp>")[0])]
-    question, chained, answer = words.partition(UNIT_ANSWER)[0].partition(TEXT_ANSWER)
-    if not chained:
-        question, answer = "", question
-    _, source = split_request(dialogue.rpartition(END_OF_HUMAN)[0]) or ("", "")
-    return Response(_clean(question.removeprefix("[tq]")), _clean(answer), units, source)
+
+    name: str
+    system: Turn
+    human: Turn
+    answer: Turn
+    special_tokens: tuple[str, ...] = ()
+
+    @property
+    def human_mark(self) -> str:
+        """Start of a user's turn, without the colon or the line's end that follows."""
+        return _mark(self.human.start)
+
+    @property
+    def answer_mark(self) -> str:
+        """Start of an answer, without the colon or the line's end that follows."""
+        return _mark(self.answer.start)
+
+    @property
+    def colon(self) -> str:
+        """What follows the mark of an answer, without the space of the answer's first word."""
+        return self.answer.start.removeprefix(self.answer_mark).rstrip(" ")
+
+    @property
+    def rewrites(self) -> list[tuple[str, str]]:
+        """Patterns in a dialogue with SpeechGPT's marks, and what replaces them, in this order.
+
+        A dialogue ends without the mark that ends its last answer: eos follows.
+        """
+        if not self.special_tokens:
+            return []
+        end = rf"{_SPACE}<eoa>\.?{_SPACE}"
+        prompt = rf"{_SPACE}<eoh>\.?{_SPACE}\[SpeechGPT\]:?{_SPACE}"
+        return [
+            (end + "$", ""),
+            (end, self.answer.end),
+            (prompt, self.human.end + self.answer.start),
+            (rf"\[Human\]:?{_SPACE}", self.human.start),
+            (" +$", ""),
+        ]
+
+    def render(self, prefix: str, dialogue: str) -> str:
+        """A system prompt and a dialogue, or its beginning, as the model reads it.
+
+        In ChatML, `"Be kind.\\n"`, `"[Human]: hi<eoh>. [SpeechGPT]:"` is
+        `"<|im_start|>system\\nBe kind.<|im_end|>\\n<|im_start|>user\\nhi<|im_end|>\\n"
+        "<|im_start|>assistant\\n"`.
+        """
+        if not self.rewrites:
+            return prefix + dialogue
+        for pattern, replacement in self.rewrites:
+            dialogue = re.sub(pattern, replacement, dialogue)
+        prefix = prefix.strip()
+        return (self.system.start + prefix + self.system.end if prefix else "") + dialogue
+
+    def answer_in(self, response: str) -> str:
+        """A response up to the mark that ends an answer."""
+        for mark in (END_OF_ANSWER, *self.special_tokens[-1:]):
+            response = response.partition(mark)[0]
+        return response
+
+    def parse(self, text: str) -> Response:
+        """`"what is it?; [ta] a cat; [ua] <sosp><7><eosp><eoa>."` -> its three parts.
+
+        Args:
+          text: decoded text, with or without the dialogue before the response, and with or without
+            spaces around added tokens. It may be incomplete: the units after an unclosed `<sosp>`
+            are kept, and a missing marker leaves its part empty.
+        """
+        dialogue, _, response = text.rpartition(self.answer_mark)
+        body = self.answer_in(response.strip().removeprefix(":"))
+        words, _, speech = body.partition("<sosp>")
+        units = [int(unit) for unit in re.findall(r"<([0-9]+)>", speech.partition("<eosp>")[0])]
+        question, chained, answer = words.partition(UNIT_ANSWER)[0].partition(TEXT_ANSWER)
+        if not chained:
+            question, answer = "", question
+        _, source = split_request(dialogue.rpartition(_mark(self.human.end))[0]) or ("", "")
+        return Response(_clean(question.removeprefix("[tq]")), _clean(answer), units, source)
+
+    def jinja(self, with_bos: bool) -> str:
+        """The template as Hugging Face's `chat_template`, with bos in front or without."""
+        turns = {"system": self.system, "user": self.human, "assistant": self.answer}
+        cases = "".join(
+            f"{{% {'elif' if i else 'if'} message['role'] == '{role}' %}}"
+            f"{{{{ {json.dumps(start)} + message['content'] | trim + {json.dumps(end)} }}}}"
+            for i, (role, (start, end)) in enumerate(turns.items())
+        )
+        return (
+            ("{{ bos_token }}" if with_bos else "")
+            + f"{{% for message in messages %}}{cases}{{% endif %}}{{% endfor %}}"
+            + "{% if add_generation_prompt %}"
+            + f"{{{{ {json.dumps(self.answer_mark + self.colon)} }}}}{{% endif %}}"
+        )
+
+
+def _mark(text: str) -> str:
+    return text.rstrip(" .:\n")
 
 
 def _clean(text: str) -> str:
     return text.strip().removesuffix(";").strip()
+
+
+def _headed(name: str, start: str, after: str, end: str, tokens: tuple[str, ...]) -> Template:
+    """A template whose turns begin with the name of a role between two marks."""
+    roles = ("system", "user", "assistant")
+    system, human, answer = (Turn(start + role + after, end) for role in roles)
+    return Template(name, system, human, answer, tokens)
+
+
+# The dots are those of chain of modality.
+SPEECHGPT_TEMPLATE = Template(
+    "speechgpt",
+    Turn("", "\n"),
+    Turn(f"{HUMAN}: ", f"{END_OF_HUMAN}. "),
+    Turn(f"{SPEECHGPT}: ", f"{END_OF_ANSWER}. "),
+)
+# Qwen, SmolLM2 and others.
+CHATML_TEMPLATE = _headed(
+    "chatml", "<|im_start|>", "\n", "<|im_end|>\n", ("<|im_start|>", "<|im_end|>")
+)
+# LLaMA 3; 3.1 and 3.2 add dates to the system prompt, which belong to the prefix here.
+LLAMA3_TEMPLATE = _headed(
+    "llama3",
+    "<|start_header_id|>",
+    "<|end_header_id|>\n\n",
+    "<|eot_id|>",
+    ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+)
+TEMPLATES = {t.name: t for t in (SPEECHGPT_TEMPLATE, CHATML_TEMPLATE, LLAMA3_TEMPLATE)}
+
+
+def template(name: str) -> Template:
+    """The template of a name; raises a UserError if there is none."""
+    if name not in TEMPLATES:
+        raise UserError(f"template {name!r} is unknown; choose from {', '.join(TEMPLATES)}.")
+    return TEMPLATES[name]

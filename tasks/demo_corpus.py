@@ -152,7 +152,7 @@ def add_tasks(
             preprocessors=[*steps, tokenize, seqio.preprocessors.append_eos],
             output_features=_DIALOGUE,
             shuffle_buffer_size=None,
-            postprocess_fn=metrics.read_response,
+            postprocess_fn=metrics.response_parser(VOCABULARY.tokenizer.template),
             metric_fns=[*metric_fns, metrics.form_errors],
         )
 

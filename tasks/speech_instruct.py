@@ -34,6 +34,7 @@ def dialogue_lines(
     direction: str | None = None,
     on_error: str = "stop",
     metric_fns: Sequence[Callable] = (metrics.answer_accuracy,),
+    template: str | None = None,
 ) -> str:
     """Registers a task of SpeechInstruct records and returns its name.
 
@@ -45,8 +46,10 @@ def dialogue_lines(
       on_error: "stop" raises before training if a record is bad; "skip" leaves bad records out and
         logs them.
       metric_fns: metrics of the evaluation.
+      template: name of one of `prompts.TEMPLATES`, in which the model reads the dialogues; None:
+        the one that is saved with the tokenizer.
     """
-    vocabulary = Vocabulary.from_pretrained(tokenizer)
+    vocabulary = Vocabulary.from_pretrained(tokenizer, template)
     check = records.check_dialogues(len(vocabulary.unit_ids))
     return _add_task(
         name,
@@ -64,6 +67,7 @@ def tfds_dialogues(
     data_dir: str | None = None,
     direction: str | None = None,
     metric_fns: Sequence[Callable] = (metrics.answer_accuracy,),
+    template: str | None = None,
 ) -> str:
     """Registers a task of a TFDS dataset that was built, and returns its name.
 
@@ -72,7 +76,7 @@ def tfds_dialogues(
       dataset: e.g. "speech_instruct/cross_modal_instruction:1.0.0".
       tokenizer: folder with the tokenizer.
       data_dir: where `tfds build` wrote it.
-      direction, metric_fns: as in `dialogue_lines`.
+      direction, metric_fns, template: as in `dialogue_lines`.
     """
     source = seqio.TfdsDataSource(dataset, data_dir, read_only=True)
     num_examples = max(map(source.num_input_examples, source.splits))
@@ -80,7 +84,7 @@ def tfds_dialogues(
         name,
         source,
         [preprocessors.only_direction(direction)] if direction else [],
-        Vocabulary.from_pretrained(tokenizer),
+        Vocabulary.from_pretrained(tokenizer, template),
         metric_fns,
         min(num_examples, SHUFFLE_BUFFER),
     )
@@ -91,13 +95,17 @@ def text_instructions(
     tokenizer: str,
     name: str = "text_instruction",
     on_error: str = "stop",
+    template: str | None = None,
 ) -> str:
-    """Registers a task of records with a written `question` and `answer`; returns its name."""
+    """Registers a task of records with a written `question` and `answer`; returns its name.
+
+    The arguments are those of `dialogue_lines`.
+    """
     return _add_task(
         name,
         RecordFiles(files, ("question", "answer"), records.check_texts(), on_error),
         [preprocessors.text_instruction],
-        Vocabulary.from_pretrained(tokenizer),
+        Vocabulary.from_pretrained(tokenizer, template),
         [metrics.answer_accuracy],
     )
 
@@ -117,7 +125,7 @@ def _add_task(name, source, to_dialogues, vocabulary, metric_fns, shuffle_buffer
             "targets": seqio.Feature(vocabulary, add_eos=True),
         },
         shuffle_buffer_size=shuffle_buffer_size,
-        postprocess_fn=metrics.read_response,
+        postprocess_fn=metrics.response_parser(vocabulary.tokenizer.template),
         metric_fns=list(metric_fns),
     )
     return name

@@ -34,7 +34,7 @@ ALLOWED = {
     "host_memory": set(),
     "unit_text": {"errors"},
     "prompts": {"errors"},
-    "tokenizer": {"errors", "files"},
+    "tokenizer": {"errors", "files", "prompts"},
     "sharding": {"errors", "limits"},
     "checkpoints": {"errors", "limits", "files", "sharding"},
     "annotations": set(),

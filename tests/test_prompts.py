@@ -1,9 +1,10 @@
-"""Templates as published, and the parser of responses."""
+"""Forms as published, and the parser of responses."""
 
 import pytest
 
 from speechgpt_jax import prompts
-from speechgpt_jax.prompts import Response, parse_response
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.prompts import SPEECHGPT_TEMPLATE, TEMPLATES, Response
 
 X, Y = "<sosp><1><2><eosp>", "<sosp><7><8><eosp>"
 
@@ -61,7 +62,7 @@ def test_every_form_of_response_is_parsed(form, decoded):
     if decoded:  # A tokenizer puts spaces around added tokens.
         for token in ("<7>", "<8>", *prompts.ROLE_TOKENS):
             text = text.replace(token, f" {token} ")
-    assert parse_response(text) == response
+    assert SPEECHGPT_TEMPLATE.parse(text) == response
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_every_form_of_response_is_parsed(form, decoded):
     ],
 )
 def test_incomplete_responses_keep_their_parts(text, response):
-    assert parse_response(text) == response
+    assert SPEECHGPT_TEMPLATE.parse(text) == response
 
 
 @pytest.mark.parametrize("name", [n for n in dir(prompts) if n.endswith("_PROMPT")])
@@ -83,3 +84,37 @@ def test_a_prompt_begins_its_dialogue(name):
     if name != "RELEASED_PROMPT":
         dialogue = getattr(prompts, name.removesuffix("_PROMPT"))
         assert dialogue.startswith(getattr(prompts, name) + " ")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_form_is_parsed_in_every_template(form, name):
+    dialogue, response = FORMS[form]
+    template = TEMPLATES[name]
+    whole = template.render("Be kind.\n", dialogue)
+    assert template.parse(whole) == template.parse(whole + template.answer.end) == response
+
+
+def test_dialogues_in_chatml():
+    chatml = TEMPLATES["chatml"]
+    start = "<|im_start|>system\nBe kind.<|im_end|>\n"
+    question = f"<|im_start|>user\n{X}<|im_end|>\n<|im_start|>assistant\n"
+    prompt = prompts.SPEECH_TO_SPEECH_PROMPT.format(question_units=X)
+    assert chatml.render("Be kind.\n", prompt) == start + question
+    # The last answer ends with eos, which the data's pipeline adds.
+    turns = f"{prompt} why?; [ta] so.<eoa>. {prompt} how?<eoa>."
+    answers = "why?; [ta] so.<|im_end|>\n", "how?"
+    assert chatml.render("Be kind.", turns) == start + question + question.join(answers)
+    assert chatml.render("", prompts.RELEASED_PROMPT.format(question=X)) == question
+    assert chatml.render("", "<sosp><1><eosp> a cat.") == "<sosp><1><eosp> a cat."
+
+
+def test_the_template_of_speechgpt_changes_nothing():
+    assert SPEECHGPT_TEMPLATE.render("Be kind. \n", "a <eoa>. ") == "Be kind. \na <eoa>. "
+
+
+def test_an_unknown_template():
+    with pytest.raises(
+        UserError, match="'chatlm' is unknown; choose from speechgpt, chatml, llama"
+    ):
+        prompts.template("chatlm")

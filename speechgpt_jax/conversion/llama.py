@@ -202,6 +202,8 @@ def to_hf(
         config, dtype or stored, source.get("config", {}), tokenizer, context_length
     )
     generation = source.get("generation_config") or llama_format.generation_config(fields)
+    if tokenizer and tokenizer.template.special_tokens:
+        generation = generation | {"eos_token_id": [*tokenizer.stop_ids]}
     with files.whole_folder(out) as unfinished:
         merged = _merged_parameters(run, shapes, config)
         tensors = key_table.write(llama_format.TABLE, merged)

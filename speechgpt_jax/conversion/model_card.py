@@ -40,7 +40,8 @@ speechgpt_jax after SpeechGPT (Zhang et al. 2023, arXiv 2305.11000).
 ```
 
 The tokenizer puts bos, if the model has one, in front of a prompt, splits text at added tokens and
-drops the white space around them. Prompts must follow the templates of the training data.
+drops the white space around them. Prompts must have the form of the training data, which
+`tokenizer.apply_chat_template(messages, tokenize=False)` gives them.
 
 ## Configuration of the last stage
 

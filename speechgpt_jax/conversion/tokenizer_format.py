@@ -22,7 +22,7 @@ from etils import epath
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 
-from speechgpt_jax import files
+from speechgpt_jax import files, prompts
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from speechgpt_jax.tokenizer.sentencepiece import read_added_tokens
@@ -204,6 +204,9 @@ def write(tokenizer: Tokenizer, folder: epath.Path, max_length: int) -> None:
         tokenizer.save_pretrained(folder)
         (folder / "tokenizer.json").write_text(build(tokenizer).to_str(pretty=True))
         fields = dict(_SENTENCEPIECE_CONFIG)
+        if tokenizer.added_tokens.keys() >= {*prompts.ROLE_TOKENS}:
+            # Without bos, whose text is no token: `tokenizer(text)` puts it in front.
+            fields["chat_template"] = tokenizer.template.jinja(with_bos=False)
     else:
         assert isinstance(tokenizer, HuggingFaceTokenizer)
         files.write_text(folder / "tokenizer.json", tokenizer.model + "\n")

@@ -22,7 +22,7 @@ from speechgpt_jax.decoding.engine import Engine, Request
 from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.tokenizer import Tokenizer
-from speechgpt_jax.unit_text import units_to_text
+from speechgpt_jax.unit_text import START, units_to_text
 
 CHAIN_FORMS = {
     "speech_to_speech": prompts.SPEECH_TO_SPEECH,
@@ -144,10 +144,11 @@ class ModelSynthesizer:
 
     def _prompt(self, text: str) -> list[int]:
         prompt = prompts.CROSS_MODAL_PROMPT.format(description=prompts.SPEAK, source=text)
-        return self.tokenizer.encode_prompt(prompts.DEFAULT_PREFIX + prompt)
+        # White space before <sosp> has no tokens.
+        return self.tokenizer.encode_dialogue(prompts.DEFAULT_PREFIX, prompt + START)[:-1]
 
     def _units(self, tokens: list[int]) -> UnitsOrReason:
         if len(tokens) == self.max_new_tokens:
             return f"the model wrote {len(tokens)} tokens without an end; see --max_new_tokens"
-        units = prompts.parse_response(self.tokenizer.decode(tokens)).units
+        units = self.tokenizer.template.parse(self.tokenizer.decode(tokens)).units
         return units or "the model wrote no units"

@@ -215,20 +215,24 @@ def only_direction(direction: str) -> Callable[[tf.data.Dataset], tf.data.Datase
 def tokenize_dialogues(
     dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
 ) -> tf.data.Dataset:
-    """`{prefix, plain_text}` -> `{inputs, targets}`, split before the first role token.
+    """`{prefix, plain_text}` -> `{inputs, targets}`, split before the first mark of a user's turn.
 
-    Prefix and dialogue are encoded as one string, because the tokenizer drops the white space
-    before the role token.
+    Prefix and dialogue are encoded as one string, in the template of the vocabulary, because the
+    tokenizer drops the white space before the mark.
     """
-    return _tokenize(dataset, output_features, prompts.HUMAN, lambda roles: roles[0])
+    mark = _template(output_features).human_mark
+    return _tokenize(dataset, output_features, mark, lambda starts, length: starts[0])
 
 
 @as_graph
 def tokenize_answers(
     dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
 ) -> tf.data.Dataset:
-    """Like `tokenize_dialogues`, but split after `[SpeechGPT]`: the loss is on the answer alone."""
-    return _tokenize(dataset, output_features, prompts.SPEECHGPT, lambda roles: roles[-1] + 1)
+    """Like `tokenize_dialogues`, but split after the mark of the last answer, e.g. `[SpeechGPT]`:
+    the loss is on this answer alone.
+    """
+    mark = _template(output_features).answer_mark
+    return _tokenize(dataset, output_features, mark, lambda starts, length: starts[-1] + length)
 
 
 @as_graph
@@ -236,28 +240,52 @@ def tokenize_texts(
     dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
 ) -> tf.data.Dataset:
     """Like `tokenize_dialogues`, but split after the speech: the loss is on the text alone."""
-    return _tokenize(dataset, output_features, unit_text.END, lambda ends: ends[0] + 1)
+    return _tokenize(
+        dataset, output_features, unit_text.END, lambda starts, length: starts[0] + length
+    )
+
+
+def render(prompt_template: prompts.Template, prefix: tf.Tensor, dialogue: tf.Tensor) -> tf.Tensor:
+    """`prompt_template.render` of each dialogue of a batch [B], in a TensorFlow graph."""
+    if not prompt_template.rewrites:
+        return tf.strings.join([prefix, dialogue])
+    for pattern, replacement in prompt_template.rewrites:
+        dialogue = tf.strings.regex_replace(dialogue, pattern, replacement)
+    start, end = prompt_template.system
+    prefix = tf.strings.strip(prefix)
+    system = tf.where(prefix == "", "", tf.strings.join([start, prefix, end]))
+    return tf.strings.join([system, dialogue])
+
+
+def _template(output_features: Mapping[str, seqio.Feature]) -> prompts.Template:
+    return output_features["targets"].vocabulary.tokenizer.template
 
 
 def _tokenize(
     dataset: tf.data.Dataset,
     output_features: Mapping[str, seqio.Feature],
-    role: str,
-    start_of_targets: Callable[[tf.Tensor], tf.Tensor],
+    mark: str,
+    start_of_targets: Callable[[tf.Tensor, int], tf.Tensor],
 ) -> tf.data.Dataset:
+    """Cuts each dialogue where `start_of_targets` says, from the places and length of a mark."""
     vocabulary = output_features["targets"].vocabulary
-    role_id = vocabulary.tokenizer.token_to_id(role)
+    template = vocabulary.tokenizer.template
+    for token in template.special_tokens or (mark,):
+        vocabulary.tokenizer.token_to_id(token)  # Raises a UserError if it is missing.
+    ids = vocabulary.tokenizer.encode(mark)
 
     def encode(dialogues: Example) -> tf.RaggedTensor:
-        return vocabulary.encode_tf(tf.strings.join([dialogues["prefix"], dialogues["plain_text"]]))
+        return vocabulary.encode_tf(render(template, dialogues["prefix"], dialogues["plain_text"]))
 
     def cut(tokens: tf.Tensor) -> Example:
-        roles = tf.where(tokens == role_id)[:, 0]
+        places = tf.size(tokens) - len(ids) + 1
+        matches = [tokens[i : places + i] == id_ for i, id_ in enumerate(ids)]
+        starts = tf.where(tf.reduce_all(matches, axis=0))[:, 0]
         found = tf.debugging.assert_positive(
-            tf.size(roles), f"A dialogue has no {role} in its plain_text."
+            tf.size(starts), f"A dialogue has no {mark} in its plain_text."
         )
         with tf.control_dependencies([found]):
-            start = start_of_targets(roles)
+            start = start_of_targets(starts, len(ids))
         return {"inputs": tokens[:start], "targets": tokens[start:]}
 
     tokens = dataset.batch(_ENCODE_BATCH).map(encode, num_parallel_calls=tf.data.AUTOTUNE)

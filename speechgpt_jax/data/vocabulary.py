@@ -31,8 +31,8 @@ class Vocabulary(seqio.Vocabulary):
         return cls(SentencePieceTokenizer.from_files(model_file, added_tokens))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Vocabulary":
-        return cls(Tokenizer.from_pretrained(folder))
+    def from_pretrained(cls, folder: str | Path, template: str | None = None) -> "Vocabulary":
+        return cls(Tokenizer.from_pretrained(folder, template))
 
     @property
     def bos_id(self) -> int | None:
@@ -53,6 +53,12 @@ class Vocabulary(seqio.Vocabulary):
     @property
     def _base_vocab_size(self) -> int:
         return self.tokenizer.vocab_size
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids` up to the first eos; all of it if eos ends every turn in the template."""
+        if self.tokenizer.template.special_tokens:
+            return self._decode(ids)
+        return super().decode(ids)
 
     def _encode(self, s: str) -> Sequence[int]:
         return self.tokenizer.encode(s)

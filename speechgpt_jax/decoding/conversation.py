@@ -32,7 +32,7 @@ from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.vocoder.streaming import READY, stream
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from speechgpt_jax.tokenizer import Tokenizer
-from speechgpt_jax.unit_text import units_to_text
+from speechgpt_jax.unit_text import START, units_to_text
 
 VOCODER = ASSETS / "vocoder"
 
@@ -221,8 +221,8 @@ class Conversation:
         prompt, form = self._prompt(question, aloud)
         tokens: list[int] = []
         yield from self._events(self._with_history(prompt), form, tokens)
-        response = self.model.tokenizer.decode(tokens).partition(prompts.END_OF_ANSWER)[0]
-        self._remember_response(prompt, response)
+        tokenizer = self.model.tokenizer
+        self._remember_response(prompt, tokenizer.template.answer_in(tokenizer.decode(tokens)))
 
     def remember(self, question: Question, text: str, units: Sequence[int] = ()) -> None:
         """Adds a turn that was answered elsewhere, by a text and perhaps by units too.
@@ -266,7 +266,8 @@ class Conversation:
     def speaking(self, text: str, description: str = prompts.SPEAK) -> Generator[Event]:
         """Events of reading a text aloud; the turn is not remembered."""
         prompt = prompts.CROSS_MODAL_PROMPT.format(description=description, source=text)
-        return self._events(self._encode(prompt), "units", [])
+        # White space before <sosp> has no tokens.
+        return self._events(self._encode(prompt + START)[:-1], "units", [])
 
     def answer(self, question: Question, *, aloud: bool = True) -> Reply:
         """The whole reply to a question; see `ask`."""
@@ -285,7 +286,7 @@ class Conversation:
         self.history.clear()
 
     def _encode(self, text: str) -> list[int]:
-        return self.model.tokenizer.encode_prompt(self.prefix + text)
+        return self.model.tokenizer.encode_dialogue(self.prefix, text)
 
     def _with_history(self, prompt: str) -> list[int]:
         """Token ids of the prompt after as many of the last turns as `history_tokens` allow."""

@@ -107,9 +107,10 @@ def evaluate(
 ) -> Metrics:
     """Scores a SeqIO task, or each task of a mixture that has metrics and this split.
 
-    The model reads everything up to `[SpeechGPT]:` and writes the answer.
+    The model reads everything up to `[SpeechGPT]:` or its template's mark and writes the answer.
     """
     check_task(task, split)
+    examples.check_template(tokenizer, task)
     evaluator = seqio.Evaluator(
         task,
         seqio.PrefixLMFeatureConverter(pack=False),

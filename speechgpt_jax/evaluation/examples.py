@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import seqio
 
-from speechgpt_jax import prompts
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.tokenizer import Tokenizer
 
@@ -18,7 +17,7 @@ class Example(NamedTuple):
 
     Attributes:
       task: name of the task.
-      prompt: token ids of all up to `[SpeechGPT]:`, with bos.
+      prompt: token ids of all up to the mark of the answer, with bos.
       answer: token ids of the answer, with eos.
     """
 
@@ -44,6 +43,17 @@ def check_split(name: str, tasks: Sequence[seqio.Task], split: str) -> None:
         raise UserError(f"{name} has no split {split!r}; it has {', '.join(splits)}.")
 
 
+def check_template(tokenizer: Tokenizer, name: str) -> None:
+    """Raises a UserError if the dialogues of a task are not in the template of the run."""
+    for task in seqio.get_subtasks(find(name)):
+        theirs = task.output_features["targets"].vocabulary.tokenizer.template
+        if theirs != tokenizer.template:
+            raise UserError(
+                f"task {task.name} has the template {theirs.name!r} and the run"
+                f" {tokenizer.template.name!r}: give the task the run's tokenizer."
+            )
+
+
 def read(
     tokenizer: Tokenizer, name: str, split: str, num_examples: int | None = None
 ) -> Iterator[Example]:
@@ -56,10 +66,12 @@ def read(
       num_examples: number of examples per task, the first ones; by default all.
 
     Raises:
-      UserError: the task or its split is unknown, or it is no task of dialogues.
+      UserError: the task or its split is unknown, or it is no task of dialogues in the template of
+        the model.
     """
     tasks = seqio.get_subtasks(find(name))
     check_split(name, tasks, split)
+    check_template(tokenizer, name)
     for task in tasks:
         if split not in task.splits:
             continue
@@ -77,8 +89,14 @@ def split_prompt(tokenizer: Tokenizer, tokens: np.ndarray) -> tuple[list[int], l
     """
     # SeqIO pads with zeros, and 0 may also be the id of a token.
     ids: list[int] = np.trim_zeros(tokens, "b").tolist()
-    roles = np.flatnonzero(np.equal(ids, tokenizer.token_to_id(prompts.SPEECHGPT)))
-    if not len(roles):
-        raise UserError(f"An example has no {prompts.SPEECHGPT}; name a task of dialogues.")
-    start = int(roles[-1]) + 1 + len(tokenizer.encode(":"))
+    template = tokenizer.template
+    mark = tokenizer.encode(template.answer_mark)
+    found = [i for i in range(len(ids)) if ids[i : i + len(mark)] == mark]
+    if not found:
+        raise UserError(f"An example has no {template.answer_mark}; name a task of dialogues.")
+    start = found[-1] + len(mark)
+    # White space before <sosp> has no tokens.
+    colon = tokenizer.encode(template.colon)
+    if ids[start : start + len(colon)] == colon:
+        start += len(colon)
     return [*tokenizer.encode_prompt(""), *ids[:start]], ids[start:]

@@ -1,22 +1,22 @@
 """SeqIO metric functions: targets and predictions, lists of `prompts.Response` -> {name: value}."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jiwer
 import numpy as np
 import numpy.typing as npt
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.prompts import Response, parse_response
+from speechgpt_jax.prompts import Response, Template
 
 # Bootstrap samples behind each interval.
 RESAMPLES = 1_000
 
 
-def read_response(text: str, **unused) -> Response:
-    """Parses the text of a target or prediction: the postprocessor of every dialogue task."""
-    return parse_response(text)
+def response_parser(template: Template) -> Callable[..., Response]:
+    """The postprocessor of every dialogue task: parses the text of a target or prediction."""
+    return lambda text, **unused: template.parse(text)
 
 
 def word_error_rate(

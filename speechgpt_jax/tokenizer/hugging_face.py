@@ -6,9 +6,11 @@ tokens by their `lstrip`, `rstrip` and `normalized`, and special tokens in a tex
 
 A folder has tokenizer.json and, where they exist, tokenizer_config.json, special_tokens_map.json
 and chat_template.jinja, which name the special tokens, and generation_config.json or config.json,
-which name the tokens that end an answer.
+which name the tokens that end an answer. `dialogue_template` in tokenizer_config.json names one of
+`prompts.TEMPLATES`, of which `chat_template` then is Hugging Face's form.
 """
 
+import itertools
 import json
 import os
 import re
@@ -18,7 +20,7 @@ from typing import Any
 import tokenizers
 from etils import epath
 
-from speechgpt_jax import files
+from speechgpt_jax import files, prompts
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.tokenizer.interface import Tokenizer
 
@@ -40,7 +42,8 @@ class HuggingFaceTokenizer(Tokenizer):
           stop_ids: ids that end an answer besides eos.
 
         Raises:
-          UserError: the content is damaged, or there is no eos.
+          UserError: the content is damaged, there is no eos, or the template is unknown or needs
+            tokens that are missing.
         """
         self.config = dict(config)
         self._fast = _load(model)
@@ -56,6 +59,9 @@ class HuggingFaceTokenizer(Tokenizer):
             id_ for token, id_ in self._fast.get_vocab().items() if _BYTE.fullmatch(token)
         )
         self.bos_id = self._bos_id()
+        self.template = prompts.template(config.get("dialogue_template", self.template.name))
+        # Their texts are part of decoded dialogues.
+        self._marks = {self.token_to_id(token): token for token in self.template.special_tokens}
         eos_id = self._named("eos_token")
         if eos_id is None and not stop_ids:
             raise UserError(
@@ -123,6 +129,19 @@ class HuggingFaceTokenizer(Tokenizer):
                 )
         return HuggingFaceTokenizer(extended.to_str(), self.config, self.stop_ids)
 
+    def with_template(self, name: str) -> "HuggingFaceTokenizer":
+        template = prompts.template(name)
+        fields = self.config | {
+            "dialogue_template": name,
+            "chat_template": template.jinja(with_bos=self.bos_id is not None),
+        }
+        if template.special_tokens:
+            fields["eos_token"] = template.special_tokens[-1]
+        try:
+            return HuggingFaceTokenizer(self.model, fields, self.stop_ids)
+        except UserError as error:
+            raise UserError(f"template {name!r} does not fit the tokenizer: {error}") from error
+
     @property
     def model(self) -> str:
         """Content of tokenizer.json."""
@@ -138,7 +157,9 @@ class HuggingFaceTokenizer(Tokenizer):
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids` without special tokens; bytes that are no UTF-8 become U+FFFD.
+        """Text of `ids`; bytes that are no UTF-8 become U+FFFD.
+
+        Special tokens are left out, except those of the template, which show where turns end.
 
         Raises:
           UserError: no token has one of these ids.
@@ -147,7 +168,13 @@ class HuggingFaceTokenizer(Tokenizer):
         for id_ in ids:
             if id_ not in self._ids:
                 raise UserError(f"No token has id {id_}; this tokenizer has {self.vocab_size} ids.")
-        return self._fast.decode(ids, skip_special_tokens=True)
+        parts = [
+            "".join(map(self._marks.__getitem__, run))
+            if are_marks
+            else self._fast.decode([*run], skip_special_tokens=True)
+            for are_marks, run in itertools.groupby(ids, self._marks.__contains__)
+        ]
+        return "".join(parts)
 
     def token_to_id(self, token: str) -> int:
         id_ = self._fast.token_to_id(token)

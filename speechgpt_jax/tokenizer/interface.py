@@ -4,7 +4,7 @@ import abc
 import os
 from collections.abc import Iterable, Sequence
 
-from speechgpt_jax import files
+from speechgpt_jax import files, prompts
 from speechgpt_jax.errors import UserError
 
 
@@ -24,6 +24,7 @@ class Tokenizer(abc.ABC):
       stop_ids: ids that end an answer; `eos_id` is one of them.
       pad_id: fills the end of a batch's rows; never part of a text.
       unk_id: id of the unknown piece; None if every text has ids of its own.
+      template: marks the turns of the dialogues that the model reads; saved with the tokenizer.
     """
 
     added_tokens: dict[str, int]
@@ -32,16 +33,23 @@ class Tokenizer(abc.ABC):
     stop_ids: tuple[int, ...]
     pad_id: int
     unk_id: int | None
+    template: prompts.Template = prompts.SPEECHGPT_TEMPLATE
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike) -> "Tokenizer":
+    def from_pretrained(cls, folder: str | os.PathLike, template: str | None = None) -> "Tokenizer":
         """Reads the tokenizer of a run or of a Hugging Face folder.
 
         A SentencePiece model (`tokenizer.model`) is preferred to `tokenizer.json`: the released
         SpeechGPT was trained with its ids.
 
+        Args:
+          folder: has its files.
+          template: name of one of `prompts.TEMPLATES`, which replaces the one that is saved with
+            the tokenizer; where neither is given it is SpeechGPT's.
+
         Raises:
-          UserError: its files are missing or damaged.
+          UserError: its files are missing or damaged, or the template is unknown or needs tokens
+            that it lacks.
         """
         # Imported here because those modules import this one.
         from speechgpt_jax.tokenizer.hugging_face import HuggingFaceTokenizer
@@ -49,12 +57,14 @@ class Tokenizer(abc.ABC):
 
         folder = files.find(folder)
         if (folder / "tokenizer.model").exists():
-            return SentencePieceTokenizer.from_folder(folder)
-        if (folder / "tokenizer.json").exists():
-            return HuggingFaceTokenizer.from_folder(folder)
-        raise UserError(
-            f"{folder} has no tokenizer; expected a tokenizer.model or a tokenizer.json in it."
-        )
+            tokenizer: Tokenizer = SentencePieceTokenizer.from_folder(folder)
+        elif (folder / "tokenizer.json").exists():
+            tokenizer = HuggingFaceTokenizer.from_folder(folder)
+        else:
+            raise UserError(
+                f"{folder} has no tokenizer; expected a tokenizer.model or a tokenizer.json in it."
+            )
+        return tokenizer.with_template(template) if template else tokenizer
 
     @abc.abstractmethod
     def save_pretrained(self, folder: str | os.PathLike) -> None:
@@ -71,6 +81,14 @@ class Tokenizer(abc.ABC):
         """
 
     @abc.abstractmethod
+    def with_template(self, name: str) -> "Tokenizer":
+        """This tokenizer with another template.
+
+        Raises:
+          UserError: the template is unknown, or needs tokens that this tokenizer lacks.
+        """
+
+    @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
         """Ids of `text`."""
 
@@ -78,9 +96,18 @@ class Tokenizer(abc.ABC):
         """Ids of a text that a model reads: bos, if it has one, then those of `text`."""
         return ([] if self.bos_id is None else [self.bos_id]) + self.encode(text)
 
+    def encode_dialogue(self, prefix: str, dialogue: str) -> list[int]:
+        """Ids of a dialogue, or of its beginning, that a model reads in its template.
+
+        Args:
+          prefix: the system prompt.
+          dialogue: text with SpeechGPT's marks, in one of the forms of `prompts`.
+        """
+        return self.encode_prompt(self.template.render(prefix, dialogue))
+
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids` without control tokens.
+        """Text of `ids` without control tokens, except those that mark turns in the template.
 
         Raises:
           UserError: no token has one of these ids.

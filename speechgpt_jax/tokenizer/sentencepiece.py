@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import sentencepiece
 from etils import epath
 
-from speechgpt_jax import files
+from speechgpt_jax import files, prompts
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.tokenizer.interface import Tokenizer
 from speechgpt_jax.tokenizer.patterns import any_of
@@ -88,6 +88,14 @@ class SentencePieceTokenizer(Tokenizer):
             raise UserError(f"the tokenizer has a token {known[0]!r} already.")
         new = {token: self.vocab_size + i for i, token in enumerate(tokens)}
         return SentencePieceTokenizer(self.model, self.added_tokens | new)
+
+    def with_template(self, name: str) -> "SentencePieceTokenizer":
+        if prompts.template(name) is not self.template:
+            raise UserError(
+                f"template {name!r} is for a tokenizer.json; a SentencePiece model has only"
+                f" {self.template.name!r}."
+            )
+        return self
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; text such as "</s>" never becomes a control token."""

@@ -1,4 +1,4 @@
-"""A base with a byte-level tokenizer gets units, is trained, asked, evaluated and exported."""
+"""A base with a byte-level tokenizer gets units, is trained in its template, asked and exported."""
 
 import dataclasses
 import json
@@ -98,21 +98,23 @@ def task(run, tmp_path_factory):
     record = {"prefix": prompts.DEFAULT_PREFIX, "plain_text": dialogue}
     path.write_text((json.dumps(record) + "\n") * 8)
     files = {"train": str(path), "test": str(path)}
-    name = speech_instruct.dialogue_lines("byte_level", files, str(run / "tokenizer"))
+    name = speech_instruct.dialogue_lines(
+        "byte_level", files, str(run / "tokenizer"), template="chatml"
+    )
     yield name
     seqio.TaskRegistry.remove(name)
 
 
 @pytest.fixture(scope="module")
 def trained(run, task):
-    """Two steps by which the answer is learnt by heart."""
+    """Steps in which the answer is learnt by heart."""
     out = run.parent / "trained"
     lm.train(
         model=model_config(run),
-        tokenizer=Tokenizer.from_pretrained(run / "tokenizer"),
+        tokenizer=Tokenizer.from_pretrained(run / "tokenizer", "chatml"),
         batches=inputs.load_host_batches(task, batch_size=2, sequence_length=160),
-        optimizer=AdamW(learning_rate=1e-3),
-        steps=2,
+        optimizer=AdamW(learning_rate=3e-3),
+        steps=60,
         output_dir=str(out),
         start_from=str(run),
     )
@@ -120,29 +122,43 @@ def trained(run, task):
 
 
 def test_batches_begin_without_bos(run, task):
-    tokenizer = Tokenizer.from_pretrained(run / "tokenizer")
+    tokenizer = Tokenizer.from_pretrained(run / "tokenizer", "chatml")
     batch = next(inputs.load_host_batches(task, batch_size=1, sequence_length=160))
     first = batch["decoder_segment_ids"][0] == 1
-    prefix = tokenizer.encode(prompts.DEFAULT_PREFIX.strip())
+    start, end = tokenizer.template.system
+    prefix = tokenizer.encode(f"{start}{prompts.DEFAULT_PREFIX.strip()}{end}".strip())
     tokens = batch["decoder_input_tokens"][0][first]
     assert tokens[: len(prefix)].tolist() == prefix
     assert batch["decoder_target_tokens"][0][first].tolist()[-1] == tokenizer.eos_id
-    assert "Hello! It's 1984.<eoa>" in tokenizer.decode(tokens)
+    response = tokenizer.template.parse(tokenizer.decode(tokens))
+    assert response == prompts.Response("", "Hello! It's 1984.", [], "<sosp><5><199><eosp>")
+    # All but the prefix has a loss.
+    losses = batch["decoder_loss_weights"][0][first]
+    human = tokenizer.encode(tokenizer.template.human_mark)
+    begins = int(np.flatnonzero(losses)[0]) + 1
+    assert losses[begins:].all() and tokens[begins : begins + len(human)].tolist() == human
 
 
 def test_a_trained_run_is_evaluated(trained, task):
     tokenizer = Tokenizer.from_pretrained(trained / "tokenizer")
     assert tokenizer.bos_id is None and len(tokenizer.stop_ids) == 2
     metrics = evaluate.evaluate_run(trained, tasks=[task], num_examples=2, batch_size=2)
-    assert 0 <= metrics[task]["answer_accuracy"] <= 1
+    assert metrics[task]["answer_accuracy"] == 1
 
 
 def test_a_trained_run_answers_as_its_export_does(trained, tmp_path):
     convert_llama.main(["to_hf", str(trained), str(tmp_path / "out")])
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     tokenizer = Tokenizer.from_pretrained(trained / "tokenizer")
-    text = "[Human]: <sosp><5><199><eosp><eoh> [SpeechGPT]: it's 1984"
-    ids = tokenizer.encode_prompt(text)
+    assert tokenizer.template.name == "chatml"
+    content = f"{prompts.TRANSCRIBE}. This is input: <sosp><5><199><eosp>"
+    messages = [
+        {"role": "system", "content": prompts.DEFAULT_PREFIX},
+        {"role": "user", "content": content},
+    ]
+    text = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    dialogue = f"[Human]: {content}<eoh>. [SpeechGPT]:"
+    ids = tokenizer.encode_dialogue(prompts.DEFAULT_PREFIX, dialogue)
     assert theirs(text).input_ids == ids
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     assert model.get_input_embeddings().weight.shape[0] == tokenizer.vocab_size
@@ -150,7 +166,17 @@ def test_a_trained_run_answers_as_its_export_does(trained, tmp_path):
     tokens = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=20)
     engine = Engine(checkpoints.load_model(trained, build_llama), num_slots=1)
     [answer] = engine.generate([Request(ids, 20, tokenizer.stop_ids, sampling=GREEDY)])
-    assert tokenizer.decode(answer) == tokenizer.decode(tokens[0, len(ids) :])
+    for written in (answer, tokens[0, len(ids) :]):
+        assert tokenizer.template.parse(tokenizer.decode(written)).text == "Hello! It's 1984."
+    convert_llama.main(["from_hf", str(tmp_path / "out"), str(tmp_path / "again")])
+    assert llama.run_tokenizer(tmp_path / "again").template == tokenizer.template
+
+
+def test_a_task_in_another_template_is_not_evaluated(run, trained, task):
+    model = checkpoints.load_model(trained, build_llama)
+    tokenizer = Tokenizer.from_pretrained(run / "tokenizer")
+    with pytest.raises(UserError, match="has the template 'chatml' and the run 'speechgpt'"):
+        evaluate.evaluate(model, tokenizer, task, "test")
 
 
 def test_mistakes_are_one_line(base, run, tmp_path):

@@ -1,4 +1,4 @@
-"""Events of written answers: joined they are what `parse_response` finds in the whole text."""
+"""Events of written answers: joined they are what the template's parser finds in the whole text."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -32,7 +32,7 @@ def test_the_events_do_not_depend_on_the_bursts(sizes):
     events = events_of(WHOLE, "speech_to_speech", sizes)
     order = [(Transcript, Text, Units).index(type(event)) for event in events]
     assert order == sorted(order)
-    reply, expected = Reply.of(events), prompts.parse_response(WHOLE)
+    reply, expected = Reply.of(events), prompts.SPEECHGPT_TEMPLATE.parse(WHOLE)
     assert (reply.transcript, reply.units) == (expected.question, expected.units)
     assert reply.text == "it is a [u] cat; or é."
 

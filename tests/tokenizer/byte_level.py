@@ -29,7 +29,10 @@ _TEXTS = [*descriptions.ASR, *descriptions.TTS, "it's 1984, isn't it?", "na\u00e
 _SPECIAL = {
     GPT2: ["<|endoftext|>"],
     QWEN: ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-    LLAMA3: ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"],
+    LLAMA3: [
+        *("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"),
+        *("<|start_header_id|>", "<|end_header_id|>"),
+    ],
 }
 _CONFIG = {
     GPT2: {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"},
@@ -84,14 +87,17 @@ def trained(kind: str) -> str:
     return fast.to_str()
 
 
+def _is_end(token: str) -> bool:
+    return not any(word in token for word in ("start", "begin", "header"))
+
+
 def write(folder: Path, kind: str) -> Path:
     """Writes the files that a checkpoint of this kind has; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(trained(kind))
     (folder / "tokenizer_config.json").write_text(json.dumps(_CONFIG[kind]))
     fast = tokenizers.Tokenizer.from_str(trained(kind))
-    ends = [fast.token_to_id(token) for token in reversed(_SPECIAL[kind]) if "start" not in token]
-    ends = [id_ for id_ in ends if id_ != fast.token_to_id("<|begin_of_text|>")]
+    ends = [fast.token_to_id(token) for token in reversed(_SPECIAL[kind]) if _is_end(token)]
     generation = {"eos_token_id": ends if len(ends) > 1 else ends[0]}
     (folder / "generation_config.json").write_text(json.dumps(generation))
     return folder

@@ -122,6 +122,96 @@ def test_no_piece_of_a_stream_breaks_a_character(tokenizer):
     assert pieces[-1] == "!" and stream.finish() == ""
 
 
+# As SmolLM2-135M-Instruct and Meta-Llama-3-8B-Instruct publish them.
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    "<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] +"
+    " '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+META = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content ="
+    " '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] |"
+    " trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
+    "{% endif %}{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+    "{% endif %}"
+)
+DIALOGUE = "[Human]: hi <5>!<eoh>. [SpeechGPT]: it's; [ta] so.<eoa>. [Human]: <sosp><7><eosp><eoh>"
+PROMPT = DIALOGUE + ". [SpeechGPT]:"
+MESSAGES = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "hi <5>!"},
+    {"role": "assistant", "content": "it's; [ta] so."},
+    {"role": "user", "content": "<sosp><7><eosp>"},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "template", "published"),
+    [(QWEN, "chatml", CHATML), (LLAMA3, "llama3", META), (QWEN, "speechgpt", None)],
+    ids=["chatml", "llama3", "speechgpt"],
+    indirect=["kind"],
+)
+def test_dialogues_are_those_of_apply_chat_template(tokenizer, template, published, tmp_path):
+    import transformers
+
+    tokenizer = tokenizer.with_tokens(UNITS).with_template(template)
+    tokenizer.save_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    answer = {"role": "assistant", "content": "<sosp><9><eosp>"}
+    dialogue = f"{PROMPT} {answer['content']}<eoa>. "
+    for jinja in filter(None, (theirs.chat_template, published)):
+        theirs.chat_template = jinja
+        for messages, text, begins in (
+            (MESSAGES, PROMPT, True),
+            ([*MESSAGES, answer], dialogue, False),
+        ):
+            whole = theirs.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=begins
+            )
+            bos = theirs.bos_token or ""
+            end = "" if begins or template == "speechgpt" else tokenizer.template.answer.end
+            assert bos + tokenizer.template.render("Be kind.\n", text) + end == whole
+            ids = theirs(whole, add_special_tokens=False).input_ids
+            assert tokenizer.encode_dialogue("Be kind.\n", text) + tokenizer.encode(end) == ids
+
+
+@pytest.mark.parametrize(
+    ("kind", "template", "end"),
+    [(QWEN, "chatml", "<|im_end|>"), (LLAMA3, "llama3", "<|eot_id|>")],
+    ids=["chatml", "llama3"],
+    indirect=["kind"],
+)
+def test_a_template_is_saved_with_its_tokenizer(tokenizer, template, end, tmp_path):
+    tokenizer.with_tokens(UNITS).with_template(template).save_pretrained(tmp_path)
+    again = Tokenizer.from_pretrained(tmp_path)
+    assert again.template.name == template
+    assert again.eos_id == again.stop_ids[0] == again.token_to_id(end)
+    ids = again.encode_dialogue("Be kind.\n", PROMPT)
+    start = ids[: len(ids) - len(again.encode(again.template.answer.start))]
+    assert again.decode(start).endswith(f"<sosp><7><eosp>{end}" + "\n" * (template == "chatml"))
+    assert (
+        again.template.parse(again.decode([*ids, *again.encode("so."), again.eos_id])).text == "so."
+    )
+    assert Tokenizer.from_pretrained(tmp_path, "speechgpt").encode_dialogue("", "a") == (
+        tokenizer.encode_prompt("a")
+    )
+
+
+@pytest.mark.parametrize("kind", [GPT2], indirect=True)
+def test_a_template_needs_its_tokens(tokenizer, tmp_path):
+    with pytest.raises(
+        UserError, match=r"'chatml' does not fit the tokenizer: '<\|im_start\|>' is"
+    ):
+        tokenizer.with_template("chatml")
+    with pytest.raises(UserError, match="'llama3' is for a tokenizer"):
+        Tokenizer.from_pretrained(DEMO_TOKENIZER, "llama3")
+    assert Tokenizer.from_pretrained(DEMO_TOKENIZER, "speechgpt").template.name == "speechgpt"
+
+
 def change(**fields):
     def apply(folder):
         path = folder / "tokenizer_config.json"
