@@ -1,10 +1,15 @@
 """The way from recordings to an exported model, with every path on a bucket that fails at times."""
 
+import dataclasses
 import json
 import random
+import re
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
+from speechgpt_jax import prompts
 from speechgpt_jax.files import ASSETS
 from tests.bucket import stand_in
 from tests.bucket.commands import (
@@ -16,9 +21,13 @@ from tests.bucket.commands import (
     run_undisturbed,
     start_and_kill,
 )
+from tests.models.hugging_face import CONFIG, reference
+from tests.tokenizer import byte_level
 
 pytestmark = pytest.mark.slow
 
+# Qwen's embedding has more rows than its tokenizer ids.
+QWEN2 = dataclasses.replace(CONFIG, vocab_size=700, qkv_bias=True)
 CLIPS = ("plain-02415-kal16", "plain-02431-awb", "plain-02457-awb")
 
 
@@ -104,6 +113,32 @@ def test_stage_2_is_evaluated_asked_and_exported(bucket, shell):
 
     shell.run("tools.convert_llama", "to_hf", "gs://bucket/runs/stage2", "gs://bucket/exported")
     assert b"## Stages" in bucket.objects["exported/README.md"].data
+
+
+def test_a_base_of_hugging_face_gets_units_and_goes_back(bucket, shell, tmp_path):
+    reference(QWEN2).save_pretrained(tmp_path)
+    byte_level.write(tmp_path, byte_level.QWEN)
+    bucket.put_folder(tmp_path, "qwen")
+    shell.run("tools.convert_llama", "from_hf", "gs://bucket/qwen", "gs://bucket/runs/qwen")
+    shell.run("tools.pack_run", "gs://bucket/runs/qwen", "gs://bucket/packed")
+    shell.run("tools.convert_llama", "to_hf", "gs://bucket/packed", "gs://bucket/qwen_again")
+    before, after = tensors(bucket, "qwen"), tensors(bucket, "qwen_again")
+    assert before.keys() == after.keys()
+    for name in before:
+        np.testing.assert_array_equal(after[name], before[name])
+
+    extend = "tools.extend_vocabulary", "gs://bucket/packed", "gs://bucket/runs/with_units"
+    printed = shell.run(*extend, "--units=200")
+    first, last = map(int, re.findall(r"new ids (\d+) to (\d+)", printed)[0])
+    assert last - first + 1 == 200 + len(prompts.ROLE_TOKENS)
+    shell.run("tools.convert_llama", "to_hf", extend[-1], "gs://bucket/with_units")
+    rows = tensors(bucket, "with_units")["model.embed_tokens.weight"]
+    assert len(rows) == last + 1
+    np.testing.assert_array_equal(rows[:first], before["model.embed_tokens.weight"][:first])
+
+
+def tensors(bucket, folder):
+    return safetensors.numpy.load(bucket.objects[f"{folder}/model.safetensors"].data)
 
 
 def test_centroids_go_to_fairseq_and_back(bucket, shell):
