@@ -66,6 +66,7 @@ def save_parameters(
                     ocp_v1.partial.save(local, {PARAMS + name: array})
                 # On the host: a device would need several copies of a large array.
                 sums[PARAMS + name] = bit_sum_on_host(array)
+                del array  # Before the next one is read.
             with writing(runs):
                 ocp_v1.partial.finalize(local)
         described = {**(metadata or {}), "base": pointer(runs, base), "checksums": sums}

@@ -6,6 +6,7 @@ run's metadata and exported again.
 """
 
 import dataclasses
+import itertools
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -81,7 +82,10 @@ def from_hf(
     parameters = key_table.read(llama_format.TABLE, source, shapes, ignored)
     _check_room(out, source)
     with files.whole_folder(out) as unfinished:
-        padded = ((name, _padded(name, array, config)) for name, array in parameters)
+        # Unlike a generator, starmap keeps no array while the next one is read.
+        padded = itertools.starmap(
+            lambda name, array: (name, _padded(name, array, config)), parameters
+        )
         checkpoints.save_parameters(unfinished, padded, metadata(config, folder, fields))
         if tokenizer:
             tokenizer.save_pretrained(unfinished / "tokenizer")
