@@ -30,7 +30,7 @@ ALLOWED = {
     "files": {"errors"},
     "limits": {"errors"},
     "arguments": {"errors", "files", "limits"},
-    "compilation_cache": {"arguments"},
+    "compilation_cache": {"arguments", "files"},
     "host_memory": set(),
     "unit_text": {"errors"},
     "prompts": {"errors"},

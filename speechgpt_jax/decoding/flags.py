@@ -21,7 +21,7 @@ from speechgpt_jax.arguments import (
     positive_int,
 )
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import ASSETS, SHIPPED_MODEL, user_cache
+from speechgpt_jax.files import ASSETS, SHIPPED_MODEL
 
 if TYPE_CHECKING:
     from speechgpt_jax.decoding.conversation import Conversation, SpeechModel
@@ -85,10 +85,9 @@ def load_speech_model(**kwargs: Any) -> SpeechModel:
     """The model that the flags name; kwargs are other arguments of `Engine`."""
     if ENGINE.value and (DTYPE.value or INT8.value):
         raise UserError("--dtype and --int8 are for weights here, and --engine has its own.")
-    compilation_cache.use()
+    compilation_cache.use(by_default=True)
     from speechgpt_jax.decoding.conversation import SpeechModel
 
-    keep_compiled_programs()
     if ENGINE.value:
         kwargs["api_key"] = os.environ.get("SPEECHGPT_ENGINE_KEY") or None
     else:
@@ -101,17 +100,6 @@ def load_speech_model(**kwargs: Any) -> SpeechModel:
         context=CONTEXT.value,
         **kwargs,
     )
-
-
-def keep_compiled_programs() -> None:
-    """Lets JAX keep compiled programs for the next start, unless its settings name a folder."""
-    import jax
-
-    folder = user_cache()
-    if folder is not None and jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-        # Reading a program takes a few milliseconds.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 def start_conversation(model: SpeechModel, **kwargs: Any) -> Conversation:

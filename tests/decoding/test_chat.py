@@ -7,11 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
-from speechgpt_jax.decoding import flags
 from speechgpt_jax.decoding.chat import COMMANDS, Chat
 from speechgpt_jax.decoding.conversation import Conversation
 from speechgpt_jax.speech.audio import load_audio
@@ -20,21 +18,6 @@ from tests.decoding.conftest import CLIPS
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-def test_compiled_programs_are_kept_unless_a_folder_is_named(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    named = jax.config.jax_compilation_cache_dir
-    flags.keep_compiled_programs()
-    assert jax.config.jax_compilation_cache_dir == named
-    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
-    try:
-        jax.config.update("jax_compilation_cache_dir", None)
-        flags.keep_compiled_programs()
-        assert jax.config.jax_compilation_cache_dir == f"{tmp_path}/speechgpt_jax/compiled"
-    finally:
-        jax.config.update("jax_compilation_cache_dir", named)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
 
 
 @pytest.fixture
