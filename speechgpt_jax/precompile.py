@@ -1,11 +1,11 @@
-"""Compiles the train step of a run, or its decoding, for a TPU slice that isn't attached.
+"""Compiles the train step of a run, or its decoding, for TPUs or GPUs that aren't attached.
 
     python -m speechgpt_jax.precompile --gin_file=gin/runs/llama_7b_stage1.gin --topology=v5e-256 \\
         [--batch_per_chip=4 | --find_batch] [--decode] [--json=report.json] \\
         [--gin.LlamaConfig.remat=minimal]
 
-Prints whether the program fits into memory, its peak memory, flops and collectives. Needs libtpu
-and a few minutes on a CPU; no data, tokenizer or checkpoint is read.
+Prints whether the program fits into memory, its peak memory, flops and collectives. Needs libtpu,
+or for GPUs jax[cuda13], and a few minutes on a CPU; no data, tokenizer or checkpoint is read.
 """
 
 from __future__ import annotations
@@ -25,15 +25,19 @@ if TYPE_CHECKING:
     from speechgpt_jax.compilation.report import Report
 
 
-def tpu_slice(text: str) -> str:
-    """Type of TPU slices, such as v5e-256."""
-    from speechgpt_jax.compilation.topologies import parse_slice
+def topology(text: str) -> str:
+    """Type of TPU slices and GPUs, such as v5e-256 and h100-64."""
+    from speechgpt_jax.compilation.topologies import check
 
-    return checked(text, parse_slice)
+    return checked(text, check)
 
 
 TOPOLOGY = define(
-    "topology", tpu_slice, None, "A TPU slice, such as v5e-256 or v5p-128.", required=True
+    "topology",
+    topology,
+    None,
+    "A TPU slice, such as v5e-256, or GPUs, such as h100-64.",
+    required=True,
 )
 BATCH_PER_CHIP = define(
     "batch_per_chip",
@@ -70,7 +74,7 @@ def precompile() -> Report:
     from speechgpt_jax import sharding
     from speechgpt_jax.compilation.decoding import report_decoding
     from speechgpt_jax.compilation.report import largest_that_fits
-    from speechgpt_jax.compilation.topologies import slice_devices
+    from speechgpt_jax.compilation.topologies import devices
     from speechgpt_jax.compilation.training import report_training
     from speechgpt_jax.training import inputs, lm
     from speechgpt_jax.training.stage import Stage
@@ -81,7 +85,7 @@ def precompile() -> Report:
     training = Stage(**gin_utils.arguments(lm.train, names))
     batch = gin_utils.arguments(inputs.load_host_batches, ("batch_size", "sequence_length"))
     mesh_config = gin_utils.arguments(lm.train, ("mesh",))["mesh"]
-    mesh = sharding.create_mesh(mesh_config, slice_devices(TOPOLOGY.value, mesh_config.slices))
+    mesh = sharding.create_mesh(mesh_config, devices(TOPOLOGY.value, mesh_config.slices))
     report_program = report_decoding if DECODE.value else report_training
     report_rows = functools.partial(report_program, training, mesh, length=batch["sequence_length"])
     if FIND_BATCH.value:

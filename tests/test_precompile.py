@@ -1,12 +1,21 @@
 """The main compiles a small model for a small TPU slice on this machine and counts its flops."""
 
 import collections
+import importlib.util
 import json
+import types
 
 import pytest
 
 from speechgpt_jax.compilation.report import OutOfMemory, Report, largest_that_fits
-from speechgpt_jax.compilation.topologies import parse_slice
+from speechgpt_jax.compilation.topologies import (
+    GPUS,
+    devices,
+    parse_gpus,
+    parse_slice,
+    usable_memory,
+)
+from speechgpt_jax.errors import UserError
 from tests import processes
 
 pytestmark = pytest.mark.slow
@@ -136,6 +145,32 @@ def test_slices_have_product_names():
     with pytest.raises(ValueError, match="v4 comes in sizes 8, 16, 32"):
         parse_slice("v4-10")
     with pytest.raises(
-        ValueError, match="'v7-4' is unknown: write one of v4, v5p, v5e, v6e, tpu7x"
+        ValueError, match="'v7-4' is unknown: write one of v4, v5p, v5e, v6e, tpu7x, a100, h100"
     ):
         parse_slice("v7-4")
+
+
+def test_gpus_are_counted_in_hosts_of_eight():
+    assert parse_gpus("h100-64") == (GPUS["h100"], 8, 8)
+    assert parse_gpus("a100-4") == (GPUS["a100"], 1, 4)
+    for size in ("12", "0", "-8", "x", ""):
+        with pytest.raises(UserError, match="h200 comes in 1, 2, 4 and multiples of 8"):
+            parse_gpus(f"h200-{size}")
+    with pytest.raises(UserError, match="h100-8: GPUs have no slices, got 2"):
+        devices("h100-8", num_slices=2)
+
+
+def test_gpus_need_a_compiler(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'jax\[cuda13\]"):
+        devices("h100-8")
+
+
+def test_gpus_have_the_memory_that_a_run_may_use(monkeypatch):
+    h100, tpu = (
+        types.SimpleNamespace(device_kind=kind) for kind in (GPUS["h100"].product, "TPU v5e")
+    )
+    assert usable_memory(h100) == 0.75 * 84942979072
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.9")
+    assert usable_memory(h100) == 0.9 * 84942979072
+    assert usable_memory(tpu) is None

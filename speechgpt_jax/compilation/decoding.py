@@ -20,6 +20,7 @@ def report_decoding(training: Stage, mesh: Mesh, rows: int, length: int) -> Repo
     """Report of writing one token each for `rows` requests, with room for `length` tokens each."""
     return compile_and_report(
         functools.partial(lower_step, training, mesh, rows, length),
+        mesh,
         batch_per_chip=rows / mesh.size,
         model_flops=rows * float(matmul_flops_per_token(training.model, 0)) / mesh.size,
     )

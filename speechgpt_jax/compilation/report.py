@@ -1,4 +1,4 @@
-"""Compiles a program for TPUs that aren't attached, and reports memory, flops and collectives."""
+"""Compiles a program for devices that aren't attached; reports memory, flops and collectives."""
 
 import dataclasses
 import re
@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from speechgpt_jax.compilation.hlo import Collective, program_cost
+from speechgpt_jax.compilation.topologies import usable_memory
 
 GIB = 2**30
 
@@ -29,12 +31,13 @@ class Report:
       peak_gib: peak memory, arguments included; if the program doesn't fit, the memory it needs.
       batch_per_chip: rows of the whole batch divided by the number of chips.
       model_flops_per_chip: flops of the model's matrix products without recomputation and without
-        attention, which flops_per_chip doesn't include on a TPU either.
+        attention, which flops_per_chip doesn't include on TPUs and GPUs either.
       flops_per_chip: flops of the matrix products in the program; None if it doesn't fit.
       argument_gib: parameters, optimizer state and batch; None if it doesn't fit.
       collectives: one row per kind; empty if it doesn't fit.
       compile_seconds: time of tracing and compilation; None if it doesn't fit.
-      available_gib: memory of a chip; None if the program fits, since libtpu names it only then.
+      available_gib: memory of a chip, of a GPU what JAX lets a program use; None if the program
+        fits, since libtpu names it only then.
     """
 
     fits: bool
@@ -62,11 +65,14 @@ class OutOfMemory(Exception):
         return cls(*(_gib(*found.group(i, i + 1)) for i in (1, 3))) if found else None
 
 
-def compile_and_report(lower: Callable, batch_per_chip: float, model_flops: float) -> Report:
+def compile_and_report(
+    lower: Callable, mesh: Mesh, batch_per_chip: float, model_flops: float
+) -> Report:
     """Compiles the jax.stages.Lowered that `lower()` returns.
 
     Args:
       lower: traces the program.
+      mesh: its devices.
       batch_per_chip: as in `Report`.
       model_flops: `Report.model_flops_per_chip`.
     """
@@ -77,9 +83,12 @@ def compile_and_report(lower: Callable, batch_per_chip: float, model_flops: floa
     except OutOfMemory as error:
         return Report(fits=False, peak_gib=error.needed, available_gib=error.available, **sizes)
     memory, cost = compiled.memory_analysis(), program_cost(compiled.as_text())
+    peak, usable = memory.peak_memory_in_bytes, usable_memory(mesh.devices.flat[0])
+    if usable is not None and peak > usable:  # The compiler for GPUs doesn't check it.
+        return Report(fits=False, peak_gib=peak / GIB, available_gib=usable / GIB, **sizes)
     return Report(
         fits=True,
-        peak_gib=memory.peak_memory_in_bytes / GIB,
+        peak_gib=peak / GIB,
         argument_gib=memory.argument_size_in_bytes / GIB,
         flops_per_chip=cost.matmul_flops,
         collectives=cost.collectives,

@@ -1,4 +1,4 @@
-"""Devices of TPU slices, by product name, for compilation on any machine with libtpu."""
+"""Devices of TPU slices and of GPU clusters, by product name, for compilation without them."""
 
 from __future__ import annotations
 
@@ -68,6 +68,151 @@ GENERATIONS = {
 }
 
 
+# GPUs of a host, joined by NVLink.
+GPUS_PER_HOST = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """A GPU as XLA's compiler describes it; the source is XLA's list of targets.
+
+    Attributes:
+      product: the driver's name of it.
+      capability: major compute capability.
+      cores: streaming multiprocessors.
+      lanes: float32 units of a core.
+      clock: GHz.
+      memory: bytes of memory that programs see.
+      bandwidth: of the memory, bytes/s.
+      cache: bytes of the L2 cache.
+      shared_memory: bytes of shared memory of a core; a block gets 1 KiB less.
+    """
+
+    product: str
+    capability: int
+    cores: int
+    lanes: int
+    clock: float
+    memory: int
+    bandwidth: int
+    cache: int
+    shared_memory: int
+
+    @property
+    def target(self) -> str:
+        """XLA's GpuTargetConfigProto, as text."""
+        fields = {
+            "threads_per_block_limit": 1024,
+            "threads_per_warp": 32,
+            "shared_memory_per_block": 48 * 1024,
+            "shared_memory_per_core": self.shared_memory,
+            "threads_per_core_limit": 2048,
+            "core_count": self.cores,
+            "fpus_per_core": self.lanes,
+            "block_dim_limit_x": 2**31 - 1,
+            "block_dim_limit_y": 2**16 - 1,
+            "block_dim_limit_z": 2**16 - 1,
+            "memory_bandwidth": self.bandwidth,
+            "l2_cache_size": self.cache,
+            "clock_rate_ghz": self.clock,
+            "device_memory_size": self.memory,
+            "shared_memory_per_block_optin": self.shared_memory - 1024,
+            "registers_per_core_limit": 2**16,
+            "registers_per_block_limit": 2**16,
+        }
+        info = " ".join(f"{name}: {value}" for name, value in fields.items())
+        return (
+            f"gpu_device_info {{ {info} cuda_compute_capability {{ major: {self.capability} }} }}"
+            ' platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 }'
+            f' device_description_str: "{self.product}"'
+        )
+
+
+GPUS = {
+    "a100": Gpu(
+        "NVIDIA A100-SXM4-80GB", 8, 108, 64, 1.41, 85100068864, 2039040000000, 41943040, 167936
+    ),
+    "h100": Gpu(
+        "NVIDIA H100 80GB HBM3", 9, 132, 128, 1.98, 84942979072, 3352320000000, 52428800, 233472
+    ),
+    "h200": Gpu(
+        "NVIDIA H200 141GB HBM3e", 9, 132, 128, 1.98, 151397597184, 4800000000000, 52428800, 233472
+    ),
+    "b200": Gpu("NVIDIA B200", 10, 148, 128, 1.965, 191514411008, 7672320000000, 132644864, 233472),
+}
+
+
+def devices(name: str, num_slices: int = 1) -> list[jax.Device]:
+    """Devices of a TPU slice or of GPUs, for compilation only.
+
+    Args:
+      name: a slice such as "v5e-256", or a GPU and how many, such as "h100-64".
+      num_slices: number of such slices; GPUs have one.
+
+    Raises:
+      UserError: there is no such slice or number of GPUs, or no compiler for it.
+    """
+    check(name)
+    if name.partition("-")[0] in GPUS:
+        if num_slices > 1:
+            raise UserError(f"{name}: GPUs have no slices, got {num_slices}; set slices to 1.")
+        return gpu_devices(name)
+    return slice_devices(name, num_slices)
+
+
+def check(name: str) -> None:
+    """Raises a UserError unless `name` is one of `devices`."""
+    parse = parse_gpus if name.partition("-")[0] in GPUS else parse_slice
+    parse(name)
+
+
+def gpu_devices(name: str) -> list[jax.Device]:
+    """Devices of GPUs on hosts with eight each, for compilation only: "h100-64" -> 64 devices.
+
+    Raises:
+      UserError: there is no such GPU, or JAX's plugin for CUDA isn't installed.
+    """
+    gpu, hosts, per_host = parse_gpus(name)
+    if importlib.util.find_spec("jax_cuda13_plugin") is None:
+        raise UserError(
+            "compiling for GPUs needs JAX's compiler for CUDA, but no GPU: pip install"
+            " 'jax[cuda13]==0.10.2', or the extra `gpu`."
+        )
+    # The plugin would refuse to load without a driver.
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+    from jax.experimental import topologies
+
+    topology = topologies.get_topology_desc(
+        platform="cuda",
+        topology_name=name.partition("-")[0],
+        target_config=gpu.target,
+        topology=f"{hosts}x{per_host}x1",
+    )
+    return topology.devices
+
+
+def usable_memory(device: jax.Device) -> float | None:
+    """Bytes of a GPU that JAX lets a program use; None for a TPU, whose compiler checks it.
+
+    As in a run, that is three quarters unless XLA_CLIENT_MEM_FRACTION says otherwise.
+    """
+    sizes = [gpu.memory for gpu in GPUS.values() if gpu.product == device.device_kind]
+    fraction = float(os.environ.get("XLA_CLIENT_MEM_FRACTION", "0.75"))
+    return sizes[0] * fraction if sizes else None
+
+
+def parse_gpus(name: str) -> tuple[Gpu, int, int]:
+    """ "h100-64" -> the GPU, 8 hosts, 8 GPUs per host; UserError if unknown."""
+    family, _, size = name.partition("-")
+    number = int(size) if size.isdecimal() else 0
+    if not number or (number not in (1, 2, 4) and number % GPUS_PER_HOST):
+        raise UserError(
+            f"topology {name!r}: {family} comes in 1, 2, 4 and multiples of {GPUS_PER_HOST}."
+        )
+    per_host = min(number, GPUS_PER_HOST)
+    return GPUS[family], number // per_host, per_host
+
+
 def slice_devices(name: str, num_slices: int = 1) -> list[jax.Device]:
     """Devices of a slice, for compilation only: "v5e-256" -> 256 devices.
 
@@ -107,8 +252,8 @@ def parse_slice(name: str) -> tuple[Generation, tuple[int, int, int]]:
     match = re.fullmatch(r"(\w+)-(\d+)", name)
     if match is None or (generation := GENERATIONS.get(match[1])) is None:
         raise UserError(
-            f"topology {name!r} is unknown: write one of {', '.join(GENERATIONS)}, a dash and the"
-            " size, such as v5e-256 or v5p-128."
+            f"topology {name!r} is unknown: write one of {', '.join([*GENERATIONS, *GPUS])}, a dash"
+            " and the size, such as v5e-256, v5p-128 or h100-64."
         )
     cores = generation.cores_per_chip
     chips, rest = divmod(int(match[2]), cores)

@@ -18,10 +18,11 @@ BATCH_KEYS = ("input_tokens", "target_tokens", "loss_weights", "segment_ids", "p
 def report_training(training: Stage, mesh: Mesh, rows: int, length: int) -> Report:
     """Report of one optimizer step on a batch of `rows` rows of `length` tokens."""
     tokens_per_chip = rows * length / mesh.size
-    # Without attention (length 0): on TPUs it is a Pallas kernel, whose flops XLA can't count.
+    # Without attention (length 0): XLA can't count the flops of Pallas and cuDNN's kernels.
     flops_per_token = training_flops_per_token(training.model, 0, training.trainable)
     return compile_and_report(
         functools.partial(lower_train_step, training, mesh, rows, length),
+        mesh,
         batch_per_chip=rows / mesh.size,
         model_flops=tokens_per_chip * flops_per_token,
     )
