@@ -152,8 +152,7 @@ def devices(name: str, num_slices: int = 1) -> list[jax.Device]:
     Raises:
       UserError: there is no such slice or number of GPUs, or no compiler for it.
     """
-    check(name)
-    if name.partition("-")[0] in GPUS:
+    if _names_gpus(name):
         if num_slices > 1:
             raise UserError(f"{name}: GPUs have no slices, got {num_slices}; set slices to 1.")
         return gpu_devices(name)
@@ -162,8 +161,11 @@ def devices(name: str, num_slices: int = 1) -> list[jax.Device]:
 
 def check(name: str) -> None:
     """Raises a UserError unless `name` is one of `devices`."""
-    parse = parse_gpus if name.partition("-")[0] in GPUS else parse_slice
-    parse(name)
+    parse_gpus(name) if _names_gpus(name) else parse_slice(name)
+
+
+def _names_gpus(name: str) -> bool:
+    return name.partition("-")[0] in GPUS
 
 
 def gpu_devices(name: str) -> list[jax.Device]:
