@@ -25,19 +25,21 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_number
 
-MESH_AXES = ("data", "fsdp", "model")
+MESH_AXES = ("data", "fsdp", "context", "model")
 
 # Pairs of a logical axis and the mesh axis, or axes, over which it is sharded.
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
-# Logical axis -> mesh axis, for parameters and activations. Weights are sharded over `fsdp` along
-# `embed` (ZeRO-3) and over `model` along heads, MLP or vocabulary (Megatron); the batch over both
-# data axes. The activations between layers, which remat saves, are also sharded along their width,
-# `residual`.
+# Logical axis -> mesh axis, for parameters and activations. Weights are sharded over `fsdp` and
+# `context` along `embed` (ZeRO-3) and over `model` along heads, MLP or vocabulary (Megatron); the
+# batch over both data axes, and the length of its rows over `context`. The activations between
+# layers, which remat saves, are also sharded along their width, `residual`. Attention needs whole
+# rows: there the devices of `context` share the heads instead (Jacobs et al. 2023, "Ulysses").
 LOGICAL_AXIS_RULES = (
     ("batch", ("data", "fsdp")),
-    ("length", None),
-    ("embed", "fsdp"),
+    ("length", "context"),
+    ("attention_heads", ("model", "context")),
+    ("embed", ("fsdp", "context")),
     ("residual", "model"),
     ("mlp", "model"),
     ("heads", "model"),
@@ -51,7 +53,7 @@ LOGICAL_AXIS_RULES = (
 # In decoding the weights stay where they are, and the activations of the few new tokens are summed
 # and copied: gathering the weights, as training does, would move gigabytes for every token.
 DECODING_RULES = tuple(
-    (axis, None if axis in ("batch", "residual") else mesh_axis)
+    (axis, None if axis in ("batch", "length", "residual") else mesh_axis)
     for axis, mesh_axis in LOGICAL_AXIS_RULES
 )
 
@@ -64,15 +66,18 @@ class MeshConfig:
       data: number of replicas of the model, each with its own part of the batch; gradients are
         summed over them.
       fsdp: number of shards of the weights, the optimizer state and the batch.
+      context: number of shards of each row of the batch, for long rows; `context` times `model`
+        must divide the number of heads. The weights are sharded over it, too.
       model: number of shards of each layer: tensor parallelism.
       slices: number of TPU slices joined by the data-centre network; `data` must be a multiple of
         it, so that only the gradient sum crosses the slow network.
 
-    One of data, fsdp and model may be -1: the number of devices divided by the other two.
+    One of data, fsdp, context and model may be -1: the number of devices divided by the others.
     """
 
     data: int = 1
     fsdp: int = -1
+    context: int = 1
     model: int = 1
     slices: int = 1
 
@@ -80,31 +85,32 @@ class MeshConfig:
         check_number("slices", self.slices, at_least=1)
 
 
-def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
-    """MeshConfig(data=2, fsdp=-1, model=1) on 8 devices -> (2, 4, 1).
+def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int, int]:
+    """MeshConfig(data=2, fsdp=-1) on 8 devices -> (2, 4, 1, 1), in the order of MESH_AXES.
 
     Raises:
       UserError: the mesh does not fill the devices.
     """
-    sizes = [config.data, config.fsdp, config.model]
+    sizes = [config.data, config.fsdp, config.context, config.model]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError(
-            f"mesh {config}: sizes must be positive; one of data, fsdp and model may be -1."
+            f"mesh {config}: sizes must be positive; one of data, fsdp, context and model may be"
+            " -1."
         )
     if -1 in sizes:
         given = math.prod(size for size in sizes if size != -1)
         sizes[sizes.index(-1)] = num_devices // given
     if math.prod(sizes) != num_devices:
         raise UserError(
-            f"mesh {config} does not fill {num_devices} devices: data * fsdp * model must be"
-            f" {num_devices}; set one of them to -1 to take what the others leave."
+            f"mesh {config} does not fill {num_devices} devices: data * fsdp * context * model"
+            f" must be {num_devices}; set one of them to -1 to take what the others leave."
         )
     if sizes[0] % config.slices:
         raise UserError(
             f"mesh {config}: data must be a multiple of slices, got {sizes[0]} and {config.slices}."
         )
-    data, fsdp, model = sizes
-    return data, fsdp, model
+    data, fsdp, context, model = sizes
+    return data, fsdp, context, model
 
 
 def create_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -114,7 +120,7 @@ def create_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None)
     if config.slices > 1:
         slice_shape = (shape[0] // config.slices, *shape[1:])
         grid = mesh_utils.create_hybrid_device_mesh(
-            slice_shape, (config.slices, 1, 1), devices, allow_split_physical_axes=True
+            slice_shape, (config.slices, 1, 1, 1), devices, allow_split_physical_axes=True
         )
     else:
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
@@ -147,16 +153,16 @@ def create_sharded(make: Callable, mesh: Mesh, *args: Any) -> Any:
         return jax.jit(make, out_shardings=shardings)(*args)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of a batch: rows over `data` and `fsdp`, replicated over `model`."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+def batch_sharding(mesh: Mesh, ndim: int = 2) -> NamedSharding:
+    """Sharding of a batch [B, T, ...]: rows over `data` and `fsdp`, their length over `context`."""
+    return NamedSharding(mesh, PartitionSpec(*(("data", "fsdp"), "context")[:ndim]))
 
 
 def process_share(mesh: Mesh) -> tuple[int, int]:
     """Index of the share of every batch that this process reads, and the number of shares.
 
-    Each process has its own share, except that processes whose devices form one `model` group read
-    the same rows.
+    Each process has its own share, except that processes whose devices form one group of `context`
+    and `model` read the same rows.
 
     Raises:
       UserError: the mesh splits the batch unequally over the processes.
@@ -171,28 +177,36 @@ def process_share(mesh: Mesh) -> tuple[int, int]:
     shares = sorted({tuple(own) for own in rows.values()})
     if sum(map(len, shares)) != len(pieces) or len({len(own) for own in shares}) > 1:
         raise UserError(
-            f"mesh {dict(mesh.shape)} gives the processes unequal shares of a batch: let `model`"
-            " divide, or be a multiple of, the devices of a process."
+            f"mesh {dict(mesh.shape)} gives the processes unequal shares of a batch: let `context`"
+            " times `model` divide, or be a multiple of, the devices of a process."
         )
     return shares.index(tuple(rows[jax.process_index()])), len(shares)
 
 
-def check_rows(rows: int, mesh: Mesh) -> None:
-    """Raises a UserError if a batch of `rows` rows does not divide over the mesh."""
+def check_batch(shape: Sequence[int], mesh: Mesh) -> None:
+    """Raises a UserError if a batch of shape [B, T, ...] or [B] does not divide over the mesh."""
+    rows, length = (*shape, 0)[:2]
     pieces = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % pieces:
         raise UserError(
             f"batch of {rows} rows can't be sharded over data x fsdp = {pieces} pieces;"
             f" try a batch size of {math.ceil(rows / pieces) * pieces}."
         )
+    context = mesh.shape["context"]
+    if length % context:
+        raise UserError(
+            f"rows of length {length} can't be sharded over context = {context} pieces;"
+            f" try a length of {math.ceil(length / context) * context}."
+        )
 
 
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """{key: [rows of this process, ...]} -> {key: global array [B, ...]}."""
-    sharding = batch_sharding(mesh)
     _, shares = process_share(mesh)
-    for rows in batch.values():
-        check_rows(len(rows) * shares, mesh)
-    return {
-        key: jax.make_array_from_process_local_data(sharding, rows) for key, rows in batch.items()
-    }
+    placed = {}
+    for key, own in batch.items():
+        shape = (len(own) * shares, *own.shape[1:])
+        check_batch(shape, mesh)
+        sharding = batch_sharding(mesh, own.ndim)
+        placed[key] = jax.make_array_from_process_local_data(sharding, own, shape)
+    return placed

@@ -231,7 +231,7 @@ from speechgpt_jax.sharding import MeshConfig, create_mesh
 x = jax.random.normal(jax.random.key(0), (16, 8))
 def on(sizes, spec):
     return {"x": jax.device_put(x, NamedSharding(create_mesh(MeshConfig(*sizes)), spec))}
-saved, wanted = on((1, 8, 1), P("fsdp")), on((2, 1, 4), P("data", "model"))
+saved, wanted = on((1, 8), P("fsdp")), on((2, 1, 1, 4), P("data", "model"))
 sums = checksums(saved)
 assert sums == checksums(wanted) == jax.device_get(_bit_sums(wanted))
 store = Checkpoints(sys.argv[1])

@@ -103,11 +103,31 @@ def test_report_of_decoding(precompile):
     assert moved < 2 * LAYERS * LAYER / 10
 
 
-def test_mistakes_are_one_line(precompile):
-    done, report = precompile("--topology=v5e-16")
+def test_long_rows_are_exchanged_for_heads(precompile):
+    context = "--gin.sharding.MeshConfig.context=2"
+    done, report = precompile("--topology=v5p-8", "--batch_per_chip=2", context)
+    assert done.returncode == 0, done.stderr
+    moved = collections.Counter()
+    for row in report["collectives"]:
+        moved[row["op"]] += row["bytes"]
+    # Queries, keys, values and heads: forwards, once more for the backward pass, and their
+    # gradients; the heads are not needed again.
+    tokens = 2 * LENGTH
+    assert moved["all-to-all"] == pytest.approx(11 * LAYERS * tokens * WIDTH * 2, rel=0.3)
+    assert moved["reduce-scatter"] >= 2 * (LAYERS * LAYER + WIDTH * VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("context", "message"),
+    [
+        (1, "batch of 4 rows can't be sharded over data x fsdp = 16 pieces"),
+        (4, "2 attention heads can't be shared by context x model = 4 devices"),
+    ],
+)
+def test_mistakes_are_one_line(precompile, context, message):
+    done, report = precompile("--topology=v5e-16", f"--gin.sharding.MeshConfig.context={context}")
     assert done.returncode == 1 and report is None
-    message = "Error: batch of 4 rows can't be sharded over data x fsdp = 16 pieces"
-    assert done.stderr.splitlines()[-1].startswith(message)
+    assert done.stderr.splitlines()[-1].startswith(f"Error: {message}")
     assert "Traceback" not in done.stderr
 
 

@@ -42,9 +42,9 @@ def abstract_batch(mesh: Mesh, rows: int, length: int) -> dict[str, jax.ShapeDty
     """Shapes of a batch with SeqIO's decoder_* keys, sharded over the mesh.
 
     Raises:
-      UserError: the rows don't divide over the mesh.
+      UserError: the batch doesn't divide over the mesh.
     """
-    sharding.check_rows(rows, mesh)
+    sharding.check_batch((rows, length), mesh)
     placement = sharding.batch_sharding(mesh)
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=placement)
     return {f"decoder_{key}": tokens for key in BATCH_KEYS}

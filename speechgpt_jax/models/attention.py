@@ -5,12 +5,14 @@ blocks of queries. They differ only in rounding; the first two never store score
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from speechgpt_jax.models.collectives import logical_spec
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.models.collectives import constrain, logical_spec, shard_count
 
 # Splash attention: rows are padded to a multiple of LANES; BLOCK is the largest block of queries
 # and of keys.
@@ -26,7 +28,35 @@ def attention(
     value: jax.Array,  # [B, T, K, H]
     segment_ids: jax.Array | None,  # int32 [B, T]; None: one segment
 ) -> jax.Array:
-    """Causal attention within each segment, [B, T, N, H]."""
+    """Causal attention within each segment, [B, T, N, H].
+
+    Where the rows of a batch are sharded along their length, the devices exchange parts of the rows
+    for heads, attend to whole rows, and exchange them back.
+
+    Raises:
+      UserError: these devices can't share the heads equally.
+    """
+    if shard_count("length") == 1:
+        return _whole_rows(query, key, value, segment_ids)
+    num_heads, shards = query.shape[2], shard_count("attention_heads")
+    if num_heads % shards:
+        raise UserError(
+            f"{num_heads} attention heads can't be shared by context x model = {shards} devices;"
+            f" choose sizes whose product divides {num_heads}."
+        )
+    # Each device needs a key head: if there are fewer, they are repeated.
+    repeats = shards // math.gcd(key.shape[2], shards)
+    key, value = (jnp.repeat(x, repeats, axis=2) for x in (key, value))
+    query, key, value = (
+        constrain(x, ("batch", None, "attention_heads", None)) for x in (query, key, value)
+    )
+    if segment_ids is not None:
+        segment_ids = constrain(segment_ids, ("batch", None))
+    heads = _whole_rows(query, key, value, segment_ids)
+    return constrain(heads, ("batch", "length", "heads", None))
+
+
+def _whole_rows(query, key, value, segment_ids):
     platform = target_platform()
     if platform == "tpu":
         return splash_attention(query, key, value, segment_ids)
@@ -152,13 +182,12 @@ def splash_attention(
     attend = functools.partial(_splash, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
-        queries = logical_spec(("batch", "heads", None, None))
-        keys = logical_spec(("batch", "kv_heads", None, None))
+        heads = logical_spec(("batch", "attention_heads", None, None))
         # XLA can't partition a Pallas kernel: each device calls it on its own rows and heads.
         attend = jax.shard_map(
             attend,
-            in_specs=(queries, keys, keys, logical_spec(("batch", None))),
-            out_specs=queries,
+            in_specs=(heads, heads, heads, logical_spec(("batch", None))),
+            out_specs=heads,
             check_vma=False,
         )
     query, key, value = heads_first

@@ -31,6 +31,18 @@ def logical_spec(axes: Axes) -> PartitionSpec:
     return PartitionSpec(*map(rules.get, axes))
 
 
+def shard_count(axis: str) -> int:
+    """Number of devices over which the rules in use shard a logical axis; 1 without a mesh."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes.get(name, 1) for name in _mesh_axes(axis))
+
+
+def _mesh_axes(axis: str) -> tuple[str, ...]:
+    """The mesh axes of a logical axis."""
+    (names,) = logical_spec((axis,))
+    return (names,) if isinstance(names, str) else names or ()
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def matmul(
     x: jax.Array,  # [..., D]
@@ -69,20 +81,22 @@ def weight_gradient(
     `axes` are the kernel's logical axes. XLA would use an all-reduce, which gives every device the
     whole sum: twice the traffic.
     """
-    sizes = jax.sharding.get_abstract_mesh().shape
-    (embed,) = logical_spec(("embed",))
-    if sizes.get(embed, 1) == 1 or "embed" not in axes:
+    if shard_count("embed") == 1 or "embed" not in axes:
         return _contract_rows(x, grad)
-    (batch,) = logical_spec(("batch",))
-    rows = [batch] + [None] * (x.ndim - 2)
+    sizes = jax.sharding.get_abstract_mesh().shape
+    embed = _mesh_axes("embed")
+    others = [name for name in (*_mesh_axes("batch"), *_mesh_axes("length")) if name not in embed]
+    rows = logical_spec(("batch", "length")[: x.ndim - 1])
     inputs, outputs = logical_spec(_without_embed(axes))
     scatter = axes.index("embed")
 
     def summed(x, grad):
         # TPUs store shards of rows more efficiently than shards of columns.
-        pair = (x, grad) if scatter == 0 else (grad, x)
-        shard = reduce_scatter(_contract_rows(*pair), embed, sizes[embed])
-        shard = jax.lax.psum(shard, [axis for axis in batch if axis != embed])
+        shard = _contract_rows(*((x, grad) if scatter == 0 else (grad, x)))
+        for name in embed:
+            if sizes[name] > 1:
+                shard = reduce_scatter(shard, name, sizes[name])
+        shard = jax.lax.psum(shard, others)
         return shard if scatter == 0 else shard.T
 
     return jax.shard_map(

@@ -36,13 +36,16 @@ def load_host_batches(
       mesh: mesh of the run, which determines the rows of this process.
 
     Raises:
-      UserError: a number is not positive, `batch_size` is not a multiple of the number of readers,
-        or that is not a multiple of the number of processes.
+      UserError: a number is not positive, the batch does not divide over the mesh, `batch_size` is
+        not a multiple of the number of readers, or that is not a multiple of the number of
+        processes.
     """
     check_number("batch_size", batch_size, at_least=1)
     check_number("sequence_length", sequence_length, at_least=1)
     check_number("num_readers", 1 if num_readers is None else num_readers, at_least=1)
-    index, shares = sharding.process_share(sharding.create_mesh(mesh))
+    devices = sharding.create_mesh(mesh)
+    sharding.check_batch((batch_size, sequence_length), devices)
+    index, shares = sharding.process_share(devices)
     num_readers = num_readers or shares
     if num_readers % shares:
         raise UserError(
@@ -103,14 +106,14 @@ def load_host_held_out(
       seed: for mixing and the choice of task descriptions.
 
     Raises:
-      UserError: a number is not positive, `batch_size` does not divide over the processes, or the
-        split is unknown or empty.
+      UserError: a number is not positive, the batch does not divide over the mesh, or the split is
+        unknown or empty.
     """
     check_number("batch_size", batch_size, at_least=1)
     check_number("sequence_length", sequence_length, at_least=1)
     check_number("num_batches", 1 if num_batches is None else num_batches, at_least=1)
     devices = sharding.create_mesh(mesh)
-    sharding.check_rows(batch_size, devices)
+    sharding.check_batch((batch_size, sequence_length), devices)
     index, shares = sharding.process_share(devices)
     batches = load_held_out(
         mixture,

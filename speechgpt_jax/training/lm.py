@@ -89,7 +89,7 @@ def train(
       trainable: "all", "embeddings" or "lora"; the rest is frozen and not saved again.
       frozen_dtype: "float32", or "int8" to store the projections under adapters in a quarter of
         the memory.
-      mesh: number of devices along data, fsdp and model.
+      mesh: number of devices along data, fsdp, context and model.
       accumulation: microbatches per step, to save memory.
       loss_columns: tokens of the vocabulary whose logits are in memory at the same time; the
         backward pass computes them again if there are more.

@@ -68,7 +68,7 @@ def train(
         from; None: random parameters.
       start_share: share of the parameters of `start_from` in the written HuBERT, the mean of both:
         it keeps more of what the start did well (Wortsman et al. 2021, arXiv 2109.01903).
-      mesh: number of devices along the axes data, fsdp and model.
+      mesh: number of devices along the axes data, fsdp, context and model.
       save_every: steps from one checkpoint to the next.
       seed: seed of the initial parameters, the crops and the masks.
 

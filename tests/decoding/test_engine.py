@@ -201,6 +201,7 @@ def test_impossible_requests(engine, make, message):
 
 # Eight simulated devices need a flag that JAX reads at its start, so this runs in a new process.
 PROGRAM = """
+import math
 import jax
 from flax import nnx
 from speechgpt_jax import sharding
@@ -212,9 +213,8 @@ from tests.models.hugging_face import CONFIG
 model = Llama(CONFIG, rngs=nnx.Rngs(0))
 requests = [Request([1, *range(5, n)], 12, sampling=GREEDY) for n in (9, 30, 60)]
 expected = Engine(model, num_slots=2, context=256).generate(requests)
-for sizes in [(1, 1, 2), (2, 2, 2)]:
-    devices = jax.devices()[: sizes[0] * sizes[1] * sizes[2]]
-    mesh = sharding.create_mesh(sharding.MeshConfig(*sizes), devices)
+for sizes in [(1, 1, 1, 2), (2, 2, 1, 2)]:
+    mesh = sharding.create_mesh(sharding.MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
     engine = Engine(model, num_slots=2, context=256, mesh=mesh)
     assert engine.generate(requests) == expected
     keys = engine._slots.cache.keys[0]

@@ -74,7 +74,7 @@ def train_in_process(num_processes, process_id, port, folder, mesh, steps, stop,
     others = (f"localhost:{port}", num_processes, process_id) if num_processes > 1 else ()
     with hosts.connected(False, *others), one_line_errors():
         batches = Rows(mesh, stop)
-        held_out = HeldOut("test", [batches.own(random_batch([9] * 8, seed)) for seed in (70, 71)])
+        held_out = HeldOut("test", [batches.own(random_batch([10] * 8, seed)) for seed in (70, 71)])
         run(folder, mesh, steps, batches, held_out=[held_out], evaluate_every=4, **kwargs)
 
 
@@ -187,7 +187,7 @@ def test_two_processes_a_crash_a_preemption_and_four_processes(undisturbed, tmp_
     # Four processes resume the run of two, with the losses of one process that resumes it: the
     # input starts from the beginning for both. Pairs of the four processes read the same rows.
     shutil.copytree(folder, tmp_path / "one")
-    mesh = MeshConfig(data=1, fsdp=2, model=2)
+    mesh = MeshConfig(data=1, fsdp=2, context=2)
     assert start(folder, 4, mesh=mesh, steps=saved + 2) == [0] * 4, log(folder)
     assert f"Resuming from step {saved} " in log(folder)
     assert start(tmp_path / "one", 1, steps=saved + 2) == [0], log(tmp_path / "one")

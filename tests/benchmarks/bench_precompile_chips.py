@@ -1,0 +1,83 @@
+"""Memory and collectives of the paper's runs, compiled for other chips than `bench_precompile`'s.
+
+    python -m tests.benchmarks.bench_precompile_chips gpus         # 24 programs, 20 minutes
+    python -m tests.benchmarks.bench_precompile_chips new_tpus     # 14 programs, 40 minutes
+    python -m tests.benchmarks.bench_precompile_chips gpus --runs llama_7b_stage1
+
+Each program is compiled by `python -m speechgpt_jax.precompile`, which needs jax[cuda13] or libtpu.
+A cell of collectives is that of `bench_precompile`.
+"""
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Callable
+
+from speechgpt_jax import arguments
+from tests.benchmarks import docs_table
+from tests.benchmarks.bench_precompile import (
+    RUNS,
+    collectives_text,
+    compile_run,
+    libtpu_version,
+)
+
+
+def cuda_version() -> str:
+    return f"jax {importlib.metadata.version('jax')} for CUDA 13"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chips:
+    """A table of topologies.
+
+    Attributes:
+      topologies: those whose memory is shown.
+      shown: those whose collectives and largest batch are shown.
+      compiler: version of the compiler.
+    """
+
+    topologies: tuple[str, ...]
+    shown: tuple[str, ...]
+    compiler: Callable[[], str]
+
+
+CHIPS = {
+    "gpus": Chips(("h100-64", "h200-8", "b200-8", "a100-8"), ("h100-64",), cuda_version),
+    "new_tpus": Chips(("v6e-256", "tpu7x-128"), ("v6e-256", "tpu7x-128"), libtpu_version),
+}
+
+
+def main(argv: list[str]) -> None:
+    parser = arguments.Parser(__doc__)
+    parser.add_argument("chips", choices=CHIPS)
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), metavar="RUN")
+    docs_table.add_argument(parser)
+    args = parser.parse_args(argv)
+    chips = CHIPS[args.chips]
+    columns = ["rows per chip", *chips.topologies, *(f"collectives on {x}" for x in chips.shown)]
+    memory = docs_table.Table(f"precompile_{args.chips}", ["peak GiB per chip", *columns])
+    for run in args.runs:
+        rows = RUNS[run][1]
+        reports = {
+            name: compile_run(run, name, f"--batch_per_chip={rows}") for name in chips.topologies
+        }
+        memory.add(
+            run.removeprefix("llama_").replace("b_stage", "B stage "),
+            f"{rows}",
+            *(f"{report['peak_gib']:.2f}" for report in reports.values()),
+            *(collectives_text(reports[name]["collectives"]) for name in chips.shown),
+        )
+    largest = docs_table.Table(
+        f"precompile_{args.chips}_largest",
+        ["7B stage 1", "most rows per chip", "peak GiB per chip"],
+    )
+    for name in chips.shown:
+        report = compile_run("llama_7b_stage1", name, "--find_batch")
+        largest.add(name, f"{report['batch_per_chip']:g}", f"{report['peak_gib']:.2f}")
+    if args.update_docs:
+        for table in (memory, largest):
+            table.update_docs(machine=chips.compiler())
+
+
+if __name__ == "__main__":
+    arguments.run(main)
