@@ -191,6 +191,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     scheme = "http"
     wbufsize = -1
+    disable_nagle_algorithm = True
 
     def log_message(self, *_):
         pass
