@@ -1,5 +1,6 @@
 """Environment of all tests: programs compile fast, and each of them only once."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -9,7 +10,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     # Small models run for milliseconds but compile for seconds, mostly in the fusion emitters.
     flags = os.environ.get("XLA_FLAGS", "")
     fast = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    os.environ["XLA_FLAGS"] = f"{flags} {fast}"
+    # Generating the code of a small program in several parts takes longer than in one.
+    os.environ["XLA_FLAGS"] = f"{flags} {fast} --xla_cpu_parallel_codegen_split_count=1"
     compiled = tempfile.TemporaryDirectory(prefix="compiled-")  # Removed when this process ends.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled.name)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
@@ -17,6 +19,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ.setdefault("GCS_RETRY_CONFIG_INIT_DELAY_TIME_US", "0")
     # Looking for plugins of hypothesis in all installed packages takes it two seconds.
     os.environ.setdefault("HYPOTHESIS_NO_PLUGINS", "1")
+
+# Tracing makes many objects that live; by default Python looks through them after every 700.
+gc.set_threshold(100_000)
 
 
 def pytest_ignore_collect(collection_path, config):

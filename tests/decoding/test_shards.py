@@ -2,15 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from speechgpt_jax.decoding.shards import answer_shards
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.tokenizer import Tokenizer
+from tests import processes
 
 ROWS = [{"text": str(i)} for i in range(10)]
 OPTIONS = {"rows_per_shard": 3, "at_once": 4, "settings": {"task": "answer"}}
@@ -67,14 +65,9 @@ def test_other_settings_are_refused(tmp_path):
 
 def infer(run, *arguments):
     """What the command prints, with two devices."""
-    command = [sys.executable, "-m", "speechgpt_jax.infer", f"--run={run}"]
-    command += ["--max_new_tokens=8", "--context=256", *arguments]
-    flags = "--xla_force_host_platform_device_count=2"
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "XLA_FLAGS": flags}
-    # Programs that compile in less than a second are kept, too.
-    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    command = ["speechgpt_jax.infer", f"--run={run}", "--max_new_tokens=8", "--context=256"]
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    done = processes.run(processes.run_module, *command, *arguments, XLA_FLAGS=flags)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
