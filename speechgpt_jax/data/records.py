@@ -7,8 +7,10 @@ All functions take a batch of records [B] and return strings [B]. The problem of
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import orjson
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
@@ -50,6 +52,7 @@ def parse_lines(lines: tf.Tensor, fields: Sequence[str]) -> tuple[Texts, tf.Tens
     """Lines -> fields and problems; the line is the only field."""
 
     def text(line: bytes, fields: Sequence[str]) -> list[bytes]:
+        line.decode()
         return [line]
 
     return _parse_each(text, lines, fields)
@@ -60,7 +63,10 @@ def _parse_each(
     records: tf.Tensor,
     fields: Sequence[str],
 ) -> tuple[Texts, tf.Tensor]:
-    """Fields and problems, by a function of one record that raises problems as UserErrors."""
+    """Fields and problems, by a function of one record.
+
+    It raises problems as UserErrors, and a UnicodeError if a text is not UTF-8.
+    """
 
     def parse(records):
         rows = [_fields_and_problem(texts_of, record, fields) for record in records]
@@ -74,10 +80,7 @@ def _parse_each(
 
 def _fields_and_problem(texts_of, record: bytes, fields: Sequence[str]) -> tuple[bytes, ...]:
     try:
-        texts = texts_of(record, fields)
-        for text in texts:
-            text.decode()
-        return *texts, b""
+        return *texts_of(record, fields), b""
     except UnicodeError:
         problem = "not UTF-8 text"
     except UserError as error:
@@ -87,12 +90,21 @@ def _fields_and_problem(texts_of, record: bytes, fields: Sequence[str]) -> tuple
 
 def _json_texts(line: bytes, fields: Sequence[str]) -> list[bytes]:
     try:
-        record = json.loads(line.decode())
-        if not isinstance(record, dict):
-            raise UserError("not a JSON object")
-        return [_text(record, field) for field in fields]
+        record = _parsed(line)
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise UserError("not a JSON object")
+    return [_text(record, field) for field in fields]
+
+
+def _parsed(line: bytes) -> Any:
+    # Only one thread parses at a time, and orjson is four times as fast. It refuses NaN and numbers
+    # that take more than 64 bits, which Python writes and reads.
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return json.loads(line.decode())
 
 
 def _example_texts(record: bytes, fields: Sequence[str]) -> list[bytes]:
@@ -107,6 +119,7 @@ def _example_texts(record: bytes, fields: Sequence[str]) -> list[bytes]:
         values = features[field].bytes_list.value
         if len(values) != 1:
             raise UserError(f"`{field}` is not one text")
+        values[0].decode()
         texts.append(values[0])
     return texts
 

@@ -21,6 +21,7 @@ import json
 import pathlib
 import re
 import ssl
+import sys
 import tempfile
 import threading
 import time
@@ -132,8 +133,7 @@ def served() -> Iterator[Bucket]:
             pass
 
         Handler.bucket, Handler.context = bucket, context
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.daemon_threads = True
+        server = _Server(("127.0.0.1", 0), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         bucket.environment = {
@@ -175,6 +175,15 @@ def _certificate(folder: pathlib.Path) -> tuple[pathlib.Path, ssl.SSLContext]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(file, folder / "key.pem")
     return file, context
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """Prints the error, unless a client was killed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Refused(Exception):

@@ -153,6 +153,13 @@ def test_a_bad_record_is_named(tmp_path, name):
         read(dialogues(file))
 
 
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", str(2**70), '"\\ud800"'])
+def test_other_fields_hold_whatever_python_writes(tmp_path, value):
+    record = f'{{"score": {value}, "prefix": "", "plain_text": "[Human] 1"}}\n'
+    (tmp_path / "d.jsonl").write_text(record)
+    assert [row["plain_text"] for row in read(dialogues(tmp_path / "d.jsonl"))] == [b"[Human] 1"]
+
+
 @pytest.mark.slow
 def test_bad_records_are_skipped_counted_and_listed(tmp_path, caplog):
     for name in ("a", "b"):
