@@ -54,8 +54,10 @@ def test_a_clip_has_the_same_units_alone_and_in_any_batch(speech2unit, wavs):
 @pytest.mark.slow
 def test_products_of_bfloat16_change_few_units(speech2unit, wavs):
     fast = Speech2Unit.from_pretrained(dtype="bfloat16")
+    rounded, exact = (np.concatenate(encoder.features(wavs)) for encoder in (fast, speech2unit))
+    assert 0.001 < np.linalg.norm(rounded - exact) / np.linalg.norm(exact) < 0.01
     equal = [a == b for a, b in zip(fast.cluster_ids(wavs), speech2unit.cluster_ids(wavs))]
-    assert 0.985 < np.concatenate(equal).mean() < 1
+    assert np.concatenate(equal).mean() > 0.985
 
 
 @pytest.mark.slow
@@ -106,7 +108,7 @@ def test_frames_attend_to_all_of_a_long_recording(minute, norm_first, monkeypatc
     monkeypatch.setattr(windows, "WIDE_WINDOW", 1000)
     monkeypatch.setattr(batching, "PART_FRAMES", 100)
     config = HubertConfig(
-        conv_dim=(16,) * 7,
+        conv_dim=(4,) * 7,
         hidden_size=32,
         num_layers=3,
         num_heads=2,
@@ -136,7 +138,7 @@ def test_the_warm_up_compiles_for_every_length(num_workers, monkeypatch):
     parallelism = devices.Parallelism(num_workers, rows=1)
     monkeypatch.setattr(devices, "parallelism", lambda: parallelism)
     config = HubertConfig(
-        conv_dim=(16,) * 7,
+        conv_dim=(2,) * 7,
         hidden_size=32,
         num_layers=1,
         num_heads=2,
