@@ -76,7 +76,9 @@ class Vocabulary(seqio.Vocabulary):
     @functools.cached_property
     def _encode_batch(self) -> Callable[[tf.Tensor], tf.RaggedTensor]:  # [B] -> [B, (N)]
         if isinstance(self.tokenizer, SentencePieceTokenizer):
-            return SentencePieceGraph(self.tokenizer)
+            # Traced once, not in every dataset; its parts have no names for autograph to convert.
+            texts = tf.TensorSpec([None], tf.string)
+            return tf.function(SentencePieceGraph(self.tokenizer), [texts], autograph=False)
         assert isinstance(self.tokenizer, HuggingFaceTokenizer)
         return functools.partial(_encode_in_python, self.tokenizer)
 
