@@ -2,8 +2,11 @@
 
     python -m speechgpt_jax.evaluate --tasks=demo_asr,demo_tts --split=test
     python -m speechgpt_jax.evaluate --run=runs/demo/stage2 --tasks=demo_asr --recognise
+    python -m speechgpt_jax.evaluate --answers=answers
 
-The figures are printed and, if a run is named, added to its evaluation.json.
+The figures are printed and, if a run is named, added to its evaluation.json. The answers of
+`infer --prompts_task`, which many hosts can write, are scored without a model; evaluation.json is
+then beside them.
 
 Gin binds other arguments of `evaluate_run`: --gin_file=... --gin.evaluate_run.batch_size=32
 """
@@ -18,16 +21,24 @@ from speechgpt_jax.arguments import (
     output_folder,
     positive_int,
 )
-from speechgpt_jax.files import SHIPPED_MODEL
+from speechgpt_jax.decoding.shards import SETTINGS, read_answers
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import SHIPPED_MODEL, find, read_json
 
 flags.adopt_module_key_flags(compilation_cache)
 RUN = define(
     "run", existing_folder, SHIPPED_MODEL, "Folder of a training run; by default the shipped model."
 )
 OUTPUT_DIR = define(
-    "output_dir", output_folder, None, "Folder for evaluation.json; by default that of --run."
+    "output_dir",
+    output_folder,
+    None,
+    "Folder for evaluation.json; by default that of --run or --answers.",
 )
-TASKS = flags.DEFINE_list("tasks", None, "Names of SeqIO tasks or mixtures.", required=True)
+TASKS = flags.DEFINE_list("tasks", None, "Names of SeqIO tasks or mixtures.")
+ANSWERS = define(
+    "answers", existing_folder, None, "Folder of answers of `infer --prompts_task`, to be scored."
+)
 SPLIT = define("split", nonempty, "test", "Split of the tasks.")
 NUM_EXAMPLES = define(
     "num_examples", positive_int, None, "Number of examples per task; by default all."
@@ -43,21 +54,34 @@ MESH = define(
 
 
 def main() -> None:
+    if (TASKS.value is None) == (ANSWERS.value is None):
+        raise UserError("Give either --tasks, to be answered and scored, or --answers.")
+    if ANSWERS.value and any(flag.present for flag in (RUN, SPLIT, NUM_EXAMPLES, MESH)):
+        raise UserError(
+            "--answers are scored as they are; leave out --run, --split, --num_examples and --mesh."
+        )
+    rows = read_answers(ANSWERS.value) if ANSWERS.value else []
     # Importing TensorFlow takes seconds; wrong flags are reported before.
     import tasks  # noqa: F401 (registers them)
     from speechgpt_jax.evaluation import evaluate, spoken
 
     compilation_cache.use()
-    metrics = gin_utils.call(
-        evaluate.evaluate_run,
-        run=RUN.value,
-        tasks=TASKS.value,
-        split=SPLIT.value,
-        num_examples=NUM_EXAMPLES.value,
-        more_metrics=[spoken.SpokenAnswers.by_default()] if RECOGNISE.value else [],
-        output_dir=OUTPUT_DIR.value or (RUN.value if RUN.present else None),
-        devices=MESH.value,
-    )
+    more_metrics = [spoken.SpokenAnswers.by_default()] if RECOGNISE.value else []
+    if ANSWERS.value:
+        metrics = evaluate.evaluate_answers(rows, more_metrics)
+        split = read_json(find(ANSWERS.value) / SETTINGS)["split"]
+        evaluate.save(OUTPUT_DIR.value or ANSWERS.value, split, metrics)
+    else:
+        metrics = gin_utils.call(
+            evaluate.evaluate_run,
+            run=RUN.value,
+            tasks=TASKS.value,
+            split=SPLIT.value,
+            num_examples=NUM_EXAMPLES.value,
+            more_metrics=more_metrics,
+            output_dir=OUTPUT_DIR.value or (RUN.value if RUN.present else None),
+            devices=MESH.value,
+        )
     print(evaluate.table(metrics))
 
 

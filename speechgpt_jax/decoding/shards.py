@@ -14,9 +14,11 @@ from typing import Any
 
 from etils import epath
 
-from speechgpt_jax.files import keep_settings, write_jsonl
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import keep_settings, read_rows, write_jsonl
 
 SETTINGS = "settings.json"
+_SHARD = "answers-{:05d}-of-{:05d}.jsonl"
 
 
 def answer_shards(
@@ -50,7 +52,31 @@ def answer_shards(
     starts = range(0, len(rows), rows_per_shard)
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
         for number in range(index, len(starts), count):
-            file = folder / f"answers-{number:05d}-of-{len(starts):05d}.jsonl"
+            file = folder / _SHARD.format(number, len(starts))
             if not file.exists():
                 shard = rows[starts[number] : starts[number] + rows_per_shard]
                 write_jsonl(file, map(dict.__or__, shard, pool.map(answer, shard)))
+
+
+def read_answers(folder: str | os.PathLike) -> list[dict]:
+    """The rows of all shards, in their order.
+
+    Raises:
+      UserError: there are none, or some are missing.
+    """
+    folder = epath.Path(folder)
+    files = sorted(folder.glob("answers-*-of-*.jsonl"))
+    if not files:
+        raise UserError(f"{folder} has no answers; expected the folder of `infer --answers`.")
+    count = int(files[0].stem.rpartition("-")[2])
+    missing = [
+        name
+        for name in (_SHARD.format(i, count) for i in range(count))
+        if folder / name not in files
+    ]
+    if missing:
+        raise UserError(
+            f"{folder} lacks {len(missing)} of {count} shards, such as {missing[0]}; give the same"
+            " infer command again."
+        )
+    return [row.fields for file in files for row in read_rows(file)]

@@ -80,7 +80,7 @@ def evaluate_run(
             mesh=mesh,
         )
     if output_dir:
-        _save(epath.Path(output_dir) / "evaluation.json", split, metrics)
+        save(output_dir, split, metrics)
     return metrics
 
 
@@ -145,6 +145,35 @@ def evaluate(
     return metrics
 
 
+def evaluate_answers(rows: Sequence[dict], more_metrics: Sequence[MetricFunction] = ()) -> Metrics:
+    """Scores the answers that `infer --prompts_task` wrote, on any number of hosts.
+
+    Args:
+      rows: of all shards.
+      more_metrics: metrics besides those of the tasks.
+
+    Raises:
+      UserError: these are answers to other prompts, or a task is unknown.
+    """
+    pairs: dict[str, list[tuple[prompts.Response, prompts.Response]]] = {}
+    for row in rows:
+        if "task" not in row:
+            raise UserError("The answers are to no task; expected those of infer --prompts_task.")
+        target = examples.find(row["task"]).postprocess_fn(row["prompt"] + row["target"])
+        answer = row["answer"]
+        prediction = prompts.Response(
+            answer.get("transcript", ""), answer.get("text", ""), answer.get("units", [])
+        )
+        pairs.setdefault(row["task"], []).append((target, prediction))
+    metrics: Metrics = {}
+    for task, of_task in pairs.items():
+        targets, predictions = zip(*of_task)
+        metrics[task] = {}
+        for metric in (*examples.find(task).metric_fns, *more_metrics):
+            metrics[task] |= metric(targets, predictions)
+    return metrics
+
+
 def _generate_all(model, tokenizer, references, batch_size, sampling, mesh) -> np.ndarray:
     """Token ids of the answers, int32 [N, T], in the order of `references`, padded with eos."""
     # Answers longer than 1.5 times the longest reference are wrong anyway.
@@ -162,7 +191,9 @@ def _generate_all(model, tokenizer, references, batch_size, sampling, mesh) -> n
     return answers
 
 
-def _save(path: epath.Path, split: str, metrics: Metrics) -> None:
+def save(folder: str | os.PathLike, split: str, metrics: Metrics) -> None:
+    """Adds the metrics of a split to evaluation.json in `folder`."""
+    path = epath.Path(folder) / "evaluation.json"
     saved = read_json(path) if path.exists() else {}
     saved.setdefault(split, {}).update(metrics)
     write_text(path, json.dumps(saved, indent=2) + "\n")

@@ -5,8 +5,9 @@ import os
 
 import pytest
 
-from speechgpt_jax.decoding.shards import answer_shards
+from speechgpt_jax.decoding.shards import answer_shards, read_answers
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import write_jsonl
 from speechgpt_jax.tokenizer import Tokenizer
 from tests import processes
 
@@ -21,7 +22,7 @@ def squared(row):
 def read(folder):
     files = sorted(folder.glob("answers-*"))
     assert [file.name for file in files] == [f"answers-0000{i}-of-00004.jsonl" for i in range(4)]
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return read_answers(folder)
 
 
 EXPECTED = [row | squared(row) for row in ROWS]
@@ -109,3 +110,18 @@ def test_the_command_answers_the_prompts_of_a_task(untrained_run, tmp_path):
         assert row["prompt"] == tokenizer.decode(example.prompt)
         assert row["target"] == tokenizer.decode(example.answer)
         assert row["answer"].keys() <= {"transcript", "text", "units"}
+
+    # Right answers in the place of some of the model's, and one that is wrong.
+    for shard in shards:
+        rows = [json.loads(line) for line in shard.read_text().splitlines()]
+        for row in rows:
+            right = tokenizer.template.parse(row["target"]).text
+            row["answer"] = {"text": right if row["example"] else f"not {right}"}
+        write_jsonl(shard, rows)
+    done = processes.run(processes.run_module, "speechgpt_jax.evaluate", f"--answers={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "evaluation.json").read_text())["test"]["demo_text_to_text"]
+    assert metrics["answer_accuracy"] == pytest.approx(2 / 3)
+    shards[0].unlink()
+    with pytest.raises(UserError, match="lacks 1 of 2 shards, such as answers-00000-of-00002"):
+        read_answers(tmp_path)
