@@ -46,16 +46,17 @@ def write_cache(
     first: jax.Array,  # int32 [B]
 ) -> jax.Array:
     """Writes each row's next keys (or values) from its index `first` on, [B, K, S, H]."""
-    new = new.swapaxes(1, 2)
-    if target_platform() == "cpu":
-        # XLA's CPU backend would turn the scatter into a loop, which takes longer.
+    if target_platform() != "cpu" and new.shape[1] == 1:
+        # One kernel for all rows; TPUs would update one slice after the other.
+        cached = cached.at[jnp.arange(len(new)), :, first].set(new[:, 0])
+    else:
+        # A loop over the rows: XLA's CPU backend has no scatter, and for longer slices TPUs would
+        # copy the cache.
+        new = new.swapaxes(1, 2)
         for row in range(len(new)):
             cached = jax.lax.dynamic_update_slice(
                 cached, new[row : row + 1], (row, 0, first[row], 0)
             )
-    else:
-        write_row = jax.vmap(jax.lax.dynamic_update_slice_in_dim, in_axes=(0, 0, 0, None))
-        cached = write_row(cached, new, first, 1)
     return constrain(cached, CACHE_AXES)
 
 
