@@ -194,3 +194,7 @@ def test_gpus_have_the_memory_that_a_run_may_use(monkeypatch):
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.9")
     assert usable_memory(h100) == 0.9 * 84942979072
     assert usable_memory(tpu) is None
+    for text in ("all", "nan", "0", "2"):
+        monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", text)
+        with pytest.raises(UserError, match=f"XLA_CLIENT_MEM_FRACTION={text}: expected a number"):
+            usable_memory(h100)

@@ -8,10 +8,14 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from speechgpt_jax.arguments import IllegalValue, finite_float
 from speechgpt_jax.errors import UserError
 
 if TYPE_CHECKING:
     import jax
+
+# Variable with the share of a GPU's memory that JAX lets a run use.
+_FRACTION = "XLA_CLIENT_MEM_FRACTION"
 
 # Number of chips -> chips along each dimension, for the slices that Google Cloud offers.
 SHAPES_2D = {
@@ -196,11 +200,19 @@ def gpu_devices(name: str) -> list[jax.Device]:
 def usable_memory(device: jax.Device) -> float | None:
     """Bytes of a GPU that JAX lets a program use; None for a TPU, whose compiler checks it.
 
-    As in a run, that is three quarters unless XLA_CLIENT_MEM_FRACTION says otherwise.
+    As in a run, that is three quarters unless _FRACTION says otherwise.
+
+    Raises:
+      UserError: that is not a number between 0 and 1.
     """
     sizes = [gpu.memory for gpu in GPUS.values() if gpu.product == device.device_kind]
-    fraction = float(os.environ.get("XLA_CLIENT_MEM_FRACTION", "0.75"))
-    return sizes[0] * fraction if sizes else None
+    if not sizes:
+        return None
+    text = os.environ.get(_FRACTION, "0.75")
+    try:
+        return sizes[0] * finite_float(above=0, at_most=1)(text)
+    except IllegalValue as error:
+        raise UserError(f"{_FRACTION}={text}: {error}") from error
 
 
 def parse_gpus(name: str) -> tuple[Gpu, int, int]:

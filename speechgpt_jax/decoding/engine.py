@@ -16,6 +16,7 @@ thread.
 import collections
 import contextlib
 import dataclasses
+import os
 import queue
 import secrets
 import threading
@@ -35,7 +36,7 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.models.attention import target_platform
 from speechgpt_jax.models.decoder import make_decoder
-from speechgpt_jax.models.llama import DType, Llama
+from speechgpt_jax.models.llama import DType, Llama, LlamaConfig
 
 # Prompts are read in chunks of these numbers of tokens; the small one is for what is left or short.
 # On a CPU 128 tokens take little longer than 32, but 256 more than twice as long; accelerators are
@@ -146,6 +147,19 @@ class Answer:
         self._arrived.put(error)
 
 
+def _check_memory(config: LlamaConfig, num_slots: int, context: int) -> None:
+    """Raises a UserError if this machine can't hold the cache of full slots."""
+    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    needed = per_token * np.dtype(config.dtype).itemsize * num_slots * context
+    present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > present:
+        raise UserError(
+            f"{num_slots} requests of a context of {context} tokens take {needed / 2**30:,.0f} GiB"
+            f" and this machine has {present / 2**30:,.0f}; choose a smaller context or fewer"
+            " requests at once."
+        )
+
+
 class Engine:
     """A model with a number of slots, each of which holds one request."""
 
@@ -175,6 +189,9 @@ class Engine:
           masks: int8 [states, V], the state after each token; negative: the token is forbidden in
             that state. By default there is one state, in which all tokens are allowed.
           mesh: devices over which weights and cache are sharded. Best is a mesh of `model` alone.
+
+        Raises:
+          UserError: a number is out of range, or a CPU's memory can't hold the largest cache.
         """
         check_number("num_slots", num_slots, at_least=1)
         check_number("context", context, at_least=2)
@@ -187,6 +204,10 @@ class Engine:
         with self._on_mesh():
             is_cpu = target_platform() == "cpu"
         self._large_chunk = LARGE_CHUNK_CPU if is_cpu else LARGE_CHUNK
+        if is_cpu:
+            _check_memory(
+                dataclasses.replace(config, dtype=dtype or config.dtype), num_slots, context
+            )
         if masks is None:
             masks = np.zeros((1, config.vocab_size), np.int8)
         padding = config.padded_vocab_size - masks.shape[1]

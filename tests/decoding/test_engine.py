@@ -183,6 +183,13 @@ def test_an_error_reaches_every_reader(model, monkeypatch):
             list(answer)
 
 
+def test_a_context_that_no_memory_holds_is_refused(model):
+    with pytest.raises(
+        ValueError, match=r"4 requests of a context of 10000000000 tokens take .* GiB"
+    ):
+        Engine(model, num_slots=4, context=10**10)
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
