@@ -26,6 +26,7 @@ from speechgpt_jax.arguments import positive_int
 from speechgpt_jax.files import ASSETS
 from tests.benchmarks import docs_table
 from tests.serving import tiny
+from tests.serving.clips import input_audio
 
 QUESTION = ASSETS / "corpus" / "clips" / "question-06200-rms.flac"  # 3.0 s
 PCM16_BYTES_PER_SECOND = 2 * 24_000
@@ -95,11 +96,9 @@ def server() -> Iterator[str]:
 
 def listen(address: str) -> tuple[float, float]:
     """Seconds to the first sound of a reply, and of its piece of sound that was late the most."""
-    data = base64.b64encode(QUESTION.read_bytes()).decode()
-    recording = {"type": "input_audio", "input_audio": {"data": data, "format": "flac"}}
     body = {
         "model": "tiny",
-        "messages": [{"role": "user", "content": [recording]}],
+        "messages": [{"role": "user", "content": [input_audio(QUESTION.read_bytes())]}],
         "modalities": ["text", "audio"],
         "audio": {"voice": "slt", "format": "pcm16"},
         "stream": True,

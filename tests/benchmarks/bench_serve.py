@@ -12,7 +12,6 @@ the time to the first text or sound of a reply, in ms.
 
 import argparse
 import asyncio
-import base64
 import contextlib
 import functools
 import itertools
@@ -30,7 +29,7 @@ from speechgpt_jax import arguments
 from speechgpt_jax.arguments import positive_float, positive_int
 from tests.benchmarks import docs_table
 from tests.serving import tiny
-from tests.serving.clips import CLIP, QUESTION
+from tests.serving.clips import CLIP, QUESTION, input_audio
 
 
 @contextlib.contextmanager
@@ -67,13 +66,11 @@ class Counts:
 
 def bodies() -> Iterator[tuple[dict, str | None]]:
     """Requests, and the answers that are known."""
-    data = base64.b64encode(QUESTION.read_bytes()).decode()
-    recording = {"type": "input_audio", "input_audio": {"data": data, "format": "flac"}}
     aloud = {"modalities": ["text", "audio"], "audio": {"voice": "slt", "format": "pcm16"}}
     drawn = {"temperature": 2.0, "top_p": 1.0, "top_k": 0}
     rows = [
         ({"content": tiny.SUM}, {}, tiny.SUM_ANSWER),
-        ({"content": [recording]}, aloud, CLIP["answer"]),
+        ({"content": [input_audio(QUESTION.read_bytes())]}, aloud, CLIP["answer"]),
         ({"content": tiny.SUM}, aloud, tiny.SUM_ANSWER),
         ({"content": tiny.SUM}, drawn, None),
     ]
@@ -182,8 +179,7 @@ def hostile(rng: random.Random) -> dict:
     recording = bytearray(QUESTION.read_bytes())
     for _ in range(30):
         recording[rng.randrange(len(recording))] = rng.randrange(256)
-    audio = {"data": base64.b64encode(recording).decode(), "format": "flac"}
-    part = {"type": "input_audio", "input_audio": audio}
+    part = input_audio(recording)
     bodies = [
         noise,
         b"[" * rng.randrange(1, 10**6),

@@ -10,13 +10,13 @@ import pytest
 from speechgpt_jax.serving import sound
 from speechgpt_jax.speech.audio import load_audio
 from tests.serving import tiny
-from tests.serving.clips import CLIP, QUESTION
+from tests.serving.clips import CLIP, QUESTION, input_audio
 
 pytestmark = pytest.mark.slow
 
 TEXT = [{"role": "user", "content": tiny.SUM}]
-RECORDING = base64.b64encode(QUESTION.read_bytes()).decode()
-PART = {"type": "input_audio", "input_audio": {"data": RECORDING, "format": "flac"}}
+PART = input_audio(QUESTION.read_bytes())
+RECORDING = PART["input_audio"]["data"]
 SPOKEN = [{"role": "user", "content": [PART]}]
 ALOUD = {"modalities": ["text", "audio"], "audio": {"voice": "slt", "format": "wav"}}
 STREAMED = {**ALOUD, "audio": {"voice": "slt", "format": "pcm16"}, "stream": True}

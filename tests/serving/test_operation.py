@@ -1,6 +1,5 @@
 """Operation of the server: keys, limits, health, metrics, logs, hostile and slow clients."""
 
-import base64
 import concurrent.futures
 import contextlib
 import http.client
@@ -20,7 +19,7 @@ from speechgpt_jax.serving import server, sound
 from speechgpt_jax.serving.talker import Limits
 from tests.compilations import compiled_programs
 from tests.serving import tiny
-from tests.serving.clips import CLIP, QUESTION
+from tests.serving.clips import CLIP, QUESTION, input_audio
 
 pytestmark = pytest.mark.slow
 
@@ -171,11 +170,9 @@ def test_readiness_follows_the_warm_up():
 
 
 def test_a_spoken_question_after_the_warm_up_compiles_nothing(address):
-    data = base64.b64encode(QUESTION.read_bytes()).decode()
-    recording = {"type": "input_audio", "input_audio": {"data": data, "format": "flac"}}
     body = {
         "model": "tiny",
-        "messages": [{"role": "user", "content": [recording]}],
+        "messages": [{"role": "user", "content": [input_audio(QUESTION.read_bytes())]}],
         "modalities": ["text", "audio"],
         "audio": {"voice": "slt", "format": "wav"},
     }
