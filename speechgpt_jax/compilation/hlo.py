@@ -109,12 +109,14 @@ class _Walk:
         ]
         return Cost(self.flops, tuple(sorted(rows, key=lambda row: -row.bytes)))
 
-    def _visit(self, name, times):
+    def _visit(self, name, times, asynchronous=False):
         for instruction in self.computations[name]:
-            self._count(instruction, times)
+            self._count(instruction, times, asynchronous)
             inner, loops = self._called(instruction)
+            # A call that SparseCores run beside other work.
+            starts = asynchronous or instruction.opcode == "call-start"
             for computation in inner:
-                self._visit(computation, times * loops)
+                self._visit(computation, times * loops, starts)
 
     def _called(self, instruction) -> tuple[list[str], int]:
         """Names of the computations that an instruction calls, and the number of calls."""
@@ -122,21 +124,23 @@ class _Walk:
             return instruction.calls("body"), self._trip_count(instruction)
         if self._is_fused_reduce_scatter(instruction):
             return [], 0
+        if instruction.opcode in ("call", "call-start"):
+            return instruction.calls("to_apply"), 1
         return instruction.calls("calls") + instruction.calls("branch_computations"), 1
 
-    def _count(self, instruction, times):
+    def _count(self, instruction, times, asynchronous):
         opcode = instruction.opcode.removesuffix("-start")
         if instruction.opcode == "dot":
             self.flops += times * self._dot_flops(instruction)
         elif instruction.opcode == "convolution":
             self.flops += times * self._convolution_flops(instruction)
         elif self._is_fused_reduce_scatter(instruction):
-            self._add("reduce-scatter", self._operand_bytes(instruction), False, times)
+            self._add("reduce-scatter", self._operand_bytes(instruction), asynchronous, times)
         elif opcode in COLLECTIVES:
-            self._count_collective(opcode, instruction, times)
+            self._count_collective(opcode, instruction, times, asynchronous)
 
-    def _count_collective(self, op, instruction, times):
-        asynchronous = instruction.opcode.endswith("-start")
+    def _count_collective(self, op, instruction, times, asynchronous):
+        asynchronous |= instruction.opcode.endswith("-start")
         if "chain_id=" in instruction.attributes:
             if instruction.name not in self.started:
                 return
