@@ -67,6 +67,14 @@ def precompile(tmp_path_factory):
     return call
 
 
+def moved_bytes(report):
+    """{op: bytes} of all collectives."""
+    moved = collections.Counter()
+    for row in report["collectives"]:
+        moved[row["op"]] += row["bytes"]
+    return moved
+
+
 # On tpu7x the SparseCores run the collectives, in computations of their own.
 @pytest.mark.parametrize("topology", ["v5p-8", "tpu7x-8"])
 def test_report_of_a_small_slice(precompile, topology):
@@ -81,9 +89,7 @@ def test_report_of_a_small_slice(precompile, topology):
     expected = (8 * weights - 2 * LAYERS * WIDTH * INNER - 2 * WIDTH * VOCAB) * tokens
     assert report["flops_per_chip"] == pytest.approx(expected, rel=1e-3)
     assert report["model_flops_per_chip"] == 6 * weights * tokens
-    moved = collections.Counter()
-    for row in report["collectives"]:
-        moved[row["op"]] += row["bytes"]
+    moved = moved_bytes(report)
     # Forwards and backwards, every kernel of every layer is gathered in bfloat16, ...
     assert moved["all-gather"] >= 2 * 2 * LAYERS * LAYER
     asynchronous = [row for row in report["collectives"] if row["asynchronous"]]
@@ -101,17 +107,14 @@ def test_report_of_decoding(precompile):
     expected = 2 * 2 * (LAYERS * LAYER + WIDTH * VOCAB)
     assert report["model_flops_per_chip"] == expected
     # The weights stay where they are.
-    moved = sum(row["bytes"] for row in report["collectives"] if row["op"] == "all-gather")
-    assert moved < 2 * LAYERS * LAYER / 10
+    assert moved_bytes(report)["all-gather"] < 2 * LAYERS * LAYER / 10
 
 
 def test_long_rows_are_exchanged_for_heads(precompile):
     context = "--gin.sharding.MeshConfig.context=2"
     done, report = precompile("--topology=v5p-8", "--batch_per_chip=2", context)
     assert done.returncode == 0, done.stderr
-    moved = collections.Counter()
-    for row in report["collectives"]:
-        moved[row["op"]] += row["bytes"]
+    moved = moved_bytes(report)
     # Queries, keys, values and heads: forwards, once more for the backward pass, and their
     # gradients; the heads are not needed again.
     tokens = 2 * LENGTH

@@ -76,6 +76,7 @@ def compile_and_report(
       batch_per_chip: as in `Report`.
       model_flops: `Report.model_flops_per_chip`.
     """
+    usable = usable_memory(mesh.devices.flat[0])
     start = time.perf_counter()
     sizes: dict[str, Any] = {"batch_per_chip": batch_per_chip, "model_flops_per_chip": model_flops}
     try:
@@ -83,7 +84,7 @@ def compile_and_report(
     except OutOfMemory as error:
         return Report(fits=False, peak_gib=error.needed, available_gib=error.available, **sizes)
     memory, cost = compiled.memory_analysis(), program_cost(compiled.as_text())
-    peak, usable = memory.peak_memory_in_bytes, usable_memory(mesh.devices.flat[0])
+    peak = memory.peak_memory_in_bytes
     if usable is not None and peak > usable:  # The compiler for GPUs doesn't check it.
         return Report(fits=False, peak_gib=peak / GIB, available_gib=usable / GIB, **sizes)
     return Report(

@@ -69,14 +69,10 @@ def read_answers(folder: str | os.PathLike) -> list[dict]:
     if not files:
         raise UserError(f"{folder} has no answers; expected the folder of `infer --answers`.")
     count = int(files[0].stem.rpartition("-")[2])
-    missing = [
-        name
-        for name in (_SHARD.format(i, count) for i in range(count))
-        if folder / name not in files
-    ]
+    missing = {_SHARD.format(i, count) for i in range(count)} - {file.name for file in files}
     if missing:
         raise UserError(
-            f"{folder} lacks {len(missing)} of {count} shards, such as {missing[0]}; give the same"
-            " infer command again."
+            f"{folder} lacks {len(missing)} of {count} shards, such as {min(missing)}; give the"
+            " same infer command again."
         )
     return [row.fields for file in files for row in read_rows(file)]

@@ -50,8 +50,8 @@ def write_cache(
         # One kernel for all rows; TPUs would update one slice after the other.
         cached = cached.at[jnp.arange(len(new)), :, first].set(new[:, 0])
     else:
-        # A loop over the rows: XLA's CPU backend has no scatter, and for longer slices TPUs would
-        # copy the cache.
+        # XLA's CPU backend would make a slow loop of a scatter, and TPUs would copy the cache for
+        # slices of several tokens.
         new = new.swapaxes(1, 2)
         for row in range(len(new)):
             cached = jax.lax.dynamic_update_slice(

@@ -82,7 +82,7 @@ def compile_run(run: str, topology: str, *flags: str) -> dict:
 def add_rows(run: str, reports: list[dict], memory: docs_table.Table, collectives) -> None:
     on_v5e, on_others = RUNS[run]
     flops, own_flops = (reports[-1][f"{key}_per_chip"] for key in ("flops", "model_flops"))
-    name = run.removeprefix("llama_").replace("b_stage", "B stage ")
+    name = run_title(run)
     memory.add(
         name,
         f"{on_v5e}" if on_v5e == on_others else f"{on_others} (v5e: {on_v5e})",
@@ -91,6 +91,11 @@ def add_rows(run: str, reports: list[dict], memory: docs_table.Table, collective
         *(f"{report['peak_gib']:.2f}" for report in reports),
     )
     collectives.add(name, *(collectives_text(report["collectives"]) for report in reports))
+
+
+def run_title(run: str) -> str:
+    """llama_7b_stage1 -> 7B stage 1."""
+    return run.removeprefix("llama_").replace("b_stage", "B stage ")
 
 
 def collectives_text(collectives: list[dict]) -> str:

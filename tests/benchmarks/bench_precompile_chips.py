@@ -19,6 +19,7 @@ from tests.benchmarks.bench_precompile import (
     collectives_text,
     compile_run,
     libtpu_version,
+    run_title,
 )
 
 
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> None:
             name: compile_run(run, name, f"--batch_per_chip={rows}") for name in chips.topologies
         }
         memory.add(
-            run.removeprefix("llama_").replace("b_stage", "B stage "),
+            run_title(run),
             f"{rows}",
             *(f"{report['peak_gib']:.2f}" for report in reports.values()),
             *(collectives_text(reports[name]["collectives"]) for name in chips.shown),

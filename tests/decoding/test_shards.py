@@ -85,8 +85,7 @@ def test_the_command_cuts_the_model_over_devices(untrained_run, tmp_path):
         folder = tmp_path / name
         arguments += [f"--prompts={questions}", f"--answers={folder}", "--rows_per_shard=2"]
         infer(untrained_run, "--written", *arguments)
-        files = sorted(folder.glob("answers-*"))
-        found[name] = [json.loads(line) for f in files for line in f.read_text().splitlines()]
+        found[name] = read_answers(folder)
     assert found["one"] == found["two"]
     assert [{k: row[k] for k in ("text", "id")} for row in found["one"]] == rows
     alone = infer(untrained_run, "--written", f"--text={rows[2]['text']}")
@@ -102,8 +101,7 @@ def test_the_command_answers_the_prompts_of_a_task(untrained_run, tmp_path):
     arguments = ["--prompts_task=demo_text_to_text", "--num_examples=3", "--rows_per_shard=2"]
     arguments.append(f"--answers={tmp_path}")
     infer(untrained_run, *arguments, f"--compilation_cache={tmp_path / 'programs'}")
-    shards = sorted(tmp_path.glob("answers-*"))
-    rows = [json.loads(line) for file in shards for line in file.read_text().splitlines()]
+    rows = read_answers(tmp_path)
     assert [row["example"] for row in rows] == [0, 1, 2]
     tokenizer = Tokenizer.from_pretrained(untrained_run / "tokenizer")
     for row, example in zip(rows, examples.read(tokenizer, "demo_text_to_text", "test")):
@@ -112,12 +110,12 @@ def test_the_command_answers_the_prompts_of_a_task(untrained_run, tmp_path):
         assert row["answer"].keys() <= {"transcript", "text", "units"}
 
     # Right answers in the place of some of the model's, and one that is wrong.
-    for shard in shards:
-        rows = [json.loads(line) for line in shard.read_text().splitlines()]
-        for row in rows:
-            right = tokenizer.template.parse(row["target"]).text
-            row["answer"] = {"text": right if row["example"] else f"not {right}"}
-        write_jsonl(shard, rows)
+    for row in rows:
+        right = tokenizer.template.parse(row["target"]).text
+        row["answer"] = {"text": right if row["example"] else f"not {right}"}
+    shards = sorted(tmp_path.glob("answers-*"))
+    for shard, of_shard in zip(shards, (rows[:2], rows[2:]), strict=True):
+        write_jsonl(shard, of_shard)
     done = processes.run(processes.run_module, "speechgpt_jax.evaluate", f"--answers={tmp_path}")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "evaluation.json").read_text())["test"]["demo_text_to_text"]
