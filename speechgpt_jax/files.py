@@ -305,14 +305,37 @@ def read_bytes(path: Path, expected: str = "a file") -> bytes:
 
 def read_part(path: Path, start: int, end: int) -> bytes:
     """Bytes `start` to `end` of a file; fewer if it ends before."""
-    path = os.fspath(path)
-    if path.startswith("gs://"):  # TensorFlow would fetch the 64 MB that follow.
-        bucket, _, name = path.removeprefix("gs://").partition("/")
-        blob = _bucket(bucket).blob(name)
-        return blob.download_as_bytes(start=start, end=end - 1, checksum=None)
+    if _is_in_bucket(path):  # TensorFlow would fetch the 64 MB that follow.
+        return _object(path).download_as_bytes(start=start, end=end - 1, checksum=None)
     with epath.Path(path).open("rb") as file:
         file.seek(start)
         return file.read(end - start)
+
+
+def version(path: Path) -> list[int | str]:
+    """What tells two contents of a file apart: its size and time.
+
+    Of an object on gs:// it is size, generation and check sum (CRC32C, in base64).
+    """
+    if _is_in_bucket(path):
+        described = _object(path)
+        described.reload()
+        return [described.size, described.generation, described.crc32c]
+    if is_remote(path):
+        found = epath.Path(path).stat()
+        return [found.length, found.mtime]
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _is_in_bucket(path: Path) -> bool:
+    return os.fspath(path).startswith("gs://")
+
+
+def _object(path: Path):
+    """google-cloud-storage's Blob of a path on gs://."""
+    bucket, _, name = os.fspath(path).removeprefix("gs://").partition("/")
+    return _bucket(bucket).blob(name)
 
 
 @functools.cache

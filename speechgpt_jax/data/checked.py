@@ -1,7 +1,7 @@
 """What is known of files of records: where their blocks are, and which records are bad.
 
 Finding it means reading all of them, so it is remembered in a folder `.checked` beside the files,
-and found again while size and time of a file are the same.
+and found again while size and time of a file are the same; on gs:// its generation and check sum.
 """
 
 import collections
@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-import tensorflow as tf
 from etils import epath
 
 from speechgpt_jax import files as file_system
@@ -48,7 +47,7 @@ class CheckedFile:
       num_records: without blank lines.
       num_bad: of them.
       problems: the first of them, such as "line 3: not JSON".
-      version: size and time of the file that was read.
+      version: of the file that was read, see `files.version`.
     """
 
     file: str
@@ -56,7 +55,7 @@ class CheckedFile:
     num_records: int
     num_bad: int
     problems: list[str]
-    version: list[int]
+    version: list[int | str]
 
 
 def check_files(
@@ -105,7 +104,7 @@ def _check(
     blocks: list[Block] = []
     problems: list[str] = []
     total = num_bad = num_blank = start = 0
-    version = _version(file)
+    version = file_system.version(file)
     for (end, records), found in _map_ahead(checkers, find_problems, scan(file, format_)):
         for i in np.flatnonzero(found != b""):
             if found[i] == BLANK:
@@ -161,7 +160,7 @@ class _Remembered:
             return None
         arrays = from_bytes(known.read_bytes())
         about = json.loads(arrays["about"].tobytes())
-        if about["version"] != _version(file):
+        if about["version"] != file_system.version(file):
             return None
         ends = arrays["ends"].tolist()
         blocks = [Block(file, *block) for block in zip([0, *ends], ends, arrays["sizes"].tolist())]
@@ -189,8 +188,3 @@ class _Remembered:
     def _path(self, file: str) -> epath.Path:
         path = epath.Path(file)
         return path.parent / FOLDER / f"{path.name}.{self._digest}"
-
-
-def _version(file: str) -> list[int]:
-    found = tf.io.gfile.stat(file)
-    return [found.length, found.mtime_nsec]
