@@ -31,8 +31,9 @@ test: $(VENV)/test.stamp
 types:
 	$(RUN) -m mypy
 
+# Slow tests often wait for processes that they start.
 pytest:
-	$(RUN) -m pytest -n 2 --dist=worksteal $(or $(FAST),$$($(BROWSER) || echo $(NO_PAGE)))
+	$(RUN) -m pytest -n $(if $(FAST),2,3) --dist=worksteal $(or $(FAST),$$($(BROWSER) || echo $(NO_PAGE)))
 
 # The page is tested in a real browser, which only root can install.
 BROWSER := { command -v chromium && command -v chromedriver; } >/dev/null
