@@ -181,13 +181,11 @@ def run_program(words: Sequence[str], input: str | None = None) -> int:
     try:
         return subprocess.run(words, input=input, text=True, check=False).returncode
     except FileNotFoundError as error:
-        raise UserError(
-            f"{words[0]} is not installed, or not on PATH; --dry_run prints what would be run."
-        ) from error
+        raise UserError(f"{words[0]} is not installed, or not on PATH.") from error
 
 
 def program_output(words: Sequence[str]) -> str | None:
-    """What another program prints; None if it fails, having printed the reason on stderr.
+    """Standard output of another program; None if it fails, having printed the reason on stderr.
 
     Raises:
       UserError: it is not installed.

@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 ASSETS = epath.resource_path("speechgpt_jax") / "assets"
 # The shipped language model: an adapter on assets/model/base, as packed runs.
 SHIPPED_MODEL = str(ASSETS / "model" / "chat")
+# The shipped HuBERT with its centroids, and the shipped unit vocoder.
+SHIPPED_HUBERT = str(ASSETS / "hubert_tiny")
+SHIPPED_VOCODER = str(ASSETS / "vocoder")
 
 Path = str | os.PathLike
 
@@ -54,7 +57,7 @@ def is_remote(path: Path) -> bool:
 
 
 def user_cache() -> pathlib.Path | None:
-    """Folder of this user for what can be made again; None if it can't be written."""
+    """This user's cache folder, ~/.cache/speechgpt_jax; None if it can't be written."""
     try:
         caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         folder = pathlib.Path(caches) / "speechgpt_jax"
@@ -173,8 +176,8 @@ def written_locally(path: Path) -> Iterator[pathlib.Path]:
 def _move_files(folder: epath.Path, target: epath.Path) -> None:
     """Moves all files of a folder on a bucket.
 
-    TensorFlow takes a folder for a file if the bucket refuses its first question, so that it can't
-    rename a folder; files it can.
+    If a bucket refuses TensorFlow's first request, TensorFlow mistakes a folder for a file and
+    can't rename it. So the files are renamed one by one.
     """
     children = list(folder.iterdir())
     # Subfolders first: Orbax's file that marks a step as complete is beside them.
@@ -257,15 +260,18 @@ def check_writable_file(path: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all; a UserError says why it can't be written."""
     with whole_file(path) as unfinished:
         unfinished.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
+    """The same for text, as UTF-8."""
     write_bytes(path, text.encode())
 
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    """The same for rows of JSON values, one per line."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -313,9 +319,9 @@ def read_part(path: Path, start: int, end: int) -> bytes:
 
 
 def version(path: Path) -> list[int | str]:
-    """What tells two contents of a file apart: its size and time.
+    """Changes with the content of a file: its size and time.
 
-    Of an object on gs:// it is size, generation and check sum (CRC32C, in base64).
+    Of an object on gs:// they are size, generation and check sum (CRC32C, in base64).
     """
     if _is_in_bucket(path):
         described = _object(path)
@@ -358,12 +364,12 @@ def read_json(path: Path, expected: str = "a JSON file") -> dict:
 
 
 def keep_settings(path: Path, settings: dict, writes: bool = True) -> None:
-    """Writes what a folder is made from, for a run that may be resumed later.
+    """Saves the settings of a folder, or checks that they equal those with which it was begun.
 
     Args:
       path: the file of the settings.
       settings: JSON values.
-      writes: False for processes beside the one that writes, which only compare.
+      writes: False: only compare; for all processes but the first.
 
     Raises:
       UserError: the file exists, from other settings.

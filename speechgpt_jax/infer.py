@@ -93,7 +93,7 @@ MESH = define(
 def main() -> None:
     hush_libraries()
     if [AUDIO.value, TEXT.value, PROMPTS.value, PROMPTS_TASK.value].count(None) != 3:
-        raise UserError("Give either --audio or --text, or --prompts or --prompts_task.")
+        raise UserError("Give one of --audio, --text, --prompts and --prompts_task.")
     if (PROMPTS.value or PROMPTS_TASK.value) and not ANSWERS.value:
         raise UserError("All prompts are answered into a folder; give --answers.")
     if ANSWERS.value and not (PROMPTS.value or PROMPTS_TASK.value):
@@ -112,7 +112,7 @@ def main() -> None:
     if PROMPTS_TASK.value:
         examples = read_examples()
         with process_flags.connected():
-            # The rows are for people: their text need not have the same token ids again.
+            # Answered from token ids: encoding the text again could change them.
             answer_all(
                 [{"example": number, **row} for number, (row, _) in enumerate(examples)],
                 lambda conversation, row: answer_prompt(conversation, examples[row["example"]][1]),

@@ -57,9 +57,6 @@ TEXT_TO_SPEECH = TEXT_TO_SPEECH_PROMPT + " [ta] {answer}; [ua] {answer_units}<eo
 TEXT_TO_TEXT_PROMPT = "[Human]: {question}<eoh>. [SpeechGPT]:"
 TEXT_TO_TEXT = TEXT_TO_TEXT_PROMPT + " [ta] {answer}<eoa>."
 
-# The prompt of the released system; {question} is text or unit text.
-RELEASED_PROMPT = "[Human]: {question} <eoh>. [SpeechGPT]: "
-
 
 # What a request says before the input of a task; a recording without it is a question.
 INPUT_FOLLOWS = re.compile(r"[.,:;]?\s*this is (?:the )?input:\s*", re.IGNORECASE)
@@ -89,7 +86,7 @@ class Response:
 
 
 class Turn(NamedTuple):
-    """What precedes and what follows the text of a turn."""
+    """Text before and after a turn."""
 
     start: str
     end: str
@@ -128,7 +125,7 @@ class Template:
 
     @property
     def colon(self) -> str:
-        """What follows the mark of an answer, without the space of the answer's first word."""
+        """Rest of the start of an answer after its mark, such as ":", without the final space."""
         return self.answer.start.removeprefix(self.answer_mark).rstrip(" ")
 
     @property

@@ -4,9 +4,8 @@ Parameters name their logical axes ("vocab", "embed", ...: the model's `out_shar
 this module maps them to mesh axes:
 
     mesh = create_mesh(MeshConfig(data=1, fsdp=-1, model=1))       # every device on `fsdp`
-    with use_mesh(mesh):
-        params = nnx.state(nnx.jit(build)())                 # created sharded
-    batch = place_batch(numpy_batch_of_this_host, mesh)      # one global array per key
+    params = create_sharded(lambda: nnx.state(build()), mesh)      # each device makes its shards
+    batch = place_batch(numpy_rows_of_this_process, mesh)          # one global array per key
 """
 
 import collections

@@ -61,7 +61,7 @@ STOPPED_EXIT_CODE = define(
     "stopped_exit_code",
     at_least(0, at_most=255),
     0,
-    "Exit code after SIGTERM; not 0 for schedulers that restart failed jobs.",
+    "Exit code after SIGTERM; not 0 if the scheduler restarts only jobs that failed.",
 )
 
 

@@ -24,8 +24,9 @@ demo_with_chain, demo_without_chain
 
 `add_tasks` adds the same tasks and mixtures for a corpus in another folder.
 
-Splits: train, test (other texts), unheard_voice (a voice that is not in train; not for demo_tts)
-and, for demo_modality_adaptation and demo_asr, human (a person; all other voices are synthetic).
+Splits: train; test (other texts); unheard_voice (a voice that is not in train), except for
+demo_tts; human (a person; all other voices are synthetic) for demo_modality_adaptation and
+demo_asr. demo_words, demo_asr_joined and demo_tts_joined have train only.
 """
 
 import os
@@ -38,6 +39,7 @@ from speechgpt_jax import prompts
 from speechgpt_jax.data import preprocessors
 from speechgpt_jax.data.sources import DEMO_CORPUS, RecordsInMemory
 from speechgpt_jax.data.vocabulary import Vocabulary
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation import metrics
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER
 
@@ -234,6 +236,10 @@ def _source(
     return RecordsInMemory(files, features)
 
 
+# Arguments of the first call of `mixture`.
+_registered: list[tuple[str, bool]] = []
+
+
 def mixture(name: str, folder: str, loss_on_answers: bool = False) -> str:
     """Registers the tasks of a corpus, and returns the full name of one of them; for gin.
 
@@ -242,12 +248,22 @@ def mixture(name: str, folder: str, loss_on_answers: bool = False) -> str:
       folder: records that tools.build_demo_corpus wrote.
       loss_on_answers: a loss on the model's turns only, instead of on every token after the prefix;
         then fewer tokens teach the model to listen.
+
+    Raises:
+      UserError: an earlier call had another folder or another loss.
     """
-    if f"corpus_{name}" not in seqio.TaskRegistry.names() | seqio.MixtureRegistry.names():
+    wanted = folder, loss_on_answers
+    if not _registered:
         tokenize = (
             preprocessors.tokenize_answers if loss_on_answers else preprocessors.tokenize_dialogues
         )
         add_tasks("corpus", folder, tokenize)
+        _registered.append(wanted)
+    elif _registered != [wanted]:
+        raise UserError(
+            f"The tasks corpus_* of this process are those of (folder, loss_on_answers) ="
+            f" {_registered[0]}, not {wanted}; bind the same to all."
+        )
     return f"corpus_{name}"
 
 

@@ -54,7 +54,7 @@ FILE = "pyproject.toml"
         ("evaluate", ["--answers=tests", "--tasks=a"], "Give either --tasks"),
         ("evaluate", ["--answers=tests", "--split=a"], "leave out --run"),
         ("evaluate", ["--answers=tests"], "tests has no answers"),
-        ("infer", ["--run=tests"], "Give either --audio or --text"),
+        ("infer", ["--run=tests"], "Give one of --audio, --text"),
         ("infer", ["--prompts_task=a"], "give --answers"),
         ("infer", ["--answers=a", "--text=b"], "give --prompts or --prompts_task"),
         (
@@ -82,6 +82,11 @@ FILE = "pyproject.toml"
             "infer",
             ["--run=tests", "--text=a", "--engine=http://a/v1", "--int8"],
             "--engine has its",
+        ),
+        (
+            "infer",
+            ["--run=tests", "--text=a", "--engine=http://a/v1", "--mesh=2"],
+            "--mesh is for weights here",
         ),
         ("chat", ["--run=none"], "--run=none: expected a path that exists"),
         ("chat", ["--run=tests", f"--output_dir={FILE}"], "can't be a folder"),

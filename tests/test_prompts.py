@@ -21,10 +21,6 @@ def test_chain_of_modality_as_published():
     assert text == f"[Human]: {X}<eoh>. [SpeechGPT]: what is it?; [ta] a cat; [ua] {Y}<eoa>."
 
 
-def test_released_prompt_as_published():
-    assert prompts.RELEASED_PROMPT.format(question="hi") == "[Human]: hi <eoh>. [SpeechGPT]: "
-
-
 FORMS = {
     "cross_modal": (
         prompts.CROSS_MODAL.format(description="Say it", source="hello", target=Y),
@@ -81,9 +77,8 @@ def test_incomplete_responses_keep_their_parts(text, response):
 
 @pytest.mark.parametrize("name", [n for n in dir(prompts) if n.endswith("_PROMPT")])
 def test_a_prompt_begins_its_dialogue(name):
-    if name != "RELEASED_PROMPT":
-        dialogue = getattr(prompts, name.removesuffix("_PROMPT"))
-        assert dialogue.startswith(getattr(prompts, name) + " ")
+    dialogue = getattr(prompts, name.removesuffix("_PROMPT"))
+    assert dialogue.startswith(getattr(prompts, name) + " ")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -105,7 +100,9 @@ def test_dialogues_in_chatml():
     turns = f"{prompt} why?; [ta] so.<eoa>. {prompt} how?<eoa>."
     answers = "why?; [ta] so.<|im_end|>\n", "how?"
     assert chatml.render("Be kind.", turns) == start + question + question.join(answers)
-    assert chatml.render("", prompts.RELEASED_PROMPT.format(question=X)) == question
+    assert chatml.render("", f"[Human]: {X} <eoh>. [SpeechGPT]: ") == question, (
+        "the released prompt"
+    )
     assert chatml.render("", "<sosp><1><eosp> a cat.") == "<sosp><1><eosp> a cat."
 
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from speechgpt_jax import arguments
 from speechgpt_jax.corpus import text_to_speech
 from speechgpt_jax.demo_world import build
-from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit
+from speechgpt_jax.files import SHIPPED_HUBERT
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=2,
         help="parallel --tts commands",
     )
-    add("--hubert", type=Path, default=SHIPPED, help="folder of HuBERT and centroids")
+    add("--hubert", type=Path, default=SHIPPED_HUBERT, help="folder of HuBERT and centroids")
     add("--output", type=arguments.output_folder, default=str(build.SHIPPED_CORPUS))
     args = parser.parse_args(argv)
     work_dir = Path(args.work_dir)

@@ -32,7 +32,7 @@ from speechgpt_jax import arguments, prompts
 from speechgpt_jax.arguments import at_least, nonempty, output_folder, positive_int
 from speechgpt_jax.corpus import speech_instruct
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.speech.encoder.speech2unit import SHIPPED
+from speechgpt_jax.files import SHIPPED_HUBERT
 
 STEPS = ("modality_adaptation", "cross_modal_instruction", "chain_of_modality")
 
@@ -80,7 +80,9 @@ def parser() -> argparse.ArgumentParser:
     add("--prefix", default=prompts.DEFAULT_PREFIX, help="the system prompt")
     add("--tts", type=nonempty, help="command with {speaker}, {text} and {wav}")
     add("--text_to_unit", type=nonempty, help="run that writes units, in place of --tts")
-    add("--hubert", type=nonempty, default=str(SHIPPED), help="folder; encodes the sound of --tts")
+    add(
+        "--hubert", type=nonempty, default=SHIPPED_HUBERT, help="folder; encodes the sound of --tts"
+    )
     add("--question_voices", type=voices, default=["slt"], help="for {speaker}, comma-separated")
     add("--answer_voice", type=nonempty, default="slt", help="for {speaker} of every answer")
     add("--max_answer_words", type=at_least(0), default=35, help="longer answers are rejected")

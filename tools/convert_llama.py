@@ -71,6 +71,10 @@ def _to_hf(args: argparse.Namespace) -> None:
             f"{args.run} has an adapter: give either --merge, or --base=FOLDER with the export of"
             " its base."
         )
+    if args.merge and not has_adapter:
+        raise UserError(f"{args.run} has no adapter: leave out --merge.")
+    if args.base and args.dtype:
+        raise UserError("An adapter keeps its dtype: leave out --dtype.")
     if args.base:
         adapters.to_peft(args.run, args.out, args.base, args.context_length)
     else:

@@ -20,13 +20,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--hubert",
         type=existing_folder,
-        default=str(files.ASSETS / "hubert_tiny"),
+        default=files.SHIPPED_HUBERT,
         help="folder of HuBERT and centroids; default: the shipped one",
     )
     parser.add_argument(
         "--vocoder",
         type=existing_folder,
-        default=str(files.ASSETS / "vocoder"),
+        default=files.SHIPPED_VOCODER,
         help="folder of the vocoder; default: the shipped one",
     )
     parser.add_argument("--voice", default="slt", help="voice of the synthesized speech")

@@ -33,10 +33,11 @@ def main(argv: list[str]) -> None:
     from rich.table import Table
 
     from speechgpt_jax.evaluation import units
-    from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit
+    from speechgpt_jax.files import SHIPPED_HUBERT
+    from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 
     rows = units.choose_rows(files.read_manifest(args.manifest), args.clips)
-    speech2unit = Speech2Unit.from_pretrained(args.hubert or SHIPPED)
+    speech2unit = Speech2Unit.from_pretrained(args.hubert or SHIPPED_HUBERT)
     clips, phones, num_phones = units.load_labelled(rows)
     encoders = {
         "HuBERT": units.hubert_units(speech2unit),

@@ -25,14 +25,14 @@ from collections.abc import Sequence
 from speechgpt_jax import arguments
 from speechgpt_jax.arguments import nonempty, positive_int
 from speechgpt_jax.corpus.extract_units import extract_units
-from speechgpt_jax.speech.encoder.speech2unit import SHIPPED
+from speechgpt_jax.files import SHIPPED_HUBERT
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments.Parser(__doc__)
     parser.add_argument("--input", type=nonempty, required=True, help="folder, or manifest")
     parser.add_argument(
-        "--hubert", type=nonempty, default=str(SHIPPED), help="folder of HuBERT and centroids"
+        "--hubert", type=nonempty, default=SHIPPED_HUBERT, help="folder of HuBERT and centroids"
     )
     parser.add_argument("--output", type=arguments.output_folder, required=True, help="folder")
     parser.add_argument("--shard_size", type=positive_int, default=250, help="recordings per shard")

@@ -67,7 +67,7 @@ def parser() -> Parser:
         "--max_restarts",
         type=at_least(0),
         default=5,
-        help="restarts of the job after which a crash ends it (default: 5)",
+        help="restarts after crashes; those after stops don't count (default: 5)",
     )
     parser.add_argument("--dry_run", action="store_true", help="only print the script")
     parser.add_argument("train_arguments", nargs="+", help="arguments of train, after --")

@@ -19,7 +19,7 @@ slices again after a preemption:
         --accelerator_type=v5litepod-256 --runtime_version=v2-alpha-tpuv5-lite --spot \\
         --source=GIT_URL -- --gin_file=gin/runs/llama_7b_stage1.gin --output_dir=gs://BUCKET/stage1
 
---dry_run prints the gcloud command instead of running it.
+--dry_run prints the gcloud command instead of running it; for all steps but watch.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def parser() -> Parser:
     kind = slices.add_mutually_exclusive_group()
     kind.add_argument("--spot", action="store_true", help="cheaper, may be preempted")
     kind.add_argument("--reserved", action="store_true", help="from the project's reservation")
-    add("--service_account", type=nonempty, help="as which the hosts use buckets")
+    add("--service_account", type=nonempty, help="with which the hosts reach buckets")
     add("--network", type=nonempty, help="of the hosts (default: default)")
     add("--subnetwork", type=nonempty, help="of the hosts")
     add("--labels", type=nonempty, help="such as team=speech,run=stage1")
@@ -103,7 +103,9 @@ def parser() -> Parser:
     steps.add_parser("train", parents=[*once, train], help="start the run on all hosts")
     steps.add_parser("status", parents=once, help="print the state of the run on each host")
     logs = steps.add_parser("logs", parents=once, help="follow the first host's output")
-    logs.add_argument("--lines", type=positive_int, default=50, help="to begin with (default: 50)")
+    logs.add_argument(
+        "--lines", type=positive_int, default=50, help="last lines shown first (default: 50)"
+    )
     steps.add_parser("stop", parents=once, help="save a checkpoint and end the run")
     steps.add_parser("delete", parents=once, help="delete the slices")
     keep = steps.add_parser(
@@ -115,7 +117,7 @@ def parser() -> Parser:
         "--max_restarts", type=at_least(0), default=5, help="restarts after crashes (default: 5)"
     )
     keep.add_argument(
-        "--seconds", type=positive_float, default=60.0, help="between two looks (default: 60)"
+        "--seconds", type=positive_float, default=60.0, help="between two checks (default: 60)"
     )
     return parser
 

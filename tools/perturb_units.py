@@ -22,14 +22,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--hubert",
         type=existing_folder,
-        default=str(files.ASSETS / "hubert_tiny"),
+        default=files.SHIPPED_HUBERT,
         help="folder of HuBERT and centroids",
     )
     parser.add_argument(
-        "--widest",
+        "--max_speed",
         type=finite_float(at_least=1),
         default=1.22,
-        help="speeds are in [1/WIDEST, WIDEST]",
+        help="speeds are in [1/MAX_SPEED, MAX_SPEED]",
     )
     parser.add_argument("--seed", type=at_least(0), default=0)
     args = parser.parse_args(argv)
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
                 f"{row['path']} has no durations in {args.manifest}; run extract_units."
             )
     speech2unit = Speech2Unit.from_pretrained(args.hubert)
-    perturbed = perturb_units(rows, speech2unit, args.widest, args.seed)
+    perturbed = perturb_units(rows, speech2unit, args.max_speed, args.seed)
     write_manifest([*rows, *perturbed], args.output)
     print(f"{len(rows)} rows and {len(perturbed)} of perturbed recordings are in {args.output}.")
 

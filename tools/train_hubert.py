@@ -1,6 +1,6 @@
 """Trains a HuBERT on the features of another model, or on their clusters.
 
-    python -m tools.hubert_targets --manifest=corpus/manifest.jsonl --output=targets
+    python -m tools.hubert_targets --manifest=corpus/manifest.jsonl --output=targets --directions=37
     python -m tools.whisper_to_hubert hubert_start --targets=targets
     python -m tools.train_hubert --gin_file=gin/runs/hubert_tiny.gin --targets=targets \\
         --start_from=hubert_start --output_dir=runs/hubert_tiny

@@ -1,14 +1,15 @@
 """Orbax checkpoints of a run: the trained arrays, the input position and the configuration.
 
 A run's folder holds `checkpoints/<step>/` with three items: `state` (every array of the train state
-under its dotted name), `input` (one file of bytes per process) and `metadata` (JSON). A step
-appears under its number only when all of it is on disk, so a killed run leaves no half-written one.
+under its dotted name), `input` (one compressed file per reader of the data) and `metadata` (JSON).
+A step appears under its number only when all of it is on disk, so a killed run leaves no
+half-written one.
 
 A run that trains only a part of a model, such as an adapter, saves only that part; its metadata
 names the checkpoint of the rest as `base`.
 
-`pack` writes the parameters of a checkpoint into one safetensors file, which all commands take
-for a run.
+`pack` writes the parameters of a checkpoint into one safetensors file, which every command
+accepts in place of a run.
 """
 
 from speechgpt_jax.checkpoints.arrays import flatten, unflatten

@@ -49,7 +49,7 @@ class Keep:
         check_number("every", 1 if self.every is None else self.every, at_least=1)
 
     def policy(self) -> preservation.PreservationPolicy:
-        """The same for Orbax."""
+        """Orbax's policy that keeps these checkpoints."""
         policies: list[preservation.PreservationPolicy] = [preservation.LatestN(self.last)]
         if self.every is not None:
             policies.append(preservation.EveryNSteps(self.every))
@@ -181,8 +181,8 @@ class Checkpoints:
                 return Restored(step, unflatten(state, arrays), positions)
         if damaged:
             raise UserError(
-                f"no checkpoint in {self.folder} can be read: {', '.join(f.name for f in damaged)}"
-                " are damaged; train again in another folder."
+                f"all checkpoints in {self.folder} are damaged (steps"
+                f" {', '.join(f.name for f in damaged)}); train again in another folder."
             )
         return None
 

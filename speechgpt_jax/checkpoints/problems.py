@@ -9,7 +9,8 @@ from etils import epath
 from speechgpt_jax.checkpoints.folders import latest_step_in
 from speechgpt_jax.errors import UserError
 
-# Exceptions of JAX and Orbax if another process of the run is gone; no file is damaged then.
+# Exceptions of JAX and Orbax when another process of the run is gone, or the memory of a device is
+# full; no file is damaged then.
 LOST_PROCESS = (jax.errors.JaxRuntimeError, TimeoutError)
 
 
@@ -52,6 +53,7 @@ def writing(folder: epath.Path) -> Iterator[None]:
         step = latest_step_in(folder)
         kept = "there was none before" if step is None else f"step {step} is untouched"
         raise NotSaved(
-            f"a checkpoint can't be written to {folder}: {_first_line(error)} ({kept}). Free some"
-            " space; the same command then resumes from the last checkpoint."
+            f"a checkpoint can't be written to {folder}: {_first_line(error)} ({kept}). Free"
+            " some space if the disk is full, or check who may write there; the same command then"
+            " resumes from the last checkpoint."
         ) from error

@@ -1,1 +1,1 @@
-"""Ahead-of-time compilation for TPU slices that are not attached, and its report."""
+"""Ahead-of-time compilation for TPUs and GPUs that aren't attached, and its report."""

@@ -37,7 +37,7 @@ class Report:
       collectives: one row per kind; empty if it doesn't fit.
       compile_seconds: time of tracing and compilation; None if it doesn't fit.
       available_gib: memory of a chip, of a GPU what JAX lets a program use; None if the program
-        fits, since libtpu names it only then.
+        fits, since libtpu reports it only of programs that don't.
     """
 
     fits: bool

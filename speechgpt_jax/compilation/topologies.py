@@ -200,7 +200,7 @@ def gpu_devices(name: str) -> list[jax.Device]:
 def usable_memory(device: jax.Device) -> float | None:
     """Bytes of a GPU that JAX lets a program use; None for a TPU, whose compiler checks it.
 
-    As in a run, that is three quarters unless _FRACTION says otherwise.
+    As in a run, that is three quarters unless XLA_CLIENT_MEM_FRACTION is set.
 
     Raises:
       UserError: that is not a number between 0 and 1.

@@ -89,7 +89,7 @@ def plan(
     """Recordings to be made, references included.
 
     Args:
-      texts: groups of texts, each of which gives as many of the texts as the others.
+      texts: groups of texts, drawn equally often.
       plain: number of recordings by flite's voices as they are, without reference.
       pitched: number of recordings by flite's voices at other pitches and speeds.
       espeak: number of recordings by variants of espeak-ng.

@@ -1,4 +1,4 @@
-"""SeqIO tasks and mixtures -> packed batches of this host.
+"""SeqIO tasks and mixtures -> packed batches of this process.
 
 TensorFlow is first imported here. GPUs are hidden from it, since it would take the memory that JAX
 needs. During the import the file descriptor of stderr is redirected: TensorFlow's C++ code prints

@@ -2,7 +2,7 @@
 
     format_ = file_format(["a.jsonl", "b.jsonl"])
     for end, records in scan("a.jsonl", format_): ...     # the blocks of a file, in their order
-    read("a.jsonl", format_, start, end)                  # the records of one of them
+    read(block, format_, read_part)                       # the records of one of them
     windows = Windows(blocks, format_)
     windows.read(epoch, 0, 32)                            # the first 32 records of an epoch
 
@@ -30,10 +30,10 @@ from array_record.python.array_record_module import ArrayRecordReader
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import read_part
 
-# A block ends after so many records, or so many bytes.
+# A block ends after 128 records or 1 MiB.
 BLOCK_RECORDS = 128
 _BLOCK_BYTES = 1 << 20
-# Records are shuffled among those of so many blocks, some 10,000 records.
+# Records are shuffled within 80 blocks, some 10,000 records.
 _WINDOW_BLOCKS = 80
 # The epoch whose order is that of the files.
 IN_ORDER = -1
@@ -59,7 +59,8 @@ class Format:
 class Block(NamedTuple):
     """Some records that follow one another in a file, from `start` to `end`.
 
-    Both count bytes (of the unpacked file, if it is compressed), in ArrayRecord records.
+    They are byte offsets, in the unpacked file if it is compressed; in an ArrayRecord file they are
+    numbers of records.
     """
 
     file: str
@@ -254,7 +255,7 @@ class Windows:
         return int(self._counts.sum())
 
     def read(self, epoch: int, start: int, stop: int) -> list[bytes]:
-        """Records number `start` to `stop` of an epoch, or fewer at its end."""
+        """Records `start` to `stop - 1` of an epoch, or fewer at its end."""
         records: list[bytes] = []
         with self._lock:
             if epoch != self._order.epoch:

@@ -1,7 +1,7 @@
-"""What is known of files of records: where their blocks are, and which records are bad.
+"""Where the blocks of record files are, and which records are bad.
 
-Finding it means reading all of them, so it is remembered in a folder `.checked` beside the files,
-and found again while size and time of a file are the same; on gs:// its generation and check sum.
+Finding out means reading every file, so the result is kept in a folder `.checked` beside them. It
+is used again while a file's size and time, or on gs:// its generation and check sum, are the same.
 """
 
 import collections
@@ -24,7 +24,7 @@ from speechgpt_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 FOLDER = ".checked"
-# Problems that are listed, of each file.
+# Problems listed per file.
 LISTED = 20
 
 # Problem of a blank line, which is skipped.
@@ -32,7 +32,7 @@ BLANK = b"blank"
 
 FindProblems = Callable[[list[bytes]], np.ndarray]
 
-# To be raised when the same records are judged otherwise or cut into other blocks.
+# Increase it when records are checked differently or cut into other blocks.
 _VERSION = 1
 _FILES_AT_ONCE = 8
 
@@ -44,8 +44,8 @@ class CheckedFile:
     Attributes:
       file: its path.
       blocks: all of its records, also blank and bad ones.
-      num_records: without blank lines.
-      num_bad: of them.
+      num_records: number of records, without blank lines.
+      num_bad: number of bad ones among them.
       problems: the first of them, such as "line 3: not JSON".
       version: of the file that was read, see `files.version`.
     """
@@ -64,7 +64,7 @@ def check_files(
     check: str = "",
     find_problems: FindProblems | None = None,
 ) -> Iterator[CheckedFile | UserError]:
-    """What is known of each file; the error if one is damaged. New files are read in parallel.
+    """Blocks and problems of each file, or the error if it is damaged; files are read in parallel.
 
     Args:
       files, format_: what to read.
@@ -143,7 +143,7 @@ def _map_ahead(
 
 
 class _Remembered:
-    """What earlier calls have found out, on disk.
+    """Results of earlier calls, on disk.
 
     Args:
       check: what was checked.

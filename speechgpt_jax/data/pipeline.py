@@ -1,4 +1,4 @@
-"""Mixture -> packed batches of this host.
+"""Mixture -> packed batches of this process.
 
 batches = load_batches("demo_asr", "train", batch_size=8, sequence_length=256)
 batch = next(batches)        # SeqIO's decoder_* features, int32 [8, 256] each
@@ -41,7 +41,7 @@ class Batches(Iterator[Batch]):
     """Batches of several readers, concatenated along the rows.
 
     All readers together give the same batches and positions, however the readers are distributed
-    over the hosts.
+    over the processes.
     """
 
     def __init__(self, readers: Mapping[str, "Reader"]):
@@ -53,15 +53,15 @@ class Batches(Iterator[Batch]):
 
     @property
     def position_names(self) -> Collection[str]:
-        """Names of this host's readers."""
+        """Names of this process's readers."""
         return self._readers.keys()
 
     def state(self) -> dict[str, bytes]:
-        """Position of each of this host's readers, by its name."""
+        """Position of each of this process's readers, by its name."""
         return {name: reader.state() for name, reader in self._readers.items()}
 
     def restore(self, positions: Mapping[str, bytes]) -> None:
-        """Resumes from the positions of all readers, those of other hosts included."""
+        """Resumes from the positions of all readers, those of other processes included."""
         for name, reader in self._readers.items():
             reader.restore(positions[name])
 
@@ -169,9 +169,9 @@ def load_batches(
     The data is divided among `num_readers` readers: each reads whole files or, if there are fewer
     files than readers, every `num_readers`-th record of all files. Each record is read once per
     epoch of its reader; a reader without records reads all of the data. The batches and positions
-    of all readers together do not depend on how the readers are distributed over the hosts, so that
-    any number of hosts resumes exactly. A position is small, except with sources that are not in
-    `sources` and not cached: it holds their shuffle buffer.
+    of all readers together do not depend on how the readers are distributed over the processes, so
+    that any number of processes resumes exactly. A position is small; only that of other SeqIO
+    sources (TFDS) that are not cached holds their shuffle buffer.
 
     Args:
       mixture_or_task: a SeqIO provider, or the name of a registered one.
@@ -179,8 +179,8 @@ def load_batches(
       batch_size: rows per batch of each reader.
       sequence_length: tokens per row. Longer examples are dropped and counted in the log.
       seed: for shuffling, mixing and the choice of task descriptions.
-      readers: numbers of this host's readers.
-      num_readers: number of readers on all hosts.
+      readers: numbers of this process's readers.
+      num_readers: number of readers of all processes.
       cache_dir: where `seqio_cache_tasks` wrote the tasks; by default they are not cached.
 
     Raises:
@@ -233,7 +233,7 @@ def load_held_out(
       seed: for mixing and the choice of task descriptions.
 
     Raises:
-      UserError: there is no such task or split, or it has no example.
+      UserError: there is no such task or split, or no example of it fits into a row.
     """
     provider = _get_provider(mixture_or_task, split)
     if cache_dir:
@@ -274,6 +274,11 @@ def _packed_once(examples: tf.data.Dataset, sequence_length: int) -> Iterator[li
                 yield packer.fill_row()
     if not packer.taken:
         raise UserError("The split has no example: its files are empty; name another split.")
+    if packer.dropped == packer.taken:
+        raise UserError(
+            f"None of the {packer.taken} examples of the split fits into {sequence_length} tokens;"
+            " set a longer sequence_length."
+        )
     while len(packer):
         yield packer.fill_row()
 

@@ -3,9 +3,9 @@
     utterance or dialogue record -> {prefix, plain_text}    one function per direction
     {prefix, plain_text}         -> {inputs, targets}       `tokenize_dialogues`, shared by all
 
-`inputs` are the tokens of the prefix, `targets` those of the dialogue, user turn included: SeqIO's
-`PrefixLMFeatureConverter` then puts the loss on `targets` only, as in SpeechGPT's training. With
-`tokenize_answers` the user turn belongs to the `inputs`.
+`inputs` are the tokens of the prefix, `targets` those of the dialogue, user turn included:
+`packing.pack` puts the loss on `targets` only, as in SpeechGPT's training. With `tokenize_answers`
+the user turn belongs to the `inputs`.
 """
 
 import re
@@ -127,6 +127,8 @@ def at_most_words(number: int) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
 def join_recordings(number: int, edge: int) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
     """A preprocessor that joins recordings of one speaker: new sentences without new recordings.
 
+    Only `text` and `units` remain. A last group of fewer than `number` recordings is left out.
+
     `edge=1`: [1, 5, 1] "a cat." and [1, 7, 9, 1] "dogs." -> [1, 5, 7, 9, 1] "a cat dogs."
 
     Args:
@@ -169,8 +171,8 @@ def vary_units(rate: float) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
     It is to units what SpecAugment (Park et al. 2019) is to spectra.
 
     Args:
-      rate: share of the units that are left out, and of those that are replaced by another unit of
-        the recording.
+      rate: probability with which a unit is replaced by a random unit of the recording, and
+        afterwards with which it is dropped.
     """
 
     @as_graph

@@ -89,7 +89,7 @@ class RecordFiles(_Files):
     Args:
       split_to_filepattern: split -> file pattern, or list of files.
       fields: names of the fields.
-      check: function that finds problems of records.
+      check: finds bad records.
       on_error: "stop" or "skip".
     """
 

@@ -24,17 +24,14 @@ from speechgpt_jax.decoding.masks import ANY, Masks
 from speechgpt_jax.decoding.remote import RemoteEngine
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import ASSETS
+from speechgpt_jax.files import SHIPPED_HUBERT, SHIPPED_VOCODER
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.models.llama import Llama, LlamaConfig
-from speechgpt_jax.speech.encoder.speech2unit import SHIPPED as HUBERT
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.vocoder.streaming import READY, stream
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.unit_text import START, units_to_text
-
-VOCODER = ASSETS / "vocoder"
 
 Question = str | np.ndarray  # A text, or a recording: float32 [samples] at 16 kHz.
 
@@ -85,8 +82,8 @@ class SpeechModel:
         path: str | os.PathLike,
         *,
         server: str | None = None,
-        hubert: str | os.PathLike = HUBERT,
-        vocoder: str | os.PathLike = VOCODER,
+        hubert: str | os.PathLike = SHIPPED_HUBERT,
+        vocoder: str | os.PathLike = SHIPPED_VOCODER,
         devices: int | None = None,
         **kwargs,
     ) -> "SpeechModel":

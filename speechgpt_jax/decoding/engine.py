@@ -38,9 +38,9 @@ from speechgpt_jax.models.attention import target_platform
 from speechgpt_jax.models.decoder import make_decoder
 from speechgpt_jax.models.llama import DType, Llama, LlamaConfig
 
-# Prompts are read in chunks of these numbers of tokens; the small one is for what is left or short.
-# On a CPU 128 tokens take little longer than 32, but 256 more than twice as long; accelerators are
-# waiting for the weights up to then.
+# Tokens of the chunks in which prompts are read; the small one takes remainders and short prompts.
+# On a CPU 256 tokens take more than twice as long as 128. On an accelerator reading the weights
+# takes longest up to 256 tokens, so that larger chunks are nearly free.
 SMALL_CHUNK, LARGE_CHUNK, LARGE_CHUNK_CPU = 32, 256, 128
 # Tokens of prompts that are read before the next tokens are written.
 READ_AT_ONCE = 256

@@ -158,7 +158,7 @@ def _units(events: list[Event]) -> list[int]:
 
 
 def _marker(form: str, part: Part | None) -> str:
-    """What ends a part of text in a form."""
+    """Marker that ends a part of text in a form."""
     parts = FORMS.get(form, ())
     if part in parts and part is not Part.UNITS:
         return marker_after(parts[parts.index(part) :])

@@ -21,7 +21,7 @@ from speechgpt_jax.arguments import (
     positive_int,
 )
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import ASSETS, SHIPPED_MODEL
+from speechgpt_jax.files import SHIPPED_HUBERT, SHIPPED_MODEL, SHIPPED_VOCODER
 
 if TYPE_CHECKING:
     from speechgpt_jax.decoding.conversation import Conversation, SpeechModel
@@ -30,11 +30,9 @@ RUN = define(
     "run", existing_folder, SHIPPED_MODEL, "Folder of a training run; by default the shipped model."
 )
 HUBERT_FOLDER = define(
-    "hubert", existing_folder, str(ASSETS / "hubert_tiny"), "Folder of HuBERT and its centroids."
+    "hubert", existing_folder, SHIPPED_HUBERT, "Folder of HuBERT and its centroids."
 )
-VOCODER_FOLDER = define(
-    "vocoder", existing_folder, str(ASSETS / "vocoder"), "Folder of the unit vocoder."
-)
+VOCODER_FOLDER = define("vocoder", existing_folder, SHIPPED_VOCODER, "Folder of the unit vocoder.")
 SPEAKER = define("speaker", nonempty, "slt", "Name of the speaker whose voice the vocoder uses.")
 PREFIX = flags.DEFINE_string(
     "prefix", prompts.DEFAULT_PREFIX, "System prompt with which the run was trained."
@@ -85,6 +83,8 @@ def load_speech_model(**kwargs: Any) -> SpeechModel:
     """The model that the flags name; kwargs are other arguments of `Engine`."""
     if ENGINE.value and (DTYPE.value or INT8.value):
         raise UserError("--dtype and --int8 are for weights here, and --engine has its own.")
+    if ENGINE.value and kwargs.get("devices"):
+        raise UserError("--mesh is for weights here, and --engine has its own; leave it out.")
     compilation_cache.use(by_default=True)
     from speechgpt_jax.decoding.conversation import SpeechModel
 

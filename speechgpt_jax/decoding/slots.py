@@ -1,8 +1,9 @@
 """The programs of the engine: a fixed number of slots, each with a request or free.
 
-A request is first read (`read`, in chunks of a few sizes) and then written, one token per step,
-together with those of all other slots (`write`). Shapes depend only on the number of slots and on
-the size of the cache, never on the length of a prompt or an answer.
+A request's prompt is first read (prefill: `read`, in chunks of a few sizes), then its answer is
+written, one token per step, together with those of all other slots (decode: `write`). Shapes depend
+only on the number of slots and on the size of the cache, never on the length of a prompt or an
+answer.
 """
 
 import dataclasses
@@ -241,7 +242,7 @@ def step(decoder: Decoder, slots: Slots, next_state: jax.Array) -> tuple[Slots, 
 
     remaining = jnp.where(pick(rows.is_stop), 0, rows.remaining - 1)
     remaining = jnp.where(is_busy, remaining, 0)
-    # An answer's end empties its slot: what is attended to ends at the longest row.
+    # A finished slot gets length 0: attention reads the cache up to the longest slot.
     lengths = jnp.where(is_busy, jnp.where(remaining > 0, cache.lengths + 1, 0), cache.lengths)
     rows = dataclasses.replace(
         rows,

@@ -321,7 +321,9 @@ def utterance(clip: Clip, encoded: dict[str, Units]) -> Fields:
     """Record of a clip."""
     units, durations = encoded[clip.id]
     about = {name: getattr(clip, name) for name in ("id", "text", "speaker", "topic", "kind")}
-    if clip.perturbation is not None:  # Nothing that is to sound like the voice itself.
+    if (
+        clip.perturbation is not None
+    ):  # Tasks that choose a speaker, such as demo_tts, must not get it.
         about["speaker"] += " perturbed"
     return about | {"units": units, "durations": durations}
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from speechgpt_jax.evaluation.metrics import normalize, rate, wer
 from speechgpt_jax.evaluation.recognisers import VocabularyRecogniser, WhisperRecogniser
-from speechgpt_jax.files import ASSETS
+from speechgpt_jax.files import SHIPPED_VOCODER
 from speechgpt_jax.prompts import Response
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 
@@ -53,7 +53,7 @@ class SpokenAnswers:
         """With the shipped vocoder, Whisper, and PocketSphinx that knows the texts' words alone."""
         whisper = WhisperRecogniser()
         return cls(
-            UnitVocoder.from_pretrained(ASSETS / "vocoder"),
+            UnitVocoder.from_pretrained(SHIPPED_VOCODER),
             "slt",
             lambda texts: {"whisper": whisper, "pocketsphinx": VocabularyRecogniser(texts)},
         )

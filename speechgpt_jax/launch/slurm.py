@@ -23,11 +23,13 @@ SCRIPT = """\
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 srun --kill-on-bad-exit=1 {container}{command}
 code=$?
-# A stopped run always goes on; a crashed one up to {max_restarts} times.
-crashes_left=$(( {max_restarts} - ${{SLURM_RESTART_COUNT:-0}} ))
-if [ $code -eq {stopped} ] || {{ [ $code -ne 0 ] && [ $crashes_left -gt 0 ]; }}; then
-  scontrol requeue "$SLURM_JOB_ID"
+# A stopped run is always started again, a crashed one {max_restarts} times: a file counts them.
+crashes={name}-$SLURM_JOB_ID.crashes
+if [ $code -ne 0 ] && [ $code -ne {stopped} ]; then
+  echo "exit code $code" >> "$crashes"
+  [ "$(wc -l < "$crashes")" -le {max_restarts} ] || exit $code
 fi
+[ $code -eq 0 ] || scontrol requeue "$SLURM_JOB_ID"
 exit $code
 """
 
@@ -54,7 +56,7 @@ def batch_script(
       options: further options of sbatch, such as "--partition=gpu".
       image: container image, for clusters with pyxis; by default the checkout's `.venv`.
       mounts: folders that the container sees, such as "/scratch:/scratch".
-      max_restarts: restarts of the job after which a crash ends it.
+      max_restarts: restarts after crashes; those after stops, as at the time limit, don't count.
     """
     python, container = ".venv/bin/python", ""
     if image:

@@ -1,6 +1,6 @@
 """The gcloud commands that request TPU VMs, install this project on them and train there.
 
-All return the command as a list of words.
+All but `read_status` return the command as a list of words.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class Pod:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is requested.
+    """Request for TPU slices.
 
     Attributes:
       accelerator_type: such as "v5litepod-256".

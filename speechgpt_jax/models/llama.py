@@ -116,7 +116,7 @@ class LlamaConfig:
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding: the next multiple of 128, so that any mesh axis divides them."""
+        """Rows of the embedding: the next multiple of 128, so that `model` can divide them."""
         return _padded(self.vocab_size)
 
     @property
@@ -388,7 +388,7 @@ def matmul_flops_per_token(config: LlamaConfig, length: int) -> int:
 
     Two for each weight of the projections and the output layer, plus attention to all `length`
     tokens, masked or not (Chowdhery et al. 2022, appendix B). A training step takes three times as
-    many.
+    many, twice with frozen weights (see `training.utilization`).
     """
     width, head_dim = config.hidden_size, config.head_dim
     query_width, kv_width = config.num_heads * head_dim, config.num_kv_heads * head_dim

@@ -249,7 +249,10 @@ class _Server:
             await socket.close(1008, "Pages of this origin are not allowed; see --cors_origins.")
             return
         most = self._talker.most_replies
-        if not self._talker.is_ready or self._num_sessions >= most:
+        if not self._talker.is_ready:
+            await socket.close(1013, "The model is still being loaded; try again.")
+            return
+        if self._num_sessions >= most:
             await socket.close(1013, "Too many sessions; try again.")
             return
         await socket.accept("realtime" if "realtime" in protocols else None)

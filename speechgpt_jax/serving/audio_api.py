@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import dataclasses
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -10,7 +11,6 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from speechgpt_jax.decoding.events import Sound, Text, Units
-from speechgpt_jax.decoding.sampling import Sampling
 from speechgpt_jax.serving import protocol
 from speechgpt_jax.serving.http import sse
 from speechgpt_jax.serving.protocol import SpeechRequest, TranscriptionRequest, invalid
@@ -20,7 +20,7 @@ from speechgpt_jax.serving.vad import speech_bounds
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 
 # Fields of a form that may come several times; clients write them with brackets.
-_LISTS = ("timestamp_granularities", "include")
+_LISTS = ("timestamp_granularities",)
 
 
 # ---- transcriptions ------------------------------------------------------------------------------
@@ -80,7 +80,8 @@ class Transcription:
         protocol.check_choice("model", request.model, [name], status=404)
         fields: dict[str, Any] = {}
         if request.temperature is not None:
-            fields["sampling"] = Sampling(temperature=request.temperature)
+            sampling = talker.settings.sampling
+            fields["sampling"] = dataclasses.replace(sampling, temperature=request.temperature)
         self._talker, self._request, self._wav = talker, request, wav
         self._conversation = talker.conversation(**fields)
         self._text = ""
@@ -138,7 +139,7 @@ class Transcription:
         yield sse({"type": "transcript.text.done", "text": self._text, "usage": usage})
 
     def words(self) -> dict[str, str]:
-        """What was said, for logs that hold it."""
+        """Texts for the log, with --log_words."""
         return {"transcript": self._text}
 
 
@@ -220,7 +221,7 @@ class Speech:
         yield sse({"type": "speech.audio.done", "usage": usage})
 
     def words(self) -> dict[str, str]:
-        """What was said, for logs that hold it."""
+        """Texts for the log, with --log_words."""
         return {"input": self._request.input}
 
 

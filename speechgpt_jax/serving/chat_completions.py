@@ -3,6 +3,7 @@
 import base64
 import binascii
 import contextlib
+import dataclasses
 import secrets
 import time
 from collections.abc import AsyncGenerator, Generator
@@ -13,7 +14,6 @@ import numpy as np
 from speechgpt_jax import prompts
 from speechgpt_jax.decoding.conversation import Conversation, Question
 from speechgpt_jax.decoding.events import Event, Sound, Text, Transcript, Units
-from speechgpt_jax.decoding.sampling import Sampling
 from speechgpt_jax.serving import protocol
 from speechgpt_jax.serving.http import sse
 from speechgpt_jax.serving.protocol import (
@@ -68,10 +68,7 @@ class Completion:
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         given = {name: getattr(request, name) for name in names}
         given = {name: value for name, value in given.items() if value is not None}
-        fields: dict[str, Any] = {}
-        if given:
-            old = {name: getattr(settings.sampling, name) for name in names}
-            fields["sampling"] = Sampling(**{**old, **given})
+        fields: dict[str, Any] = {"sampling": dataclasses.replace(settings.sampling, **given)}
         if request.seed is not None:
             fields["seed"] = request.seed % 2**32
         # Either of the two names, the newer one first.
@@ -89,7 +86,8 @@ class Completion:
         turns = [m for m in self._request.messages if not isinstance(m, SystemMessage)]
         if not turns or not isinstance(turns[-1], UserMessage):
             raise invalid("messages: expected a user's message at the end.", "messages")
-        self._question = await self._read(turns[-1])
+        self._asked = turns[-1]
+        self._question = await self._read(self._asked)
         question: Question | None = None
         for message in turns[:-1]:
             if isinstance(message, UserMessage):
@@ -115,11 +113,11 @@ class Completion:
                 f"messages: expected at most one recording in a message, got {len(recordings)}.",
                 "messages",
             )
-        return await self._talker.decode(decode_base64(recordings[0].data), recordings[0].format)
+        data = decode_base64(recordings[0].data, "input_audio.data")
+        return await self._talker.decode(data, recordings[0].format)
 
     def _begin(self) -> Generator[Event]:
-        last = self._request.messages[-1]
-        task = prompts.split_request(_text_of(last.content or ""))
+        task = prompts.split_request(_text_of(self._asked.content))
         if isinstance(self._question, np.ndarray) and task:
             return self._conversation.transcribing(self._question, task[0] or prompts.TRANSCRIBE)
         return self._conversation.ask(self._question, aloud=self._request.is_aloud)
@@ -222,7 +220,7 @@ class Completion:
         return sse({**self._head("chat.completion.chunk"), "choices": [choice]})
 
     def words(self) -> dict[str, str]:
-        """What was said, for logs that hold it."""
+        """Texts for the log, with --log_words."""
         question = self._question if isinstance(self._question, str) else self._parts[Transcript]
         return {"question": "".join(question), "answer": self._text}
 
@@ -257,8 +255,8 @@ def _text_of(content: str | list | None) -> str:
     return " ".join(part.text for part in content or () if hasattr(part, "text"))
 
 
-def decode_base64(data: str) -> bytes:
-    """Bytes of a base64 text.
+def decode_base64(data: str, field: str) -> bytes:
+    """Bytes of a base64 text in a field of a request.
 
     Raises:
       ApiError: it is no base64.
@@ -267,6 +265,5 @@ def decode_base64(data: str) -> bytes:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
         raise invalid(
-            f"input_audio.data: expected base64 of a recording, got {protocol.excerpt(data)}.",
-            "input_audio.data",
+            f"{field}: expected base64 of a recording, got {protocol.excerpt(data)}.", field
         ) from error

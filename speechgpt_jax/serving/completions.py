@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, Generator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -35,6 +35,8 @@ class CompletionRequest(Strict):
     prompt: Annotated[str, Field(min_length=1)] | Annotated[Ids, Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] = 16
     min_tokens: Annotated[int, Field(ge=0)] = 0
+    n: Literal[1] | None = None
+    stop: Annotated[list, Field(max_length=0)] | None = None
     stop_token_ids: Ids | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -1,7 +1,7 @@
 """Requests, replies and errors of the API: those that OpenAI's clients send and expect.
 
-Fields that would change the answer and that this server doesn't have are refused with a message;
-all others that it doesn't know are ignored.
+Chat completions refuse `n`, `logprobs`, `tools` and `functions`, completions `n` and `stop`, which
+would change the answer; other fields that the server doesn't know are ignored.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,8 @@ class ApiError(Exception):
         return {"error": error}
 
     def headers(self) -> dict[str, str]:
-        """Headers of the reply: when the client may try again, and the end of an endless body."""
+        """Headers of the reply: when the client may try again; the connection ends after a body
+        that was not read to its end."""
         close = {"Connection": "close"} if self.status == 413 else {}
         return close if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
@@ -205,7 +206,7 @@ class AudioOptions(Strict):
 
 
 class StreamOptions(Strict):
-    """What a stream holds besides the reply.
+    """Optional parts of a stream.
 
     Attributes:
       include_usage: the numbers of tokens in a last chunk.
@@ -272,7 +273,6 @@ class TranscriptionRequest(BaseModel):
     model: str
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    language: Annotated[str, StringConstraints(max_length=20)] | None = None
     stream: bool = False
     timestamp_granularities: list[Literal["word", "segment"]] = ["segment"]
 

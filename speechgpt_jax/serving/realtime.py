@@ -18,11 +18,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from speechgpt_jax.decoding.conversation import Conversation, Question
 from speechgpt_jax.decoding.events import Sound, Text, Transcript
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.serving import protocol
 from speechgpt_jax.serving.chat_completions import decode_base64
 from speechgpt_jax.serving.http import explain
 from speechgpt_jax.serving.protocol import ApiError, VoiceName, invalid
-from speechgpt_jax.serving.sound import API_RATE, Encoder
+from speechgpt_jax.serving.sound import API_RATE, Encoder, pcm16_samples
 from speechgpt_jax.serving.talker import Talker, num_tokens
 from speechgpt_jax.serving.vad import VoiceActivity
 from speechgpt_jax.speech.audio import SAMPLE_RATE
@@ -101,7 +102,7 @@ class Item(protocol.Strict):
 
 
 class ResponseOptions(protocol.Strict):
-    """What one response changes of the session's settings."""
+    """Settings of the session that one response overrides."""
 
     output_modalities: Modalities | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | Literal["inf"] | None = None
@@ -209,12 +210,10 @@ class Session:
         audio = event.get("audio")
         if not isinstance(audio, str):
             raise invalid("audio is required: base64 of 16-bit samples at 24 kHz.", "audio")
-        data = decode_base64(audio)
-        if len(data) % 2:
-            raise invalid(
-                f"audio: {len(data)} bytes are no whole number of 16-bit samples.", "audio"
-            )
-        wav = np.frombuffer(data, "<i2").astype(np.float32) / 32768
+        try:
+            wav = pcm16_samples(decode_base64(audio, "audio"))
+        except UserError as error:
+            raise invalid(f"audio: {error}", "audio") from error
         wav = self._resampler.resample_chunk(wav)
         most = int(self._talker.limits.audio_seconds * SAMPLE_RATE)
         if len(self._buffer) + len(wav) > most:
@@ -299,7 +298,7 @@ class Session:
         item_id = item.id or _new_id("item")
         if item.role == "user":
             if part.type == "input_audio":
-                data = decode_base64(part.audio or "")
+                data = decode_base64(part.audio or "", "item.content.audio")
                 self._question = await self._talker.decode(data, "pcm16")
             elif part.text and part.text.strip():
                 self._question = part.text

@@ -14,7 +14,7 @@ from speechgpt_jax.errors import UserError
 HEAD_SECONDS = 10
 # Time for replies in progress after SIGTERM or Ctrl-C.
 STOP_SECONDS = 30
-# Largest event of a Realtime session: some minutes of sound in one are none.
+# Largest event of a Realtime session in bytes: about a minute of sound as base64.
 MAX_EVENT_BYTES = 4 * 2**20
 
 

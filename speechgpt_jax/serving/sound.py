@@ -56,15 +56,19 @@ def decode(data: bytes, max_seconds: float) -> np.ndarray:
 
 
 def decode_pcm16(data: bytes) -> np.ndarray:
-    """16-bit little-endian samples at 24 kHz -> float32 [samples] at 16 kHz.
+    """Samples of `pcm16_samples` at 24 kHz -> float32 [samples] at 16 kHz."""
+    return soxr.resample(pcm16_samples(data), API_RATE, SAMPLE_RATE)
+
+
+def pcm16_samples(data: bytes) -> np.ndarray:
+    """16-bit little-endian samples -> float32 [samples] at the same rate.
 
     Raises:
       UserError: the number of bytes is odd.
     """
     if len(data) % 2:
         raise UserError(f"{len(data)} bytes are no whole number of 16-bit samples.")
-    wav = np.frombuffer(data, "<i2").astype(np.float32) / 32768
-    return soxr.resample(wav, API_RATE, SAMPLE_RATE)
+    return np.frombuffer(data, "<i2").astype(np.float32) / 32768
 
 
 def encode_whole(format: str, wavs: Iterable[np.ndarray]) -> bytes:

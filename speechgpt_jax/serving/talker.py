@@ -41,7 +41,7 @@ Part = TypeVar("Part")
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one request may ask for.
+    """Limits of a request, and of the queue.
 
     Attributes:
       body_bytes: size of its body.
@@ -63,7 +63,7 @@ class Limits:
 
 
 class Asked(Protocol):
-    """What asks the engine: a conversation, or a completion.
+    """A conversation or a completion: anything that asks the engine.
 
     Attributes:
       in_progress: what the engine answers, or has answered last.
@@ -240,7 +240,7 @@ class Talker:
             self._count(conversation)
             if not thread.done():
                 self.metrics.cancelled.inc()
-                # Whoever leaves may be cancelled itself and can't wait.
+                # The task that stops reading may itself be cancelled, so another one waits.
                 task = loop.create_task(_cancel_until(thread, conversation))
                 self._ending.add(task)
                 task.add_done_callback(self._ending.discard)
@@ -253,7 +253,7 @@ class Talker:
     # ---- earlier replies -------------------------------------------------------------------------
 
     def remember(self, id: str, text: str, units: list[int]) -> int:
-        """Keeps a reply for histories; returns the Unix time until when."""
+        """Keeps a reply for histories; returns the Unix time at which it expires."""
         expires_at = int(time.time()) + _REMEMBERED_SECONDS
         self._remembered[id] = Remembered(text, units, expires_at)
         while len(self._remembered) > _REMEMBERED:

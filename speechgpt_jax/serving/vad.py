@@ -47,7 +47,7 @@ class VoiceActivity:
     def add(self, wav: np.ndarray) -> list[Change]:
         """Changes within the next samples, float32 [samples] at 16 kHz.
 
-        A begin is found _BEGIN frames late, an end after `silence_seconds`.
+        A begin is found 80 ms late, an end after `silence_seconds`.
         """
         wav = np.concatenate([self._rest, wav])
         number = len(wav) // FRAME

@@ -14,7 +14,7 @@ class Tokenizer(abc.ABC):
     Encodes without bos and eos, as SeqIO's vocabularies do:
     `"[Human]: hi <eoh>"` -> ids of `[Human]`, `▁:`, `▁hi`, `<eoh>`.
 
-    Two tokenizers are equal if they have the same files, and can be pickled.
+    Tokenizers can be pickled; two are equal if their files are.
 
     Attributes:
       added_tokens: token -> id of units, role tokens and others at which text is split.
@@ -22,7 +22,7 @@ class Tokenizer(abc.ABC):
         Qwen.
       eos_id: id at the end of every text that a model learns to write.
       stop_ids: ids that end an answer; `eos_id` is one of them.
-      pad_id: fills the end of a batch's rows; never part of a text.
+      pad_id: for the configs of exported models; eos if the tokenizer has no padding token.
       unk_id: id of the unknown piece; None if every text has ids of its own.
       template: marks the turns of the dialogues that the model reads; saved with the tokenizer.
     """

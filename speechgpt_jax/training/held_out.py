@@ -22,7 +22,7 @@ def evaluate(
     The text loss of a split without text is left out, likewise that of units.
 
     Args:
-      step: of `stage.jit_evaluation_step`.
+      step: the function that `stage.jit_evaluation_step` returns.
       params, frozen: the trained and the other parameters.
       held_out: the splits.
       mesh: of the parameters.

@@ -101,6 +101,9 @@ def _leave_at_once() -> Iterator[None]:
             _exit(stop.code)
         raise
     except LOST_PROCESS as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            sys.excepthook(*sys.exc_info())
+            _exit("Error: the memory of a device is full; take a smaller batch, or a larger mesh.")
         cause, _, _ = str(error).partition("\n")
         _exit(
             f"Error: process {jax.process_index()} of {jax.process_count()} stops: another process"

@@ -94,7 +94,7 @@ def load_host_held_out(
     cache_dir: str | None = None,
     mesh: MeshConfig = MeshConfig(),  # noqa: B008 (frozen)
 ) -> HeldOut:
-    """A split of which every example is evaluated once, the same on any number of processes.
+    """The first batches of a split, each example once; the same on any number of processes.
 
     Args:
       mixture, cache_dir, mesh: as in `load_host_batches`.
@@ -107,7 +107,7 @@ def load_host_held_out(
 
     Raises:
       UserError: a number is not positive, the batch does not divide over the mesh, or the split is
-        unknown or empty.
+        unknown, or has no example that fits into a row.
     """
     check_number("batch_size", batch_size, at_least=1)
     check_number("sequence_length", sequence_length, at_least=1)

@@ -44,8 +44,8 @@ REJECTED = "rejected"
 class Batches(Protocol):
     """An endless iterator over batches.
 
-    `state()` is the position after the last batch, in parts of the names `position_names`: when a
-    run resumes on another number of processes, each part may be read by another process. After
+    `state()` is the position after the last batch, one entry per name in `position_names`: when a
+    run resumes on another number of processes, each entry may be read by another process. After
     `restore(positions)` the next batch is the one that followed that position.
     """
 
@@ -219,11 +219,11 @@ def resume(state: Any, batches: Batches, checkpoints: Checkpoints) -> tuple[Any,
 
 
 class SaveClock:
-    """Says when a checkpoint is due by time; all processes of a run get the same answer.
+    """Tells when a checkpoint is due by time; all processes follow the clock of the first.
 
     Args:
       minutes: between two saves; None: never due.
-      every: steps between two looks at the clock, which all processes compare with the first one's.
+      every: the clock is read at steps that are multiples of this.
     """
 
     def __init__(self, minutes: float | None, every: int):

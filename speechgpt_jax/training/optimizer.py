@@ -112,7 +112,7 @@ SCHEDULES = {
 
 
 def learning_rate_schedule(config: AdamW, total_steps: int) -> optax.Schedule:
-    """Learning rate as a function of the step, 0 .. total_steps - 1; the warm-up has 1 or more."""
+    """Learning rate as a function of the step, from 0; the warm-up takes at least one."""
     warmup_steps = max(1, round(config.warmup * total_steps))
     # Optax has no decay over 0 steps. In a short run the warm-up may take all steps, and the decay
     # then starts after the last one.

@@ -1,4 +1,4 @@
-"""What a run does with its time: the phases of training, for the watchdog and for its report."""
+"""Phases of a training run and their durations, for the watchdog and for the run's last line."""
 
 import collections
 import statistics
@@ -21,26 +21,26 @@ class Phases:
         phases.enter(STEP)
 
     Attributes:
-      name: the current phase.
-      since: when it began, in seconds of time.monotonic.
+      current: name of the current phase, and when it began, in seconds of time.monotonic.
       step: number of the last finished step; 0 before the first.
       step_ended: when that was, or when the run started.
     """
 
     def __init__(self, step: int = 0):
-        self.began = self.since = self.step_ended = time.monotonic()
-        self.name, self.step = START, step
+        self.began = self.step_ended = time.monotonic()
+        self.current = START, self.began
+        self.step = step
         self._totals: dict[str, float] = {}
         self._recent: dict[str, collections.deque] = {}
 
     def enter(self, name: str) -> None:
         """Ends the current phase and begins another."""
         now = time.monotonic()
-        self._totals[self.name] = self._totals.get(self.name, 0.0) + now - self.since
-        recent = self._recent.setdefault(self.name, collections.deque(maxlen=RECENT))
-        recent.append(now - self.since)
-        # One assignment, since the watchdog's thread reads both.
-        self.name, self.since = name, now
+        ended, since = self.current
+        self._totals[ended] = self._totals.get(ended, 0.0) + now - since
+        recent = self._recent.setdefault(ended, collections.deque(maxlen=RECENT))
+        recent.append(now - since)
+        self.current = name, now
 
     def finish_step(self, step: int) -> None:
         """Notes that `step` is finished."""
@@ -57,7 +57,7 @@ class Phases:
         The current phase counts up to now.
         """
         now = time.monotonic()
-        current = self._totals.get(self.name, 0.0) + now - self.since
-        totals = self._totals | {self.name: current}
+        name, since = self.current
+        totals = self._totals | {name: self._totals.get(name, 0.0) + now - since}
         longest_first = sorted(totals.items(), key=lambda item: -item[1])
         return {name: seconds / (now - self.began) for name, seconds in longest_first}

@@ -52,7 +52,7 @@ COMPILER_OPTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """The arguments of `lm.train` that determine the train step; it describes them."""
+    """The arguments of `lm.train` that determine the train step; see its docstring."""
 
     model: LlamaConfig
     optimizer: AdamW

@@ -26,9 +26,8 @@ def initial_parameters(
     """All parameters of the model, sharded over the mesh.
 
     Adapters that the checkpoint `start_from` lacks are initialised; their new tokens start with the
-    checkpoint's rows. Tokens that it lacks get the
-    mean of its rows, which hardly changes the predictions (Hewitt 2021); tokens that it has beyond
-    `config.vocab_size` are dropped.
+    checkpoint's rows. Tokens that it lacks get the mean of its rows, which hardly changes the
+    predictions (Hewitt 2021); tokens that it has beyond `config.vocab_size` are dropped.
 
     Raises:
       UserError: the checkpoint is of another model.

@@ -34,10 +34,10 @@ class Watchdog:
     """Limits on the duration of the phases of a run.
 
     Attributes:
-      factor: a phase may take this many times its median ...
-      at_least: ... but always this many seconds.
-      first: seconds for a phase of which fewer than three are finished, such as the start, which
-        restores and compiles.
+      factor: limit of a phase, as a multiple of its median duration.
+      at_least: the smallest such limit, in seconds.
+      first: limit in seconds while fewer than three durations of the phase are known: of the start,
+        which restores and compiles, and of the first saves.
     """
 
     factor: float = 20.0
@@ -76,10 +76,10 @@ def _watch(phases: Phases, watchdog: Watchdog, folder: epath.Path, ended: thread
     interval = min(1.0, watchdog.at_least / 4, watchdog.first / 4)
     quiet, step_ended = float(QUIET_SECONDS), phases.step_ended
     while not ended.wait(interval):
-        name, since = phases.name, phases.since
+        name, since = phases.current
         median = phases.median(name)
         seconds = time.monotonic() - since
-        if seconds > watchdog.limit(median) and since == phases.since:
+        if seconds > watchdog.limit(median) and (name, since) == phases.current:
             usual = "" if median is None else f", usually {median:.1f} s"
             _end(f"{name} after step {phases.step} takes {seconds:.0f} s{usual}", folder)
         if phases.step_ended != step_ended:

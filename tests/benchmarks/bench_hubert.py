@@ -20,13 +20,14 @@ import transformers
 from flax import nnx
 
 from speechgpt_jax import arguments
+from speechgpt_jax.files import ASSETS
 from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.encoder import kmeans
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.hubert import Hubert
-from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from tests.benchmarks import docs_table, timing
 from tests.speech.encoder.test_hubert import copy_weights, oracle
 
@@ -34,7 +35,7 @@ NUM_UNITS = 100
 
 
 def speech(seconds: float) -> np.ndarray:
-    clips = SHIPPED.parent / "corpus" / "clips"
+    clips = ASSETS / "corpus" / "clips"
     rows = json.loads((clips / "clips.json").read_text())
     sound = np.concatenate([load_audio(clips / row["file"]) for row in rows])
     return np.resize(sound, round(seconds * SAMPLE_RATE))

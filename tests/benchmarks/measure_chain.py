@@ -1,4 +1,4 @@
-"""What chain of modality is worth: spoken answers with and without the texts in between.
+"""Spoken answers with and without the texts in between: chain of modality.
 
     python -m tests.benchmarks.measure_chain --base=runs/tiny/stage2 --records=corpus/records \
         --update_docs

@@ -9,7 +9,7 @@
 from speechgpt_jax import arguments
 from speechgpt_jax.evaluation.encoder import Score, evaluate_encoder
 from speechgpt_jax.evaluation.recognisers import WhisperRecogniser
-from speechgpt_jax.files import ASSETS, read_manifest
+from speechgpt_jax.files import SHIPPED_HUBERT, read_manifest
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from tests.benchmarks import docs_table
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
         "--hubert",
         nargs="+",
         type=arguments.existing_folder,
-        default=[str(ASSETS / "hubert_tiny")],
+        default=[SHIPPED_HUBERT],
         help="encoders; default: the shipped one",
     )
     parser.add_argument(

@@ -12,7 +12,7 @@ import itertools
 from speechgpt_jax import arguments
 from speechgpt_jax.evaluation.recognisers import WhisperRecogniser
 from speechgpt_jax.evaluation.vocoder import evaluate_vocoder
-from speechgpt_jax.files import ASSETS, read_manifest
+from speechgpt_jax.files import SHIPPED_VOCODER, read_manifest
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from tests.benchmarks import docs_table
 
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--vocoder",
         type=arguments.existing_folder,
-        default=str(ASSETS / "vocoder"),
+        default=SHIPPED_VOCODER,
         help="folder of the vocoder; default: the shipped one",
     )
     parser.add_argument(

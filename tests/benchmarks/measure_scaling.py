@@ -1,4 +1,4 @@
-"""Held-out loss and word errors against parameters and tokens, with a fit that foretells.
+"""Held-out loss and word errors against parameters and tokens, and a fit, extrapolated.
 
     python -m tests.benchmarks.measure_scaling --steps=1000 --update_docs
 
@@ -8,7 +8,7 @@ that one run gives the loss for many numbers of tokens. To them is fitted
     loss = E + A / parameters**a + B / tokens**b
 
 (Hoffmann et al. 2022, approach 3: Huber loss of the logarithms). The largest model has no part in
-the fit: what the fit foretold for it stands beside what was measured. The runs resume, so an
+the fit: its extrapolation stands beside what was measured. The runs resume, so an
 interrupted command can be given again; runs that are done are only read.
 """
 
@@ -69,7 +69,7 @@ class Size:
         }
 
 
-# In ascending order; the last one is foretold.
+# In ascending order; the fit is extrapolated to the last one.
 SIZES = (Size(96, 2), Size(160, 3), Size(256, 4), Size(448, 6))
 
 
@@ -155,11 +155,11 @@ def curve(run: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
 def plot(curves: list, law: Law, word_error_rates: list[float]) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for size, (tokens, losses) in zip(SIZES, curves, strict=True):
-        foretold = size == SIZES[-1]
-        label = f"{size.parameters / 1e6:.1f} M" + (", foretold" if foretold else "")
+        extrapolated = size == SIZES[-1]
+        label = f"{size.parameters / 1e6:.1f} M" + (", extrapolated" if extrapolated else "")
         (dots,) = left.plot(tokens, losses, "o", markersize=3, label=label)
         law_losses = law.loss(np.full_like(tokens, size.parameters), tokens)
-        left.plot(tokens, law_losses, "--" if foretold else "-", color=dots.get_color())
+        left.plot(tokens, law_losses, "--" if extrapolated else "-", color=dots.get_color())
     left.set(xscale="log", yscale="log", xlabel="tokens", ylabel="held-out loss, nats per token")
     left.legend(title="parameters; lines: the fit")
     right.plot([s.parameters for s in SIZES], [100 * w for w in word_error_rates], "o-")
@@ -192,7 +192,7 @@ def main(argv: list[str]) -> None:
     )
     for size, (tokens, losses), interval in zip(SIZES, curves, intervals, strict=True):
         last = law.loss(np.array(size.parameters), tokens[-1])
-        note = " (foretold)" if size == SIZES[-1] else ""
+        note = " (extrapolated)" if size == SIZES[-1] else ""
         table.add(
             f"{size.parameters / 1e6:.1f} M",
             f"{tokens[-1] / 1e6:.2f} M",

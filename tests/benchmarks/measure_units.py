@@ -8,7 +8,7 @@
 
 from speechgpt_jax import arguments
 from speechgpt_jax.evaluation import units
-from speechgpt_jax.files import ASSETS, read_manifest
+from speechgpt_jax.files import SHIPPED_HUBERT, read_manifest
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from tests.benchmarks import docs_table
 
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
         "--hubert",
         nargs="+",
         type=arguments.existing_folder,
-        default=[str(ASSETS / "hubert_tiny")],
+        default=[SHIPPED_HUBERT],
         help="encoders, all with the same number of units",
     )
     parser.add_argument(

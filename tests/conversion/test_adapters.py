@@ -359,6 +359,10 @@ def test_an_adapter_for_another_base_is_refused(adapter, run, tmp_path):
     for command, message in [
         (["from_hf", str(adapter[0]), str(tmp_path / "out")], "name the run of its base by --base"),
         (["to_hf", str(run), str(tmp_path / "out"), "--base=x"], "has no adapter"),
+        (
+            ["to_hf", str(run), str(tmp_path / "out"), "--merge"],
+            "has no adapter: leave out --merge",
+        ),
         (["from_hf", str(run), str(tmp_path / "out"), f"--base={run}"], "leave out --base"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -373,6 +377,9 @@ def test_an_adapter_whose_base_has_moved(adapter, adapter_run, run, tmp_path):
     (tmp_path / "cm").rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"an adapter on .*cm.* which is gone: .*from_hf OUT"):
         convert_llama.main(["to_hf", str(tmp_path / "com"), str(tmp_path / "out"), "--merge"])
+    with pytest.raises(UserError, match="keeps its dtype: leave out --dtype"):
+        command = ["to_hf", str(tmp_path / "com"), str(tmp_path / "out"), "--base=name"]
+        convert_llama.main([*command, "--dtype=float16"])
     convert_llama.main(["to_hf", str(tmp_path / "com"), str(tmp_path / "out"), "--base=name"])
     convert_llama.main(
         ["from_hf", str(tmp_path / "out"), str(tmp_path / "again"), f"--base={tmp_path / 'moved'}"]

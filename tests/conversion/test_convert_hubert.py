@@ -21,7 +21,8 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from speechgpt_jax.conversion import fairseq, hubert, kmeans, pickles, weights
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit, load_hubert
+from speechgpt_jax.files import SHIPPED_HUBERT
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, load_hubert
 from tests.speech.encoder.test_hubert import SMALL, oracle
 from tools import convert_hubert, convert_kmeans, convert_to_fairseq
 
@@ -138,7 +139,7 @@ def test_back_to_fairseq(fairseq_file, theirs, tmp_path):
 
 def test_parts_that_fairseq_lacks_are_refused(tmp_path):
     with pytest.raises(UserError, match="has front_end 'mel', which fairseq's HuBERT lacks; only"):
-        fairseq.write_hubert(SHIPPED, tmp_path)
+        fairseq.write_hubert(SHIPPED_HUBERT, tmp_path)
 
 
 def test_centroids_in_and_out(theirs, tmp_path):

@@ -11,8 +11,9 @@ from torch.nn.utils import parametrizations
 
 from speechgpt_jax.conversion import fairseq
 from speechgpt_jax.conversion import vocoder as convert_vocoder
+from speechgpt_jax.files import SHIPPED_VOCODER
 from speechgpt_jax.speech.vocoder.config import VocoderConfig
-from speechgpt_jax.speech.vocoder.vocoder import SHIPPED, UnitVocoder
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 
 pytestmark = pytest.mark.slow
 
@@ -213,4 +214,4 @@ def test_mismatches_are_user_errors(tmp_path):
 def test_a_head_that_fairseq_lacks_is_refused(tmp_path):
     """The shipped vocoder ends in an inverse STFT."""
     with pytest.raises(ValueError, match=r"ends in an inverse STFT"):
-        fairseq.write_vocoder(SHIPPED, tmp_path)
+        fairseq.write_vocoder(SHIPPED_VOCODER, tmp_path)

@@ -7,9 +7,10 @@ import pytest
 
 from speechgpt_jax.conversion.whisper import IGNORED, build, fit_projection, split_attention
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import ASSETS
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.config import HubertConfig
-from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.encoder.targets import save_targets
 from speechgpt_jax.speech.encoder.whisper import WhisperFeatures
 from tools import whisper_to_hubert
@@ -29,7 +30,7 @@ def teacher():
 @pytest.fixture(scope="module")
 def wav():
     """Speech of a human."""
-    return load_audio(sorted((SHIPPED.parent / "corpus" / "clips").glob("*-human.flac"))[0])
+    return load_audio(sorted((ASSETS / "corpus" / "clips").glob("*-human.flac"))[0])
 
 
 def test_with_unbounded_attention_features_are_whispers(teacher, wav):

@@ -271,3 +271,5 @@ def test_held_out_examples_come_once_and_in_the_same_rows(mixture, task):
     assert mixed["decoder_loss_weights"].any()
     with pytest.raises(UserError, match="has no split 'validation'"):
         next(load_held_out(task, "validation", batch_size=ROWS, sequence_length=LENGTH))
+    with pytest.raises(UserError, match="examples of the split fits into 2 tokens"):
+        next(load_held_out(task, "train", batch_size=ROWS, sequence_length=2))

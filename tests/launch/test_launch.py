@@ -212,7 +212,7 @@ echo "scontrol $@"
 
 
 @pytest.mark.parametrize(
-    ("code", "restarts", "requeued"),
+    ("code", "crashes", "requeued"),
     [
         (0, 0, False),
         (launch.STOPPED_EXIT_CODE, 0, True),
@@ -222,7 +222,7 @@ echo "scontrol $@"
         (1, 2, False),
     ],
 )
-def test_the_slurm_script_requeues(code, restarts, requeued, tmp_path, capsys):
+def test_the_slurm_script_requeues(code, crashes, requeued, tmp_path, capsys):
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -233,9 +233,11 @@ def test_the_slurm_script_requeues(code, restarts, requeued, tmp_path, capsys):
         "CODE": str(code),
         "SLURM_JOB_ID": "7",
         "SLURM_CPUS_PER_TASK": "12",
-        **({"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}),
     }
-    done = subprocess.run(["bash"], input=script, env=variables, capture_output=True, text=True)
+    (tmp_path / "a-7.crashes").write_text("exit code 1\n" * crashes)
+    done = subprocess.run(
+        ["bash"], input=script, env=variables, cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == code
     lines = done.stdout.splitlines()
     assert lines[0].startswith(

@@ -7,6 +7,7 @@ import seqio
 
 from speechgpt_jax import prompts
 from speechgpt_jax.data import descriptions
+from speechgpt_jax.errors import UserError
 from tasks import demo_corpus
 from tests.data.synthetic_corpus import task_on, write_corpus
 
@@ -122,6 +123,8 @@ def test_targets_are_read_back_by_the_metrics(corpus, name):
 def test_a_corpus_in_another_folder_with_a_loss_on_answers(corpus):
     name = demo_corpus.mixture("all_tasks", str(corpus), loss_on_answers=True)
     assert name == demo_corpus.mixture("all_tasks", str(corpus), loss_on_answers=True)
+    with pytest.raises(UserError, match="bind the same to all"):
+        demo_corpus.mixture("asr", "another", loss_on_answers=True)
     assert len(seqio.MixtureRegistry.get(name).tasks) == 10
     task = seqio.TaskRegistry.get("corpus_speech_to_text")
     answers = list(task.get_dataset(None, "train", shuffle=False).as_numpy_iterator())

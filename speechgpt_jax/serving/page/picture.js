@@ -1,6 +1,6 @@
 // Picture of an answer: its waveform, and below it a bar for each unit, coloured by its number.
 
-const UNIT_SECONDS = 0.02; // Of an unrepeated unit; repeated ones are wider.
+const UNIT_SECONDS = 0.02; // One frame: the shortest time of a reduced unit.
 
 export function draw(canvas, samples, units, rate) {
   const scale = window.devicePixelRatio || 1;

@@ -23,7 +23,6 @@ from speechgpt_jax.speech.encoder.hubert import Hubert
 from speechgpt_jax.speech.encoder.runner import Runner
 from speechgpt_jax.unit_text import reduce_units
 
-SHIPPED = files.ASSETS / "hubert_tiny"
 # Types of the factors of products.
 DTYPES = ("float32", "bfloat16")
 CENTROIDS = "kmeans.safetensors"
@@ -51,7 +50,7 @@ class Speech2Unit:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | os.PathLike = SHIPPED, dtype: str = "float32"
+        cls, folder: str | os.PathLike = files.SHIPPED_HUBERT, dtype: str = "float32"
     ) -> "Speech2Unit":
         """Reads a folder of `config.json`, `model.safetensors` and `kmeans.safetensors`.
 

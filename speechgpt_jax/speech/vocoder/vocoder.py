@@ -18,15 +18,13 @@ from flax import nnx
 from numpy.typing import DTypeLike
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import ASSETS
+from speechgpt_jax.files import SHIPPED_VOCODER
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech import pretrained
 from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.pitch import pulse_train
 from speechgpt_jax.speech.vocoder.config import VocoderConfig
 from speechgpt_jax.speech.vocoder.hifigan import DurationPredictor, Generator, PitchPredictor
-
-SHIPPED = ASSETS / "vocoder"
 
 
 class UnitVocoder(nnx.Module):
@@ -55,7 +53,7 @@ class UnitVocoder(nnx.Module):
         self.generator = Generator(config, rngs=rngs)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike = SHIPPED) -> "UnitVocoder":
+    def from_pretrained(cls, folder: str | os.PathLike = SHIPPED_VOCODER) -> "UnitVocoder":
         """The vocoder of `load_vocoder`, in its form for inference."""
         return for_inference(load_vocoder(folder))
 

@@ -10,16 +10,17 @@ import safetensors.numpy
 from flax import nnx
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import ASSETS, SHIPPED_HUBERT
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.cpu import devices
 from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.encoder import batching, windows
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.hubert import Hubert
-from speechgpt_jax.speech.encoder.speech2unit import SHIPPED, Speech2Unit
+from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from tests.compilations import compiled_programs
 
-CLIPS = SHIPPED.parent / "corpus" / "clips"
+CLIPS = ASSETS / "corpus" / "clips"
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +174,7 @@ def test_damaged_folders_are_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r"has no config.json"):
         Speech2Unit.from_pretrained(tmp_path)
     folder = tmp_path / "hubert"
-    shutil.copytree(SHIPPED, folder)
+    shutil.copytree(SHIPPED_HUBERT, folder)
     centroids = safetensors.numpy.save({"cluster_centers": np.zeros((7, 3), np.float32)})
     (folder / "kmeans.safetensors").write_bytes(centroids)
     with pytest.raises(UserError, match=r"shape \(7, 3\); expected \[clusters, 37\]"):
@@ -181,7 +182,7 @@ def test_damaged_folders_are_refused_in_one_line(tmp_path):
     (folder / "kmeans.safetensors").write_bytes(safetensors.numpy.save({"a": np.zeros(3)}))
     with pytest.raises(UserError, match=r"holds \['a'\]; expected cluster_centers"):
         Speech2Unit.from_pretrained(folder)
-    config = json.loads((SHIPPED / "config.json").read_text())
+    config = json.loads((ASSETS / "hubert_tiny" / "config.json").read_text())
     for changes, message in (
         ({"conv_kernal": [1]}, "not that of a HuBERT .*conv_kernal"),
         ({"num_heads": 5}, "config.json .*multiple of num_heads 5"),
@@ -193,7 +194,7 @@ def test_damaged_folders_are_refused_in_one_line(tmp_path):
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         Speech2Unit.from_pretrained(folder)
-    shutil.copytree(SHIPPED, folder, dirs_exist_ok=True)
+    shutil.copytree(SHIPPED_HUBERT, folder, dirs_exist_ok=True)
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(UserError, match="missing or damaged"):

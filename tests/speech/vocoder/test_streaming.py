@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import ASSETS
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.vocoder.streaming import sliding, stream
-from speechgpt_jax.speech.vocoder.vocoder import SHIPPED, UnitVocoder, VocoderConfig
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig
 from tests.speech.random_vocoder import build
 
 pytestmark = pytest.mark.slow
@@ -70,7 +71,7 @@ def test_chunks_have_the_length_of_the_whole(vocoder, lookahead):
 @pytest.fixture(scope="module")
 def recording():
     """Units of a recording."""
-    clips = SHIPPED.parent / "corpus" / "clips"
+    clips = ASSETS / "corpus" / "clips"
     return Speech2Unit.from_pretrained()(load_audio(next(clips.glob("question-*-slt.flac"))))[0]
 
 
