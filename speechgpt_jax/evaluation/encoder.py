@@ -9,11 +9,10 @@ import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import jiwer
 import numpy as np
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.evaluation.recognisers import check_references, words
+from speechgpt_jax.evaluation.recognisers import check_references, word_errors
 from speechgpt_jax.evaluation.vocoder import synthesized
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
@@ -97,13 +96,6 @@ def encoded(rows: Sequence[Mapping], speech2unit: Speech2Unit) -> list[dict]:
         {**row, "units": units.tolist(), "durations": durations.tolist()}
         for row, (units, durations) in zip(rows, reduced)
     ]
-
-
-def word_errors(reference: str, transcript: str) -> tuple[int, int]:
-    """Number of word errors, number of words of the reference."""
-    result = jiwer.process_words(words(reference), words(transcript))
-    errors = result.substitutions + result.deletions + result.insertions
-    return errors, result.hits + result.substitutions + result.deletions
 
 
 def scores(voice: str, counts: Mapping[str, Sequence[tuple[int, int]]]) -> Iterator[Score]:

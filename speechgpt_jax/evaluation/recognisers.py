@@ -90,14 +90,22 @@ def words(text: str) -> str:
     return " ".join(re.findall(r"[a-z']+", text.lower()))
 
 
-def word_error_rate(references: list[str], transcripts: list[str]) -> float:
-    """Word errors per 100 words of all references together, without case and punctuation.
+def word_errors(reference: str, transcript: str) -> tuple[int, int]:
+    """Number of word errors, number of words of the reference; without case and punctuation."""
+    result = jiwer.process_words(words(reference), words(transcript))
+    errors = result.substitutions + result.deletions + result.insertions
+    return errors, result.hits + result.substitutions + result.deletions
+
+
+def word_error_percent(references: list[str], transcripts: list[str]) -> float:
+    """Word errors per 100 words of all references together.
 
     Raises:
       UserError: a reference has no words.
     """
     check_references(references)
-    return 100 * jiwer.wer([*map(words, references)], [*map(words, transcripts)])
+    errors, total = np.sum([*map(word_errors, references, transcripts)], axis=0)
+    return 100 * float(errors / total)
 
 
 def check_references(references: list[str]) -> None:

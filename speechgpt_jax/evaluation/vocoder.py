@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.evaluation.recognisers import word_error_rate
+from speechgpt_jax.evaluation.recognisers import word_error_percent
 from speechgpt_jax.files import check_fields
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
@@ -67,7 +67,7 @@ def evaluate_vocoder(
         texts = [row["text"] for row in of_speaker]
         for source, wavs in synthesized(vocoder, of_speaker, speaker).items():
             transcripts = [recognise(wav) for wav in wavs]
-            rate = word_error_rate(texts, transcripts)
+            rate = word_error_percent(texts, transcripts)
             yield Score(name, source, rate, naturalness(wavs))
 
 

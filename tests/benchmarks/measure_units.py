@@ -45,6 +45,7 @@ def main(argv: list[str]) -> None:
     for name, encode in functions.items():
         score = units.score(encode(clips), phones, num_units)
         accuracies = (f"{accuracy:.3f}" for accuracy in score.accuracy.values())
+        name = "shipped encoder" if name == SHIPPED_HUBERT else name
         table.add(name, f"{score.pnmi:.3f}", f"{score.units_per_second:.1f}", *accuracies)
     if args.update_docs:
         table.update_docs()

@@ -7,7 +7,8 @@ import pytest
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation import recognisers
-from speechgpt_jax.evaluation.encoder import encoded, evaluate_encoder, scores, word_errors
+from speechgpt_jax.evaluation.encoder import encoded, evaluate_encoder, scores
+from speechgpt_jax.evaluation.recognisers import word_errors
 from speechgpt_jax.files import ASSETS
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
