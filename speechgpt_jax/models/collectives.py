@@ -154,6 +154,24 @@ def _gather_backward(axes, _, grad):
 gather.defvjp(_gather_forward, _gather_backward)
 
 
+def lookup(table: jax.Array, ids: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Rows of a table [V, D] for ids [B, T], in `dtype`: [B, T, D].
+
+    Each device reads its columns of the rows of all devices, and then exchanges them for its own
+    rows: no device ever holds the whole table, or the gradient of it.
+    """
+    rows = table[ids].astype(dtype)
+    if not spmd.get_logical_axis_rules():
+        return rows
+    embed = _mesh_axes("embed")
+    shared = [
+        tuple(name for name in _mesh_axes(axis) if name not in embed)
+        for axis in ("batch", "length")
+    ]
+    columns = PartitionSpec(*shared, embed)
+    return jax.lax.with_sharding_constraint(rows, columns)
+
+
 def _without_embed(axes: Axes) -> list[str | None]:
     """Axes of a gathered array, which is not sharded along `embed`."""
     return [None if axis == "embed" else axis for axis in axes]

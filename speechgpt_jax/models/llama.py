@@ -22,7 +22,7 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_choice, check_number
 from speechgpt_jax.models import layers
 from speechgpt_jax.models.attention import attention
-from speechgpt_jax.models.collectives import constrain, gather, matmul
+from speechgpt_jax.models.collectives import constrain, gather, lookup, matmul
 from speechgpt_jax.models.kv_cache import cached_attention, write_cache
 from speechgpt_jax.models.layers import (
     Dense,
@@ -346,12 +346,13 @@ class Llama(nnx.Module):
                 node.quantize()
 
     def _embed(self, tokens):
-        x = self.embed_tokens[tokens]
-        if new := self.config.new_tokens:
-            own = self.new_embeddings[jnp.maximum(tokens - new.start, 0)]
-            x = jnp.where((tokens < new.start)[..., None], x, own)
         # The only place where the computation leaves float32.
-        return constrain(x.astype(self.config.dtype), ("batch", "length", "residual"))
+        x = lookup(self.embed_tokens[...], tokens, self.config.dtype)
+        if new := self.config.new_tokens:
+            own_tokens = jnp.maximum(tokens - new.start, 0)
+            own = lookup(self.new_embeddings[...], own_tokens, self.config.dtype)
+            x = jnp.where((tokens < new.start)[..., None], x, own)
+        return constrain(x, ("batch", "length", "residual"))
 
     def _new_kernel(self):
         tied = self.config.tie_embeddings
