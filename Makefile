@@ -67,9 +67,11 @@ $(VENV)/core.stamp: requirements.txt pyproject.toml | $(VENV)/bin/uv
 	$(VENV)/bin/uv pip install -q --python $(RUN) -r requirements.txt -e .
 	@touch $@
 
-# pip, not uv, installs torch: it prefers a CPU build if pip's configuration offers one.
+# pip, not uv, installs torch: it prefers a CPU build if pip's configuration offers one. The CUDA
+# build brings triton, which crashes when it is imported after TensorFlow; no CPU needs it.
 $(VENV)/test.stamp: $(VENV)/core.stamp
 	@echo "Installing the test and conversion extras into $(VENV) ..."
 	$(RUN) -m pip install -q --disable-pip-version-check torch==2.13.0
 	$(VENV)/bin/uv pip install -q --python $(RUN) -r requirements.txt -e '.[convert,chat,serve,test]'
+	! $(RUN) -m pip show -q triton 2>/dev/null || $(RUN) -m pip uninstall -q -y triton
 	@touch $@
