@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(saved, damage,
 def test_all_damaged(saved):
     for step in "123":
         lose_a_file(saved / "checkpoints" / step)
-    with pytest.raises(ValueError, match=r"no checkpoint in .* can be read: 3, 2, 1 are damaged"):
+    with pytest.raises(ValueError, match=r"all checkpoints in .* are damaged \(steps 3, 2, 1\)"):
         Checkpoints(saved).restore_latest(make_state())
     assert Checkpoints(saved).latest_step() == 3, "nothing was moved"
 

@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from speechgpt_jax import checkpoints, prompts
-from speechgpt_jax.decoding.conversation import HUBERT, VOCODER, SpeechModel
+from speechgpt_jax.decoding.conversation import SpeechModel
+from speechgpt_jax.files import SHIPPED_HUBERT, SHIPPED_VOCODER
 from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
@@ -18,7 +19,7 @@ from speechgpt_jax.unit_text import units_to_text
 from tests.decoding.overfitted import learn_by_heart
 from tests.models.hugging_face import CONFIG
 
-CLIPS = HUBERT.parent / "corpus" / "clips"
+CLIPS = SHIPPED_HUBERT.parent / "corpus" / "clips"
 ANSWER_UNITS = [3, 141, 59, 26, 5, 35]
 
 
@@ -59,5 +60,5 @@ def model(question, wav):
     )
     ids = tokenizer.encode(prompts.DEFAULT_PREFIX + dialogue)
     model = learn_by_heart([[tokenizer.bos_id, *ids, tokenizer.eos_id]], tokenizer.vocab_size)
-    vocoder = UnitVocoder.from_pretrained(VOCODER)
+    vocoder = UnitVocoder.from_pretrained(SHIPPED_VOCODER)
     return SpeechModel(model, tokenizer, speech2unit, vocoder, num_slots=2, context=512)
