@@ -9,7 +9,7 @@ from flax import nnx
 
 from speechgpt_jax import checkpoints, prompts
 from speechgpt_jax.decoding.conversation import SpeechModel
-from speechgpt_jax.files import SHIPPED_HUBERT, SHIPPED_VOCODER
+from speechgpt_jax.files import ASSETS, SHIPPED_VOCODER
 from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
@@ -19,7 +19,7 @@ from speechgpt_jax.unit_text import units_to_text
 from tests.decoding.overfitted import learn_by_heart
 from tests.models.hugging_face import CONFIG
 
-CLIPS = SHIPPED_HUBERT.parent / "corpus" / "clips"
+CLIPS = ASSETS / "corpus" / "clips"
 ANSWER_UNITS = [3, 141, 59, 26, 5, 35]
 
 
