@@ -10,6 +10,8 @@ demo_tts_joined               short texts joined -> units of that voice
 demo_text_instruction         written question -> written answer
 demo_speech_to_speech, demo_speech_to_text, demo_text_to_speech, demo_text_to_text
                               the four forms of chain of modality
+demo_asr_varied, demo_asr_free_order_varied, demo_speech_to_speech_varied,
+demo_speech_to_text_varied    the same with units changed at random
 demo_direct_speech            spoken question -> spoken answer, without the texts in between
 demo_cross_modal_instruction  mixture of demo_asr, demo_asr_free_order (so that a model can't guess
                               words from their neighbours), demo_tts, demo_text_instruction,
@@ -17,7 +19,7 @@ demo_cross_modal_instruction  mixture of demo_asr, demo_asr_free_order (so that 
 demo_chain_of_modality        mixture of the four forms
 demo_listening                mixture of demo_words, demo_asr_joined and demo_asr_free_order
 demo_all_tasks                the four forms, demo_asr, demo_tts, demo_tts_joined and the tasks of
-                              demo_listening
+                              demo_listening; all units that are heard are varied
 
 demo_with_chain, demo_without_chain
                               mixtures that differ in demo_speech_to_speech, demo_direct_speech
@@ -26,7 +28,7 @@ demo_with_chain, demo_without_chain
 
 Splits: train; test (other texts); unheard_voice (a voice that is not in train), except for
 demo_tts; human (a person; all other voices are synthetic) for demo_modality_adaptation and
-demo_asr. demo_words, demo_asr_joined and demo_tts_joined have train only.
+demo_asr. demo_words, demo_asr_joined, demo_tts_joined and the varied tasks have train only.
 """
 
 import os
@@ -83,14 +85,14 @@ _TASKS_OF_CHAIN = {
 _LISTENING = {"words": 0.75, "asr_joined": 0.15, "asr_free_order": 0.1}
 # Chain of modality without losing the tasks of the second stage.
 _ALL_TASKS = {
-    "speech_to_speech": 0.1,
-    "speech_to_text": 0.12,
+    "speech_to_speech_varied": 0.1,
+    "speech_to_text_varied": 0.12,
     "text_to_speech": 0.08,
     "text_to_text": 0.18,
     "words": 0.04,
-    "asr": 0.08,
+    "asr_varied": 0.08,
     "asr_joined": 0.18,
-    "asr_free_order": 0.04,
+    "asr_free_order_varied": 0.04,
     "tts": 0.09,
     "tts_joined": 0.09,
 }
@@ -117,6 +119,10 @@ _DIALOGUE_TASKS = {
     "text_to_text": (prompts.TEXT_TO_TEXT, [metrics.answer_accuracy]),
     "direct_speech": (_DIRECT_SPEECH, [metrics.unit_error_rate]),
 }
+# Share of the units that varied tasks replace, and of those that they drop.
+_VARIED = 0.05
+# Those of them with a spoken question, of which there are varied tasks.
+_HEARD = ("speech_to_speech", "speech_to_text")
 
 
 def add_tasks(
@@ -171,8 +177,19 @@ def add_tasks(
         [preprocessors.only("topic", "free_order"), preprocessors.speech_recognition],
         [metrics.word_error_rate],
     )
-    # Short recordings, alone and joined, each time other units: nothing can be learned by heart.
-    vary = preprocessors.vary_units(0.05)
+    # Each time other units: nothing can be learned by heart.
+    vary = preprocessors.vary_units(_VARIED)
+    for name, steps in (
+        ("asr", []),
+        ("asr_free_order", [preprocessors.only("topic", "free_order")]),
+    ):
+        add(
+            f"{name}_varied",
+            utterances("train"),
+            [*steps, vary, preprocessors.speech_recognition],
+            [metrics.word_error_rate],
+        )
+    # Short recordings, alone and joined.
     short = [preprocessors.only("topic", "free_order"), preprocessors.at_most_words(4)]
     add(
         "asr_joined",
@@ -215,6 +232,13 @@ def add_tasks(
             folder, "dialogues", _QUESTION_AND_ANSWER, ("train", "test", "unheard_voice")
         )
         add(name, source, [preprocessors.question_and_answer(template)], metric_fns)
+        if name in _HEARD:
+            varied = [
+                preprocessors.vary_units(_VARIED, "question_units"),
+                preprocessors.question_and_answer(template),
+            ]
+            train = _source(folder, "dialogues", _QUESTION_AND_ANSWER, ("train",))
+            add(f"{name}_varied", train, varied, metric_fns)
 
     for name, rates in (
         ("cross_modal_instruction", _TASKS_OF_INSTRUCTION),

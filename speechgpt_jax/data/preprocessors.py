@@ -165,7 +165,7 @@ def join_recordings(number: int, edge: int) -> Callable[[tf.data.Dataset], tf.da
     )
 
 
-def vary_units(rate: float) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+def vary_units(rate: float, field: str = "units") -> Callable[[tf.data.Dataset], tf.data.Dataset]:
     """A preprocessor that changes units at random, so that recordings can't be learned by heart.
 
     It is to units what SpecAugment (Park et al. 2019) is to spectra.
@@ -173,12 +173,13 @@ def vary_units(rate: float) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
     Args:
       rate: probability with which a unit is replaced by a random unit of the recording, and
         afterwards with which it is dropped.
+      field: name of the units' field.
     """
 
     @as_graph
     @seqio.map_over_dataset(num_seeds=3)
     def vary(utterance: Example, seeds: tf.Tensor) -> Example:
-        units = utterance["units"]
+        units = utterance[field]
         number = tf.size(units)
         chances = tf.random.stateless_uniform([number], seeds[0])
         others = tf.random.stateless_uniform(
@@ -186,7 +187,7 @@ def vary_units(rate: float) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
         )
         units = tf.where(chances < rate, tf.gather(units, others), units)
         kept = tf.random.stateless_uniform([number], seeds[2]) >= rate
-        return {**utterance, "units": tf.boolean_mask(units, kept)}
+        return {**utterance, field: tf.boolean_mask(units, kept)}
 
     return vary
 

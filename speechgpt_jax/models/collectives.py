@@ -54,7 +54,7 @@ def matmul(
 
     `axes` are the kernel's logical axes.
     """
-    return jnp.matmul(x, kernel, preferred_element_type=dtype)
+    return _product("...d,df->...f", x, kernel, dtype)
 
 
 def _matmul_forward(x, kernel, axes, dtype):
@@ -65,7 +65,7 @@ def _matmul_backward(axes, dtype, residuals, grad):
     del dtype
     x, kernel = residuals
     grad = grad.astype(x.dtype)
-    return grad @ kernel.T, weight_gradient(x, grad, axes)
+    return _product("...f,df->...d", grad, kernel), weight_gradient(x, grad, axes)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -108,13 +108,22 @@ def weight_gradient(
 
 
 def _contract_rows(x, grad):  # [..., D], [..., F] -> [D, F]
-    x_transposed = x.reshape(-1, x.shape[-1]).T
-    # XLA's CPU backend is slow at contracting the leading axes of both sides; with x^T in memory it
-    # runs a plain matrix product. Accelerators read a transposed operand at no cost.
-    x_transposed = jax.lax.platform_dependent(
-        x_transposed, cpu=jax.lax.optimization_barrier, default=lambda x: x
+    return _product("...d,...f->df", x, grad)
+
+
+def _product(spec: str, x: jax.Array, y: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
+    """`jnp.einsum` of two arrays of one dtype; the result has that dtype or the given one."""
+    if dtype is not None:
+        return jnp.einsum(spec, x, y, preferred_element_type=dtype)
+
+    def in_float32(x, y):
+        return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32).astype(x.dtype)
+
+    # XLA's CPU backend multiplies bfloat16 twice as fast as float32 if the result is float32, and
+    # no faster if it isn't. Accelerators sum in float32 in any case, and can send 16-bit results.
+    return jax.lax.platform_dependent(
+        x, y, cpu=in_float32, default=functools.partial(jnp.einsum, spec)
     )
-    return x_transposed @ grad.reshape(-1, grad.shape[-1])
 
 
 def reduce_scatter(x: jax.Array, axis: str, size: int) -> jax.Array:  # [D, F] -> [D / size, F]

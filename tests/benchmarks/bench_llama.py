@@ -30,7 +30,7 @@ from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
-from speechgpt_jax.training.stage import COMPILER_OPTIONS
+from speechgpt_jax.training.stage import compiler_options
 from speechgpt_jax.training.train_step import TrainState, make_train_step
 from tests.benchmarks import docs_table, timing
 from tests.benchmarks.dialogues import LONGEST, dialogue_lengths
@@ -146,7 +146,7 @@ def our_training(config, batches):
     step = jax.jit(
         make_train_step(graphdef, optimizer, unit_ids=range(0)),
         donate_argnums=0,
-        compiler_options=COMPILER_OPTIONS["cpu"],
+        compiler_options=compiler_options("cpu", config.dtype),
     )
     state = TrainState.create(params, optimizer)
 
