@@ -34,7 +34,7 @@ from speechgpt_jax.decoding.sampling import Sampling
 from speechgpt_jax.decoding.slots import Row, Slots, programs
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_number
-from speechgpt_jax.models.attention import target_platform
+from speechgpt_jax.models.collectives import target_platform
 from speechgpt_jax.models.decoder import make_decoder
 from speechgpt_jax.models.llama import DType, Llama, LlamaConfig
 

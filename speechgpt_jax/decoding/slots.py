@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from speechgpt_jax.decoding.sampling import GREEDY, SamplingArrays, penalize, sample
-from speechgpt_jax.models.attention import target_platform
-from speechgpt_jax.models.collectives import logical_spec
+from speechgpt_jax.models.collectives import logical_spec, target_platform
 from speechgpt_jax.models.decoder import Decoder
 from speechgpt_jax.models.kv_cache import CACHE_AXES, KVCache
 

@@ -12,7 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.models.collectives import constrain, logical_spec, shard_count
+from speechgpt_jax.models.collectives import (
+    constrain,
+    logical_spec,
+    shard_count,
+    target_platform,
+)
 
 # Splash attention: rows are padded to a multiple of LANES; BLOCK is the largest block of queries
 # and of keys.
@@ -70,12 +75,6 @@ def _whole_rows(query, key, value, segment_ids):
     return jax.nn.dot_product_attention(
         query, key, value, mask=mask, is_causal=True, implementation="cudnn" if fused else "xla"
     )
-
-
-def target_platform() -> str:
-    """Platform of the mesh in use, "tpu", "gpu" or "cpu", even if its devices aren't attached."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device else jax.default_backend()
 
 
 @jax.custom_vjp

@@ -31,6 +31,12 @@ def logical_spec(axes: Axes) -> PartitionSpec:
     return PartitionSpec(*map(rules.get, axes))
 
 
+def target_platform() -> str:
+    """Platform of the mesh in use, "tpu", "gpu" or "cpu", even if its devices aren't attached."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 def shard_count(axis: str) -> int:
     """Number of devices over which the rules in use shard a logical axis; 1 without a mesh."""
     sizes = jax.sharding.get_abstract_mesh().shape
@@ -113,17 +119,11 @@ def _contract_rows(x, grad):  # [..., D], [..., F] -> [D, F]
 
 def _product(spec: str, x: jax.Array, y: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
     """`jnp.einsum` of two arrays of one dtype; the result has that dtype or the given one."""
-    if dtype is not None:
-        return jnp.einsum(spec, x, y, preferred_element_type=dtype)
-
-    def in_float32(x, y):
-        return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32).astype(x.dtype)
-
     # XLA's CPU backend multiplies bfloat16 twice as fast as float32 if the result is float32, and
-    # no faster if it isn't. Accelerators sum in float32 in any case, and can send 16-bit results.
-    return jax.lax.platform_dependent(
-        x, y, cpu=in_float32, default=functools.partial(jnp.einsum, spec)
-    )
+    # no faster if it isn't. Accelerators sum in float32 in any case, and may send 16-bit results.
+    if dtype is None and target_platform() == "cpu":
+        return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32).astype(x.dtype)
+    return jnp.einsum(spec, x, y, preferred_element_type=dtype)
 
 
 def reduce_scatter(x: jax.Array, axis: str, size: int) -> jax.Array:  # [D, F] -> [D / size, F]

@@ -10,8 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from speechgpt_jax.models.attention import target_platform
-from speechgpt_jax.models.collectives import constrain
+from speechgpt_jax.models.collectives import constrain, target_platform
 
 CACHE_AXES = ("batch", "kv_heads", None, "head_dim")
 

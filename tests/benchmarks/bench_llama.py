@@ -1,13 +1,14 @@
-"""Speed of train steps and generation beside `transformers` on PyTorch, on this CPU in float32.
+"""Speed of train steps and generation beside `transformers` on PyTorch, on this CPU.
 
-    python -m tests.benchmarks.bench_llama --rounds=5                    # both sizes, some minutes
+    python -m tests.benchmarks.bench_llama --rounds=5                    # all of it, some minutes
     python -m tests.benchmarks.bench_llama --only=generate --small --rounds=3
     taskset -c 0 python -m tests.benchmarks.bench_llama --cpu_time      # while other work runs
 
 Compares the medians of alternating rounds, each side in a process of its own. While much other work
 runs, wall times mean little because PyTorch's threads wait for one another; then compare the CPU
 time of one core. A training round is one step: forward, backward, clipping to norm 1 and AdamW
-(PyTorch: fused AdamW, `sdpa` attention).
+(PyTorch: fused AdamW, `sdpa` attention; adapters by PEFT). PyTorch's side is float32; ours is
+measured in bfloat16 too.
 
 "Dialogues" are 128 sequences, lengths log-normal with a median of 180, at most 512. PyTorch gets
 them in batches of 8 rows padded to the longest, as in the published code; ours are packed into 8
@@ -19,6 +20,7 @@ import functools
 
 import jax
 import numpy as np
+import peft
 import torch
 import transformers
 from flax import nnx
@@ -28,10 +30,11 @@ from speechgpt_jax.data.packing import Packer, pack
 from speechgpt_jax.decoding.engine import Engine, Request
 from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.host_memory import keep_freed_memory
+from speechgpt_jax.models.layers import PROJECTIONS, LoraConfig
 from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
 from speechgpt_jax.training.stage import compiler_options
-from speechgpt_jax.training.train_step import TrainState, make_train_step
+from speechgpt_jax.training.train_step import TRAINABLE, TrainState, make_train_step
 from tests.benchmarks import docs_table, timing
 from tests.benchmarks.dialogues import LONGEST, dialogue_lengths
 from tests.sizes import llama
@@ -45,17 +48,31 @@ LARGE = dataclasses.replace(  # GPT-2 small's shape.
     num_heads=12,
     num_kv_heads=12,
 )
+ADAPTERS = dataclasses.replace(
+    llama("smollm2_135m", 49152),
+    dtype="float32",
+    scan_layers=False,
+    remat="none",
+    lora=LoraConfig(rank=16, alpha=32, dropout=0, targets=PROJECTIONS),
+)
 NEW_TOKENS, PROMPT_LENGTH = 64, 32
 DIALOGUES, ROWS, LENGTH = 128, 8, LONGEST
 
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
-    kinds = {"train": ("llama", add_training), "generate": ("llama_generate", add_generation)}
-    for name, add_rows in [kinds[args.only]] if args.only else kinds.values():
-        table = docs_table.Table(name, ["tokens/s", "torch", "ours", "ratio"])
-        for config in [SMALL] if args.small else [SMALL, LARGE]:
-            add_rows(args, table, config)
+    sizes = [SMALL] if args.small else [SMALL, LARGE]
+    if args.only != "generate":
+        columns = ["tokens/s", "torch", "ours", "ratio", "ours bfloat16", "to our float32"]
+        table = docs_table.Table("llama", columns)
+        for config in sizes if args.small else [*sizes, ADAPTERS]:
+            add_training(args, table, config)
+        if args.update_docs:
+            table.update_docs()
+    if args.only != "train":
+        table = docs_table.Table("llama_generate", ["tokens/s", "torch", "ours", "ratio"])
+        for config in sizes:
+            add_generation(args, table, config)
         if args.update_docs:
             table.update_docs()
 
@@ -75,40 +92,44 @@ def shape(config) -> str:
 
 def add_training(args, table, config):
     """Adds rows for training: name -> (examples, rows per batch, row length)."""
-    work = {"2 x 512": ([random_tokens(LARGE, 512)] * 2, 2, 512)}
     if config is SMALL:
         work = {
             "8 x 256": ([random_tokens(SMALL, 256)] * 8, 8, 256),
             "dialogues": (dialogues(SMALL), ROWS, LENGTH),
         }
+    else:
+        work = {"2 x 512": ([random_tokens(config, 512)] * 2, 2, 512)}
+    kind = "adapters of rank 16" if config.lora else "train"
     for name, (examples, rows, length) in work.items():
-        compare(
+        ours = packed(examples, rows, length)
+        seconds = timing.medians(
             args,
-            table,
-            f"{shape(config)}: train, {name}",
-            sum(map(len, examples)),
             functools.partial(torch_training, config, padded(examples, rows)),
-            functools.partial(our_training, config, packed(examples, rows, length)),
+            functools.partial(our_training, config, ours),
+            functools.partial(our_training, dataclasses.replace(config, dtype="bfloat16"), ours),
+        )
+        torch_speed, float32, bfloat16 = (sum(map(len, examples)) / x for x in seconds)
+        table.add(
+            f"{shape(config)}: {kind}, {name}",
+            f"{torch_speed:,.0f}",
+            f"{float32:,.0f}",
+            f"{float32 / torch_speed:.2f}",
+            f"{bfloat16:,.0f}",
+            f"{bfloat16 / float32:.2f}",
         )
 
 
 def add_generation(args, table, config):
     """Adds rows for greedy generation by one and by eight requests at once."""
     for rows in (1, 8):
-        compare(
+        seconds = timing.medians(
             args,
-            table,
-            f"{shape(config)}: generate, batch {rows}",
-            rows * NEW_TOKENS,
             functools.partial(torch_generation, config, rows),
             functools.partial(our_generation, config, rows),
         )
-
-
-def compare(args, table, work, tokens, torch_run, our_run):
-    """Adds a row with the tokens per second of both sides."""
-    theirs, ours = (tokens / seconds for seconds in timing.medians(args, torch_run, our_run))
-    table.add(work, f"{theirs:,.0f}", f"{ours:,.0f}", f"{ours / theirs:.2f}")
+        theirs, ours = (rows * NEW_TOKENS / x for x in seconds)
+        work = f"{shape(config)}: generate, batch {rows}"
+        table.add(work, f"{theirs:,.0f}", f"{ours:,.0f}", f"{ours / theirs:.2f}")
 
 
 def dialogues(config) -> list[np.ndarray]:
@@ -142,7 +163,8 @@ def our_training(config, batches):
     """Returns a function that takes one step on each batch."""
     keep_freed_memory()
     optimizer = make_optimizer(AdamW(learning_rate=1e-4), total_steps=1000)
-    graphdef, params, frozen = nnx.split(Llama(config, rngs=nnx.Rngs(0)), nnx.Param, ...)
+    trainable = TRAINABLE["lora" if config.lora else "all"]
+    graphdef, params, frozen = nnx.split(Llama(config, rngs=nnx.Rngs(0)), trainable, ...)
     step = jax.jit(
         make_train_step(graphdef, optimizer, unit_ids=range(0)),
         donate_argnums=0,
@@ -174,6 +196,7 @@ def torch_model(config):
             num_hidden_layers=config.num_layers,
             num_attention_heads=config.num_heads,
             num_key_value_heads=config.num_kv_heads,
+            tie_word_embeddings=config.tie_embeddings,
             pad_token_id=0,
         )
     )
@@ -181,14 +204,20 @@ def torch_model(config):
 
 def torch_training(config, batches):
     model = torch_model(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    if lora := config.lora:
+        adapters = peft.LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets)
+        )
+        model = peft.get_peft_model(model, adapters)
+    trained = [x for x in model.parameters() if x.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
 
     def run():
         for tokens, mask, labels in batches:
             loss = model(tokens, attention_mask=mask, labels=labels).loss
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
 
     return run
