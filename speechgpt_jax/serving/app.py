@@ -46,7 +46,7 @@ from speechgpt_jax.serving.http import (
     with_errors,
 )
 from speechgpt_jax.serving.metrics import Metrics
-from speechgpt_jax.serving.protocol import ApiError, ChatRequest, SpeechRequest
+from speechgpt_jax.serving.protocol import ApiError, ChatRequest, SpeechRequest, still_loading
 from speechgpt_jax.serving.realtime import Session
 from speechgpt_jax.serving.sound import MEDIA_TYPES
 from speechgpt_jax.serving.talker import Limits, Talker
@@ -245,15 +245,9 @@ class _Server:
 
     async def _realtime(self, socket: WebSocket) -> None:
         protocols = socket.scope.get("subprotocols") or []
-        if not self._is_allowed(socket.headers.get("origin"), socket.headers.get("host")):
-            await socket.close(1008, "Pages of this origin are not allowed; see --cors_origins.")
-            return
-        most = self._talker.most_replies
-        if not self._talker.is_ready:
-            await socket.close(1013, "The model is still being loaded; try again.")
-            return
-        if self._num_sessions >= most:
-            await socket.close(1013, "Too many sessions; try again.")
+        if refusal := self._refusal(socket):
+            # Before the connection is accepted, so that clients get the status and the message.
+            await socket.send_denial_response(error_response(refusal))
             return
         await socket.accept("realtime" if "realtime" in protocols else None)
         self._num_sessions += 1
@@ -261,6 +255,18 @@ class _Server:
             await Session(socket, self._talker, self._options.name).run()
         finally:
             self._num_sessions -= 1
+
+    def _refusal(self, socket: WebSocket) -> ApiError | None:
+        """Why a session can't begin, if it can't."""
+        if not self._is_allowed(socket.headers.get("origin"), socket.headers.get("host")):
+            return ApiError(403, "Pages of this origin are not allowed; see --cors_origins.")
+        if not self._talker.is_ready:
+            return still_loading()
+        if self._num_sessions >= self._talker.most_replies:
+            return ApiError(
+                429, "Too many sessions; try again.", code="rate_limit_exceeded", retry_after=5
+            )
+        return None
 
     def _is_allowed(self, origin: str | None, host: str | None) -> bool:
         """Whether a page may connect: browsers let every page open WebSockets to every server."""

@@ -67,6 +67,11 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
     return ApiError(400, message, param=param, code=code)
 
 
+def still_loading() -> ApiError:
+    """A request before the model is ready: status 503."""
+    return ApiError(503, "The model is still being loaded; try again.", retry_after=5)
+
+
 class Strict(BaseModel):
     """A part of a request."""
 

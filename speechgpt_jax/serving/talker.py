@@ -28,7 +28,7 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.serving import sound
 from speechgpt_jax.serving.metrics import Metrics
-from speechgpt_jax.serving.protocol import ApiError, check_choice, invalid
+from speechgpt_jax.serving.protocol import ApiError, check_choice, invalid, still_loading
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 
 # How often a reply that nobody reads is cancelled until its thread has ended.
@@ -173,7 +173,7 @@ class Talker:
           ApiError: status 503 before the warm-up is done, 429 if too many requests wait.
         """
         if not self.is_ready:
-            raise ApiError(503, "The model is still being loaded; try again.", retry_after=5)
+            raise still_loading()
         if self._num_replies >= self.most_replies:
             rounds = self._num_replies / self.model.engine.num_slots
             seconds = max(1, min(60, math.ceil(rounds * self._seconds_per_reply)))

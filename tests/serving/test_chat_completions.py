@@ -137,8 +137,10 @@ def test_history_may_name_earlier_replies(client):
 
 def test_a_task_is_recognised(client):
     text = {"type": "text", "text": "Transcribe this speech. This is input:"}
-    reply = ask(client, [{"role": "user", "content": [text, PART]}])
-    assert reply.choices[0].message.content == CLIP["text"]
+    asked = {"role": "user", "content": [text, PART]}
+    system = {"role": "system", "content": "Be brief."}
+    for messages in ([asked], [system, asked], [asked, system]):
+        assert ask(client, messages).choices[0].message.content == CLIP["text"]
 
 
 def test_length_and_seed(client):

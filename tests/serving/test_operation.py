@@ -160,12 +160,12 @@ def test_logs_hold_no_words(client, caplog):
 def test_readiness_follows_the_warm_up():
     """Health is answered at once; requests are told to come again, until all is compiled."""
     with tiny.serving(wait=False, log_words=True) as address:
-        tiny.wait_for(lambda: _status(address, "/healthz") == 200)
-        if _status(address, "/readyz") == 503:
+        tiny.wait_for(lambda: tiny.status(address, "/healthz") == 200)
+        if tiny.status(address, "/readyz") == 503:
             reply = post(address, json=BODY)
             assert reply.status_code in (200, 503)
             assert reply.status_code == 200 or reply.headers["retry-after"]
-        tiny.wait_for(lambda: _status(address, "/readyz") == 200, seconds=180)
+        tiny.wait_for(lambda: tiny.status(address, "/readyz") == 200, seconds=180)
         assert post(address, json=BODY).status_code == 200
 
 
@@ -179,13 +179,6 @@ def test_a_spoken_question_after_the_warm_up_compiles_nothing(address):
     with compiled_programs() as compiled:
         assert post(address, json=body).status_code == 200
     assert not compiled
-
-
-def _status(address, path):
-    try:
-        return httpx2.get(f"{address}{path}").status_code
-    except httpx2.TransportError:
-        return 0
 
 
 # ---- hostile and slow clients --------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import threading
 
 import numpy as np
 import openai
@@ -10,6 +11,7 @@ import pytest
 import websockets.sync.client
 
 from speechgpt_jax.serving import sound
+from speechgpt_jax.serving.talker import Talker
 from speechgpt_jax.speech.audio import load_audio
 from tests.serving import tiny
 from tests.serving.clips import QUESTION
@@ -245,5 +247,22 @@ def test_pages_of_other_origins(address, origin, is_allowed):
     if is_allowed:
         assert first() == "session.created"
     else:
-        with pytest.raises(websockets.exceptions.InvalidStatus):
+        with pytest.raises(websockets.exceptions.InvalidStatus) as refused:
             first()
+        assert refused.value.response.status_code == 403
+
+
+def test_sessions_before_the_warm_up_are_told_to_come_again(monkeypatch):
+    warm = threading.Event()
+    monkeypatch.setattr(Talker, "warm_up", lambda self: warm.wait())
+    with tiny.serving(wait=False) as address:
+        try:
+            tiny.wait_for(lambda: tiny.status(address, "/healthz") == 200)
+            client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
+            with pytest.raises(websockets.exceptions.InvalidStatus) as refused:
+                client.realtime.connect(model="tiny").enter()
+        finally:
+            warm.set()
+    response = refused.value.response
+    assert response.status_code == 503 and response.headers["Retry-After"] == "5"
+    assert "still being loaded" in json.loads(response.body)["error"]["message"]

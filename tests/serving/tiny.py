@@ -117,10 +117,15 @@ def free_port() -> int:
 
 def is_ready(address: str, **options) -> bool:
     """Whether a server has warmed up; `options` are those of the HTTP client."""
+    return status(address, "/readyz", **options) == 200
+
+
+def status(address: str, path: str, **options) -> int:
+    """Status of an answer; 0: nobody listens."""
     try:
-        return httpx2.get(f"{address}/readyz", **options).status_code == 200
+        return httpx2.get(f"{address}{path}", **options).status_code
     except httpx2.TransportError:
-        return False
+        return 0
 
 
 def metric(address: str, name: str) -> float:

@@ -12,6 +12,7 @@ import threading
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy import CONFIG, RandomBatches, random_batch
@@ -66,10 +67,7 @@ class Rows(RandomBatches):
 
 def train_in_process(num_processes, process_id, port, folder, mesh, steps, stop, **kwargs):
     """The body of one process: train.main with a small model; output goes to log_<process_id>."""
-    log = os.open(folder / f"log_{process_id}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    jax.config.update("jax_platforms", "cpu")
+    write_log(folder, process_id)
     jax.config.update("jax_num_cpu_devices", DEVICES // num_processes)
     others = (f"localhost:{port}", num_processes, process_id) if num_processes > 1 else ()
     with hosts.connected(False, *others), one_line_errors():
@@ -105,9 +103,7 @@ def start(folder, num_processes, *, mesh=MeshConfig(), steps=8, stop=None, **kwa
     The last process sends itself `stop`; after a SIGSTOP it is not waited for.
     """
     folder.mkdir(exist_ok=True)
-    with contextlib.closing(socket.socket()) as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [
         CONTEXT.Process(
             target=train_in_process,
@@ -125,6 +121,26 @@ def start(folder, num_processes, *, mesh=MeshConfig(), steps=8, stop=None, **kwa
         process.kill()
         process.join()
     return [process.exitcode for process in processes]
+
+
+def free_port():
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def write_log(folder, process_id):
+    """What this process prints goes to log_<process_id>."""
+    log = os.open(folder / f"log_{process_id}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    jax.config.update("jax_platforms", "cpu")
+
+
+def fill_the_memory(folder, port):
+    write_log(folder, 0)
+    with hosts.connected(False, f"localhost:{port}", 1, 0):
+        jnp.zeros(2**52, jnp.int8)
 
 
 def losses(folder):
@@ -218,6 +234,15 @@ def test_a_stopped_process_ends_the_others_with_traces(tmp_path):
     assert re.match(r"step after step [56] takes 1[2-9] s, usually \d.\d s", traces)
     assert "Current thread" in traces and "loop.py" in traces
     assert f"Error: process {hung[0][8]} of 2 hangs" in log(tmp_path, hung[0][8])
+
+
+def test_a_full_memory_is_not_taken_for_a_lost_process(tmp_path):
+    process = CONTEXT.Process(target=fill_the_memory, args=(tmp_path, free_port()))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 1
+    assert "Error: the memory of a device is full; take a smaller batch" in log(tmp_path)
+    assert "another process" not in log(tmp_path)
 
 
 def test_flags_belong_together():
