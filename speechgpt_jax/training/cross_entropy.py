@@ -15,6 +15,9 @@ import jax.numpy as jnp
 from speechgpt_jax.models.collectives import constrain, gather, matmul, weight_gradient
 from speechgpt_jax.models.llama import MASKED_LOGIT, OUTPUT_AXES
 
+# TPUs work on so many columns at once.
+LANES = 128
+
 # Logsumexp, the target's logit (0 if the target is no token of the kernel) and the largest logit,
 # each float32 [B, T].
 Statistics = tuple[jax.Array, jax.Array, jax.Array]
@@ -49,10 +52,17 @@ def token_losses(
 def _statistics(hidden, kernel, targets, num_tokens, block) -> Statistics:
     """Statistics of the logits of a kernel's first `num_tokens` columns."""
     if kernel.shape[1] > block:
-        return _blockwise(hidden, kernel, targets, num_tokens, block)
+        return _blockwise(hidden, kernel, targets, num_tokens, _even(kernel.shape[1], block))
     logits = matmul(hidden, gather(kernel, OUTPUT_AXES), OUTPUT_AXES, jnp.float32)
     logits = jnp.where(jnp.arange(kernel.shape[1]) < num_tokens, logits, MASKED_LOGIT)
     return _statistics_of(logits, targets)
+
+
+def _even(columns, most):
+    """Columns of each block, as few as the same number of blocks allows: the last one is padded."""
+    blocks = -(-columns // most)
+    lanes = -(-columns // (blocks * LANES))
+    return min(most, lanes * LANES)
 
 
 def _statistics_of(logits, targets):
