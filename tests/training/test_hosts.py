@@ -236,6 +236,7 @@ def test_a_stopped_process_ends_the_others_with_traces(tmp_path):
     assert f"Error: process {hung[0][8]} of 2 hangs" in log(tmp_path, hung[0][8])
 
 
+@pytest.mark.slow
 def test_a_full_memory_is_not_taken_for_a_lost_process(tmp_path):
     process = CONTEXT.Process(target=fill_the_memory, args=(tmp_path, free_port()))
     process.start()
