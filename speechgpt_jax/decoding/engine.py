@@ -184,7 +184,8 @@ class Engine:
           cache_size: room in the cache at first, in tokens per slot; it is doubled when the longest
             request needs more. Decoding reads all of it for every token, and every size has
             programs of its own.
-          dtype: dtype of weights, activations and cache; by default that of the model.
+          dtype: dtype of weights, activations and cache; by default that of the model, on a CPU
+            float32: a CPU takes up to ten times longer for a token in bfloat16.
           int8: rounds the projections of all layers to int8.
           masks: int8 [states, V], the state after each token; negative: the token is forbidden in
             that state. By default there is one state, in which all tokens are allowed.
@@ -204,10 +205,9 @@ class Engine:
         with self._on_mesh():
             is_cpu = target_platform() == "cpu"
         self._large_chunk = LARGE_CHUNK_CPU if is_cpu else LARGE_CHUNK
+        dtype = dtype or ("float32" if is_cpu else config.dtype)
         if is_cpu:
-            _check_memory(
-                dataclasses.replace(config, dtype=dtype or config.dtype), num_slots, context
-            )
+            _check_memory(dataclasses.replace(config, dtype=dtype), num_slots, context)
         if masks is None:
             masks = np.zeros((1, config.vocab_size), np.int8)
         padding = config.padded_vocab_size - masks.shape[1]

@@ -1,5 +1,6 @@
 """The engine against `transformers`; requests that share a batch don't affect each other."""
 
+import dataclasses
 import threading
 
 import jax.numpy as jnp
@@ -82,6 +83,18 @@ def test_an_answer_is_the_same_alone_and_beside_others(model):
     together = list(map(list, together))
     assert together[1:4] == alone
     assert together[-3:] == alone[::-1]
+
+
+def test_a_cpu_decodes_a_bfloat16_model_in_float32_unless_told_otherwise(model):
+    narrow = nnx.merge(*nnx.split(model))
+    narrow.config = dataclasses.replace(model.config, dtype="bfloat16")
+    request = greedy([5, 9, 2], 12)
+    (expected,), (answer,) = (
+        Engine(x, num_slots=1, context=64).generate([request]) for x in (model, narrow)
+    )
+    assert answer == expected
+    told = Engine(narrow, num_slots=1, context=64, dtype="bfloat16")
+    assert len(told.generate([request])[0]) == 12
 
 
 def test_each_request_has_its_own_stop_tokens(engine):
