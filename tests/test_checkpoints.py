@@ -5,15 +5,20 @@ import os
 import resource
 import time
 
+import google.api_core.exceptions
+import google.auth.exceptions
+import google.protobuf.message
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from jax.experimental import multihost_utils
 
 from speechgpt_jax import checkpoints
-from speechgpt_jax.checkpoints import Checkpoints, Keep, NotSaved
+from speechgpt_jax.checkpoints import Checkpoints, Damaged, Keep, NotSaved, Unreadable
+from speechgpt_jax.checkpoints.problems import reading
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.training.train_step import TrainState
 from tests import processes
@@ -34,6 +39,28 @@ def assert_same(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
         np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (PermissionError("[Errno 13] Permission denied: 'params'"), Unreadable),
+        (ConnectionResetError("[Errno 104] Connection reset by peer"), Unreadable),
+        (google.api_core.exceptions.Forbidden("no access"), Unreadable),
+        (google.auth.exceptions.TransportError("no route to host"), Unreadable),
+        (ValueError('PERMISSION_DENIED: Error reading "gs://bucket/d/1"'), Unreadable),
+        (ValueError("UNAVAILABLE: HTTP response code: 503"), Unreadable),
+        (google.api_core.exceptions.NotFound("no such object"), Damaged),
+        (google.protobuf.message.DecodeError("Error parsing message"), Damaged),
+        (ValueError("DATA_LOSS: Error decoding B+tree node"), Damaged),
+        (FileNotFoundError("[Errno 2] No such file or directory"), Damaged),
+        (OSError("[Errno 5] Input/output error"), Damaged),
+    ],
+)
+def test_what_the_network_refuses_is_not_damaged(error, kind):
+    """A damaged checkpoint is renamed, one that can't be read is left alone."""
+    with pytest.raises(kind, match="checkpoint runs/a"), reading(epath.Path("runs/a")):
+        raise error
 
 
 @pytest.fixture

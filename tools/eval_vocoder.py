@@ -8,33 +8,30 @@ for a language model's answers). Words are recognised by Whisper tiny.en, one se
 naturalness is DNSMOS overall (Reddy et al. 2022), 1 to 5.
 """
 
-from absl import flags
-
-from speechgpt_jax import arguments
+from speechgpt_jax import arguments, files
 from speechgpt_jax.arguments import existing_file, existing_folder, positive_int
 
-VOCODER = arguments.define(
-    "vocoder", existing_folder, None, "Folder of the vocoder.", required=True
-)
-MANIFEST = arguments.define(
-    "manifest", existing_file, None, "JSONL of held-out sentences.", required=True
-)
-SENTENCES = arguments.define(
-    "sentences", positive_int, None, "Measure only the first SENTENCES of each speaker."
-)
-VOICE = flags.DEFINE_string("voice", None, "Synthesize with this speaker's voice, not each row's.")
 
+def main(argv: list[str]) -> None:
+    parser = arguments.Parser(__doc__)
+    parser.add_argument("--vocoder", required=True, type=existing_folder)
+    parser.add_argument(
+        "--manifest", required=True, type=existing_file, help="JSONL of held-out sentences"
+    )
+    parser.add_argument("--sentences", type=positive_int, help="maximum per speaker; default: all")
+    parser.add_argument("--voice", help="voice for all rows; default: each row's speaker")
+    args = parser.parse_args(argv)
 
-def main() -> None:
     from speechgpt_jax.evaluation.recognisers import WhisperRecogniser
     from speechgpt_jax.evaluation.vocoder import evaluate_vocoder
-    from speechgpt_jax.files import read_manifest
     from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 
-    rows = read_manifest(MANIFEST.value)
-    vocoder = UnitVocoder.from_pretrained(VOCODER.value)
     scores = evaluate_vocoder(
-        vocoder, rows, WhisperRecogniser(), sentences=SENTENCES.value, speaker=VOICE.value
+        UnitVocoder.from_pretrained(args.vocoder),
+        files.read_manifest(args.manifest),
+        WhisperRecogniser(),
+        sentences=args.sentences,
+        speaker=args.voice,
     )
     print(f"{'speaker':<10}{'source':<16}{'WER %':>8}{'DNSMOS':>8}")
     for score in scores:
@@ -46,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    arguments.run_with_flags(main)
+    arguments.run(main)

@@ -24,7 +24,7 @@ from speechgpt_jax.checkpoints.models import (
     restore_parameters,
     save_parameters,
 )
-from speechgpt_jax.checkpoints.problems import LOST_PROCESS, Damaged, NotSaved
+from speechgpt_jax.checkpoints.problems import LOST_PROCESS, Damaged, NotSaved, Unreadable
 from speechgpt_jax.checkpoints.steps import latest, run_folder
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Keep",
     "NotSaved",
     "Restored",
+    "Unreadable",
     "flatten",
     "latest",
     "latest_step",

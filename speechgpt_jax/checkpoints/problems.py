@@ -13,6 +13,17 @@ from speechgpt_jax.errors import UserError
 # full; no file is damaged then.
 LOST_PROCESS = (jax.errors.JaxRuntimeError, TimeoutError)
 
+# Libraries whose exceptions tell of the network.
+NETWORK = ("google.api_core", "google.auth", "google.cloud", "requests", "urllib3")
+# Codes in TensorStore's messages when a bucket doesn't answer, or not to us.
+REFUSED = (
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+)
+
 
 class Damaged(UserError):
     """A checkpoint's files are missing, truncated or changed since they were written."""
@@ -21,19 +32,40 @@ class Damaged(UserError):
         super().__init__(f"checkpoint {folder} is damaged: {problem}")
 
 
+class Unreadable(UserError):
+    """A checkpoint may be whole, but can't be read now: no permission, no connection, ..."""
+
+    def __init__(self, folder: epath.Path, problem: str):
+        super().__init__(
+            f"checkpoint {folder} can't be read: {problem}. It may be whole: check who may read it"
+            " and the network, then repeat the command."
+        )
+
+
 class NotSaved(UserError):
     """A checkpoint can't be written, most often because the disk is full."""
 
 
 @contextlib.contextmanager
 def reading(folder: epath.Path) -> Iterator[None]:
-    """Turns exceptions of Orbax, TensorStore and JSON into Damaged."""
+    """Turns exceptions of Orbax, TensorStore and JSON into Damaged or Unreadable."""
     try:
         yield
-    except LOST_PROCESS:
+    except (MemoryError, *LOST_PROCESS):
         raise
     except Exception as error:
-        raise Damaged(folder, f"{type(error).__name__}: {_first_line(error)}") from error
+        kind = Unreadable if _is_refused(error) else Damaged
+        raise kind(folder, f"{type(error).__name__}: {_first_line(error)}") from error
+
+
+def _is_refused(error: Exception) -> bool:
+    """Whether the file system or the network is to blame, not the files."""
+    is_network = type(error).__module__.startswith(NETWORK) and type(error).__name__ != "NotFound"
+    return (
+        is_network
+        or isinstance(error, (PermissionError, ConnectionError))
+        or any(code in str(error) for code in REFUSED)
+    )
 
 
 def _first_line(error: Exception) -> str:

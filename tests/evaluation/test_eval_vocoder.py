@@ -1,12 +1,10 @@
 """tools.eval_vocoder reports what jiwer and speechmos say about the same sound."""
 
 import json
-import sys
 
 import jiwer
 import numpy as np
 import pytest
-from absl import flags
 from speechmos import dnsmos
 
 from speechgpt_jax.errors import UserError
@@ -62,9 +60,6 @@ def test_the_tool_reports_what_jiwer_and_speechmos_say(
     manifest = tmp_path / "test.jsonl"
     row = rows[0]
     manifest.write_text(json.dumps(row) + "\n")
-    argv = ["eval_vocoder", f"--vocoder={ASSETS / 'vocoder'}", f"--manifest={manifest}"]
-    monkeypatch.setattr(sys, "argv", [*argv, "--sentences=1"])
-    flags.FLAGS(sys.argv)
     transcripts = {}
 
     class Recogniser(WhisperRecogniser):
@@ -75,7 +70,8 @@ def test_the_tool_reports_what_jiwer_and_speechmos_say(
             return transcripts[wav.tobytes()]
 
     monkeypatch.setattr(recognisers, "WhisperRecogniser", Recogniser)
-    eval_vocoder.main()
+    arguments = [f"--vocoder={ASSETS / 'vocoder'}", f"--manifest={manifest}", "--sentences=1"]
+    eval_vocoder.main(arguments)
     reported = {
         (speaker, source): (float(rate), float(mos))
         for speaker, source, rate, mos in (
