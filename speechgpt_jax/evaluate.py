@@ -48,6 +48,9 @@ RECOGNISE = flags.DEFINE_bool(
     False,
     "Also let two recognisers transcribe the spoken answers; needs the packages of the extra test.",
 )
+FORCED = flags.DEFINE_bool(
+    "forced", False, "Force answers into the form of the task, as infer, chat and serve do."
+)
 MESH = define(
     "mesh", positive_int, None, "Number of devices over which the model is cut; by default one."
 )
@@ -56,9 +59,10 @@ MESH = define(
 def main() -> None:
     if (TASKS.value is None) == (ANSWERS.value is None):
         raise UserError("Give either --tasks, to be answered and scored, or --answers.")
-    if ANSWERS.value and any(flag.present for flag in (RUN, SPLIT, NUM_EXAMPLES, MESH)):
+    if ANSWERS.value and any(flag.present for flag in (RUN, SPLIT, NUM_EXAMPLES, FORCED, MESH)):
         raise UserError(
-            "--answers are scored as they are; leave out --run, --split, --num_examples and --mesh."
+            "--answers are scored as they are; leave out --run, --split, --num_examples, --forced"
+            " and --mesh."
         )
     rows = read_answers(ANSWERS.value) if ANSWERS.value else []
     # Importing TensorFlow takes seconds; wrong flags are reported before.
@@ -78,6 +82,7 @@ def main() -> None:
             tasks=TASKS.value,
             split=SPLIT.value,
             num_examples=NUM_EXAMPLES.value,
+            forced=FORCED.value,
             more_metrics=more_metrics,
             output_dir=OUTPUT_DIR.value or (RUN.value if RUN.present else None),
             devices=MESH.value,

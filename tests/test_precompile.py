@@ -100,6 +100,16 @@ def test_report_of_a_small_slice(precompile, topology):
     assert "collective" in done.stdout and "GiB per chip" in done.stdout
 
 
+def test_new_rows_of_an_adapter_compile_for_narrow_shards(precompile):
+    """XLA once failed to compile the gradient of SmolLM2's new rows, 576 wide, on 16 chips."""
+    done, report = precompile(
+        *("--topology=v5e-16", "--gin_file=gin/runs/smollm2_135m_stage3.gin"),
+        "--gin.llama.LlamaConfig.num_layers=2",
+    )
+    assert done.returncode == 0, done.stderr
+    assert report["fits"]
+
+
 def test_report_of_decoding(precompile):
     done, report = precompile("--topology=v5e-4", "--batch_per_chip=2", "--decode")
     assert done.returncode == 0, done.stderr

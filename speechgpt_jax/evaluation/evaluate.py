@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from speechgpt_jax import prompts
 from speechgpt_jax.decoding.conversation import load_llama
 from speechgpt_jax.decoding.engine import Engine, Request
+from speechgpt_jax.decoding.masks import Masks
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation import examples
@@ -38,6 +39,7 @@ def evaluate_run(
     num_examples: int | None = None,
     batch_size: int = 16,
     sampling: Sampling = GREEDY,
+    forced: bool = False,
     more_metrics: Sequence[MetricFunction] = (),
     output_dir: str | os.PathLike | None = None,
     devices: int | None = None,
@@ -51,6 +53,7 @@ def evaluate_run(
       num_examples: number of examples per task, the first ones; by default all.
       batch_size: number of prompts that are decoded at the same time.
       sampling: how answers are drawn.
+      forced: answers are forced into the form of the target, as those of chat and server are.
       more_metrics: metrics besides those of the tasks.
       output_dir: folder to whose evaluation.json the metrics are added; None: nowhere.
       devices: number of devices over which the model is cut; None: it is on the first one.
@@ -76,6 +79,7 @@ def evaluate_run(
             num_examples=num_examples,
             batch_size=batch_size,
             sampling=sampling,
+            forced=forced,
             more_metrics=more_metrics,
             mesh=mesh,
         )
@@ -102,6 +106,7 @@ def evaluate(
     num_examples: int | None = None,
     batch_size: int = 16,
     sampling: Sampling = GREEDY,
+    forced: bool = False,
     more_metrics: Sequence[MetricFunction] = (),
     mesh: Mesh | None = None,
 ) -> Metrics:
@@ -126,20 +131,24 @@ def evaluate(
             raise UserError(f"Split {split!r} of {task!r} has no examples; name another split.")
         indices, decoded = zip(*numbered)
         references = [split_prompt(tokenizer, row["decoder_target_tokens"]) for row in decoded]
-        answers = _generate_all(model, tokenizer, references, batch_size, sampling, mesh)
-        responses.append(([[*prompt, *answer] for prompt, answer in references], answers))
+        targets = [[*prompt, *answer] for prompt, answer in references]
+        forms = [form_of(x) for x in parsed(len(responses), targets)] if forced else None
+        answers = _generate_all(model, tokenizer, references, forms, batch_size, sampling, mesh)
+        responses.append((targets, answers))
         return list(zip(indices, answers))
+
+    def parsed(number, rows) -> list[prompts.Response]:
+        """Rows of token ids as the responses of a task, by its number."""
+        scored = evaluator.eval_tasks[number]
+        decode = scored.output_features["targets"].vocabulary.decode
+        return [scored.postprocess_fn(decode([int(token) for token in row])) for row in rows]
 
     computed, _ = evaluator.evaluate(compute_metrics=True, predict_fn=predict)
     metrics = computed.result()
     if not more_metrics:
         return metrics
-    for scored, of_task in zip(evaluator.eval_tasks, responses, strict=True):
-        decode = scored.output_features["targets"].vocabulary.decode
-        targets, predictions = (
-            [scored.postprocess_fn(decode([int(token) for token in row])) for row in rows]
-            for rows in of_task
-        )
+    for number, scored in enumerate(evaluator.eval_tasks):
+        targets, predictions = (parsed(number, rows) for rows in responses[number])
         for metric in more_metrics:
             metrics[scored.name] |= metric(targets, predictions)
     return metrics
@@ -174,17 +183,36 @@ def evaluate_answers(rows: Sequence[dict], more_metrics: Sequence[MetricFunction
     return metrics
 
 
-def _generate_all(model, tokenizer, references, batch_size, sampling, mesh) -> np.ndarray:
+def form_of(response: prompts.Response) -> str:
+    """The form of an answer, one of masks.FORMS."""
+    if response.units:
+        if response.question:
+            return "speech_to_speech"
+        return "text_to_speech" if response.text else "units"
+    return "speech_to_text" if response.question else "text"
+
+
+def _generate_all(model, tokenizer, references, forms, batch_size, sampling, mesh) -> np.ndarray:
     """Token ids of the answers, int32 [N, T], in the order of `references`, padded with eos."""
+    masks = Masks(tokenizer) if forms else None
+    states = [masks.start(form) for form in forms] if masks else [0] * len(references)
     # Answers longer than 1.5 times the longest reference are wrong anyway.
     longest = int(1.5 * max(len(answer) for _, answer in references))
     requests = [
-        Request(prompt, longest, stop_ids=tokenizer.stop_ids, sampling=sampling, seed=seed)
-        for seed, (prompt, _) in enumerate(references)
+        Request(
+            prompt,
+            longest,
+            stop_ids=tokenizer.stop_ids,
+            sampling=sampling,
+            seed=seed,
+            state=state,
+        )
+        for seed, ((prompt, _), state) in enumerate(zip(references, states, strict=True))
     ]
     context = longest + max(len(prompt) for prompt, _ in references)
     num_slots = min(batch_size, len(requests))
-    engine = Engine(model, num_slots=num_slots, context=context, mesh=mesh)
+    table = masks.table if masks else None
+    engine = Engine(model, num_slots=num_slots, context=context, masks=table, mesh=mesh)
     answers = np.full((len(references), longest + 1), tokenizer.eos_id, np.int32)
     for row, answer in zip(answers, engine.generate(requests), strict=True):
         row[: len(answer)] = answer

@@ -10,6 +10,9 @@ import numpy.typing as npt
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.prompts import Response, Template
 
+# A unit in a text.
+UNIT = re.compile(r"<[0-9]+>")
+
 # Bootstrap samples behind each interval.
 RESAMPLES = 1_000
 
@@ -69,10 +72,12 @@ def unit_error_rate(
 def form_errors(targets: Sequence[Response], predictions: Sequence[Response]) -> dict[str, float]:
     """Share of responses that lack a part of the target (question, text, units) or add one.
 
-    Such a model confuses its tasks: it answers what it should transcribe, or the reverse.
+    Such a model confuses its tasks: it answers what it should transcribe, or the reverse. Units in
+    the middle of a text are wrong too.
     """
     wrong = [
         _parts(target) != _parts(prediction)
+        or UNIT.search(prediction.question + prediction.text) is not None
         for target, prediction in zip(targets, predictions, strict=True)
     ]
     return rate("form_error", wrong, np.ones(len(wrong)))

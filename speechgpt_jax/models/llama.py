@@ -333,7 +333,10 @@ class Llama(nnx.Module):
         parts = [(base[:, : _padded(new.start)].astype(config.dtype), range(new.start))]
         if new:
             padding = _padded(len(new)) - len(new)
-            parts.append((jnp.pad(self._new_kernel(), ((0, 0), (0, padding))), new))
+            kernel = jnp.pad(self._new_kernel(), ((0, 0), (0, padding)))
+            # Without the barrier XLA for TPUs fails to compile the sum of its gradient for some
+            # widths (SmolLM2's 576 on 16 chips).
+            parts.append((jax.lax.optimization_barrier(kernel), new))
         return parts
 
     def quantize(self) -> None:

@@ -8,9 +8,11 @@ import seqio
 from flax import nnx
 
 import tasks  # noqa: F401 (registers them)
+from speechgpt_jax.decoding.masks import FORMS
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation import evaluate
 from speechgpt_jax.models.llama import Llama
+from speechgpt_jax.prompts import Response
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
 from tests.data.synthetic_corpus import task_on, write_corpus
 from tests.sizes import llama
@@ -79,6 +81,33 @@ def test_answers_come_in_the_order_of_the_questions(model, tokenizer, task, monk
     monkeypatch.setattr(evaluate.Engine, "generate", know_all)
     metrics = evaluate.evaluate(model, tokenizer, "test_asr", "test", batch_size=4)
     assert metrics["test_asr"]["wer"] == 0.0
+
+
+def test_forced_answers_have_the_form_of_their_task(model, tokenizer, task):
+    """A model that prefers units to all other tokens writes text if it is forced to."""
+    fond = nnx.clone(model)
+    first, second = tokenizer.unit_ids[:2]
+    kernel = fond.lm_head.kernel[...]
+    fond.lm_head.kernel[...] = kernel.at[:, first].set(10.0).at[:, second].set(-10.0)
+    free, forced = (
+        evaluate.evaluate(fond, tokenizer, "test_asr", "test", batch_size=4, forced=forced)
+        for forced in (False, True)
+    )
+    assert free["test_asr"]["form_error"] > 0 and forced["test_asr"]["form_error"] == 0
+
+
+@pytest.mark.parametrize(
+    ("response", "form"),
+    [
+        (Response("q", "a", [1]), "speech_to_speech"),
+        (Response("q", "a", []), "speech_to_text"),
+        (Response("", "a", [1]), "text_to_speech"),
+        (Response("", "a", []), "text"),
+        (Response("", "", [1]), "units"),
+    ],
+)
+def test_the_form_of_a_response(response, form):
+    assert evaluate.form_of(response) == form and form in FORMS
 
 
 def test_a_missing_split_is_named(model, tokenizer, task):
