@@ -6,7 +6,7 @@
 Word error rates and accuracies, each with its 95 % interval, by split; answers are forced into
 the form of the task, as chat and server do. Form errors are those of answers that are not. Spoken
 answers are judged by two recognisers. A second table has the questions by topic. With
---update_docs the figures of the shipped model are saved beside it too, for `make demo`.
+--update_docs the figures of free answers are saved beside the model too, for `make demo`.
 """
 
 import collections
@@ -61,9 +61,8 @@ def main(argv: list[str]) -> None:
             **which,
             forced=True,
             more_metrics=[spoken, topics],
-            output_dir=args.run if args.update_docs else None,
         )
-        free = evaluate_run(args.run, **which)
+        free = evaluate_run(args.run, **which, output_dir=args.run if args.update_docs else None)
         for task, figures in metrics.items():
             figures |= {k: x for k, x in free[task].items() if k.startswith("form_error")}
             for name, text in with_intervals(figures).items():
