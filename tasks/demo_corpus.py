@@ -170,18 +170,19 @@ def add_tasks(
         [preprocessors.speech_recognition],
         [metrics.word_error_rate],
     )
+    free_order = preprocessors.only("topic", "free_order")
     # In free word order a model can't guess a word from its neighbours; it has to recognise it.
     add(
         "asr_free_order",
         utterances("train", "test", "unheard_voice"),
-        [preprocessors.only("topic", "free_order"), preprocessors.speech_recognition],
+        [free_order, preprocessors.speech_recognition],
         [metrics.word_error_rate],
     )
     # Each time other units: nothing can be learned by heart.
     vary = preprocessors.vary_units(_VARIED)
     for name, steps in (
         ("asr", []),
-        ("asr_free_order", [preprocessors.only("topic", "free_order")]),
+        ("asr_free_order", [free_order]),
     ):
         add(
             f"{name}_varied",
@@ -190,7 +191,7 @@ def add_tasks(
             [metrics.word_error_rate],
         )
     # Short recordings, alone and joined.
-    short = [preprocessors.only("topic", "free_order"), preprocessors.at_most_words(4)]
+    short = [free_order, preprocessors.at_most_words(4)]
     add(
         "asr_joined",
         utterances("train"),

@@ -6,6 +6,7 @@ One process per worker of pytest imports the slow libraries, and forks for every
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,13 @@ def run(function: Callable, *args, **variables: str) -> subprocess.CompletedProc
         process.join()
         printed = [(Path(folder) / name).read_text() for name in ("stdout", "stderr")]
         return subprocess.CompletedProcess(args, process.exitcode, *printed)
+
+
+def free_port() -> int:
+    """A port at which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def run_module(module: str, *arguments: str | os.PathLike) -> None:

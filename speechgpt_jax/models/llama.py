@@ -117,7 +117,7 @@ class LlamaConfig:
     @property
     def padded_vocab_size(self) -> int:
         """Rows of the embedding: the next multiple of 128, so that `model` can divide them."""
-        return _padded(self.vocab_size)
+        return padded(self.vocab_size)
 
     @property
     def new_tokens(self) -> range:
@@ -330,9 +330,9 @@ class Llama(nnx.Module):
         """
         config, new = self.config, self.config.new_tokens
         base = self.embed_tokens.T if config.tie_embeddings else self.lm_head.kernel[...]
-        parts = [(base[:, : _padded(new.start)].astype(config.dtype), range(new.start))]
+        parts = [(base[:, : padded(new.start)].astype(config.dtype), range(new.start))]
         if new:
-            padding = _padded(len(new)) - len(new)
+            padding = padded(len(new)) - len(new)
             kernel = jnp.pad(self._new_kernel(), ((0, 0), (0, padding)))
             # Without the barrier XLA for TPUs fails to compile the sum of its gradient for some
             # widths (SmolLM2's 576 on 16 chips).
@@ -401,8 +401,8 @@ def matmul_flops_per_token(config: LlamaConfig, length: int) -> int:
     return 2 * (config.num_layers * (projections + attention) + width * config.vocab_size)
 
 
-def _padded(size: int) -> int:
-    """The next multiple of 128."""
+def padded(size: int) -> int:
+    """The next multiple of 128, the number of columns that a TPU works on at once."""
     return -(-size // 128) * 128
 
 

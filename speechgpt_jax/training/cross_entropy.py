@@ -13,10 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from speechgpt_jax.models.collectives import constrain, gather, matmul, weight_gradient
-from speechgpt_jax.models.llama import MASKED_LOGIT, OUTPUT_AXES
-
-# TPUs work on so many columns at once.
-LANES = 128
+from speechgpt_jax.models.llama import MASKED_LOGIT, OUTPUT_AXES, padded
 
 # Logsumexp, the target's logit (0 if the target is no token of the kernel) and the largest logit,
 # each float32 [B, T].
@@ -61,8 +58,7 @@ def _statistics(hidden, kernel, targets, num_tokens, block) -> Statistics:
 def _even(columns, most):
     """Columns of each block, as few as the same number of blocks allows: the last one is padded."""
     blocks = -(-columns // most)
-    lanes = -(-columns // (blocks * LANES))
-    return min(most, lanes * LANES)
+    return min(most, padded(-(-columns // blocks)))
 
 
 def _statistics_of(logits, targets):
@@ -125,8 +121,8 @@ _blockwise.defvjp(_forward, _backward)
 def _blocks(kernel, block):
     """First column and columns [D, block] of each block, the last one padded."""
     count = -(-kernel.shape[1] // block)
-    padded = jnp.pad(kernel, ((0, 0), (0, count * block - kernel.shape[1])))
-    blocks = padded.reshape(len(kernel), count, block).swapaxes(0, 1)
+    whole = jnp.pad(kernel, ((0, 0), (0, count * block - kernel.shape[1])))
+    blocks = whole.reshape(len(kernel), count, block).swapaxes(0, 1)
     return block * jnp.arange(count), constrain(blocks, (None, *OUTPUT_AXES))
 
 

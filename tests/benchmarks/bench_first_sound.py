@@ -24,6 +24,7 @@ import httpx2
 from speechgpt_jax import arguments
 from speechgpt_jax.arguments import positive_int
 from speechgpt_jax.files import ASSETS
+from tests import processes
 from tests.benchmarks import docs_table
 from tests.serving import tiny
 from tests.serving.clips import input_audio
@@ -80,7 +81,7 @@ def start_to_prompt() -> float:
 @contextlib.contextmanager
 def server() -> Iterator[str]:
     """Address of a server that is warm."""
-    port = tiny.free_port()
+    port = processes.free_port()
     command = [sys.executable, "-m", "speechgpt_jax.serve", f"--port={port}", "--model_name=tiny"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"

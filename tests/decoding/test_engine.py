@@ -93,8 +93,8 @@ def test_a_cpu_decodes_a_bfloat16_model_in_float32_unless_told_otherwise(model):
         Engine(x, num_slots=1, context=64).generate([request]) for x in (model, narrow)
     )
     assert answer == expected
-    told = Engine(narrow, num_slots=1, context=64, dtype="bfloat16")
-    assert len(told.generate([request])[0]) == 12
+    as_told = Engine(narrow, num_slots=1, context=64, dtype="bfloat16")
+    assert len(as_told.generate([request])[0]) == 12
 
 
 def test_each_request_has_its_own_stop_tokens(engine):

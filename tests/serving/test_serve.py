@@ -35,7 +35,7 @@ def run(tmp_path_factory):
 
 def test_a_server_from_start_to_stop(run, certificate, tmp_path):
     """It answers over https with the key, and finishes what it answers after SIGTERM."""
-    port = tiny.free_port()
+    port = processes.free_port()
     files = [f"--ssl_{name}file={certificate}/{name}.pem" for name in ("cert", "key")]
     limits = ["--num_slots=2", "--context=256", "--max_new_tokens=96", "--max_audio_seconds=2"]
     flags = [f"--run={run}", f"--port={port}", *files, *limits]
@@ -82,5 +82,5 @@ def test_mistakes_are_one_line(run, certificate):
         errors = errors_of(f"--run={run}", f"--port={port}")
     assert errors.startswith(f"Error: --host=127.0.0.1 --port={port}: can't listen there")
     files = [f"--ssl_{name}file={certificate}/cert.pem" for name in ("cert", "key")]
-    errors = errors_of(f"--run={run}", f"--port={tiny.free_port()}", *files)
+    errors = errors_of(f"--run={run}", f"--port={processes.free_port()}", *files)
     assert "Error: --ssl_certfile, --ssl_keyfile: " in errors.splitlines()[-1]

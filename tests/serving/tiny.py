@@ -108,13 +108,6 @@ def serving(*, limits: Limits | None = None, wait: bool = True, **options) -> It
             thread.join()
 
 
-def free_port() -> int:
-    """A port at which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def is_ready(address: str, **options) -> bool:
     """Whether a server has warmed up; `options` are those of the HTTP client."""
     return status(address, "/readyz", **options) == 200

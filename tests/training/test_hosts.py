@@ -1,13 +1,11 @@
 """Several processes on this machine, connected by gloo, train, stop and resume together."""
 
-import contextlib
 import dataclasses
 import os
 import random
 import re
 import shutil
 import signal
-import socket
 import threading
 import time
 
@@ -23,7 +21,7 @@ from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.training import hosts, progress
 from speechgpt_jax.training.inputs import HeldOut
 from speechgpt_jax.training.watchdog import HUNG_EXIT_CODE, Watchdog
-from tests.processes import CONTEXT
+from tests.processes import CONTEXT, free_port
 
 STEPS = 12
 DEVICES = 4  # Summed over all processes.
@@ -121,12 +119,6 @@ def start(folder, num_processes, *, mesh=MeshConfig(), steps=8, stop=None, **kwa
         process.kill()
         process.join()
     return [process.exitcode for process in processes]
-
-
-def free_port():
-    with contextlib.closing(socket.socket()) as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
 
 
 def write_log(folder, process_id):
