@@ -19,6 +19,7 @@ LEAVES = {
     "unit_text",
     "prompts",
     "tokenizer",
+    "xla_options",
 }
 ROOT_MODULES = LEAVES | {"sharding", "checkpoints"}
 MAINS = {"cli", "train", "evaluate", "infer", "chat", "serve", "precompile", "demo"}
@@ -32,6 +33,7 @@ ALLOWED = {
     "arguments": {"errors", "files", "limits"},
     "compilation_cache": {"arguments", "files"},
     "host_memory": set(),
+    "xla_options": set(),
     "unit_text": {"errors"},
     "prompts": {"errors"},
     "tokenizer": {"errors", "files", "prompts"},

@@ -13,14 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from speechgpt_jax import xla_options
 from speechgpt_jax.decoding.sampling import GREEDY, SamplingArrays, penalize, sample
 from speechgpt_jax.models.collectives import logical_spec, target_platform
 from speechgpt_jax.models.decoder import Decoder
 from speechgpt_jax.models.kv_cache import CACHE_AXES, KVCache
-
-# XLA options by platform. The matrix products of YNNPACK, XLA's library of fused kernels, would
-# pack all weights anew for every token of a batch.
-COMPILER_OPTIONS = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}}
 
 
 @jax.tree_util.register_dataclass
@@ -94,7 +91,9 @@ class Programs:
 
             return call
 
-        jit = functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS.get(target_platform()))
+        jit = functools.partial(
+            jax.jit, compiler_options=xla_options.for_decoding(target_platform())
+        )
         self.empty = jit(with_decoder(empty), static_argnums=(1, 2))
         self.resized = jit(_resized, static_argnums=1)
         self.fill = jit(_fill, donate_argnums=0)

@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from speechgpt_jax import sharding
+from speechgpt_jax import sharding, xla_options
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_choice, check_number
 from speechgpt_jax.models.llama import Llama, LlamaConfig
@@ -34,27 +34,6 @@ from speechgpt_jax.training.train_step import (
 )
 
 FROZEN_DTYPES = ("float32", "int8")
-
-
-# All-gathers of weights overlap with computation: the default on v5e, not on v4 and v5p.
-TPU_OPTIONS = {
-    "xla_enable_async_all_gather": "true",
-    "xla_tpu_enable_async_collective_fusion": "true",
-    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
-}
-# What YNNPACK, a library of kernels, computes on a CPU. Reductions: it saves 1 to 2 % of a step.
-# Matrix products of bfloat16, twice as fast as XLA's own; those of float32 make a step about a
-# sixth slower.
-YNN_FLOAT32 = "LIBRARY_FUSION_TYPE_REDUCE"
-YNN_16_BITS = "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
-
-
-def compiler_options(platform: str, dtype: str) -> dict[str, str]:
-    """XLA's options of a train step for a platform and a model's dtype."""
-    if platform == "cpu":
-        kinds = YNN_FLOAT32 if dtype == "float32" else YNN_16_BITS
-        return {"xla_cpu_experimental_ynn_fusion_type": kinds}
-    return TPU_OPTIONS if platform == "tpu" else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +130,7 @@ def jit_train_step(
         _measured(step, stage),
         donate_argnums=0,
         out_shardings=shardings,
-        compiler_options=compiler_options(mesh.devices.flat[0].platform, stage.model.dtype),
+        compiler_options=xla_options.for_training(mesh.devices.flat[0].platform, stage.model.dtype),
     )
 
 
@@ -165,7 +144,7 @@ def jit_evaluation_step(stage: Stage, mesh: Mesh, unit_ids: range) -> jax.stages
     return jax.jit(
         step,
         out_shardings=NamedSharding(mesh, PartitionSpec()),
-        compiler_options=compiler_options(mesh.devices.flat[0].platform, stage.model.dtype),
+        compiler_options=xla_options.for_training(mesh.devices.flat[0].platform, stage.model.dtype),
     )
 
 

@@ -25,7 +25,7 @@ import torch
 import transformers
 from flax import nnx
 
-from speechgpt_jax import arguments
+from speechgpt_jax import arguments, xla_options
 from speechgpt_jax.data.packing import Packer, pack
 from speechgpt_jax.decoding.engine import Engine, Request
 from speechgpt_jax.decoding.sampling import GREEDY
@@ -33,7 +33,6 @@ from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.models.layers import PROJECTIONS, LoraConfig
 from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
-from speechgpt_jax.training.stage import compiler_options
 from speechgpt_jax.training.train_step import TRAINABLE, TrainState, make_train_step
 from tests.benchmarks import docs_table, timing
 from tests.benchmarks.dialogues import LONGEST, dialogue_lengths
@@ -168,7 +167,7 @@ def our_training(config, batches):
     step = jax.jit(
         make_train_step(graphdef, optimizer, unit_ids=range(0)),
         donate_argnums=0,
-        compiler_options=compiler_options("cpu", config.dtype),
+        compiler_options=xla_options.for_training("cpu", config.dtype),
     )
     state = TrainState.create(params, optimizer)
 

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxlib import xla_client
 
+from speechgpt_jax import xla_options
+
 
 class Parallelism(NamedTuple):
     """Number of programs that run at the same time, and the size of their batches.
@@ -50,15 +52,7 @@ def compiler_options(dtype: DTypeLike, *, single_core: bool) -> dict[str, bool |
     """
     if not backend_is_cpu():
         return {}
-    options: dict[str, bool | str] = {}
-    if single_core:
-        # Loops are not split over threads either.
-        options["xla_cpu_multi_thread_eigen"] = False
-    if dtype == jnp.float32:
-        # XLA's own float32 products are faster than YNNPACK's, to which only reductions are left.
-        # XLA has no bfloat16 products of its own.
-        options["xla_cpu_experimental_ynn_fusion_type"] = "LIBRARY_FUSION_TYPE_REDUCE"
-    return options
+    return xla_options.for_speech_on_cpu(jnp.dtype(dtype).name, single_core=single_core)
 
 
 @functools.cache
