@@ -319,6 +319,23 @@ def test_a_packed_run_is_read_like_a_run(packed, tmp_path):
     assert again == (folders[0] / "parameters.safetensors").read_bytes()
 
 
+def test_rows_are_packed_as_int8(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(2, 5, 64)).astype(np.float32)
+    rows *= np.array([1e-6, 1, 1e6, 0, 30], np.float32)[:, None]
+    exact = {"norm.scale": rows[:, 0], "bias": rows[0, 1]}
+    save(tmp_path / "run", {"w": jnp.asarray(rows)} | jax.tree.map(jnp.asarray, exact))
+    checkpoints.pack(tmp_path / "run", tmp_path / "packed", "int8")
+    shapes = checkpoints.parameter_shapes(tmp_path / "packed")
+    assert shapes == checkpoints.parameter_shapes(tmp_path / "run")
+    arrays = checkpoints.restore_parameters(tmp_path / "packed", shapes)
+    largest = np.abs(rows).max(axis=-1, keepdims=True)
+    assert (np.abs(arrays["w"] - rows) <= largest / 127 * 0.501).all()
+    for name, x in exact.items():
+        np.testing.assert_array_equal(arrays[name], x)
+    size = (tmp_path / "packed" / "parameters.safetensors").stat().st_size
+    assert size < rows.nbytes
+
+
 @pytest.mark.parametrize(
     "damage, problem",
     [
@@ -342,3 +359,6 @@ def test_what_cannot_be_packed(packed, tmp_path):
     save(tmp_path / "large", {"w": jnp.full(3, 3.4e38)})
     with pytest.raises(UserError, match=r"params\.w holds 3\.4e\+38, too large for bfloat16"):
         checkpoints.pack(tmp_path / "large", tmp_path / "out", "bfloat16")
+    save(tmp_path / "infinite", {"w": jnp.full((3, 2), jnp.inf)})
+    with pytest.raises(UserError, match=r"params\.w holds inf, too large for int8"):
+        checkpoints.pack(tmp_path / "infinite", tmp_path / "out", "int8")

@@ -17,7 +17,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=arguments.existing_folder)
     parser.add_argument("output", type=arguments.output_folder)
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], help="default: as the run stores them"
+        "--dtype",
+        choices=["float32", "bfloat16", "int8"],
+        help="default: as the run stores them; int8 has a scale for each row",
     )
     parser.add_argument(
         "--base", type=arguments.existing_folder, help="of an adapter: its packed base"

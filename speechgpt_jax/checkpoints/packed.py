@@ -1,7 +1,8 @@
 """A run packed into one file of parameters: small to copy, and nothing is executed to read it.
 
 FOLDER/parameters.safetensors holds the arrays of a checkpoint's parameters under their names, and
-the metadata of the checkpoint, as JSON, in its header.
+the metadata of the checkpoint, as JSON, in its header. An array NAME that was packed as int8 has a
+float32 scale for each row, NAME/scale, and is read as float32.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from speechgpt_jax.checkpoints.problems import Damaged, reading
 from speechgpt_jax.errors import UserError
 
 NAME = "parameters.safetensors"
+_SCALE = "/scale"
 _METADATA = "checkpoint"
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8"}
 
@@ -40,19 +42,42 @@ def write(
       folder: of the packed run.
       arrays: by their names in a checkpoint.
       metadata: of the checkpoint.
-      dtype: of the stored arrays; None keeps theirs.
+      dtype: of the stored arrays; None keeps theirs. "int8" leaves vectors and norms in float32.
 
     Raises:
       UserError: a value is too large for `dtype`, or the file can't be written.
     """
-    stored = {name: x.astype(dtype or x.dtype) for name, x in arrays.items()}
+    if dtype == "int8":
+        stored = dict(_rows_as_int8(arrays))
+    else:
+        stored = {name: x.astype(dtype or x.dtype) for name, x in arrays.items()}
     for name, x in stored.items() if dtype else ():
         if not bool(jnp.isfinite(x).all()):
+            name = name.removesuffix(_SCALE)
             largest = jnp.abs(arrays[name]).max()
             raise UserError(f"{name} holds {largest:.3g}, too large for {dtype}; pack as float32.")
-    described = json.dumps(metadata | {"checksums": checksums(stored)})
+    read_back = {name: _restored(stored, name) for name in arrays}
+    described = json.dumps(metadata | {"checksums": checksums(read_back)})
     data = safetensors.flax.save(stored, metadata={_METADATA: described})
     files.write_bytes(folder / NAME, data)
+
+
+def _rows_as_int8(arrays: Mapping[str, jax.Array]) -> Iterator[tuple[str, jax.Array]]:
+    """The arrays, each of those with int8 rows before its scales."""
+    for name, x in arrays.items():
+        x = x.astype(jnp.float32)
+        if x.ndim < 2 or "norm" in name:
+            yield name, x
+            continue
+        scale = jnp.maximum(jnp.abs(x).max(axis=-1, keepdims=True) / 127, 1e-12)
+        yield name, jnp.round(x / scale).astype(jnp.int8)
+        yield name + _SCALE, scale
+
+
+def _restored(stored: Mapping[str, Any], name: str) -> np.ndarray:
+    """An array as it is read."""
+    x, scale = np.asarray(stored[name]), stored.get(name + _SCALE)
+    return x if scale is None else x.astype(np.float32) * np.asarray(scale)
 
 
 def read_metadata(folder: epath.Path) -> dict:
@@ -68,16 +93,21 @@ def shapes(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of all arrays, by name."""
     with _opened(folder) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        return {
-            name: jax.ShapeDtypeStruct(x.get_shape(), _DTYPES[x.get_dtype()])
-            for name, x in slices.items()
-        }
+    return {
+        name: jax.ShapeDtypeStruct(
+            x.get_shape(), "float32" if name + _SCALE in slices else _DTYPES[x.get_dtype()]
+        )
+        for name, x in slices.items()
+        if not name.endswith(_SCALE)
+    }
 
 
 def read(folder: epath.Path, names: Collection[str]) -> dict[str, np.ndarray]:
     """Arrays by name, on the host."""
     with _opened(folder) as file:
-        return {name: file.get_tensor(name) for name in names}
+        scales = {name + _SCALE for name in names} & set(file.keys())
+        stored = {name: file.get_tensor(name) for name in (*names, *scales)}
+    return {name: _restored(stored, name) for name in names}
 
 
 @contextlib.contextmanager
