@@ -50,8 +50,8 @@ def main(argv: list[str]) -> None:
     for score in scores:
         low, high = score.interval
         print(
-            f"{score.voice:<16}{score.source:<16}{score.word_error_rate:8.1f}"
-            f"{score.above_original:18.1f}{low:10.1f}{high:6.1f}",
+            f"{score.voice:<16}{score.source:<16}{100 * score.word_error_rate:8.1f}"
+            f"{100 * score.above_original:18.1f}{100 * low:10.1f}{100 * high:6.1f}",
             flush=True,
         )
 

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     print(f"{'speaker':<10}{'source':<16}{'WER %':>8}{'DNSMOS':>8}")
     for score in scores:
         print(
-            f"{score.speaker:<10}{score.source:<16}{score.word_error_rate:8.1f}"
+            f"{score.speaker:<10}{score.source:<16}{100 * score.word_error_rate:8.1f}"
             f"{score.naturalness:8.2f}",
             flush=True,
         )

@@ -24,14 +24,14 @@ BOOTSTRAP_SAMPLES = 2000
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
+class EncoderScore:
     """Word error rate of one source of one voice's sentences.
 
     Attributes:
       voice: speaker of the recordings, or "all" for all recordings together.
       source: "original", "units" (with their durations) or "reduced units" (with predicted ones).
-      word_error_rate: in percent.
-      above_original: points above the word error rate of the originals.
+      word_error_rate: word errors per word.
+      above_original: by how much that is above the word error rate of the originals.
       interval: 95 % interval of `above_original`, by bootstrap over the sentences.
     """
 
@@ -50,7 +50,7 @@ def evaluate_encoder(
     *,
     speaker: str,
     sentences: int | None = None,
-) -> Iterator[Score]:
+) -> Iterator[EncoderScore]:
     """Scores of each voice, one after the other, then those of all voices together.
 
     Args:
@@ -98,19 +98,19 @@ def encoded(rows: Sequence[Mapping], speech2unit: Speech2Unit) -> list[dict]:
     ]
 
 
-def scores(voice: str, counts: Mapping[str, Sequence[tuple[int, int]]]) -> Iterator[Score]:
+def scores(voice: str, counts: Mapping[str, Sequence[tuple[int, int]]]) -> Iterator[EncoderScore]:
     """A score for each source: (errors, words) of every sentence, "original" among the sources."""
     original, total = np.array(counts["original"]).T
     samples = np.random.default_rng(0).integers(len(total), size=(BOOTSTRAP_SAMPLES, len(total)))
     for source, of_source in counts.items():
         errors = np.array(of_source)[:, 0]
         added = errors - original
-        resampled = 100 * added[samples].sum(1) / total[samples].sum(1)
+        resampled = added[samples].sum(1) / total[samples].sum(1)
         low, high = np.percentile(resampled, (2.5, 97.5))
-        yield Score(
+        yield EncoderScore(
             voice,
             source,
-            float(100 * errors.sum() / total.sum()),
-            float(100 * added.sum() / total.sum()),
+            float(errors.sum() / total.sum()),
+            float(added.sum() / total.sum()),
             (float(low), float(high)),
         )

@@ -97,15 +97,15 @@ def word_errors(reference: str, transcript: str) -> tuple[int, int]:
     return errors, result.hits + result.substitutions + result.deletions
 
 
-def word_error_percent(references: list[str], transcripts: list[str]) -> float:
-    """Word errors per 100 words of all references together.
+def word_error_rate(references: list[str], transcripts: list[str]) -> float:
+    """Word errors per word of all references together.
 
     Raises:
       UserError: a reference has no words.
     """
     check_references(references)
     errors, total = np.sum([*map(word_errors, references, transcripts)], axis=0)
-    return 100 * float(errors / total)
+    return float(errors / total)
 
 
 def check_references(references: list[str]) -> None:

@@ -28,7 +28,7 @@ ByGroup = dict[str, list[np.ndarray]]  # group -> one array per clip
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
+class UnitScore:
     """Result of `score`.
 
     Attributes:
@@ -44,13 +44,13 @@ class Score:
     accuracy: dict[str, float]
 
 
-def score(units: ByGroup, phones: ByGroup, num_units: int) -> Score:
+def score(units: ByGroup, phones: ByGroup, num_units: int) -> UnitScore:
     """Scores units [T] against phones [T]; both have the same groups, clips and frames."""
     all_units = {group: np.concatenate(clips) for group, clips in units.items()}
     all_phones = {group: np.concatenate(clips) for group, clips in phones.items()}
     phone_of_unit = most_frequent_phone(all_units[FIT], all_phones[FIT], num_units)
     reduced = sum(len(reduce_units(clip)[0]) for clip in units[SEEN])
-    return Score(
+    return UnitScore(
         pnmi(all_units[SEEN], all_phones[SEEN]),
         reduced / (len(all_units[SEEN]) / 50),
         {

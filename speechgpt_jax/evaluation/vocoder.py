@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.evaluation.recognisers import word_error_percent
+from speechgpt_jax.evaluation.recognisers import word_error_rate
 from speechgpt_jax.files import check_fields
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
@@ -17,7 +17,7 @@ BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
+class VocoderScore:
     """Quality of one speaker's sentences.
 
     Attributes:
@@ -25,7 +25,7 @@ class Score:
       source: "original" for the recordings themselves, "units" for speech synthesized from their
         units and durations, "reduced units" for speech whose durations are predicted, as those of a
         language model's answers are.
-      word_error_rate: in percent.
+      word_error_rate: word errors per word.
       naturalness: mean DNSMOS overall (Reddy et al. 2022, arXiv 2110.01763), 1 to 5.
     """
 
@@ -42,7 +42,7 @@ def evaluate_vocoder(
     *,
     sentences: int | None = None,
     speaker: str | None = None,
-) -> Iterator[Score]:
+) -> Iterator[VocoderScore]:
     """Scores of each speaker, one after the other.
 
     Args:
@@ -67,8 +67,8 @@ def evaluate_vocoder(
         texts = [row["text"] for row in of_speaker]
         for source, wavs in synthesized(vocoder, of_speaker, speaker).items():
             transcripts = [recognise(wav) for wav in wavs]
-            rate = word_error_percent(texts, transcripts)
-            yield Score(name, source, rate, naturalness(wavs))
+            rate = word_error_rate(texts, transcripts)
+            yield VocoderScore(name, source, rate, naturalness(wavs))
 
 
 def synthesized(

@@ -7,7 +7,7 @@
 """
 
 from speechgpt_jax import arguments
-from speechgpt_jax.evaluation.encoder import Score, evaluate_encoder
+from speechgpt_jax.evaluation.encoder import EncoderScore, evaluate_encoder
 from speechgpt_jax.evaluation.recognisers import WhisperRecogniser
 from speechgpt_jax.files import SHIPPED_HUBERT, read_manifest
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
         scores = evaluate_encoder(
             speech2unit, vocoder, rows, recognise, speaker="slt", sentences=args.sentences
         )
-        by_speaker: dict[str, list[Score]] = {}
+        by_speaker: dict[str, list[EncoderScore]] = {}
         for score in scores:
             by_speaker.setdefault(score.voice, []).append(score)
         for speaker, of_speaker in by_speaker.items():
@@ -50,12 +50,12 @@ def main(argv: list[str]) -> None:
         table.update_docs()
 
 
-def cell(score: Score) -> str:
-    """ "12.0 (+3.1 to +8.4)": word error rate, and the interval of what was added."""
+def cell(score: EncoderScore) -> str:
+    """ "12.0 (+3.1 to +8.4)": word error rate in percent, and the interval of what was added."""
     if score.source == "original":
-        return f"{score.word_error_rate:.1f}"
+        return f"{100 * score.word_error_rate:.1f}"
     low, high = score.interval
-    return f"{score.word_error_rate:.1f} ({low:+.1f} to {high:+.1f})"
+    return f"{100 * score.word_error_rate:.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
             of_speaker = list(of_speaker)
             table.add(
                 f"{speaker}, voice {voice}" if voice else speaker,
-                *(f"{score.word_error_rate:.1f}" for score in of_speaker),
+                *(f"{100 * score.word_error_rate:.1f}" for score in of_speaker),
                 *(f"{score.naturalness:.2f}" for score in of_speaker),
             )
     if args.update_docs:

@@ -35,10 +35,16 @@ def test_errors_are_counted_in_words():
 def test_an_interval_covers_the_errors_that_were_added():
     counts = {"original": [(1, 10)] * 40, "units": [(1, 10), (4, 10)] * 20}
     original, units = scores("eve", counts)
-    assert (original.word_error_rate, original.above_original, original.interval) == (10, 0, (0, 0))
-    assert units.word_error_rate == pytest.approx(25) and units.above_original == pytest.approx(15)
-    # 40 sentences, each 0 or 30 points: a standard error of 30 / 2 / sqrt(40) = 2.4.
-    assert units.interval == pytest.approx((15 - 1.96 * 2.37, 15 + 1.96 * 2.37), abs=1)
+    assert (original.word_error_rate, original.above_original, original.interval) == (
+        0.1,
+        0,
+        (0, 0),
+    )
+    assert units.word_error_rate == pytest.approx(0.25) and units.above_original == pytest.approx(
+        0.15
+    )
+    # 40 sentences, each 0 or 0.3 above: a standard error of 0.3 / 2 / sqrt(40) = 0.024.
+    assert units.interval == pytest.approx((0.15 - 1.96 * 0.0237, 0.15 + 1.96 * 0.0237), abs=0.01)
 
 
 @pytest.mark.slow
@@ -61,7 +67,7 @@ def test_each_clip_is_recognised_alone_and_compared_with_its_recording(monkeypat
         for source in ("original", "units", "reduced units")
     ]
     for score in found:
-        assert score.word_error_rate == (0 if score.source == "original" else 100)
+        assert score.word_error_rate == (0 if score.source == "original" else 1)
         assert score.above_original == score.word_error_rate
 
     monkeypatch.setattr(recognisers, "WhisperRecogniser", Recogniser)

@@ -9,7 +9,7 @@ from speechmos import dnsmos
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation import recognisers
-from speechgpt_jax.evaluation.recognisers import WhisperRecogniser, word_error_percent, words
+from speechgpt_jax.evaluation.recognisers import WhisperRecogniser, word_error_rate, words
 from speechgpt_jax.evaluation.vocoder import evaluate_vocoder, naturalness
 from speechgpt_jax.files import ASSETS
 from speechgpt_jax.speech.audio import load_audio
@@ -48,10 +48,10 @@ def test_words_and_their_error_rate():
     # Of six words, two are replaced.
     references = ["What's two plus two?", "Good morning."]
     transcripts = ["what's two plus too", "morning morning"]
-    assert word_error_percent(references, transcripts) == pytest.approx(100 * 2 / 6)
-    assert word_error_percent(["one two"], ["one, TWO!"]) == 0
+    assert word_error_rate(references, transcripts) == pytest.approx(2 / 6)
+    assert word_error_rate(["one two"], ["one, TWO!"]) == 0
     with pytest.raises(UserError, match="no words"):
-        word_error_percent(["..."], ["a"])
+        word_error_rate(["..."], ["a"])
 
 
 def test_the_tool_reports_what_jiwer_and_speechmos_say(
