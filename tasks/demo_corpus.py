@@ -4,9 +4,13 @@ demo_modality_adaptation      units only, concatenated and cut
 demo_asr                      units -> text
 demo_asr_free_order           the part of demo_asr in free word order
 demo_words                    units of short recordings -> text, without a dialogue around them
+demo_asr_short                short recordings -> text
 demo_asr_joined               short recordings of a speaker joined -> text
 demo_tts                      text -> units of one voice
+demo_tts_short                short texts -> units of that voice
 demo_tts_joined               short texts joined -> units of that voice
+demo_repetition, demo_repetition_joined
+                              the same texts -> themselves
 demo_text_instruction         written question -> written answer
 demo_speech_to_speech, demo_speech_to_text, demo_text_to_speech, demo_text_to_text
                               the four forms of chain of modality
@@ -17,9 +21,10 @@ demo_cross_modal_instruction  mixture of demo_asr, demo_asr_free_order (so that 
                               words from their neighbours), demo_tts, demo_text_instruction,
                               demo_text_to_text and demo_text_to_speech
 demo_chain_of_modality        mixture of the four forms
-demo_listening                mixture of demo_words, demo_asr_joined and demo_asr_free_order
-demo_all_tasks                the four forms, demo_asr, demo_tts, demo_tts_joined and the tasks of
-                              demo_listening; all units that are heard are varied
+demo_word_by_word             mixture of the short tasks, demo_repetition_joined and
+                              demo_text_to_text
+demo_all_tasks                the four forms and all tasks of transcribing and reading aloud; all
+                              units that are heard are varied
 
 demo_with_chain, demo_without_chain
                               mixtures that differ in demo_speech_to_speech, demo_direct_speech
@@ -28,7 +33,7 @@ demo_with_chain, demo_without_chain
 
 Splits: train; test (other texts); unheard_voice (a voice that is not in train), except for
 demo_tts; human (a person; all other voices are synthetic) for demo_modality_adaptation and
-demo_asr. demo_words, demo_asr_joined, demo_tts_joined and the varied tasks have train only.
+demo_asr. Short, joined and varied tasks, demo_words and the repetitions have train only.
 """
 
 import os
@@ -81,20 +86,30 @@ _TASKS_OF_CHAIN = {
     "text_to_speech": 0.2,
     "text_to_text": 0.2,
 }
-# Half of the tokens are short recordings with their texts, which teach words soonest.
-_LISTENING = {"words": 0.75, "asr_joined": 0.15, "asr_free_order": 0.1}
-# Chain of modality without losing the tasks of the second stage.
+# All that the shipped model does.
 _ALL_TASKS = {
-    "speech_to_speech_varied": 0.1,
-    "speech_to_text_varied": 0.12,
-    "text_to_speech": 0.08,
-    "text_to_text": 0.18,
-    "words": 0.04,
-    "asr_varied": 0.08,
-    "asr_joined": 0.18,
-    "asr_free_order_varied": 0.04,
+    "speech_to_speech_varied": 0.09,
+    "speech_to_text_varied": 0.09,
+    "text_to_speech": 0.06,
+    "text_to_text": 0.13,
+    "asr_varied": 0.1,
+    "asr_short": 0.06,
+    "asr_joined": 0.15,
+    "asr_free_order_varied": 0.06,
     "tts": 0.09,
-    "tts_joined": 0.09,
+    "tts_short": 0.05,
+    "tts_joined": 0.1,
+    "repetition_joined": 0.02,
+}
+# A model trained from scratch first has to learn to find its place in the text or the units. It
+# does so soonest in short strings of words.
+_WORD_BY_WORD = {
+    "repetition": 0.15,
+    "words": 0.1,
+    "asr_short": 0.3,
+    "tts_short": 0.25,
+    "repetition_joined": 0.1,
+    "text_to_text": 0.1,
 }
 # What chain of modality is worth: two mixtures that differ in one task.
 _DIRECT_SPEECH = prompts.SPEECH_TO_SPEECH_PROMPT + " [ua] {answer_units}<eoa>."
@@ -192,23 +207,31 @@ def add_tasks(
         )
     # Short recordings, alone and joined.
     short = [free_order, preprocessors.at_most_words(4)]
-    add(
-        "asr_joined",
-        utterances("train"),
-        [*short, preprocessors.join_recordings(3, edge=2), vary, preprocessors.speech_recognition],
-        [metrics.word_error_rate],
-    )
-    add(
-        "tts_joined",
-        utterances("train"),
-        [
-            preprocessors.only("speaker", TARGET_VOICE),
-            *short,
-            preprocessors.join_recordings(3, edge=2),
-            preprocessors.speech_synthesis,
-        ],
-        [metrics.unit_error_rate],
-    )
+    joined = [*short, preprocessors.join_recordings(3, edge=2)]
+    for name, steps in (("short", short), ("joined", joined)):
+        add(
+            f"asr_{name}",
+            utterances("train"),
+            [*steps, vary, preprocessors.speech_recognition],
+            [metrics.word_error_rate],
+        )
+        add(
+            f"tts_{name}",
+            utterances("train"),
+            [
+                preprocessors.only("speaker", TARGET_VOICE),
+                *steps,
+                preprocessors.speech_synthesis,
+            ],
+            [metrics.unit_error_rate],
+        )
+    for name, steps in (("repetition", short), ("repetition_joined", joined)):
+        add(
+            name,
+            utterances("train"),
+            [*steps, preprocessors.repetition],
+            [metrics.word_error_rate],
+        )
     seqio.TaskRegistry.add(
         f"{prefix}_words",
         source=utterances("train"),
@@ -244,7 +267,7 @@ def add_tasks(
     for name, rates in (
         ("cross_modal_instruction", _TASKS_OF_INSTRUCTION),
         ("chain_of_modality", _TASKS_OF_CHAIN),
-        ("listening", _LISTENING),
+        ("word_by_word", _WORD_BY_WORD),
         ("all_tasks", _ALL_TASKS),
         ("with_chain", _WITH_CHAIN),
         ("without_chain", _WITHOUT_CHAIN),

@@ -77,6 +77,19 @@ def speech_synthesis(utterance: Example, seed: tf.Tensor) -> Example:
 
 @as_graph
 @seqio.map_over_dataset
+def repetition(utterance: Example) -> Example:
+    """Dialogue whose answer repeats the text of the request."""
+    plain_text = fill(
+        prompts.CROSS_MODAL,
+        description="Repeat this text",
+        source=utterance["text"],
+        target=utterance["text"],
+    )
+    return _dialogue(plain_text)
+
+
+@as_graph
+@seqio.map_over_dataset
 def speech_and_text(utterance: Example) -> Example:
     """A recording and its text, without a dialogue around them: `<sosp><5><9><eosp> a cat.`"""
     return {

@@ -1,7 +1,7 @@
 """Spoken answers with and without the texts in between: chain of modality.
 
-    python -m tests.benchmarks.measure_chain --base=runs/tiny/stage2 --records=corpus/records \
-        --update_docs
+    python -m tests.benchmarks.measure_chain --base=runs/tiny/stage2_words \
+        --records=corpus/records --update_docs
 
 Two runs start from the same base, which knows no spoken questions, and see the same numbers of
 dialogues. One writes transcript, text answer and units, as SpeechGPT does (Zhang et al. 2023,
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
             "lm.train.steps": args.steps,
         }
         train = [sys.executable, "-m", "speechgpt_jax.train", f"--output_dir={run}"]
-        train += ["--gin_file=gin/runs/tiny_stage2_answers.gin"]
+        train += ["--gin_file=gin/runs/tiny_stage2.gin"]
         train += [f"--gin.{key}={value}" for key, value in settings.items()]
         subprocess.run(train, check=True)
         for split in SPLITS:

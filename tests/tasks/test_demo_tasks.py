@@ -75,13 +75,25 @@ def test_short_recordings_are_transcribed_alone_and_joined(tmp_path):
         assert re.fullmatch(DIALOGUES["demo_asr"], vocabulary.decode(example["targets"]))
 
 
-def test_short_texts_of_one_voice_are_read_aloud_joined(tmp_path):
+def test_short_texts_of_one_voice_are_read_aloud_alone_and_joined(tmp_path):
     write_corpus(tmp_path, size=90)
-    joined = examples(tmp_path, "demo_tts_joined")
-    assert joined
-    for example in joined:
+    short, joined = (examples(tmp_path, f"demo_tts_{name}") for name in ("short", "joined"))
+    assert len(short) > 2 * len(joined) > 0
+    for example in short + joined:
         dialogue = demo_corpus.VOCABULARY.decode(example["targets"])
         assert re.fullmatch(DIALOGUES["demo_tts"], dialogue)
+
+
+def test_texts_are_repeated(tmp_path):
+    write_corpus(tmp_path, size=90)
+    short, joined = (examples(tmp_path, f"demo_repetition{name}") for name in ("", "_joined"))
+    assert len(short) > 2 * len(joined) > 0
+    for example in short + joined:
+        dialogue = demo_corpus.VOCABULARY.decode(example["targets"])
+        asked, answered = re.fullmatch(
+            r"\[Human\] ?: .*This is input: (.*)<eoh> \[SpeechGPT\] ?: (.*)<eoa>\s*", dialogue
+        ).groups()
+        assert asked.strip() == answered.strip()
 
 
 def test_mixtures_have_all_their_tasks():
@@ -125,7 +137,7 @@ def test_a_corpus_in_another_folder_with_a_loss_on_answers(corpus):
     assert name == demo_corpus.mixture("all_tasks", str(corpus), loss_on_answers=True)
     with pytest.raises(UserError, match="bind the same to all"):
         demo_corpus.mixture("asr", "another", loss_on_answers=True)
-    assert len(seqio.MixtureRegistry.get(name).tasks) == 10
+    assert len(seqio.MixtureRegistry.get(name).tasks) == 12
     task = seqio.TaskRegistry.get("corpus_speech_to_text")
     answers = list(task.get_dataset(None, "train", shuffle=False).as_numpy_iterator())
     dialogues = examples(corpus, "demo_speech_to_text")
