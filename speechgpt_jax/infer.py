@@ -1,7 +1,7 @@
 """Asks a trained model a spoken or written question, or lets it transcribe or read aloud.
 
     python -m speechgpt_jax.infer --audio=question.wav --output=answer.wav
-    python -m speechgpt_jax.infer --text="what is two plus three?"
+    python -m speechgpt_jax.infer --text="what month comes after may?"
     python -m speechgpt_jax.infer --task=transcribe --audio=speech.wav
     python -m speechgpt_jax.infer --run=runs/demo/stage2 --task=speak --text="good morning"
     python -m speechgpt_jax.infer --run=runs/7b/stage3 --prompts=questions.jsonl \\

@@ -1,0 +1,63 @@
+"""Repeating a text, learned from random weights at several learning rates.
+
+    python -m tests.benchmarks.measure_learning_rate --records=corpus/records --update_docs
+
+To repeat a text, attention has to find its place in it. Until a model can do so it guesses each
+word, at the same loss for hundreds of steps. The runs are the first stage of the shipped model;
+they resume, so an interrupted command can be given again.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+from speechgpt_jax import arguments
+from tests.benchmarks import docs_table
+
+RATES = (3e-3, 1e-3, 3e-4)
+STEPS = (300, 600, 900)
+AVERAGED = 50  # steps whose losses make one figure
+
+
+def main(argv: list[str]) -> None:
+    parser = arguments.Parser(__doc__)
+    parser.add_argument(
+        "--records",
+        type=arguments.existing_folder,
+        required=True,
+        help="what tools.build_demo_corpus wrote",
+    )
+    parser.add_argument("--runs", default="runs/learning_rate", help="folder of all runs")
+    docs_table.add_argument(parser)
+    args = parser.parse_args(argv)
+    columns = [f"text loss after {step} steps" for step in STEPS]
+    table = docs_table.Table("learning_rate", ["learning rate", *columns])
+    for rate in RATES:
+        run = pathlib.Path(args.runs) / f"{rate:g}"
+        settings = {
+            "demo_corpus.mixture.folder": args.records,
+            "optimizer.AdamW.learning_rate": rate,
+            "lm.train.steps": max(STEPS),
+        }
+        train = [sys.executable, "-m", "speechgpt_jax.train", f"--output_dir={run}"]
+        train += ["--gin_file=gin/runs/tiny_stage1.gin"]
+        train += [f"--gin.{key}={value}" for key, value in settings.items()]
+        subprocess.run(train, check=True)
+        table.add(f"{rate:g}", *(f"{loss:.2f}" for loss in losses(run)))
+    if args.update_docs:
+        table.update_docs()
+
+
+def losses(run: pathlib.Path) -> list[float]:
+    """Mean text loss, in nats per token, of the AVERAGED steps up to each of STEPS."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    means = []
+    for step in STEPS:
+        near = [r["text_loss"] for r in rows if step - AVERAGED < r["step"] <= step]
+        means.append(sum(near) / len(near))
+    return means
+
+
+if __name__ == "__main__":
+    arguments.run(main)
