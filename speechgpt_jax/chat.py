@@ -5,7 +5,7 @@
 
 /help lists the commands. Text is shown and sound is played while it is written. Lines can be piped:
 
-    echo "what month comes after may?" | python -m speechgpt_jax.chat --run=runs/demo/stage3 --written
+    echo "where does a fish live?" | python -m speechgpt_jax.chat --run=runs/demo/stage3 --written
 """
 
 from __future__ import annotations
