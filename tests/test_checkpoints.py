@@ -322,7 +322,11 @@ def test_a_packed_run_is_read_like_a_run(packed, tmp_path):
 def test_rows_are_packed_as_int8(tmp_path):
     rows = np.random.default_rng(0).normal(size=(2, 5, 64)).astype(np.float32)
     rows *= np.array([1e-6, 1, 1e6, 0, 30], np.float32)[:, None]
-    exact = {"norm.scale": rows[:, 0], "bias": rows[0, 1]}
+    exact = {
+        "norm.scale": rows[:, 0],
+        "bias": rows[0, 1],
+        "kernel": np.arange(6, dtype=np.int8).reshape(2, 3),  # of a base that is int8 already
+    }
     save(tmp_path / "run", {"w": jnp.asarray(rows)} | jax.tree.map(jnp.asarray, exact))
     checkpoints.pack(tmp_path / "run", tmp_path / "packed", "int8")
     shapes = checkpoints.parameter_shapes(tmp_path / "packed")

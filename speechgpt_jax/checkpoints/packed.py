@@ -42,7 +42,7 @@ def write(
       folder: of the packed run.
       arrays: by their names in a checkpoint.
       metadata: of the checkpoint.
-      dtype: of the stored arrays; None keeps theirs. "int8" leaves vectors and norms in float32.
+      dtype: of the stored arrays; None keeps theirs. "int8" makes vectors and norms float32.
 
     Raises:
       UserError: a value is too large for `dtype`, or the file can't be written.
@@ -65,6 +65,9 @@ def write(
 def _rows_as_int8(arrays: Mapping[str, jax.Array]) -> Iterator[tuple[str, jax.Array]]:
     """The arrays, each of those with int8 rows before its scales."""
     for name, x in arrays.items():
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            yield name, x
+            continue
         x = x.astype(jnp.float32)
         if x.ndim < 2 or "norm" in name:
             yield name, x
