@@ -96,13 +96,13 @@ def shapes(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of all arrays, by name."""
     with _opened(folder) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-    return {
-        name: jax.ShapeDtypeStruct(
-            x.get_shape(), "float32" if name + _SCALE in slices else _DTYPES[x.get_dtype()]
-        )
-        for name, x in slices.items()
-        if not name.endswith(_SCALE)
-    }
+        return {
+            name: jax.ShapeDtypeStruct(
+                x.get_shape(), "float32" if name + _SCALE in slices else _DTYPES[x.get_dtype()]
+            )
+            for name, x in slices.items()
+            if not name.endswith(_SCALE)
+        }
 
 
 def read(folder: epath.Path, names: Collection[str]) -> dict[str, np.ndarray]:

@@ -10,15 +10,13 @@ figure has its 95 % interval. The runs resume, so an interrupted command can be 
 """
 
 import pathlib
-import subprocess
-import sys
 
 import tasks  # noqa: F401 (registers them)
 from speechgpt_jax import arguments
 from speechgpt_jax.evaluation.evaluate import evaluate_run
 from speechgpt_jax.evaluation.metrics import with_intervals
 from speechgpt_jax.evaluation.spoken import SpokenAnswers
-from tests.benchmarks import docs_table
+from tests.benchmarks import docs_table, training_runs
 
 SPLITS = ("test", "unheard_voice")
 FIGURES = (
@@ -34,12 +32,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--base", type=arguments.existing_folder, required=True, help="run of the second stage"
     )
-    parser.add_argument(
-        "--records",
-        type=arguments.existing_folder,
-        required=True,
-        help="what tools.build_demo_corpus wrote",
-    )
+    training_runs.add_records_argument(parser)
     parser.add_argument("--runs", default="runs/chain", help="folder of both runs")
     parser.add_argument("--steps", type=arguments.positive_int, default=1500)
     parser.add_argument(
@@ -56,10 +49,7 @@ def main(argv: list[str]) -> None:
             "lm.train.start_from": args.base,
             "lm.train.steps": args.steps,
         }
-        train = [sys.executable, "-m", "speechgpt_jax.train", f"--output_dir={run}"]
-        train += ["--gin_file=gin/runs/tiny_stage2.gin"]
-        train += [f"--gin.{key}={value}" for key, value in settings.items()]
-        subprocess.run(train, check=True)
+        training_runs.train("gin/runs/tiny_stage2.gin", run, settings)
         for split in SPLITS:
             # Both read the same prompts; the task's targets have the right answers as text.
             metrics = evaluate_run(

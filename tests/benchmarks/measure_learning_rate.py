@@ -7,13 +7,10 @@ word, at the same loss for hundreds of steps. The runs are the first stage of th
 they resume, so an interrupted command can be given again.
 """
 
-import json
 import pathlib
-import subprocess
-import sys
 
 from speechgpt_jax import arguments
-from tests.benchmarks import docs_table
+from tests.benchmarks import docs_table, training_runs
 
 RATES = (3e-3, 1e-3, 3e-4)
 STEPS = (300, 600, 900)
@@ -22,12 +19,7 @@ AVERAGED = 50  # steps whose losses make one figure
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
-    parser.add_argument(
-        "--records",
-        type=arguments.existing_folder,
-        required=True,
-        help="what tools.build_demo_corpus wrote",
-    )
+    training_runs.add_records_argument(parser)
     parser.add_argument("--runs", default="runs/learning_rate", help="folder of all runs")
     docs_table.add_argument(parser)
     args = parser.parse_args(argv)
@@ -40,10 +32,7 @@ def main(argv: list[str]) -> None:
             "optimizer.AdamW.learning_rate": rate,
             "lm.train.steps": max(STEPS),
         }
-        train = [sys.executable, "-m", "speechgpt_jax.train", f"--output_dir={run}"]
-        train += ["--gin_file=gin/runs/tiny_stage1.gin"]
-        train += [f"--gin.{key}={value}" for key, value in settings.items()]
-        subprocess.run(train, check=True)
+        training_runs.train("gin/runs/tiny_stage1.gin", run, settings)
         table.add(f"{rate:g}", *(f"{loss:.2f}" for loss in losses(run)))
     if args.update_docs:
         table.update_docs()
@@ -51,7 +40,7 @@ def main(argv: list[str]) -> None:
 
 def losses(run: pathlib.Path) -> list[float]:
     """Mean text loss, in nats per token, of the AVERAGED steps up to each of STEPS."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = training_runs.metrics(run)
     means = []
     for step in STEPS:
         near = [r["text_loss"] for r in rows if step - AVERAGED < r["step"] <= step]

@@ -13,10 +13,7 @@ interrupted command can be given again; runs that are done are only read.
 """
 
 import dataclasses
-import json
 import pathlib
-import subprocess
-import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -27,7 +24,7 @@ import tasks  # noqa: F401 (registers them)
 from speechgpt_jax import arguments
 from speechgpt_jax.evaluation.evaluate import evaluate_run
 from speechgpt_jax.evaluation.metrics import with_intervals
-from tests.benchmarks import docs_table
+from tests.benchmarks import docs_table, training_runs
 
 PLOT = docs_table.ROOT / "speechgpt_jax/demo_world/scaling.png"
 HEAD_DIM = 32
@@ -131,18 +128,14 @@ def train(size: Size, run: pathlib.Path, steps: int) -> None:
         f"{held_out}.sequence_length": 256,
         f"{held_out}.num_batches": 24,
     }
-    command = [sys.executable, "-m", "speechgpt_jax.train", f"--output_dir={run}"]
-    command += ["--gin_file=gin/runs/demo_stage2.gin"]
-    command += [f"--gin.{key}={value}" for key, value in settings.items()]
-    subprocess.run(command, check=True)
+    training_runs.train("gin/runs/demo_stage2.gin", run, settings)
 
 
 def curve(run: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     """Tokens seen and held-out loss at each evaluation, float [evaluations]."""
     tokens = 0.0
     points, last_step = [], 0
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in training_runs.metrics(run):
         if "tokens" in row:
             tokens += row["tokens"] * (row["step"] - last_step)
             last_step = row["step"]

@@ -165,7 +165,7 @@ def likeness_of_a_take(page) -> float:
     button.click()
     turn(page)
     body = json.loads(page.execute_script("return window.sent"))
-    recording = body["messages"][-1]["content"][0]
+    (recording,) = body["messages"][-1]["content"]
     wav, clip = decode(base64.b64decode(recording["input_audio"]["data"]), 10), load_audio(QUESTION)
     assert 2 < len(wav) / 16_000 < 5
     products = scipy.signal.correlate(wav, clip, "valid")

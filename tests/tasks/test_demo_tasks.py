@@ -75,21 +75,21 @@ def test_short_recordings_are_transcribed_alone_and_joined(tmp_path):
         assert re.fullmatch(DIALOGUES["demo_asr"], vocabulary.decode(example["targets"]))
 
 
+def short_dialogues(folder, short, joined):
+    """Decoded dialogues of two tasks, with short recordings and with several of them joined."""
+    write_corpus(folder, size=90)
+    alone, together = examples(folder, short), examples(folder, joined)
+    assert len(alone) > 2 * len(together) > 0
+    return [demo_corpus.VOCABULARY.decode(example["targets"]) for example in alone + together]
+
+
 def test_short_texts_of_one_voice_are_read_aloud_alone_and_joined(tmp_path):
-    write_corpus(tmp_path, size=90)
-    short, joined = (examples(tmp_path, f"demo_tts_{name}") for name in ("short", "joined"))
-    assert len(short) > 2 * len(joined) > 0
-    for example in short + joined:
-        dialogue = demo_corpus.VOCABULARY.decode(example["targets"])
+    for dialogue in short_dialogues(tmp_path, "demo_tts_short", "demo_tts_joined"):
         assert re.fullmatch(DIALOGUES["demo_tts"], dialogue)
 
 
 def test_texts_are_repeated(tmp_path):
-    write_corpus(tmp_path, size=90)
-    short, joined = (examples(tmp_path, f"demo_repetition{name}") for name in ("", "_joined"))
-    assert len(short) > 2 * len(joined) > 0
-    for example in short + joined:
-        dialogue = demo_corpus.VOCABULARY.decode(example["targets"])
+    for dialogue in short_dialogues(tmp_path, "demo_repetition", "demo_repetition_joined"):
         asked, answered = re.fullmatch(
             r"\[Human\] ?: .*This is input: (.*)<eoh> \[SpeechGPT\] ?: (.*)<eoa>\s*", dialogue
         ).groups()
