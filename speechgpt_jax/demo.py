@@ -21,7 +21,7 @@ from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.decoding.conversation import Conversation, Reply, SpeechModel
 from speechgpt_jax.evaluation.evaluate import evaluate_run
 from speechgpt_jax.evaluation.metrics import normalize, with_intervals
-from speechgpt_jax.files import SHIPPED_MODEL, read_json
+from speechgpt_jax.files import SHIPPED_MODEL, SHIPPED_VOICE, read_json
 from speechgpt_jax.speech.audio import SAMPLE_RATE, check_output, load_audio, save_audio
 from speechgpt_jax.training import lm
 from speechgpt_jax.training.progress import draw_losses, duration_text, read_metrics
@@ -108,7 +108,7 @@ def print_line(label: str, text: object) -> None:
 def ask(run: str, path: pathlib.Path, output: pathlib.Path) -> Reply:
     """Asks a run a recorded question, prints the reply and writes its sound."""
     model = SpeechModel.from_run(run, num_slots=1)
-    conversation = Conversation(model, speaker="slt")
+    conversation = Conversation(model, speaker=SHIPPED_VOICE)
     reply = conversation.answer(load_audio(path))
     print_line("Question", path)
     print_line("Transcript", reply.transcript or "(no words)")

@@ -33,9 +33,10 @@ logger = logging.getLogger(__name__)
 ASSETS = epath.resource_path("speechgpt_jax") / "assets"
 # The shipped language model: an adapter on assets/model/base, as packed runs.
 SHIPPED_MODEL = str(ASSETS / "model" / "chat")
-# The shipped HuBERT with its centroids, and the shipped unit vocoder.
+# The shipped HuBERT with its centroids, and the shipped unit vocoder with its clearest voice.
 SHIPPED_HUBERT = str(ASSETS / "hubert_tiny")
 SHIPPED_VOCODER = str(ASSETS / "vocoder")
+SHIPPED_VOICE = "jm_kumo"
 
 Path = str | os.PathLike
 

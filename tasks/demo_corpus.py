@@ -88,18 +88,18 @@ _TASKS_OF_CHAIN = {
 }
 # All that the shipped model does.
 _ALL_TASKS = {
-    "speech_to_speech_varied": 0.09,
-    "speech_to_text_varied": 0.09,
-    "text_to_speech": 0.06,
-    "text_to_text": 0.13,
-    "asr_varied": 0.1,
-    "asr_short": 0.06,
-    "asr_joined": 0.15,
-    "asr_free_order_varied": 0.06,
-    "tts": 0.09,
-    "tts_short": 0.05,
-    "tts_joined": 0.1,
-    "repetition_joined": 0.02,
+    "speech_to_speech_varied": 0.1,
+    "speech_to_text_varied": 0.07,
+    "text_to_speech": 0.08,
+    "text_to_text": 0.12,
+    "asr_varied": 0.16,
+    "asr_short": 0.04,
+    "asr_joined": 0.1,
+    "asr_free_order_varied": 0.08,
+    "tts": 0.16,
+    "tts_short": 0.03,
+    "tts_joined": 0.05,
+    "repetition_joined": 0.01,
 }
 # A model trained from scratch first has to learn to find its place in the text or the units. It
 # does so soonest in short strings of words.

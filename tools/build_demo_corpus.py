@@ -43,6 +43,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=0,
         help="further strings of one to three words",
     )
+    add(
+        "--answer_voice_sentences",
+        type=arguments.at_least(0),
+        default=0,
+        help="further sentences in free word order in the voice of the answers",
+    )
     add("--human_prompts", type=arguments.existing_folder, help="folder of the packages")
     add(
         "--processes",
@@ -51,6 +57,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="parallel --tts commands",
     )
     add("--hubert", type=Path, default=SHIPPED_HUBERT, help="folder of HuBERT and centroids")
+    add(
+        "--voices",
+        type=arguments.existing_folder,
+        help="further recordings for training, by tools.record_voices",
+    )
     add("--output", type=arguments.output_folder, default=str(build.SHIPPED_CORPUS))
     args = parser.parse_args(argv)
     work_dir = Path(args.work_dir)
@@ -63,10 +74,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.processes,
             args.more_sentences,
             args.short_sentences,
+            args.answer_voice_sentences,
         )
         build.print_hours(clips)
     else:
-        build.encode(work_dir, Speech2Unit.from_pretrained(args.hubert), Path(args.output))
+        voices = Path(args.voices) if args.voices else None
+        speech2unit = Speech2Unit.from_pretrained(args.hubert)
+        build.encode(work_dir, speech2unit, Path(args.output), voices)
 
 
 if __name__ == "__main__":

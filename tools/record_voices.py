@@ -9,8 +9,8 @@ adds only what is missing.
 Voices: those of flite as they are (without reference) and at other pitches and speeds, variants of
 espeak-ng, and, with --kokoro, mixtures of Kokoro's neural voices, which take about as long to make
 as they last. `flite` and `espeak-ng` must be installed; speechgpt_jax/corpus/kokoro.py says how to
-get Kokoro. Half of the texts are training texts of the demo, the others quotations of WordNet
-(package wordnet-base of Debian).
+get Kokoro. The texts are training texts of the demo; with --wordnet half of them are quotations of
+WordNet (package wordnet-base of Debian).
 """
 
 from speechgpt_jax import arguments
@@ -26,11 +26,23 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--kokoro", type=existing_folder, help="folder of Kokoro's model and voices"
     )
+    parser.add_argument(
+        "--kokoro_voice", help="this voice of Kokoro's, such as jm_kumo, instead of mixtures"
+    )
     for kind, count in (("plain", 370), ("pitched", 270), ("espeak", 320), ("kokoro", 600)):
         parser.add_argument(
             f"--{kind}_clips", type=at_least(0), default=count, help="default: %(default)s"
         )
-    parser.add_argument("--processes", type=positive_int, default=2, help="commands in parallel")
+    for kind in ("more", "short"):
+        parser.add_argument(
+            f"--{kind}_sentences",
+            type=at_least(0),
+            default=0,
+            help="draw texts of the demo from as many further ones; see tools.build_demo_corpus",
+        )
+    parser.add_argument(
+        "--processes", type=positive_int, default=2, help="recordings made in parallel"
+    )
     parser.add_argument("--seed", type=at_least(0), default=0)
     args = parser.parse_args(argv)
 
@@ -39,7 +51,8 @@ def main(argv: list[str]) -> None:
     from speechgpt_jax.demo_world import world
 
     kokoro = Kokoro(args.kokoro) if args.kokoro else None
-    texts = [[s.text for s in world.all_sentences() if s.split == "train"]]
+    sentences = world.all_sentences(args.more_sentences, args.short_sentences)
+    texts = [[s.text for s in sentences if s.split == "train"]]
     if args.wordnet:
         texts.append(many_voices.wordnet_examples(args.wordnet))
     recordings = many_voices.plan(
@@ -49,6 +62,7 @@ def main(argv: list[str]) -> None:
         espeak=args.espeak_clips,
         kokoro=args.kokoro_clips if kokoro else 0,
         kokoro_voices=kokoro.voices if kokoro else (),
+        kokoro_voice=args.kokoro_voice,
         seed=args.seed,
     )
     rows = many_voices.record(recordings, args.output, kokoro, args.processes)

@@ -84,6 +84,7 @@ def plan(
     espeak: int,
     kokoro: int,
     kokoro_voices: Sequence[str] = (),
+    kokoro_voice: str | None = None,
     seed: int = 0,
 ) -> list[Recording]:
     """Recordings to be made, references included.
@@ -93,8 +94,9 @@ def plan(
       plain: number of recordings by flite's voices as they are, without reference.
       pitched: number of recordings by flite's voices at other pitches and speeds.
       espeak: number of recordings by variants of espeak-ng.
-      kokoro: number of recordings by mixtures of Kokoro's voices.
+      kokoro: number of recordings by mixtures of Kokoro's voices, at different speeds.
       kokoro_voices: Kokoro's voices.
+      kokoro_voice: one of them, for recordings by that voice instead of mixtures.
       seed: seed of all choices.
     """
     rng = np.random.default_rng(seed)
@@ -124,9 +126,12 @@ def plan(
         template = ESPEAK % (rng.uniform(120, 210), rng.uniform(20, 80))
         add("espeak", f"espeak-{voice}", REFERENCE_VOICE, voice=voice, template=template)
     for _ in range(kokoro):
-        mixture, speed = draw_mixture(kokoro_voices, rng), round(float(rng.uniform(0.8, 1.3)), 2)
-        fields = {"voice": mixture, "speed": speed, "template": None}
-        add("kokoro", "kokoro", REFERENCE_VOICE, **fields)
+        if kokoro_voice:
+            fields = {"voice": {kokoro_voice: 1.0}, "template": None}
+        else:
+            mixture, speed = draw_mixture(kokoro_voices, rng), rng.uniform(0.8, 1.3)
+            fields = {"voice": mixture, "speed": round(float(speed), 2), "template": None}
+        add("kokoro", kokoro_voice or "kokoro", REFERENCE_VOICE, **fields)
     return recordings
 
 
@@ -163,10 +168,15 @@ def record(
         )
         for _ in track(made, "commands", total=len(by_command)):
             pass
-    for recording in track([r for r in missing if not r.template], "Kokoro"):
-        assert kokoro, "recordings by Kokoro need its model"
-        wav = kokoro(recording.text, recording.voice, recording.speed)
-        save_audio(paths[recording.name], np.clip(wav, -1, 1))
+
+        def speak(recording: Recording) -> None:
+            assert kokoro, "recordings by Kokoro need its model"
+            wav = kokoro(recording.text, recording.voice, recording.speed)
+            save_audio(paths[recording.name], np.clip(wav, -1, 1))
+
+        by_kokoro = [recording for recording in missing if not recording.template]
+        for _ in track(pool.map(speak, by_kokoro), "Kokoro", total=len(by_kokoro)):
+            pass
     references = {recording.reference for recording in recordings}
     rows = [
         {"path": paths[r.name].name, "text": r.text, "speaker": r.speaker, "split": "train"}

@@ -21,7 +21,7 @@ from speechgpt_jax.arguments import (
     positive_int,
 )
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import SHIPPED_HUBERT, SHIPPED_MODEL, SHIPPED_VOCODER
+from speechgpt_jax.files import SHIPPED_HUBERT, SHIPPED_MODEL, SHIPPED_VOCODER, SHIPPED_VOICE
 
 if TYPE_CHECKING:
     from speechgpt_jax.decoding.conversation import Conversation, SpeechModel
@@ -33,7 +33,9 @@ HUBERT_FOLDER = define(
     "hubert", existing_folder, SHIPPED_HUBERT, "Folder of HuBERT and its centroids."
 )
 VOCODER_FOLDER = define("vocoder", existing_folder, SHIPPED_VOCODER, "Folder of the unit vocoder.")
-SPEAKER = define("speaker", nonempty, "slt", "Name of the speaker whose voice the vocoder uses.")
+SPEAKER = define(
+    "speaker", nonempty, SHIPPED_VOICE, "Name of the speaker whose voice the vocoder uses."
+)
 PREFIX = flags.DEFINE_string(
     "prefix", prompts.DEFAULT_PREFIX, "System prompt with which the run was trained."
 )

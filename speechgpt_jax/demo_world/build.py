@@ -17,7 +17,7 @@ import soundfile
 from rich.progress import track
 
 from speechgpt_jax import files
-from speechgpt_jax.corpus import text_to_speech
+from speechgpt_jax.corpus import many_voices, text_to_speech
 from speechgpt_jax.corpus.g722 import G722_BYTES_PER_SECOND, decode_g722
 from speechgpt_jax.corpus.perturb_units import perturb
 from speechgpt_jax.demo_world import words as demo_words
@@ -85,13 +85,17 @@ def _voices(split: str, rng: random.Random) -> list[tuple[str, str]]:
     return [("train", voice) for voice in rng.sample(TRAIN_VOICES, count)]
 
 
-def planned_clips(more_sentences: int = 0, short_sentences: int = 0) -> list[Clip]:
+def planned_clips(
+    more_sentences: int = 0, short_sentences: int = 0, answer_voice_sentences: int = 0
+) -> list[Clip]:
     """The clips of all synthetic voices; every call returns the same.
 
     Args:
       more_sentences: number of further sentences in free word order for training, each as one
         perturbed clip; the other clips stay the same.
       short_sentences: number of strings of 1 to 3 words for training.
+      answer_voice_sentences: number of further sentences in free word order for training, in the
+        voice of the answers.
 
     Raises:
       ValueError: a text or a combination of the test would be taught.
@@ -122,12 +126,15 @@ def planned_clips(more_sentences: int = 0, short_sentences: int = 0) -> list[Cli
                 held_out=d.held_out,
             )
             clips.append(clip)
-    sentences = demo_world.plain_sentences(more_sentences, short_sentences)
+    sentences = demo_world.plain_sentences(more_sentences, short_sentences, answer_voice_sentences)
     first_more = len(demo_world.plain_sentences())
     first_short = first_more + more_sentences
+    first_of_answer_voice = len(demo_world.plain_sentences(more_sentences, short_sentences))
     for i, sentence in enumerate(sentences):
         if i < first_more:
             voices = _voices(sentence.split, rng)
+        elif i >= first_of_answer_voice:
+            voices = [("train", ANSWER_VOICE)]
         else:
             voices = [("train", rng.choice(TRAIN_VOICES))]
         perturbation = i if first_more <= i < first_short else None
@@ -263,6 +270,7 @@ def synthesize(
     processes: int,
     more_sentences: int = 0,
     short_sentences: int = 0,
+    answer_voice_sentences: int = 0,
 ) -> list[Clip]:
     """Writes the wavs of all clips and WORK_DIR/manifest.jsonl, and returns the clips.
 
@@ -271,12 +279,12 @@ def synthesize(
       tts: template of a text-to-speech command.
       human: folder of a human's prompts, see `human_prompts`; None leaves them out.
       processes: number of commands that run at once.
-      more_sentences, short_sentences: see `planned_clips`.
+      more_sentences, short_sentences, answer_voice_sentences: see `planned_clips`.
     """
     text_to_speech.check_command(tts)
     prompts = human_prompts(human, HUMAN_PROMPTS) if human else []
     (work_dir / "wavs").mkdir(parents=True, exist_ok=True)
-    planned = planned_clips(more_sentences, short_sentences)
+    planned = planned_clips(more_sentences, short_sentences, answer_voice_sentences)
     with ThreadPoolExecutor(processes) as pool:  # Threads suffice: they wait for the commands.
         synthesized = pool.map(lambda c: synthesize_clip(c, tts, work_dir), planned)
         clips = list(track(synthesized, "speech", total=len(planned)))
@@ -389,12 +397,47 @@ def copy_clips(clips: list[Clip], work_dir: Path, folder: Path) -> None:
     files.write_text(folder / "clips.json", json.dumps(rows, indent=1) + "\n")
 
 
-def encode(work_dir: Path, speech2unit: Speech2Unit, output: Path) -> None:
-    """Writes records of all splits and the shipped clips to `output`, and WORK_DIR/units.jsonl."""
+def voices_clips(folder: Path) -> list[Clip]:
+    """Clips of the recordings that tools.record_voices wrote to `folder`, for training.
+
+    Raises:
+      UserError: there are none, or a row lacks something.
+    """
+    topics = {sentence.text: sentence.topic for sentence in demo_world.all_sentences()}
+    manifest = folder / many_voices.MANIFEST
+    clips = []
+    for row in files.read_rows(manifest, ("path", "text", "speaker")):
+        name, text, speaker = (str(row.fields[field]) for field in ("path", "text", "speaker"))
+        # The world's further sentences are all in free order.
+        topic = topics.get(text, demo_world.FREE_ORDER)
+        path = str((folder / name).absolute())
+        clips.append(Clip(Path(name).stem, path, text, speaker, "train", "plain", topic))
+    return clips
+
+
+def encode(
+    work_dir: Path, speech2unit: Speech2Unit, output: Path, voices: Path | None = None
+) -> None:
+    """Writes records of all splits and the shipped clips to `output`, and WORK_DIR/units.jsonl.
+
+    Args:
+      work_dir: folder that `synthesize` filled.
+      speech2unit: the encoder.
+      output: folder of the records.
+      voices: folder of further recordings for training, see `voices_clips`.
+
+    Raises:
+      UserError: a manifest is missing or malformed.
+      ValueError: a text of the test would be taught.
+    """
     clips = read_manifest(work_dir / "manifest.jsonl")
+    more = voices_clips(voices) if voices else []
+    _check_nothing_is_taught(clips + more)
     by_id = {clip.id: clip for clip in clips}
-    encoded = encode_clips(clips, work_dir, speech2unit)
+    encoded = encode_clips(clips + more, work_dir, speech2unit)
+    # The vocoder is to speak with the corpus's voices only.
     write_units(clips, encoded, work_dir / "units.jsonl")
+    clips += more
     output.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         members = [clip for clip in clips if clip.split == split]

@@ -163,20 +163,25 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(sorted({word for text in texts for word in words(text)}))
 
 
-def free_order_sentences(more: int = 0, short: int = 0) -> tuple[Sentence, ...]:
+def free_order_sentences(
+    more: int = 0, short: int = 0, answer_voice: int = 0
+) -> tuple[Sentence, ...]:
     """Strings of 4 to 9 words in random order, in which all words are equally frequent.
 
     Args:
       more: number of further ones for training; they follow the others.
-      short: number of strings of 1 to 3 words, which come last: with them a model first learns
+      short: number of strings of 1 to 3 words, which follow them: with them a model first learns
         what each word sounds like, then where in a sentence it is.
+      answer_voice: number of further ones of 4 to 9 words, which come last: for the voice of the
+        answers, in which a model learns to read aloud.
     """
     rng = random.Random(SEED + 2)
     deck: list[str] = []
     sentences = []
     questions_of_test = {d.question for d in questions() if d.split == "test"}  # One is a word.
     longer = [(split, count, 4, 9) for split, count in (*FREE_SENTENCES.items(), ("train", more))]
-    for split, count, shortest, longest in [*longer, ("train", short, 1, 3)]:
+    further = [("train", short, 1, 3), ("train", answer_voice, 4, 9)]
+    for split, count, shortest, longest in longer + further:
         for _ in range(count):
             length = rng.randint(shortest, longest)
             while len(deck) < length:
@@ -188,18 +193,21 @@ def free_order_sentences(more: int = 0, short: int = 0) -> tuple[Sentence, ...]:
     return tuple(sentences)
 
 
-def plain_sentences(more: int = 0, short: int = 0) -> tuple[Sentence, ...]:
-    """The sentences for ASR and TTS; `more` and `short` as for `free_order_sentences`."""
-    return templated_sentences() + free_order_sentences(more, short)
+def plain_sentences(more: int = 0, short: int = 0, answer_voice: int = 0) -> tuple[Sentence, ...]:
+    """The sentences for ASR and TTS; arguments as of `free_order_sentences`."""
+    return templated_sentences() + free_order_sentences(more, short, answer_voice)
 
 
-def all_sentences() -> tuple[Sentence, ...]:
-    """Distinct texts of questions, answers and plain sentences; those in both splits are train."""
+def all_sentences(more: int = 0, short: int = 0) -> tuple[Sentence, ...]:
+    """Distinct texts of questions, answers and plain sentences; those in both splits are train.
+
+    Arguments as of `free_order_sentences`.
+    """
     found: dict[str, Sentence] = {}
     for d in questions():
         for text in (d.question, d.answer):
             found.setdefault(text, Sentence(d.topic, text, d.split))
-    for sentence in plain_sentences():
+    for sentence in plain_sentences(more, short):
         found.setdefault(sentence.text, sentence)
     return tuple(found.values())
 

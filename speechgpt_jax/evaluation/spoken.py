@@ -6,7 +6,7 @@ import numpy as np
 
 from speechgpt_jax.evaluation.metrics import normalize, rate, wer
 from speechgpt_jax.evaluation.recognisers import VocabularyRecogniser, WhisperRecogniser
-from speechgpt_jax.files import SHIPPED_VOCODER
+from speechgpt_jax.files import SHIPPED_VOCODER, SHIPPED_VOICE
 from speechgpt_jax.prompts import Response
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 
@@ -54,7 +54,7 @@ class SpokenAnswers:
         whisper = WhisperRecogniser()
         return cls(
             UnitVocoder.from_pretrained(SHIPPED_VOCODER),
-            "slt",
+            SHIPPED_VOICE,
             lambda texts: {"whisper": whisper, "pocketsphinx": VocabularyRecogniser(texts)},
         )
 

@@ -32,6 +32,16 @@ def test_a_plan_has_the_numbers_that_were_asked_for():
                 assert reference.speaker == "slt"
 
 
+def test_one_voice_of_kokoro_speaks_at_its_own_speed():
+    counts = {"plain": 0, "pitched": 0, "espeak": 0, "kokoro": 3}
+    recordings = plan(TEXTS, **counts, kokoro_voices=KOKORO, kokoro_voice="jm_kumo")
+    spoken = [recording for recording in recordings if recording.reference]
+    assert {(r.speaker, str(r.voice), r.speed) for r in spoken} == {
+        ("jm_kumo", "{'jm_kumo': 1.0}", 1.0)
+    }
+    assert [r.speaker for r in recordings].count("slt") == len(spoken) == 3
+
+
 def test_mixtures_keep_the_size_of_a_style():
     rng = np.random.default_rng(0)
     mixtures = [draw_mixture(KOKORO, rng) for _ in range(200)]

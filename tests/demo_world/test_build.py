@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import tensorflow as tf
 
+from speechgpt_jax.corpus import many_voices
 from speechgpt_jax.demo_world import build
 from speechgpt_jax.demo_world import world as demo_world
 from speechgpt_jax.speech import audio
@@ -79,6 +80,16 @@ def test_plan_keeps_voices_apart():
     assert {c.speaker for c in clips if c.kind == "answer"} == {build.ANSWER_VOICE}
 
 
+def test_further_sentences_leave_the_other_clips_as_they_are():
+    clips = build.planned_clips(more_sentences=3, short_sentences=2, answer_voice_sentences=4)
+    fewer = build.planned_clips(more_sentences=3, short_sentences=2)
+    assert clips[: len(fewer)] == fewer
+    assert [(c.speaker, c.split, c.topic, c.perturbation) for c in clips[len(fewer) :]] == [
+        (build.ANSWER_VOICE, "train", demo_world.FREE_ORDER, None)
+    ] * 4
+    assert [c.perturbation is not None for c in fewer[-5:]] == [True] * 3 + [False] * 2
+
+
 @pytest.mark.slow
 def test_plan_has_every_text_and_no_test_text_in_training():
     clips = build.planned_clips()
@@ -129,6 +140,38 @@ def test_encode_writes_the_units_of_every_clip(tmp_path, voice, hubert):
         wav = audio.load_audio(tmp_path / "out" / "clips" / row["file"])
         original = audio.load_audio(tmp_path / "wavs" / row["file"].replace("flac", "wav"))
         np.testing.assert_array_equal(wav, original)
+
+
+def voices_folder(folder: Path, text: str, voice: str) -> Path:
+    """A folder as tools.record_voices writes it, with one recording of the text."""
+    recordings = [many_voices.Recording("other", text, "espeak-f1", "f1", voice)]
+    many_voices.record(recordings, folder, None, 1)
+    return folder
+
+
+@pytest.mark.slow
+def test_recordings_of_other_voices_are_for_training_only(tmp_path, voice, hubert):
+    clips = small_corpus(tmp_path, voice)
+    build.write_manifest(clips, tmp_path / "manifest.jsonl")
+    voices = voices_folder(tmp_path / "voices", "seven green feet.", voice)
+    build.encode(tmp_path, hubert, tmp_path / "out", voices)
+    utterances = {u["id"]: u for u in read(tmp_path / "out" / "utterances-train.tfrecord.gz")}
+    assert set(utterances) == {c.id for c in clips if c.split == "train"} | {"other"}
+    other = utterances["other"]
+    assert (other["text"], other["speaker"]) == ("seven green feet.", "espeak-f1")
+    assert other["topic"] == demo_world.FREE_ORDER
+    units, _ = hubert(audio.load_audio(voices / "other.wav"))
+    np.testing.assert_array_equal(other["units"], units)
+    # A vocoder is not trained on them.
+    assert len((tmp_path / "units.jsonl").read_text().splitlines()) == len(clips)
+
+
+def test_recordings_of_other_voices_must_not_teach_the_test(tmp_path, voice, hubert):
+    clips = [c for c in build.planned_clips() if c.split == "test"][:1]
+    build.write_manifest(clips, tmp_path / "manifest.jsonl")
+    voices = voices_folder(tmp_path / "voices", clips[0].text, voice)
+    with pytest.raises(ValueError, match="the test would be taught"):
+        build.encode(tmp_path, hubert, tmp_path / "out", voices)
 
 
 def test_encode_without_a_manifest_says_what_to_run(tmp_path, hubert):

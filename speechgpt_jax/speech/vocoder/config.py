@@ -96,11 +96,11 @@ class VocoderConfig:
 
     @classmethod
     def tiny(cls) -> "VocoderConfig":
-        """Sizes of the shipped vocoder: 2.3 M parameters, 200 codes, three speakers."""
+        """Sizes of the shipped vocoder: 2.3 M parameters, 200 codes, four speakers."""
         return cls(
             num_embeddings=200,
             embedding_dim=64,
-            speakers=("slt", "rms", "kal16"),
+            speakers=("slt", "rms", "kal16", "jm_kumo"),
             duration_embed_dim=128,
             duration_dropout=0.1,
             upsample_rates=(2, 2),

@@ -1,0 +1,39 @@
+"""Encodes recordings of a new voice as training rows of a vocoder, each with two kinds of units.
+
+    python -m tools.reference_units --manifest=voice/manifest.jsonl --output=corpus/voice.jsonl
+
+The manifest is one of tools.record_voices, whose rows name a reference: the same text in the voice
+whose units a language model writes. OUTPUT has two rows for each, {path, units, durations,
+speaker, ...}: with the units of the recording, and with those of the reference, aligned in time.
+"""
+
+from speechgpt_jax import arguments, files
+from speechgpt_jax.arguments import existing_file, existing_folder
+
+
+def main(argv: list[str]) -> None:
+    parser = arguments.Parser(__doc__)
+    parser.add_argument("--manifest", required=True, type=existing_file)
+    parser.add_argument("--output", required=True)
+    parser.add_argument(
+        "--hubert",
+        type=existing_folder,
+        default=files.SHIPPED_HUBERT,
+        help="folder of HuBERT and centroids",
+    )
+    args = parser.parse_args(argv)
+    files.check_writable_file(args.output)
+
+    from speechgpt_jax.corpus.hubert_targets import read_rows
+    from speechgpt_jax.corpus.perturb_units import write_manifest
+    from speechgpt_jax.corpus.reference_units import reference_units
+    from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+
+    rows = [row for row in read_rows(args.manifest) if "reference" in row]
+    found = reference_units(rows, Speech2Unit.from_pretrained(args.hubert))
+    write_manifest(found, args.output)
+    print(f"{len(found)} rows of {len(rows)} recordings are in {args.output}.")
+
+
+if __name__ == "__main__":
+    arguments.run(main)
