@@ -3,7 +3,7 @@
     make demo            (or: python -m speechgpt_jax.demo [--question=FILE] [--output_dir=DIR])
 
 The shipped model answers a recorded question in speech. Then the three stages are trained from
-scratch on the embedded corpus, the new model answers too, and a table compares the two. Ctrl-C
+scratch on the shipped corpus, the new model answers too, and a table compares the two. Ctrl-C
 stops the training; called again, it resumes.
 """
 

@@ -1,4 +1,4 @@
-"""The embedded corpus of a small world of everyday talk, for all three stages.
+"""The shipped corpus of a small world of everyday talk, for all three stages.
 
 demo_modality_adaptation      units only, concatenated and cut
 demo_asr                      units -> text
@@ -21,10 +21,10 @@ demo_cross_modal_instruction  mixture of demo_asr, demo_asr_free_order (so that 
                               words from their neighbours), demo_tts, demo_text_instruction,
                               demo_text_to_text and demo_text_to_speech
 demo_chain_of_modality        mixture of the four forms
-demo_word_by_word             mixture of the short tasks, demo_repetition_joined and
+demo_word_by_word             mixture of demo_words, the short tasks, both repetitions and
                               demo_text_to_text
-demo_all_tasks                the four forms and all tasks of transcribing and reading aloud; all
-                              units that are heard are varied
+demo_all_tasks                the four forms, all tasks of transcribing and reading aloud, and
+                              demo_repetition_joined; units of questions are varied
 
 demo_with_chain, demo_without_chain
                               mixtures that differ in demo_speech_to_speech, demo_direct_speech
@@ -136,7 +136,7 @@ _DIALOGUE_TASKS = {
 }
 # Share of the units that varied tasks replace, and of those that they drop.
 _VARIED = 0.05
-# Those of them with a spoken question, of which there are varied tasks.
+# Tasks of questions and answers that have a varied one: their question is spoken.
 _HEARD = ("speech_to_speech", "speech_to_text")
 
 
@@ -295,7 +295,7 @@ def mixture(name: str, folder: str, loss_on_answers: bool = False) -> str:
       name: of a task or mixture without the prefix, e.g. "all_tasks".
       folder: records that tools.build_demo_corpus wrote.
       loss_on_answers: a loss on the model's turns only, instead of on every token after the prefix;
-        then fewer tokens teach the model to listen.
+        then training needs fewer tokens.
 
     Raises:
       UserError: an earlier call had another folder or another loss.

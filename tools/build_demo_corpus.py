@@ -1,4 +1,4 @@
-"""Builds the embedded corpus: synthesizes the demo world, then writes units and texts as records.
+"""Builds the shipped corpus: synthesizes the demo world, then writes units and texts as records.
 
     python -m tools.build_demo_corpus synthesize --work_dir=DIR --human_prompts=PROMPTS
         DIR/wavs/*.wav, 16 kHz mono, and DIR/manifest.jsonl, one clip per row (some minutes)

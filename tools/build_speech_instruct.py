@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, beam_arguments = parser().parse_known_args(argv)
     if args.step == "chain_of_modality":
         if not args.dialogues:
-            raise UserError("chain_of_modality needs --dialogues, a JSONL or TSV file.")
+            raise UserError("chain_of_modality needs --dialogues, a JSONL, TSV or CSV file.")
         settings = speech_instruct.DialogueSettings(
             tts=args.tts,
             text_to_unit=args.text_to_unit,

@@ -94,7 +94,7 @@ def chain_of_modality(
     """Writes OUTPUT/FORM-*.jsonl for each FORM of CHAIN_FORMS.
 
     Args:
-      dialogues: JSONL or TSV file with a `question` and an `answer` per row.
+      dialogues: JSONL, TSV or CSV file with a `question` and an `answer` per row.
       output: folder; what an earlier run finished there is kept.
       settings: synthesis and limits of the dialogues.
       shard_size: dialogues per shard.

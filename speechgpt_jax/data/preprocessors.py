@@ -105,14 +105,14 @@ def text_instruction(record: Example) -> Example:
     return _dialogue(fill(prompts.TEXT_INSTRUCTION, **record))
 
 
-def question_and_answer(template: str) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
-    """A preprocessor that puts dialogue records into one of the templates of `prompts`."""
+def question_and_answer(form: str) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+    """A preprocessor that puts dialogue records into one of the forms of `prompts`."""
 
     @as_graph
     @seqio.map_over_dataset
-    def fill_template(dialogue: Example) -> Example:
+    def fill_form(dialogue: Example) -> Example:
         plain_text = fill(
-            template,
+            form,
             question=dialogue["question"],
             answer=dialogue["answer"],
             question_units=units_to_text(dialogue["question_units"]),
@@ -120,7 +120,7 @@ def question_and_answer(template: str) -> Callable[[tf.data.Dataset], tf.data.Da
         )
         return _dialogue(plain_text)
 
-    return fill_template
+    return fill_form
 
 
 def only(feature: str, value: str) -> Callable[[tf.data.Dataset], tf.data.Dataset]:

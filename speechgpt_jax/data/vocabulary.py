@@ -27,10 +27,6 @@ class Vocabulary(seqio.Vocabulary):
         self.tokenizer = tokenizer
 
     @classmethod
-    def from_files(cls, model_file: str | Path, added_tokens: Sequence[str]) -> "Vocabulary":
-        return cls(SentencePieceTokenizer.from_files(model_file, added_tokens))
-
-    @classmethod
     def from_pretrained(cls, folder: str | Path, template: str | None = None) -> "Vocabulary":
         return cls(Tokenizer.from_pretrained(folder, template))
 

@@ -1,1 +1,1 @@
-"""The demo world: the texts of the embedded corpus, and how the corpus is built."""
+"""The demo world: the texts of the shipped corpus, and how the corpus is built."""

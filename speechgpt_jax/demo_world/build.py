@@ -1,4 +1,4 @@
-"""Builds the embedded corpus: synthesizes clips of the demo world, then encodes them as records.
+"""Builds the shipped corpus: synthesizes clips of the demo world, then encodes them as records.
 
 The command is tools.build_demo_corpus.
 """

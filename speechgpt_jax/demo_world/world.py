@@ -1,4 +1,4 @@
-"""Texts of the embedded corpus: everyday talk about a small world.
+"""Texts of the shipped corpus: everyday talk about a small world.
 
 The vocabulary has some 450 words, so that a model of a few million parameters learns to recognise
 them in minutes. Texts are in lower case, with numbers as words, American spelling (that of the

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.evaluation.metrics import rate
 from speechgpt_jax.evaluation.recognisers import check_references, word_errors
 from speechgpt_jax.evaluation.vocoder import synthesized
 from speechgpt_jax.speech.audio import load_audio
@@ -20,7 +21,6 @@ from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from speechgpt_jax.unit_text import reduce_units
 
 ALL_VOICES = "all"
-BOOTSTRAP_SAMPLES = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,16 +101,13 @@ def encoded(rows: Sequence[Mapping], speech2unit: Speech2Unit) -> list[dict]:
 def scores(voice: str, counts: Mapping[str, Sequence[tuple[int, int]]]) -> Iterator[EncoderScore]:
     """A score for each source: (errors, words) of every sentence, "original" among the sources."""
     original, total = np.array(counts["original"]).T
-    samples = np.random.default_rng(0).integers(len(total), size=(BOOTSTRAP_SAMPLES, len(total)))
     for source, of_source in counts.items():
         errors = np.array(of_source)[:, 0]
-        added = errors - original
-        resampled = added[samples].sum(1) / total[samples].sum(1)
-        low, high = np.percentile(resampled, (2.5, 97.5))
+        above = rate("above", errors - original, total)
         yield EncoderScore(
             voice,
             source,
             float(errors.sum() / total.sum()),
-            float(added.sum() / total.sum()),
-            (float(low), float(high)),
+            above["above"],
+            (above["above_low"], above["above_high"]),
         )

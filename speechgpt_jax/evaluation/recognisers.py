@@ -8,6 +8,7 @@ import jiwer
 import numpy as np
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.evaluation.metrics import normalize
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.phones import decode
 
@@ -70,7 +71,7 @@ class VocabularyRecogniser:
         except ImportError as error:
             raise UserError("pocketsphinx is not installed; pip install pocketsphinx.") from error
         self._decoder = pocketsphinx.Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
-        vocabulary = sorted({word for text in texts for word in words(text).split()})
+        vocabulary = sorted({word for text in texts for word in normalize(text).split()})
         known = [word for word in vocabulary if self._decoder.lookup_word(word)]
         if not known:
             raise UserError(f"PocketSphinx knows none of the words {vocabulary[:9]}.")
@@ -85,14 +86,9 @@ class VocabularyRecogniser:
         return found.hypstr if found else ""
 
 
-def words(text: str) -> str:
-    """ "What's two, plus TWO?" -> "what's two plus two"."""
-    return " ".join(re.findall(r"[a-z']+", text.lower()))
-
-
 def word_errors(reference: str, transcript: str) -> tuple[int, int]:
     """Number of word errors, number of words of the reference; without case and punctuation."""
-    result = jiwer.process_words(words(reference), words(transcript))
+    result = jiwer.process_words(normalize(reference), normalize(transcript))
     errors = result.substitutions + result.deletions + result.insertions
     return errors, result.hits + result.substitutions + result.deletions
 
@@ -111,5 +107,5 @@ def word_error_rate(references: list[str], transcripts: list[str]) -> float:
 def check_references(references: list[str]) -> None:
     """Raises a UserError if a reference has no words."""
     for reference in references:
-        if not words(reference):
+        if not normalize(reference):
             raise UserError(f"the text {reference!r} has no words; word error rate needs some.")

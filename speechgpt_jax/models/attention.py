@@ -1,7 +1,8 @@
 """Causal attention within segments, with one implementation per platform.
 
-TPUs run splash attention (Pallas), NVIDIA GPUs cuDNN's fused attention, and CPUs plain XLA over
-blocks of queries. They differ only in rounding; the first two never store scores [B, N, T, T].
+TPUs run splash attention (Pallas), NVIDIA GPUs cuDNN's fused attention if the dtype has 16 bits,
+and CPUs plain XLA over blocks of queries. They differ only in rounding; the first two never store
+scores [B, N, T, T].
 """
 
 import functools

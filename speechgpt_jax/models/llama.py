@@ -304,23 +304,14 @@ class Llama(nnx.Module):
                 x, _ = apply(x, layer)
         return self.norm(x)
 
-    def unembed(self, hidden: jax.Array, kernel: jax.Array | None = None) -> jax.Array:
-        """Hidden states [..., D] -> float32 logits [..., padded vocabulary], padding masked.
-
-        `kernel` is `self.output_kernel()`; pass it inside of loops, which would compute it again.
-        """
-        if kernel is None:
-            kernel = self.output_kernel()
-        return unembed(self.config, hidden, kernel)
-
-    def output_kernel(self) -> jax.Array:
-        """The output layer's weights [D, V] in `config.dtype`; call it outside of loops."""
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """Hidden states [..., D] -> float32 logits [..., padded vocabulary], padding masked."""
         tied, new = self.config.tie_embeddings, self.config.new_tokens
         kernel = self.embed_tokens.T if tied else self.lm_head.kernel[...]
         kernel = kernel.astype(self.config.dtype)
         if new:
             kernel = kernel.at[:, new.start : new.stop].set(self._new_kernel())
-        return gather(kernel, OUTPUT_AXES)
+        return unembed(self.config, hidden, gather(kernel, OUTPUT_AXES))
 
     def output_kernels(self) -> list[tuple[jax.Array, range]]:
         """Parts [D, V] of the output layer, not gathered, and the token ids of their columns.

@@ -1,4 +1,4 @@
-"""POST /v1/completions: token ids in, token ids out; what `--engine` of another front calls.
+"""POST /v1/completions: token ids in, token ids out; what `--engine` of another server calls.
 
 The fields are those of vLLM. A grammar is that of one of this project's forms (`masks.grammar`).
 """

@@ -14,7 +14,7 @@ from speechgpt_jax.speech.audio import SAMPLE_RATE
 FRAME = SAMPLE_RATE // 50
 # Levels in dB below full scale: speech is louder than QUIET, and the background within these.
 _QUIET, _SILENCE, _LOUD = -55.0, -80.0, -30.0
-# The background follows louder frames by this many dB per frame: within seconds, not in a word.
+# Most dB per frame by which the background rises: within seconds, not in a word.
 _RISE = 0.05
 # Frames of speech in a row that begin it: a click is shorter.
 _BEGIN = 4
@@ -28,7 +28,7 @@ class Change(NamedTuple):
 
 
 class VoiceActivity:
-    """Finds begins and ends of speech."""
+    """Finds where speech begins and ends."""
 
     def __init__(self, threshold: float = 0.5, silence_seconds: float = 0.5):
         """

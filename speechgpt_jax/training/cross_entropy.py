@@ -56,7 +56,7 @@ def _statistics(hidden, kernel, targets, num_tokens, block) -> Statistics:
 
 
 def _even(columns, most):
-    """Columns of each block, as few as the same number of blocks allows: the last one is padded."""
+    """Smallest block size that needs no more blocks than `most`; the last block is padded."""
     blocks = -(-columns // most)
     return min(most, padded(-(-columns // blocks)))
 

@@ -1,4 +1,4 @@
-"""Records in the format of the embedded corpus, with random texts and units."""
+"""Records in the format of the shipped corpus, with random texts and units."""
 
 from pathlib import Path
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from hypothesis import strategies as st
 
 from speechgpt_jax.data.vocabulary import Vocabulary
-from speechgpt_jax.tokenizer import Tokenizer
+from speechgpt_jax.tokenizer import SentencePieceTokenizer, Tokenizer
 from tests.tokenizer.byte_level import KINDS, mix, write
 
 GOLDEN = Path(__file__).parent.parent / "testdata" / "golden"
@@ -81,7 +81,7 @@ def test_graph_equals_python_on_random_mixes(vocabulary, encode_batch, seed, tex
     ids=" ".join,
 )
 def test_added_tokens_of_any_form(added):
-    vocabulary = Vocabulary.from_files(GOLDEN / "tokenizer.model", added)
+    vocabulary = Vocabulary(SentencePieceTokenizer.from_files(GOLDEN / "tokenizer.model", added))
     rng = random.Random(0)
     fragments = [*added, *added, *SPACES, *BROKEN, ">", "a", "b", "<a>"]
     mixes = ["".join(rng.choices(fragments, k=rng.randrange(9))) for _ in range(500)]
@@ -97,7 +97,7 @@ def test_one_string_and_empty_ones(vocabulary):
 
 
 def test_a_plain_model(vocabulary):
-    plain = Vocabulary.from_files(GOLDEN / "tokenizer.model", [])
+    plain = Vocabulary(SentencePieceTokenizer.from_files(GOLDEN / "tokenizer.model", []))
     ids = plain.encode_tf(tf.constant("hello <5>")).numpy().tolist()
     assert ids == plain.encode("hello <5>") != vocabulary.encode("hello <5>")
 
@@ -119,7 +119,9 @@ def test_is_a_seqio_vocabulary(vocabulary):
     assert isinstance(vocabulary, seqio.Vocabulary)
     assert (vocabulary.vocab_size, vocabulary.pad_id, vocabulary.eos_id) == (3006, 0, 2)
     assert vocabulary == pickle.loads(pickle.dumps(vocabulary))
-    assert vocabulary != Vocabulary.from_files(GOLDEN / "tokenizer.model", ["<0>"])
+    assert vocabulary != Vocabulary(
+        SentencePieceTokenizer.from_files(GOLDEN / "tokenizer.model", ["<0>"])
+    )
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -9,7 +9,8 @@ from speechmos import dnsmos
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation import recognisers
-from speechgpt_jax.evaluation.recognisers import WhisperRecogniser, word_error_rate, words
+from speechgpt_jax.evaluation.metrics import normalize
+from speechgpt_jax.evaluation.recognisers import WhisperRecogniser, word_error_rate
 from speechgpt_jax.evaluation.vocoder import evaluate_vocoder, naturalness
 from speechgpt_jax.files import ASSETS
 from speechgpt_jax.speech.audio import load_audio
@@ -44,7 +45,7 @@ def vocoder():
 
 
 def test_words_and_their_error_rate():
-    assert words("What's Two, plus... two?") == "what's two plus two"
+    assert normalize("What's Two, plus... two?") == "what's two plus two"
     # Of six words, two are replaced.
     references = ["What's two plus two?", "Good morning."]
     transcripts = ["what's two plus too", "morning morning"]
@@ -79,14 +80,14 @@ def test_the_tool_reports_what_jiwer_and_speechmos_say(
             for line in capsys.readouterr().out.splitlines()[1:]
         )
     }
-    text, units, durations = words(row["text"]), row["units"], row["durations"]
+    text, units, durations = normalize(row["text"]), row["units"], row["durations"]
     spoken = {
         "original": load_audio(row["path"]),
         "units": vocoder(units, durations, "slt"),
         "reduced units": vocoder(units, None, "slt"),
     }
     for source, wav in spoken.items():
-        counts = jiwer.process_words(text, words(transcripts[wav.tobytes()]))
+        counts = jiwer.process_words(text, normalize(transcripts[wav.tobytes()]))
         errors = counts.substitutions + counts.deletions + counts.insertions
         rate = 100 * errors / len(text.split())
         score = dnsmos.run(np.clip(wav, -1, 1), 16_000)["ovrl_mos"]

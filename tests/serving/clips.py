@@ -1,4 +1,4 @@
-"""A spoken question of the embedded corpus, and recordings in requests."""
+"""A spoken question of the shipped corpus, and recordings in requests."""
 
 import base64
 import json

@@ -14,6 +14,9 @@ import numpy as np
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.batches import NumberedBatches
 
+# Feature vectors among which k-means++ looks for the first centroids.
+INIT_SAMPLE = 50_000
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +105,7 @@ def update(clusters: Clusters, features: jax.Array, memory: float) -> tuple[Clus
     return Clusters(clusters.step + 1, moved, counts), error
 
 
-def fit(
-    features: np.ndarray, num_clusters: int, *, steps: int, seed: int, init_sample: int = 50_000
-) -> np.ndarray:
+def fit(features: np.ndarray, num_clusters: int, *, steps: int, seed: int) -> np.ndarray:
     """features [M, D] float32 -> centroids [K, D], by k-means++ on a sample, then Lloyd on all.
 
     Args:
@@ -112,12 +113,11 @@ def fit(
       num_clusters: K.
       steps: iterations of Lloyd's algorithm.
       seed: of the sample and of k-means++.
-      init_sample: size of the sample.
 
     Raises:
       UserError: fewer feature vectors than clusters.
     """
-    sample = features[np.random.default_rng(seed).permutation(len(features))[:init_sample]]
+    sample = features[np.random.default_rng(seed).permutation(len(features))[:INIT_SAMPLE]]
     clusters = init_clusters(sample, num_clusters, seed=seed)
     features = jnp.asarray(features)
     for _ in range(steps):

@@ -31,18 +31,6 @@ class DiscriminatorConfig:
     scale_strides: tuple[int, ...] = (1, 2, 2, 4, 4, 1, 1)
     scale_groups: tuple[int, ...] = (1, 4, 16, 16, 16, 16, 1)
 
-    @classmethod
-    def small(cls) -> "DiscriminatorConfig":
-        """Sizes for two CPU cores, at a fiftieth of the paper's cost."""
-        return cls(
-            periods=(2, 3, 5, 7, 11),
-            period_channels=(16, 32, 64, 64),
-            scales=1,
-            scale_channels=(16, 32, 64, 64),
-            scale_strides=(2, 4, 4, 1),
-            scale_groups=(1, 1, 1, 1),
-        )
-
 
 class StridedConv(nnx.Module):
     """A padded 1-D convolution [B, T, in] -> [B, ceil(T / stride), out], optionally in groups."""
