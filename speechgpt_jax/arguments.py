@@ -77,9 +77,14 @@ def name(text: str) -> str:
 
 def nonempty(text: str) -> str:
     """Type of texts that are not blank."""
-    if not text.strip():
-        raise _illegal(text, "a text that is not blank")
+    if not text.strip() or not is_text(text):
+        raise _illegal(text, "a text that is not blank" if is_text(text) else "a text in UTF-8")
     return text
+
+
+def is_text(text: str) -> bool:
+    """Whether a string can be encoded; lone surrogates stand for bytes that are no UTF-8."""
+    return text.encode(errors="replace").decode() == text
 
 
 def existing_path(text: str) -> str:
@@ -90,6 +95,8 @@ def existing_path(text: str) -> str:
         raise IllegalValue(
             f"{text} can't be read: buckets need `pip install speechgpt_jax[train]`"
         ) from error
+    except files.io_errors() as error:
+        raise IllegalValue(f"{text} can't be read: {error}") from error
     if not exists:
         raise _illegal(text, "a path that exists")
     return text
@@ -163,9 +170,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Exits with the code that `main(sys.argv[1:])` returns; prints a UserError as one line."""
+    """Exits with the code that `main(sys.argv[1:])` returns; prints a UserError as one line.
+
+    Ctrl-C exits with code 130, as in shells.
+    """
     with one_line_errors():
-        sys.exit(main(sys.argv[1:]))
+        try:
+            sys.exit(main(sys.argv[1:]))
+        except KeyboardInterrupt:
+            sys.exit(130)
 
 
 def run_program(words: Sequence[str], input: str | None = None) -> int:

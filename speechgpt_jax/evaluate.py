@@ -64,7 +64,13 @@ def main() -> None:
             "--answers are scored as they are; leave out --run, --split, --num_examples, --forced"
             " and --mesh."
         )
-    rows = read_answers(ANSWERS.value) if ANSWERS.value else []
+    rows, answered_split = [], ""
+    if ANSWERS.value:
+        rows = read_answers(ANSWERS.value)
+        settings = read_json(find(ANSWERS.value) / SETTINGS, "the settings of infer --answers")
+        answered_split = settings.get("split") or ""
+        if not answered_split:
+            raise UserError(f"{ANSWERS.value}/{SETTINGS} names no split; see infer --prompts_task.")
     # Importing TensorFlow takes seconds; wrong flags are reported before.
     import tasks  # noqa: F401 (registers them)
     from speechgpt_jax.evaluation import evaluate, spoken
@@ -73,8 +79,7 @@ def main() -> None:
     more_metrics = [spoken.SpokenAnswers.by_default()] if RECOGNISE.value else []
     if ANSWERS.value:
         metrics = evaluate.evaluate_answers(rows, more_metrics)
-        split = read_json(find(ANSWERS.value) / SETTINGS)["split"]
-        evaluate.save(OUTPUT_DIR.value or ANSWERS.value, split, metrics)
+        evaluate.save(OUTPUT_DIR.value or ANSWERS.value, answered_split, metrics)
     else:
         metrics = gin_utils.call(
             evaluate.evaluate_run,

@@ -145,7 +145,7 @@ def best_effort(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, (UserError, *_io_errors())):
+        if not isinstance(error, (UserError, *io_errors())):
             raise
         logger.warning("%s can't be written: %s", path, error)
 
@@ -203,7 +203,7 @@ def _write_errors(path: epath.Path, unfinished: epath.Path) -> Iterator[None]:
     """
     try:
         yield
-    except _io_errors() as error:
+    except io_errors() as error:
         name = getattr(error, "filename", None)
         if not (name is None or _is_within(unfinished, name) or _is_within(name, unfinished)):
             raise
@@ -215,7 +215,7 @@ def _is_within(path: object, folder: object) -> bool:
     return f"{path}/".startswith(f"{folder}/")
 
 
-def _io_errors() -> tuple[type[Exception], ...]:
+def io_errors() -> tuple[type[Exception], ...]:
     """Exceptions with which Python and the libraries imported so far report a failed write."""
     found: list[type[Exception]] = [OSError]
     for module, name in (
@@ -430,14 +430,34 @@ def read_manifest(path: Path, split: str | None = None) -> list[dict]:
     return [row | {"path": resolve(row["path"], path)} for row in chosen]
 
 
-def check_fields(rows: Iterable[Mapping], fields: Iterable[str]) -> None:
-    """Raises a UserError if a row of a manifest lacks one of `fields`."""
+def check_fields(rows: Iterable[Mapping], fields: Sequence[str]) -> None:
+    """Raises a UserError if a row of a manifest lacks one of `fields`, or its type is wrong."""
     for row in rows:
+        name = row.get("path", "a row")
         if missing := set(fields) - row.keys():
             raise UserError(
-                f"{row.get('path', 'a row')} has no {', '.join(sorted(missing))}; expected"
-                f" {', '.join(fields)}, as tools.extract_units writes them."
+                f"{name} has no {', '.join(sorted(missing))}; expected {', '.join(fields)}, as"
+                " tools.extract_units writes them."
             )
+        for field in fields:
+            expected = list if field in ("units", "durations") else str
+            if not isinstance(row[field], expected):
+                noun = "a list" if expected is list else "text"
+                raise UserError(f"{name}: expected {field} to be {noun}, got {row[field]!r}.")
+
+
+def check_recordings(rows: Iterable[Mapping], fields: Sequence[str] = ("path",)) -> None:
+    """Raises a UserError if a recording that a manifest names is on this machine and missing."""
+    for row in rows:
+        for field in fields:
+            if not is_remote(row[field]) and not os.path.isfile(row[field]):
+                raise UserError(f"{row[field]} of the manifest isn't there.")
+
+
+def check_other_file(output: Path, given: Path) -> None:
+    """Raises a UserError if a file to be written is the one to be read."""
+    if os.path.realpath(output) == os.path.realpath(given):
+        raise UserError(f"{output} is the input; name another file for the output.")
 
 
 def resolve(path: str, manifest: Path) -> str:

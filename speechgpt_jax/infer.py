@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +33,14 @@ from speechgpt_jax import arguments, compilation_cache
 from speechgpt_jax.arguments import (
     define,
     existing_file,
+    is_text,
     nonempty,
     output_folder,
     positive_int,
 )
 from speechgpt_jax.decoding import flags as talk
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import find, read_rows
+from speechgpt_jax.files import find, is_remote, read_rows
 from speechgpt_jax.gin_utils import hush_libraries
 from speechgpt_jax.speech.audio import SAMPLE_RATE, check_output, load_audio, save_audio
 from speechgpt_jax.speech.sound_devices import open_player
@@ -106,6 +108,8 @@ def main() -> None:
         raise UserError(f"--written goes with --task=answer, not with --task={TASK.value}.")
     if PROMPTS.value:
         questions = [check_question(row.fields, row.place) for row in read_rows(PROMPTS.value)]
+        if not questions:
+            raise UserError(f"{PROMPTS.value} has no rows; expected one per question.")
         with process_flags.connected():
             answer_all(questions, answer_question)
         return
@@ -136,6 +140,11 @@ def check_question(row: dict, place: str) -> dict:
     """Returns `row`; raises a UserError unless it has what the task needs."""
     if ("audio" in row) == ("text" in row):
         raise UserError(f"{place}: expected either `text` or `audio`, got {', '.join(row)}.")
+    question = row.get("text", row.get("audio"))
+    if not isinstance(question, str) or not is_text(question):
+        raise UserError(f"{place}: expected a text or the path of a recording, got {question!r}.")
+    if "audio" in row and not is_remote(question) and not os.path.isfile(question):
+        raise UserError(f"{place}: there is no recording {question}.")
     if TASK.value == "transcribe" and "audio" not in row:
         raise UserError(f"{place}: --task=transcribe needs a recording: give audio.")
     if TASK.value == "speak" and "text" not in row:
@@ -162,7 +171,12 @@ def read_examples() -> list[tuple[dict, list[int]]]:
     from speechgpt_jax.tokenizer import Tokenizer
 
     for module in MODULE_IMPORT.value:
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+            raise UserError(f"--module_import={module}: there is no such module.") from error
     tokenizer = Tokenizer.from_pretrained(find(talk.RUN.value) / "tokenizer")
     found = examples.read(tokenizer, PROMPTS_TASK.value, SPLIT.value, NUM_EXAMPLES.value)
     return [

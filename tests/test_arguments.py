@@ -44,7 +44,7 @@ def test_values(parse, text, value):
         (arguments.finite_float(at_least=0, at_most=1), ["-0.1", "1.1", "nan"]),
         (arguments.positive_float, ["0", "-0.0", "inf", "nan"]),
         (arguments.name, ["", "my run", "-x", "a/b", "ä"]),
-        (arguments.nonempty, ["", " "]),
+        (arguments.nonempty, ["", " ", "\udcff"]),
         (arguments.existing_path, ["", "/no/such/file"]),
         (arguments.existing_file, ["", "/no/such/file", str(ROOT)]),
         (arguments.existing_folder, ["", "/no/such/folder", __file__]),
@@ -165,6 +165,7 @@ def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(arguments.app, "run", interrupted)
-    with pytest.raises(SystemExit) as raised:
-        arguments.run_with_flags(lambda: None)
-    assert raised.value.code == 130
+    for run in (lambda: arguments.run_with_flags(lambda: None), lambda: arguments.run(interrupted)):
+        with pytest.raises(SystemExit) as raised:
+            run()
+        assert raised.value.code == 130

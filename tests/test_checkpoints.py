@@ -360,6 +360,8 @@ def test_what_cannot_be_packed(packed, tmp_path):
         checkpoints.pack(packed[0][1], tmp_path / "out")
     with pytest.raises(UserError, match="is a whole model; give --base"):
         checkpoints.pack(packed[0][0], tmp_path / "out", base=packed[1][0])
+    with pytest.raises(UserError, match=r"p1 was not packed from .*base.*, on which"):
+        checkpoints.pack(packed[0][1], tmp_path / "out", base=packed[1][1])
     save(tmp_path / "large", {"w": jnp.full(3, 3.4e38)})
     with pytest.raises(UserError, match=r"params\.w holds 3\.4e\+38, too large for bfloat16"):
         checkpoints.pack(tmp_path / "large", tmp_path / "out", "bfloat16")

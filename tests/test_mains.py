@@ -1,5 +1,6 @@
 """Illegal flags of the mains: one line, before JAX or TensorFlow are imported."""
 
+import json
 import os
 import subprocess
 import sys
@@ -61,6 +62,13 @@ FILE = "pyproject.toml"
             "infer",
             ["--prompts_task=a", "--answers=b", "--written"],
             "leave out --task, --written and --prefix",
+        ),
+        ("infer", ["--prompts=/dev/null", "--answers=runs/x"], "/dev/null has no rows"),
+        ("infer", ["--text=a", "--seed=99999999999999999999999"], "--seed=99999"),
+        (
+            "infer",
+            ["--prompts_task=a", "--answers=runs/x", "--module_import=no_such_module"],
+            "--module_import=no_such_module: there is no such module",
         ),
         ("infer", ["--run=none", "--text=a"], "--run=none: expected a path that exists"),
         ("infer", [f"--run={FILE}", "--text=a"], "expected a folder, got the file"),
@@ -141,3 +149,38 @@ def test_inference_needs_no_tensorflow():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert process.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"audio": 5}, "expected a text or the path of a recording, got 5"),
+        ({"text": None}, "expected a text or the path of a recording, got None"),
+        ({"text": "a \ud800"}, "expected a text or the path"),
+        ({"audio": "none.wav"}, "there is no recording none.wav"),
+        ({"text": "a", "audio": "b"}, "expected either"),
+    ],
+)
+def test_questions_that_cannot_be_asked(tmp_path, row, message):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps(row) + "\n")
+    process = start("speechgpt_jax.infer", f"--prompts={prompts}", f"--answers={tmp_path / 'out'}")
+    assert process.returncode == 1
+    [line] = process.stderr.splitlines()
+    assert f"{prompts}:1" in line and message in line
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"task": "demo_asr"}, {"task": 5, "prompt": "", "target": "", "answer": {}}],
+    ids=["fields", "types"],
+)
+def test_answers_that_cannot_be_scored(tmp_path, row):
+    (tmp_path / "answers-00000-of-00001.jsonl").write_text(json.dumps(row) + "\n")
+    process = start("speechgpt_jax.evaluate", f"--answers={tmp_path}")
+    assert process.returncode == 1 and "settings.json" in process.stderr
+    (tmp_path / "settings.json").write_text('{"split": "test"}')
+    process = start("speechgpt_jax.evaluate", f"--answers={tmp_path}")
+    assert process.returncode == 1
+    assert "expected in each row of answers" in process.stderr.splitlines()[-1]
+    assert not (tmp_path / "evaluation.json").exists()

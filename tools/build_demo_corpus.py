@@ -24,31 +24,25 @@ from speechgpt_jax.demo_world import build
 from speechgpt_jax.files import SHIPPED_HUBERT
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 
+STEPS = {"synthesize": "synthesizes the demo world", "encode": "writes units and texts as records"}
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments.Parser(__doc__)
-    add = parser.add_argument
-    add("step", choices=["synthesize", "encode"])
-    add("--work_dir", type=arguments.output_folder, required=True, help="folder of the clips")
+    steps = parser.add_subparsers(dest="step", required=True)
+    synthesize, encode = (steps.add_parser(name, help=text) for name, text in STEPS.items())
+    for step in (synthesize, encode):
+        step.add_argument(
+            "--work_dir", type=arguments.output_folder, required=True, help="folder of the clips"
+        )
+    add = synthesize.add_argument
     add("--tts", type=arguments.nonempty, default=text_to_speech.FLITE, help="default: %(default)s")
-    add(
-        "--more_sentences",
-        type=arguments.at_least(0),
-        default=0,
-        help="further sentences in free word order, at other speeds, in other rooms",
-    )
-    add(
-        "--short_sentences",
-        type=arguments.at_least(0),
-        default=0,
-        help="further strings of one to three words",
-    )
-    add(
-        "--answer_voice_sentences",
-        type=arguments.at_least(0),
-        default=0,
-        help="further sentences in free word order in the voice of the answers",
-    )
+    for name, help in (
+        ("more", "further sentences in free word order, at other speeds, in other rooms"),
+        ("short", "further strings of one to three words"),
+        ("answer_voice", "further sentences in free word order in the voice of the answers"),
+    ):
+        add(f"--{name}_sentences", type=arguments.at_least(0), default=0, help=help)
     add("--human_prompts", type=arguments.existing_folder, help="folder of the packages")
     add(
         "--processes",
@@ -56,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=2,
         help="parallel --tts commands",
     )
+    add = encode.add_argument
     add("--hubert", type=Path, default=SHIPPED_HUBERT, help="folder of HuBERT and centroids")
     add(
         "--voices",

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from speechgpt_jax.tokenizer import Tokenizer
 
     gin_utils.hush_libraries()
-    files.refuse_existing(args.output, "parameters.safetensors")
+    files.refuse_existing(args.output, "parameters.safetensors", "tokenizer", "checkpoints")
     tokenizer = Tokenizer.from_pretrained(files.find(args.run) / "tokenizer")
     checkpoints.pack(args.run, args.output, args.dtype, args.base)
     tokenizer.save_pretrained(files.find(args.output) / "tokenizer")

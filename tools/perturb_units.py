@@ -10,7 +10,13 @@ durations of the perturbed recordings.
 """
 
 from speechgpt_jax import arguments, files
-from speechgpt_jax.arguments import at_least, existing_file, existing_folder, finite_float
+from speechgpt_jax.arguments import (
+    at_least,
+    existing_file,
+    existing_folder,
+    finite_float,
+    output_file,
+)
 from speechgpt_jax.errors import UserError
 
 
@@ -18,7 +24,7 @@ def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
     parser.add_argument("--manifest", required=True, type=existing_file)
     parser.add_argument("--split", help="only the manifest's rows of this split")
-    parser.add_argument("--output", required=True)
+    parser.add_argument("--output", required=True, type=output_file)
     parser.add_argument(
         "--hubert",
         type=existing_folder,
@@ -27,24 +33,27 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument(
         "--max_speed",
-        type=finite_float(at_least=1),
+        type=finite_float(at_least=1, at_most=4),
         default=1.22,
         help="speeds are in [1/MAX_SPEED, MAX_SPEED]",
     )
     parser.add_argument("--seed", type=at_least(0), default=0)
     args = parser.parse_args(argv)
-    files.check_writable_file(args.output)
+    files.check_other_file(args.output, args.manifest)
 
     from speechgpt_jax.corpus.perturb_units import perturb_units, write_manifest
     from speechgpt_jax.files import read_manifest
     from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+    from speechgpt_jax.speech.vocoder.config import check_durations
 
     rows = read_manifest(args.manifest, args.split)
+    files.check_fields(rows, ("path", "units", "durations"))
+    files.check_recordings(rows)
     for row in rows:
-        if not isinstance(row.get("durations"), list):
-            raise UserError(
-                f"{row['path']} has no durations in {args.manifest}; run extract_units."
-            )
+        try:
+            check_durations(row["durations"], len(row["units"]))
+        except (TypeError, UserError) as error:
+            raise UserError(f"{row['path']}: {error} Run extract_units.") from error
     speech2unit = Speech2Unit.from_pretrained(args.hubert)
     perturbed = perturb_units(rows, speech2unit, args.max_speed, args.seed)
     write_manifest([*rows, *perturbed], args.output)

@@ -8,13 +8,14 @@ speaker, ...}: with the units of the recording, and with those of the reference,
 """
 
 from speechgpt_jax import arguments, files
-from speechgpt_jax.arguments import existing_file, existing_folder
+from speechgpt_jax.arguments import existing_file, existing_folder, output_file
+from speechgpt_jax.errors import UserError
 
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
     parser.add_argument("--manifest", required=True, type=existing_file)
-    parser.add_argument("--output", required=True)
+    parser.add_argument("--output", required=True, type=output_file)
     parser.add_argument(
         "--hubert",
         type=existing_folder,
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> None:
         help="folder of HuBERT and centroids",
     )
     args = parser.parse_args(argv)
-    files.check_writable_file(args.output)
+    files.check_other_file(args.output, args.manifest)
 
     from speechgpt_jax.corpus.hubert_targets import read_rows
     from speechgpt_jax.corpus.perturb_units import write_manifest
@@ -30,6 +31,9 @@ def main(argv: list[str]) -> None:
     from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 
     rows = [row for row in read_rows(args.manifest) if "reference" in row]
+    if not rows:
+        raise UserError(f"no row of {args.manifest} names a reference; see tools.record_voices.")
+    files.check_recordings(rows, ("path", "reference"))
     found = reference_units(rows, Speech2Unit.from_pretrained(args.hubert))
     write_manifest(found, args.output)
     print(f"{len(found)} rows of {len(rows)} recordings are in {args.output}.")

@@ -93,7 +93,7 @@ def pack(
 
     Raises:
       UserError: the checkpoint is damaged, a value is too large for `dtype`, an adapter is packed
-        without its base, or the file can't be written.
+        without its base or with another one, or the file can't be written.
     """
     folder, out = latest(path), absolute(out)
     metadata = read_step_metadata(folder)
@@ -102,10 +102,30 @@ def pack(
             f"{folder} is {'a whole model' if base else 'an adapter'}; give --base, the packed run"
             " of its base, for adapters and only for them."
         )
+    if base is not None:
+        _check_same_run(folder, base)
     shapes = {name: x for name, x in saved_shapes(folder).items() if name.startswith(PARAMS)}
     packed.write(
         out, read_arrays(folder, shapes), metadata | {"base": pointer(out.parent, base)}, dtype
     )
+
+
+def _check_same_run(adapter, base):
+    """Raises a UserError unless `base` is the packed run that an adapter was trained on."""
+    try:
+        _, *trained_on = _with_bases(adapter)
+    except UserError:  # The base was moved away; there is nothing to compare with.
+        return
+
+    def described(step: epath.Path) -> dict:
+        metadata = read_step_metadata(step)
+        return {name: x for name, x in metadata.items() if name not in ("base", "checksums")}
+
+    if [*map(described, trained_on)] != [*map(described, _with_bases(base))]:
+        raise UserError(
+            f"{base} was not packed from {trained_on[0]}, on which {adapter} was trained; pack that"
+            " run first."
+        )
 
 
 def read_metadata(path: str | os.PathLike) -> dict:

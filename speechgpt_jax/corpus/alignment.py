@@ -6,6 +6,8 @@ depend on who speaks: an encoder that learns them gives both the same units.
 
 import numpy as np
 
+from speechgpt_jax.errors import UserError
+
 
 def warp(features: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Index of the reference's frame that corresponds to each frame of a recording, int [T].
@@ -17,9 +19,16 @@ def warp(features: np.ndarray, reference: np.ndarray) -> np.ndarray:
     [[0], [0], [5], [9]], [[0], [5], [5], [5], [9]] -> [0, 0, 2, 4]
 
     Args:
-      features: [T, D] of the recording, T >= 1.
-      reference: [R, D], R >= 1.
+      features: [T, D] of the recording.
+      reference: [R, D].
+
+    Raises:
+      UserError: the recording or the reference has no frame.
     """
+    if not len(features) or not len(reference):
+        raise UserError(
+            "a recording or its reference is shorter than a frame of 25 ms; leave both out."
+        )
     distances = squared_distances(features, reference) ** 0.5
     frames, references = path(distances)
     first = np.searchsorted(frames, np.arange(len(features)), "left")

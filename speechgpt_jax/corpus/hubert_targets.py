@@ -68,13 +68,15 @@ def read_rows(manifest: str | os.PathLike) -> list[dict]:
     """The rows of split "train", with the full paths of recordings and references.
 
     Raises:
-      UserError: see `files.read_manifest`.
+      UserError: a reference is no path, or see `files.read_manifest`.
     """
+    rows = files.read_manifest(manifest, "train")
+    files.check_fields([row for row in rows if "reference" in row], ("reference",))
     return [
         row | {"reference": files.resolve(row["reference"], manifest)}
         if "reference" in row
         else row
-        for row in files.read_manifest(manifest, "train")
+        for row in rows
     ]
 
 

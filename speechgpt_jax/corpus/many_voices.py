@@ -6,6 +6,7 @@ in a voice of flite whose units are to stay as they are. `hubert_targets` takes 
 """
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 import re
@@ -17,6 +18,7 @@ from rich.progress import track
 
 from speechgpt_jax import files
 from speechgpt_jax.corpus import text_to_speech
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import save_audio
 
 FLITE_VOICES = ("slt", "rms", "kal16")
@@ -65,7 +67,7 @@ def wordnet_examples(folder: str | os.PathLike) -> list[str]:
     """The quoted sentences of 4 to 14 words of WordNet's `data.noun`, ... (wordnet-base of Debian).
 
     Raises:
-      UserError: the folder has no such files.
+      UserError: the folder has no such files, or they quote nothing.
     """
     texts = set()
     for part in ("noun", "verb", "adj", "adv"):
@@ -73,6 +75,8 @@ def wordnet_examples(folder: str | os.PathLike) -> list[str]:
         for quoted in re.findall(r'"([A-Za-z ,.\'?!]+)"', data.decode("utf-8", "replace")):
             if 4 <= len(quoted.split()) <= 14:
                 texts.add(quoted)
+    if not texts:
+        raise UserError(f"the files of WordNet in {folder} quote no sentence.")
     return sorted(texts)
 
 
@@ -98,7 +102,15 @@ def plan(
       kokoro_voices: Kokoro's voices.
       kokoro_voice: one of them, for recordings by that voice instead of mixtures.
       seed: seed of all choices.
+
+    Raises:
+      UserError: no recording is wanted, or Kokoro has no such voice.
     """
+    if not plain + pitched + espeak + kokoro:
+        raise UserError("no recording is wanted; give at least one kind a number.")
+    if kokoro_voice and kokoro_voice not in kokoro_voices:
+        known = ", ".join(kokoro_voices) or "none without its folder"
+        raise UserError(f"Kokoro has no voice {kokoro_voice!r}; it has {known}.")
     rng = np.random.default_rng(seed)
     recordings = []
 
@@ -106,7 +118,10 @@ def plan(
         return sequence[int(rng.integers(len(sequence)))]
 
     def add(kind: str, speaker: str, reference_voice: str | None, **fields) -> None:
-        name, text = f"{kind}-{len(recordings):05d}", draw(draw(texts))
+        text = draw(draw(texts))
+        # The same name stands for the same recording, whatever else a call asks for.
+        digest = hashlib.sha256(repr((text, speaker, sorted(fields.items()))).encode()).hexdigest()
+        name = f"{kind}-{len(recordings):05d}-{digest[:8]}"
         reference = None
         if reference_voice:
             reference = f"{name}-{reference_voice}"

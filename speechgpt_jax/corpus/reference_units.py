@@ -24,14 +24,15 @@ def reference_units(rows: Sequence[dict], speech2unit: Speech2Unit) -> list[dict
     Durations are in frames of 20 ms. The first row has the units of the recording, the second
     those of the reference.
     """
-    found = []
+    centroids, found = speech2unit.centroids, []
+    assert centroids is not None, "this Speech2Unit has no centroids"
     for start in track(range(0, len(rows), BATCH), "units"):
         batch = rows[start : start + BATCH]
         paths = [row[name] for name in ("path", "reference") for row in batch]
         features = speech2unit.features([load_audio(path) for path in paths])
         for row, own, reference in zip(batch, features, features[len(batch) :]):
             for frames in (own, reference[warp(own, reference)]):
-                cluster_ids = squared_distances(frames, speech2unit.centroids).argmin(1)
+                cluster_ids = squared_distances(frames, centroids).argmin(1)
                 units, durations = reduce_units(cluster_ids)
                 about = {name: row[name] for name in row if name != "reference"}
                 found.append(about | {"units": units.tolist(), "durations": durations.tolist()})

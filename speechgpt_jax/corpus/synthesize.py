@@ -40,7 +40,7 @@ def synthesize(
     Raises:
       UserError: a row doesn't fit the vocoder; all rows are checked before any is synthesized.
     """
-    check_number("duration_scale", duration_scale, above=0)
+    check_number("duration_scale", duration_scale, above=0, at_most=100)
     rows = read_units(units, VocoderConfig.from_json(pretrained.load_fields(vocoder)))
     model = UnitVocoder.from_pretrained(vocoder)
     samples = 0
@@ -94,7 +94,13 @@ def checked_row(fields: Mapping, config: VocoderConfig) -> dict:
         name = pathlib.PurePath(fields["path"]).stem
     is_name = isinstance(name, str | int) and not isinstance(name, bool)
     name = str(name) if is_name else name
-    if not is_name or not name.isprintable() or name in ("", ".", "..") or "/" in name:
+    if (
+        not is_name
+        or not name.isprintable()
+        or len(name.encode()) > 200
+        or name in ("", ".", "..")
+        or "/" in name
+    ):
         raise UserError(f"expected an id that can name a file, got {name!r}.")
     row = {"id": name, "units": fields["units"], "speaker": fields.get("speaker", 0)}
     if "durations" in fields:

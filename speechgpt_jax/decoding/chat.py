@@ -33,6 +33,14 @@ WITH_FILE = ("/transcribe", "/save")
 LABELS = {"transcript": "question: ", "text": "answer:   "}
 
 
+def _last_number(folder: Path | None) -> int:
+    """Number of the newest reply that was saved in a folder; 0 without any."""
+    numbers = (
+        [path.stem.removeprefix("reply-") for path in folder.glob("reply-*.wav")] if folder else []
+    )
+    return max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+
 class Chat:
     """A conversation by lines of text."""
 
@@ -58,7 +66,8 @@ class Chat:
         self._log = None if log is None else Path(log)
         self._show = show
         self._sound = np.zeros(0, np.float32)  # Of the last reply.
-        self._number = 0
+        # Replies of earlier chats in the same folder stay.
+        self._number = _last_number(self._output_dir)
 
     def run(self, lines: Iterable[str]) -> None:
         """Handles lines until they end or one is /quit; mistakes are shown and the chat goes on."""
@@ -180,5 +189,9 @@ class Chat:
             "sound_seconds": len(reply.wav) / SAMPLE_RATE,
             "first_after_seconds": first_times,
         }
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise UserError(f"--log={path} can't be written: {error}.") from error

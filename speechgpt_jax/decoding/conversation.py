@@ -207,11 +207,11 @@ class Conversation:
 
         A spoken question is answered by the chain of modality: transcript of the question, answer
         as text, answer as units. Without `aloud` the answer has no units. A text that says "this is
-        input:", as the training data do, is a task: what follows is read aloud.
+        input:", as the training data do, is a task if `aloud`: what follows is read aloud.
 
         Leaving the iteration early cancels the reply, of which nothing is remembered.
         """
-        if isinstance(question, str) and (task := prompts.split_request(question)):
+        if aloud and isinstance(question, str) and (task := prompts.split_request(question)):
             description, text = task
             yield from self.speaking(text, description or prompts.SPEAK)
             return

@@ -61,7 +61,12 @@ MIN_P = define(
 REPETITION_PENALTY = define(
     "repetition_penalty", finite_float(above=0), 1.0, "Above 1, tokens in the text are less likely."
 )
-SEED = define("seed", at_least(0), None, "Repeat the draws of this seed; by default new ones.")
+SEED = define(
+    "seed",
+    at_least(0, at_most=2**32 - 1),
+    None,
+    "Repeat the draws of this seed; by default new ones.",
+)
 MAX_NEW_TOKENS = define("max_new_tokens", positive_int, 384, "Longest reply, in tokens.")
 CONTEXT = define("context", at_least(2), 2048, "Most tokens of a prompt and its reply together.")
 DTYPE = flags.DEFINE_enum(

@@ -8,7 +8,10 @@ on with the missing shards.
 """
 
 import concurrent.futures
+import hashlib
+import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,7 +50,13 @@ def answer_shards(
     """
     index, count = share
     folder = epath.Path(folder)
-    settings = {**settings, "rows": len(rows), "rows_per_shard": rows_per_shard}
+    digest = hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest()
+    settings = {
+        **settings,
+        "rows": len(rows),
+        "sha256 of the rows": digest,
+        "rows_per_shard": rows_per_shard,
+    }
     keep_settings(folder / SETTINGS, settings, writes=index == 0)
     starts = range(0, len(rows), rows_per_shard)
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
@@ -68,6 +77,9 @@ def read_answers(folder: str | os.PathLike) -> list[dict]:
     files = sorted(folder.glob("answers-*-of-*.jsonl"))
     if not files:
         raise UserError(f"{folder} has no answers; expected the folder of `infer --answers`.")
+    for file in files:
+        if not re.fullmatch(r"answers-\d+-of-\d+\.jsonl", file.name):
+            raise UserError(f"{file} is no shard of answers; remove it.")
     count = int(files[0].stem.rpartition("-")[2])
     missing = {_SHARD.format(i, count) for i in range(count)} - {file.name for file in files}
     if missing:

@@ -98,7 +98,7 @@ def planned_clips(
         voice of the answers.
 
     Raises:
-      ValueError: a text or a combination of the test would be taught.
+      UserError: a text or a combination of the test would be in the training data.
     """
     rng = random.Random(demo_world.SEED)
     dialogues = demo_world.questions()
@@ -141,19 +141,20 @@ def planned_clips(
         for split, voice in voices:
             clip = _clip("plain", i, sentence.text, voice, split, sentence.topic)
             clips.append(dataclasses.replace(clip, perturbation=perturbation))
-    _check_nothing_is_taught(clips)
+    _check_no_leakage(clips)
     return clips
 
 
-def _check_nothing_is_taught(clips: list[Clip]) -> None:
-    """Raises a ValueError if training has a text or a held-out combination of the test."""
+def _check_no_leakage(clips: list[Clip]) -> None:
+    """Raises a UserError if training has a text or a held-out combination of the test."""
     taught = {clip.text for clip in clips if clip.split == "train"}
     texts = {clip.text for clip in clips if clip.split != "train"} & taught
     questions = demo_world.questions()
     held_out = {d.combination for d in questions if d.held_out == "combination"}
     combinations = {d.combination for d in questions if d.split == "train"} & held_out
     if texts or combinations:
-        raise ValueError(f"the test would be taught: {sorted(texts | combinations)[:3]}")
+        found = sorted(map(str, texts | combinations))[:3]
+        raise UserError(f"the test data would be in the training data: {found}; leave them out.")
 
 
 def synthesize_clip(clip: Clip, template: str, work_dir: Path) -> Clip:
@@ -257,9 +258,20 @@ def read_manifest(path: Path) -> list[Clip]:
     clips = []
     for row in files.read_rows(path, ("id", "path", "text", "speaker", "split", "kind", "topic")):
         try:
-            clips.append(Clip(**row.fields))
+            clip = Clip(**row.fields)
         except TypeError as error:
             raise UserError(f"{row.place}: not a clip ({error}).") from error
+        if clip.split not in SPLITS:
+            raise UserError(f"{row.place}: split {clip.split!r} is none of {', '.join(SPLITS)}.")
+        if isinstance(clip.seconds, bool) or not isinstance(clip.seconds, int | float):
+            raise UserError(f"{row.place}: seconds {clip.seconds!r} is no number.")
+        clips.append(clip)
+    known = {clip.id for clip in clips}
+    for clip in clips:
+        if clip.kind == "question" and clip.answer_id not in known:
+            raise UserError(
+                f"{path}: {clip.id} has the answer {clip.answer_id!r}, which isn't there."
+            )
     return clips
 
 
@@ -280,10 +292,21 @@ def synthesize(
       human: folder of a human's prompts, see `human_prompts`; None leaves them out.
       processes: number of commands that run at once.
       more_sentences, short_sentences, answer_voice_sentences: see `planned_clips`.
+
+    Raises:
+      UserError: the command fails, or `work_dir` was begun with other arguments.
     """
     text_to_speech.check_command(tts)
     prompts = human_prompts(human, HUMAN_PROMPTS) if human else []
     (work_dir / "wavs").mkdir(parents=True, exist_ok=True)
+    # Clips of the same id have other texts then.
+    settings = {
+        "tts": tts,
+        "more_sentences": more_sentences,
+        "short_sentences": short_sentences,
+        "answer_voice_sentences": answer_voice_sentences,
+    }
+    files.keep_settings(work_dir / "settings.json", settings)
     planned = planned_clips(more_sentences, short_sentences, answer_voice_sentences)
     with ThreadPoolExecutor(processes) as pool:  # Threads suffice: they wait for the commands.
         synthesized = pool.map(lambda c: synthesize_clip(c, tts, work_dir), planned)
@@ -406,12 +429,15 @@ def voices_clips(folder: Path) -> list[Clip]:
     topics = {sentence.text: sentence.topic for sentence in demo_world.all_sentences()}
     manifest = folder / many_voices.MANIFEST
     clips = []
-    for row in files.read_rows(manifest, ("path", "text", "speaker")):
+    rows = files.read_rows(manifest, ("path", "text", "speaker"))
+    if not rows:
+        raise UserError(f"{manifest} has no rows; expected one per recording.")
+    for row in rows:
         name, text, speaker = (str(row.fields[field]) for field in ("path", "text", "speaker"))
         # The world's further sentences are all in free order.
         topic = topics.get(text, demo_world.FREE_ORDER)
         path = str((folder / name).absolute())
-        clips.append(Clip(Path(name).stem, path, text, speaker, "train", "plain", topic))
+        clips.append(Clip(name, path, text, speaker, "train", "plain", topic))
     return clips
 
 
@@ -427,13 +453,15 @@ def encode(
       voices: folder of further recordings for training, see `voices_clips`.
 
     Raises:
-      UserError: a manifest is missing or malformed.
-      ValueError: a text of the test would be taught.
+      UserError: a manifest is missing or malformed, or a text of the test would be in the
+        training data.
     """
     clips = read_manifest(work_dir / "manifest.jsonl")
     more = voices_clips(voices) if voices else []
-    _check_nothing_is_taught(clips + more)
+    _check_no_leakage(clips + more)
     by_id = {clip.id: clip for clip in clips}
+    if len(by_id.keys() | {clip.id for clip in more}) < len(clips + more):
+        raise UserError("two recordings have the same name; name each once in the manifests.")
     encoded = encode_clips(clips + more, work_dir, speech2unit)
     # The vocoder is to speak with the corpus's voices only.
     write_units(clips, encoded, work_dir / "units.jsonl")

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation.metrics import rate
 from speechgpt_jax.evaluation.recognisers import check_references, word_errors
 from speechgpt_jax.evaluation.vocoder import synthesized
+from speechgpt_jax.files import check_fields, check_recordings
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
@@ -65,9 +65,9 @@ def evaluate_encoder(
       UserError: a row lacks a field, or a text has no words.
     """
     by_voice = collections.defaultdict(list)
+    check_fields(rows, ("path", "text", "speaker"))
+    check_recordings(rows)
     for row in rows:
-        if missing := {"path", "text", "speaker"} - row.keys():
-            raise UserError(f"{row.get('path')} has no {sorted(missing)} in the manifest.")
         by_voice[row["speaker"]].append(row)
     by_voice = {voice: of_voice[:sentences] for voice, of_voice in sorted(by_voice.items())}
     check_references([row["text"] for of_voice in by_voice.values() for row in of_voice])

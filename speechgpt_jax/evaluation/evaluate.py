@@ -24,6 +24,7 @@ from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.tokenizer import Tokenizer
 
 Metrics = dict[str, dict[str, float]]  # task -> metric -> value
+EVALUATION = "evaluation.json"
 
 # Targets and predictions -> figures, as of SeqIO's tasks.
 MetricFunction = Callable[
@@ -67,6 +68,8 @@ def evaluate_run(
     check_number("num_examples", 1 if num_examples is None else num_examples, at_least=1)
     for task in tasks:
         check_task(task, split)
+    if output_dir:
+        read_saved(output_dir)
     tokenizer = Tokenizer.from_pretrained(epath.Path(run) / "tokenizer")
     model, mesh = load_llama(run, devices)
     metrics: Metrics = {}
@@ -84,7 +87,7 @@ def evaluate_run(
             mesh=mesh,
         )
     if output_dir:
-        save(output_dir, split, metrics)
+        save(output_dir, f"{split}, forced" if forced else split, metrics)
     return metrics
 
 
@@ -165,9 +168,17 @@ def evaluate_answers(rows: Sequence[dict], more_metrics: Sequence[MetricFunction
       UserError: these are answers to other prompts, or a task is unknown.
     """
     pairs: dict[str, list[tuple[prompts.Response, prompts.Response]]] = {}
+    if not rows:
+        raise UserError("There are no answers; expected those of infer --prompts_task.")
     for row in rows:
         if "task" not in row:
             raise UserError("The answers are to no task; expected those of infer --prompts_task.")
+        texts = [row.get(name) for name in ("task", "prompt", "target")]
+        if not all(isinstance(x, str) for x in texts) or not isinstance(row.get("answer"), dict):
+            raise UserError(
+                "expected in each row of answers task, prompt and target as texts, and an answer"
+                f" {{transcript, text, units}}, got {str(row)[:200]}."
+            )
         target = examples.find(row["task"]).postprocess_fn(row["prompt"] + row["target"])
         answer = row["answer"]
         prediction = prompts.Response(
@@ -221,10 +232,22 @@ def _generate_all(model, tokenizer, references, forms, batch_size, sampling, mes
 
 def save(folder: str | os.PathLike, split: str, metrics: Metrics) -> None:
     """Adds the metrics of a split to evaluation.json in `folder`."""
-    path = epath.Path(folder) / "evaluation.json"
-    saved = read_json(path) if path.exists() else {}
+    saved = read_saved(folder)
     saved.setdefault(split, {}).update(metrics)
-    write_text(path, json.dumps(saved, indent=2) + "\n")
+    write_text(epath.Path(folder) / EVALUATION, json.dumps(saved, indent=2) + "\n")
+
+
+def read_saved(folder: str | os.PathLike) -> dict[str, Metrics]:
+    """The metrics of all splits in evaluation.json in `folder`; {} if there is no such file.
+
+    Raises:
+      UserError: the file is something else.
+    """
+    path = epath.Path(folder) / EVALUATION
+    saved = read_json(path) if path.exists() else {}
+    if not all(isinstance(metrics, dict) for metrics in saved.values()):
+        raise UserError(f"{path} has no metrics by split; remove it or name another folder.")
+    return saved
 
 
 def table(metrics: Metrics) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation.recognisers import word_error_rate
-from speechgpt_jax.files import check_fields
+from speechgpt_jax.files import check_fields, check_recordings
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 
@@ -57,6 +57,7 @@ def evaluate_vocoder(
     """
     by_speaker = collections.defaultdict(list)
     check_fields(rows, ("path", "text", "units", "durations", "speaker"))
+    check_recordings(rows)
     for row in rows:
         by_speaker[row["speaker"]].append(row)
     if speaker or vocoder.config.speakers:

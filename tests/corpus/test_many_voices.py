@@ -42,6 +42,29 @@ def test_one_voice_of_kokoro_speaks_at_its_own_speed():
     assert [r.speaker for r in recordings].count("slt") == len(spoken) == 3
 
 
+def test_the_name_of_a_recording_stands_for_what_it_is_made_of():
+    counts = {"plain": 3, "pitched": 2, "espeak": 2, "kokoro": 2, "kokoro_voices": KOKORO}
+    first, other = (plan(TEXTS, **counts, seed=seed) for seed in (0, 1))
+    by_name = {recording.name: recording for recording in first}
+    assert all(by_name.get(r.name, r) == r for r in other)
+    assert len(by_name.keys() | {r.name for r in other}) > len(first)
+
+
+def test_plans_that_cannot_be_made():
+    with pytest.raises(UserError, match="no recording is wanted"):
+        plan(TEXTS, plain=0, pitched=0, espeak=0, kokoro=0)
+    with pytest.raises(UserError, match="no voice 'nobody'; it has jf_alpha"):
+        plan(
+            TEXTS,
+            plain=1,
+            pitched=0,
+            espeak=0,
+            kokoro=0,
+            kokoro_voices=KOKORO,
+            kokoro_voice="nobody",
+        )
+
+
 def test_mixtures_keep_the_size_of_a_style():
     rng = np.random.default_rng(0)
     mixtures = [draw_mixture(KOKORO, rng) for _ in range(200)]
@@ -59,6 +82,10 @@ def test_wordnet_gives_its_quoted_sentences(tmp_path):
     for part in ("noun", "verb", "adj", "adv"):
         (tmp_path / f"data.{part}").write_text(line)
     assert many_voices.wordnet_examples(tmp_path) == ["she is able to see it"]
+    for part in ("noun", "verb", "adj", "adv"):
+        (tmp_path / f"data.{part}").write_text("00001 03 n 01 able 0 000 | skilled\n")
+    with pytest.raises(UserError, match="quote no sentence"):
+        many_voices.wordnet_examples(tmp_path)
     (tmp_path / "data.adv").unlink()
     with pytest.raises(UserError, match=r"data.adv can't be read .* expected a file of WordNet"):
         many_voices.wordnet_examples(tmp_path)

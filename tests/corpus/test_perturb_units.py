@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from speechgpt_jax.demo_world.build import SHIPPED_CORPUS
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import read_manifest
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.encoder.targets import retimed
-from tools import perturb_units
+from tools import perturb_units, reference_units
 
 
 def test_retimed_units_last_as_long_as_the_recording():
@@ -18,6 +19,34 @@ def test_retimed_units_last_as_long_as_the_recording():
     np.testing.assert_array_equal(retimed(faster, 6), faster)
     np.testing.assert_array_equal(retimed(faster, 12), [7, 7, 7, 7, 8, 8, 9, 9, 9, 9, 9, 9])
     np.testing.assert_array_equal(retimed(faster, 3), [7, 9, 9])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"durations": None}, "expected durations to be a list, got None"),
+        ({"durations": ["a"]}, "expected for each of 1 units a duration"),
+        ({"durations": [0]}, "expected for each of 1 units a duration"),
+        ({"durations": [10**12]}, "at most 90000"),
+        ({"path": "none.wav"}, r"none.wav of the manifest isn't there"),
+    ],
+)
+def test_malformed_rows_are_refused_before_anything_is_encoded(tmp_path, changes, message):
+    (tmp_path / "a.wav").touch()
+    manifest = tmp_path / "units.jsonl"
+    row = {"path": "a.wav", "units": [3], "durations": [2]} | changes
+    manifest.write_text(json.dumps(row) + "\n")
+    flags = ["--manifest", str(manifest), "--output", str(tmp_path / "out.jsonl")]
+    with pytest.raises(UserError, match=message):
+        perturb_units.main(flags)
+
+
+@pytest.mark.parametrize("tool", [perturb_units, reference_units])
+def test_the_output_is_not_the_input(tmp_path, tool):
+    manifest = tmp_path / "units.jsonl"
+    manifest.write_text("{}\n")
+    with pytest.raises(UserError, match="is the input; name another file"):
+        tool.main(["--manifest", str(manifest), "--output", str(tmp_path / "." / "units.jsonl")])
 
 
 @pytest.mark.slow

@@ -4,10 +4,30 @@ import numpy as np
 import pytest
 
 from speechgpt_jax.demo_world.build import SHIPPED_CORPUS
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import read_manifest, write_jsonl
 from speechgpt_jax.speech.audio import load_audio, save_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from tools import reference_units
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({}, "no row of .* names a reference"),
+        ({"reference": None}, "expected reference to be text, got None"),
+        ({"reference": "none.wav"}, "none.wav of the manifest isn't there"),
+        ({"reference": "short.wav"}, "shorter than a frame"),
+    ],
+)
+def test_rows_without_a_usable_reference(tmp_path, row, message):
+    save_audio(tmp_path / "a.wav", np.zeros(8_000, np.float32))
+    save_audio(tmp_path / "short.wav", np.zeros(100, np.float32))
+    write_jsonl(tmp_path / "manifest.jsonl", [{"path": "a.wav", "split": "train"} | row])
+    flags = ["--manifest", str(tmp_path / "manifest.jsonl"), "--output", str(tmp_path / "out")]
+    with pytest.raises(UserError, match=message):
+        reference_units.main(flags)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

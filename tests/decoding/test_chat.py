@@ -48,6 +48,15 @@ def test_a_recorded_question_is_answered_saved_and_logged(chat, question, tmp_pa
     np.testing.assert_allclose(load_audio(tmp_path / "again.flac"), sound, atol=1e-4)
 
 
+def test_a_second_chat_keeps_the_replies_of_the_first(model, tmp_path):
+    log = tmp_path / "new" / "chat.jsonl"
+    for _ in range(2):
+        chat = Chat(Conversation(model), output_dir=tmp_path, log=log, show=str)
+        chat.run(["/say good day"])
+    assert sorted(p.name for p in tmp_path.glob("*.wav")) == ["reply-001.wav", "reply-002.wav"]
+    assert len(log.read_text().splitlines()) == 2
+
+
 def test_commands(chat, question, tmp_path):
     assert "in " in run(chat, "/say good day")
     assert (tmp_path / "reply-001.wav").exists()

@@ -62,6 +62,15 @@ def test_other_settings_are_refused(tmp_path):
         answer_shards(ROWS, tmp_path, squared, **other)
     with pytest.raises(UserError, match="begun with rows 10, now it is 9"):
         answer_shards(ROWS[1:], tmp_path, squared, **OPTIONS)
+    with pytest.raises(UserError, match="begun with sha256 of the rows"):
+        answer_shards(ROWS[::-1], tmp_path, squared, **OPTIONS)
+
+
+def test_other_files_among_the_shards(tmp_path):
+    answer_shards(ROWS, tmp_path, squared, **OPTIONS)
+    (tmp_path / "answers-a-of-b.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"answers-a-of-b.jsonl is no shard"):
+        read_answers(tmp_path)
 
 
 def infer(run, *arguments):

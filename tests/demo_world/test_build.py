@@ -1,5 +1,6 @@
 """Synthesis and encoding of the demo world with a small speech command and a tiny HuBERT."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import tensorflow as tf
 from speechgpt_jax.corpus import many_voices
 from speechgpt_jax.demo_world import build
 from speechgpt_jax.demo_world import world as demo_world
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech import audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 
@@ -156,8 +158,8 @@ def test_recordings_of_other_voices_are_for_training_only(tmp_path, voice, huber
     voices = voices_folder(tmp_path / "voices", "seven green feet.", voice)
     build.encode(tmp_path, hubert, tmp_path / "out", voices)
     utterances = {u["id"]: u for u in read(tmp_path / "out" / "utterances-train.tfrecord.gz")}
-    assert set(utterances) == {c.id for c in clips if c.split == "train"} | {"other"}
-    other = utterances["other"]
+    assert set(utterances) == {c.id for c in clips if c.split == "train"} | {"other.wav"}
+    other = utterances["other.wav"]
     assert (other["text"], other["speaker"]) == ("seven green feet.", "espeak-f1")
     assert other["topic"] == demo_world.FREE_ORDER
     units, _ = hubert(audio.load_audio(voices / "other.wav"))
@@ -170,7 +172,43 @@ def test_recordings_of_other_voices_must_not_teach_the_test(tmp_path, voice, hub
     clips = [c for c in build.planned_clips() if c.split == "test"][:1]
     build.write_manifest(clips, tmp_path / "manifest.jsonl")
     voices = voices_folder(tmp_path / "voices", clips[0].text, voice)
-    with pytest.raises(ValueError, match="the test would be taught"):
+    with pytest.raises(ValueError, match="test data would be in the training data"):
+        build.encode(tmp_path, hubert, tmp_path / "out", voices)
+
+
+def test_other_sentences_need_another_folder(tmp_path):
+    settings = {"tts": "say {speaker} {text} {wav}", "more_sentences": 0, "short_sentences": 5}
+    settings |= {"answer_voice_sentences": 0}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="begun with more_sentences 0, now it is 3"):
+        build.synthesize(tmp_path, f"{sys.executable} {{speaker}} {{text}} {{wav}}", None, 1, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "validation"}, "split 'validation' is none of train"),
+        ({"seconds": "x"}, "seconds 'x' is no number"),
+        ({"kind": "question", "answer_id": "zz"}, "has the answer 'zz', which isn't there"),
+        ({"colour": "red"}, "not a clip"),
+    ],
+)
+def test_malformed_rows_of_a_manifest(tmp_path, hubert, changes, message):
+    row = dataclasses.asdict(build.planned_clips()[0]) | changes
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=message):
+        build.encode(tmp_path, hubert, tmp_path / "out")
+
+
+def test_recordings_of_the_same_name(tmp_path, voice, hubert):
+    build.write_manifest(build.planned_clips()[:1], tmp_path / "manifest.jsonl")
+    voices = voices_folder(tmp_path / "voices", "seven green feet.", voice)
+    row = (voices / many_voices.MANIFEST).read_text()
+    (voices / many_voices.MANIFEST).write_text(row + row)
+    with pytest.raises(UserError, match="two recordings have the same name"):
+        build.encode(tmp_path, hubert, tmp_path / "out", voices)
+    (voices / many_voices.MANIFEST).write_text("")
+    with pytest.raises(UserError, match="has no rows"):
         build.encode(tmp_path, hubert, tmp_path / "out", voices)
 
 

@@ -122,6 +122,13 @@ def test_refuses_rows_and_speakers(rows, vocoder):
     row = {name: value for name, value in rows[0].items() if name != "text"}
     with pytest.raises(UserError, match="has no text"):
         next(evaluate_vocoder(vocoder, [row], str))
+    for changes, message in (
+        ({"text": None}, "expected text to be text, got None"),
+        ({"speaker": 1}, "expected speaker to be text, got 1"),
+        ({"path": "none.wav"}, "none.wav of the manifest isn't there"),
+    ):
+        with pytest.raises(UserError, match=message):
+            next(evaluate_vocoder(vocoder, [rows[0] | changes], str))
     with pytest.raises(UserError, match="no speaker 'eve'"):
         next(evaluate_vocoder(vocoder, rows, str, speaker="eve"))
     with pytest.raises(UserError, match="no speaker 'eve'"):

@@ -13,6 +13,9 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 
+# Most codes of 20 ms that are synthesized at once: half an hour.
+MAX_CODES = 90_000
+
 
 @dataclasses.dataclass(frozen=True)
 class VocoderConfig:
@@ -140,7 +143,7 @@ class VocoderConfig:
         Raises:
           UserError: there are none, they aren't whole numbers, or the vocoder doesn't have them.
         """
-        values = np.asarray(units)
+        values = _as_array(units)
         if values.ndim != 1 or not values.size or not np.issubdtype(values.dtype, np.integer):
             raise UserError(f"expected at least one unit, a whole number, got {_abridged(units)}.")
         if values.max() >= self.num_embeddings:
@@ -153,23 +156,8 @@ class VocoderConfig:
     def check_durations(
         self, durations: Sequence[float] | np.ndarray, num_units: int
     ) -> np.ndarray:
-        """Durations, in codes, as an array [num_units].
-
-        Raises:
-          UserError: they are not `num_units` finite numbers of at least 1.
-        """
-        values = np.asarray(durations)
-        is_number = values.dtype.kind in "iuf"
-        if (
-            values.shape != (num_units,)
-            or not is_number
-            or not (np.isfinite(values) & (values >= 1)).all()
-        ):
-            raise UserError(
-                f"expected for each of {num_units} units a duration of at least 1 code (of 20 ms), "
-                f"got {_abridged(durations)}."
-            )
-        return values
+        """See the function of this name."""
+        return check_durations(durations, num_units)
 
     def speaker_index(self, speaker: int | str) -> int:
         """Index of a speaker given by name or index; UserError if the vocoder lacks it."""
@@ -250,9 +238,41 @@ def _as_tuples(value):
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
+def check_durations(durations: Sequence[float] | np.ndarray, num_units: int) -> np.ndarray:
+    """Durations, in codes, as an array [num_units].
+
+    Raises:
+      UserError: they are not `num_units` finite numbers of at least 1, or too long together.
+    """
+    values = _as_array(durations)
+    if (
+        values.shape != (num_units,)
+        or values.dtype.kind not in "iuf"
+        or not (np.isfinite(values) & (values >= 1)).all()
+    ):
+        raise UserError(
+            f"expected for each of {num_units} units a duration of at least 1 code (of 20 ms), "
+            f"got {_abridged(durations)}."
+        )
+    if values.sum(dtype=float) > MAX_CODES:
+        raise UserError(
+            f"the durations are {values.sum(dtype=float):g} codes together, at most {MAX_CODES} are"
+            " synthesized at once; cut the units into sentences."
+        )
+    return values
+
+
+def _as_array(values) -> np.ndarray:
+    """An array, which has no dimension if the values are lists of different lengths."""
+    try:
+        return np.asarray(values)
+    except ValueError:
+        return np.asarray(None)
+
+
 def _abridged(values) -> str:
     """[1, 2, ..., 300] -> "300 values: [1, 2, 3, 4, 5, 6, 7, 8]..."."""
-    values = np.asarray(values).tolist()
+    values = values.tolist() if isinstance(values, np.ndarray) else values
     if not isinstance(values, list) or len(values) <= 8:
         return repr(values)
     return f"{len(values)} values: {values[:8]!r}..."

@@ -227,6 +227,8 @@ def _check_row(path: str, units: list[int], durations: list[int], config: Vocode
         raise UserError(
             f"{path} has {info.samplerate} Hz; expected {config.sampling_rate}: resample it."
         )
+    if info.channels != 1:
+        raise UserError(f"{path} has {info.channels} channels; expected mono.")
     try:
         config.check_units(units)
         config.check_durations(durations, len(units))

@@ -92,7 +92,7 @@ class UnitVocoder(nnx.Module):
             durations, the speakers or the scale don't fit.
         """
         config = self.config
-        check_number("duration_scale", duration_scale, above=0)
+        check_number("duration_scale", duration_scale, above=0, at_most=100)
         for name, values in (("durations", durations), ("speakers", speakers)):
             if values is not None and len(values) != len(units):
                 raise UserError(

@@ -108,6 +108,12 @@ def test_refuses_another_sampling_rate(tmp_path, rows):
         prepare_rows([rows[0] | {"path": str(tmp_path / "a.wav")}], CONFIG)
 
 
+def test_refuses_two_channels(tmp_path, rows):
+    soundfile.write(tmp_path / "a.wav", np.zeros((8000, 2)), 16000)
+    with pytest.raises(ValueError, match="has 2 channels; expected mono"):
+        prepare_rows([rows[0] | {"path": str(tmp_path / "a.wav")}], CONFIG)
+
+
 def test_stft_loss_is_parallel_wavegans():
     rng = np.random.default_rng(0)
     wav, target = rng.standard_normal((2, 2, 4096), np.float32)
