@@ -23,6 +23,7 @@ from speechgpt_jax.speech.vocoder.discriminators import (
 from speechgpt_jax.speech.vocoder.training import (
     VocoderBatches,
     VocoderObjective,
+    calibrate_durations,
     prepare_rows,
     sound_losses,
     synthesize_segments,
@@ -45,6 +46,7 @@ def train(
     segment_codes: int,
     discriminators: DiscriminatorConfig | None = None,
     start_from: str | None = None,
+    duration_factor: float | None = None,
     save_every: int = 500,
     seed: int = 0,
 ) -> UnitVocoder:
@@ -64,6 +66,8 @@ def train(
       discriminators: sizes of HiFi-GAN's discriminators; None: only spectral losses.
       start_from: folder of a trained vocoder of the same sizes, whose parameters the run starts
         from; None: random parameters.
+      duration_factor: how many times as long as the recordings the trained vocoder speaks with
+        predicted durations, see `calibrate_durations`; None: as it comes from the training.
       save_every: steps from one checkpoint to the next.
       seed: seed of the initial parameters, the segments and dropout.
 
@@ -78,8 +82,10 @@ def train(
     }
     for name, size in sizes.items():
         check_number(name, size, at_least=1)
+    check_number("duration_factor", duration_factor or 1.0, at_least=0.5, at_most=2)
+    prepared = prepare_rows(rows, model)
     batches = VocoderBatches(
-        prepare_rows(rows, model),
+        prepared,
         model,
         batch_size=batch_size,
         segment_codes=segment_codes,
@@ -108,6 +114,8 @@ def train(
         name="vocoder",
     )
     nnx.update(vocoder, state.params["vocoder"])
+    if duration_factor:
+        calibrate_durations(vocoder, prepared, duration_factor)
     vocoder.save_pretrained(f"{output_dir}/vocoder", np.float16)
     return vocoder
 

@@ -16,10 +16,12 @@ from speechgpt_jax.speech.vocoder.discriminators import (
 )
 from speechgpt_jax.speech.vocoder.training import (
     VocoderBatches,
+    calibrate_durations,
     mel_loss,
     prepare_rows,
     stft_loss,
 )
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from tests.speech.vocoder.tones import CONFIG, DISCRIMINATORS, write_tones
 
 pytestmark = pytest.mark.slow
@@ -112,6 +114,20 @@ def test_refuses_two_channels(tmp_path, rows):
     soundfile.write(tmp_path / "a.wav", np.zeros((8000, 2)), 16000)
     with pytest.raises(ValueError, match="has 2 channels; expected mono"):
         prepare_rows([rows[0] | {"path": str(tmp_path / "a.wav")}], CONFIG)
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.5])
+def test_calibrated_durations_last_as_long_as_wanted(rows, factor):
+    vocoder, prepared = UnitVocoder(CONFIG, rngs=nnx.Rngs(0)), prepare_rows(rows, CONFIG)
+    # Different durations around those of the recordings, as after a training.
+    projection = vocoder.duration_predictor.proj
+    projection.bias[...], projection.kernel[...] = jnp.log(7.0), projection.kernel[...] / 2
+    calibrate_durations(vocoder, prepared, factor)
+    units = [np.array(row["units"]) for row in prepared]
+    speakers = np.array([row["speaker"] for row in prepared])
+    predicted = sum(map(np.sum, vocoder.predict_durations(units, speakers)))
+    recorded = sum(sum(row["durations"]) for row in prepared)
+    assert predicted == pytest.approx(factor * recorded, rel=0.05)
 
 
 def test_stft_loss_is_parallel_wavegans():
