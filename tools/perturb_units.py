@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     for row in rows:
         try:
             check_durations(row["durations"], len(row["units"]))
-        except (TypeError, UserError) as error:
+        except UserError as error:
             raise UserError(f"{row['path']}: {error} Run extract_units.") from error
     speech2unit = Speech2Unit.from_pretrained(args.hubert)
     perturbed = perturb_units(rows, speech2unit, args.max_speed, args.seed)

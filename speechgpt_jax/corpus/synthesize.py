@@ -12,7 +12,7 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech import pretrained
 from speechgpt_jax.speech.audio import SAMPLE_RATE, save_audio
-from speechgpt_jax.speech.vocoder.config import VocoderConfig
+from speechgpt_jax.speech.vocoder.config import VocoderConfig, check_durations
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 
 # Rows synthesized at a time.
@@ -113,7 +113,7 @@ def checked_row(fields: Mapping, config: VocoderConfig) -> dict:
         config.speaker_index(row["speaker"])
         config.check_units([unit for unit in row["units"] if unit >= 0])
         if "durations" in row:
-            config.check_durations(row["durations"], len(row["units"]))
+            check_durations(row["durations"], len(row["units"]))
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     return row

@@ -153,12 +153,6 @@ class VocoderConfig:
             )
         return values.astype(np.int32)
 
-    def check_durations(
-        self, durations: Sequence[float] | np.ndarray, num_units: int
-    ) -> np.ndarray:
-        """See the function of this name."""
-        return check_durations(durations, num_units)
-
     def speaker_index(self, speaker: int | str) -> int:
         """Index of a speaker given by name or index; UserError if the vocoder lacks it."""
         if isinstance(speaker, str) and speaker in self.speakers:

@@ -19,6 +19,7 @@ from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech import mel
 from speechgpt_jax.speech.batches import NumberedBatches
 from speechgpt_jax.speech.pitch import track_pitch
+from speechgpt_jax.speech.vocoder.config import check_durations
 from speechgpt_jax.speech.vocoder.discriminators import (
     Discriminators,
     adversarial_loss,
@@ -258,7 +259,7 @@ def _check_row(path: str, units: list[int], durations: list[int], config: Vocode
         raise UserError(f"{path} has {info.channels} channels; expected mono.")
     try:
         config.check_units(units)
-        config.check_durations(durations, len(units))
+        check_durations(durations, len(units))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     fractions = [duration for duration in durations if duration != int(duration)]

@@ -23,7 +23,7 @@ from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech import pretrained
 from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.pitch import pulse_train
-from speechgpt_jax.speech.vocoder.config import VocoderConfig
+from speechgpt_jax.speech.vocoder.config import VocoderConfig, check_durations
 from speechgpt_jax.speech.vocoder.hifigan import DurationPredictor, Generator, PitchPredictor
 
 
@@ -103,7 +103,7 @@ class UnitVocoder(nnx.Module):
         # `check_units` refuses what is no number.
         kept = [s >= 0 if s.dtype.kind in "if" else np.full(len(s), True) for s in units]
         if durations is not None:
-            durations = [config.check_durations(d, len(u)) for d, u in zip(durations, units)]
+            durations = [check_durations(d, len(u)) for d, u in zip(durations, units)]
         units = [config.check_units(sequence[keep]) for sequence, keep in zip(units, kept)]
         speakers = [0] * len(units) if speakers is None else speakers
         speakers = np.array([config.speaker_index(speaker) for speaker in speakers], np.int32)
