@@ -103,6 +103,7 @@ class Answer:
       request: what is answered.
       finish_reason: why the answer ended; None before its end.
       num_tokens: number of tokens that were written so far.
+      is_cancelled: whether no further token is wanted.
     """
 
     def __init__(self, request: Request):

@@ -158,10 +158,11 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: jax.Array,  # [B, T, D]
-        angles: tuple[jax.Array, jax.Array],
+        angles: tuple[jax.Array, jax.Array],  # sines and cosines, `rope_angles`
         segment_ids: jax.Array | None,  # [B, T]
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
+        """Output [B, T, D] of whole rows; with `rngs`, adapters have dropout."""
         query, key, value = self._project(x, angles, rngs)
         heads = attention(query, key, value, segment_ids)
         return self.o_proj(heads.reshape(*x.shape[:2], -1), rngs)
@@ -169,7 +170,7 @@ class Attention(nnx.Module):
     def decode(
         self,
         x: jax.Array,  # [B, T, D]
-        angles: tuple[jax.Array, jax.Array],
+        angles: tuple[jax.Array, jax.Array],  # sines and cosines, `rope_angles`
         positions: jax.Array,  # int32 [B, T]
         keys: jax.Array,  # [B, K, S, H]
         values: jax.Array,  # [B, K, S, H]
@@ -222,10 +223,11 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: jax.Array,  # [B, T, D]
-        angles: tuple[jax.Array, jax.Array],
+        angles: tuple[jax.Array, jax.Array],  # sines and cosines, `rope_angles`
         segment_ids: jax.Array | None,  # [B, T]
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
+        """Attention and MLP on whole rows; arguments are `Attention.__call__`'s."""
         x = x + self.self_attn(self.input_layernorm(x), angles, segment_ids, rngs)
         x = x + self.mlp(self.post_attention_layernorm(x), rngs)
         return constrain(x, ("batch", "length", "residual"))
@@ -233,7 +235,7 @@ class Block(nnx.Module):
     def decode(
         self,
         x: jax.Array,  # [B, T, D]
-        angles: tuple[jax.Array, jax.Array],
+        angles: tuple[jax.Array, jax.Array],  # sines and cosines, `rope_angles`
         positions: jax.Array,  # int32 [B, T]
         keys: jax.Array,  # [B, K, S, H]
         values: jax.Array,  # [B, K, S, H]

@@ -207,7 +207,7 @@ REVERBERATION_SHARE = BAND_SHARE = 0.3
 
 
 def distort(rng: np.random.Generator, wav: np.ndarray) -> np.ndarray:
-    """Simulates another room and microphone: wav [S] -> [S].
+    """Simulates another room and microphone: wav [S] at 16 kHz -> float32 [S].
 
     Level, spectral tilt, one resonance or notch, and noise (white to brown, 10 to 50 dB below the
     speech) are drawn at random; sometimes also reverberation and a narrower band of frequencies.
@@ -233,7 +233,7 @@ def distort(rng: np.random.Generator, wav: np.ndarray) -> np.ndarray:
 
 
 def reverberate(rng: np.random.Generator, wav: np.ndarray) -> np.ndarray:
-    """wav [S] -> [S] with the echoes of a room: exponentially decaying noise (Moorer 1979)."""
+    """wav [S] at 16 kHz -> [S] with a room's echoes: exponentially decaying noise (Moorer 1979)."""
     decay = rng.uniform(0.1, 0.5) * SAMPLE_RATE  # samples until the echoes are down by 60 dB
     times = np.arange(int(decay))
     echoes = rng.standard_normal(len(times)) * 10 ** (-3 * times / decay)

@@ -172,7 +172,11 @@ class UnitVocoder(nnx.Module):
 
 
 def load_vocoder(folder: str | os.PathLike) -> UnitVocoder:
-    """Vocoder in a folder of `config.json` and `model.safetensors`, with float32 parameters."""
+    """Vocoder in a folder of `config.json` and `model.safetensors`, with float32 parameters.
+
+    Raises:
+      UserError: the folder holds something else.
+    """
     config = VocoderConfig.from_json(pretrained.load_fields(folder))
     return pretrained.load_model(folder, lambda: UnitVocoder(config, rngs=nnx.Rngs(0)))
 
