@@ -21,7 +21,7 @@ SeqIO task; each row has the `task`, its `prompt` and the `target`, the answer i
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import importlib.util
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -114,6 +114,8 @@ def main() -> None:
             answer_all(questions, answer_question)
         return
     if PROMPTS_TASK.value:
+        for module in MODULE_IMPORT.value:
+            check_module(module)
         examples = read_examples()
         with process_flags.connected():
             # Answered from token ids: encoding the text again could change them.
@@ -134,6 +136,16 @@ def main() -> None:
         print(reply.text)
     else:
         show(reply)
+
+
+def check_module(name: str) -> None:
+    """Raises a UserError if there is no module of this name."""
+    try:
+        found = importlib.util.find_spec(name)
+    except (ModuleNotFoundError, ValueError):  # Of a parent, or no name at all.
+        found = None
+    if not found:
+        raise UserError(f"--module_import={name}: there is no such module.")
 
 
 def check_question(row: dict, place: str) -> dict:
@@ -171,12 +183,7 @@ def read_examples() -> list[tuple[dict, list[int]]]:
     from speechgpt_jax.tokenizer import Tokenizer
 
     for module in MODULE_IMPORT.value:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name != module:
-                raise
-            raise UserError(f"--module_import={module}: there is no such module.") from error
+        importlib.import_module(module)
     tokenizer = Tokenizer.from_pretrained(find(talk.RUN.value) / "tokenizer")
     found = examples.read(tokenizer, PROMPTS_TASK.value, SPLIT.value, NUM_EXAMPLES.value)
     return [

@@ -143,7 +143,7 @@ class VocoderConfig:
         Raises:
           UserError: there are none, they aren't whole numbers, or the vocoder doesn't have them.
         """
-        values = _as_array(units)
+        values = as_array(units)
         if values.ndim != 1 or not values.size or not np.issubdtype(values.dtype, np.integer):
             raise UserError(f"expected at least one unit, a whole number, got {_abridged(units)}.")
         if values.max() >= self.num_embeddings:
@@ -238,7 +238,7 @@ def check_durations(durations: Sequence[float] | np.ndarray, num_units: int) -> 
     Raises:
       UserError: they are not `num_units` finite numbers of at least 1, or too long together.
     """
-    values = _as_array(durations)
+    values = as_array(durations)
     if (
         values.shape != (num_units,)
         or values.dtype.kind not in "iuf"
@@ -256,7 +256,7 @@ def check_durations(durations: Sequence[float] | np.ndarray, num_units: int) -> 
     return values
 
 
-def _as_array(values) -> np.ndarray:
+def as_array(values) -> np.ndarray:
     """An array, which has no dimension if the values are lists of different lengths."""
     try:
         return np.asarray(values)

@@ -23,7 +23,7 @@ from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech import pretrained
 from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.pitch import pulse_train
-from speechgpt_jax.speech.vocoder.config import VocoderConfig, check_durations
+from speechgpt_jax.speech.vocoder.config import VocoderConfig, as_array, check_durations
 from speechgpt_jax.speech.vocoder.hifigan import DurationPredictor, Generator, PitchPredictor
 
 
@@ -99,7 +99,7 @@ class UnitVocoder(nnx.Module):
                     f"{name} are given for {len(values)} sequences; expected {len(units)}, one for "
                     "each sequence of units."
                 )
-        units = [np.asarray(sequence).reshape(-1) for sequence in units]
+        units = [as_array(sequence).reshape(-1) for sequence in units]
         # `check_units` refuses what is no number.
         kept = [s >= 0 if s.dtype.kind in "if" else np.full(len(s), True) for s in units]
         if durations is not None:
