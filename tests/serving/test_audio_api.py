@@ -184,7 +184,11 @@ def test_what_is_said_can_be_read_back(client):
         ({"input": ""}, "input: expected", "input"),
         ({"input": " \n"}, "only white space", "input"),
         ({"input": "a" * 4097}, "at most 4096 characters", "input"),
-        ({"voice": "alloy"}, "voice: expected one of slt, rms, kal16, got 'alloy'", "voice"),
+        (
+            {"voice": "alloy"},
+            "one of slt, rms, kal16, jm_kumo, got 'alloy'",
+            "voice",
+        ),
         ({"voice": {"id": 3}}, "voice: expected a valid string", "voice"),
         ({"response_format": "ogg"}, "response_format: expected 'mp3'", "response_format"),
         ({"speed": 5}, "speed: expected less than or equal to 4", "speed"),

@@ -256,7 +256,7 @@ def check_durations(durations: Sequence[float] | np.ndarray, num_units: int) -> 
     return values
 
 
-def as_array(values) -> np.ndarray:
+def as_array(values: Sequence | np.ndarray) -> np.ndarray:
     """An array, which has no dimension if the values are lists of different lengths."""
     try:
         return np.asarray(values)
