@@ -21,7 +21,6 @@ from pathlib import Path
 from speechgpt_jax import arguments
 from speechgpt_jax.corpus import text_to_speech
 from speechgpt_jax.demo_world import build
-from speechgpt_jax.files import SHIPPED_HUBERT
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 
 STEPS = {"synthesize": "synthesizes the demo world", "encode": "writes units and texts as records"}
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="parallel --tts commands",
     )
     add = encode.add_argument
-    add("--hubert", type=Path, default=SHIPPED_HUBERT, help="folder of HuBERT and centroids")
+    arguments.add_hubert(encode)
     add(
         "--voices",
         type=arguments.existing_folder,

@@ -17,12 +17,7 @@ from speechgpt_jax.arguments import existing_file, existing_folder, positive_int
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
     parser.add_argument("--manifest", required=True, type=existing_file)
-    parser.add_argument(
-        "--hubert",
-        type=existing_folder,
-        default=files.SHIPPED_HUBERT,
-        help="folder of HuBERT and centroids; default: the shipped one",
-    )
+    arguments.add_hubert(parser)
     parser.add_argument(
         "--vocoder",
         type=existing_folder,

@@ -13,7 +13,6 @@ from speechgpt_jax import arguments, files
 from speechgpt_jax.arguments import (
     at_least,
     existing_file,
-    existing_folder,
     finite_float,
     output_file,
 )
@@ -25,12 +24,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--manifest", required=True, type=existing_file)
     parser.add_argument("--split", help="only the manifest's rows of this split")
     parser.add_argument("--output", required=True, type=output_file)
-    parser.add_argument(
-        "--hubert",
-        type=existing_folder,
-        default=files.SHIPPED_HUBERT,
-        help="folder of HuBERT and centroids",
-    )
+    arguments.add_hubert(parser)
     parser.add_argument(
         "--max_speed",
         type=finite_float(at_least=1, at_most=4),

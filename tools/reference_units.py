@@ -8,7 +8,7 @@ speaker, ...}: with the units of the recording, and with those of the reference,
 """
 
 from speechgpt_jax import arguments, files
-from speechgpt_jax.arguments import existing_file, existing_folder, output_file
+from speechgpt_jax.arguments import existing_file, output_file
 from speechgpt_jax.errors import UserError
 
 
@@ -16,12 +16,7 @@ def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
     parser.add_argument("--manifest", required=True, type=existing_file)
     parser.add_argument("--output", required=True, type=output_file)
-    parser.add_argument(
-        "--hubert",
-        type=existing_folder,
-        default=files.SHIPPED_HUBERT,
-        help="folder of HuBERT and centroids",
-    )
+    arguments.add_hubert(parser)
     args = parser.parse_args(argv)
     files.check_other_file(args.output, args.manifest)
 
