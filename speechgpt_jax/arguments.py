@@ -123,6 +123,16 @@ def output_folder(text: str) -> str:
     return checked(nonempty(text), files.check_writable_folder)
 
 
+def local_output_folder(text: str) -> str:
+    """Type of folders to write into that are on this machine."""
+    return checked(output_folder(text), files.check_local)
+
+
+def local_output_file(text: str) -> str:
+    """Type of files to write that are on this machine."""
+    return checked(output_file(text), files.check_local)
+
+
 def output_file(text: str) -> str:
     """Type of files to write: their folder exists or can be made."""
     return checked(nonempty(text), files.check_writable_file)

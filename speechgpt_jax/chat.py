@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from speechgpt_jax import arguments, compilation_cache
-from speechgpt_jax.arguments import at_least, define, output_file, output_folder
+from speechgpt_jax.arguments import define, local_output_file, local_output_folder
 from speechgpt_jax.decoding import flags as talk
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import user_cache
@@ -30,18 +30,14 @@ from speechgpt_jax.gin_utils import hush_libraries
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
 
+HISTORY_TOKENS = talk.define_history_tokens()
 flags.adopt_module_key_flags(talk)
 flags.adopt_module_key_flags(compilation_cache)
-OUTPUT_DIR = define("output_dir", output_folder, None, "Save sound here instead of playing it.")
-LOG = define("log", output_file, None, "JSONL file to which every turn is added.")
-WRITTEN = flags.DEFINE_bool("written", False, "Answer in text only.")
-HISTORY_TOKENS = define(
-    "history_tokens",
-    at_least(0),
-    0,
-    "Most tokens of earlier turns that the model reads; models trained on single questions, as in"
-    " the recipes, answer best without.",
+OUTPUT_DIR = define(
+    "output_dir", local_output_folder, None, "Save sound here instead of playing it."
 )
+LOG = define("log", local_output_file, None, "JSONL file to which every turn is added.")
+WRITTEN = flags.DEFINE_bool("written", False, "Answer in text only.")
 # Longer recordings compile their programs when they come.
 QUESTION_SECONDS = 10
 

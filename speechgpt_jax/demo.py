@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--output_dir",
-        type=arguments.output_folder,
+        type=arguments.local_output_folder,
         default="runs/demo",
         help="folder of the three runs, loss.png and answer.wav (default: runs/demo)",
     )

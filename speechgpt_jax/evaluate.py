@@ -8,12 +8,13 @@ The figures are printed and, if a run is named, added to its evaluation.json. Th
 `infer --prompts_task`, which many hosts can write, are scored without a model; evaluation.json is
 then beside them.
 
-Gin binds other arguments of `evaluate_run`: --gin_file=... --gin.evaluate_run.batch_size=32
+Gin binds other arguments of `evaluate_run`: --gin_file=... --gin.evaluate_run.batch_size=32. It can
+also bind the tasks, as gin/stages/evaluation.gin does for files of your own.
 """
 
 from absl import flags
 
-from speechgpt_jax import compilation_cache, gin_utils
+from speechgpt_jax import compilation_cache, gin_utils, task_modules
 from speechgpt_jax.arguments import (
     define,
     existing_folder,
@@ -23,9 +24,10 @@ from speechgpt_jax.arguments import (
 )
 from speechgpt_jax.decoding.shards import SETTINGS, read_answers
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import SHIPPED_MODEL, find, read_json
+from speechgpt_jax.files import SHIPPED_MODEL, read_json
 
 flags.adopt_module_key_flags(compilation_cache)
+flags.adopt_module_key_flags(task_modules)
 RUN = define(
     "run", existing_folder, SHIPPED_MODEL, "Folder of a training run; by default the shipped model."
 )
@@ -35,7 +37,9 @@ OUTPUT_DIR = define(
     None,
     "Folder for evaluation.json; by default that of --run or --answers.",
 )
-TASKS = flags.DEFINE_list("tasks", None, "Names of SeqIO tasks or mixtures.")
+TASKS = flags.DEFINE_list(
+    "tasks", None, "Names of SeqIO tasks or mixtures; by default those that a --gin_file binds."
+)
 ANSWERS = define(
     "answers", existing_folder, None, "Folder of answers of `infer --prompts_task`, to be scored."
 )
@@ -49,16 +53,22 @@ RECOGNISE = flags.DEFINE_bool(
     "Also let two recognisers transcribe the spoken answers; needs the packages of the extra test.",
 )
 FORCED = flags.DEFINE_bool(
-    "forced", False, "Force answers into the form of the task, as infer, chat and serve do."
+    "forced",
+    False,
+    "Force answers into the form of the right one, as chat, serve and infer do with questions.",
 )
 MESH = define(
-    "mesh", positive_int, None, "Number of devices over which the model is cut; by default one."
+    "mesh", positive_int, None, "Number of devices over which the model is sharded; by default one."
 )
 
 
 def main() -> None:
-    if (TASKS.value is None) == (ANSWERS.value is None):
-        raise UserError("Give either --tasks, to be answered and scored, or --answers.")
+    files = flags.FLAGS.gin_file
+    if bool(ANSWERS.value) == bool(TASKS.value or files):
+        raise UserError(
+            "Give either --tasks or a --gin_file that binds them, to be answered and scored, or"
+            " --answers."
+        )
     if ANSWERS.value and any(flag.present for flag in (RUN, SPLIT, NUM_EXAMPLES, FORCED, MESH)):
         raise UserError(
             "--answers are scored as they are; leave out --run, --split, --num_examples, --forced"
@@ -67,12 +77,13 @@ def main() -> None:
     rows, answered_split = [], ""
     if ANSWERS.value:
         rows = read_answers(ANSWERS.value)
-        settings = read_json(find(ANSWERS.value) / SETTINGS, "the settings of infer --answers")
+        settings = read_json(f"{ANSWERS.value}/{SETTINGS}", "the settings of infer --answers")
         answered_split = settings.get("split") or ""
         if not answered_split:
             raise UserError(f"{ANSWERS.value}/{SETTINGS} names no split; see infer --prompts_task.")
     # Importing TensorFlow takes seconds; wrong flags are reported before.
-    import tasks  # noqa: F401 (registers them)
+    task_modules.check()
+    task_modules.register()
     from speechgpt_jax.evaluation import evaluate, spoken
 
     compilation_cache.use()
@@ -81,10 +92,11 @@ def main() -> None:
         metrics = evaluate.evaluate_answers(rows, more_metrics)
         evaluate.save(OUTPUT_DIR.value or ANSWERS.value, answered_split, metrics)
     else:
+        tasks_of_flag = {} if TASKS.value is None else {"tasks": TASKS.value}
         metrics = gin_utils.call(
             evaluate.evaluate_run,
             run=RUN.value,
-            tasks=TASKS.value,
+            **tasks_of_flag,
             split=SPLIT.value,
             num_examples=NUM_EXAMPLES.value,
             forced=FORCED.value,

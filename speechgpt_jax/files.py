@@ -1,27 +1,23 @@
-"""Atomic writing of files, and reading of tables with line numbers; local paths or gs://.
+"""Atomic writing of files, and reading of them; local paths or gs://.
 
 Only "\\n" ends a line: U+2028 and similar characters are part of the text. A byte order mark at the
-start and blank lines are skipped. Reading errors are UserErrors that name the file and the line.
+start is skipped. Reading errors are UserErrors that name the file.
 """
 
 import contextlib
-import csv
 import errno
 import functools
 import io
-import itertools
 import json
 import logging
 import operator
 import os
 import pathlib
-import re
 import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
 
 from etils import epath
 
@@ -57,6 +53,12 @@ def is_remote(path: Path) -> bool:
     return "://" in os.fspath(path)
 
 
+def check_local(path: Path) -> None:
+    """Raises a UserError if `path` is a URL."""
+    if is_remote(path):
+        raise UserError(f"expected a path on this machine, got {path}.")
+
+
 def user_cache() -> pathlib.Path | None:
     """This user's cache folder, ~/.cache/speechgpt_jax; None if it can't be written."""
     try:
@@ -66,13 +68,6 @@ def user_cache() -> pathlib.Path | None:
     except (OSError, RuntimeError):  # RuntimeError: there is no home.
         return None
     return folder if os.access(folder, os.W_OK) else None
-
-
-class Row(NamedTuple):
-    """One row of a manifest, with its `place`, "FILE:LINE", for messages."""
-
-    place: str
-    fields: dict
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -260,6 +255,12 @@ def check_writable_file(path: Path) -> None:
     check_writable_folder(os.path.dirname(path) or ".")
 
 
+def check_other_file(output: Path, given: Path) -> None:
+    """Raises a UserError if a file to be written is the one to be read."""
+    if os.path.realpath(output) == os.path.realpath(given):
+        raise UserError(f"{output} is the input; name another file for the output.")
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all; a UserError says why it can't be written."""
     with whole_file(path) as unfinished:
@@ -269,11 +270,6 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """The same for text, as UTF-8."""
     write_bytes(path, text.encode())
-
-
-def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
-    """The same for rows of JSON values, one per line."""
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -306,7 +302,7 @@ def read_bytes(path: Path, expected: str = "a file") -> bytes:
     """The content of a file; the error message says that `expected` was expected."""
     try:
         return epath.Path(path).read_bytes()
-    except OSError as error:
+    except io_errors() as error:
         raise UserError(f"{path} can't be read ({error}); expected {expected}.") from error
 
 
@@ -392,202 +388,22 @@ def keep_settings(path: Path, settings: dict, writes: bool = True) -> None:
 def read_lines(path: Path, expected: str = "a text file") -> list[str]:
     """The lines of a UTF-8 text file, without blank ones."""
     data = read_bytes(path, expected)
-    return [text for _, text in _texts(io.BytesIO(data), str(path)) if text.strip()]
+    return [text for _, text in numbered_lines(io.BytesIO(data), str(path)) if text.strip()]
 
 
-def read_rows(path: Path, required: Sequence[str] = ()) -> list[Row]:
-    """The rows of a table, in the format of its suffix.
-
-    .tsv, .csv    a row of column names, then cells, quoted as in CSV; a .tsv may also have
-                  fairseq's layout: a folder on the first line, then `relative/path<TAB>samples`,
-                  read as the fields `path` and `samples`
-    others        JSONL: one object per line
-
-    Args:
-      path: of the table.
-      required: fields that every row must have as text.
-
-    Raises:
-      UserError: there is no such file, a row can't be parsed, or it lacks a required field.
-    """
-    data = read_bytes(path, "a table: JSONL, .tsv or .csv")
-    return list(parse_rows(io.BytesIO(data), str(path), required))
-
-
-def read_manifest(path: Path, split: str | None = None) -> list[dict]:
-    """The rows of a table of recordings, of one split if given, with their full `path`.
-
-    Raises:
-      UserError: the table can't be read, a row has no `path`, or there are no rows.
-    """
-    rows = [row.fields for row in read_rows(path, ("path",))]
-    if not rows:
-        raise UserError(f"{path} has no rows; expected one per recording.")
-    chosen = [row for row in rows if split is None or row.get("split") == split]
-    if not chosen:
-        splits = sorted({str(row.get("split")) for row in rows})
-        raise UserError(f"{path} has no rows of split {split!r}; it has {', '.join(splits)}.")
-    return [row | {"path": resolve(row["path"], path)} for row in chosen]
-
-
-def check_fields(rows: Iterable[Mapping], fields: Sequence[str]) -> None:
-    """Raises a UserError if a row of a manifest lacks one of `fields`, or its type is wrong."""
-    for row in rows:
-        name = row.get("path", "a row")
-        if missing := set(fields) - row.keys():
-            raise UserError(
-                f"{name} has no {', '.join(sorted(missing))}; expected {', '.join(fields)}, as"
-                " tools.extract_units writes them."
-            )
-        for field in fields:
-            expected = list if field in ("units", "durations") else str
-            if not isinstance(row[field], expected):
-                noun = "a list" if expected is list else "text"
-                raise UserError(f"{name}: expected {field} to be {noun}, got {row[field]!r}.")
-
-
-def check_recordings(rows: Iterable[Mapping], fields: Sequence[str] = ("path",)) -> None:
-    """Raises a UserError if a recording that a manifest names is on this machine and missing."""
-    for row in rows:
-        for field in fields:
-            if not is_remote(row[field]) and not os.path.isfile(row[field]):
-                raise UserError(f"{row[field]} of the manifest isn't there.")
-
-
-def check_other_file(output: Path, given: Path) -> None:
-    """Raises a UserError if a file to be written is the one to be read."""
-    if os.path.realpath(output) == os.path.realpath(given):
-        raise UserError(f"{output} is the input; name another file for the output.")
-
-
-def resolve(path: str, manifest: Path) -> str:
-    """The full path of a recording; a relative `path` starts at the manifest's folder."""
-    return path if is_remote(path) else os.path.join(os.path.dirname(os.fspath(manifest)), path)
-
-
-def parse_rows(lines: Iterable[bytes], name: str, required: Sequence[str] = ()) -> Iterator[Row]:
-    """Yields the rows of an open file; `read_rows` describes the formats.
+def numbered_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
+    """Lines of an open file, numbered from 1, without line ends and byte order mark.
 
     Args:
       lines: a binary file.
-      name: of the file, for its suffix and for messages.
-      required: fields that every row must have as text.
+      name: of the file, for messages.
+
+    Raises:
+      UserError: a line is not UTF-8.
     """
-    texts = _texts(lines, name)
-    if name.lower().endswith(".csv"):
-        rows = _parse_cells(texts, name, ",")
-    elif name.lower().endswith(".tsv"):
-        rows = _parse_tsv(texts, name)
-    else:
-        rows = _parse_jsonl(texts, name)
-    for row in rows:
-        for field in required:
-            value = row.fields.get(field)
-            if not isinstance(value, str):
-                got = "is missing" if field not in row.fields else f"must be text, got {value!r}"
-                raise UserError(f"{row.place}: {field} {got}.")
-        yield row
-
-
-NumberedTexts = Iterator[tuple[int, str]]
-
-
-def _texts(lines: Iterable[bytes], name: str) -> NumberedTexts:
-    """Lines numbered from 1, without line ends and byte order mark."""
     for number, line in enumerate(lines, 1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"{name}:{number}: not UTF-8 ({error}); save it as UTF-8.") from error
         yield number, text.removesuffix("\n").removesuffix("\r")
-
-
-def _parse_jsonl(texts: NumberedTexts, name: str) -> Iterator[Row]:
-    for number, text in texts:
-        if not text.strip():
-            continue
-        place = f"{name}:{number}"
-        try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{place}: {text[:60]!r} is not a JSON object: {error}.") from error
-        if not isinstance(fields, dict):
-            raise UserError(f"{place}: expected a JSON object, got {text[:60]!r}.")
-        yield Row(place, fields)
-
-
-def _parse_tsv(texts: NumberedTexts, name: str) -> Iterator[Row]:
-    filled = ((number, text) for number, text in texts if text.strip())
-    start = list(itertools.islice(filled, 1))
-    if start and "\t" not in start[0][1]:
-        start += itertools.islice(filled, 1)
-        if len(start) == 2 and re.fullmatch(r"[^\t]+\t\d+\s*", start[1][1]):
-            yield from _parse_fairseq(start[0][1], itertools.chain(start[1:], filled), name)
-            return
-    yield from _parse_cells(itertools.chain(start, texts), name, "\t")
-
-
-def _parse_fairseq(folder: str, texts: NumberedTexts, name: str) -> Iterator[Row]:
-    for number, text in texts:
-        path, _, samples = text.partition("\t")
-        if not samples.strip().isdecimal():
-            raise UserError(f"{name}:{number}: expected `path<TAB>samples`, got {text[:60]!r}.")
-        fields = {"path": os.path.join(folder.strip(), path), "samples": int(samples)}
-        yield Row(f"{name}:{number}", fields)
-
-
-def _parse_cells(texts: NumberedTexts, name: str, delimiter: str) -> Iterator[Row]:
-    """Rows of cells: `"a ""b"" c"` is `a "b" c`; a quoted cell may contain line ends."""
-    columns: list[str] | None = None
-    for number, cells in _cells(texts, name, delimiter):
-        place = f"{name}:{number}"
-        if columns is None:
-            columns = _columns(cells, place)
-            continue
-        if not any(cells[len(columns) :]):  # Some programs end every row with a delimiter.
-            cells = cells[: len(columns)]
-        if len(cells) != len(columns):
-            raise UserError(
-                f"{place}: expected {len(columns)} cells ({', '.join(columns)}), got {len(cells)}:"
-                f" {delimiter.join(cells)[:60]!r}."
-            )
-        yield Row(place, dict(zip(columns, cells)))
-
-
-def _columns(cells: list[str], place: str) -> list[str]:
-    """The column names, which must be unique."""
-    columns = [cell.strip() for cell in cells]
-    while not columns[-1]:
-        columns.pop()
-    if "" in columns:
-        number = columns.index("") + 1
-        raise UserError(f"{place}: column {number} has no name; name it or remove it.")
-    repeated = [column for column in columns if columns.count(column) > 1]
-    if repeated:
-        raise UserError(f"{place}: two columns are called {repeated[0]!r}; rename one of them.")
-    return columns
-
-
-def _cells(texts: NumberedTexts, name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Number of the first line and cells of each row; rows of blank cells are skipped."""
-    number = 0
-
-    def lines() -> Iterator[str]:
-        nonlocal number
-        for number, text in texts:  # noqa: B007 (it is read below)
-            yield text + "\n"
-
-    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
-    while True:
-        before = number
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise UserError(
-                f"{name}:{before + 1}: not a row of cells ({error}); a cell that holds quotes is"
-                ' written as "so ""quoted"" here".'
-            ) from error
-        if any(cell.strip() for cell in cells):
-            yield before + 1, cells

@@ -4,24 +4,24 @@
     python -m speechgpt_jax.infer --text="what month comes after may?"
     python -m speechgpt_jax.infer --task=transcribe --audio=speech.wav
     python -m speechgpt_jax.infer --run=runs/demo/stage2 --task=speak --text="good morning"
-    python -m speechgpt_jax.infer --run=runs/7b/stage3 --prompts=questions.jsonl \\
-        --answers=answers --mesh=8 --dtype=bfloat16 --multihost
 
 Prints the text of the reply and writes its speech to --output.
 
+    python -m speechgpt_jax.infer --run=runs/7b/stage3 --prompts=questions.jsonl \\
+        --answers=answers --mesh=8 --dtype=bfloat16 --multihost
     python -m speechgpt_jax.infer --run=runs/7b/stage3 --prompts_task=demo_asr --answers=answers
 
-With --prompts each row has a `text` or an `audio` (a path), and --answers gets numbered shards of
-these rows, in their order, with `transcript`, `text` and `units` of the reply as `answer`. A killed
-command resumes with the missing shards. With several processes each answers its own shards, on its
-own devices. tools.synthesize makes sound of units. With --prompts_task the prompts are those of a
-SeqIO task; each row has the `task`, its `prompt` and the `target`, the answer in the data.
+With --prompts each row has a `text` or an `audio` (a path, relative to the table), and --answers
+gets numbered shards of these rows, in their order, with `transcript`, `text` and `units` of the
+reply as `answer`. A killed command, given again, resumes with the missing shards. With several
+processes each answers its own shards, on its own devices. tools.synthesize makes sound of units.
+With --prompts_task the prompts are those of a SeqIO task; each row has the `task`, its `prompt` and
+the `target`, the answer in the data.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 
-from speechgpt_jax import arguments, compilation_cache
+from speechgpt_jax import arguments, compilation_cache, task_modules
 from speechgpt_jax.arguments import (
     define,
     existing_file,
@@ -40,8 +40,9 @@ from speechgpt_jax.arguments import (
 )
 from speechgpt_jax.decoding import flags as talk
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import find, is_remote, read_rows
+from speechgpt_jax.files import is_remote
 from speechgpt_jax.gin_utils import hush_libraries
+from speechgpt_jax.manifests import read_rows, resolve
 from speechgpt_jax.speech.audio import SAMPLE_RATE, check_output, load_audio, save_audio
 from speechgpt_jax.speech.sound_devices import open_player
 from speechgpt_jax.training import process_flags
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 flags.adopt_module_key_flags(talk)
 flags.adopt_module_key_flags(compilation_cache)
 flags.adopt_module_key_flags(process_flags)
+flags.adopt_module_key_flags(task_modules)
 TASK = flags.DEFINE_enum(
     "task",
     "answer",
@@ -78,9 +80,6 @@ SPLIT = define("split", nonempty, "test", "Split of --prompts_task.")
 NUM_EXAMPLES = define(
     "num_examples", positive_int, None, "Examples per task of --prompts_task; by default all."
 )
-MODULE_IMPORT = flags.DEFINE_list(
-    "module_import", [], "Modules that register tasks besides those of `tasks`, with commas."
-)
 ANSWERS = define("answers", output_folder, None, "Folder for the answers to all prompts.")
 ROWS_PER_SHARD = define("rows_per_shard", positive_int, 256, "Rows of a shard of --answers.")
 AT_ONCE = define("at_once", positive_int, 32, "Prompts that are answered at once.")
@@ -88,7 +87,7 @@ MESH = define(
     "mesh",
     positive_int,
     None,
-    "Number of this process's devices over which the model is cut; by default it is on one.",
+    "Number of this process's devices over which the model is sharded; by default one.",
 )
 
 
@@ -114,8 +113,7 @@ def main() -> None:
             answer_all(questions, answer_question)
         return
     if PROMPTS_TASK.value:
-        for module in MODULE_IMPORT.value:
-            check_module(module)
+        task_modules.check()
         examples = read_examples()
         with process_flags.connected():
             # Answered from token ids: encoding the text again could change them.
@@ -138,14 +136,9 @@ def main() -> None:
         show(reply)
 
 
-def check_module(name: str) -> None:
-    """Raises a UserError if there is no module of this name."""
-    try:
-        found = importlib.util.find_spec(name)
-    except (ModuleNotFoundError, ValueError):  # Of a parent, or no name at all.
-        found = None
-    if not found:
-        raise UserError(f"--module_import={name}: there is no such module.")
+def audio_path(row: dict) -> str:
+    """Path of the recording of a question; that of a row of --prompts starts at the table."""
+    return resolve(row["audio"], PROMPTS.value) if PROMPTS.value else row["audio"]
 
 
 def check_question(row: dict, place: str) -> dict:
@@ -155,8 +148,8 @@ def check_question(row: dict, place: str) -> dict:
     question = row.get("text", row.get("audio"))
     if not isinstance(question, str) or not is_text(question):
         raise UserError(f"{place}: expected a text or the path of a recording, got {question!r}.")
-    if "audio" in row and not is_remote(question) and not os.path.isfile(question):
-        raise UserError(f"{place}: there is no recording {question}.")
+    if "audio" in row and not is_remote(path := audio_path(row)) and not os.path.isfile(path):
+        raise UserError(f"{place}: there is no recording {path}.")
     if TASK.value == "transcribe" and "audio" not in row:
         raise UserError(f"{place}: --task=transcribe needs a recording: give audio.")
     if TASK.value == "speak" and "text" not in row:
@@ -178,13 +171,11 @@ def ask(conversation: Conversation, source: Any) -> Reply:
 def read_examples() -> list[tuple[dict, list[int]]]:
     """Fields to write and token ids of the prompt of each example of --prompts_task."""
     # TensorFlow takes seconds; it is imported for SeqIO's tasks alone.
-    import tasks  # noqa: F401 (registers them)
+    task_modules.register()
     from speechgpt_jax.evaluation import examples
     from speechgpt_jax.tokenizer import Tokenizer
 
-    for module in MODULE_IMPORT.value:
-        importlib.import_module(module)
-    tokenizer = Tokenizer.from_pretrained(find(talk.RUN.value) / "tokenizer")
+    tokenizer = Tokenizer.from_pretrained(f"{talk.RUN.value}/tokenizer")
     found = examples.read(tokenizer, PROMPTS_TASK.value, SPLIT.value, NUM_EXAMPLES.value)
     return [
         (
@@ -201,7 +192,7 @@ def read_examples() -> list[tuple[dict, list[int]]]:
 
 def answer_question(conversation: Conversation, row: dict) -> dict:
     """Parts of the answer to a row of --prompts."""
-    source = row["text"] if "text" in row else load_audio(row["audio"])
+    source = row["text"] if "text" in row else load_audio(audio_path(row))
     reply = ask(conversation, source)
     return {"transcript": reply.transcript, "text": reply.text, "units": reply.units}
 

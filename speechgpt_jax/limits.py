@@ -22,14 +22,13 @@ _COMPARISONS = {
 
 def is_within(value: float, **limits: float) -> bool:
     """Whether `value` is finite and within all limits."""
-    return math.isfinite(value) and all(
-        _COMPARISONS[name](value, limit) for name, limit in limits.items()
-    )
+    is_finite = isinstance(value, int) or math.isfinite(value)  # A long integer is no float.
+    return is_finite and all(_COMPARISONS[name](value, limit) for name, limit in limits.items())
 
 
 def limits_text(**limits: float) -> str:
     """at_least=0, below=1 -> "at least 0 and below 1"; without limits "finite"."""
-    texts = [f"{name.replace('_', ' ')} {limit:g}" for name, limit in limits.items()]
+    texts = [f"{name.replace('_', ' ')} {limit}" for name, limit in limits.items()]
     return " and ".join(texts) or "finite"
 
 

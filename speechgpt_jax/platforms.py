@@ -10,7 +10,9 @@ import os
 import sys
 from pathlib import Path
 
+# Google's other PCI devices are network cards and disks of its virtual machines.
 GOOGLE_PCI_VENDOR = "0x1ae0"
+TPU_PCI_DEVICES = {"0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076"}
 
 
 def avoid_absent_tpu() -> None:
@@ -26,8 +28,12 @@ def avoid_absent_tpu() -> None:
 
 
 def has_tpu(root: str = "/") -> bool:
-    """Whether the kernel shows a TPU: a device node (TPU VM, GKE) or a PCI device of Google's."""
+    """Whether the kernel shows a TPU: a device node (TPU VM, GKE) or a PCI device."""
     if glob.glob(f"{root}/dev/accel*") or glob.glob(f"{root}/dev/vfio/[0-9]*"):
         return True
-    vendors = glob.glob(f"{root}/sys/bus/pci/devices/*/vendor")
-    return any(Path(vendor).read_text().strip() == GOOGLE_PCI_VENDOR for vendor in vendors)
+
+    def is_tpu(folder: str) -> bool:
+        vendor, device = (Path(folder, name).read_text().strip() for name in ("vendor", "device"))
+        return vendor == GOOGLE_PCI_VENDOR and device in TPU_PCI_DEVICES
+
+    return any(map(is_tpu, glob.glob(f"{root}/sys/bus/pci/devices/*")))

@@ -20,6 +20,7 @@ from absl import flags
 from speechgpt_jax import files, gin_utils
 from speechgpt_jax.arguments import checked, define, finite_float, output_file
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_number
 
 if TYPE_CHECKING:
     from speechgpt_jax.compilation.report import Report
@@ -95,6 +96,7 @@ def precompile() -> Report:
             raise UserError(f"not even {pieces} rows fit on {TOPOLOGY.value}; try more chips.")
         return report
     rows = batch["batch_size"]
+    check_number("batch_size", rows, at_least=1)
     if BATCH_PER_CHIP.value is not None:
         rows = round(BATCH_PER_CHIP.value * mesh.size)
     if rows < 1:

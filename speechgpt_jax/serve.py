@@ -1,7 +1,7 @@
 """Serves a trained model: OpenAI's API under /v1 and a page to talk with it.
 
     python -m speechgpt_jax.serve
-    python -m speechgpt_jax.serve --run=runs/demo/stage3 --host=0.0.0.0 --ssl_certfile=cert.pem \
+    python -m speechgpt_jax.serve --run=runs/demo/stage3 --host=0.0.0.0 --ssl_certfile=cert.pem \\
         --ssl_keyfile=key.pem
 
 The environment variable SPEECHGPT_API_KEY, if set, is the key that clients must send.
@@ -22,6 +22,7 @@ from speechgpt_jax.arguments import (
     at_least,
     define,
     existing_file,
+    finite_float,
     nonempty,
     positive_float,
     positive_int,
@@ -30,21 +31,17 @@ from speechgpt_jax.decoding import flags as talk
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.gin_utils import hush_libraries
 
+HISTORY_TOKENS = talk.define_history_tokens()
 flags.adopt_module_key_flags(talk)
 flags.adopt_module_key_flags(compilation_cache)
 HOST = define("host", nonempty, "127.0.0.1", "Address to listen at; 0.0.0.0: all of this host.")
 PORT = define("port", at_least(1, at_most=65_535), 8000, "Port to listen at.")
 MODEL_NAME = define("model_name", nonempty, None, "What clients call it; by default the run's.")
 NUM_SLOTS = define("num_slots", positive_int, 8, "Requests that are answered at the same time.")
-HISTORY_TOKENS = define(
-    "history_tokens",
-    at_least(0),
-    0,
-    "Most tokens of earlier turns that the model reads; models trained on single questions, as in"
-    " the recipes, answer best without.",
-)
 MAX_WAITING = define("max_waiting", at_least(0), 32, "Requests that may wait for a slot.")
-MAX_BODY_MB = define("max_body_mb", positive_float, 16.0, "Largest request, in MiB.")
+MAX_BODY_MB = define(
+    "max_body_mb", finite_float(at_least=1 / 1024), 16.0, "Largest request, in MiB."
+)
 MAX_AUDIO_SECONDS = define("max_audio_seconds", positive_float, 60.0, "Longest recording.")
 MAX_SECONDS = define("max_seconds", positive_float, 120.0, "Time for a request and its reply.")
 CORS_ORIGINS = flags.DEFINE_list(
@@ -66,9 +63,10 @@ def main() -> None:
     log.setLevel(logging.INFO)
     log.propagate = False  # absl's handler would add a prefix to the JSON, or drop it.
 
-    from speechgpt_jax.serving.server import check_port, run
+    from speechgpt_jax.serving.server import check_certificate, check_port, run
 
     check_port(HOST.value, PORT.value)
+    check_certificate(SSL_CERTFILE.value, SSL_KEYFILE.value)
     print("Loading the model ...", file=sys.stderr, flush=True)
 
     # Loads JAX, which takes seconds; wrong flags are reported before.

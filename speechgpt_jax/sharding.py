@@ -113,14 +113,24 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int, int
 
 
 def create_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Mesh of `devices` (by default all), laid out so that neighbours have the fastest links."""
+    """Mesh of `devices` (by default all), laid out so that neighbours have the fastest links.
+
+    Raises:
+      UserError: the mesh does not fill the devices, or they are not as many TPU slices.
+    """
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
     if config.slices > 1:
         slice_shape = (shape[0] // config.slices, *shape[1:])
-        grid = mesh_utils.create_hybrid_device_mesh(
-            slice_shape, (config.slices, 1, 1, 1), devices, allow_split_physical_axes=True
-        )
+        try:
+            grid = mesh_utils.create_hybrid_device_mesh(
+                slice_shape, (config.slices, 1, 1, 1), devices, allow_split_physical_axes=True
+            )
+        except (ValueError, AttributeError) as error:  # GPUs and CPUs have no slices.
+            raise UserError(
+                f"mesh {config}: these devices are not {config.slices} TPU slices ({error}); set"
+                " slices to their number, 1 elsewhere."
+            ) from error
     else:
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))

@@ -137,7 +137,7 @@ _DIALOGUE_TASKS = {
 # Share of the units that varied tasks replace, and of those that they drop.
 _VARIED = 0.05
 # Tasks of questions and answers that have a varied one: their question is spoken.
-_HEARD = ("speech_to_speech", "speech_to_text")
+_SPOKEN_QUESTIONS = ("speech_to_speech", "speech_to_text")
 
 
 def add_tasks(
@@ -256,7 +256,7 @@ def add_tasks(
             folder, "dialogues", _QUESTION_AND_ANSWER, ("train", "test", "unheard_voice")
         )
         add(name, source, [preprocessors.question_and_answer(template)], metric_fns)
-        if name in _HEARD:
+        if name in _SPOKEN_QUESTIONS:
             varied = [
                 preprocessors.vary_units(_VARIED, "question_units"),
                 preprocessors.question_and_answer(template),

@@ -32,6 +32,9 @@ def unit_lines(
       name: name of the task.
       on_error: "stop" raises before training if a record is bad; "skip" leaves bad records out and
         logs them.
+
+    Raises:
+      UserError: there is no tokenizer in the folder, or `on_error` is something else.
     """
     vocabulary = Vocabulary.from_pretrained(tokenizer)
     check = records.check_unit_text(len(vocabulary.unit_ids))

@@ -48,6 +48,10 @@ def dialogue_lines(
       metric_fns: metrics of the evaluation.
       template: name of one of `prompts.TEMPLATES`, in which the model reads the dialogues; None:
         the one that is saved with the tokenizer.
+
+    Raises:
+      UserError: there is no tokenizer in the folder, or `direction`, `template` or `on_error` is
+        unknown.
     """
     vocabulary = Vocabulary.from_pretrained(tokenizer, template)
     check = records.check_dialogues(len(vocabulary.unit_ids))
@@ -77,6 +81,9 @@ def tfds_dialogues(
       tokenizer: folder with the tokenizer.
       data_dir: where `tfds build` wrote it.
       direction, metric_fns, template: as in `dialogue_lines`.
+
+    Raises:
+      UserError: as `dialogue_lines`.
     """
     source = seqio.TfdsDataSource(dataset, data_dir, read_only=True)
     num_examples = max(map(source.num_input_examples, source.splits))
@@ -99,7 +106,7 @@ def text_instructions(
 ) -> str:
     """Registers a task of records with a written `question` and `answer`; returns its name.
 
-    The arguments are those of `dialogue_lines`.
+    Arguments and errors are those of `dialogue_lines`.
     """
     return _add_task(
         name,

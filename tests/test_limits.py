@@ -43,6 +43,12 @@ def batches(**changes):
     return load_host_batches("none", **{"batch_size": 8, "sequence_length": 8} | changes)
 
 
+def test_limits_are_printed_with_all_digits():
+    with pytest.raises(UserError, match=r"context 5000000 must be at least 2 and at most 1048576"):
+        check_number("context", 5_000_000, at_least=2, at_most=2**20)
+    assert not is_within(10**400, at_most=65_535)
+
+
 @pytest.mark.parametrize(
     ("make", "name", "values"),
     [

@@ -96,6 +96,19 @@ FILE = "pyproject.toml"
             ["--run=tests", "--text=a", "--engine=http://a/v1", "--mesh=2"],
             "--mesh is for weights here",
         ),
+        (
+            "infer",
+            ["--text=a", "--max_new_tokens=300", "--context=300"],
+            "--max_new_tokens=300 must be below --context=300",
+        ),
+        (
+            "evaluate",
+            ["--tasks=a", "--module_import=no_such_module"],
+            "--module_import=no_such_module: there is no such module",
+        ),
+        ("chat", ["--output_dir=gs://b/a"], "expected a path on this machine, got gs://b/a"),
+        ("chat", ["--log=gs://b/a"], "expected a path on this machine, got gs://b/a"),
+        ("serve", ["--max_body_mb=0.0005"], "--max_body_mb=0.0005: expected a number, at least"),
         ("chat", ["--run=none"], "--run=none: expected a path that exists"),
         ("chat", ["--run=tests", f"--output_dir={FILE}"], "can't be a folder"),
         ("chat", ["--run=tests", "--history_tokens=-1"], "--history_tokens=-1: expected"),
@@ -157,7 +170,7 @@ def test_inference_needs_no_tensorflow():
         ({"audio": 5}, "expected a text or the path of a recording, got 5"),
         ({"text": None}, "expected a text or the path of a recording, got None"),
         ({"text": "a \ud800"}, "expected a text or the path"),
-        ({"audio": "none.wav"}, "there is no recording none.wav"),
+        ({"audio": "none.wav"}, "there is no recording FOLDER/none.wav"),
         ({"text": "a", "audio": "b"}, "expected either"),
     ],
 )
@@ -167,7 +180,7 @@ def test_questions_that_cannot_be_asked(tmp_path, row, message):
     process = start("speechgpt_jax.infer", f"--prompts={prompts}", f"--answers={tmp_path / 'out'}")
     assert process.returncode == 1
     [line] = process.stderr.splitlines()
-    assert f"{prompts}:1" in line and message in line
+    assert f"{prompts}:1" in line and message.replace("FOLDER", str(tmp_path)) in line
 
 
 @pytest.mark.parametrize(

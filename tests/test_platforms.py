@@ -44,9 +44,12 @@ def test_device_nodes(device, tmp_path):
 
 
 def test_pci_devices(tmp_path):
-    vendor = tmp_path / "sys" / "bus" / "pci" / "devices" / "0000:00:05.0" / "vendor"
-    vendor.parent.mkdir(parents=True)
-    vendor.write_text("0x8086\n")
+    folder = tmp_path / "sys" / "bus" / "pci" / "devices" / "0000:00:05.0"
+    folder.mkdir(parents=True)
+    (folder / "vendor").write_text("0x8086\n")
+    (folder / "device").write_text("0x0063\n")
     assert not has_tpu(str(tmp_path))
-    vendor.write_text("0x1ae0\n")
+    (folder / "vendor").write_text("0x1ae0\n")
     assert has_tpu(str(tmp_path))
+    (folder / "device").write_text("0x0042\n")  # A network card.
+    assert not has_tpu(str(tmp_path))

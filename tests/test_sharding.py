@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from speechgpt_jax import sharding
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.sharding import MeshConfig, mesh_shape
 from tests import processes
 
@@ -100,6 +101,12 @@ def test_mesh_shape(config, devices, shape):
 def test_impossible_meshes(config, message):
     with pytest.raises(ValueError, match=message):
         mesh_shape(config, 8)
+
+
+def test_cpus_are_no_slices():
+    config = MeshConfig(data=2, fsdp=1, slices=2)
+    with pytest.raises(UserError, match=r"are not 2 TPU slices .* set slices to their number"):
+        sharding.create_mesh(config, jax.devices() * 2)
 
 
 def test_batches_must_divide_over_the_mesh():

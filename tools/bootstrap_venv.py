@@ -27,6 +27,8 @@ def newest_pip_wheel(index: str) -> str:
 
 
 def main(folder: str) -> None:
+    if os.path.isdir(folder) and os.listdir(folder) and not os.path.isfile(f"{folder}/pyvenv.cfg"):
+        sys.exit(f"{folder} holds other files; name a new folder.")
     venv.create(folder, with_pip=False, clear=True)
     url = newest_pip_wheel(os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple"))
     with tempfile.TemporaryDirectory() as temporary:
@@ -37,4 +39,6 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     main(sys.argv[1])

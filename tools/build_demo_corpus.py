@@ -2,8 +2,8 @@
 
     python -m tools.build_demo_corpus synthesize --work_dir=DIR --human_prompts=PROMPTS
         DIR/wavs/*.wav, 16 kHz mono, and DIR/manifest.jsonl, one clip per row (some minutes)
-    python -m tools.build_demo_corpus encode --work_dir=DIR --hubert=FOLDER --output=FOLDER
-        FOLDER/{utterances,dialogues}-SPLIT.tfrecord.gz, clips/*.flac and clips/clips.json (the
+    python -m tools.build_demo_corpus encode --work_dir=DIR --hubert=HUBERT --output=OUTPUT
+        OUTPUT/{utterances,dialogues}-SPLIT.tfrecord.gz, clips/*.flac and clips/clips.json (the
         ATTRIBUTION.md beside the shipped ones names their authors); and DIR/units.jsonl, the
         manifest with units and durations
 
@@ -32,7 +32,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     synthesize, encode = (steps.add_parser(name, help=text) for name, text in STEPS.items())
     for step in (synthesize, encode):
         step.add_argument(
-            "--work_dir", type=arguments.output_folder, required=True, help="folder of the clips"
+            "--work_dir",
+            type=arguments.local_output_folder,
+            required=True,
+            help="folder of the clips",
         )
     add = synthesize.add_argument
     add("--tts", type=arguments.nonempty, default=text_to_speech.FLITE, help="default: %(default)s")
@@ -56,7 +59,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=arguments.existing_folder,
         help="further recordings for training, by tools.record_voices",
     )
-    add("--output", type=arguments.output_folder, default=str(build.SHIPPED_CORPUS))
+    add(
+        "--output",
+        type=arguments.local_output_folder,
+        default=str(build.SHIPPED_CORPUS),
+        help="folder of the records; default: the shipped corpus, which is overwritten",
+    )
     args = parser.parse_args(argv)
     work_dir = Path(args.work_dir)
     if args.step == "synthesize":

@@ -10,7 +10,7 @@ Printed are word error rates and, in points with a 95 % interval (bootstrap over
 far they are above that of the recordings.
 """
 
-from speechgpt_jax import arguments, files
+from speechgpt_jax import arguments, files, manifests
 from speechgpt_jax.arguments import existing_file, existing_folder, positive_int
 
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     scores = evaluate_encoder(
         Speech2Unit.from_pretrained(args.hubert),
         UnitVocoder.from_pretrained(args.vocoder),
-        files.read_manifest(args.manifest),
+        manifests.read_manifest(args.manifest),
         WhisperRecogniser(),
         speaker=args.voice,
         sentences=args.sentences,

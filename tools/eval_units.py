@@ -13,8 +13,8 @@ Phones of synthesized clips come from flite, which must be installed; those of a
 by PocketSphinx. Groups without clips in the manifest are left out.
 """
 
-from speechgpt_jax import arguments, files
-from speechgpt_jax.arguments import existing_file, existing_folder, positive_int
+from speechgpt_jax import arguments, manifests
+from speechgpt_jax.arguments import existing_file, positive_int
 
 
 def main(argv: list[str]) -> None:
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
         type=existing_file,
         help="rows with `path`, `text`, `speaker` and `split`, as of tools.build_demo_corpus",
     )
-    parser.add_argument("--hubert", type=existing_folder, help="default: the shipped one")
+    arguments.add_hubert(parser)
     parser.add_argument("--clips", type=positive_int, default=300, help="most clips of a group")
     args = parser.parse_args(argv)
     # Imported now that the arguments are right: it takes seconds.
@@ -33,11 +33,10 @@ def main(argv: list[str]) -> None:
     from rich.table import Table
 
     from speechgpt_jax.evaluation import units
-    from speechgpt_jax.files import SHIPPED_HUBERT
     from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 
-    rows = units.choose_rows(files.read_manifest(args.manifest), args.clips)
-    speech2unit = Speech2Unit.from_pretrained(args.hubert or SHIPPED_HUBERT)
+    rows = units.choose_rows(manifests.read_manifest(args.manifest), args.clips)
+    speech2unit = Speech2Unit.from_pretrained(args.hubert)
     clips, phones, num_phones = units.load_labelled(rows)
     encoders = {
         "HuBERT": units.hubert_units(speech2unit),

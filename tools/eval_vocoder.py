@@ -8,7 +8,7 @@ for a language model's answers). Words are recognised by Whisper tiny.en, one se
 naturalness is DNSMOS overall (Reddy et al. 2022), 1 to 5.
 """
 
-from speechgpt_jax import arguments, files
+from speechgpt_jax import arguments, manifests
 from speechgpt_jax.arguments import existing_file, existing_folder, positive_int
 
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
 
     scores = evaluate_vocoder(
         UnitVocoder.from_pretrained(args.vocoder),
-        files.read_manifest(args.manifest),
+        manifests.read_manifest(args.manifest),
         WhisperRecogniser(),
         sentences=args.sentences,
         speaker=args.voice,

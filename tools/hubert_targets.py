@@ -27,7 +27,7 @@ from speechgpt_jax.arguments import (
     at_least,
     existing_file,
     existing_folder,
-    output_folder,
+    local_output_folder,
     positive_float,
     positive_int,
 )
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--manifest", required=True, type=existing_file, help="rows with `path` and `split`"
     )
-    parser.add_argument("--output", required=True, type=output_folder, metavar="FOLDER")
+    parser.add_argument("--output", required=True, type=local_output_folder, metavar="FOLDER")
     parser.add_argument(
         "--teacher", type=teacher, default="whisper", help="whisper, mfcc or a HuBERT's folder"
     )

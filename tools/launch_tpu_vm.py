@@ -33,7 +33,7 @@ from speechgpt_jax.launch.watch import watch
 
 
 def request(args: argparse.Namespace) -> tpu_vm.Request:
-    """What the flags of `create` and `watch` ask for."""
+    """The request in the flags of `create` and `watch`."""
     fields = [field.name for field in dataclasses.fields(tpu_vm.Request)]
     return tpu_vm.Request(**{field: getattr(args, field) for field in fields})
 

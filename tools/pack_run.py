@@ -14,8 +14,10 @@ from speechgpt_jax import arguments
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments.Parser(__doc__)
-    parser.add_argument("run", type=arguments.existing_folder)
-    parser.add_argument("output", type=arguments.output_folder)
+    parser.add_argument(
+        "run", type=arguments.existing_folder, help="a run, or one of its checkpoints"
+    )
+    parser.add_argument("output", type=arguments.output_folder, help="folder of the packed run")
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "int8"],
@@ -31,9 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     gin_utils.hush_libraries()
     files.refuse_existing(args.output, "parameters.safetensors", "tokenizer", "checkpoints")
-    tokenizer = Tokenizer.from_pretrained(files.find(args.run) / "tokenizer")
+    tokenizer = Tokenizer.from_pretrained(checkpoints.run_folder(args.run) / "tokenizer")
     checkpoints.pack(args.run, args.output, args.dtype, args.base)
-    tokenizer.save_pretrained(files.find(args.output) / "tokenizer")
+    tokenizer.save_pretrained(f"{args.output}/tokenizer")
 
 
 if __name__ == "__main__":

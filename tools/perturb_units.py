@@ -9,7 +9,7 @@ has the rows of the split {path, units, durations, ...}, then the same rows with
 durations of the perturbed recordings.
 """
 
-from speechgpt_jax import arguments, files
+from speechgpt_jax import arguments, files, manifests
 from speechgpt_jax.arguments import (
     at_least,
     existing_file,
@@ -36,16 +36,16 @@ def main(argv: list[str]) -> None:
     files.check_other_file(args.output, args.manifest)
 
     from speechgpt_jax.corpus.perturb_units import perturb_units, write_manifest
-    from speechgpt_jax.files import read_manifest
+    from speechgpt_jax.manifests import read_manifest
     from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
-    from speechgpt_jax.speech.vocoder.config import check_durations
+    from speechgpt_jax.speech.vocoder.config import whole_durations
 
     rows = read_manifest(args.manifest, args.split)
-    files.check_fields(rows, ("path", "units", "durations"))
-    files.check_recordings(rows)
+    manifests.check_fields(rows, ("path", "units", "durations"))
+    manifests.check_recordings(rows)
     for row in rows:
         try:
-            check_durations(row["durations"], len(row["units"]))
+            row["durations"] = whole_durations(row["durations"], len(row["units"]))
         except UserError as error:
             raise UserError(f"{row['path']}: {error} Run extract_units.") from error
     speech2unit = Speech2Unit.from_pretrained(args.hubert)

@@ -14,12 +14,12 @@ WordNet (package wordnet-base of Debian).
 """
 
 from speechgpt_jax import arguments
-from speechgpt_jax.arguments import at_least, existing_folder, output_folder, positive_int
+from speechgpt_jax.arguments import at_least, existing_folder, local_output_folder, positive_int
 
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
-    parser.add_argument("--output", required=True, type=output_folder)
+    parser.add_argument("--output", required=True, type=local_output_folder)
     parser.add_argument(
         "--wordnet", type=existing_folder, help="folder of data.noun, data.verb, ..."
     )

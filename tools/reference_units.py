@@ -7,7 +7,7 @@ whose units a language model writes. OUTPUT has two rows for each, {path, units,
 speaker, ...}: with the units of the recording, and with those of the reference, aligned in time.
 """
 
-from speechgpt_jax import arguments, files
+from speechgpt_jax import arguments, files, manifests
 from speechgpt_jax.arguments import existing_file, output_file
 from speechgpt_jax.errors import UserError
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     rows = [row for row in read_rows(args.manifest) if "reference" in row]
     if not rows:
         raise UserError(f"no row of {args.manifest} names a reference; see tools.record_voices.")
-    files.check_recordings(rows, ("path", "reference"))
+    manifests.check_recordings(rows, ("path", "reference"))
     found = reference_units(rows, Speech2Unit.from_pretrained(args.hubert))
     write_manifest(found, args.output)
     print(f"{len(found)} rows of {len(rows)} recordings are in {args.output}.")

@@ -6,6 +6,8 @@
         --start_from=hubert_start --output_dir=runs/hubert_tiny
     python -m tools.train_kmeans --hubert=runs/hubert_tiny/hubert --manifest=... --num_clusters=200
 
+Without --gin_file the recipe is gin/runs/hubert_tiny.gin.
+
 An interrupted run resumes when the same command is given again. The HuBERT without its heads is
 written to OUTPUT_DIR/hubert in float16.
 """
@@ -40,8 +42,10 @@ def define_flags() -> None:
 def main(bindings: list[str]) -> None:
     gin_utils.hush_libraries()
     args = flags.FLAGS
-    short = [f"--gin.{binding}={args[name].value}" for name, binding in SHORT.items()]
-    _, more = gin_utils.split_arguments([flag for flag in short if not flag.endswith("=None")])
+    given = {binding: args[name].value for name, binding in SHORT.items()}
+    _, more = gin_utils.split_arguments(
+        [f"--gin.{binding}={value}" for binding, value in given.items() if value is not None]
+    )
     gin_files = args.gin_file or ["gin/runs/hubert_tiny.gin"]
     gin_utils.parse(gin_files, bindings + more, args.gin_search_paths)
     from speechgpt_jax.host_memory import keep_freed_memory

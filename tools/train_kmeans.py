@@ -10,7 +10,7 @@ recordings or another number of clusters give another --work_dir. Writes FOLDER/
 (`cluster_centers` [K, D] float32).
 """
 
-from speechgpt_jax import arguments, files
+from speechgpt_jax import arguments, files, manifests
 from speechgpt_jax.arguments import at_least, existing_file, existing_folder, positive_int
 from speechgpt_jax.errors import UserError
 
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     from speechgpt_jax.training import train_kmeans
 
     keep_freed_memory()
-    paths = [row["path"] for row in files.read_manifest(args.manifest, "train")]
+    paths = [row["path"] for row in manifests.read_manifest(args.manifest, "train")]
     paths = [*np.random.default_rng(args.seed).permutation(paths)][: args.clips]
     centroids = train_kmeans.train(
         train_kmeans.extract_features(args.hubert, paths, work_dir),

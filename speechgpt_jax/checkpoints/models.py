@@ -86,7 +86,7 @@ def pack(
     """Writes the parameters of a run's newest checkpoint into one file, a run like any other.
 
     Args:
-      path: the run or one of its checkpoints; of an adapter, its own parameters.
+      path: the run or one of its checkpoints; an adapter is packed without its base.
       out: folder of the packed run.
       dtype: of the stored parameters; None keeps theirs.
       base: packed run of an adapter's base; None for whole models.
@@ -129,7 +129,11 @@ def _check_same_run(adapter, base):
 
 
 def read_metadata(path: str | os.PathLike) -> dict:
-    """Metadata of the newest checkpoint in `path`: config, model, base, checksums."""
+    """Metadata of the newest checkpoint in `path`: config, model, base, checksums.
+
+    Raises:
+      UserError: there is no checkpoint.
+    """
     return read_step_metadata(latest(path))
 
 
@@ -137,6 +141,9 @@ def parameter_shapes(path: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]
     """Shape and dtype of every parameter in `path` and in its bases.
 
     Names start at the model: "layers.mlp.up_proj.kernel".
+
+    Raises:
+      UserError: there is no checkpoint, or an adapter's base is gone.
     """
     shapes = {}
     for folder in _with_bases(path):
@@ -145,7 +152,11 @@ def parameter_shapes(path: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]
 
 
 def own_parameter_shapes(path: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of the parameters in `path` itself, without those of its bases."""
+    """Shape and dtype of the parameters in `path` itself, without those of its bases.
+
+    Raises:
+      UserError: there is no checkpoint.
+    """
     return _parameters(saved_shapes(latest(path)))
 
 
@@ -162,6 +173,7 @@ def restore_parameters(
 
     Raises:
       Damaged: files are missing, or their content has changed since they were written.
+      UserError: there is no checkpoint, or an adapter's base is gone.
     """
     arrays = {}
     for folder in _with_bases(path):
@@ -183,6 +195,9 @@ def load_model(
       path: a run or one of its checkpoints.
       build: makes the model from the fields of its config, which the checkpoint holds.
       mesh: devices over which the parameters are sharded; by default they are on the first device.
+
+    Raises:
+      UserError: as `restore_parameters`.
     """
     fields = read_metadata(path)["model"]
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: build(fields)))

@@ -164,7 +164,7 @@ def devices(name: str, num_slices: int = 1) -> list[jax.Device]:
 
 
 def check(name: str) -> None:
-    """Raises a UserError unless `name` is one of `devices`."""
+    """Raises a UserError unless `name` is a TPU slice or a number of GPUs that `devices` knows."""
     parse_gpus(name) if _names_gpus(name) else parse_slice(name)
 
 

@@ -137,11 +137,13 @@ def _ancestors(run: epath.Path | str | None) -> Iterator[tuple[epath.Path, dict]
 def _bindings(config_text: str) -> dict:
     """Bindings of an operative gin file: "lm.train.steps = 250" -> {"train.steps": 250}."""
     bindings = {}
-    for line in re.findall(r"^(?:[\w.]+\.)?(\w+\.\w+) = (.+)$", config_text, re.MULTILINE):
+    text = config_text.replace("\\\n", "")  # Gin continues long lines.
+    for name, value in re.findall(r"^(?:[\w.]+\.)?(\w+\.\w+) = (.+)$", text, re.MULTILINE):
         try:
-            bindings[line[0]] = ast.literal_eval(line[1])
+            bindings[name] = ast.literal_eval(value.strip())
         except (SyntaxError, ValueError):
-            continue
+            if value.strip().startswith("@"):
+                bindings[name] = value.strip()
     return bindings
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import Row, is_remote, parse_rows
+from speechgpt_jax.files import is_remote
+from speechgpt_jax.manifests import Row, parse_rows
 
 # Beam warns about cloud libraries that are not installed: on import and later.
 logging.disable(logging.WARNING)
@@ -54,7 +55,7 @@ def read_lines(path: str) -> list[str]:
 
 
 def read_table(path: str, required: Sequence[str]) -> Iterator[Row]:
-    """Rows of a JSONL, TSV or CSV file, see `files.parse_rows`.
+    """Rows of a JSONL, TSV or CSV file, see `manifests.parse_rows`.
 
     Raises:
       UserError: the file is missing or can't be read.

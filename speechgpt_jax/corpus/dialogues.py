@@ -129,18 +129,28 @@ class ModelSynthesizer:
         return cls(checkpoints.load_model(run, build_llama), tokenizer, max_new_tokens)
 
     def __call__(self, utterances: list[Utterance]) -> list[UnitsOrReason]:
+        all_prompts = [self._prompt(text) for text, _ in utterances]
         requests = [
-            Request(
-                self._prompt(text), self.max_new_tokens, self.tokenizer.stop_ids, sampling=GREEDY
-            )
-            for text, _ in utterances
+            Request(prompt, self.max_new_tokens, self.tokenizer.stop_ids, sampling=GREEDY)
+            for prompt in all_prompts
+            if self._fits(prompt)
         ]
-        return [self._units(tokens) for tokens in self.engine.generate(requests)]
+        answers = iter(self.engine.generate(requests))
+        return [
+            self._units(next(answers))
+            if self._fits(prompt)
+            else f"the text has {len(prompt)} tokens, too many for --max_new_tokens"
+            f" {self.max_new_tokens} and a context of {self.engine.context}"
+            for prompt in all_prompts
+        ]
 
     @functools.cached_property
     def engine(self) -> Engine:
         """The engine of the model."""
         return Engine(self.model, num_slots=SLOTS)
+
+    def _fits(self, prompt: list[int]) -> bool:
+        return len(prompt) + self.max_new_tokens <= self.engine.context
 
     def _prompt(self, text: str) -> list[int]:
         prompt = prompts.CROSS_MODAL_PROMPT.format(description=prompts.SPEAK, source=text)

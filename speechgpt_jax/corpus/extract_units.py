@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from speechgpt_jax import files
+from speechgpt_jax import files, manifests
 from speechgpt_jax.corpus import plan, shards
 from speechgpt_jax.corpus.beam_files import FileSystems, absolute, find_files, read_table
 from speechgpt_jax.corpus.summary import REJECTS, print_summary
@@ -52,6 +52,10 @@ def extract_units(
       dtype: of matrix products, "float32" or "bfloat16".
       batch_seconds: seconds of sound encoded together.
       beam_arguments: Beam's own flags.
+
+    Raises:
+      UserError: Beam doesn't know a flag, the output can't be written, or there is no HuBERT,
+        recording or manifest.
     """
     options = shards.pipeline_options(beam_arguments)
     source, output, hubert = absolute(source), absolute(output), absolute(hubert)
@@ -90,7 +94,7 @@ def read_manifest(path: str) -> Iterator[dict]:
       UserError: there is no such file, or a row can't be read or has no `path`.
     """
     for row in read_table(path, ("path",)):
-        yield row.fields | {"path": files.resolve(row.fields["path"], path)}
+        yield row.fields | {"path": manifests.resolve(row.fields["path"], path)}
 
 
 def find_recordings(folder: str, output: str) -> tuple[list[dict], str]:
@@ -153,8 +157,7 @@ class Extractor:
             if isinstance(encoded, str):
                 lines[REJECTS].append(json.dumps(row | {"reason": encoded}))
             else:
-                units, durations = (values.tolist() for values in encoded)
-                lines["units"].append(json.dumps(row | {"units": units, "durations": durations}))
+                lines["units"].append(json.dumps(manifests.with_units(row, *encoded)))
         return lines
 
     def encode(self, sound: Iterable[Sound]) -> list[Encoded]:

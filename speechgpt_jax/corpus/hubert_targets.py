@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from rich.progress import track
 
-from speechgpt_jax import files
+from speechgpt_jax import manifests
 from speechgpt_jax.corpus.alignment import warp
 from speechgpt_jax.corpus.g722 import G722_BYTES_PER_SECOND, decode_g722
 from speechgpt_jax.errors import UserError
@@ -22,7 +22,7 @@ from speechgpt_jax.speech.encoder import kmeans
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, load_hubert
 from speechgpt_jax.speech.encoder.targets import save_targets
 from speechgpt_jax.speech.encoder.whisper import WhisperFeatures
-from speechgpt_jax.speech.mfcc import mfcc
+from speechgpt_jax.speech.mfcc import mfcc, num_frames
 from speechgpt_jax.speech.phones import flite_phones, frame_phones
 
 # Clips [S] -> features [T, D] of each, 50 frames per second.
@@ -68,12 +68,12 @@ def read_rows(manifest: str | os.PathLike) -> list[dict]:
     """The rows of split "train", with the full paths of recordings and references.
 
     Raises:
-      UserError: a reference is no path, or see `files.read_manifest`.
+      UserError: a reference is no path, or see `manifests.read_manifest`.
     """
-    rows = files.read_manifest(manifest, "train")
-    files.check_fields([row for row in rows if "reference" in row], ("reference",))
+    rows = manifests.read_manifest(manifest, "train")
+    manifests.check_fields([row for row in rows if "reference" in row], ("reference",))
     return [
-        row | {"reference": files.resolve(row["reference"], manifest)}
+        row | {"reference": manifests.resolve(row["reference"], manifest)}
         if "reference" in row
         else row
         for row in rows
@@ -120,7 +120,7 @@ def prepare(
     if people:
         clips += load_people(people)
     references = sorted({clip.reference for clip in clips if clip.reference})
-    all_wavs = [clip.wav for clip in clips] + [load_audio(path) for path in references]
+    all_wavs = [clip.wav for clip in clips] + [_load(path) for path in references]
     features = teach_all(all_wavs, teach)
     if directions:
         features = project_to_directions(clips, features, directions, rng)
@@ -174,14 +174,25 @@ def make_teacher(name: str | os.PathLike) -> Teacher:
 
 
 def load_clips(rows: list[dict], seconds: float, rng: np.random.Generator) -> list[Clip]:
-    """Clips in random order until there are `seconds` of audio."""
+    """Clips in random order until there are `seconds` of audio.
+
+    Raises:
+      UserError: one is shorter than a frame.
+    """
     clips, total = [], 0.0
     for i in rng.permutation(len(rows)):
-        clips.append(Clip(load_audio(rows[i]["path"]), rows[i]))
+        clips.append(Clip(_load(rows[i]["path"]), rows[i]))
         total += len(clips[-1].wav) / SAMPLE_RATE
         if total > seconds:
             break
     return clips
+
+
+def _load(path: str) -> np.ndarray:
+    wav = load_audio(path)
+    if not num_frames(len(wav)):
+        raise UserError(f"{path} is shorter than a frame of 25 ms; leave it out of the manifest.")
+    return wav
 
 
 def load_people(folder: str | os.PathLike) -> list[Clip]:
@@ -242,6 +253,11 @@ def project_to_directions(
     """Features [T, D] of each clip -> float16 [T, count]."""
     sampled, names, frames = [], [], 0
     transcribed = [i for i, clip in enumerate(clips) if clip.row and not clip.reference]
+    if not transcribed:
+        raise UserError(
+            "--directions needs recordings without a reference, whose phones are known; none of"
+            " those drawn from the manifest is one."
+        )
     for i in track(rng.permutation(transcribed), description="phones"):
         sampled.append(with_context(features[i].astype(np.float32)))
         names.append(clips[i].phones(len(sampled[-1])))

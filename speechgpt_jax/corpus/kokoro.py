@@ -10,7 +10,6 @@ Their five voices speak English too, with the phonemes of `espeak-ng`.
 
 import hashlib
 import io
-import json
 import os
 import pathlib
 import re
@@ -93,7 +92,10 @@ class Kokoro:
             model, options, providers=["CPUExecutionProvider"]
         )
         self._styles = dict(np.load(io.BytesIO(styles)))
-        self._ids = json.loads(files.read_bytes(folder / VOCABULARY))["vocab"]
+        vocabulary = files.read_json(folder / VOCABULARY, expected)
+        if "vocab" not in vocabulary:
+            raise UserError(f"{folder / VOCABULARY} has no `vocab`; expected {expected}.")
+        self._ids = vocabulary["vocab"]
 
     @property
     def voices(self) -> list[str]:
@@ -133,11 +135,13 @@ def phonemes(text: str) -> str:
     """ "Hello there!" -> "həlˈO ðˈɛɹ!", in Kokoro's alphabet.
 
     Raises:
-      UserError: espeak-ng is not installed.
+      UserError: espeak-ng is not installed, or fails.
     """
     command = ["espeak-ng", "-q", "-v", "en-us", "--ipa", "--tie=^", "--", text]
     try:
         clauses = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except subprocess.CalledProcessError as error:
+        raise UserError(f"espeak-ng failed for {text[:60]!r}: {error.stderr.strip()}.") from error
     except FileNotFoundError as error:
         raise UserError(
             "Kokoro's phonemes come from espeak-ng; on Debian or Ubuntu: apt-get install espeak-ng."

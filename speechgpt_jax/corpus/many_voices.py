@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from rich.progress import track
 
-from speechgpt_jax import files
+from speechgpt_jax import files, manifests
 from speechgpt_jax.corpus import text_to_speech
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import save_audio
@@ -199,5 +199,5 @@ def record(
         for r in recordings
         if r.name not in references
     ]
-    files.write_jsonl(output / MANIFEST, rows)
+    manifests.write_jsonl(output / MANIFEST, rows)
     return rows

@@ -13,7 +13,8 @@ import numpy as np
 import soxr
 from rich.progress import track
 
-from speechgpt_jax import files
+from speechgpt_jax import manifests
+from speechgpt_jax.files import is_remote
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
@@ -63,13 +64,18 @@ def perturb_batch(
         if not len(cluster_ids):  # Played faster, the recording is shorter than a frame.
             continue
         units, durations = reduce_units(retimed(cluster_ids, sum(row["durations"])))
-        perturbed.append(row | {"units": units.tolist(), "durations": durations.tolist()})
+        perturbed.append(manifests.with_units(row, units, durations))
     return perturbed
 
 
 def write_manifest(rows: Sequence[dict], output: str | os.PathLike) -> None:
-    """Writes JSONL whose paths are relative to its folder."""
-    folder = os.path.dirname(output) or "."
-    files.write_jsonl(
-        output, [row | {"path": os.path.relpath(row["path"], folder)} for row in rows]
-    )
+    """Writes JSONL whose paths are relative to its folder, unless either is on a bucket."""
+
+    def path(recording: str) -> str:
+        if is_remote(recording):
+            return recording
+        if is_remote(output):
+            return os.path.abspath(recording)
+        return os.path.relpath(recording, os.path.dirname(output) or ".")
+
+    manifests.write_jsonl(output, [row | {"path": path(row["path"])} for row in rows])

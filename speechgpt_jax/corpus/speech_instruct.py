@@ -70,7 +70,11 @@ class DialogueSettings:
 
 
 def modality_adaptation(units: str, output: str, beam_arguments: Sequence[str] = ()) -> None:
-    """Writes OUTPUT/units-*.txt from `units`, the output folder of `extract_units`."""
+    """Writes OUTPUT/units-*.txt from `units`, the output folder of `extract_units`.
+
+    Raises:
+      UserError: `units` is not finished, or Beam doesn't know a flag.
+    """
     job = shards.Job("modality_adaptation", ("units",), lambda: write_units, count_units, "txt")
     _run_on_units(job, units, output, {}, beam_arguments)
 
@@ -78,7 +82,11 @@ def modality_adaptation(units: str, output: str, beam_arguments: Sequence[str] =
 def cross_modal_instruction(
     units: str, output: str, prefix: str, beam_arguments: Sequence[str] = ()
 ) -> None:
-    """Writes OUTPUT/asr-*.jsonl and tts-*.jsonl from `units`, the output of `extract_units`."""
+    """Writes OUTPUT/asr-*.jsonl and tts-*.jsonl from `units`, the output of `extract_units`.
+
+    Raises:
+      UserError: `units` is not finished, or Beam doesn't know a flag.
+    """
     write = functools.partial(write_pairs, prefix=prefix)
     job = shards.Job("cross_modal_instruction", ("asr", "tts"), lambda: write, count_units)
     _run_on_units(job, units, output, {"prefix": prefix}, beam_arguments)
@@ -99,6 +107,10 @@ def chain_of_modality(
       settings: synthesis and limits of the dialogues.
       shard_size: dialogues per shard.
       beam_arguments: Beam's own flags.
+
+    Raises:
+      UserError: the settings contradict one another, there is no model, command or table that they
+        name, or Beam doesn't know a flag.
     """
     if bool(settings.tts) == bool(settings.text_to_unit):
         raise UserError("chain_of_modality needs either --tts or --text_to_unit.")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 from rich.progress import track
 
-from speechgpt_jax import files
+from speechgpt_jax import manifests
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech import pretrained
@@ -65,7 +65,7 @@ def read_units(path: str | os.PathLike, config: VocoderConfig) -> list[dict]:
       UserError: a vocoder of this config can't synthesize a row, which the message names.
     """
     rows = {}
-    for place, fields in files.read_rows(path):
+    for place, fields in manifests.read_rows(path):
         try:
             row = checked_row(fields, config)
         except UserError as error:

@@ -26,11 +26,15 @@ def speech_command(template: str, speaker: str, text: str, wav: str) -> list[str
     values = {"{speaker}": speaker, "{text}": text, "{wav}": wav}
     missing = [name for name in ("{text}", "{wav}") if name not in template]
     if missing:
-        raise UserError(f"--tts={template!r} lacks {missing}; give a command such as {FLITE!r}.")
+        raise UserError(
+            f"the text-to-speech command {template!r} lacks {missing}; give one such as {FLITE!r}."
+        )
     try:
         parts = shlex.split(template)
     except ValueError as error:
-        raise UserError(f"--tts={template!r} is not a command line: {error}.") from error
+        raise UserError(
+            f"the text-to-speech command {template!r} is not a command line: {error}."
+        ) from error
     pattern = re.compile("|".join(map(re.escape, values)))
     return [pattern.sub(lambda m: values[m[0]], part) for part in parts]
 
@@ -39,7 +43,10 @@ def check_command(template: str) -> None:
     """Raises a UserError if the template lacks {text} or {wav}, or its program isn't installed."""
     program = speech_command(template, "", "", "")[0]
     if not shutil.which(program):
-        raise UserError(f"--tts={template!r}: {program!r} is not installed, or not in PATH.")
+        raise UserError(
+            f"the text-to-speech command {template!r}: {program!r} is not installed, or not on"
+            " PATH."
+        )
 
 
 def synthesize(template: str, speaker: str, text: str, wav: Path) -> None:
@@ -56,7 +63,7 @@ def synthesize(template: str, speaker: str, text: str, wav: Path) -> None:
             reason = "no sound written"
         if reason:
             raise SynthesisError(
-                f"{template} failed for {speaker}, {text[:99]!r} ({reason}); check --tts."
+                f"{template} failed for {speaker}, {text[:99]!r} ({reason}); check the command."
             )
 
 
@@ -69,5 +76,5 @@ def _failure(command: list[str]) -> str:
     except OSError as error:
         if error.errno == errno.E2BIG:
             return "the text is longer than an argument can be"
-        raise UserError(f"{command[0]} can't be run ({error}); check --tts.") from error
+        raise UserError(f"{command[0]} can't be run ({error}); check the command.") from error
     return (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else ""

@@ -52,7 +52,7 @@ class Format:
 
     @property
     def unit(self) -> str:
-        """What one record is called."""
+        """Noun for a record in messages."""
         return "line" if self.name in ("jsonl", "txt") else "record"
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import threading
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -158,8 +159,11 @@ class _Remembered:
         known = self._path(file)
         if not known.exists():
             return None
-        arrays = from_bytes(known.read_bytes())
-        about = json.loads(arrays["about"].tobytes())
+        try:
+            arrays = from_bytes(known.read_bytes())
+            about = json.loads(arrays["about"].tobytes())
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+            return None  # Damaged: `file` is checked again.
         if about["version"] != file_system.version(file):
             return None
         ends = arrays["ends"].tolist()

@@ -16,6 +16,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from speechgpt_jax.data import registry
 from speechgpt_jax.data.packing import (
     FEATURES,
     Example,
@@ -273,7 +274,10 @@ def _packed_once(examples: tf.data.Dataset, sequence_length: int) -> Iterator[li
             if packer.is_full:
                 yield packer.fill_row()
     if not packer.taken:
-        raise UserError("The split has no example: its files are empty; name another split.")
+        raise UserError(
+            "The split has no example: its files are empty, or the task's filters keep no record;"
+            " check the task's `direction`, or name another split."
+        )
     if packer.dropped == packer.taken:
         raise UserError(
             f"None of the {packer.taken} examples of the split fits into {sequence_length} tokens;"
@@ -309,17 +313,8 @@ def _load_shuffled(
 def _get_provider(mixture_or_task: str | seqio.Task | seqio.Mixture, split: str):
     provider = mixture_or_task
     if isinstance(provider, str):
-        registered = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
-        if provider not in registered:
-            raise UserError(
-                f"No task or mixture is called {provider!r}; "
-                f"there are {', '.join(sorted(registered))}."
-            )
-        provider = seqio.get_mixture_or_task(provider)
-    if split not in provider.splits:
-        raise UserError(
-            f"{provider.name} has no split {split!r}; it has {', '.join(sorted(provider.splits))}."
-        )
+        provider = registry.find(provider)
+    registry.check_split(provider.name, set(provider.splits), split)
     return provider
 
 

@@ -129,7 +129,7 @@ def only(feature: str, value: str) -> Callable[[tf.data.Dataset], tf.data.Datase
 
 
 def at_most_words(number: int) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
-    """A preprocessor that keeps the recordings whose text has at most so many words."""
+    """A preprocessor that keeps the recordings whose text has at most `number` words."""
 
     def keep(utterance: Example) -> tf.Tensor:
         return tf.size(tf.strings.split(utterance["text"])) <= number

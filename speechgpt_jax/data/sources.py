@@ -153,7 +153,7 @@ class RecordFiles(_Files):
         # Otherwise each thread that calls it would trace it.
         traced = problems_of.get_concrete_function()
 
-        readable, problems, total, num_bad, good = [], [], 0, 0, 0
+        readable, problems, total, num_bad, good, damaged = [], [], 0, 0, 0, 0
         check = f"{self._check.name}: {', '.join(self._fields)}"
         found = check_files(
             files, format_, check, lambda batch: traced(tf.constant(batch, tf.string)).numpy()
@@ -161,7 +161,7 @@ class RecordFiles(_Files):
         for file, checked in zip(files, found):
             if isinstance(checked, UserError):
                 problems.append(str(checked))
-                num_bad += 1
+                damaged += 1
                 continue
             if checked.num_records:
                 readable.append(checked)
@@ -172,23 +172,26 @@ class RecordFiles(_Files):
             good += checked.num_records - checked.num_bad
             problems += [f"{file}, {problem}" for problem in checked.problems]
         if problems:
-            self._report(problems, num_bad, total)
+            self._report(problems, num_bad, total, damaged)
             if not good:
                 raise UserError(f"None of the records can be used: {problems[0]}.")
         return readable
 
-    def _report(self, problems: list[str], num_bad: int, total: int) -> None:
+    def _report(self, problems: list[str], num_bad: int, total: int, damaged: int) -> None:
         if self._on_error == "stop":
             raise UserError(
-                f"{problems[0]}. {num_bad} of {total} records are bad; correct them, or bind "
-                "on_error = 'skip' to leave them out."
+                f"{problems[0]}. {num_bad} of {total} records are bad and {damaged} files can't be"
+                " read; correct them, or bind on_error = 'skip' to leave them out."
             )
         share = 100 * num_bad / max(total, 1)
-        logger.warning("Left out %d of %d records (%.2f %%):", num_bad, total, share)
+        logger.warning(
+            "Left out %d of %d records (%.2f %%), and %d files that can't be read:",
+            *(num_bad, total, share, damaged),
+        )
         for problem in problems[:LISTED]:
             logger.warning("  %s", problem)
-        if num_bad > LISTED:
-            logger.warning("  and %d more", num_bad - LISTED)
+        if (num_problems := num_bad + damaged) > LISTED:
+            logger.warning("  and %d more", num_problems - LISTED)
 
 
 def _read_batches(
@@ -211,7 +214,7 @@ def _read_batches(
 
 
 def _with_epoch(positions: tf.data.Dataset, shuffle: bool, seed: int | None) -> tf.data.Dataset:
-    """(number of the epoch, position): another random number in each repetition of the dataset."""
+    """Pairs (epoch, position); `epoch` is a new random number in each repetition of the dataset."""
     if not shuffle:
         return positions.map(lambda position: (tf.constant(IN_ORDER, tf.int64), position))
     epochs = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1)
@@ -256,7 +259,7 @@ _CACHE = Format("tfrecord", gz=False)
 
 
 def _stored(shape: Sequence[int | None], dtype: str) -> tf.io.FixedLenFeature | tf.io.RaggedFeature:
-    """How SeqIO writes a feature: int32 and bool as int64."""
+    """Parser of a feature as SeqIO writes it: int32 and bool are int64."""
     stored = tf.int64 if dtype in ("int32", "bool") else tf.as_dtype(dtype)
     if None not in shape:
         return tf.io.FixedLenFeature(shape, stored)

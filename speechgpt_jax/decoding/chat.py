@@ -51,7 +51,7 @@ class Chat:
         aloud: bool = True,
         output_dir: str | os.PathLike | None = None,
         log: str | os.PathLike | None = None,
-        show: Callable[[str], object] = print,
+        show: Callable[[str], object],
     ):
         """
         Args:

@@ -93,7 +93,7 @@ class SpeechModel:
           path: folder of the run; an adapter is loaded with its base.
           server: address of a server that runs the run's export; its weights are then not loaded.
           hubert, vocoder: folders of HuBERT with its centroids and of the unit vocoder.
-          devices: number of this process's devices over which the language model is cut.
+          devices: number of this process's devices over which the language model is sharded.
           kwargs: other arguments of `Engine` or `RemoteEngine`.
 
         Raises:
@@ -339,8 +339,8 @@ def load_llama(run: str | os.PathLike, devices: int | None = None) -> tuple[Llam
 
     Args:
       run: its folder.
-      devices: number of this process's devices over which heads, MLP and vocabulary are cut; None:
-        the model is on the first one, without a mesh.
+      devices: number of this process's devices over which heads, MLP and vocabulary are sharded;
+        None: the model is on the first one, without a mesh.
 
     Returns:
       The model, and its mesh for `Engine`.

@@ -208,7 +208,8 @@ class Engine:
         self._large_chunk = LARGE_CHUNK_CPU if is_cpu else LARGE_CHUNK
         dtype = dtype or ("float32" if is_cpu else config.dtype)
         if is_cpu:
-            _check_memory(dataclasses.replace(config, dtype=dtype), num_slots, context)
+            *_, largest = self._cache_sizes()
+            _check_memory(dataclasses.replace(config, dtype=dtype), num_slots, largest)
         if masks is None:
             masks = np.zeros((1, config.vocab_size), np.int8)
         padding = config.padded_vocab_size - masks.shape[1]

@@ -34,7 +34,11 @@ HUBERT_FOLDER = define(
 )
 VOCODER_FOLDER = define("vocoder", existing_folder, SHIPPED_VOCODER, "Folder of the unit vocoder.")
 SPEAKER = define(
-    "speaker", nonempty, SHIPPED_VOICE, "Name of the speaker whose voice the vocoder uses."
+    "speaker",
+    nonempty,
+    None,
+    f"Name or index of the speaker whose voice the vocoder uses; by default {SHIPPED_VOICE} of the"
+    " shipped vocoder, the first speaker of another.",
 )
 PREFIX = flags.DEFINE_string(
     "prefix", prompts.DEFAULT_PREFIX, "System prompt with which the run was trained."
@@ -87,8 +91,24 @@ ENGINE = define(
 INT8 = flags.DEFINE_bool("int8", False, "Round the weights of the projections to int8.")
 
 
+def define_history_tokens() -> flags.FlagHolder:
+    """Defines --history_tokens, for commands in which one turn follows another."""
+    return define(
+        "history_tokens",
+        at_least(0),
+        0,
+        "Most tokens of earlier turns that the model reads; models trained on single questions, as"
+        " in the recipes, answer best without.",
+    )
+
+
 def load_speech_model(**kwargs: Any) -> SpeechModel:
     """The model that the flags name; kwargs are other arguments of `Engine`."""
+    if MAX_NEW_TOKENS.value >= CONTEXT.value:
+        raise UserError(
+            f"--max_new_tokens={MAX_NEW_TOKENS.value} must be below --context={CONTEXT.value},"
+            " which holds the prompt too."
+        )
     if ENGINE.value and (DTYPE.value or INT8.value):
         raise UserError("--dtype and --int8 are for weights here, and --engine has its own.")
     if ENGINE.value and kwargs.get("devices"):
@@ -115,9 +135,10 @@ def start_conversation(model: SpeechModel, **kwargs: Any) -> Conversation:
     from speechgpt_jax.decoding.conversation import Conversation
     from speechgpt_jax.decoding.sampling import Sampling
 
+    first = SHIPPED_VOICE if VOCODER_FOLDER.value == SHIPPED_VOCODER else 0
     return Conversation(
         model,
-        speaker=SPEAKER.value,
+        speaker=SPEAKER.value or first,
         prefix=PREFIX.value,
         sampling=Sampling(
             TEMPERATURE.value,

@@ -65,11 +65,16 @@ class RemoteEngine:
         self._url, self._api_key = url.rstrip("/"), api_key
         self._tokenizer, self._masks = tokenizer, masks
         self._free_slots, self._lock = threading.BoundedSemaphore(num_slots), threading.Lock()
-        with self._open("models") as reply:
-            models = json.load(reply).get("data")
-        if not models:
-            raise UserError(f"{url} serves no model.")
-        self._name = models[0]["id"]
+        try:
+            with self._open("models") as reply:
+                self._name = json.load(reply)["data"][0]["id"]
+        except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{url} lists no models ({error!r}); expected a server with OpenAI's API, such as"
+                " http://127.0.0.1:8001/v1."
+            ) from error
 
     def submit(self, request: Request) -> Answer:
         """Begins to answer a request; returns at once.
@@ -157,7 +162,7 @@ class RemoteEngine:
         except urllib.error.HTTPError as error:
             message = error.read(500).decode(errors="replace")
             raise UserError(f"{url} answers {error.code}: {message}") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise UserError(
                 f"{url} can't be reached ({error}); expected a server with OpenAI's API, such as"
                 " http://127.0.0.1:8001/v1."

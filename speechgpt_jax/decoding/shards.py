@@ -18,7 +18,8 @@ from typing import Any
 from etils import epath
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import keep_settings, read_rows, write_jsonl
+from speechgpt_jax.files import keep_settings
+from speechgpt_jax.manifests import read_rows, write_jsonl
 
 SETTINGS = "settings.json"
 _SHARD = "answers-{:05d}-of-{:05d}.jsonl"

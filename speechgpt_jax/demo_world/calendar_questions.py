@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 from speechgpt_jax.demo_world import words as w
-from speechgpt_jax.demo_world.form import Form, number, rows
+from speechgpt_jax.demo_world.question_pattern import QuestionPattern, number, rows
 
 
-def neighbour_forms(topic: str, noun: str, ring: tuple[str, ...]) -> Iterator[Form]:
+def neighbour_questions(topic: str, noun: str, ring: tuple[str, ...]) -> Iterator[QuestionPattern]:
     """Questions for the next and previous element of a cycle such as the days of the week."""
     for where, step in (("after", 1), ("before", -1)):
-        yield Form(
+        yield QuestionPattern(
             f"{noun} {where}",
             topic,
             (
@@ -23,10 +23,10 @@ def neighbour_forms(topic: str, noun: str, ring: tuple[str, ...]) -> Iterator[Fo
         )
 
 
-def day_forms() -> Iterator[Form]:
-    yield from neighbour_forms("days", "day", w.DAYS)
+def day_questions() -> Iterator[QuestionPattern]:
+    yield from neighbour_questions("days", "day", w.DAYS)
     for name, verb, step in (("tomorrow", "is", 1), ("yesterday", "was", -1)):
-        yield Form(
+        yield QuestionPattern(
             name,
             "days",
             (
@@ -37,7 +37,7 @@ def day_forms() -> Iterator[Form]:
             f"today is {{x}}, and {name} {verb} {{y}}.",
             rows("x y", ((x, w.DAYS[(i + step) % 7]) for i, x in enumerate(w.DAYS))),
         )
-    yield Form(
+    yield QuestionPattern(
         "days later",
         "days",
         (
@@ -55,7 +55,7 @@ def day_forms() -> Iterator[Form]:
             ),
         ),
     )
-    yield Form(
+    yield QuestionPattern(
         "clock",
         "time",
         (
@@ -76,32 +76,32 @@ def day_forms() -> Iterator[Form]:
     )
 
 
-def month_forms() -> Iterator[Form]:
-    yield from neighbour_forms("months", "month", w.MONTHS)
-    yield from neighbour_forms("seasons", "season", w.SEASONS)
+def month_questions() -> Iterator[QuestionPattern]:
+    yield from neighbour_questions("months", "month", w.MONTHS)
+    yield from neighbour_questions("seasons", "season", w.SEASONS)
     numbered = rows("m n", ((m, number(i + 1)) for i, m in enumerate(w.MONTHS)))
-    yield Form(
+    yield QuestionPattern(
         "month number",
         "months",
         ("what number is {m}?", "what is the number of {m}?", "what number does {m} have?"),
         "{m} is month number {n}.",
         numbered,
     )
-    yield Form(
+    yield QuestionPattern(
         "number month",
         "months",
         ("which month is number {n}?", "what is month number {n}?", "please say month number {n}."),
         "month number {n} is {m}.",
         numbered,
     )
-    yield Form(
+    yield QuestionPattern(
         "month season",
         "seasons",
         ("what season is {m} in?", "which season has {m} in it?", "{m} is in what season?"),
         "{m} is in the {s}.",
         rows("m s", ((m, w.SEASONS[((i + 10) % 12) // 3]) for i, m in enumerate(w.MONTHS))),
     )
-    yield Form(
+    yield QuestionPattern(
         "weather season",
         "seasons",
         ("how is the weather in the {s}?", "what is the {s} like?", "how is it in the {s}?"),

@@ -4,11 +4,11 @@ import itertools
 import random
 from collections.abc import Iterator
 
-from speechgpt_jax.demo_world.form import SEED, Form, number, rows
+from speechgpt_jax.demo_world.question_pattern import SEED, QuestionPattern, number, rows
 
 
-def number_forms() -> Iterator[Form]:
-    yield Form(
+def number_questions() -> Iterator[QuestionPattern]:
+    yield QuestionPattern(
         "sums",
         "sums",
         (
@@ -24,7 +24,7 @@ def number_forms() -> Iterator[Form]:
         ),
         ("a", "b"),
     )
-    yield Form(
+    yield QuestionPattern(
         "differences",
         "sums",
         (
@@ -40,14 +40,14 @@ def number_forms() -> Iterator[Form]:
         ),
         ("a", "b"),
     )
-    yield Form(
+    yield QuestionPattern(
         "double",
         "sums",
         ("what is the double of {n}?", "how much is two times {n}?", "please double {n}."),
         "the double of {n} is {m}.",
         rows("n m", ((number(v), number(2 * v)) for v in range(1, 31))),
     )
-    yield Form(
+    yield QuestionPattern(
         "even",
         "counting",
         (
@@ -58,16 +58,16 @@ def number_forms() -> Iterator[Form]:
         "{n} is an {p} number.",
         rows("n p", ((number(v), ("even", "odd")[v % 2]) for v in range(1, 61))),
     )
-    yield from counting_forms()
-    yield from comparing_number_forms()
+    yield from counting_questions()
+    yield from comparing_number_questions()
 
 
-def counting_forms() -> Iterator[Form]:
+def counting_questions() -> Iterator[QuestionPattern]:
     small = range(1, 21)
     composed = [v for v in range(21, 99) if v % 10]  # Held out in part: a model can learn the rule.
     for where, step in (("after", 1), ("before", -1)):
         for size, values in (("small", small), ("composed", composed)):
-            yield Form(
+            yield QuestionPattern(
                 f"{size} number {where}",
                 "counting",
                 (
@@ -82,12 +82,12 @@ def counting_forms() -> Iterator[Form]:
             )
 
 
-def comparing_number_forms() -> Iterator[Form]:
+def comparing_number_questions() -> Iterator[QuestionPattern]:
     pairs = list(itertools.combinations(range(1, 60), 2))
     pairs = random.Random(SEED).sample(pairs, 140)
     for i, (name, pick, drop) in enumerate((("bigger", max, min), ("smaller", min, max))):
         asked = (p if (sum(p) + i) % 2 else p[::-1] for p in pairs)
-        yield Form(
+        yield QuestionPattern(
             f"{name} number",
             "comparing numbers",
             (

@@ -1,6 +1,8 @@
-"""Forms of questions, and helpers that fill them.
+"""Patterns of questions, and helpers that fill them.
 
-`Form("sums", "sums", ("what is {a} plus {b}?", ...), "{a} plus {b} is {c}.", facts, ("a", "b"))`
+QuestionPattern(
+    "sums", "sums", ("what is {a} plus {b}?", ...), "{a} plus {b} is {c}.", facts, ("a", "b")
+)
 """
 
 from collections.abc import Iterable
@@ -13,7 +15,7 @@ SEED = 7
 
 
 @dataclass(frozen=True)
-class Form:
+class QuestionPattern:
     """One kind of question: wordings and an answer with slots, and facts for the slots.
 
     Attributes:
@@ -23,7 +25,7 @@ class Form:
       answer: answer with slots.
       facts: values of the slots: slot -> words.
       combination: slots whose values, in any order, form a combination that can be held out.
-      family: forms of one family hold out the same combinations; "" stands for the form's name.
+      family: patterns of one family hold out the same combinations; "" stands for its name.
     """
 
     name: str
@@ -35,7 +37,7 @@ class Form:
     family: str = ""
 
     def combination_of(self, fact: dict[str, str]) -> str:
-        """ "sums/three + two"; "" if the form has no combinations."""
+        """ "sums/three + two"; "" if the pattern has no combinations."""
         if not self.combination:
             return ""
         return f"{self.family or self.name}/{' + '.join(sorted(fact[s] for s in self.combination))}"

@@ -1,4 +1,4 @@
-"""All forms of the demo world's questions; those of animals, things, people and countries.
+"""All patterns of the demo world's questions; those of animals, things, people and countries.
 
 `speechgpt_jax.demo_world.world` makes dialogues from them and splits these into train and test.
 """
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from functools import cache
 
 from speechgpt_jax.demo_world import words as w
-from speechgpt_jax.demo_world.calendar_forms import day_forms, month_forms
-from speechgpt_jax.demo_world.form import SEED, Form, a, number, rows
-from speechgpt_jax.demo_world.number_forms import number_forms
+from speechgpt_jax.demo_world.calendar_questions import day_questions, month_questions
+from speechgpt_jax.demo_world.number_questions import number_questions
+from speechgpt_jax.demo_world.question_pattern import SEED, QuestionPattern, a, number, rows
 
 
-def animal_forms() -> Iterator[Form]:
+def animal_questions() -> Iterator[QuestionPattern]:
     simple = (
         ("sound", w.ANIMAL_SOUNDS, "{x} can {y}.",
          ("what can {x} say?", "what sound does {x} make?", "how does {x} sound?")),
@@ -28,8 +28,8 @@ def animal_forms() -> Iterator[Form]:
     )  # fmt: skip
     for name, table, answer, wordings in simple:
         facts = rows("x y", ((a(x), y) for x, y in table.items()))
-        yield Form(name, "animals", wordings, answer, facts)
-    yield Form(
+        yield QuestionPattern(name, "animals", wordings, answer, facts)
+    yield QuestionPattern(
         "young",
         "animals",
         (
@@ -44,17 +44,17 @@ def animal_forms() -> Iterator[Form]:
         ("able", w.ABLE, "yes, {x} can {y}."),
         ("unable", w.UNABLE, "no, {x} can not {y}."),
     ):
-        yield Form(
+        yield QuestionPattern(
             able,
             "animals",
             ("can {x} {y}?", "do you think {x} can {y}?", "is it true that {x} can {y}?"),
             answer,
             rows("x y", ((a(x), y) for y, animals in table.items() for x in animals)),
         )
-    yield from animal_size_forms()
+    yield from animal_size_questions()
 
 
-def animal_size_forms() -> Iterator[Form]:
+def animal_size_questions() -> Iterator[QuestionPattern]:
     ranks = {a(x): i for i, x in enumerate(w.ANIMALS)}
     rank = ranks.__getitem__
     pairs = [(x, y) for x, y in itertools.permutations(ranks, 2) if abs(ranks[x] - ranks[y]) > 2]
@@ -64,7 +64,7 @@ def animal_size_forms() -> Iterator[Form]:
         ("bigger", pairs[:half], max, min),
         ("smaller", pairs[half:], min, max),
     ):
-        yield Form(
+        yield QuestionPattern(
             f"{name} animal",
             "comparing animals",
             (
@@ -79,8 +79,8 @@ def animal_size_forms() -> Iterator[Form]:
         )
 
 
-def color_forms() -> Iterator[Form]:
-    yield Form(
+def color_questions() -> Iterator[QuestionPattern]:
+    yield QuestionPattern(
         "color",
         "colors",
         ("what color is {x}?", "what is the color of {x}?", "which color does {x} have?"),
@@ -93,7 +93,7 @@ def color_forms() -> Iterator[Form]:
         for i, other in enumerate(w.COLORS)
         if other != c
     ]
-    yield Form(
+    yield QuestionPattern(
         "color choice",
         "colors",
         ("is {x} {a} or {b}?", "is the color of {x} {a} or {b}?", "{a} or {b}, what color is {x}?"),
@@ -103,9 +103,9 @@ def color_forms() -> Iterator[Form]:
     )
 
 
-def given_forms() -> Iterator[Form]:
+def given_questions() -> Iterator[QuestionPattern]:
     """Questions that contain their answer, which needs only recognition and memory."""
-    yield Form(
+    yield QuestionPattern(
         "my color",
         "my things",
         (
@@ -117,7 +117,7 @@ def given_forms() -> Iterator[Form]:
         rows("x c", itertools.product(w.THINGS, w.COLORS)),
         ("x", "c"),
     )
-    yield Form(
+    yield QuestionPattern(
         "my count",
         "my things",
         (
@@ -129,7 +129,7 @@ def given_forms() -> Iterator[Form]:
         rows("n x", itertools.product(map(number, range(2, 13)), w.COUNTED)),
         ("n", "x"),
     )
-    yield Form(
+    yield QuestionPattern(
         "my friend",
         "people",
         (
@@ -141,14 +141,14 @@ def given_forms() -> Iterator[Form]:
         rows("x y", itertools.permutations(w.NAMES, 2)),
         ("x", "y"),
     )
-    yield Form(
+    yield QuestionPattern(
         "my name",
         "people",
         ("my name is {x}, what is my name?", "i am {x}, who am i?", "hello, i am {x}, who am i?"),
         "your name is {x}.",
         rows("x", ((x,) for x in w.NAMES)),
     )
-    yield Form(
+    yield QuestionPattern(
         "city weather",
         "weather",
         (
@@ -162,10 +162,10 @@ def given_forms() -> Iterator[Form]:
     )
 
 
-def opposite_forms() -> Iterator[Form]:
+def opposite_questions() -> Iterator[QuestionPattern]:
     couples = [tuple(couple.split()) for couple in w.OPPOSITES]
     couples += [couple[::-1] for couple in couples]
-    yield Form(
+    yield QuestionPattern(
         "opposite",
         "opposites",
         (
@@ -181,7 +181,7 @@ def opposite_forms() -> Iterator[Form]:
         "do you think {a} is the opposite of {b}?",
         "is it true that {a} is the opposite of {b}?",
     )
-    yield Form(
+    yield QuestionPattern(
         "yes opposite",
         "opposites",
         ask,
@@ -190,7 +190,7 @@ def opposite_forms() -> Iterator[Form]:
     )
     # Both words of a wrong pair occur in a right one.
     strangers = [(x, couples[(i + 5) % len(couples)][1]) for i, (x, _) in enumerate(couples)]
-    yield Form(
+    yield QuestionPattern(
         "no opposite",
         "opposites",
         ask,
@@ -200,8 +200,8 @@ def opposite_forms() -> Iterator[Form]:
     )
 
 
-def country_forms() -> Iterator[Form]:
-    yield Form(
+def country_questions() -> Iterator[QuestionPattern]:
+    yield QuestionPattern(
         "capital",
         "capitals",
         (
@@ -213,7 +213,7 @@ def country_forms() -> Iterator[Form]:
         "the capital of {x} is {y}.",
         rows("x y", w.CAPITALS.items()),
     )
-    yield Form(
+    yield QuestionPattern(
         "country",
         "capitals",
         ("where is {y}?", "in which country is {y}?", "{y} is the capital of which country?"),
@@ -226,7 +226,7 @@ def country_forms() -> Iterator[Form]:
         for step in (1, 3, 6, 8)
         for i, x in enumerate(countries)
     ]
-    yield Form(
+    yield QuestionPattern(
         "wrong capital",
         "capitals",
         (
@@ -240,7 +240,7 @@ def country_forms() -> Iterator[Form]:
     )
 
 
-def thing_forms() -> Iterator[Form]:
+def thing_questions() -> Iterator[QuestionPattern]:
     simple = (
         ("need", "weather", w.NEEDS, "you need {y} when it is {x}.",
          ("it is {x}, what do i need?", "what do i need when it is {x}?",
@@ -269,8 +269,8 @@ def thing_forms() -> Iterator[Form]:
          ("what shape is {x}?", "what is the shape of {x}?", "which shape does {x} have?")),
     )  # fmt: skip
     for name, topic, table, answer, wordings in simple:
-        yield Form(name, topic, wordings, answer, rows("x y", table.items()))
-    yield Form(
+        yield QuestionPattern(name, topic, wordings, answer, rows("x y", table.items()))
+    yield QuestionPattern(
         "relative",
         "family",
         ("who is {r} my {x}?", "what do i call {r} my {x}?", "please name {r} my {x}."),
@@ -278,12 +278,21 @@ def thing_forms() -> Iterator[Form]:
         rows("r x y", ((r, x, y) for r, table in w.FAMILY.items() for x, y in table.items())),
     )
     for i, (wordings, answer) in enumerate(w.SMALL_TALK):
-        yield Form(f"small talk {i}", "small talk", wordings, answer, [{}])
+        yield QuestionPattern(f"small talk {i}", "small talk", wordings, answer, [{}])
 
 
 @cache
-def forms() -> tuple[Form, ...]:
-    """All forms, in a fixed order."""
-    makers = (number_forms, day_forms, month_forms, animal_forms, color_forms, given_forms)
-    makers += (opposite_forms, country_forms, thing_forms)
+def question_patterns() -> tuple[QuestionPattern, ...]:
+    """All patterns, in a fixed order."""
+    makers = (
+        number_questions,
+        day_questions,
+        month_questions,
+        animal_questions,
+        color_questions,
+        given_questions,
+        opposite_questions,
+        country_questions,
+        thing_questions,
+    )
     return tuple(itertools.chain.from_iterable(make() for make in makers))

@@ -5,14 +5,14 @@ them in minutes. Texts are in lower case, with numbers as words, American spelli
 recognisers of the evaluation) and no apostrophes. No two words sound the same (no "to", no "for"),
 since nothing would distinguish them in free word order.
 
-Questions come from the forms of `speechgpt_jax.demo_world.forms`, with several wordings per fact:
+Questions come from `question_patterns`, with several wordings per fact:
 
     Dialogue("sums", "what is two plus three?", "two plus three is five.", "train", ...)
 
 Questions are held out for `test` in two ways, named in `Dialogue.held_out`:
 
 - `combination`: the fact's combination ("three + two", in either order) doesn't occur in training,
-  in any wording or form of the same family; a model has to generalise over the parts.
+  in any wording or pattern of the same family; a model has to generalise over the parts.
 - `wording`: fact and wording both occur in training, but not together (a held-out wording of a
   greeting doesn't occur at all). Facts without combinations (capitals, animal sounds) are held out
   only in this way.
@@ -33,8 +33,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from speechgpt_jax.demo_world import words as demo_words
-from speechgpt_jax.demo_world.form import Form
-from speechgpt_jax.demo_world.forms import forms
+from speechgpt_jax.demo_world.question_pattern import QuestionPattern
+from speechgpt_jax.demo_world.question_patterns import question_patterns
 
 SEED = 7
 FREE_ORDER = "free_order"
@@ -43,6 +43,8 @@ COMBINATION_TEST_SHARE = 0.06
 WORDING_TEST_QUESTIONS = 100
 TEMPLATED_SENTENCES = {"train": 2400, "test": 100}
 FREE_SENTENCES = {"train": 2600, "test": 100}
+# Parts of the plain sentences: those of every corpus, and those that its builder can add.
+ALWAYS, MORE, SHORT, FOR_ANSWER_VOICE = "always", "more", "short", "for the answer voice"
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class Dialogue:
     question: str
     answer: str
     split: str  # train | test
-    wording: str  # "sums/0": the form's name and the number of the wording
-    fact: str  # "sums/two three five": the form's name and the values of its slots
+    wording: str  # "sums/0": the pattern's name and the number of the wording
+    fact: str  # "sums/two three five": the pattern's name and the values of its slots
     combination: str  # "sums/three + two"; "" if the fact has none
     held_out: str  # "" in train, else combination | wording
 
@@ -66,6 +68,7 @@ class Sentence:
     topic: str
     text: str
     split: str
+    part: str = ALWAYS
 
 
 def words(text: str) -> list[str]:
@@ -79,9 +82,9 @@ def words(text: str) -> list[str]:
 def _held_out_combinations(rng: random.Random) -> set[str]:
     """A random share, COMBINATION_TEST_SHARE, of the combinations of each family."""
     families: dict[str, set[str]] = {}
-    for form in forms():
-        for combination in filter(None, map(form.combination_of, form.facts)):
-            families.setdefault(form.family or form.name, set()).add(combination)
+    for pattern in question_patterns():
+        for combination in filter(None, map(pattern.combination_of, pattern.facts)):
+            families.setdefault(pattern.family or pattern.name, set()).add(combination)
     return {
         combination
         for members in families.values()
@@ -91,15 +94,17 @@ def _held_out_combinations(rng: random.Random) -> set[str]:
     }
 
 
-def _dialogue(form: Form, fact: dict[str, str], wording: int, held_out: str) -> Dialogue:
+def _dialogue(
+    pattern: QuestionPattern, fact: dict[str, str], wording: int, held_out: str
+) -> Dialogue:
     return Dialogue(
-        form.topic,
-        form.wordings[wording].format(**fact),
-        form.answer.format(**fact),
+        pattern.topic,
+        pattern.wordings[wording].format(**fact),
+        pattern.answer.format(**fact),
         "test" if held_out else "train",
-        f"{form.name}/{wording}",
-        f"{form.name}/{' '.join(fact.values())}",
-        form.combination_of(fact),
+        f"{pattern.name}/{wording}",
+        f"{pattern.name}/{' '.join(fact.values())}",
+        pattern.combination_of(fact),
         held_out,
     )
 
@@ -110,15 +115,15 @@ def questions() -> tuple[Dialogue, ...]:
     rng = random.Random(SEED)
     held_out = _held_out_combinations(rng)
     train, by_combination, spare = [], [], []
-    for form in forms():
-        for fact in form.facts:
-            order = rng.sample(range(len(form.wordings)), len(form.wordings))
-            if form.combination_of(fact) in held_out:
-                by_combination.append(_dialogue(form, fact, order[0], "combination"))
+    for pattern in question_patterns():
+        for fact in pattern.facts:
+            order = rng.sample(range(len(pattern.wordings)), len(pattern.wordings))
+            if pattern.combination_of(fact) in held_out:
+                by_combination.append(_dialogue(pattern, fact, order[0], "combination"))
                 continue
             # At least two wordings of a fact stay in training if one of three is held out.
-            train += [_dialogue(form, fact, i, "") for i in order[:TRAIN_WORDINGS]]
-            spare.append(_dialogue(form, fact, order[-1], "wording"))
+            train += [_dialogue(pattern, fact, i, "") for i in order[:TRAIN_WORDINGS]]
+            spare.append(_dialogue(pattern, fact, order[-1], "wording"))
     by_wording = _sample_by_topic(spare, WORDING_TEST_QUESTIONS, rng)
     tested = {(d.fact, d.wording) for d in by_wording}
     train = [d for d in train if (d.fact, d.wording) not in tested]
@@ -179,9 +184,13 @@ def free_order_sentences(
     deck: list[str] = []
     sentences = []
     questions_of_test = {d.question for d in questions() if d.split == "test"}  # One is a word.
-    longer = [(split, count, 4, 9) for split, count in (*FREE_SENTENCES.items(), ("train", more))]
-    further = [("train", short, 1, 3), ("train", answer_voice, 4, 9)]
-    for split, count, shortest, longest in longer + further:
+    always = [(split, count, 4, 9, ALWAYS) for split, count in FREE_SENTENCES.items()]
+    further = [
+        ("train", more, 4, 9, MORE),
+        ("train", short, 1, 3, SHORT),
+        ("train", answer_voice, 4, 9, FOR_ANSWER_VOICE),
+    ]
+    for split, count, shortest, longest, part in always + further:
         for _ in range(count):
             length = rng.randint(shortest, longest)
             while len(deck) < length:
@@ -189,7 +198,7 @@ def free_order_sentences(
             text = " ".join(deck[:length]) + "."
             deck = deck[length:]
             if text not in questions_of_test:
-                sentences.append(Sentence(FREE_ORDER, text, split))
+                sentences.append(Sentence(FREE_ORDER, text, split, part))
     return tuple(sentences)
 
 

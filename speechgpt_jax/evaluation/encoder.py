@@ -14,7 +14,7 @@ import numpy as np
 from speechgpt_jax.evaluation.metrics import rate
 from speechgpt_jax.evaluation.recognisers import check_references, word_errors
 from speechgpt_jax.evaluation.vocoder import synthesized
-from speechgpt_jax.files import check_fields, check_recordings
+from speechgpt_jax.manifests import check_fields, check_recordings, with_units
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
@@ -92,10 +92,7 @@ def encoded(rows: Sequence[Mapping], speech2unit: Speech2Unit) -> list[dict]:
     """The rows with `units` and `durations` of their recordings."""
     all_ids = speech2unit.cluster_ids([load_audio(row["path"]) for row in rows])
     reduced = [reduce_units(cluster_ids) for cluster_ids in all_ids]
-    return [
-        {**row, "units": units.tolist(), "durations": durations.tolist()}
-        for row, (units, durations) in zip(rows, reduced)
-    ]
+    return [with_units(row, *units) for row, units in zip(rows, reduced)]
 
 
 def scores(voice: str, counts: Mapping[str, Sequence[tuple[int, int]]]) -> Iterator[EncoderScore]:

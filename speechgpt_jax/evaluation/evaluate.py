@@ -10,6 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from speechgpt_jax import prompts
+from speechgpt_jax.data import registry
 from speechgpt_jax.decoding.conversation import load_llama
 from speechgpt_jax.decoding.engine import Engine, Request
 from speechgpt_jax.decoding.masks import Masks
@@ -57,7 +58,7 @@ def evaluate_run(
       forced: answers are forced into the form of the target, as those of chat and server are.
       more_metrics: metrics besides those of the tasks.
       output_dir: folder to whose evaluation.json the metrics are added; None: nowhere.
-      devices: number of devices over which the model is cut; None: it is on the first one.
+      devices: number of devices over which the model is sharded; None: it is on the first one.
 
     Raises:
       UserError: a task or its split is unknown, or the run can't be loaded.
@@ -93,11 +94,11 @@ def evaluate_run(
 
 def check_task(name: str, split: str) -> None:
     """Raises a UserError unless `name` is a task or mixture with metrics and with this split."""
-    tasks = seqio.get_subtasks(examples.find(name))
+    tasks = seqio.get_subtasks(registry.find(name))
     scored = [task for task in tasks if task.metric_fns]
     if not scored:
         raise UserError(f"{name} has no metrics; evaluate a task that has metrics.")
-    examples.check_split(name, scored, split)
+    registry.check_split(name, {split for task in scored for split in task.splits}, split)
 
 
 def evaluate(
@@ -183,7 +184,10 @@ def evaluate_answers(rows: Sequence[dict], more_metrics: Sequence[MetricFunction
                 "expected in each row of answers task, prompt and target as texts, and an answer"
                 f" {{transcript, text, units}}, got {str(row)[:200]}."
             )
-        target = examples.find(row["task"]).postprocess_fn(row["prompt"] + row["target"])
+        task = registry.find(row["task"])
+        if not task.metric_fns:
+            raise UserError(f"{row['task']} has no metrics; evaluate a task that has metrics.")
+        target = task.postprocess_fn(row["prompt"] + row["target"])
         answer = row["answer"]
         prediction = prompts.Response(
             answer.get("transcript", ""), answer.get("text", ""), answer.get("units", [])
@@ -193,7 +197,7 @@ def evaluate_answers(rows: Sequence[dict], more_metrics: Sequence[MetricFunction
     for task, of_task in pairs.items():
         targets, predictions = zip(*of_task)
         metrics[task] = {}
-        for metric in (*examples.find(task).metric_fns, *more_metrics):
+        for metric in (*registry.find(task).metric_fns, *more_metrics):
             metrics[task] |= metric(targets, predictions)
     return metrics
 

@@ -1,13 +1,13 @@
 """The examples of SeqIO tasks as prompts, and the answers that their records give."""
 
-import difflib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import seqio
 
+from speechgpt_jax.data import registry
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.tokenizer import Tokenizer
 
@@ -26,26 +26,9 @@ class Example(NamedTuple):
     answer: list[int]
 
 
-def find(name: str) -> seqio.Task | seqio.Mixture:
-    """The task or mixture of a name; raises a UserError if it is unknown."""
-    known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(sorted(known))}."
-        raise UserError(f"task {name!r} is unknown; {hint}")
-    return seqio.get_mixture_or_task(name)
-
-
-def check_split(name: str, tasks: Sequence[seqio.Task], split: str) -> None:
-    """Raises a UserError unless one of the `tasks` of `name` has the split."""
-    splits = sorted({split for task in tasks for split in task.splits})
-    if split not in splits:
-        raise UserError(f"{name} has no split {split!r}; it has {', '.join(splits)}.")
-
-
 def check_template(tokenizer: Tokenizer, name: str) -> None:
     """Raises a UserError if the dialogues of a task are not in the template of the run."""
-    for task in seqio.get_subtasks(find(name)):
+    for task in seqio.get_subtasks(registry.find(name)):
         theirs = task.output_features["targets"].vocabulary.tokenizer.template
         if theirs != tokenizer.template:
             raise UserError(
@@ -69,8 +52,8 @@ def read(
       UserError: the task or its split is unknown, or it is no task of dialogues in the template of
         the model.
     """
-    tasks = seqio.get_subtasks(find(name))
-    check_split(name, tasks, split)
+    tasks = seqio.get_subtasks(registry.find(name))
+    registry.check_split(name, {split for task in tasks for split in task.splits}, split)
     check_template(tokenizer, name)
     for task in tasks:
         if split not in task.splits:

@@ -73,7 +73,7 @@ class SpokenAnswers:
             transcripts = [normalize(recognise(wav)) if len(wav) else "" for wav in wavs]
             figures |= wer(said, transcripts, f"{name}_wer")
             figures |= wer(right, transcripts, f"{name}_answer_wer")
-            understood = [text == heard for text, heard in zip(right, transcripts, strict=True)]
+            understood = [a == b for a, b in zip(right, transcripts, strict=True)]
             figures |= rate(f"{name}_understood", understood, np.ones(len(understood)))
         return figures
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation.recognisers import word_error_rate
-from speechgpt_jax.files import check_fields, check_recordings
+from speechgpt_jax.manifests import check_fields, check_recordings
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 

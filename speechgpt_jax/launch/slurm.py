@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Sequence
 
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.launch.command import GRACE_SECONDS, STOPPED_EXIT_CODE, train_command
 
 SCRIPT = """\
@@ -57,7 +58,12 @@ def batch_script(
       image: container image, for clusters with pyxis; by default the checkout's `.venv`.
       mounts: folders that the container sees, such as "/scratch:/scratch".
       max_restarts: restarts after crashes; those after stops, as at the time limit, don't count.
+
+    Raises:
+      UserError: there are mounts without a container.
     """
+    if mounts and not image:
+        raise UserError("--mounts is for a container; give --image too.")
     python, container = ".venv/bin/python", ""
     if image:
         flags = [

@@ -40,6 +40,7 @@ def watch(
       UserError: the run has crashed too often, or gcloud fails.
     """
     crashes, before = 0, None
+    is_counted = False  # The last crash, whose exit codes stay until the next start.
     while True:
         state = program_output(tpu_vm.state(pod))
         state = state if state is None else state.strip() or "not requested"
@@ -56,8 +57,9 @@ def watch(
             if runs and codes == [0] * len(runs):
                 log(f"{pod.name}: the run has finished")
                 return
-            if any(code not in (0, STOPPED_EXIT_CODE) for code in codes):
-                crashes += 1
+            has_crashed = any(code not in (0, STOPPED_EXIT_CODE) for code in codes)
+            if has_crashed and not is_counted:
+                crashes, is_counted = crashes + 1, True
                 if crashes > max_restarts:
                     raise UserError(
                         f"the run has crashed {crashes} times, the last time with exit codes"
@@ -71,6 +73,8 @@ def watch(
                     if run_program(words):
                         log(f"{pod.name}: that failed; trying again")
                         break
+                else:
+                    is_counted = False
         time.sleep(seconds)
 
 

@@ -321,9 +321,8 @@ class _Watch:
             nonlocal status, has_events
             if message["type"] == "http.response.start":
                 status = message["status"]
-                has_events = Headers(raw=message["headers"])["content-type"].startswith(
-                    EVENT_STREAM
-                )
+                content_type = Headers(raw=message["headers"]).get("content-type", "")
+                has_events = content_type.startswith(EVENT_STREAM)
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 

@@ -61,7 +61,7 @@ class TokenCompletion:
     def __init__(self, talker: Talker, name: str, request: CompletionRequest):
         """
         Args:
-          talker: what answers.
+          talker: runs the request on the engine.
           name: name of the model.
           request: the request.
 

@@ -73,7 +73,7 @@ def still_loading() -> ApiError:
 
 
 class Strict(BaseModel):
-    """A part of a request."""
+    """Base of all JSON requests: values are not converted to other types."""
 
     # Strings are not taken for numbers, nor numbers for truth values.
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)

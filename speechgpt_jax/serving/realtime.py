@@ -326,13 +326,14 @@ class Session:
             )
         if self._question is None:
             raise invalid("There is no message of the user to answer.")
-        question, self._question = self._question, None
+        question = self._question
         modalities = options.output_modalities or self._settings.output_modalities
         most = options.max_output_tokens or self._settings.max_output_tokens
         output = self._settings.audio.output
         fields = {} if most == "inf" else {"max_new_tokens": most}
         conversation = self._talker.conversation(voice=output.voice, speed=output.speed, **fields)
         conversation.history = self._history
+        self._question = None
         response = _Response(self, conversation, modalities[0], self._question_item)
         self._reason = ""
         await response.announce()

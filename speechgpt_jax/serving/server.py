@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 import sys
 
 import uvicorn
@@ -62,17 +63,22 @@ def run(app: Starlette, *, host: str, port: int, certificate: str | None, key: s
       host, port: where to listen.
       certificate, key: files for https; None: http.
 
-    Raises:
-      UserError: the certificate can't be used.
     """
     settings = config(app, host, port, certificate, key)
-    try:
-        settings.load()
-    except OSError as error:
-        raise UserError(f"--ssl_certfile, --ssl_keyfile: {error}; expected PEM files.") from error
     scheme = "https" if certificate else "http"
     print(f"Serving at {scheme}://{host}:{port}/ while it warms up.", file=sys.stderr, flush=True)
     uvicorn.Server(settings).run()
+
+
+def check_certificate(certificate: str | None, key: str | None) -> None:
+    """Raises a UserError if there is a certificate and it can't be used with the key."""
+    if certificate:
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+        except OSError as error:
+            raise UserError(
+                f"--ssl_certfile, --ssl_keyfile: {error}; expected PEM files."
+            ) from error
 
 
 def check_port(host: str, port: int) -> None:

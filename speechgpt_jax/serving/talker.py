@@ -62,8 +62,8 @@ class Limits:
         check_number("seconds", self.seconds, above=0)
 
 
-class Asked(Protocol):
-    """A conversation or a completion: anything that asks the engine.
+class EngineClient(Protocol):
+    """A conversation or a completion: it submits requests to the engine.
 
     Attributes:
       in_progress: what the engine answers, or has answered last.
@@ -144,7 +144,7 @@ class Talker:
         most = self.settings.max_new_tokens
         if fields.get("max_new_tokens", most) > most:
             raise invalid(
-                f"max_completion_tokens: expected at most {most}, got {fields['max_new_tokens']}.",
+                f"The length of a reply: expected at most {most}, got {fields['max_new_tokens']}.",
                 "max_completion_tokens",
             )
         return dataclasses.replace(self.settings, history=[], **fields)
@@ -191,7 +191,7 @@ class Talker:
             self._num_replies -= 1
 
     async def reply(
-        self, conversation: Asked, begin: Callable[[], Generator[Part]]
+        self, conversation: EngineClient, begin: Callable[[], Generator[Part]]
     ) -> AsyncGenerator[Part, None]:
         """Parts of a reply, such as its events; enter `admitted` before.
 
@@ -245,7 +245,7 @@ class Talker:
                 self._ending.add(task)
                 task.add_done_callback(self._ending.discard)
 
-    def _count(self, conversation: Asked) -> None:
+    def _count(self, conversation: EngineClient) -> None:
         prompt, completion = num_tokens(conversation)
         self.metrics.tokens.labels("prompt").inc(prompt)
         self.metrics.tokens.labels("completion").inc(completion)
@@ -282,7 +282,7 @@ class _End:
     error: BaseException | None
 
 
-async def _cancel_until(thread: asyncio.Future, conversation: Asked) -> None:
+async def _cancel_until(thread: asyncio.Future, conversation: EngineClient) -> None:
     """Cancels a reply until its thread has ended; it may not have reached the engine yet."""
     while not thread.done():
         if conversation.in_progress:
@@ -290,7 +290,7 @@ async def _cancel_until(thread: asyncio.Future, conversation: Asked) -> None:
         await asyncio.wait([thread], timeout=_CANCEL_SECONDS)
 
 
-def num_tokens(conversation: Asked) -> tuple[int, int]:
+def num_tokens(conversation: EngineClient) -> tuple[int, int]:
     """Tokens of the prompt and of the reply of a conversation's last turn."""
     answer = conversation.in_progress
     return (len(answer.request.prompt), answer.num_tokens) if answer else (0, 0)

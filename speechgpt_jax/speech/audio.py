@@ -67,7 +67,8 @@ def load_audio(
       UserError: the file is missing, empty, not audio, damaged or cut off, longer than
         `max_seconds`, or holds NaN or infinite samples.
     """
-    name = getattr(source, "name", source)
+    is_path = isinstance(source, str | os.PathLike)
+    name = source if is_path else getattr(source, "name", "the recording")
     with _opened(source) as recording:
         try:
             stated_seconds = _xing_header(recording.data)[0] if recording.is_mp3 else 0.0

@@ -50,7 +50,7 @@ def record(seconds: float) -> np.ndarray:
     """Sound from the microphone, float32 [samples] at 16 kHz.
 
     Raises:
-      UserError: there is no microphone.
+      UserError: there is no microphone, or `seconds` is not above 0 and at most 600.
     """
     check_number("seconds", seconds, above=0, at_most=600)
     device = _sounddevice()

@@ -22,7 +22,8 @@ class Tokenizer(abc.ABC):
         Qwen.
       eos_id: id at the end of every text that a model learns to write.
       stop_ids: ids that end an answer; `eos_id` is one of them.
-      pad_id: for the configs of exported models; eos if the tokenizer has no padding token.
+      pad_id: for the configs of exported models: `<unk>` with SentencePiece, otherwise the padding
+        token, or eos if there is none.
       unk_id: id of the unknown piece; None if every text has ids of its own.
       template: marks the turns of the dialogues that the model reads; saved with the tokenizer.
     """

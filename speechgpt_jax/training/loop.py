@@ -407,6 +407,8 @@ def stop_signals() -> Iterator[list[signal.Signals]]:
 
 def summary(phases: Phases, first_step: int) -> str:
     """One line: steps, time, and the share of each phase, the largest first."""
+    if phases.step == first_step:
+        return f"All {first_step} steps are done; nothing is left to train."
     shares = ", ".join(f"{name} {share:.1%}" for name, share in phases.shares().items())
     seconds = duration_text(time.monotonic() - phases.began)
     return f"Steps {first_step + 1} to {phases.step} in {seconds}: {shares}."

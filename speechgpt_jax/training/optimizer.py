@@ -123,12 +123,14 @@ def learning_rate_schedule(config: AdamW, total_steps: int) -> optax.Schedule:
 def decay_mask(params: Any) -> Any:
     """True where weight decay applies: everything but norm scales and biases.
 
-    By name, not by rank: the norms of scanned layers are stacked to [layers, embed].
+    By name, not by rank: the norms of scanned layers are stacked to [layers, embed]. A parameter
+    called `scale` is that of a norm.
     """
 
     def is_decayed(path, _):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return "norm" not in name and "bias" not in name
+        is_scale = "norm" in name or "scale" in name.split("/")
+        return not is_scale and "bias" not in name
 
     return jax.tree_util.tree_map_with_path(is_decayed, params)
 

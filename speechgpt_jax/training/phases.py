@@ -26,10 +26,10 @@ class Phases:
       step_ended: when that was, or when the run started.
     """
 
-    def __init__(self, step: int = 0):
+    def __init__(self):
         self.began = self.step_ended = time.monotonic()
         self.current = START, self.began
-        self.step = step
+        self.step = 0
         self._totals: dict[str, float] = {}
         self._recent: dict[str, collections.deque] = {}
 

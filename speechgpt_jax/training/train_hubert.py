@@ -6,7 +6,6 @@ Gin recipes configure `train` (gin/runs/hubert_*.gin, tools/train_hubert.py).
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -133,7 +132,7 @@ def train(
     if start:
         trained["hubert"] = mean_of(trained["hubert"], start, start_share)
     learner = nnx.merge(graphdef, trained, constants)
-    save_hubert(pathlib.Path(output_dir) / "hubert", learner.hubert, np.float16)
+    save_hubert(f"{output_dir}/hubert", learner.hubert, np.float16)
     print(f"The trained HuBERT is in {output_dir}/hubert.")
 
 

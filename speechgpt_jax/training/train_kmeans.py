@@ -28,8 +28,6 @@ from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, load_hubert
 from speechgpt_jax.training.loop import fit
 
 CLIPS_PER_FILE = 512
-# Frames among which k-means++ chooses the first centroids.
-INIT_FRAMES = 50_000
 
 
 def extract_features(
@@ -97,7 +95,7 @@ def train(
     frames = min(batch_frames or total, total) // mesh.size * mesh.size
     if frames == 0:
         raise UserError(f"{total} frames can't be split over {mesh.size} devices; give more audio.")
-    sample = next(kmeans.FeatureBatches(features, INIT_FRAMES, seed=seed))["features"]
+    sample = next(kmeans.FeatureBatches(features, kmeans.INIT_SAMPLE, seed=seed))["features"]
     clusters = kmeans.init_clusters(sample, num_clusters, seed=seed, tries=tries)
     # Lloyd's algorithm forgets the previous assignment; mini-batches accumulate theirs.
     memory = 1.0 if frames < total // mesh.size * mesh.size else 0.0

@@ -21,6 +21,7 @@ from speechgpt_jax.speech.vocoder.discriminators import (
     discriminator_loss,
 )
 from speechgpt_jax.speech.vocoder.training import (
+    MEL_HOP,
     VocoderBatches,
     VocoderObjective,
     calibrate_durations,
@@ -62,7 +63,8 @@ def train(
       optimizer: AdamW of the vocoder and of the discriminators; its schedule ends at `steps`.
       steps: number of optimizer steps.
       batch_size: segments per batch.
-      segment_codes: length of a segment in codes of 20 ms.
+      segment_codes: length of a segment in codes of 20 ms; a multiple of 4 with the default
+        `stft_sizes` of the objective.
       discriminators: sizes of HiFi-GAN's discriminators; None: only spectral losses.
       start_from: folder of a trained vocoder of the same sizes, whose parameters the run starts
         from; None: random parameters.
@@ -82,7 +84,16 @@ def train(
     }
     for name, size in sizes.items():
         check_number(name, size, at_least=1)
-    check_number("duration_factor", duration_factor or 1.0, at_least=0.5, at_most=2)
+    samples = segment_codes * model.code_hop_size
+    for hop in (MEL_HOP, *(size // 4 for size in objective.stft_sizes)):
+        if samples % hop:
+            raise UserError(
+                f"segment_codes {segment_codes} are {samples} samples, no multiple of {hop}, a hop"
+                " of the losses; with the default stft_sizes take a multiple of 4."
+            )
+    factor = 1.0 if duration_factor is None else duration_factor
+    check_number("duration_factor", factor, at_least=0.5, at_most=2)
+    check_number("seed", seed, at_least=0, below=2**32)
     prepared = prepare_rows(rows, model)
     batches = VocoderBatches(
         prepared,
@@ -114,7 +125,7 @@ def train(
         name="vocoder",
     )
     nnx.update(vocoder, state.params["vocoder"])
-    if duration_factor:
+    if duration_factor is not None:
         calibrate_durations(vocoder, prepared, duration_factor)
     vocoder.save_pretrained(f"{output_dir}/vocoder", np.float16)
     return vocoder

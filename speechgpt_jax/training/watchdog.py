@@ -21,7 +21,7 @@ from speechgpt_jax.files import best_effort, write_text
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.training.phases import Phases
 
-# Not 0 and not that of a run that saved after SIGTERM: restarts after it are counted.
+# Differs from those of a finished run and of one that saved after SIGTERM: restarts after it count.
 HUNG_EXIT_CODE = 76
 # Silence after which a line says where the run is, doubled after each line.
 QUIET_SECONDS = 60

@@ -20,7 +20,7 @@ from speechgpt_jax import arguments, prompts
 from speechgpt_jax.data.checked import FOLDER
 from speechgpt_jax.data.records import check_dialogues
 from speechgpt_jax.data.sources import RecordFiles
-from speechgpt_jax.files import write_jsonl
+from speechgpt_jax.manifests import write_jsonl
 from speechgpt_jax.unit_text import units_to_text
 from tasks.speech_instruct import DIALOGUE
 from tests.benchmarks import docs_table, timing

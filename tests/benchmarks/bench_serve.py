@@ -5,9 +5,10 @@
     python -m tests.benchmarks.bench_serve soak --soak_minutes=30
 
 The server runs in a process of its own, with the tiny model of the tests, whose answers are known:
-every one is compared. Its clients, in this process, take turns at a written question, a spoken one
-and a text to read aloud; what is drawn at a temperature of 2 makes their lengths differ. "first" is
-the time to the first text or sound of a reply, in ms.
+every one is compared. Its clients, in this process, take turns at four requests: a written
+question, a spoken one, a written one that is answered in speech, and one whose answer is drawn at a
+temperature of 2, so that lengths differ. "first" is the time to the first text or sound of a reply,
+in ms.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def _serve(pipe):
 
 
 class Counts:
-    """What the clients of one run have seen."""
+    """Counts of replies and errors of one run's clients."""
 
     def __init__(self):
         self.tokens = self.replies = self.errors = self.mixed_up = 0
@@ -115,7 +116,7 @@ async def _ask(http, address, body, counts) -> str:
 
 
 async def load(address: str, clients: int, seconds: float) -> Counts:
-    """Lets clients ask for so many seconds, after one round of warming up."""
+    """Lets clients ask for `seconds`, after one round of warming up."""
     await asyncio.gather(*(client(address, i, time.monotonic(), Counts()) for i in range(4)))
     counts, end = Counts(), time.monotonic() + seconds
     await asyncio.gather(*(client(address, i, end, counts) for i in range(clients)))

@@ -82,7 +82,7 @@ Results = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How much work the speeds are measured on.
+    """Amount of work on which speeds are measured.
 
     Attributes:
       models: sizes of the language model, by name.

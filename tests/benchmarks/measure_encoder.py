@@ -9,7 +9,8 @@
 from speechgpt_jax import arguments
 from speechgpt_jax.evaluation.encoder import EncoderScore, evaluate_encoder
 from speechgpt_jax.evaluation.recognisers import WhisperRecogniser
-from speechgpt_jax.files import SHIPPED_HUBERT, read_manifest
+from speechgpt_jax.files import SHIPPED_HUBERT
+from speechgpt_jax.manifests import read_manifest
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from tests.benchmarks import docs_table

@@ -12,7 +12,8 @@ import itertools
 from speechgpt_jax import arguments
 from speechgpt_jax.evaluation.recognisers import WhisperRecogniser
 from speechgpt_jax.evaluation.vocoder import evaluate_vocoder
-from speechgpt_jax.files import SHIPPED_VOCODER, read_manifest
+from speechgpt_jax.files import SHIPPED_VOCODER
+from speechgpt_jax.manifests import read_manifest
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from tests.benchmarks import docs_table
 

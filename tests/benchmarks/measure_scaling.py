@@ -53,7 +53,7 @@ class Size:
 
     @property
     def settings(self) -> dict[str, int | float]:
-        """What differs from gin/runs/demo_stage2.gin; wide models need smaller steps."""
+        """Bindings that differ from gin/runs/demo_stage2.gin; wide models need smaller steps."""
         config = "llama.LlamaConfig"
         return {
             f"{config}.hidden_size": self.hidden,

@@ -8,7 +8,8 @@
 
 from speechgpt_jax import arguments
 from speechgpt_jax.evaluation import units
-from speechgpt_jax.files import SHIPPED_HUBERT, read_manifest
+from speechgpt_jax.files import SHIPPED_HUBERT
+from speechgpt_jax.manifests import read_manifest
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from tests.benchmarks import docs_table
 

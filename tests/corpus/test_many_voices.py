@@ -6,7 +6,7 @@ import pytest
 from speechgpt_jax.corpus import hubert_targets, many_voices
 from speechgpt_jax.corpus.many_voices import Recording, draw_mixture, plan, record
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import read_manifest
+from speechgpt_jax.manifests import read_manifest
 from speechgpt_jax.speech.audio import load_audio
 
 TEXTS = [["what is two plus two?"], ["a change of voice", "the house was empty"]]

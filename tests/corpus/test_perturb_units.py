@@ -7,7 +7,7 @@ import pytest
 
 from speechgpt_jax.demo_world.build import SHIPPED_CORPUS
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import read_manifest
+from speechgpt_jax.manifests import read_manifest
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.encoder.targets import retimed

@@ -96,6 +96,7 @@ def test_lines_end_only_at_newlines(run):
         ({"id": "a", "units": [1], "durations": [0]}, "1: a: expected for each of 1 units"),
         ({"id": "a", "units": [1], "speaker": "eve"}, "1: a: the vocoder has no speaker 'eve'"),
         ({"id": "a", "units": [1], "speaker": 2}, "expected one of ann, bob or an index"),
+        ({"id": "a", "units": [1], "speaker": "9"}, "the vocoder has no speaker 9"),
         ({"id": "a", "units": [1], "speaker": 0.5}, "the vocoder has no speaker 0.5"),
         ({"id": "a", "units": [1], "speaker": True}, "the vocoder has no speaker True"),
     ],

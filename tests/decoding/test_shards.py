@@ -7,7 +7,7 @@ import pytest
 
 from speechgpt_jax.decoding.shards import answer_shards, read_answers
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import write_jsonl
+from speechgpt_jax.manifests import write_jsonl
 from speechgpt_jax.tokenizer import Tokenizer
 from tests import processes
 

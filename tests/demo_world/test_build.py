@@ -13,6 +13,15 @@ import tensorflow as tf
 from speechgpt_jax.corpus import many_voices
 from speechgpt_jax.demo_world import build
 from speechgpt_jax.demo_world import world as demo_world
+from speechgpt_jax.demo_world.clips import (
+    ANSWER_VOICE,
+    SPLITS,
+    TRAIN_VOICES,
+    Clip,
+    planned_clips,
+    read_manifest,
+    write_manifest,
+)
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech import audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
@@ -39,72 +48,26 @@ def read(path):
 
 @pytest.mark.slow
 def test_a_failing_command_is_named(tmp_path):
-    clip = build.planned_clips()[0]
-    with pytest.raises(ValueError, match=r"nothing\.py.* failed .*check --tts"):
+    clip = planned_clips()[0]
+    with pytest.raises(ValueError, match=r"nothing\.py.* failed .*check the command"):
         build.synthesize_clip(clip, f"{sys.executable} nothing.py {{text}} {{wav}}", tmp_path)
-    with pytest.raises(ValueError, match=r"no-such-voice .*check --tts"):
+    with pytest.raises(ValueError, match=r"no-such-voice .*check the command"):
         build.synthesize_clip(clip, "no-such-voice {text} {wav}", tmp_path)
 
 
 def test_a_wrong_sample_rate_is_named(tmp_path, voice):
-    clip = build.planned_clips()[0]
+    clip = planned_clips()[0]
     (tmp_path / "wavs").mkdir()
     soundfile.write(tmp_path / clip.path, np.zeros(8000), 8000)
     with pytest.raises(ValueError, match="has 8000 Hz and 1 channels"):
         build.synthesize_clip(clip, voice, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "transcript, text",
-    [
-        ("Press 7 to delete this message.", "press seven to delete this message."),
-        ("...to leave the conference.", "to leave the conference."),
-        ("To which folder?", "to which folder?"),
-        ("The conference is locked!", "the conference is locked."),
-        ("I am sorry.  You've entered it.", "i am sorry. you've entered it."),
-        ("dial 500 now", ""),
-        ("press # to exit", ""),
-        ("IAX", ""),
-        ("(10 seconds of silence)", ""),
-        ("Use the 7 key for Q.", ""),
-    ],
-)
-def test_prompt_text(transcript, text):
-    assert build.prompt_text(transcript) == text
-
-
-def test_plan_keeps_voices_apart():
-    clips = build.planned_clips()
-    assert len({clip.id for clip in clips}) == len(clips)
-    voices = {split: {c.speaker for c in clips if c.split == split} for split in ("train", "test")}
-    assert voices["train"] == voices["test"] == set(build.TRAIN_VOICES)
-    assert {c.speaker for c in clips if c.split == "unheard_voice"} == {"awb"}
-    assert {c.speaker for c in clips if c.kind == "answer"} == {build.ANSWER_VOICE}
-
-
-def test_further_sentences_leave_the_other_clips_as_they_are():
-    clips = build.planned_clips(more_sentences=3, short_sentences=2, answer_voice_sentences=4)
-    fewer = build.planned_clips(more_sentences=3, short_sentences=2)
-    assert clips[: len(fewer)] == fewer
-    assert [(c.speaker, c.split, c.topic, c.perturbation) for c in clips[len(fewer) :]] == [
-        (build.ANSWER_VOICE, "train", demo_world.FREE_ORDER, None)
-    ] * 4
-    assert [c.perturbation is not None for c in fewer[-5:]] == [True] * 3 + [False] * 2
-
-
-@pytest.mark.slow
-def test_plan_has_every_text_and_no_test_text_in_training():
-    clips = build.planned_clips()
-    assert {c.text for c in clips} == {s.text for s in demo_world.all_sentences()}
-    train = {c.text for c in clips if c.split == "train"}
-    assert not train & {c.text for c in clips if c.split != "train"}
-
-
-def small_corpus(folder: Path, voice: str) -> list[build.Clip]:
+def small_corpus(folder: Path, voice: str) -> list[Clip]:
     """Two questions, their answers and two plain sentences of every split that has them."""
-    planned = build.planned_clips()
+    planned = planned_clips()
     clips = []
-    for split in build.SPLITS:
+    for split in SPLITS:
         for kind in ("question", "plain"):
             clips += [c for c in planned if (c.split, c.kind) == (split, kind)][:2]
     answers = {c.answer_id for c in clips}
@@ -116,8 +79,8 @@ def small_corpus(folder: Path, voice: str) -> list[build.Clip]:
 @pytest.mark.slow
 def test_encode_writes_the_units_of_every_clip(tmp_path, voice, hubert):
     clips = small_corpus(tmp_path, voice)
-    build.write_manifest(clips, tmp_path / "manifest.jsonl")
-    assert build.read_manifest(tmp_path / "manifest.jsonl") == clips
+    write_manifest(clips, tmp_path / "manifest.jsonl")
+    assert read_manifest(tmp_path / "manifest.jsonl") == clips
     build.encode(tmp_path, hubert, tmp_path / "out")
 
     utterances = list(read(tmp_path / "out" / "utterances-train.tfrecord.gz"))
@@ -134,7 +97,7 @@ def test_encode_writes_the_units_of_every_clip(tmp_path, voice, hubert):
         np.testing.assert_array_equal(d["question_units"], spoken[d["id"]]["units"])
         answer = next(u for u in utterances if u["text"] == d["answer"])
         np.testing.assert_array_equal(d["answer_units"], answer["units"])
-        assert d["answer_speaker"] == build.ANSWER_VOICE
+        assert d["answer_speaker"] == ANSWER_VOICE
 
     rows = json.loads((tmp_path / "out" / "clips" / "clips.json").read_text())
     assert {row["kind"] for row in rows} == {"question", "plain"}
@@ -154,7 +117,7 @@ def voices_folder(folder: Path, text: str, voice: str) -> Path:
 @pytest.mark.slow
 def test_recordings_of_other_voices_are_for_training_only(tmp_path, voice, hubert):
     clips = small_corpus(tmp_path, voice)
-    build.write_manifest(clips, tmp_path / "manifest.jsonl")
+    write_manifest(clips, tmp_path / "manifest.jsonl")
     voices = voices_folder(tmp_path / "voices", "seven green feet.", voice)
     build.encode(tmp_path, hubert, tmp_path / "out", voices)
     utterances = {u["id"]: u for u in read(tmp_path / "out" / "utterances-train.tfrecord.gz")}
@@ -169,8 +132,8 @@ def test_recordings_of_other_voices_are_for_training_only(tmp_path, voice, huber
 
 
 def test_recordings_of_other_voices_must_not_teach_the_test(tmp_path, voice, hubert):
-    clips = [c for c in build.planned_clips() if c.split == "test"][:1]
-    build.write_manifest(clips, tmp_path / "manifest.jsonl")
+    clips = [c for c in planned_clips() if c.split == "test"][:1]
+    write_manifest(clips, tmp_path / "manifest.jsonl")
     voices = voices_folder(tmp_path / "voices", clips[0].text, voice)
     with pytest.raises(ValueError, match="test data would be in the training data"):
         build.encode(tmp_path, hubert, tmp_path / "out", voices)
@@ -194,14 +157,14 @@ def test_other_sentences_need_another_folder(tmp_path):
     ],
 )
 def test_malformed_rows_of_a_manifest(tmp_path, hubert, changes, message):
-    row = dataclasses.asdict(build.planned_clips()[0]) | changes
+    row = dataclasses.asdict(planned_clips()[0]) | changes
     (tmp_path / "manifest.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(UserError, match=message):
         build.encode(tmp_path, hubert, tmp_path / "out")
 
 
 def test_recordings_of_the_same_name(tmp_path, voice, hubert):
-    build.write_manifest(build.planned_clips()[:1], tmp_path / "manifest.jsonl")
+    write_manifest(planned_clips()[:1], tmp_path / "manifest.jsonl")
     voices = voices_folder(tmp_path / "voices", "seven green feet.", voice)
     row = (voices / many_voices.MANIFEST).read_text()
     (voices / many_voices.MANIFEST).write_text(row + row)
@@ -217,16 +180,11 @@ def test_encode_without_a_manifest_says_what_to_run(tmp_path, hubert):
         build.encode(tmp_path, hubert, tmp_path / "out")
 
 
-def test_human_prompts_without_the_packages_says_what_to_unpack(tmp_path):
-    with pytest.raises(ValueError, match="dpkg-deb -x"):
-        build.human_prompts(tmp_path, 3)
-
-
 # ---- the shipped corpus ------------------------------------------------------------------------
 
 SHIPPED = Path(build.SHIPPED_CORPUS)
-UTTERANCES = [f"utterances-{split}" for split in build.SPLITS]
-DIALOGUES = [f"dialogues-{split}" for split in build.SPLITS[:-1]]
+UTTERANCES = [f"utterances-{split}" for split in SPLITS]
+DIALOGUES = [f"dialogues-{split}" for split in SPLITS[:-1]]
 
 
 def check_units(units, durations):
@@ -246,7 +204,7 @@ def test_shipped_utterances(name):
         if u["kind"] != "prompt":
             assert set(demo_world.words(u["text"])) <= set(demo_world.vocabulary())
     strangers = {"utterances-unheard_voice": {"awb"}, "utterances-human": {"human"}}
-    assert speakers == strangers.get(name, set(build.TRAIN_VOICES))
+    assert speakers == strangers.get(name, set(TRAIN_VOICES))
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ import pytest
 
 from speechgpt_jax.demo_world import words as demo_words
 from speechgpt_jax.demo_world import world as demo_world
-from speechgpt_jax.demo_world.form import number
-from speechgpt_jax.demo_world.forms import forms
+from speechgpt_jax.demo_world.question_pattern import number
+from speechgpt_jax.demo_world.question_patterns import question_patterns
 from speechgpt_jax.demo_world.world import words
 
 TRAIN = [d for d in demo_world.questions() if d.split == "train"]
@@ -24,9 +24,9 @@ def test_size_of_the_world():
 
 
 def test_every_kind_of_question_is_trained_and_has_several_wordings():
-    all_forms = forms()
-    assert {d.wording.split("/")[0] for d in TRAIN} == {form.name for form in all_forms}
-    assert all(3 <= len(set(form.wordings)) <= 6 for form in all_forms)
+    all_patterns = question_patterns()
+    assert {d.wording.split("/")[0] for d in TRAIN} == {pattern.name for pattern in all_patterns}
+    assert all(3 <= len(set(pattern.wordings)) <= 6 for pattern in all_patterns)
 
 
 def test_a_question_has_one_answer():

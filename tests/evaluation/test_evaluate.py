@@ -1,6 +1,7 @@
 """Decodes and scores a split with a tiny real model."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import seqio
 from flax import nnx
 
 import tasks  # noqa: F401 (registers them)
+from speechgpt_jax import gin_utils
 from speechgpt_jax.decoding.masks import FORMS
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation import evaluate
@@ -62,6 +64,26 @@ def test_scores_of_a_model_that_knows_nothing(model, tokenizer, task):
     metrics = evaluate.evaluate(model, tokenizer, "test_asr", "test", batch_size=4)
     assert metrics["test_asr"]["wer"] >= 0.9
     assert "wer_of_another_sentence" in evaluate.table(metrics)
+
+
+def test_files_of_ones_own_are_evaluated_by_a_gin_file(model, tokenizer, tmp_path):
+    spoken, text = "<sosp><1><2><eosp>", "good morning"
+    pairs = [("Write it down", spoken, text), ("Say it", text, spoken)]
+    with (tmp_path / "dialogues.jsonl").open("w") as file:
+        for description, source, target in pairs:
+            prompt = f"[Human]: {description}. This is input: {source}<eoh> [SpeechGPT]:"
+            row = {"prefix": "Be kind.\n", "plain_text": f"{prompt} {target}<eoa> "}
+            file.write(json.dumps(row) + "\n")
+    bindings = [f"TOKENIZER = '{DEMO_TOKENIZER}'", f"DIALOGUES = '{tmp_path}/*.jsonl'"]
+    gin_utils.parse(["gin/stages/evaluation.gin"], bindings)
+    names = gin_utils.arguments(evaluate.evaluate_run, ["tasks"])["tasks"]
+    try:
+        asr, tts = (evaluate.evaluate(model, tokenizer, name, "test")[name] for name in names)
+    finally:
+        for name in names:
+            seqio.TaskRegistry.remove(name)
+    assert asr["wer"] > 0 and tts["unit_error_rate"] > 0
+    assert {"form_error"} <= asr.keys() & tts.keys()
 
 
 def test_answers_come_in_the_order_of_the_questions(model, tokenizer, task, monkeypatch):

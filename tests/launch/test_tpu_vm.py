@@ -1,5 +1,6 @@
 """The TPU VM launcher against a fake `gcloud` whose hosts are folders of this machine."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -124,6 +125,25 @@ def test_watch_survives_a_preemption_and_ends_with_the_run(cloud, capfd):
         *("pod: SUSPENDED", "pod: not requested", "pod: WAITING_FOR_RESOURCES", "pod: ACTIVE"),
         *("pod: starting the run on 2 hosts", "pod: the run has finished"),
     ]
+
+
+def test_a_crash_counts_once_while_other_hosts_still_run(cloud):
+    """Each host reads its exit code from a file of its own."""
+    source = f"--source={cloud.folder / 'source'}"
+    codes = [cloud.hosts / host / "speechgpt_jax" / "code" for host in "01"]
+
+    def crash_one_host():
+        wait_for(lambda: all((code.parent / "train.pid").exists() for code in codes))
+        codes[0].write_text("1")
+        time.sleep(1)  # Some looks of `watch`.
+        codes[0].write_text("0")
+        codes[1].write_text("0")
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        crash = pool.submit(crash_one_host)
+        flags = ["--seconds=0.1", "--max_restarts=1"]
+        assert run("watch", *SLICES, source, *flags, "--", "code") == 0
+        crash.result()
 
 
 def test_watch_gives_up_after_too_many_crashes(cloud):

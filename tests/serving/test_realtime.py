@@ -175,6 +175,18 @@ def test_length(connection):
     assert response.status_details.reason == "max_output_tokens"
 
 
+def test_a_refused_response_leaves_the_question(connection):
+    by_hand(connection, output_modalities=["text"])
+    content = [{"type": "input_text", "text": tiny.SUM}]
+    connection.conversation.item.create(
+        item={"type": "message", "role": "user", "content": content}
+    )
+    connection.response.create(response={"max_output_tokens": 4096})
+    assert "expected at most 96, got 4096" in until(connection, "error")[-1].error.message
+    connection.response.create()
+    assert until(connection, DONE)[-1].response.status == "completed"
+
+
 @pytest.mark.parametrize(
     ("event", "message"),
     [

@@ -147,6 +147,8 @@ def test_no_server():
         RemoteEngine("http://127.0.0.1:9/v1", tiny.TOKENIZER, MASKS)
     with pytest.raises(UserError, match=r"can't be reached .* expected a server with OpenAI's API"):
         RemoteEngine("nowhere", tiny.TOKENIZER, MASKS)
+    with pytest.raises(UserError, match="can't be reached"):
+        RemoteEngine("http://127.0.0.1:abc/v1", tiny.TOKENIZER, MASKS)
 
 
 def test_a_server_that_breaks_off_an_answer_is_an_error():

@@ -201,6 +201,8 @@ def test_plain_lines_without_a_terminal(tmp_path, capsys):
     assert lines[0].startswith("step 2/4  loss ")
     assert "tokens/s" in lines[-2] and "left" in lines[-2]
     assert re.match(r"Steps 1 to 4 in 0:\d\d: \w+ \d+\.\d%, ", lines[-1])
+    run(tmp_path, 4)
+    assert "All 4 steps are done; nothing is left to train." in capsys.readouterr().out
 
 
 def test_duration_text():

@@ -12,6 +12,7 @@ from toy import CONFIG
 
 from speechgpt_jax.checkpoints import flatten
 from speechgpt_jax.models.llama import Llama
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig
 from speechgpt_jax.training.optimizer import (
     AdamW,
     Guard,
@@ -57,6 +58,14 @@ def test_norms_are_not_decayed():
         "layers.post_attention_layernorm.scale",
         "norm.scale",
     }
+
+
+def test_norms_of_the_vocoders_predictors_are_not_decayed():
+    vocoder = nnx.eval_shape(lambda: UnitVocoder(VocoderConfig.tiny(), rngs=nnx.Rngs(0)))
+    mask = flatten(decay_mask(nnx.state(vocoder.duration_predictor, nnx.Param)))
+    kept = {name for name, decayed in mask.items() if not decayed}
+    assert {"ln1.scale", "ln2.scale", "ln1.bias", "proj.bias"} <= kept
+    assert {"proj.kernel"} <= mask.keys() - kept
 
 
 @pytest.mark.slow

@@ -121,6 +121,13 @@ def test_refuses_sizes_below_one(rows, tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
+def test_refuses_segments_that_do_not_fit_the_losses(rows, tmp_path):
+    with pytest.raises(
+        UserError, match=r"50 are 16000 samples, no multiple of 256.* multiple of 4"
+    ):
+        train(rows=rows, output_dir=tmp_path, steps=1, **SETTINGS | {"segment_codes": 50})
+
+
 def test_the_recipes_of_a_vocoder():
     def bound(stage, model):
         gin_utils.parse(

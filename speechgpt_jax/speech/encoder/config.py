@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_number
 
 Samples = TypeVar("Samples", int, np.ndarray, jax.Array)
 
@@ -56,6 +57,14 @@ class HubertConfig:
     normalize: bool = False
 
     def __post_init__(self):
+        for name in ("hidden_size", "num_layers", "intermediate_size", "position_kernel"):
+            check_number(name, getattr(self, name), at_least=1)
+        check_number("position_groups", self.position_groups, at_least=1)
+        for name in ("conv_dim", "conv_kernel", "conv_stride"):
+            for size in getattr(self, name):
+                check_number(name, size, at_least=1)
+        if self.attention_frames is not None:
+            check_number("attention_frames", self.attention_frames, at_least=1)
         if self.front_end not in ("wave", "mel"):
             raise UserError(f'front_end {self.front_end!r} must be "wave" or "mel".')
         if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride) >= 1:

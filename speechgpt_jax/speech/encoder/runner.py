@@ -76,7 +76,7 @@ class Runner:
             return list(pool.map(run, items))
 
     def uses_single_cores(self, num_items: int) -> bool:
-        """Whether `map` runs so many items on devices of one core."""
+        """Whether `map` runs `num_items` items on devices of one core."""
         return num_items >= self.parallelism.num_workers > 1
 
     def _run(self, function: Callable, model: nnx.Module, arrays: Arrays, single_core: bool) -> Any:

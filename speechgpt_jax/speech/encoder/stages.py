@@ -138,7 +138,7 @@ def _transform_layer(
 
 
 def programs(runner: Runner, seconds: int, whole_seconds: float) -> set[tuple[str, Any, bool]]:
-    """Kind, shape and device of the programs for one recording of so many seconds.
+    """Kind, shape and device of the programs for one recording of `seconds` seconds.
 
     Those for parts of long recordings, where frames attend to the whole recording, are left out.
     """

@@ -246,7 +246,7 @@ class HubertBatches(NumberedBatches):
     """Endless batches of random crops of `crop_seconds`; shorter clips are padded with zeros.
 
     Each crop is played at a random speed of up to `max_speed`, or slowed down by as much: pitch and
-    formants change with it, so that the student meets more voices than were recorded.
+    formants change with it, so that it is trained on more voices than were recorded.
 
     {
         "wav": float32 [B, S],

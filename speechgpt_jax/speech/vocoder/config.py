@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -146,17 +147,23 @@ class VocoderConfig:
         values = as_array(units)
         if values.ndim != 1 or not values.size or not np.issubdtype(values.dtype, np.integer):
             raise UserError(f"expected at least one unit, a whole number, got {_abridged(units)}.")
-        if values.max() >= self.num_embeddings:
+        wrong = values[(values < 0) | (values >= self.num_embeddings)]
+        if wrong.size:
             raise UserError(
-                f"unit {values.max()} is not among the vocoder's {self.num_embeddings}; "
+                f"unit {wrong[0]} is not among the vocoder's {self.num_embeddings}; "
                 "use the vocoder that was trained on these units."
             )
         return values.astype(np.int32)
 
     def speaker_index(self, speaker: int | str) -> int:
-        """Index of a speaker given by name or index; UserError if the vocoder lacks it."""
+        """Index of a speaker given by name or index; UserError if the vocoder lacks it.
+
+        The index may be text, as on a command line.
+        """
         if isinstance(speaker, str) and speaker in self.speakers:
             return self.speakers.index(speaker)
+        if isinstance(speaker, str) and re.fullmatch(r"\d{1,9}", speaker, re.ASCII):
+            speaker = int(speaker)
         if (
             isinstance(speaker, int | np.integer)
             and not isinstance(speaker, bool)
@@ -230,6 +237,21 @@ def _speakers(fields: Mapping) -> tuple[str, ...]:
 
 def _as_tuples(value):
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
+def whole_durations(durations: Sequence[float], num_units: int) -> list[int]:
+    """Durations, in codes, of the units of a recording; 2.0 becomes 2.
+
+    Raises:
+      UserError: they are not `num_units` whole numbers of at least 1, or too long together.
+    """
+    values = check_durations(durations, num_units)
+    fractions = values[values != values.astype(int)]
+    if fractions.size:
+        raise UserError(
+            f"duration {fractions[0]} is no whole number of codes; extract its units again."
+        )
+    return values.astype(int).tolist()
 
 
 def check_durations(durations: Sequence[float] | np.ndarray, num_units: int) -> np.ndarray:

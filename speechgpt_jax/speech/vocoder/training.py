@@ -14,19 +14,21 @@ import soundfile
 from flax import nnx
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import check_fields
 from speechgpt_jax.limits import check_number
+from speechgpt_jax.manifests import check_fields
 from speechgpt_jax.speech import mel
 from speechgpt_jax.speech.batches import NumberedBatches
 from speechgpt_jax.speech.pitch import track_pitch
-from speechgpt_jax.speech.vocoder.config import check_durations
+from speechgpt_jax.speech.vocoder.config import VocoderConfig, whole_durations
 from speechgpt_jax.speech.vocoder.discriminators import (
     Discriminators,
     adversarial_loss,
     feature_loss,
 )
-from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 
+# Samples between the windows of the mel loss.
+MEL_HOP = 256
 # Recordings whose durations are compared with the predicted ones.
 CALIBRATION_ROWS = 500
 
@@ -71,10 +73,10 @@ def stft_loss(wav: jax.Array, target: jax.Array, sizes: Sequence[int]) -> jax.Ar
 
 
 def mel_loss(wav: jax.Array, target: jax.Array, sampling_rate: int) -> jax.Array:
-    """L1 of log mel spectrograms (HiFi-GAN, equation 5): 80 mels up to 8 kHz, hop 256."""
+    """L1 of log mel spectrograms (HiFi-GAN, equation 5): 80 mels up to 8 kHz, hop MEL_HOP."""
 
     def log_mel(x):
-        return mel.log_mel(x, sampling_rate, n_fft=1024, hop=256, num_mels=80, fmax=8000.0)
+        return mel.log_mel(x, sampling_rate, n_fft=1024, hop=MEL_HOP, num_mels=80, fmax=8000.0)
 
     return jnp.abs(log_mel(wav) - log_mel(target)).mean()
 
@@ -237,13 +239,21 @@ def prepare_rows(rows: Sequence[Mapping], config: VocoderConfig) -> list[dict]:
     if not rows:
         names = ", ".join(config.speakers) or "the vocoder's one speaker"
         raise UserError(f"no row is left to train on; expected recordings of {names}.")
-    for row in rows:
-        _check_row(row["path"], row["units"], row["durations"], config)
     names = config.speakers
-    return [{**row, "speaker": names.index(row["speaker"]) if names else 0} for row in rows]
+    return [
+        {
+            **row,
+            "durations": _checked_durations(row["path"], row["units"], row["durations"], config),
+            "speaker": names.index(row["speaker"]) if names else 0,
+        }
+        for row in rows
+    ]
 
 
-def _check_row(path: str, units: list[int], durations: list[int], config: VocoderConfig) -> None:
+def _checked_durations(
+    path: str, units: list[int], durations: list[float], config: VocoderConfig
+) -> list[int]:
+    """The durations of a row, all of which is checked."""
     try:
         info = soundfile.info(path)
     except (soundfile.LibsndfileError, OSError) as error:
@@ -259,18 +269,12 @@ def _check_row(path: str, units: list[int], durations: list[int], config: Vocode
         raise UserError(f"{path} has {info.channels} channels; expected mono.")
     try:
         config.check_units(units)
-        check_durations(durations, len(units))
+        whole = whole_durations(durations, len(units))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    fractions = [duration for duration in durations if duration != int(duration)]
-    if fractions:
-        raise UserError(
-            f"{path}: duration {fractions[0]} is no whole number of codes; extract its units again."
-        )
-    if min(units) < 0:
-        raise UserError(f"{path}: unit {min(units)} is negative; expected 0 or more.")
-    missing = sum(durations) * config.code_hop_size - info.frames
+    missing = sum(whole) * config.code_hop_size - info.frames
     if missing >= config.code_hop_size:
         raise UserError(
             f"{path}: durations reach {missing} samples beyond its end; extract its units again."
         )
+    return whole

@@ -203,6 +203,9 @@ def test_number_of_frames(config, samples, frames):
         (SMALL, {"feature_layer": 4}, "feature_layer 4 must be one of the num_layers 3"),
         (SMALL, {"feature_layer": 0}, "feature_layer 0"),
         (SMALL, {"position_groups": 5}, "position_groups 5"),
+        (SMALL, {"position_groups": 0}, "position_groups 0 must be at least 1"),
+        (SMALL, {"conv_stride": (5, 0)}, "conv_stride 0 must be at least 1"),
+        (NEAR, {"attention_frames": 0}, "attention_frames 0 must be at least 1"),
         (NEAR, {"conv_dim": (20, 48, 40)}, r"must end in hidden_size 48"),
     ],
 )

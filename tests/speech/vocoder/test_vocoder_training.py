@@ -82,7 +82,7 @@ def test_other_speakers_are_left_out(rows):
     [
         ("units", [6] * 6, "unit 6 is not among the vocoder's 6"),
         ("units", [], "at least one unit"),
-        ("units", [-1] * 6, "unit -1 is negative"),
+        ("units", [-1] * 6, "unit -1 is not among the vocoder's 6"),
         ("durations", [1.5] * 6, r"duration 1\.5 is no whole number"),
         ("units", [0.5] * 6, "at least one unit"),
         ("durations", [1], "each of 6 units"),
@@ -94,6 +94,13 @@ def test_other_speakers_are_left_out(rows):
 def test_refuses_rows(rows, field, value, message):
     with pytest.raises(ValueError, match=message):
         prepare_rows([rows[0] | {field: value}], CONFIG)
+
+
+def test_whole_durations_may_be_written_as_floats(rows):
+    as_floats = rows[0] | {"durations": [float(x) for x in rows[0]["durations"]]}
+    (row,) = prepare_rows([as_floats], CONFIG)
+    assert row["durations"] == rows[0]["durations"]
+    assert all(isinstance(duration, int) for duration in row["durations"])
 
 
 def test_refuses_rows_without_a_field_or_a_file(rows, tmp_path):

@@ -1,0 +1,28 @@
+"""The flag --module_import, of commands that use SeqIO tasks of the user's own modules."""
+
+import importlib.util
+
+from absl import flags
+
+from speechgpt_jax.errors import UserError
+
+MODULE_IMPORT = flags.DEFINE_list(
+    "module_import", [], "Modules that register tasks besides those of `tasks`, with commas."
+)
+
+
+def check() -> None:
+    """Raises a UserError if there is no module of a given name."""
+    for name in MODULE_IMPORT.value:
+        try:
+            found = importlib.util.find_spec(name)
+        except (ModuleNotFoundError, ValueError):  # Of a parent, or no name at all.
+            found = None
+        if not found:
+            raise UserError(f"--module_import={name}: there is no such module.")
+
+
+def register() -> None:
+    """Imports `tasks` and the given modules, and with them TensorFlow, which takes seconds."""
+    for name in ("tasks", *MODULE_IMPORT.value):
+        importlib.import_module(name)
