@@ -148,10 +148,10 @@ class Answer:
         self._arrived.put(error)
 
 
-def _check_memory(config: LlamaConfig, num_slots: int, context: int) -> None:
-    """Raises a UserError if this machine can't hold the cache of full slots."""
+def _check_memory(config: LlamaConfig, num_slots: int, context: int, size: int) -> None:
+    """Raises a UserError if this machine can't hold a cache of `size` tokens per slot."""
     per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    needed = per_token * np.dtype(config.dtype).itemsize * num_slots * context
+    needed = per_token * np.dtype(config.dtype).itemsize * num_slots * size
     present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > present:
         raise UserError(
@@ -209,7 +209,7 @@ class Engine:
         dtype = dtype or ("float32" if is_cpu else config.dtype)
         if is_cpu:
             *_, largest = self._cache_sizes()
-            _check_memory(dataclasses.replace(config, dtype=dtype), num_slots, largest)
+            _check_memory(dataclasses.replace(config, dtype=dtype), num_slots, context, largest)
         if masks is None:
             masks = np.zeros((1, config.vocab_size), np.int8)
         padding = config.padded_vocab_size - masks.shape[1]

@@ -67,9 +67,9 @@ def cached_attention(
 ) -> jax.Array:
     """Attention of the next tokens to the cache up to their own positions, [B, T, N, H].
 
-    On a CPU blocks of keys are read up to the last position of the batch (Milakov and Gimelshein
-    2018), so that neither an empty part of the cache nor its size costs time. Blocks that a row
-    doesn't see add nothing to its sums, not even rounding.
+    On a CPU the cache is read in blocks of keys, whose sums are added one by one (Milakov and
+    Gimelshein 2018). Blocks that a row doesn't see add nothing to its sums, not even rounding, so
+    only the half of the cache, its quarter, ... that has all positions of the batch is read.
     """
     batch, length, _, head_dim = query.shape
     # [B, T, K G, H] -> [B, K, G T, H]: one matrix product per key head, with the cache as it is.
@@ -80,26 +80,41 @@ def cached_attention(
     size = keys.shape[2]
     block = CPU_BLOCK if target_platform() == "cpu" and size % CPU_BLOCK == 0 else size
 
-    def attend(index, carry):
-        maximum, total, heads = carry
-        first = index * block
-        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, first, block, axis=2)  # noqa: E731
-        scores = _product("bkth,bksh->bkts", flat, cut(keys))
-        scores = jnp.where(first + jnp.arange(block) <= last, scores, -1e9)
-        new_maximum = jnp.maximum(maximum, scores.max(axis=-1, keepdims=True))
-        weights, scale = jnp.exp(scores - new_maximum), jnp.exp(maximum - new_maximum)
-        total = total * scale + weights.sum(axis=-1, keepdims=True)
-        mean = _product("bkts,bksh->bkth", weights.astype(query.dtype), cut(values))
-        return new_maximum, total, heads * scale + mean
+    def attend(read: int) -> jax.Array:
+        """Attention to the first `read` keys."""
+        number = read // block
+        blocks = (*keys.shape[:2], number, block, head_dim)
+        scores = _product("bkth,bknsh->bknts", flat, keys[:, :, :read].reshape(blocks))
 
-    zeros = jnp.zeros((*flat.shape[:3], 1))
-    carry = (zeros - 1e9, zeros, jnp.zeros(flat.shape))
-    if block == size:
-        _, total, heads = attend(0, carry)
-    else:
-        num_blocks = jnp.max(positions) // block + 1
-        _, total, heads = jax.lax.fori_loop(0, num_blocks, attend, carry)
-    heads = (heads / total).astype(query.dtype).reshape(grouped.shape)
+        # Exponentials are computed block by block: their rounding depends on an array's shape.
+        def weigh(maximum, of_block):
+            scores, first = of_block
+            scores = jnp.where(first + jnp.arange(block) <= last, scores, -1e9)
+            new_maximum = jnp.maximum(maximum, scores.max(axis=-1, keepdims=True))
+            weights, scale = jnp.exp(scores - new_maximum), jnp.exp(maximum - new_maximum)
+            return new_maximum, (weights, scale, weights.sum(axis=-1, keepdims=True))
+
+        def add(carry, of_block):
+            total, heads = carry
+            scale, new_total, new_heads = of_block
+            return (total * scale + new_total, heads * scale + new_heads), None
+
+        zeros = jnp.zeros((*flat.shape[:3], 1))
+        starts = jnp.arange(0, read, block)
+        blockwise = jnp.moveaxis(scores, 2, 0), starts
+        _, (weights, scales, sums) = jax.lax.scan(weigh, zeros - 1e9, blockwise)
+        weights = jnp.moveaxis(weights, 0, 2).astype(query.dtype)
+        means = _product("bknts,bknsh->bknth", weights, values[:, :, :read].reshape(blocks))
+        blockwise = scales, sums, jnp.moveaxis(means, 2, 0)
+        (total, heads), _ = jax.lax.scan(add, (zeros, jnp.zeros(flat.shape)), blockwise)
+        return heads / total
+
+    sizes = [size]
+    while sizes[-1] % (2 * block) == 0:
+        sizes.append(sizes[-1] // 2)
+    spare = jnp.sum(jnp.array(sizes[1:], int) > jnp.max(positions))
+    heads = jax.lax.switch(spare, [functools.partial(attend, read) for read in sizes])
+    heads = heads.astype(query.dtype).reshape(grouped.shape)
     return heads.transpose(0, 3, 1, 2, 4).reshape(query.shape)
 
 
