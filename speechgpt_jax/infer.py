@@ -57,8 +57,9 @@ flags.adopt_module_key_flags(task_modules)
 TASK = flags.DEFINE_enum(
     "task",
     "answer",
-    ["answer", "transcribe", "speak"],
-    "answer a question, transcribe a recording or read a text aloud.",
+    ["answer", "transcribe", "speak", "instruct"],
+    "answer a question, transcribe a recording, read a text aloud, or follow a written instruction"
+    " in text, as a model does that has not been taught to answer aloud.",
 )
 AUDIO = define("audio", existing_file, None, "A recording as input.")
 TEXT = define("text", nonempty, None, "A text as input, instead of --audio.")
@@ -123,14 +124,14 @@ def main() -> None:
             )
         return
     check_question({"audio": AUDIO.value} if AUDIO.value else {"text": TEXT.value}, "The question")
-    if TASK.value != "transcribe" and not WRITTEN.value:
+    if TASK.value in ("answer", "speak") and not WRITTEN.value:
         check_output(OUTPUT.value)
 
     source: Any = TEXT.value if AUDIO.value is None else load_audio(AUDIO.value)
     # Loads JAX, which takes seconds; wrong flags are reported before.
     conversation = talk.start_conversation(talk.load_speech_model(num_slots=1, devices=MESH.value))
     reply = ask(conversation, source)
-    if TASK.value == "transcribe":
+    if TASK.value in ("transcribe", "instruct"):
         print(reply.text)
     else:
         show(reply)
@@ -152,8 +153,8 @@ def check_question(row: dict, place: str) -> dict:
         raise UserError(f"{place}: there is no recording {path}.")
     if TASK.value == "transcribe" and "audio" not in row:
         raise UserError(f"{place}: --task=transcribe needs a recording: give audio.")
-    if TASK.value == "speak" and "text" not in row:
-        raise UserError(f"{place}: --task=speak needs a text.")
+    if TASK.value in ("speak", "instruct") and "text" not in row:
+        raise UserError(f"{place}: --task={TASK.value} needs a text.")
     return row
 
 
@@ -165,6 +166,8 @@ def ask(conversation: Conversation, source: Any) -> Reply:
         return Reply.of(conversation.transcribing(source))
     if TASK.value == "speak":
         return conversation.speak(source)
+    if TASK.value == "instruct":
+        return conversation.instructed(source)
     return conversation.answer(source, aloud=not WRITTEN.value)
 
 

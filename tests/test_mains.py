@@ -84,6 +84,11 @@ FILE = "pyproject.toml"
         ("infer", ["--run=tests", "--text=a", "--output=answer"], "answer has no suffix"),
         ("infer", ["--run=tests", "--text=a", "--task=sing"], "--task=sing"),
         ("infer", ["--run=tests", "--text=a", "--task=speak", "--written"], "--task=answer, not"),
+        (
+            "infer",
+            ["--task=instruct", "--audio=speechgpt_jax/assets/corpus/clips/clips.json"],
+            "--task=instruct needs a text",
+        ),
         ("infer", ["--run=tests", "--text=a", "--min_p=2"], "--min_p=2: expected a number, at"),
         ("infer", ["--run=tests", "--text=a", "--dtype=int4"], "--dtype=int4"),
         (

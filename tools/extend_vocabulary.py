@@ -30,13 +30,21 @@ def main(argv: list[str]) -> None:
         help="standard deviation of the new rows, relative to that of the old ones",
     )
     parser.add_argument("--seed", type=arguments.at_least(0), default=0, help="of the noise")
+    parser.add_argument(
+        "--template",
+        choices=tuple(prompts.TEMPLATES),
+        help="in which the model reads dialogues; default: that of the base's tokenizer. A base"
+        " that was taught to chat needs its own to be asked before it is trained",
+    )
     args = parser.parse_args(argv)
     hush_libraries()
     # Orbax logs errors that it also raises.
     logging.set_verbosity(logging.FATAL)
     units = [f"<{unit}>" for unit in range(args.units)]
     tokens = [*units, *prompts.ROLE_TOKENS]
-    ids = extend_vocabulary.extend(args.base, args.out, tokens, args.noise, args.seed)
+    ids = extend_vocabulary.extend(
+        args.base, args.out, tokens, args.noise, args.seed, args.template
+    )
     print(f"Written: {args.out}, whose vocab_size is {ids.stop}; new ids {ids[0]} to {ids[-1]}")
 
 

@@ -17,7 +17,12 @@ _BLOCK = 8192
 
 
 def extend(
-    base: epath.Path, out: epath.Path, tokens: Sequence[str], noise: float, seed: int
+    base: epath.Path,
+    out: epath.Path,
+    tokens: Sequence[str],
+    noise: float,
+    seed: int,
+    template: str | None = None,
 ) -> range:
     """Writes the run `out`: the newest checkpoint of `base` with more tokens.
 
@@ -32,13 +37,14 @@ def extend(
       tokens: the new tokens, in the order of their ids.
       noise: standard deviation of the noise, relative to that of the old rows.
       seed: of the noise.
+      template: name of one of `prompts.TEMPLATES`, saved with the tokenizer; None: as in the base.
 
     Returns:
       The new ids.
 
     Raises:
-      UserError: the base is damaged, has an adapter, no tokenizer or one of the tokens, or `out`
-        can't be written.
+      UserError: the base is damaged, has an adapter, no tokenizer, one of the tokens or not those
+        of the template, or `out` can't be written.
     """
     files.refuse_existing(out.parent, out.name)
     saved = checkpoints.read_metadata(base)
@@ -58,6 +64,8 @@ def extend(
         )
     try:
         extended = tokenizer.with_tokens(tokens)
+        if template is not None:
+            extended = extended.with_template(template)
     except UserError as error:
         raise UserError(f"{base}: {error}") from error
     config = dataclasses.replace(old, vocab_size=extended.vocab_size)

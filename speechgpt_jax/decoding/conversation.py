@@ -266,6 +266,15 @@ class Conversation:
         # White space before <sosp> has no tokens.
         return self._events(self._encode(prompt + START)[:-1], "units", [])
 
+    def instructed(self, text: str) -> Reply:
+        """The answer to a written instruction, in the form of stage 2's: without chain of modality.
+
+        A base that was taught to chat, and nothing else yet, answers in this form. The turn is not
+        remembered.
+        """
+        prompt = prompts.TEXT_INSTRUCTION_PROMPT.format(question=text)
+        return Reply.of(self._events(self._encode(prompt), "text", []))
+
     def answer(self, question: Question, *, aloud: bool = True) -> Reply:
         """The whole reply to a question; see `ask`."""
         return Reply.of(self.ask(question, aloud=aloud))

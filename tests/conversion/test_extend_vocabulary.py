@@ -81,6 +81,15 @@ def test_tokenizer_and_rows_grow_together(base, run):
         assert not new[first + 206 :].any() and len(new) % 128 == 0
 
 
+def test_the_template_is_saved(base, tmp_path):
+    command = [str(base), str(tmp_path / "out"), "--units=9"]
+    with pytest.raises(UserError, match="template 'llama3' does not fit the tokenizer"):
+        extend_vocabulary.main([*command, "--template=llama3"])
+    extend_vocabulary.main([*command, "--template=chatml"])
+    saved = Tokenizer.from_pretrained(tmp_path / "out" / "tokenizer")
+    assert saved.template.name == "chatml" and len(saved.unit_ids) == 9
+
+
 def test_without_noise_the_new_rows_are_the_mean(base, tmp_path):
     extend_vocabulary.main([str(base), str(tmp_path / "mean"), "--units=2", "--noise=0"])
     first = Tokenizer.from_pretrained(base / "tokenizer").vocab_size

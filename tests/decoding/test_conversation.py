@@ -58,6 +58,20 @@ def test_a_seed_repeats_the_conversation(conversation):
     assert ask(drawn).text != ask(drawn).text
 
 
+def test_instructions_have_the_form_of_stage_2(conversation, monkeypatch):
+    asked, submit = [], Conversation._submit
+
+    def remember(self, prompt, form):
+        asked.append((self.model.tokenizer.decode(prompt), form))
+        return submit(self, prompt, form)
+
+    monkeypatch.setattr(Conversation, "_submit", remember)
+    reply = conversation.instructed("what is it?")
+    [(prompt, form)] = asked
+    assert prompt.endswith("[Human] : what is it? <eoh> [SpeechGPT] :") and form == "text"
+    assert not reply.units and not conversation.history
+
+
 def test_old_turns_go_first_and_the_prefix_stays(model):
     """Each remembered turn is read as long as there is room; `_with_history` gives the ids."""
     conversation = Conversation(model, max_new_tokens=8, history_tokens=40)
