@@ -82,7 +82,6 @@ def main() -> None:
         if not answered_split:
             raise UserError(f"{ANSWERS.value}/{SETTINGS} names no split; see infer --prompts_task.")
     # Importing TensorFlow takes seconds; wrong flags are reported before.
-    task_modules.check()
     task_modules.register()
     from speechgpt_jax.evaluation import evaluate, spoken
 

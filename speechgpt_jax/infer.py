@@ -114,7 +114,6 @@ def main() -> None:
             answer_all(questions, answer_question)
         return
     if PROMPTS_TASK.value:
-        task_modules.check()
         examples = read_examples()
         with process_flags.connected():
             # Answered from token ids: encoding the text again could change them.

@@ -11,8 +11,12 @@ MODULE_IMPORT = flags.DEFINE_list(
 )
 
 
-def check() -> None:
-    """Raises a UserError if there is no module of a given name."""
+def register() -> None:
+    """Imports `tasks` and the given modules, and with them TensorFlow, which takes seconds.
+
+    Raises:
+      UserError: there is no module of a given name; nothing is imported then.
+    """
     for name in MODULE_IMPORT.value:
         try:
             found = importlib.util.find_spec(name)
@@ -20,9 +24,5 @@ def check() -> None:
             found = None
         if not found:
             raise UserError(f"--module_import={name}: there is no such module.")
-
-
-def register() -> None:
-    """Imports `tasks` and the given modules, and with them TensorFlow, which takes seconds."""
     for name in ("tasks", *MODULE_IMPORT.value):
         importlib.import_module(name)

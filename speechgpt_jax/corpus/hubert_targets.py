@@ -13,16 +13,16 @@ import numpy as np
 from rich.progress import track
 
 from speechgpt_jax import manifests
-from speechgpt_jax.corpus.alignment import warp
+from speechgpt_jax.corpus.alignment import load_recording, warp
 from speechgpt_jax.corpus.g722 import G722_BYTES_PER_SECOND, decode_g722
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
+from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.encoder import kmeans
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, load_hubert
 from speechgpt_jax.speech.encoder.targets import save_targets
 from speechgpt_jax.speech.encoder.whisper import WhisperFeatures
-from speechgpt_jax.speech.mfcc import mfcc, num_frames
+from speechgpt_jax.speech.mfcc import mfcc
 from speechgpt_jax.speech.phones import flite_phones, frame_phones
 
 # Clips [S] -> features [T, D] of each, 50 frames per second.
@@ -120,7 +120,7 @@ def prepare(
     if people:
         clips += load_people(people)
     references = sorted({clip.reference for clip in clips if clip.reference})
-    all_wavs = [clip.wav for clip in clips] + [_load(path) for path in references]
+    all_wavs = [clip.wav for clip in clips] + [load_recording(path) for path in references]
     features = teach_all(all_wavs, teach)
     if directions:
         features = project_to_directions(clips, features, directions, rng)
@@ -181,18 +181,11 @@ def load_clips(rows: list[dict], seconds: float, rng: np.random.Generator) -> li
     """
     clips, total = [], 0.0
     for i in rng.permutation(len(rows)):
-        clips.append(Clip(_load(rows[i]["path"]), rows[i]))
+        clips.append(Clip(load_recording(rows[i]["path"]), rows[i]))
         total += len(clips[-1].wav) / SAMPLE_RATE
         if total > seconds:
             break
     return clips
-
-
-def _load(path: str) -> np.ndarray:
-    wav = load_audio(path)
-    if not num_frames(len(wav)):
-        raise UserError(f"{path} is shorter than a frame of 25 ms; leave it out of the manifest.")
-    return wav
 
 
 def load_people(folder: str | os.PathLike) -> list[Clip]:

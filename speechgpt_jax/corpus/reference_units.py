@@ -9,10 +9,8 @@ from collections.abc import Sequence
 
 from rich.progress import track
 
-from speechgpt_jax.corpus.alignment import squared_distances, warp
-from speechgpt_jax.errors import UserError
+from speechgpt_jax.corpus.alignment import load_recording, squared_distances, warp
 from speechgpt_jax.manifests import with_units
-from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.unit_text import reduce_units
 
@@ -31,13 +29,8 @@ def reference_units(rows: Sequence[dict], speech2unit: Speech2Unit) -> list[dict
     for start in track(range(0, len(rows), BATCH), "units"):
         batch = rows[start : start + BATCH]
         paths = [row[name] for name in ("path", "reference") for row in batch]
-        features = speech2unit.features([load_audio(path) for path in paths])
+        features = speech2unit.features([load_recording(path) for path in paths])
         for row, own, reference in zip(batch, features, features[len(batch) :]):
-            if not len(own) or not len(reference):
-                raise UserError(
-                    f"{row['path']} or its reference {row['reference']} is shorter than a frame of"
-                    " 25 ms; leave the row out."
-                )
             for frames in (own, reference[warp(own, reference)]):
                 cluster_ids = squared_distances(frames, centroids).argmin(1)
                 units, durations = reduce_units(cluster_ids)

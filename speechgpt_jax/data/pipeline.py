@@ -314,7 +314,7 @@ def _get_provider(mixture_or_task: str | seqio.Task | seqio.Mixture, split: str)
     provider = mixture_or_task
     if isinstance(provider, str):
         provider = registry.find(provider)
-    registry.check_split(provider.name, set(provider.splits), split)
+    registry.check_split(provider.name, [provider], split)
     return provider
 
 

@@ -1,6 +1,7 @@
 """SeqIO tasks and mixtures by their names."""
 
 import difflib
+from collections.abc import Iterable
 
 import seqio
 
@@ -17,7 +18,8 @@ def find(name: str) -> seqio.Task | seqio.Mixture:
     return seqio.get_mixture_or_task(name)
 
 
-def check_split(name: str, splits: set[str], split: str) -> None:
-    """Raises a UserError unless the task or mixture `name` with these splits has `split`."""
+def check_split(name: str, providers: Iterable[seqio.Task | seqio.Mixture], split: str) -> None:
+    """Raises a UserError unless one of the providers, which are called `name`, has the split."""
+    splits = {split for provider in providers for split in provider.splits}
     if split not in splits:
         raise UserError(f"{name} has no split {split!r}; it has {', '.join(sorted(splits))}.")

@@ -20,6 +20,7 @@ from speechgpt_jax.tokenizer import Tokenizer
 
 # Longest silence of the server.
 _SECONDS = 60
+_EXPECTED = "expected a server with OpenAI's API, such as http://127.0.0.1:8001/v1."
 
 
 class RemoteEngine:
@@ -68,13 +69,10 @@ class RemoteEngine:
         try:
             with self._open("models") as reply:
                 self._name = json.load(reply)["data"][0]["id"]
+        except UserError:
+            raise
         except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(
-                f"{url} lists no models ({error!r}); expected a server with OpenAI's API, such as"
-                " http://127.0.0.1:8001/v1."
-            ) from error
+            raise UserError(f"{url} lists no models ({error!r}); {_EXPECTED}") from error
 
     def submit(self, request: Request) -> Answer:
         """Begins to answer a request; returns at once.
@@ -163,10 +161,7 @@ class RemoteEngine:
             message = error.read(500).decode(errors="replace")
             raise UserError(f"{url} answers {error.code}: {message}") from error
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise UserError(
-                f"{url} can't be reached ({error}); expected a server with OpenAI's API, such as"
-                " http://127.0.0.1:8001/v1."
-            ) from error
+            raise UserError(f"{url} can't be reached ({error}); {_EXPECTED}") from error
 
 
 def _events(reply: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:

@@ -98,7 +98,7 @@ def check_task(name: str, split: str) -> None:
     scored = [task for task in tasks if task.metric_fns]
     if not scored:
         raise UserError(f"{name} has no metrics; evaluate a task that has metrics.")
-    registry.check_split(name, {split for task in scored for split in task.splits}, split)
+    registry.check_split(name, scored, split)
 
 
 def evaluate(

@@ -53,7 +53,7 @@ def read(
         the model.
     """
     tasks = seqio.get_subtasks(registry.find(name))
-    registry.check_split(name, {split for task in tasks for split in task.splits}, split)
+    registry.check_split(name, tasks, split)
     check_template(tokenizer, name)
     for task in tasks:
         if split not in task.splits:
