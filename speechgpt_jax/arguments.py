@@ -26,10 +26,13 @@ from absl import app, flags
 from etils import epath
 
 from speechgpt_jax import files
-from speechgpt_jax.errors import UserError, one_line_errors
+from speechgpt_jax.errors import UserError, one_line_errors, show_missing_library
 from speechgpt_jax.limits import is_within, limits_text
 
 Type = Callable[[str], Any]
+
+# Every program imports this module first, before libraries that an extra installs.
+sys.excepthook = show_missing_library
 
 
 class IllegalValue(UserError, argparse.ArgumentTypeError):

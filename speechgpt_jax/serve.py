@@ -9,7 +9,6 @@ The environment variable SPEECHGPT_API_KEY, if set, is the key that clients must
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import pathlib
@@ -54,8 +53,6 @@ LOG_WORDS = flags.DEFINE_bool("log_words", False, "Log what is said, not only wh
 
 def main() -> None:
     hush_libraries()
-    if not importlib.util.find_spec("uvicorn"):
-        raise UserError("serve needs uvicorn: pip install 'speechgpt_jax[serve]'.")
     if bool(SSL_CERTFILE.value) != bool(SSL_KEYFILE.value):
         raise UserError("Give both --ssl_certfile and --ssl_keyfile, or neither.")
     log = logging.getLogger("speechgpt_jax.serving")

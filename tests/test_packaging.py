@@ -16,13 +16,14 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from speechgpt_jax import cli
+from speechgpt_jax import cli, errors
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BASE = PROJECT["dependencies"]
-# A message of our own names it where a file needs it.
+# Modules that import these name them in messages of their own.
 OPTIONAL = {"lz4"}
+OWN_MESSAGE = {"onnxruntime", "sounddevice"}
 
 
 def _extra(name: str) -> list[str]:
@@ -111,8 +112,9 @@ def test_requirements_lock_what_pyproject_asks_for():
 
 @pytest.mark.slow
 def test_every_import_has_its_extra():
-    """Each library that the package imports is installed by the base or by some extra."""
-    installed = _installed_by(BASE + _extra("all") + _extra("test"))
+    """The base or an extra installs each library that is imported; EXTRAS has all of an extra."""
+    base = _installed_by(BASE)
+    installed = base | _installed_by(_extra("all") + _extra("test"))
     ours = {"speechgpt_jax", "tasks", "tools"}
     for folder in ours:
         for file in (ROOT / folder).rglob("*.py"):
@@ -126,11 +128,13 @@ def test_every_import_has_its_extra():
                     if library not in sys.stdlib_module_names | OPTIONAL:
                         found = _distributions().get(library, set())
                         assert found & installed, f"{file} imports {library}"
+                        if not found & base:
+                            assert library in errors.EXTRAS.keys() | OWN_MESSAGE, library
 
 
 @pytest.mark.slow
 def test_each_library_is_in_the_extra_that_is_named_when_it_is_missing():
-    for library, extras in cli.EXTRAS.items():
+    for library, extras in errors.EXTRAS.items():
         for extra in extras.split(","):
             assert _distributions()[library] & _installed_by(_extra(extra)), library
         assert not _distributions()[library] & _installed_by(BASE), library
@@ -191,11 +195,28 @@ def test_unknown_command_is_one_line(tmp_path):
     assert result.stderr == "Error: speechgpt trian: no such command; see speechgpt --help.\n"
 
 
-def test_missing_extra_is_one_line(tmp_path):
-    result = _run(ONLY + COMMAND, tmp_path, "tensorflow", "evaluate", "--run=.", "--tasks=a")
+@pytest.mark.parametrize(
+    "start, missing, extra",
+    [
+        (f"{COMMAND}", "tensorflow", "train"),
+        (
+            "import runpy; runpy.run_module('tools.convert_llama', run_name='__main__')",
+            "gguf",
+            "convert",
+        ),
+        (
+            "import runpy; runpy.run_module('speechgpt_jax.serve', run_name='__main__')",
+            "uvicorn",
+            "serve",
+        ),
+    ],
+)
+def test_missing_extra_is_one_line(start, missing, extra, tmp_path):
+    arguments = ["evaluate", "--run=.", "--tasks=a"] if start == COMMAND else []
+    result = _run(ONLY + start, tmp_path, missing, *arguments)
     assert result.returncode == 1
     assert result.stderr == (
-        "Error: speechgpt evaluate needs tensorflow: pip install 'speechgpt_jax[train]'.\n"
+        f"Error: {missing} is not installed; pip install 'speechgpt_jax[{extra}]'.\n"
     )
 
 
@@ -251,7 +272,7 @@ def test_wheel_trains_a_recipe_from_an_empty_folder(wheel, tmp_path):
     code = f"""
 import sys
 sys.path.insert(0, {str(wheel)!r})
-from speechgpt_jax import cli
+from speechgpt_jax import cli, errors
 assert cli.__file__.startswith({str(wheel)!r})
 cli.main()
 """

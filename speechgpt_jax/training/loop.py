@@ -270,7 +270,8 @@ class Reporter:
     def add(self, step: int, metrics: Mapping, batch: Mapping) -> None:
         """Takes the metrics of a step and its batch on the host."""
         self._unread.append((step, metrics, batch))
-        if len(self._unread) > 1:
+        # A first step is read at once: the steps after it are timed from its end.
+        if len(self._unread) > 1 or self._last_read is None:
             self._read()
 
     def catch_up(self) -> None:

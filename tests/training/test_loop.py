@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -156,6 +157,16 @@ def test_mfu_is_the_share_of_the_peak(tmp_path, capsys):
     assert re.search(r"tokens/s  MFU \d+%  0:00 left", capsys.readouterr().out)
     line = read_metrics(tmp_path)[-1]
     np.testing.assert_allclose(line["mfu"], 50 * line["tokens_per_second"] / 1e3, rtol=1e-6)
+
+
+def test_a_run_of_two_steps_reports_what_the_second_took(tmp_path):
+    def step(state, batch):
+        time.sleep(0.05)  # A device that works while the host waits.
+        return train_step(state, batch)
+
+    run(tmp_path, 2, step=step)
+    (line,) = read_metrics(tmp_path)
+    assert line["seconds_per_step"] >= 0.05
 
 
 @pytest.mark.slow
