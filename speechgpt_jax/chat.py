@@ -3,7 +3,7 @@
     python -m speechgpt_jax.chat
     python -m speechgpt_jax.chat --run=runs/demo/stage3 --output_dir=replies --log=chat.jsonl
 
-/help lists the commands. Text is shown and sound is played while it is written. Lines can be piped:
+/help lists the commands. A reply is shown and played while it is generated. Lines can be piped:
 
     echo "where does a fish live?" | python -m speechgpt_jax.chat --run=runs/demo/stage3 --written
 """

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +39,7 @@ from speechgpt_jax.arguments import (
     positive_int,
 )
 from speechgpt_jax.decoding import flags as talk
-from speechgpt_jax.errors import UserError
+from speechgpt_jax.errors import UserError, one_line_errors
 from speechgpt_jax.files import is_remote
 from speechgpt_jax.gin_utils import hush_libraries
 from speechgpt_jax.manifests import read_rows, resolve
@@ -58,8 +58,8 @@ TASK = flags.DEFINE_enum(
     "task",
     "answer",
     ["answer", "transcribe", "speak", "instruct"],
-    "answer a question, transcribe a recording, read a text aloud, or follow a written instruction"
-    " in text, as a model does that has not been taught to answer aloud.",
+    "answer a question, transcribe a recording, speak a text, or instruct: answer a written"
+    " instruction in text only, for a base model without speech training.",
 )
 AUDIO = define("audio", existing_file, None, "A recording as input.")
 TEXT = define("text", nonempty, None, "A text as input, instead of --audio.")
@@ -94,39 +94,61 @@ MESH = define(
 
 def main() -> None:
     hush_libraries()
-    if [AUDIO.value, TEXT.value, PROMPTS.value, PROMPTS_TASK.value].count(None) != 3:
-        raise UserError("Give one of --audio, --text, --prompts and --prompts_task.")
-    if (PROMPTS.value or PROMPTS_TASK.value) and not ANSWERS.value:
-        raise UserError("All prompts are answered into a folder; give --answers.")
-    if ANSWERS.value and not (PROMPTS.value or PROMPTS_TASK.value):
-        raise UserError("--answers needs questions; give --prompts or --prompts_task.")
-    if PROMPTS_TASK.value and (TASK.present or WRITTEN.value or talk.PREFIX.present):
-        raise UserError(
-            "The prompts of --prompts_task are whole; leave out --task, --written and --prefix."
-        )
-    if WRITTEN.value and TASK.value != "answer":
-        raise UserError(f"--written goes with --task=answer, not with --task={TASK.value}.")
+    check_flags()
     if PROMPTS.value:
         questions = [check_question(row.fields, row.place) for row in read_rows(PROMPTS.value)]
         if not questions:
             raise UserError(f"{PROMPTS.value} has no rows; expected one per question.")
-        with process_flags.connected():
-            answer_all(questions, answer_question)
-        return
-    if PROMPTS_TASK.value:
+        answer_all(questions, answer_question)
+    elif PROMPTS_TASK.value:
         examples = read_examples()
-        with process_flags.connected():
-            # Answered from token ids: encoding the text again could change them.
-            answer_all(
-                [{"example": number, **row} for number, (row, _) in enumerate(examples)],
-                lambda conversation, row: answer_prompt(conversation, examples[row["example"]][1]),
-            )
-        return
-    check_question({"audio": AUDIO.value} if AUDIO.value else {"text": TEXT.value}, "The question")
-    if TASK.value in ("answer", "speak") and not WRITTEN.value:
-        check_output(OUTPUT.value)
+        # Answered from token ids: encoding the text again could change them.
+        answer_all(
+            [{"example": number, **row} for number, (row, _) in enumerate(examples)],
+            lambda conversation, row: answer_prompt(conversation, examples[row["example"]][1]),
+        )
+    else:
+        answer_one({"audio": AUDIO.value} if AUDIO.value else {"text": TEXT.value})
 
-    source: Any = TEXT.value if AUDIO.value is None else load_audio(AUDIO.value)
+
+def check_flags() -> None:
+    """Raises a UserError if a flag is missing, or says nothing together with the others."""
+    if [AUDIO.value, TEXT.value, PROMPTS.value, PROMPTS_TASK.value].count(None) != 3:
+        raise UserError("Give one of --audio, --text, --prompts and --prompts_task.")
+    if PROMPTS.value or PROMPTS_TASK.value:
+        if not ANSWERS.value:
+            raise UserError("All prompts are answered into a folder; give --answers.")
+        refuse([OUTPUT, PLAY], "is for one question; tools.synthesize makes sound of --answers.")
+    else:
+        refuse([ANSWERS, ROWS_PER_SHARD, AT_ONCE], "goes with --prompts or --prompts_task.")
+    if PROMPTS_TASK.value:
+        refuse([TASK, WRITTEN, talk.PREFIX], "is part of the prompts of --prompts_task.")
+    else:
+        refuse([SPLIT, NUM_EXAMPLES], "goes with --prompts_task.")
+    if TASK.value != "answer":
+        refuse([WRITTEN], f"goes with --task=answer, not with --task={TASK.value}.")
+    if not is_spoken():
+        refuse([OUTPUT, PLAY], "is for a spoken answer, and this one is a text.")
+
+
+def refuse(given: Sequence[flags.FlagHolder], reason: str) -> None:
+    """Raises a UserError, `--FLAG REASON`, if one of the flags is given."""
+    for flag in given:
+        if flag.present:
+            raise UserError(f"--{flag.name} {reason}")
+
+
+def is_spoken() -> bool:
+    """Whether the answer has sound."""
+    return TASK.value in ("answer", "speak") and not WRITTEN.value
+
+
+def answer_one(question: dict) -> None:
+    """Prints the reply to one question and writes its sound."""
+    check_question(question, "The question")
+    if is_spoken():
+        check_output(OUTPUT.value)
+    source = question["text"] if "text" in question else load_audio(question["audio"])
     # Loads JAX, which takes seconds; wrong flags are reported before.
     conversation = talk.start_conversation(talk.load_speech_model(num_slots=1, devices=MESH.value))
     reply = ask(conversation, source)
@@ -166,7 +188,7 @@ def ask(conversation: Conversation, source: Any) -> Reply:
     if TASK.value == "speak":
         return conversation.speak(source)
     if TASK.value == "instruct":
-        return conversation.instructed(source)
+        return conversation.instruct(source)
     return conversation.answer(source, aloud=not WRITTEN.value)
 
 
@@ -179,6 +201,8 @@ def read_examples() -> list[tuple[dict, list[int]]]:
 
     tokenizer = Tokenizer.from_pretrained(f"{talk.RUN.value}/tokenizer")
     found = examples.read(tokenizer, PROMPTS_TASK.value, SPLIT.value, NUM_EXAMPLES.value)
+    if not found:
+        raise UserError(f"{PROMPTS_TASK.value} has no examples in its split {SPLIT.value}.")
     return [
         (
             {
@@ -202,34 +226,38 @@ def answer_question(conversation: Conversation, row: dict) -> dict:
 def answer_prompt(conversation: Conversation, prompt: list[int]) -> dict:
     """Parts of the answer to a whole prompt."""
     parse = conversation.model.tokenizer.template.parse
-    response = parse(conversation.continued(prompt))
+    response = parse(conversation.continue_prompt(prompt))
     return {"transcript": response.question, "text": response.text, "units": response.units}
 
 
 def answer_all(rows: list[dict], answer: Callable[[Conversation, dict], dict]) -> None:
     """Adds the parts of an answer to all rows, in shards in the folder --answers."""
-    import jax
+    # Each process prints its own mistakes: at an exception it would leave the others waiting.
+    with process_flags.connected(), one_line_errors():
+        import jax
 
-    from speechgpt_jax.decoding.shards import answer_shards
+        from speechgpt_jax.decoding.shards import answer_shards
 
-    model = talk.load_speech_model(num_slots=AT_ONCE.value, devices=MESH.value)
-    conversation = talk.start_conversation(model, has_sound=False)
+        model = talk.load_speech_model(num_slots=AT_ONCE.value, devices=MESH.value)
+        conversation = talk.start_conversation(model, has_sound=False)
 
-    def answered(row: dict) -> dict:
-        parts = answer(dataclasses.replace(conversation, history=[]), row)
-        return {"answer": {name: part for name, part in parts.items() if part}}
+        def answered(row: dict) -> dict:
+            parts = answer(dataclasses.replace(conversation, history=[]), row)
+            return {"answer": {name: part for name, part in parts.items() if part}}
 
-    settings = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(talk)}
-    settings |= {flag.name: flag.value for flag in (TASK, WRITTEN, PROMPTS, PROMPTS_TASK, SPLIT)}
-    answer_shards(
-        rows,
-        ANSWERS.value,
-        answered,
-        rows_per_shard=ROWS_PER_SHARD.value,
-        at_once=AT_ONCE.value,
-        settings=settings,
-        share=(jax.process_index(), jax.process_count()),
-    )
+        settings = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(talk)}
+        settings |= {
+            flag.name: flag.value for flag in (TASK, WRITTEN, PROMPTS, PROMPTS_TASK, SPLIT)
+        }
+        answer_shards(
+            rows,
+            ANSWERS.value,
+            answered,
+            rows_per_shard=ROWS_PER_SHARD.value,
+            at_once=AT_ONCE.value,
+            settings=settings,
+            share=(jax.process_index(), jax.process_count()),
+        )
 
 
 def show(reply: Reply) -> None:

@@ -29,20 +29,35 @@ from speechgpt_jax.arguments import (
 from speechgpt_jax.decoding import flags as talk
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.gin_utils import hush_libraries
+from speechgpt_jax.serving.limits import Limits
 
 HISTORY_TOKENS = talk.define_history_tokens()
 flags.adopt_module_key_flags(talk)
 flags.adopt_module_key_flags(compilation_cache)
 HOST = define("host", nonempty, "127.0.0.1", "Address to listen at; 0.0.0.0: all of this host.")
 PORT = define("port", at_least(1, at_most=65_535), 8000, "Port to listen at.")
-MODEL_NAME = define("model_name", nonempty, None, "What clients call it; by default the run's.")
-NUM_SLOTS = define("num_slots", positive_int, 8, "Requests that are answered at the same time.")
-MAX_WAITING = define("max_waiting", at_least(0), 32, "Requests that may wait for a slot.")
-MAX_BODY_MB = define(
-    "max_body_mb", finite_float(at_least=1 / 1024), 16.0, "Largest request, in MiB."
+MODEL_NAME = define(
+    "model_name",
+    nonempty,
+    None,
+    "Name of the model in the API; by default that of the run's folder.",
 )
-MAX_AUDIO_SECONDS = define("max_audio_seconds", positive_float, 60.0, "Longest recording.")
-MAX_SECONDS = define("max_seconds", positive_float, 120.0, "Time for a request and its reply.")
+NUM_SLOTS = define("num_slots", positive_int, 8, "Requests that are answered at the same time.")
+MAX_WAITING = define(
+    "max_waiting", at_least(0), Limits.waiting, "Requests that may wait for a slot."
+)
+MAX_BODY_MB = define(
+    "max_body_mb",
+    finite_float(at_least=1 / 1024),
+    Limits.body_bytes / 2**20,
+    "Largest request, in MiB.",
+)
+MAX_AUDIO_SECONDS = define(
+    "max_audio_seconds", positive_float, Limits.audio_seconds, "Longest recording."
+)
+MAX_SECONDS = define(
+    "max_seconds", positive_float, Limits.seconds, "Time for a request and its reply."
+)
 CORS_ORIGINS = flags.DEFINE_list(
     "cors_origins", [], "Origins of other pages that may call the API, with commas; *: all."
 )
@@ -68,7 +83,6 @@ def main() -> None:
 
     # Loads JAX, which takes seconds; wrong flags are reported before.
     from speechgpt_jax.serving.app import Options, create_app
-    from speechgpt_jax.serving.talker import Limits
 
     model = talk.load_speech_model(num_slots=NUM_SLOTS.value)
     settings = talk.start_conversation(model, history_tokens=HISTORY_TOKENS.value)

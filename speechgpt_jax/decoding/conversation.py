@@ -11,22 +11,29 @@ import dataclasses
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 
-import jax
 import numpy as np
 from etils import epath
-from flax import nnx
-from jax.sharding import Mesh
 
-from speechgpt_jax import checkpoints, prompts, sharding
+from speechgpt_jax import prompts
+from speechgpt_jax.decoding.defaults import MAX_NEW_TOKENS
 from speechgpt_jax.decoding.engine import Answer, Engine, Request
-from speechgpt_jax.decoding.events import Event, Sound, Text, Transcript, Units, with_sound, written
+from speechgpt_jax.decoding.events import (
+    Event,
+    Sound,
+    Text,
+    Transcript,
+    Units,
+    text_and_unit_events,
+    with_sound,
+)
+from speechgpt_jax.decoding.loading import load_llama
 from speechgpt_jax.decoding.masks import ANY, Masks
 from speechgpt_jax.decoding.remote import RemoteEngine
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import SHIPPED_HUBERT, SHIPPED_VOCODER
 from speechgpt_jax.limits import check_number
-from speechgpt_jax.models.llama import Llama, LlamaConfig
+from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.vocoder.streaming import READY, stream
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
@@ -188,7 +195,7 @@ class Conversation:
     prefix: str = prompts.DEFAULT_PREFIX
     sampling: Sampling = GREEDY
     seed: int | None = None
-    max_new_tokens: int = 384
+    max_new_tokens: int = MAX_NEW_TOKENS
     history_tokens: int = 0
     history: list[str] = dataclasses.field(default_factory=list)
     speed: float = 1.0
@@ -266,7 +273,7 @@ class Conversation:
         # White space before <sosp> has no tokens.
         return self._events(self._encode(prompt + START)[:-1], "units", [])
 
-    def instructed(self, text: str) -> Reply:
+    def instruct(self, text: str) -> Reply:
         """The answer to a written instruction, in the form of stage 2's: without chain of modality.
 
         A base that was taught to chat, and nothing else yet, answers in this form. The turn is not
@@ -305,7 +312,7 @@ class Conversation:
                 return ids
         return alone
 
-    def continued(self, prompt: list[int]) -> str:
+    def continue_prompt(self, prompt: list[int]) -> str:
         """Text and units, in any order, after the token ids of a whole prompt."""
         answer = self._submit(prompt, ANY)
         return self.model.tokenizer.decode([token.id for token in answer])
@@ -314,7 +321,7 @@ class Conversation:
         """Events of the answer to a prompt; its token ids are added to `tokens`."""
         model = self.model
         bursts = _collected(self._submit(prompt, form), tokens)
-        events = written(bursts, form, model.masks, model.tokenizer)
+        events = text_and_unit_events(bursts, form, model.masks, model.tokenizer)
         if not self.has_sound:
             return (event for burst in events for event in burst)
         return with_sound(events, model.vocoder, self.speaker, 1 / self.speed)
@@ -341,35 +348,3 @@ def _collected(answer: Answer, tokens: list[int]) -> Iterator[list]:
     for burst in answer.bursts():
         tokens += [token.id for token in burst]
         yield burst
-
-
-def load_llama(run: str | os.PathLike, devices: int | None = None) -> tuple[Llama, Mesh | None]:
-    """The newest checkpoint of a run, with an adapter's base.
-
-    Args:
-      run: its folder.
-      devices: number of this process's devices over which heads, MLP and vocabulary are sharded;
-        None: the model is on the first one, without a mesh.
-
-    Returns:
-      The model, and its mesh for `Engine`.
-
-    Raises:
-      UserError: there is no checkpoint, or the number doesn't fit the devices or the model.
-    """
-    if devices is None:
-        return checkpoints.load_model(run, build_llama), None
-    local = jax.local_devices()
-    check_number("the number of devices", devices, at_least=1, at_most=len(local))
-    fields = checkpoints.read_metadata(run)["model"]
-    for name in ("num_kv_heads", "intermediate_size"):
-        if fields[name] % devices:
-            raise UserError(f"{devices} devices must divide the run's {name} {fields[name]}.")
-    config = sharding.MeshConfig(data=1, fsdp=1, model=devices)
-    mesh = sharding.create_mesh(config, local[:devices])
-    return checkpoints.load_model(run, build_llama, mesh), mesh
-
-
-def build_llama(fields: dict) -> Llama:
-    """A model from the fields of its LlamaConfig, which checkpoints hold as metadata."""
-    return Llama(LlamaConfig.from_dict(fields), rngs=nnx.Rngs(0))

@@ -30,6 +30,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from speechgpt_jax import sharding
+from speechgpt_jax.decoding.defaults import CONTEXT
 from speechgpt_jax.decoding.sampling import Sampling
 from speechgpt_jax.decoding.slots import Row, Slots, programs
 from speechgpt_jax.errors import UserError
@@ -169,7 +170,7 @@ class Engine:
         model: Llama,
         *,
         num_slots: int = 8,
-        context: int = 2048,
+        context: int = CONTEXT,
         cache_size: int = SMALLEST_CACHE,
         dtype: DType | None = None,
         int8: bool = False,
@@ -397,12 +398,12 @@ class Engine:
             stoppable=np.int32(request.max_new_tokens - request.min_new_tokens),
             state=np.int32(request.state),
             key=jax.random.key(seed),
-            is_stop=self._are(request.stop_ids),
-            seen=self._are(request.prompt),
+            is_stop=self._mask_of(request.stop_ids),
+            seen=self._mask_of(request.prompt),
             sampling=request.sampling.arrays(),
         )
 
-    def _are(self, ids: Sequence[int]) -> np.ndarray:
+    def _mask_of(self, ids: Sequence[int]) -> np.ndarray:
         mask = np.zeros(self._padded_vocab_size, bool)
         mask[np.asarray(ids, int)] = True
         return mask

@@ -47,7 +47,7 @@ Event = Transcript | Text | Units | Sound
 _TRANSCRIPT = "[tq]"
 
 
-def written(
+def text_and_unit_events(
     bursts: Iterable[Sequence[Token]], form: str, masks: Masks, tokenizer: Tokenizer
 ) -> Iterator[list[Event]]:
     """Tokens of an answer, in lists, -> the events after each list: all but the sound.
@@ -82,16 +82,16 @@ def written(
 
 
 def with_sound(
-    written: Iterator[list[Event]],
+    events: Iterator[list[Event]],
     vocoder: UnitVocoder,
     speaker: int | str,
     duration_scale: float = 1.0,
 ) -> Generator[Event]:
-    """The events of `written`, and the sound of their units as soon as it can be synthesized."""
+    """The given events, and the sound of their units as soon as it can be synthesized."""
     units: list[int] = []
-    for events in written:
-        yield from events
-        if units := _units(events):
+    for burst in events:
+        yield from burst
+        if units := _units(burst):
             break
     if not units:
         return
@@ -99,9 +99,9 @@ def with_sound(
 
     def pieces():
         yield units
-        for events in written:
-            later.extend(events)
-            yield _units(events)
+        for burst in events:
+            later.extend(burst)
+            yield _units(burst)
 
     sound = stream(vocoder, pieces(), speaker=speaker, duration_scale=duration_scale)
     for wav in sound:

@@ -20,6 +20,7 @@ from speechgpt_jax.arguments import (
     nonempty,
     positive_int,
 )
+from speechgpt_jax.decoding import defaults
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import SHIPPED_HUBERT, SHIPPED_MODEL, SHIPPED_VOCODER, SHIPPED_VOICE
 
@@ -49,11 +50,13 @@ TEMPERATURE = define(
     0.0,
     "Divides the logits before sampling; 0 always takes the most likely token.",
 )
-TOP_K = define("top_k", at_least(0), 50, "Sample from this many most likely tokens; 0: all.")
+TOP_K = define(
+    "top_k", at_least(0), defaults.TOP_K, "Sample from this many most likely tokens; 0: all."
+)
 TOP_P = define(
     "top_p",
     finite_float(above=0, at_most=1),
-    0.8,
+    defaults.TOP_P,
     "Sample from the fewest tokens whose probabilities add up to this.",
 )
 MIN_P = define(
@@ -71,8 +74,12 @@ SEED = define(
     None,
     "Repeat the draws of this seed; by default new ones.",
 )
-MAX_NEW_TOKENS = define("max_new_tokens", positive_int, 384, "Longest reply, in tokens.")
-CONTEXT = define("context", at_least(2), 2048, "Most tokens of a prompt and its reply together.")
+MAX_NEW_TOKENS = define(
+    "max_new_tokens", positive_int, defaults.MAX_NEW_TOKENS, "Longest reply, in tokens."
+)
+CONTEXT = define(
+    "context", at_least(2), defaults.CONTEXT, "Most tokens of a prompt and its reply together."
+)
 DTYPE = flags.DEFINE_enum(
     "dtype",
     None,

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+from speechgpt_jax.decoding.defaults import CONTEXT
 from speechgpt_jax.decoding.engine import Answer, FinishReason, Request, Token
 from speechgpt_jax.decoding.masks import FORBIDDEN, Masks, grammar
 from speechgpt_jax.errors import UserError
@@ -44,7 +45,7 @@ class RemoteEngine:
         *,
         api_key: str | None = None,
         num_slots: int = 8,
-        context: int = 2048,
+        context: int = CONTEXT,
     ):
         """Asks the server for the name of its model.
 
@@ -115,6 +116,11 @@ class RemoteEngine:
                     return "cancelled"  # Closing the connection ends it there too.
                 for choice in event["choices"]:
                     for token in _tokens(choice):
+                        if token.id >= self._masks.table.shape[1]:
+                            raise UserError(
+                                f"The engine's server wrote the token {token.id}, which the"
+                                " tokenizer lacks: it runs another model than --run."
+                            )
                         state = int(self._masks.table[state, token.id])
                         if token.id in stop_ids or state == FORBIDDEN:
                             return "stop"

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from speechgpt_jax.decoding.defaults import TOP_K, TOP_P
 from speechgpt_jax.limits import check_number
 
 # Rows whose `top_k` is at most this need no sort of the whole vocabulary.
@@ -29,8 +30,8 @@ class Sampling:
     """
 
     temperature: float = 0.7
-    top_k: int = 50
-    top_p: float = 0.8
+    top_k: int = TOP_K
+    top_p: float = TOP_P
     min_p: float = 0.0
     repetition_penalty: float = 1.0
 

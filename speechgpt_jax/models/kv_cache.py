@@ -69,7 +69,7 @@ def cached_attention(
 
     On a CPU the cache is read in blocks of keys, whose sums are added one by one (Milakov and
     Gimelshein 2018). Blocks that a row doesn't see add nothing to its sums, not even rounding, so
-    only the half of the cache, its quarter, ... that has all positions of the batch is read.
+    only the first S, S/2, S/4, ... keys are read: the fewest that cover all positions of the batch.
     """
     batch, length, _, head_dim = query.shape
     # [B, T, K G, H] -> [B, K, G T, H]: one matrix product per key head, with the cache as it is.

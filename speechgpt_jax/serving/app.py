@@ -45,11 +45,12 @@ from speechgpt_jax.serving.http import (
     until_gone,
     with_errors,
 )
+from speechgpt_jax.serving.limits import Limits
 from speechgpt_jax.serving.metrics import Metrics
 from speechgpt_jax.serving.protocol import ApiError, ChatRequest, SpeechRequest, still_loading
 from speechgpt_jax.serving.realtime import Session
 from speechgpt_jax.serving.sound import MEDIA_TYPES
-from speechgpt_jax.serving.talker import Limits, Talker
+from speechgpt_jax.serving.talker import Talker
 
 PAGE = Path(__file__).parent / "page"
 # Time for a body to arrive: meanwhile its request has a place among the replies.

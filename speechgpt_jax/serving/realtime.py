@@ -9,11 +9,10 @@ import contextlib
 import json
 import secrets
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import soxr
-from pydantic import Field
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from speechgpt_jax.decoding.conversation import Conversation, Question
@@ -22,90 +21,14 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.serving import protocol
 from speechgpt_jax.serving.chat_completions import decode_base64
 from speechgpt_jax.serving.http import explain
-from speechgpt_jax.serving.protocol import ApiError, VoiceName, invalid
+from speechgpt_jax.serving.protocol import ApiError, invalid
+from speechgpt_jax.serving.realtime_types import Audio, Item, Output, ResponseOptions, Settings
 from speechgpt_jax.serving.sound import API_RATE, Encoder, pcm16_samples
 from speechgpt_jax.serving.talker import Talker, num_tokens
 from speechgpt_jax.serving.vad import VoiceActivity
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 
 _MILLISECOND = SAMPLE_RATE // 1000
-
-Modalities = Annotated[list[Literal["text", "audio"]], Field(min_length=1, max_length=1)]
-
-
-class ServerVad(protocol.Strict):
-    """How the end of a turn is found."""
-
-    type: Literal["server_vad"] = "server_vad"
-    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
-    prefix_padding_ms: Annotated[int, Field(ge=0, le=5000)] = 300
-    silence_duration_ms: Annotated[int, Field(ge=20, le=10_000)] = 500
-    create_response: bool = True
-    interrupt_response: bool = True
-
-
-class Pcm(protocol.Strict):
-    """The one format of sound."""
-
-    type: Literal["audio/pcm"] = "audio/pcm"
-    rate: Literal[24000] = 24000
-
-
-class Input(protocol.Strict):
-    """Sound from the client."""
-
-    format: Pcm = Pcm()
-    turn_detection: ServerVad | None = ServerVad()
-
-
-class Output(protocol.Strict):
-    """Sound of the replies."""
-
-    format: Pcm = Pcm()
-    voice: VoiceName = ""
-    speed: Annotated[float, Field(ge=0.25, le=1.5)] = 1.0
-
-
-class Audio(protocol.Strict):
-    """Sound in both directions."""
-
-    input: Input = Input()
-    output: Output = Output()
-
-
-class Settings(protocol.Strict):
-    """Settings of a session."""
-
-    type: Literal["realtime"] = "realtime"
-    model: str = ""
-    output_modalities: Modalities = Field(default=["audio"])
-    max_output_tokens: Annotated[int, Field(ge=1)] | Literal["inf"] = "inf"
-    audio: Audio = Audio()
-
-
-class ContentPart(protocol.Strict):
-    """A part of a message: a text or sound."""
-
-    type: Literal["input_text", "input_audio", "output_text", "output_audio"]
-    text: str | None = None
-    audio: str | None = None
-    transcript: str | None = None
-
-
-class Item(protocol.Strict):
-    """A message of the conversation."""
-
-    type: Literal["message"]
-    role: Literal["user", "assistant", "system"]
-    content: Annotated[list[ContentPart], Field(min_length=1, max_length=10)]
-    id: Annotated[str, Field(max_length=64)] | None = None
-
-
-class ResponseOptions(protocol.Strict):
-    """Settings of the session that one response overrides."""
-
-    output_modalities: Modalities | None = None
-    max_output_tokens: Annotated[int, Field(ge=1)] | Literal["inf"] | None = None
 
 
 class Session:

@@ -25,41 +25,18 @@ from speechgpt_jax.decoding.conversation import Conversation, SpeechModel
 from speechgpt_jax.decoding.engine import Answer
 from speechgpt_jax.decoding.events import Sound
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.limits import check_number
 from speechgpt_jax.serving import sound
+from speechgpt_jax.serving.limits import Limits
 from speechgpt_jax.serving.metrics import Metrics
 from speechgpt_jax.serving.protocol import ApiError, check_choice, invalid, still_loading
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 
-# How often a reply that nobody reads is cancelled until its thread has ended.
+# Seconds between two attempts to cancel a reply that nobody reads any more.
 _CANCEL_SECONDS = 0.05
 # Earlier replies with sound, to which a history may refer.
 _REMEMBERED, _REMEMBERED_SECONDS = 1000, 3600
 
 Part = TypeVar("Part")
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """Limits of a request, and of the queue.
-
-    Attributes:
-      body_bytes: size of its body.
-      audio_seconds: length of a recording.
-      waiting: replies that may wait for a slot; further requests are refused until one has ended.
-      seconds: time for the request, its reply included.
-    """
-
-    body_bytes: int = 16 * 2**20
-    audio_seconds: float = 60.0
-    waiting: int = 32
-    seconds: float = 120.0
-
-    def __post_init__(self):
-        check_number("body_bytes", self.body_bytes, at_least=1024)
-        check_number("audio_seconds", self.audio_seconds, above=0)
-        check_number("waiting", self.waiting, at_least=0)
-        check_number("seconds", self.seconds, above=0)
 
 
 class EngineClient(Protocol):

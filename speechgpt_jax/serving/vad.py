@@ -12,7 +12,8 @@ from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 
 FRAME = SAMPLE_RATE // 50
-# Levels in dB below full scale: speech is louder than QUIET, and the background within these.
+# Levels in dB, 0 for full scale: speech is louder than _QUIET; the estimate of the background
+# is kept between _SILENCE and _LOUD.
 _QUIET, _SILENCE, _LOUD = -55.0, -80.0, -30.0
 # Most dB per frame by which the background rises: within seconds, not in a word.
 _RISE = 0.05

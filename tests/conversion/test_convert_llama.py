@@ -18,8 +18,8 @@ from flax import nnx
 from speechgpt_jax import checkpoints
 from speechgpt_jax.checkpoints import Checkpoints
 from speechgpt_jax.conversion import llama, llama_format, shards
-from speechgpt_jax.decoding.conversation import build_llama
 from speechgpt_jax.decoding.engine import Engine, Request
+from speechgpt_jax.decoding.loading import build_llama
 from speechgpt_jax.decoding.masks import ANY, FORMS, grammar
 from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.errors import UserError

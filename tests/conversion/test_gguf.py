@@ -14,7 +14,7 @@ from transformers.integrations.gguf.dequant import dequantize
 from speechgpt_jax import checkpoints
 from speechgpt_jax.conversion import llama
 from speechgpt_jax.conversion.gguf import GgufFile
-from speechgpt_jax.decoding.conversation import build_llama
+from speechgpt_jax.decoding.loading import build_llama
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.layers import Llama3RopeScaling
 from speechgpt_jax.tokenizer import SentencePieceTokenizer, Tokenizer

@@ -66,7 +66,7 @@ def test_instructions_have_the_form_of_stage_2(conversation, monkeypatch):
         return submit(self, prompt, form)
 
     monkeypatch.setattr(Conversation, "_submit", remember)
-    reply = conversation.instructed("what is it?")
+    reply = conversation.instruct("what is it?")
     [(prompt, form)] = asked
     assert prompt.endswith("[Human] : what is it? <eoh> [SpeechGPT] :") and form == "text"
     assert not reply.units and not conversation.history

@@ -7,7 +7,7 @@ import pytest
 from speechgpt_jax import prompts
 from speechgpt_jax.decoding.conversation import Reply
 from speechgpt_jax.decoding.engine import Token
-from speechgpt_jax.decoding.events import Text, Transcript, Units, written
+from speechgpt_jax.decoding.events import Text, Transcript, Units, text_and_unit_events
 from speechgpt_jax.decoding.masks import ANY, Masks
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
 
@@ -23,7 +23,8 @@ def events_of(text, form, sizes):
         bursts.append([Token(id_, 0.0) for id_ in ids[:size]])
         ids = ids[size:]
     bursts.append([Token(id_, 0.0) for id_ in ids])
-    return [event for events in written(bursts, form, MASKS, TOKENIZER) for event in events]
+    events = text_and_unit_events(bursts, form, MASKS, TOKENIZER)
+    return [event for burst in events for event in burst]
 
 
 @hypothesis.settings(deadline=None, max_examples=50)

@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from speechgpt_jax.serving import server, sound
-from speechgpt_jax.serving.talker import Limits
+from speechgpt_jax.serving.limits import Limits
 from tests.compilations import compiled_programs
 from tests.serving import tiny
 from tests.serving.clips import CLIP, QUESTION, input_audio

@@ -18,8 +18,8 @@ from speechgpt_jax import checkpoints, prompts
 from speechgpt_jax.decoding.conversation import Conversation, SpeechModel
 from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.serving.app import Options, create_app
+from speechgpt_jax.serving.limits import Limits
 from speechgpt_jax.serving.server import config
-from speechgpt_jax.serving.talker import Limits
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder

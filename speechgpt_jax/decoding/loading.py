@@ -1,0 +1,44 @@
+"""Language models of training runs, loaded for decoding."""
+
+import os
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from speechgpt_jax import checkpoints, sharding
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_number
+from speechgpt_jax.models.llama import Llama, LlamaConfig
+
+
+def load_llama(run: str | os.PathLike, devices: int | None = None) -> tuple[Llama, Mesh | None]:
+    """The newest checkpoint of a run, with an adapter's base.
+
+    Args:
+      run: its folder.
+      devices: number of this process's devices over which heads, MLP and vocabulary are sharded;
+        None: the model is on the first one, without a mesh.
+
+    Returns:
+      The model, and its mesh for `Engine`.
+
+    Raises:
+      UserError: there is no checkpoint, or the number doesn't fit the devices or the model.
+    """
+    if devices is None:
+        return checkpoints.load_model(run, build_llama), None
+    local = jax.local_devices()
+    check_number("the number of devices", devices, at_least=1, at_most=len(local))
+    fields = checkpoints.read_metadata(run)["model"]
+    for name in ("num_kv_heads", "intermediate_size"):
+        if fields[name] % devices:
+            raise UserError(f"{devices} devices must divide the run's {name} {fields[name]}.")
+    config = sharding.MeshConfig(data=1, fsdp=1, model=devices)
+    mesh = sharding.create_mesh(config, local[:devices])
+    return checkpoints.load_model(run, build_llama, mesh), mesh
+
+
+def build_llama(fields: dict) -> Llama:
+    """A model from the fields of its LlamaConfig, which checkpoints hold as metadata."""
+    return Llama(LlamaConfig.from_dict(fields), rngs=nnx.Rngs(0))

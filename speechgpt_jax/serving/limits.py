@@ -1,0 +1,28 @@
+"""Limits of what the server takes; importing this module is fast."""
+
+import dataclasses
+
+from speechgpt_jax.limits import check_number
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Limits of a request, and of the queue.
+
+    Attributes:
+      body_bytes: size of its body.
+      audio_seconds: length of a recording.
+      waiting: replies that may wait for a slot; further requests are refused until one has ended.
+      seconds: time for the request, its reply included.
+    """
+
+    body_bytes: int = 16 * 2**20
+    audio_seconds: float = 60.0
+    waiting: int = 32
+    seconds: float = 120.0
+
+    def __post_init__(self):
+        check_number("body_bytes", self.body_bytes, at_least=1024)
+        check_number("audio_seconds", self.audio_seconds, above=0)
+        check_number("waiting", self.waiting, at_least=0)
+        check_number("seconds", self.seconds, above=0)
