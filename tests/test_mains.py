@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import free_port
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
@@ -159,6 +161,21 @@ def test_help(main):
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert f"python -m speechgpt_jax.{main}" in process.stdout
     assert process.stderr == ""
+
+
+def test_a_mistake_of_one_of_several_processes_is_one_line(tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"text": "may"}\n')
+    process = start(
+        "speechgpt_jax.infer",
+        f"--prompts={tmp_path}/prompts.jsonl",
+        f"--answers={tmp_path}/answers",
+        f"--coordinator_address=localhost:{free_port()}",
+        "--num_processes=1",
+        "--process_id=0",
+        "--mesh=99",
+    )
+    assert process.returncode == 1
+    assert process.stderr == "Error: the number of devices 99 must be at least 1 and at most 1.\n"
 
 
 def test_a_folder_without_a_run(tmp_path):

@@ -142,6 +142,14 @@ def test_a_server_without_masks_can_not_break_the_form():
             list(answer)
 
 
+def test_a_server_that_runs_another_model():
+    request = Request([1], 9, state=MASKS.start("any"))
+    with foreign_server({"token_ids": [10**6]}) as url:
+        answer = RemoteEngine(url, tiny.TOKENIZER, MASKS).submit(request)
+        with pytest.raises(UserError, match="1000000, which the tokenizer lacks"):
+            list(answer)
+
+
 def test_no_server():
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9/v1/models can't be reached"):
         RemoteEngine("http://127.0.0.1:9/v1", tiny.TOKENIZER, MASKS)
