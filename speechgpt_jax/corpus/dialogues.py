@@ -17,8 +17,9 @@ from speechgpt_jax.corpus import text_to_speech
 from speechgpt_jax.corpus.extract_units import Extractor, Sound, in_advance, load
 from speechgpt_jax.corpus.records import one_line, reason_against, record, rejected
 from speechgpt_jax.corpus.summary import REJECTS
-from speechgpt_jax.decoding.engine import Engine, Request
+from speechgpt_jax.decoding.engine import Engine
 from speechgpt_jax.decoding.loading import build_llama
+from speechgpt_jax.decoding.requests import Request
 from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.tokenizer import Tokenizer

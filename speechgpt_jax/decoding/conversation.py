@@ -16,7 +16,7 @@ from etils import epath
 
 from speechgpt_jax import prompts
 from speechgpt_jax.decoding.defaults import MAX_NEW_TOKENS
-from speechgpt_jax.decoding.engine import Answer, Engine, Request
+from speechgpt_jax.decoding.engine import Engine
 from speechgpt_jax.decoding.events import (
     Event,
     Sound,
@@ -29,6 +29,7 @@ from speechgpt_jax.decoding.events import (
 from speechgpt_jax.decoding.loading import load_llama
 from speechgpt_jax.decoding.masks import ANY, Masks
 from speechgpt_jax.decoding.remote import RemoteEngine
+from speechgpt_jax.decoding.requests import Answer, Request
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import SHIPPED_HUBERT, SHIPPED_VOCODER
@@ -329,7 +330,7 @@ class Conversation:
     def _submit(self, prompt: list[int], form: str) -> Answer:
         """The answer to a prompt, while it is written."""
         model = self.model
-        seed = None if self.seed is None else self.seed + len(self.history)
+        seed = None if self.seed is None else (self.seed + len(self.history)) % 2**32
         self.in_progress = model.engine.submit(
             Request(
                 prompt,

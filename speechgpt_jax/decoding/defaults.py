@@ -6,3 +6,5 @@ CONTEXT = 2048
 MAX_NEW_TOKENS = 384
 # Those of the released SpeechGPT.
 TOP_K, TOP_P = 50, 0.8
+# An int32.
+LARGEST_TOP_K = 2**31 - 1

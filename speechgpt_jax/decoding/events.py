@@ -5,8 +5,8 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from speechgpt_jax.decoding.engine import Token
 from speechgpt_jax.decoding.masks import FORMS, Masks, Part, marker_after
+from speechgpt_jax.decoding.requests import Token
 from speechgpt_jax.prompts import END_OF_ANSWER
 from speechgpt_jax.speech.vocoder.streaming import stream
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder

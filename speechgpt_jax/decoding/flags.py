@@ -51,7 +51,10 @@ TEMPERATURE = define(
     "Divides the logits before sampling; 0 always takes the most likely token.",
 )
 TOP_K = define(
-    "top_k", at_least(0), defaults.TOP_K, "Sample from this many most likely tokens; 0: all."
+    "top_k",
+    at_least(0, at_most=defaults.LARGEST_TOP_K),
+    defaults.TOP_K,
+    "Sample from this many most likely tokens; 0: all.",
 )
 TOP_P = define(
     "top_p",

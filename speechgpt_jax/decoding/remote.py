@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from speechgpt_jax.decoding.defaults import CONTEXT
-from speechgpt_jax.decoding.engine import Answer, FinishReason, Request, Token
 from speechgpt_jax.decoding.masks import FORBIDDEN, Masks, grammar
+from speechgpt_jax.decoding.requests import Answer, FinishReason, Request, Token
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.tokenizer import Tokenizer

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from speechgpt_jax.decoding.defaults import TOP_K, TOP_P
+from speechgpt_jax.decoding.defaults import LARGEST_TOP_K, TOP_K, TOP_P
 from speechgpt_jax.limits import check_number
 
 # Rows whose `top_k` is at most this need no sort of the whole vocabulary.
@@ -37,7 +37,7 @@ class Sampling:
 
     def __post_init__(self):
         check_number("temperature", self.temperature, at_least=0)
-        check_number("top_k", self.top_k, at_least=0)
+        check_number("top_k", self.top_k, at_least=0, at_most=LARGEST_TOP_K)
         check_number("top_p", self.top_p, above=0, at_most=1)
         check_number("min_p", self.min_p, at_least=0, at_most=1)
         check_number("repetition_penalty", self.repetition_penalty, above=0)

@@ -11,9 +11,10 @@ from jax.sharding import Mesh
 
 from speechgpt_jax import prompts
 from speechgpt_jax.data import registry
-from speechgpt_jax.decoding.engine import Engine, Request
+from speechgpt_jax.decoding.engine import Engine
 from speechgpt_jax.decoding.loading import load_llama
 from speechgpt_jax.decoding.masks import Masks
+from speechgpt_jax.decoding.requests import Request
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation import examples

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from speechgpt_jax.decoding.engine import Answer, Request, Token
 from speechgpt_jax.decoding.masks import ANY, forms, grammar
+from speechgpt_jax.decoding.requests import Answer, Request, Token
 from speechgpt_jax.decoding.sampling import Sampling
 from speechgpt_jax.serving import protocol
 from speechgpt_jax.serving.http import sse

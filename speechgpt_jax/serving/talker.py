@@ -22,8 +22,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from speechgpt_jax.decoding.conversation import Conversation, SpeechModel
-from speechgpt_jax.decoding.engine import Answer
 from speechgpt_jax.decoding.events import Sound
+from speechgpt_jax.decoding.requests import Answer
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.serving import sound
 from speechgpt_jax.serving.limits import Limits

@@ -15,7 +15,8 @@ import numpy as np
 from flax import nnx
 
 from speechgpt_jax import arguments
-from speechgpt_jax.decoding.engine import Engine, Request
+from speechgpt_jax.decoding.engine import Engine
+from speechgpt_jax.decoding.requests import Request
 from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.models.llama import Llama

@@ -27,7 +27,8 @@ from flax import nnx
 
 from speechgpt_jax import arguments, xla_options
 from speechgpt_jax.data.packing import Packer, pack
-from speechgpt_jax.decoding.engine import Engine, Request
+from speechgpt_jax.decoding.engine import Engine
+from speechgpt_jax.decoding.requests import Request
 from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.models.layers import PROJECTIONS, LoraConfig

@@ -33,7 +33,8 @@ from flax import nnx
 
 from speechgpt_jax import arguments, files, sharding
 from speechgpt_jax.data.packing import pack
-from speechgpt_jax.decoding.engine import Engine, Request
+from speechgpt_jax.decoding.engine import Engine
+from speechgpt_jax.decoding.requests import Request
 from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.models.attention import attention
 from speechgpt_jax.models.layers import LoraConfig

@@ -17,8 +17,9 @@ from flax import nnx
 
 from speechgpt_jax import checkpoints
 from speechgpt_jax.conversion import adapters, llama
-from speechgpt_jax.decoding.engine import Engine, Request
+from speechgpt_jax.decoding.engine import Engine
 from speechgpt_jax.decoding.loading import build_llama
+from speechgpt_jax.decoding.requests import Request
 from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.layers import LoraConfig

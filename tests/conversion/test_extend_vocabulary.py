@@ -11,8 +11,9 @@ import transformers
 
 from speechgpt_jax import checkpoints, prompts
 from speechgpt_jax.conversion import llama
-from speechgpt_jax.decoding.engine import Engine, Request
+from speechgpt_jax.decoding.engine import Engine
 from speechgpt_jax.decoding.loading import build_llama
+from speechgpt_jax.decoding.requests import Request
 from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation import evaluate

@@ -9,8 +9,11 @@ import pytest
 import torch
 from flax import nnx
 
-from speechgpt_jax.decoding.engine import Engine, Request
+from speechgpt_jax.decoding import engine as engine_module
+from speechgpt_jax.decoding.engine import Engine
+from speechgpt_jax.decoding.requests import Request
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
+from speechgpt_jax.speech.cpu.devices import Parallelism
 from tests import processes
 from tests.models.hugging_face import CONFIG, reference, to_jax
 
@@ -68,10 +71,11 @@ def test_logprobs_are_those_of_the_whole_model(engine, model):
     np.testing.assert_allclose([token.logprob for token in answer], expected, atol=1e-4)
 
 
-def test_an_answer_is_the_same_alone_and_beside_others(model):
+@pytest.mark.parametrize("num_slots", [3, 4])  # Four are shared out to two cores.
+def test_an_answer_is_the_same_alone_and_beside_others(model, num_slots):
     """Bit by bit, log-probabilities included: greedy and drawn, in any slot, at any time, and
     though the cache grows for others."""
-    engine = Engine(model, num_slots=3, context=512)
+    engine = Engine(model, num_slots=num_slots, context=512)
     requests = [
         greedy(PROMPTS[0], 30),
         Request(PROMPTS[2], 30, seed=5),
@@ -178,19 +182,34 @@ def test_requests_from_many_threads(engine):
     assert [got[i] for i in range(len(requests))] == expected
 
 
-def test_warm_up_compiles_everything(model):
-    engine = Engine(model, num_slots=3, context=1024)
+def test_a_free_worker_takes_what_waits_for_another(model, monkeypatch):
+    monkeypatch.setattr(engine_module, "parallelism", lambda: Parallelism(num_workers=2, rows=1))
+    engine = Engine(model, num_slots=2, context=512)
+    busy, idle = engine._workers
+    long = engine.submit(greedy([1], 400))
+    short = [engine.submit(greedy([1], 4)) for _ in range(5)]
+    assert len(busy.waiting) + len(idle.waiting) >= 3
+    for answer in short:
+        assert len(list(answer)) == 4
+    assert long.finish_reason is None
+    assert len(list(long)) == 400
+
+
+@pytest.mark.parametrize("num_slots", [3, 4])
+def test_warm_up_compiles_everything(model, num_slots):
+    engine = Engine(model, num_slots=num_slots, context=1024)
     engine.warm_up()
-    compiled = {name: f._cache_size() for name, f in vars(engine._programs).items()}
+    programs = vars(engine._workers[0]._programs)
+    compiled = {name: f._cache_size() for name, f in programs.items()}
     engine.generate([greedy([1] * 600, 300)])
     engine.generate([Request(p, 100) for p in PROMPTS])
-    assert {name: f._cache_size() for name, f in vars(engine._programs).items()} == compiled
+    assert {name: f._cache_size() for name, f in programs.items()} == compiled
 
 
 def test_an_error_reaches_every_reader(model, monkeypatch):
     engine = Engine(model, num_slots=1, context=256)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    monkeypatch.setattr(engine, "_write", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(engine._workers[0], "_write", lambda *_, **__: 1 / 0)
     for answer in [engine.submit(greedy([1], 5)) for _ in range(3)]:
         with pytest.raises(ZeroDivisionError):
             list(answer)
@@ -211,6 +230,8 @@ def test_a_context_that_no_memory_holds_is_refused(model):
         (lambda: Request([1], 1, stop_ids=[-1]), r"must lie in 0..149, got -1..-1"),
         (lambda: Request([1], 0), "max_new_tokens 0 must be at least 1"),
         (lambda: Request([1], 2, min_new_tokens=3), "min_new_tokens 3 must be at least 0 and at"),
+        (lambda: greedy([1], 1, seed=2**64), "seed 18446744073709551616 must be"),
+        (lambda: Request([1], 1, sampling=Sampling(top_k=2**31)), "top_k 2147483648 must be"),
         (lambda: Request([1] * 1000, 25), "longer than the context, 1024 tokens"),
     ],
 )
@@ -225,7 +246,8 @@ import math
 import jax
 from flax import nnx
 from speechgpt_jax import sharding
-from speechgpt_jax.decoding.engine import Engine, Request
+from speechgpt_jax.decoding.engine import Engine
+from speechgpt_jax.decoding.requests import Request
 from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.models.llama import Llama
 from tests.models.hugging_face import CONFIG
@@ -237,11 +259,11 @@ for sizes in [(1, 1, 1, 2), (2, 2, 1, 2)]:
     mesh = sharding.create_mesh(sharding.MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
     engine = Engine(model, num_slots=2, context=256, mesh=mesh)
     assert engine.generate(requests) == expected
-    keys = engine._slots.cache.keys[0]
+    keys = engine._workers[0]._slots.cache.keys[0]
     assert keys.addressable_shards[0].data.size == keys.size // 2, keys.sharding
-    compiled = engine._programs.write._cache_size()
+    compiled = engine._workers[0]._programs.write._cache_size()
     assert engine.generate(requests) == expected
-    assert engine._programs.write._cache_size() == compiled
+    assert engine._workers[0]._programs.write._cache_size() == compiled
     print("equal on", sizes)
 """
 

@@ -6,9 +6,9 @@ import pytest
 
 from speechgpt_jax import prompts
 from speechgpt_jax.decoding.conversation import Reply
-from speechgpt_jax.decoding.engine import Token
 from speechgpt_jax.decoding.events import Text, Transcript, Units, text_and_unit_events
 from speechgpt_jax.decoding.masks import ANY, Masks
+from speechgpt_jax.decoding.requests import Token
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
 
 TOKENIZER = Tokenizer.from_pretrained(DEMO_TOKENIZER)

@@ -284,18 +284,18 @@ def test_a_stream_that_takes_too_long(monkeypatch, caplog):
     """Its last event is the error; nothing is logged as a bug."""
     log = logging.getLogger("uvicorn.error")
     monkeypatch.setattr(log, "handlers", [*log.handlers, caplog.handler])
-    engine = tiny.speech_model().engine
-    write, begun = engine._write_tokens, []
+    worker, *_ = tiny.speech_model().engine._workers  # The others have no request.
+    write, begun = worker._write_tokens, []
 
     def write_once():
         if not begun:
-            begun.extend(engine._jobs)
+            begun.extend(worker._jobs)
             write()
         time.sleep(0.01)
 
     with tiny.serving(limits=Limits(audio_seconds=5, seconds=2)) as address:
-        monkeypatch.setattr(engine, "_seconds_per_token", 1.0)  # So that it writes one token.
-        monkeypatch.setattr(engine, "_write_tokens", write_once)
+        monkeypatch.setattr(worker, "_seconds_per_token", 1.0)  # So that it writes one token.
+        monkeypatch.setattr(worker, "_write_tokens", write_once)
         url = f"{address}/v1/chat/completions"
         with httpx2.stream("POST", url, json=BODY | {"stream": True}, timeout=20) as reply:
             assert reply.status_code == 200

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from speechgpt_jax.decoding.conversation import Conversation, SpeechModel
-from speechgpt_jax.decoding.engine import Request
 from speechgpt_jax.decoding.masks import Masks, grammar
 from speechgpt_jax.decoding.remote import RemoteEngine
+from speechgpt_jax.decoding.requests import Request
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import load_audio
