@@ -1,4 +1,4 @@
-# `make demo` and `make test` include the set-up, on Debian or Ubuntu with CPython 3.11, 3.12 or 3.13.
+# `make talk`, `make demo` and `make test` include the set-up, on Debian or Ubuntu with CPython 3.11, 3.12 or 3.13.
 # The oldest of these is used by default; PYTHON=python3.13 VENV=.venv-3.13 chooses another.
 PYTHON ?= $(firstword $(foreach python,python3.11 python3.12 python3.13,$(shell command -v $(python))))
 VENV ?= .venv
@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # The shipped model answers a recorded question that it never heard.
 talk: $(VENV)/core.stamp
 	$(RUN) -m speechgpt_jax.infer --audio=speechgpt_jax/assets/corpus/clips/question-06291-rms.flac --play
-	@echo "Talk on: $(RUN) -m speechgpt_jax.chat"
+	@echo "Talk on: $(RUN) -m speechgpt_jax.chat, or in a browser: $(RUN) -m speechgpt_jax.serve"
 
 demo: $(VENV)/core.stamp
 	$(RUN) -m speechgpt_jax.demo
@@ -46,10 +46,10 @@ lint: $(VENV)/test.stamp
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
-# Updates the list of all packages that `make demo` installs; run after changing pyproject.toml.
+# Updates the list of all packages that `make talk` installs; run after changing pyproject.toml.
 lock: $(VENV)/bin/uv
 	$(VENV)/bin/uv pip compile -q --universal --no-annotate --python-version 3.11 \
-	  --custom-compile-command "make lock" --extra train --extra corpus \
+	  --custom-compile-command "make lock" --extra train --extra corpus --extra chat --extra serve \
 	  -o requirements.txt pyproject.toml
 
 clean:
@@ -72,6 +72,6 @@ $(VENV)/core.stamp: requirements.txt pyproject.toml | $(VENV)/bin/uv
 $(VENV)/test.stamp: $(VENV)/core.stamp
 	@echo "Installing the test and conversion extras into $(VENV) ..."
 	$(RUN) -m pip install -q --disable-pip-version-check torch==2.13.0
-	$(VENV)/bin/uv pip install -q --python $(RUN) -r requirements.txt -e '.[convert,chat,serve,test]'
+	$(VENV)/bin/uv pip install -q --python $(RUN) -r requirements.txt -e '.[convert,test]'
 	! $(RUN) -m pip show -q triton 2>/dev/null || $(RUN) -m pip uninstall -q -y triton
 	@touch $@

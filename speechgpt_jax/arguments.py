@@ -26,7 +26,12 @@ from absl import app, flags
 from etils import epath
 
 from speechgpt_jax import files
-from speechgpt_jax.errors import UserError, one_line_errors, show_missing_library
+from speechgpt_jax.errors import (
+    UserError,
+    install_command,
+    one_line_errors,
+    show_missing_library,
+)
 from speechgpt_jax.limits import is_within, limits_text
 
 Type = Callable[[str], Any]
@@ -96,7 +101,7 @@ def existing_path(text: str) -> str:
         exists = _path(nonempty(text)).exists()
     except ImportError as error:
         raise IllegalValue(
-            f"{text} can't be read: buckets need `pip install speechgpt_jax[train]`"
+            f"{text} can't be read: buckets need {install_command('train')}"
         ) from error
     except files.io_errors() as error:
         raise IllegalValue(f"{text} can't be read: {error}") from error

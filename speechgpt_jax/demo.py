@@ -9,6 +9,7 @@ stops the training; called again, it resumes.
 
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Sequence
 
@@ -176,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(verdict(reply, clip["text"], clip["answer"]))
     print(f"Loss curves: {output_dir / 'loss.png'}.")
     print(f"The whole demo took {duration_text(time.monotonic() - start)}.")
-    print("Talk on with the shipped model: python -m speechgpt_jax.chat")
+    print(f"Talk on with the shipped model: {sys.executable} -m speechgpt_jax.chat")
     print(f"Or with the one that was trained now: add --run={runs[-1]}")
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 
 # Library -> the extras that install it; inference needs none of them.
@@ -52,6 +53,14 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(f"Error: {' '.join(str(error).split())}")
 
 
+def install_command(extra: str) -> str:
+    """Command that installs an extra; the package is in no index, only in a checkout or a wheel."""
+    checkout = Path(__file__).parent.parent
+    if (checkout / "pyproject.toml").exists():
+        return f"{sys.executable} -m pip install -e '{checkout}[{extra}]'"
+    return f"pip install 'WHEEL[{extra}]', WHEEL being the file or folder it was installed from"
+
+
 def show_missing_library(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
@@ -61,7 +70,4 @@ def show_missing_library(
     if extra is None:
         sys.__excepthook__(kind, error, traceback)
     else:
-        print(
-            f"Error: {library} is not installed; pip install 'speechgpt_jax[{extra}]'.",
-            file=sys.stderr,
-        )
+        print(f"Error: {library} is not installed; {install_command(extra)}.", file=sys.stderr)

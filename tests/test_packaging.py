@@ -104,7 +104,9 @@ def _missing_without(extras: Iterable[str]) -> str:
 def test_requirements_lock_what_pyproject_asks_for():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     locked = {_name(line): Requirement(line) for line in lines if not line.startswith("#")}
-    for text in BASE + _extra("train") + _extra("corpus"):
+    makefile = (ROOT / "Makefile").read_text()
+    extras = re.findall(r"--extra (\w+)", makefile)
+    for text in BASE + [line for extra in extras for line in _extra(extra)]:
         wanted = Requirement(text)
         assert locked[_name(text)].specifier == wanted.specifier, f"{text}: call `make lock`"
     assert all(re.fullmatch("==[^=,*]+", str(line.specifier)) for line in locked.values())
@@ -168,9 +170,8 @@ def test_programs_need_only_their_extra(modules, extra, tmp_path):
 # ---- the console command -------------------------------------------------------------------------
 
 
-COMMAND = (
-    f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom speechgpt_jax import cli; cli.main()"
-)
+THIS_CHECKOUT = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+COMMAND = f"{THIS_CHECKOUT}from speechgpt_jax import cli; cli.main()"
 
 
 def test_help_names_every_program_and_imports_none(tmp_path):
@@ -213,11 +214,17 @@ def test_unknown_command_is_one_line(tmp_path):
 )
 def test_missing_extra_is_one_line(start, missing, extra, tmp_path):
     arguments = ["evaluate", "--run=.", "--tasks=a"] if start == COMMAND else []
-    result = _run(ONLY + start, tmp_path, missing, *arguments)
+    result = _run(ONLY + THIS_CHECKOUT + start, tmp_path, missing, *arguments)
     assert result.returncode == 1
     assert result.stderr == (
-        f"Error: {missing} is not installed; pip install 'speechgpt_jax[{extra}]'.\n"
+        f"Error: {missing} is not installed; "
+        f"{sys.executable} -m pip install -e '{ROOT}[{extra}]'.\n"
     )
+
+
+def test_without_a_checkout_the_extra_is_that_of_the_wheel(tmp_path, monkeypatch):
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "speechgpt_jax" / "errors.py"))
+    assert errors.install_command("serve").startswith("pip install 'WHEEL[serve]'")
 
 
 def test_the_image_installs_what_the_checkout_has():
