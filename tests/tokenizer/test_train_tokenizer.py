@@ -83,3 +83,21 @@ def test_the_shipped_tokenizer_is_not_overwritten(tmp_path):
         train_tokenizer.main([])
     with pytest.raises(UserError, match=r"tokenizer.model exists; name another folder"):
         train_tokenizer.main([f"--output={DEMO_TOKENIZER}"])
+
+
+@pytest.mark.parametrize(("more", "markers"), [([], 6), (["--no_roles"], 2)])
+def test_tokens_are_added_to_a_model_that_exists(more, markers, tmp_path):
+    model = f"{DEMO_TOKENIZER}/tokenizer.model"
+    train_tokenizer.main(
+        [f"--model={model}", "--num_units=1000", f"--output={tmp_path / 'out'}", *more]
+    )
+    tokenizer = Tokenizer.from_pretrained(tmp_path / "out")
+    assert list(tokenizer.unit_ids) == list(range(1500, 2500))
+    assert tokenizer.token_to_id("<sosp>") == 2500
+    assert tokenizer.vocab_size == 2500 + markers
+
+
+def test_a_model_that_exists_is_not_trained(tmp_path):
+    model = f"{DEMO_TOKENIZER}/tokenizer.model"
+    with pytest.raises(UserError, match="leave them out with --model"):
+        train_tokenizer.main([f"--model={model}", "--vocab_size=400", f"--output={tmp_path / 'o'}"])
