@@ -81,7 +81,11 @@ def parser() -> argparse.ArgumentParser:
     add("--tts", type=nonempty, help="command with {speaker}, {text} and {wav}")
     add("--text_to_unit", type=nonempty, help="run that writes units, in place of --tts")
     add(
-        "--hubert", type=nonempty, default=SHIPPED_HUBERT, help="folder; encodes the sound of --tts"
+        "--hubert",
+        type=nonempty,
+        default=SHIPPED_HUBERT,
+        help="folder; encodes the sound of --tts; must be the encoder of extract_units; default:"
+        " the shipped one",
     )
     add("--question_voices", type=voices, default=["slt"], help="for {speaker}, comma-separated")
     add("--answer_voice", type=nonempty, default="slt", help="for {speaker} of every answer")

@@ -33,8 +33,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--template",
         choices=tuple(prompts.TEMPLATES),
-        help="in which the model reads dialogues; default: that of the base's tokenizer. A base"
-        " that was taught to chat needs its own to be asked before it is trained",
+        help="template of dialogues; default: the one saved with the base's tokenizer. Name a chat"
+        " model's own template to query it (infer --task=instruct) before training",
     )
     args = parser.parse_args(argv)
     hush_libraries()
