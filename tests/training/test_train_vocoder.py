@@ -139,7 +139,7 @@ def test_the_recipes_of_a_vocoder():
         )
         return gin_utils.arguments(train, ["model", "objective", "optimizer", "discriminators"])
 
-    values = bound("warm_start", "tiny")
+    values = bound("spectral", "tiny")
     assert values["model"] == VocoderConfig.tiny()
     assert values["objective"] == VocoderObjective()
     assert (values["optimizer"].b1, values["optimizer"].b2) == (0.8, 0.99)
@@ -149,3 +149,31 @@ def test_the_recipes_of_a_vocoder():
     assert values["discriminators"] == DiscriminatorConfig()
     gin_utils.parse(["gin/runs/vocoder_tiny.gin"])
     assert gin_utils.arguments(train, ["steps", "batch_size"]) == {"steps": 3800, "batch_size": 8}
+
+
+SMALL = """
+from __gin__ import dynamic_registration
+from speechgpt_jax.speech.vocoder import discriminators
+from speechgpt_jax.speech.vocoder import vocoder
+from speechgpt_jax.training import train_vocoder
+train_vocoder.train.model = @vocoder.VocoderConfig()
+train_vocoder.train.batch_size = 2
+train_vocoder.train.steps = 1
+"""
+
+
+def test_the_published_recipe_takes_a_step_at_a_small_size(rows, tmp_path):
+    config = dataclasses.replace(CONFIG, speakers=(), duration_embed_dim=8)
+    discriminators = dataclasses.replace(DISCRIMINATORS, periods=(2,), scales=1)
+    sizes = {"vocoder.VocoderConfig": config, "discriminators.DiscriminatorConfig": discriminators}
+    bindings = [
+        f"{name}.{field} = {value!r}\n"
+        for name, of_name in sizes.items()
+        for field, value in dataclasses.asdict(of_name).items()
+    ]
+    (tmp_path / "small.gin").write_text(SMALL + "".join(bindings))
+    gin_utils.parse(["gin/runs/vocoder_unit_hifigan.gin", str(tmp_path / "small.gin")], [])
+    assert gin_utils.arguments(train, ["segment_codes"]) == {"segment_codes": 28}
+    trained = gin_utils.call(train, rows=rows, output_dir=str(tmp_path))
+    assert trained.config == config
+    assert "adversarial_loss" in (tmp_path / "metrics.jsonl").read_text()
