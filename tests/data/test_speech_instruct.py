@@ -30,7 +30,8 @@ def test_rates_are_bound_from_gin(folder, tmp_path):
     macros = {"TOKENIZER": GOLDEN, "DIALOGUES": f"{folder}/*", "INSTRUCTIONS": f"{tmp_path}/*"}
     bindings = [f"{name} = {value!r}" for name, value in macros.items()]
     gin_utils.parse(
-        ["gin/stages/cross_modal_mixture.gin"], [*bindings, "mixtures.mix.rates = [1, 2, 1]"]
+        ["gin/runs/llama_7b_stage2.gin", "gin/stages/cross_modal_mixture.gin"],
+        [*bindings, "mixtures.mix.rates = [1, 2, 1]", "lm.train.start_from = 'runs/stage1'"],
     )
     mixture = seqio.get_mixture_or_task(gin_utils.call(mixtures.mix))
     rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}

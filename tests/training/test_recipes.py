@@ -50,7 +50,7 @@ def test_the_papers_numbers(size, stage, length, batch_size, steps, rate, schedu
     parse(f"llama_{size}", stage)
     assert gin.query_parameter("load_host_batches.sequence_length") == length
     assert gin.query_parameter("load_host_batches.batch_size") == batch_size
-    assert gin.query_parameter("train.steps") == steps
+    assert gin.query_parameter("lm.train.steps") == steps
     assert gin_utils.call(AdamW) == AdamW(rate, schedule, warmup, b2=0.999, weight_decay=0.0)
     model = gin_utils.call(LlamaConfig)
     lora = LoraConfig(8, 16.0, 0.05, ("q_proj", "v_proj")) if stage == 3 else None
@@ -67,7 +67,7 @@ def test_the_papers_numbers(size, stage, length, batch_size, steps, rate, schedu
         lora=lora,
     )
     trainable = "lora" if stage == 3 else "all"
-    assert gin.query_parameter("train.trainable") == trainable
+    assert gin.query_parameter("lm.train.trainable") == trainable
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -144,9 +144,16 @@ def test_three_stages_one_from_another(data, published, tmp_path):
     assert checkpoints.read_metadata(start_from)["base"].endswith("stage2/checkpoints/2")
 
 
+def test_the_mixture_of_stage_2_keeps_the_template_of_the_recipe():
+    parse_more = ["gin/runs/qwen2_5_7b_stage2.gin", "gin/stages/cross_modal_mixture.gin"]
+    macros = [f"{name} = 'a'" for name in ("TOKENIZER", "DIALOGUES", "INSTRUCTIONS")]
+    gin_utils.parse(parse_more, [*macros, "lm.train.start_from = 'b'"])
+    assert gin.query_parameter("TEMPLATE/gin.macro.value") == "chatml"
+
+
 def test_embeddings_only():
     gin_utils.parse(
         ["gin/runs/llama_7b_stage1.gin", "gin/stages/train_embeddings_only.gin"],
         ["UNITS = 'a'", "TOKENIZER = 'b'", "lm.train.start_from = 'c'"],
     )
-    assert gin.query_parameter("train.trainable") == "embeddings"
+    assert gin.query_parameter("lm.train.trainable") == "embeddings"
