@@ -1,7 +1,7 @@
 """Spoken answers with and without the texts in between: chain of modality.
 
     python -m tests.benchmarks.measure_chain --base=runs/tiny/stage2_words \
-        --records=corpus/records --update_docs
+        --records=large_corpus/records --update_docs
 
 Two runs start from the same base, which knows no spoken questions, and see the same numbers of
 dialogues. One writes transcript, text answer and units, as SpeechGPT does (Zhang et al. 2023,

@@ -1,6 +1,6 @@
 """Repeating a text, learned from random weights at several learning rates.
 
-    python -m tests.benchmarks.measure_learning_rate --records=corpus/records --update_docs
+    python -m tests.benchmarks.measure_learning_rate --records=large_corpus/records --update_docs
 
 To repeat a text, attention has to find its place in it. Until a model can do so it guesses each
 word, at the same loss for hundreds of steps. The runs are the first stage of the shipped model;
