@@ -36,10 +36,10 @@ def main(argv: list[str]) -> None:
     columns = [
         "model",
         "tokens/s, 1 client",
-        f"{CLIENTS} clients",
+        f"tokens/s, {CLIENTS} clients",
         "ratio",
-        "first token ms, p95",
-        "all",
+        "first token p95 ms: 1 client",
+        f"first token p95 ms: {CLIENTS} clients",
     ]
     table = docs_table.Table("engine", columns)
     for config in (SMALL,) if args.small else (SMALL, LARGE):

@@ -87,7 +87,8 @@ def main(argv: list[str]) -> None:
     rng = np.random.default_rng(0)
     ours = Speech2Unit(hubert, features[rng.choice(len(features), NUM_UNITS, replace=False)])
     whole = dataclasses.replace(ours, whole_seconds=1e9)
-    columns = ["seconds for", "torch", "ours", "ratio", "units as torch's", "as of one window"]
+    equal = ["units equal to torch's", "units equal to one window's"]
+    columns = ["seconds for", "torch", "ours", "ratio", *equal]
     table = docs_table.Table("hubert", columns)
     for seconds in args.seconds:
         sides = (functools.partial(make, seconds) for make in (torch_run, our_run))

@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     sizes = [SMALL] if args.small else [SMALL, LARGE]
     if args.only != "generate":
-        columns = ["tokens/s", "torch", "ours", "ratio", "ours bfloat16", "to our float32"]
+        columns = ["tokens/s", "torch", "ours", "ratio", "ours bfloat16", "bfloat16 / float32"]
         table = docs_table.Table("llama", columns)
         for config in sizes if args.small else [*sizes, ADAPTERS]:
             add_training(args, table, config)

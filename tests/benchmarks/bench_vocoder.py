@@ -105,7 +105,7 @@ def main(argv: list[str]) -> None:
     vocoders = {"published shape": published, "shipped vocoder": UnitVocoder.from_pretrained}
     streams = (functools.partial(first_chunk, make) for make in vocoders.values())
     for name, seconds in zip(vocoders, timing.medians(args, *streams)):
-        table.add(f"first chunk of half a second, {name}", "", f"{seconds:.3f}", "")
+        table.add(f"first chunk, given 0.5 s of units, {name}", "", f"{seconds:.3f}", "")
     if args.update_docs:
         table.update_docs()
 

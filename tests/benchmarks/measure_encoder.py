@@ -1,7 +1,7 @@
 """Words that are lost from recording to units and back, by speaker, for one or several encoders.
 
     python -m tests.benchmarks.measure_encoder --manifest=voices.jsonl \\
-        --hubert speechgpt_jax/assets/hubert_tiny runs/hubert_many_voices/hubert
+        --hubert runs/hubert_tiny/hubert runs/hubert/hubert
 
 `python -m tools.eval_encoder --help` explains the figures; it measures one encoder.
 """
@@ -9,7 +9,6 @@
 from speechgpt_jax import arguments
 from speechgpt_jax.evaluation.encoder import EncoderScore, evaluate_encoder
 from speechgpt_jax.evaluation.recognisers import WhisperRecogniser
-from speechgpt_jax.files import SHIPPED_HUBERT
 from speechgpt_jax.manifests import read_manifest
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
@@ -24,9 +23,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--hubert",
         nargs="+",
+        required=True,
         type=arguments.existing_folder,
-        default=[SHIPPED_HUBERT],
-        help="encoders; default: the shipped one",
+        help="encoders to compare",
     )
     parser.add_argument(
         "--sentences", type=arguments.positive_int, help="maximum per speaker; default: all"
@@ -45,8 +44,7 @@ def main(argv: list[str]) -> None:
         for score in scores:
             by_speaker.setdefault(score.voice, []).append(score)
         for speaker, of_speaker in by_speaker.items():
-            name = f"{speaker}, {folder}" if len(args.hubert) > 1 else speaker
-            table.add(name, *map(cell, of_speaker))
+            table.add(f"{speaker}, {folder}", *map(cell, of_speaker))
     if args.update_docs:
         table.update_docs()
 
