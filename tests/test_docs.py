@@ -5,6 +5,7 @@ import collections
 import datetime
 import re
 import shlex
+import tomllib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def commands(path: Path) -> list[Command]:
         if not match or "..." in line or "[" in line:
             continue
         module, *arguments = shlex.split(match[2], comments=True)
+        assert module != "pip", f"{line}: write .venv/bin/pip, whose commands the tests don't run"
         if match[1] == "speechgpt ":
             module = cli.find_programs()[module]
         if "--" in arguments:
@@ -122,6 +124,63 @@ def test_inputs_exist_or_are_made_before(path):
             if "." in value or "/" in value:
                 check(value, line)
         known.update({output, *(v for k, v in command.flags().items() if k in OUTPUT_FLAGS)} - {""})
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_folder_is_written_twice(path):
+    """Two commands of the same program with other arguments would clash in the same folder."""
+    written = {}
+    for line in code_lines(path):
+        if "python -m" in line and "..." not in line:
+            _, _, module, *arguments = shlex.split(line, comments=True)
+            command = Command(str(path), module, tuple(arguments))
+            step = tuple(p for p in command.positionals() if "." not in p and "/" not in p)
+            for name, value in command.flags().items():
+                if name in OUTPUT_FLAGS and not _PLACEHOLDER.fullmatch(value):
+                    first = written.setdefault((module, step, name, value), line)
+                    assert first == line, f"{value} is written by {first} and by {line}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_name_the_interpreter_of_the_set_up(path):
+    """Debian has no `python`; gin/README.md says what recipes mean by it."""
+    for code in _FENCED.findall(path.read_text()):
+        assert not re.search(r"^ *python3? ", code, re.MULTILINE), code
+
+
+@pytest.mark.slow  # Imports TensorFlow.
+def test_tasks_have_the_splits_that_commands_name():
+    import seqio
+
+    import tasks  # noqa: F401 (registers them)
+
+    named = 0
+    for command in ALL_COMMANDS:
+        flags = command.flags()
+        names = flags.get("tasks") or flags.get("prompts_task")
+        for name in names.split(",") if names else ():
+            splits = seqio.get_mixture_or_task(name).splits
+            assert flags.get("split", "test") in splits, f"{command}: {name} has {sorted(splits)}"
+            named += 1
+    assert named > 4
+
+
+def test_named_tests_exist():
+    """`pytest FILE -k WORD` in a document selects a test."""
+    named = [command for command in ALL_COMMANDS if command.module == "pytest"]
+    assert named
+    for command in named:
+        (file, word) = [argument for argument in command.arguments if argument != "-k"]
+        tests = re.findall(r"^def (test_\w+)", (ROOT / file).read_text(), re.MULTILINE)
+        assert any(word in test for test in tests), command
+
+
+def test_named_extras_exist():
+    """`pip install -e '.[EXTRAS]'` names extras of pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for path in documented():
+        for extras in re.findall(r"'\.\[([^]]+)\]'", path.read_text()):
+            assert {*extras.split(",")} <= project["optional-dependencies"].keys(), path
 
 
 def test_make_targets_exist():
