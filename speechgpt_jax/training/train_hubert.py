@@ -72,7 +72,7 @@ def train(
       seed: seed of the initial parameters, the crops and the masks.
 
     Raises:
-      UserError: a size is not positive; targets or `start_from` don't fit `model`.
+      UserError: a value is out of range; targets or `start_from` don't fit `model`.
     """
     check_number("train_hubert.train.steps", steps, at_least=1)
     check_number("train_hubert.train.batch_size", batch_size, at_least=1)
@@ -80,6 +80,7 @@ def train(
     check_number("train_hubert.train.max_speed", max_speed, at_least=1)
     check_number("train_hubert.train.save_every", save_every, at_least=1)
     check_number("train_hubert.train.start_share", start_share, at_least=0, at_most=1)
+    check_number("train_hubert.train.seed", seed, at_least=0, below=2**32)
     if start_share and not start_from:
         raise UserError(f"start_share {start_share} needs start_from, a HuBERT to average with.")
     if not model.num_frames(round(crop_seconds * SAMPLE_RATE)):

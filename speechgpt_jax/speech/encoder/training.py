@@ -122,12 +122,13 @@ class MaskedHubert(nnx.Module):
         wav: jax.Array,  # [B, S]
         lengths: jax.Array,  # [B] in samples
         masked: jax.Array,  # bool [B, T]
+        first: jax.Array | int = 0,
     ) -> jax.Array:
-        """Logits [B, T, K] of the clusters."""
+        """Logits [B, T, K] of the clusters; `first`: position of the first frame."""
         config = self.hubert.config
         x = self.hubert.project(wav, lengths)
         x = jnp.where(masked[..., None], self.mask_embedding[...], x)
-        features = self.hubert.encode(x, config.num_frames(lengths), config.num_layers)
+        features = self.hubert.encode(x, config.num_frames(lengths), config.num_layers, first)
         predicted, clusters = self.vector_head(features), self.cluster_vectors[...]
         return _unit_length(predicted) @ _unit_length(clusters).T / self.objective.temperature
 
@@ -136,10 +137,12 @@ class MaskedHubert(nnx.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross entropy of the clusters of masked frames; `batch` is one of `HubertBatches`."""
         targets, weight = batch["targets"], self.objective.unmasked_weight
+        mask_key, position_key = jax.random.split(key)
         masked = sample_spans(
-            key, targets.shape, self.objective.mask_start, self.objective.mask_frames
+            mask_key, targets.shape, self.objective.mask_start, self.objective.mask_frames
         )
-        logits = self(batch["wav"], batch["lengths"], masked)
+        first = _random_position(position_key, self.hubert.config)
+        logits = self(batch["wav"], batch["lengths"], masked, first)
         masked_loss, masked_accuracy = _cluster_loss(logits, targets, masked)
         unmasked_loss, unmasked_accuracy = _cluster_loss(logits, targets, ~masked)
         return (1 - weight) * masked_loss + weight * unmasked_loss, {
@@ -161,12 +164,20 @@ class HubertStudent(nnx.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Mean squared error over the frames; `batch` is one of `HubertBatches`."""
         config, frames = self.hubert.config, self.hubert.config.num_frames(batch["lengths"])
-        # A random first position: features must not depend on where in a recording a frame stands.
-        first = jax.random.randint(key, (), 0, max(1, config.position_period))
+        first = _random_position(key, config)
         x = self.hubert.project(batch["wav"], batch["lengths"])
         features = self.hubert.encode(x, frames, config.feature_layer, first)
         is_real = jnp.arange(features.shape[1]) < frames[:, None]
         return _masked_mean(jnp.square(features - batch["targets"]).mean(-1), is_real), {}
+
+
+def _random_position(key: jax.Array, config: HubertConfig) -> jax.Array:
+    """Position of a crop's first frame, so that all positions are trained.
+
+    A recording is encoded with the positions of its frames; without the draw those beyond a crop's
+    length would never have been seen.
+    """
+    return jax.random.randint(key, (), 0, max(1, config.position_period))
 
 
 def sample_spans(

@@ -1,5 +1,7 @@
 """Both objectives learn, batches resume, and a mesh of devices computes as one device does."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -198,6 +200,21 @@ def test_spans_have_their_length_and_share():
         assert (lengths[:-1] >= 10).all()
     # A frame is unmasked if none of the ten spans that could cover it begins.
     assert abs(masked[:, 10:].mean() - (1 - 0.92**10)) < 0.02
+
+
+@pytest.mark.parametrize(
+    "objective", [MaskedPrediction(mask_start=1.0), Distillation()], ids=["masked", "distillation"]
+)
+def test_crops_are_trained_at_all_positions(objective):
+    config = dataclasses.replace(SMALL, position_period=1_500)
+    targets = [np.arange(3)] if isinstance(objective, MaskedPrediction) else [np.ones((3, 32))]
+    learner = objective.learner(config, targets, nnx.Rngs(0))
+    batch = next(make_batches(0))
+    batch = batch if isinstance(objective, MaskedPrediction) else with_features(batch)
+    # Every frame is masked, or none: only the positions differ from one key to the next.
+    keys = jax.random.split(jax.random.key(0), 4)
+    losses = {float(learner.loss(batch, key)[0]) for key in keys}
+    assert len(losses) == 4
 
 
 def test_masked_frames_do_not_reach_the_logits():
