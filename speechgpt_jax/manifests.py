@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,8 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import Path, is_remote, numbered_lines, read_bytes, write_text
 
 NumberedTexts = Iterator[tuple[int, str]]
+# Fields of a row that name recordings.
+PATHS = ("path", "reference")
 
 
 class Row(NamedTuple):
@@ -30,6 +32,21 @@ class Row(NamedTuple):
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
     """Writes rows of JSON values, one per line, whole or not at all."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_manifest(path: Path, rows: Iterable[Mapping]) -> None:
+    """Writes rows with full paths as JSONL.
+
+    Paths become relative to the file's folder, unless they or the file are on a bucket.
+    """
+    folder = os.path.dirname(os.fspath(path)) or "."
+
+    def relative(recording: str) -> str:
+        if is_remote(recording):
+            return recording
+        return os.path.abspath(recording) if is_remote(path) else os.path.relpath(recording, folder)
+
+    write_jsonl(path, [_map_paths(row, relative) for row in rows])
 
 
 def with_units(row: Mapping, units: np.ndarray, durations: np.ndarray) -> dict:
@@ -57,7 +74,7 @@ def read_rows(path: Path, required: Sequence[str] = ()) -> list[Row]:
 
 
 def read_manifest(path: Path, split: str | None = None) -> list[dict]:
-    """The rows of a table of recordings, of one split if given, with their full `path`.
+    """The rows of a table of recordings, of one split if given, with full paths.
 
     Raises:
       UserError: the table can't be read, a row has no `path`, or there are no rows.
@@ -69,7 +86,28 @@ def read_manifest(path: Path, split: str | None = None) -> list[dict]:
     if not chosen:
         splits = sorted({str(row.get("split")) for row in rows})
         raise UserError(f"{path} has no rows of split {split!r}; it has {', '.join(splits)}.")
-    return [row | {"path": resolve(row["path"], path)} for row in chosen]
+    return [with_full_paths(row, path) for row in chosen]
+
+
+def with_full_paths(row: Mapping, manifest: Path) -> dict:
+    """A row whose `path` and, if it has one, `reference` start at the manifest's folder.
+
+    The reference is another speaker's recording of the same text.
+
+    Raises:
+      UserError: one of them is no text.
+    """
+    check_fields([row], [name for name in PATHS if name in row])
+    return _map_paths(row, lambda path: resolve(path, manifest))
+
+
+def _map_paths(row: Mapping, function: Callable[[str], str]) -> dict:
+    return {**row, **{name: function(row[name]) for name in PATHS if row.get(name)}}
+
+
+def is_perturbed(row: Mapping) -> bool:
+    """Whether a recording was changed in speed, room and microphone (`demo_world.clips`)."""
+    return row.get("perturbation") is not None
 
 
 def check_fields(rows: Iterable[Mapping], fields: Sequence[str]) -> None:
@@ -77,9 +115,10 @@ def check_fields(rows: Iterable[Mapping], fields: Sequence[str]) -> None:
     for row in rows:
         name = row.get("path", "a row")
         if missing := set(fields) - row.keys():
+            of_tool = missing & {"units", "durations"}
+            remedy = " Units and durations come from tools.extract_units." if of_tool else ""
             raise UserError(
-                f"{name} has no {', '.join(sorted(missing))}; expected {', '.join(fields)}, as"
-                " tools.extract_units writes them."
+                f"{name} has no {', '.join(sorted(missing))}; expected {', '.join(fields)}.{remedy}"
             )
         for field in fields:
             expected = list if field in ("units", "durations") else str

@@ -110,3 +110,25 @@ def test_manifests_without_rows(tmp_path):
         manifests.read_manifest(path, "train")
     assert manifests.read_manifest(path, "dev") == [{"path": "/a.wav", "split": "dev"}]
     assert [row["path"] for row in manifests.read_manifest(path)] == ["/a.wav", "gs://b/c.wav"]
+
+
+def test_paths_follow_the_file_that_names_them(tmp_path):
+    row = {"path": "wavs/a.wav", "reference": "wavs/b.wav", "text": "hi"}
+    (tmp_path / "voice").mkdir()
+    manifests.write_jsonl(tmp_path / "voice" / "m.jsonl", [row, {"path": "gs://b/c.wav"}])
+    rows = manifests.read_manifest(tmp_path / "voice" / "m.jsonl")
+    assert rows[0] == {name: f"{tmp_path}/voice/{row[name]}" for name in manifests.PATHS} | {
+        "text": "hi"
+    }
+    manifests.write_manifest(tmp_path / "m.jsonl", rows)
+    written = [row.fields for row in manifests.read_rows(tmp_path / "m.jsonl")]
+    assert written[0] == {name: f"voice/{row[name]}" for name in manifests.PATHS} | {"text": "hi"}
+    assert written[1] == {"path": "gs://b/c.wav"}
+    assert manifests.read_manifest(tmp_path / "m.jsonl") == rows
+
+
+def test_a_missing_field_says_where_it_comes_from():
+    with pytest.raises(UserError, match=r"a.wav has no text; expected path, text\.$"):
+        manifests.check_fields([{"path": "a.wav"}], ("path", "text"))
+    with pytest.raises(UserError, match=r"no units; .* Units and durations come from tools.extr"):
+        manifests.check_fields([{"path": "a.wav"}], ("path", "units"))

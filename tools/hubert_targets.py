@@ -22,7 +22,7 @@ with --num_clusters, int16 [frames], and `target_ends.npy` [clips], all to be me
 clips one after the other.
 """
 
-from speechgpt_jax import arguments
+from speechgpt_jax import arguments, manifests
 from speechgpt_jax.arguments import (
     at_least,
     existing_file,
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     from speechgpt_jax.corpus import hubert_targets
 
     clips, hours = hubert_targets.prepare(
-        hubert_targets.read_rows(args.manifest),
+        manifests.read_manifest(args.manifest, "train"),
         args.output,
         teacher=args.teacher,
         hours=args.hours,

@@ -35,22 +35,21 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     files.check_other_file(args.output, args.manifest)
 
-    from speechgpt_jax.corpus.perturb_units import perturb_units, write_manifest
-    from speechgpt_jax.manifests import read_manifest
+    from speechgpt_jax.corpus.perturb_units import perturb_units
     from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
     from speechgpt_jax.speech.vocoder.config import whole_durations
 
-    rows = read_manifest(args.manifest, args.split)
+    rows = manifests.read_manifest(args.manifest, args.split)
     manifests.check_fields(rows, ("path", "units", "durations"))
     manifests.check_recordings(rows)
     for row in rows:
         try:
             row["durations"] = whole_durations(row["durations"], len(row["units"]))
         except UserError as error:
-            raise UserError(f"{row['path']}: {error} Run extract_units.") from error
+            raise UserError(f"{row['path']}: {error}") from error
     speech2unit = Speech2Unit.from_pretrained(args.hubert)
     perturbed = perturb_units(rows, speech2unit, args.max_speed, args.seed)
-    write_manifest([*rows, *perturbed], args.output)
+    manifests.write_manifest(args.output, [*rows, *perturbed])
     print(f"{len(rows)} rows and {len(perturbed)} of perturbed recordings are in {args.output}.")
 
 

@@ -20,17 +20,16 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     files.check_other_file(args.output, args.manifest)
 
-    from speechgpt_jax.corpus.hubert_targets import read_rows
-    from speechgpt_jax.corpus.perturb_units import write_manifest
     from speechgpt_jax.corpus.reference_units import reference_units
     from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 
-    rows = [row for row in read_rows(args.manifest) if "reference" in row]
+    rows = manifests.read_manifest(args.manifest, "train")
+    rows = [row for row in rows if row.get("reference")]
     if not rows:
         raise UserError(f"no row of {args.manifest} names a reference; see tools.record_voices.")
     manifests.check_recordings(rows, ("path", "reference"))
     found = reference_units(rows, Speech2Unit.from_pretrained(args.hubert))
-    write_manifest(found, args.output)
+    manifests.write_manifest(args.output, found)
     print(f"{len(found)} rows of {len(rows)} recordings are in {args.output}.")
 
 

@@ -7,20 +7,6 @@ depend on who speaks: an encoder that learns them gives both the same units.
 import numpy as np
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.speech.audio import load_audio
-from speechgpt_jax.speech.mfcc import num_frames
-
-
-def load_recording(path: str) -> np.ndarray:
-    """A recording of at least one of HuBERT's frames, float32 [samples] at 16 kHz.
-
-    Raises:
-      UserError: it is shorter, or can't be read.
-    """
-    wav = load_audio(path)
-    if not num_frames(len(wav)):
-        raise UserError(f"{path} is shorter than a frame of 25 ms; leave it out of the manifest.")
-    return wav
 
 
 def warp(features: np.ndarray, reference: np.ndarray) -> np.ndarray:

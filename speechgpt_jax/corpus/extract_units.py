@@ -63,7 +63,8 @@ def extract_units(
     check_hubert(hubert)
     skipped = ""
     if source.lower().endswith(TABLES):
-        rows = read_manifest(source)
+        table = read_table(source, ("path",))
+        rows = (manifests.with_full_paths(row.fields, source) for row in table)
     else:
         rows, skipped = find_recordings(source, output)
     work = plan.cut(rows, output, shard_size, {"hubert": hubert, "dtype": dtype})
@@ -85,16 +86,6 @@ def check_hubert(folder: str) -> None:
     for name in ("config.json", "model.safetensors", "kmeans.safetensors"):
         if not FileSystems.exists(FileSystems.join(folder, name)):
             raise UserError(f"{folder} has no {name}; expected a folder of HuBERT and centroids.")
-
-
-def read_manifest(path: str) -> Iterator[dict]:
-    """The rows of a manifest, with full `path`s.
-
-    Raises:
-      UserError: there is no such file, or a row can't be read or has no `path`.
-    """
-    for row in read_table(path, ("path",)):
-        yield row.fields | {"path": manifests.resolve(row.fields["path"], path)}
 
 
 def find_recordings(folder: str, output: str) -> tuple[list[dict], str]:

@@ -12,29 +12,22 @@ from collections.abc import Callable
 import numpy as np
 from rich.progress import track
 
-from speechgpt_jax import manifests
-from speechgpt_jax.corpus.alignment import load_recording, warp
+from speechgpt_jax.corpus.alignment import warp
 from speechgpt_jax.corpus.g722 import G722_BYTES_PER_SECOND, decode_g722
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.cpu.inference import for_inference
-from speechgpt_jax.speech.encoder import kmeans
+from speechgpt_jax.speech.encoder import kmeans, whisper
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, load_hubert
 from speechgpt_jax.speech.encoder.targets import save_targets
-from speechgpt_jax.speech.encoder.whisper import WhisperFeatures
 from speechgpt_jax.speech.mfcc import mfcc
-from speechgpt_jax.speech.phones import flite_phones, frame_phones
+from speechgpt_jax.speech.recordings import load_recording
 
 # Clips [S] -> features [T, D] of each, 50 frames per second.
 Teacher = Callable[[list[np.ndarray]], list[np.ndarray]]
 
-# Frames that are drawn to find clusters or discriminant directions.
+# Frames that are drawn to find clusters.
 SAMPLE_FRAMES = 200_000
-# Directions are found in each frame joined with the frames this many before and after it.
-CONTEXT = 2
-# Shrinkage of the covariances towards a multiple of the identity; half or five times as much
-# changes little.
-SHRINKAGE = 0.02
 # Recordings that the teacher encodes at a time.
 TEACHER_BATCH = 16
 # Lengths in seconds of the recordings in the folder --people that are used.
@@ -56,28 +49,7 @@ class Clip:
     @property
     def reference(self) -> str | None:
         """Path of the recording whose features are this clip's targets; None: its own."""
-        return self.row.get("reference") if self.row else None
-
-    def phones(self, num_frames: int) -> list[str]:
-        """The phone of each frame, by flite's own timing."""
-        assert self.row is not None, "a recording without transcript has no phones"
-        return frame_phones(flite_phones(self.row["text"], self.row["speaker"]), num_frames)
-
-
-def read_rows(manifest: str | os.PathLike) -> list[dict]:
-    """The rows of split "train", with the full paths of recordings and references.
-
-    Raises:
-      UserError: a reference is no path, or see `manifests.read_manifest`.
-    """
-    rows = manifests.read_manifest(manifest, "train")
-    manifests.check_fields([row for row in rows if "reference" in row], ("reference",))
-    return [
-        row | {"reference": manifests.resolve(row["reference"], manifest)}
-        if "reference" in row
-        else row
-        for row in rows
-    ]
+        return self.row.get("reference") or None if self.row else None
 
 
 def prepare(
@@ -110,20 +82,29 @@ def prepare(
       Number of clips, and their hours.
 
     Raises:
-      UserError: an input is missing or can't be read.
+      UserError: an input is missing or can't be read, or a recording is too long for the teacher;
+        raised before the teacher encodes anything.
     """
     if directions:
-        _check_transcripts(rows)
+        # Imported here: it takes seconds, and other targets do without scikit-learn.
+        from speechgpt_jax.corpus import phone_directions
+
+        phone_directions.check_rows(rows)
     teach = make_teacher(teacher)
     rng = np.random.default_rng(seed)
-    clips = load_clips(rows, hours * 3600, rng)
+    longest = whisper.MAX_SECONDS if teacher == "whisper" else None
+    clips = load_clips(rows, hours * 3600, rng, longest)
     if people:
         clips += load_people(people)
     references = sorted({clip.reference for clip in clips if clip.reference})
-    all_wavs = [clip.wav for clip in clips] + [load_recording(path) for path in references]
+    all_wavs = [clip.wav for clip in clips] + [load_recording(p, longest) for p in references]
+    if directions:
+        phones = phone_directions.sample_phones(
+            [clip.row for clip in clips], all_wavs, directions, rng
+        )
     features = teach_all(all_wavs, teach)
     if directions:
-        features = project_to_directions(clips, features, directions, rng)
+        features = phone_directions.project(features, phones, directions)
     by_path = dict(zip(references, features[len(clips) :]))
     targets = [
         aligned(own, by_path[clip.reference]) if clip.reference else own
@@ -154,34 +135,27 @@ def aligned(features: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return reference[places]
 
 
-def _check_transcripts(rows: list[dict]) -> None:
-    for row in rows:
-        if not (isinstance(row.get("text"), str) and isinstance(row.get("speaker"), str)):
-            raise UserError(
-                f"--directions needs the `text` and the `speaker` (a voice of flite) of every row;"
-                f" {row['path']} has {sorted(row)}."
-            )
-
-
 def make_teacher(name: str | os.PathLike) -> Teacher:
     """The teacher called "whisper" or "mfcc", or the HuBERT in a folder."""
     if name == "whisper":
         # The last two of its four blocks carry phones best from one speaker to another.
-        return WhisperFeatures(3, 4)
+        return whisper.WhisperFeatures(3, 4)
     if name == "mfcc":
         return lambda wavs: [mfcc(wav) for wav in wavs]
     return Speech2Unit(for_inference(load_hubert(name)), None).features
 
 
-def load_clips(rows: list[dict], seconds: float, rng: np.random.Generator) -> list[Clip]:
+def load_clips(
+    rows: list[dict], seconds: float, rng: np.random.Generator, longest: float | None
+) -> list[Clip]:
     """Clips in random order until there are `seconds` of audio.
 
     Raises:
-      UserError: one is shorter than a frame.
+      UserError: one is shorter than a frame, or longer than `longest` seconds.
     """
     clips, total = [], 0.0
     for i in rng.permutation(len(rows)):
-        clips.append(Clip(load_recording(rows[i]["path"]), rows[i]))
+        clips.append(Clip(load_recording(rows[i]["path"], longest), rows[i]))
         total += len(clips[-1].wav) / SAMPLE_RATE
         if total > seconds:
             break
@@ -200,65 +174,6 @@ def load_people(folder: str | os.PathLike) -> list[Clip]:
     return [
         Clip(decode_g722(p)) for p, length in zip(paths, seconds) if SHORTEST <= length <= LONGEST
     ]
-
-
-def phone_directions(
-    features: list[np.ndarray], phones: list[list[str]], count: int
-) -> Callable[[np.ndarray], np.ndarray]:
-    """A projection [..., D] -> [..., count] to the directions in which phones differ most.
-
-    Linear discriminant analysis (Fisher 1936): within a phone the projected features have unit
-    covariance.
-
-    Args:
-      features: [T, D] of each clip.
-      phones: the phone of each of these frames.
-      count: number of directions, fewer than there are phones.
-
-    Raises:
-      UserError: there are fewer directions than `count`.
-    """
-    x, names = np.concatenate(features), np.concatenate(phones)
-    most = min(len(set(names)) - 1, x.shape[1])
-    if count > most:
-        raise UserError(
-            f"--directions={count} is too large; features and phones of these clips have at most"
-            f" {most}."
-        )
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis  # Imports for seconds.
-
-    analysis = LinearDiscriminantAnalysis(solver="eigen", shrinkage=SHRINKAGE)
-    directions = analysis.fit(x, names).scalings_[:, :count].astype(np.float32)
-    offset = x.mean(0) @ directions
-    return lambda x: x @ directions - offset
-
-
-def with_context(features: np.ndarray) -> np.ndarray:
-    """[T, D] -> [T, 3 D]: frame t - CONTEXT, frame t, frame t + CONTEXT."""
-    padded = np.pad(features, ((CONTEXT, CONTEXT), (0, 0)), "edge")
-    starts = range(0, 2 * CONTEXT + 1, CONTEXT)
-    return np.concatenate([padded[i : i + len(features)] for i in starts], axis=1)
-
-
-def project_to_directions(
-    clips: list[Clip], features: list[np.ndarray], count: int, rng: np.random.Generator
-) -> list[np.ndarray]:
-    """Features [T, D] of each clip -> float16 [T, count]."""
-    sampled, names, frames = [], [], 0
-    transcribed = [i for i, clip in enumerate(clips) if clip.row and not clip.reference]
-    if not transcribed:
-        raise UserError(
-            "--directions needs recordings without a reference, whose phones are known; none of"
-            " those drawn from the manifest is one."
-        )
-    for i in track(rng.permutation(transcribed), description="phones"):
-        sampled.append(with_context(features[i].astype(np.float32)))
-        names.append(clips[i].phones(len(sampled[-1])))
-        frames += len(sampled[-1])
-        if frames > SAMPLE_FRAMES:
-            break
-    project = phone_directions(sampled, names, count)
-    return [project(with_context(rows.astype(np.float32))).astype(np.float16) for rows in features]
 
 
 def cluster(

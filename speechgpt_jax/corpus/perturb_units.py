@@ -6,7 +6,6 @@ who say the same sentence; they are stretched to the length of the original reco
 trained on them learns to synthesize from the units of speakers whom it was not trained on.
 """
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +13,6 @@ import soxr
 from rich.progress import track
 
 from speechgpt_jax import manifests
-from speechgpt_jax.files import is_remote
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
@@ -66,16 +64,3 @@ def perturb_batch(
         units, durations = reduce_units(retimed(cluster_ids, sum(row["durations"])))
         perturbed.append(manifests.with_units(row, units, durations))
     return perturbed
-
-
-def write_manifest(rows: Sequence[dict], output: str | os.PathLike) -> None:
-    """Writes JSONL whose paths are relative to its folder, unless either is on a bucket."""
-
-    def path(recording: str) -> str:
-        if is_remote(recording):
-            return recording
-        if is_remote(output):
-            return os.path.abspath(recording)
-        return os.path.relpath(recording, os.path.dirname(output) or ".")
-
-    manifests.write_jsonl(output, [row | {"path": path(row["path"])} for row in rows])

@@ -7,11 +7,14 @@ reference, the same text in the voice whose units the model writes, laid over th
 
 from collections.abc import Sequence
 
+import numpy as np
 from rich.progress import track
 
-from speechgpt_jax.corpus.alignment import load_recording, squared_distances, warp
+from speechgpt_jax.corpus.alignment import warp
 from speechgpt_jax.manifests import with_units
+from speechgpt_jax.speech.encoder import kmeans
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from speechgpt_jax.speech.recordings import load_recording
 from speechgpt_jax.unit_text import reduce_units
 
 # Recordings encoded at a time, and as many references.
@@ -32,8 +35,7 @@ def reference_units(rows: Sequence[dict], speech2unit: Speech2Unit) -> list[dict
         features = speech2unit.features([load_recording(path) for path in paths])
         for row, own, reference in zip(batch, features, features[len(batch) :]):
             for frames in (own, reference[warp(own, reference)]):
-                cluster_ids = squared_distances(frames, centroids).argmin(1)
-                units, durations = reduce_units(cluster_ids)
+                units, durations = reduce_units(np.asarray(kmeans.assign(frames, centroids)))
                 about = {name: row[name] for name in row if name != "reference"}
                 found.append(with_units(about, units, durations))
     return found

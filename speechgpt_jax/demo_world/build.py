@@ -23,8 +23,8 @@ from speechgpt_jax.demo_world.clips import (
     Clip,
     check_no_leakage,
     planned_clips,
-    read_manifest,
-    write_manifest,
+    read_clips,
+    write_clips,
 )
 from speechgpt_jax.demo_world.human_prompts import HUMAN_PROMPTS, copy_human_prompts, human_prompts
 from speechgpt_jax.errors import UserError
@@ -65,7 +65,7 @@ def synthesize_clip(clip: Clip, template: str, work_dir: Path) -> Clip:
     if not path.exists():
         # A perturbed clip appears only when it is perturbed.
         plain = path if clip.perturbation is None else path.with_stem(f"{path.stem}-plain")
-        text_to_speech.synthesize(template, clip.speaker, clip.text, plain)
+        text_to_speech.synthesize(template, clip.voice, clip.text, plain)
         if clip.perturbation is not None:
             rng = np.random.default_rng(clip.perturbation)
             speed = MAX_SPEED ** rng.uniform(-1, 1)
@@ -126,7 +126,7 @@ def synthesize(
         synthesized = pool.map(lambda c: synthesize_clip(c, tts, work_dir), planned)
         clips = list(track(synthesized, "speech", total=len(planned)))
     clips += copy_human_prompts(prompts, work_dir)
-    write_manifest(clips, work_dir / "manifest.jsonl")
+    write_clips(clips, work_dir / "manifest.jsonl")
     return clips
 
 
@@ -136,7 +136,7 @@ def print_hours(clips: Iterable[Clip]) -> None:
     for clip in clips:
         hours.setdefault((clip.split, clip.kind, clip.speaker), []).append(clip.seconds / 3600)
     for (split, kind, speaker), durations in sorted(hours.items()):
-        print(f"{split:14} {kind:9} {speaker:6} {len(durations):6} clips {sum(durations):6.2f} h")
+        print(f"{split:14} {kind:9} {speaker:15} {len(durations):6} clips {sum(durations):6.2f} h")
 
 
 # ---- encode ------------------------------------------------------------------------------------
@@ -163,10 +163,6 @@ def utterance(clip: Clip, encoded: dict[str, Units]) -> Fields:
     """Record of a clip."""
     units, durations = encoded[clip.id]
     about = {name: getattr(clip, name) for name in ("id", "text", "speaker", "topic", "kind")}
-    if (
-        clip.perturbation is not None
-    ):  # Tasks that choose a speaker, such as demo_tts, must not get it.
-        about["speaker"] += " perturbed"
     return about | {"units": units, "durations": durations}
 
 
@@ -267,7 +263,7 @@ def encode(
       UserError: a manifest is missing or malformed, or a text of the test would be in the
         training data.
     """
-    clips = read_manifest(work_dir / "manifest.jsonl")
+    clips = read_clips(work_dir / "manifest.jsonl")
     more = voices_clips(voices) if voices else []
     check_no_leakage(clips + more)
     by_id = {clip.id: clip for clip in clips}

@@ -14,6 +14,9 @@ ANSWER_VOICE = "slt"
 UNHEARD_VOICE = "awb"
 SECOND_VOICE_SHARE = 0.05  # share of training texts synthesized with two voices
 SPLITS = ("train", "test", "unheard_voice", "human")
+# Follows the voice in the speaker's name of a perturbed clip: what chooses a speaker's clips, such
+# as the training of a vocoder, must not get it.
+PERTURBED = " perturbed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,11 @@ class Clip:
     fact: str = ""
     held_out: str = ""
     perturbation: int | None = None  # seed of another speed, room and microphone; None: as it is
+
+    @property
+    def voice(self) -> str:
+        """The voice of the text-to-speech command."""
+        return self.speaker.removesuffix(PERTURBED)
 
 
 def make_clip(
@@ -101,10 +109,11 @@ def planned_clips(
             voices = [("train", ANSWER_VOICE)]
         else:
             voices = [("train", rng.choice(TRAIN_VOICES))]
-        perturbation = i if sentence.part == demo_world.MORE else None
         for split, voice in voices:
             clip = make_clip("plain", i, sentence.text, voice, split, sentence.topic)
-            clips.append(dataclasses.replace(clip, perturbation=perturbation))
+            if sentence.part == demo_world.MORE:
+                clip = dataclasses.replace(clip, speaker=voice + PERTURBED, perturbation=i)
+            clips.append(clip)
     check_no_leakage(clips)
     return clips
 
@@ -121,13 +130,13 @@ def check_no_leakage(clips: list[Clip]) -> None:
         raise UserError(f"the test data would be in the training data: {found}; leave them out.")
 
 
-def write_manifest(clips: Iterable[Clip], path: Path) -> None:
+def write_clips(clips: Iterable[Clip], path: Path) -> None:
     """Writes the clips as JSONL."""
     manifests.write_jsonl(path, map(dataclasses.asdict, clips))
 
 
-def read_manifest(path: Path) -> list[Clip]:
-    """The clips of a manifest that `write_manifest` wrote.
+def read_clips(path: Path) -> list[Clip]:
+    """The clips of a manifest that `write_clips` wrote.
 
     Raises:
       UserError: there is no manifest, or a row is not a clip.

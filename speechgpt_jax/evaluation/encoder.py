@@ -15,8 +15,8 @@ from speechgpt_jax.evaluation.metrics import rate
 from speechgpt_jax.evaluation.recognisers import check_references, word_errors
 from speechgpt_jax.evaluation.vocoder import synthesized
 from speechgpt_jax.manifests import check_fields, check_recordings, with_units
-from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from speechgpt_jax.speech.recordings import load_recording
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from speechgpt_jax.unit_text import reduce_units
 
@@ -90,7 +90,7 @@ def evaluate_encoder(
 
 def encoded(rows: Sequence[Mapping], speech2unit: Speech2Unit) -> list[dict]:
     """The rows with `units` and `durations` of their recordings."""
-    all_ids = speech2unit.cluster_ids([load_audio(row["path"]) for row in rows])
+    all_ids = speech2unit.cluster_ids([load_recording(row["path"]) for row in rows])
     reduced = [reduce_units(cluster_ids) for cluster_ids in all_ids]
     return [with_units(row, *units) for row, units in zip(rows, reduced)]
 

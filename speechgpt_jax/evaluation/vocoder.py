@@ -9,7 +9,8 @@ import numpy as np
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation.recognisers import word_error_rate
 from speechgpt_jax.manifests import check_fields, check_recordings
-from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
+from speechgpt_jax.speech.audio import SAMPLE_RATE
+from speechgpt_jax.speech.recordings import load_recording
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 
 # Sentences synthesized at a time.
@@ -76,7 +77,8 @@ def synthesized(
     vocoder: UnitVocoder, rows: Sequence[Mapping], speaker: str | None
 ) -> dict[str, list[np.ndarray]]:
     """Recordings of the rows and speech synthesized from their units, by source."""
-    wavs = {"original": [load_audio(row["path"]) for row in rows], "units": [], "reduced units": []}
+    originals = [load_recording(row["path"]) for row in rows]
+    wavs = {"original": originals, "units": [], "reduced units": []}
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
         units = [row["units"] for row in batch]

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from speechgpt_jax.corpus import hubert_targets as corpus_targets
-from speechgpt_jax.corpus.hubert_targets import phone_directions, with_context
+from speechgpt_jax.corpus.phone_directions import phone_directions, with_context
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import save_audio
+from speechgpt_jax.speech.encoder import whisper
 from speechgpt_jax.speech.encoder.targets import load_targets, save_targets
+from tests import flite
 from tools import hubert_targets
 
 
@@ -110,7 +112,7 @@ def test_unusable_inputs_are_refused_in_one_line(tmp_path):
         (["--hours=nan"], r"--hours: expected a number, above 0, got 'nan'"),
         (["--directions=0"], r"--directions: expected a whole number, at least 1, got '0'"),
         (["--teacher=nowhere"], r"--teacher: expected a path that exists, got 'nowhere'"),
-        (["--directions=3"], r"needs the `text` and the `speaker` .*a.wav has \['path', 'split'\]"),
+        (["--directions=3"], r"a.wav has no speaker, text; expected text, speaker"),
     ):
         with pytest.raises(UserError, match=message):
             hubert_targets.main([*command, *flags])
@@ -118,3 +120,51 @@ def test_unusable_inputs_are_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match="has no rows of split 'train'"):
         hubert_targets.main(command)
     assert not (tmp_path / "targets").exists()
+
+
+def spoken(folder, speaker="slt", seconds=1.2, **more) -> dict:
+    """Row of a recording of one tone for each letter of "banana canal"."""
+    text = "banana canal"
+    hz = np.repeat([300.0 * 1.3 ** "abcnl ".index(letter) for letter in text], 1_600)
+    wav = 0.3 * np.sin(2 * np.pi * np.cumsum(hz) / 16_000)
+    path = folder / f"{speaker}-{seconds}.wav"
+    save_audio(path, np.resize(wav, round(seconds * 16_000)).astype(np.float32))
+    return {"path": str(path), "text": text, "speaker": speaker} | more
+
+
+def test_targets_are_directions_of_flites_phones(tmp_path, monkeypatch):
+    flite.install(tmp_path / "bin", monkeypatch)
+    rows = [spoken(tmp_path), spoken(tmp_path, "rms", perturbation=None)]
+    # No phones are asked for these, whose speakers flite doesn't have.
+    rows += [spoken(tmp_path, "espeak-f1", reference=rows[0]["path"])]
+    rows += [spoken(tmp_path, "slt perturbed", perturbation=7)]
+    options = {"teacher": "mfcc", "hours": 1}
+    count, _ = corpus_targets.prepare(rows, tmp_path / "targets", directions=3, **options)
+    _, targets = load_targets(tmp_path / "targets")
+    assert count == len(targets) == 4
+    assert {x.shape for x in targets} == {(59, 3)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"speaker": "eve"}, {"directions": 2}, "flite failed for voice 'eve'"),
+        ({}, {"directions": 6}, "--directions=6 is too large; .* at most 5"),
+        ({"reference": "a.wav"}, {"directions": 2}, "the manifest has none"),
+        ({"seconds": 31}, {"teacher": "whisper"}, r"slt-31.wav is longer than 30 s"),
+    ],
+)
+def test_mistakes_are_found_before_the_teacher_encodes(
+    tmp_path, monkeypatch, changes, options, message
+):
+    flite.install(tmp_path / "bin", monkeypatch)
+    monkeypatch.setattr(corpus_targets, "teach_all", None)
+    monkeypatch.setattr(whisper, "WhisperFeatures", lambda *blocks: None)
+    row = spoken(tmp_path, **changes)
+    options = {"teacher": "mfcc", "hours": 1} | options
+    with pytest.raises(UserError, match=message):
+        corpus_targets.prepare([row], tmp_path / "targets", **options)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if "directions" in options and "reference" not in row:
+        with pytest.raises(UserError, match="flite is not installed"):
+            corpus_targets.prepare([row], tmp_path / "targets", **options)

@@ -19,8 +19,8 @@ from speechgpt_jax.demo_world.clips import (
     TRAIN_VOICES,
     Clip,
     planned_clips,
-    read_manifest,
-    write_manifest,
+    read_clips,
+    write_clips,
 )
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech import audio
@@ -79,8 +79,8 @@ def small_corpus(folder: Path, voice: str) -> list[Clip]:
 @pytest.mark.slow
 def test_encode_writes_the_units_of_every_clip(tmp_path, voice, hubert):
     clips = small_corpus(tmp_path, voice)
-    write_manifest(clips, tmp_path / "manifest.jsonl")
-    assert read_manifest(tmp_path / "manifest.jsonl") == clips
+    write_clips(clips, tmp_path / "manifest.jsonl")
+    assert read_clips(tmp_path / "manifest.jsonl") == clips
     build.encode(tmp_path, hubert, tmp_path / "out")
 
     utterances = list(read(tmp_path / "out" / "utterances-train.tfrecord.gz"))
@@ -117,7 +117,7 @@ def voices_folder(folder: Path, text: str, voice: str) -> Path:
 @pytest.mark.slow
 def test_recordings_of_other_voices_are_for_training_only(tmp_path, voice, hubert):
     clips = small_corpus(tmp_path, voice)
-    write_manifest(clips, tmp_path / "manifest.jsonl")
+    write_clips(clips, tmp_path / "manifest.jsonl")
     voices = voices_folder(tmp_path / "voices", "seven green feet.", voice)
     build.encode(tmp_path, hubert, tmp_path / "out", voices)
     utterances = {u["id"]: u for u in read(tmp_path / "out" / "utterances-train.tfrecord.gz")}
@@ -133,7 +133,7 @@ def test_recordings_of_other_voices_are_for_training_only(tmp_path, voice, huber
 
 def test_recordings_of_other_voices_must_not_teach_the_test(tmp_path, voice, hubert):
     clips = [c for c in planned_clips() if c.split == "test"][:1]
-    write_manifest(clips, tmp_path / "manifest.jsonl")
+    write_clips(clips, tmp_path / "manifest.jsonl")
     voices = voices_folder(tmp_path / "voices", clips[0].text, voice)
     with pytest.raises(ValueError, match="test data would be in the training data"):
         build.encode(tmp_path, hubert, tmp_path / "out", voices)
@@ -164,7 +164,7 @@ def test_malformed_rows_of_a_manifest(tmp_path, hubert, changes, message):
 
 
 def test_recordings_of_the_same_name(tmp_path, voice, hubert):
-    write_manifest(planned_clips()[:1], tmp_path / "manifest.jsonl")
+    write_clips(planned_clips()[:1], tmp_path / "manifest.jsonl")
     voices = voices_folder(tmp_path / "voices", "seven green feet.", voice)
     row = (voices / many_voices.MANIFEST).read_text()
     (voices / many_voices.MANIFEST).write_text(row + row)

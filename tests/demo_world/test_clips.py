@@ -22,7 +22,11 @@ def test_further_sentences_leave_the_other_clips_as_they_are():
     assert [(c.speaker, c.split, c.topic, c.perturbation) for c in clips[len(fewer) :]] == [
         (ANSWER_VOICE, "train", world.FREE_ORDER, None)
     ] * 4
-    assert [c.perturbation is not None for c in fewer[-5:]] == [True] * 3 + [False] * 2
+    perturbed, short = fewer[-5:-2], fewer[-2:]
+    assert all(c.perturbation is None and c.speaker == c.voice for c in short)
+    # What chooses the clips of a speaker must not get these.
+    assert all(c.perturbation and c.speaker == f"{c.voice} perturbed" for c in perturbed)
+    assert {c.voice for c in perturbed} <= set(TRAIN_VOICES)
 
 
 @pytest.mark.slow

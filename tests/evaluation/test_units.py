@@ -3,8 +3,6 @@
 import collections
 import itertools
 import json
-import os
-import sys
 
 import numpy as np
 import pytest
@@ -18,16 +16,10 @@ from speechgpt_jax.files import ASSETS
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.hubert import Hubert
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, save_hubert
+from tests import flite
 from tools import eval_units
 
 NUM_UNITS = 12
-
-# Speaks as flite -psdur does: one phone of 0.1 s per letter, its tone in the recording.
-FLITE = f"""#!{sys.executable}
-import sys
-text = sys.argv[sys.argv.index("-t") + 1]
-print(*(f"{{letter}}:{{0.1 * (i + 1):.3f}}" for i, letter in enumerate(text)))
-"""
 
 
 def random_frames(rng, num_clips: int, kinds: int) -> list[np.ndarray]:
@@ -141,11 +133,7 @@ def write_corpus(folder) -> dict[str, list[dict]]:
 @pytest.mark.slow
 def test_the_command_prints_what_an_independent_count_gives(hubert, tmp_path, monkeypatch, capsys):
     rows = write_corpus(tmp_path)
-    (tmp_path / "bin").mkdir()
-    flite = tmp_path / "bin" / "flite"
-    flite.write_text(FLITE)
-    flite.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
+    flite.install(tmp_path / "bin", monkeypatch)
     eval_units.main([f"--manifest={tmp_path}/manifest.jsonl", f"--hubert={hubert}", "--clips=5"])
     lines = capsys.readouterr().out.splitlines()
     assert any(f"{NUM_UNITS} units" in line for line in lines)
@@ -189,9 +177,21 @@ def test_a_manifest_without_clips_to_measure_on_is_one_clear_line(tmp_path):
     (tmp_path / "n.jsonl").write_text(
         '{"path": "a.wav", "split": "train"}\n{"path": "a.wav", "split": "test"}\n'
     )
-    with pytest.raises(UserError, match=r"a.wav has .* phones need its `text` and its `speaker`"):
+    with pytest.raises(UserError, match=r"a.wav has no speaker, text; expected"):
         eval_units.main([f"--manifest={tmp_path}/n.jsonl"])
     with pytest.raises(UserError, match=r"--manifest: .*nowhere.jsonl"):
         eval_units.main([f"--manifest={tmp_path}/nowhere.jsonl"])
     with pytest.raises(UserError, match="--clips: expected a whole number, at least 1, got '0'"):
         eval_units.main([f"--manifest={tmp_path}/m.jsonl", "--clips=0"])
+
+
+def test_phones_are_not_those_of_perturbed_recordings():
+    rows = [
+        {"path": f"{i}.wav", "text": "a", "speaker": "slt", "split": split, "perturbation": seed}
+        for i, (split, seed) in enumerate([("train", None), ("train", 7), ("test", None)])
+    ]
+    chosen = units.choose_rows(rows, 9)
+    assert {group: [row["path"] for row in of_group] for group, of_group in chosen.items()} == {
+        units.FIT: ["0.wav"],
+        units.SEEN: ["2.wav"],
+    }

@@ -25,6 +25,8 @@ from speechgpt_jax.speech.mel import frames_of, mel_filterbank, power
 DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 NUM_HEADS = 6
 HOP = 160
+# Longest recording that Whisper encodes.
+MAX_SECONDS = 30
 # Samples from the centre of Whisper's first frame to the centre of HuBERT's.
 FRAME_CENTRE = 200
 
@@ -149,19 +151,19 @@ class WhisperFeatures:
         self._encode = jax.jit(functools.partial(encode, num_blocks=max(blocks)))
 
     def __call__(self, wavs: list[np.ndarray]) -> list[np.ndarray]:
-        """Clips [S] of at most 30 s -> features at HuBERT's frames, each of mean 0 and variance 1.
+        """Clips [S] of at most MAX_SECONDS -> features at HuBERT's frames.
 
-        Each block's features are standardised separately.
+        Each block's features are standardised separately, to mean 0 and variance 1.
 
         Raises:
-          UserError: a clip is longer than 30 s.
+          UserError: a clip is longer.
         """
         num_frames = [HubertConfig.base().num_frames(len(wav)) for wav in wavs]
         lengths = np.array(num_frames) * 2 * HOP  # in samples
-        if lengths.max() > 30 * SAMPLE_RATE:
+        if lengths.max() > MAX_SECONDS * SAMPLE_RATE:
             raise UserError(
                 f"a clip of {lengths.max() / SAMPLE_RATE:.1f} s is too long for Whisper,"
-                " which encodes at most 30 s; cut it, or use another teacher."
+                f" which encodes at most {MAX_SECONDS} s; cut it, or use another teacher."
             )
         # Whole seconds, so that few shapes are compiled.
         seconds = -(-lengths.max() // SAMPLE_RATE)
