@@ -1,6 +1,7 @@
-"""Checks of configured values: numbers within limits, and one of several choices.
+"""Checks of configured values: numbers within limits, lists of sizes, one of several choices.
 
     check_number("warmup", warmup, at_least=0, below=1)
+    check_sizes(rates=(5, 4), kernel_sizes=(11, 8))
     check_choice("schedule", schedule, ("cosine", "linear"))
 
 Limits are `above`, `at_least`, `below` and `at_most`; NaN and infinity are always rejected.
@@ -8,7 +9,7 @@ Limits are `above`, `at_least`, `below` and `at_most`; NaN and infinity are alwa
 
 import math
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from speechgpt_jax.errors import UserError
 
@@ -36,6 +37,21 @@ def check_number(name: str, value: float, **limits: float) -> None:
     """Raises a UserError unless `value` is finite and within all limits."""
     if not is_within(value, **limits):
         raise UserError(f"{name} {value} must be {limits_text(**limits)}.")
+
+
+def check_sizes(**lists: Sequence[float]) -> None:
+    """Raises a UserError unless all values are at least 1 and the lists have the same length."""
+    for name, values in lists.items():
+        for value in values:
+            check_number(name, value, at_least=1)
+    check_lengths(**lists)
+
+
+def check_lengths(**lists: Sequence) -> None:
+    """Raises a UserError unless the lists have the same length, at least 1."""
+    if len({len(values) for values in lists.values()} - {0}) != 1 or not all(lists.values()):
+        given = ", ".join(f"{name} {values}" for name, values in lists.items())
+        raise UserError(f"{given} must be of one length, at least 1.")
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:

@@ -12,7 +12,7 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech import pretrained
 from speechgpt_jax.speech.audio import SAMPLE_RATE, save_audio
-from speechgpt_jax.speech.vocoder.config import VocoderConfig, check_durations
+from speechgpt_jax.speech.vocoder.config import VocoderConfig, check_durations, check_total
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 
 # Rows synthesized at a time.
@@ -41,7 +41,9 @@ def synthesize(
       UserError: a row doesn't fit the vocoder; all rows are checked before any is synthesized.
     """
     check_number("duration_scale", duration_scale, above=0, at_most=100)
-    rows = read_units(units, VocoderConfig.from_json(pretrained.load_fields(vocoder)))
+    rows = read_units(
+        units, VocoderConfig.from_json(pretrained.load_fields(vocoder)), duration_scale
+    )
     model = UnitVocoder.from_pretrained(vocoder)
     samples = 0
     for batch in track(batches(rows), "synthesizing"):
@@ -58,7 +60,7 @@ def synthesize(
     return len(rows), samples / SAMPLE_RATE
 
 
-def read_units(path: str | os.PathLike, config: VocoderConfig) -> list[dict]:
+def read_units(path: str | os.PathLike, config: VocoderConfig, duration_scale: float) -> list[dict]:
     """Rows of a manifest, each {id, units, speaker} and perhaps durations.
 
     Raises:
@@ -67,7 +69,7 @@ def read_units(path: str | os.PathLike, config: VocoderConfig) -> list[dict]:
     rows = {}
     for place, fields in manifests.read_rows(path):
         try:
-            row = checked_row(fields, config)
+            row = checked_row(fields, config, duration_scale)
         except UserError as error:
             raise UserError(f"{place}: {error}") from error
         if row["id"] in rows:
@@ -78,7 +80,7 @@ def read_units(path: str | os.PathLike, config: VocoderConfig) -> list[dict]:
     return list(rows.values())
 
 
-def checked_row(fields: Mapping, config: VocoderConfig) -> dict:
+def checked_row(fields: Mapping, config: VocoderConfig, duration_scale: float) -> dict:
     """{id, units, speaker} and perhaps durations of a row.
 
     Raises:
@@ -113,7 +115,8 @@ def checked_row(fields: Mapping, config: VocoderConfig) -> dict:
         config.speaker_index(row["speaker"])
         config.check_units([unit for unit in row["units"] if unit >= 0])
         if "durations" in row:
-            check_durations(row["durations"], len(row["units"]))
+            durations = check_durations(row["durations"], len(row["units"]))
+            check_total(durations.sum(dtype=float) * duration_scale)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     return row

@@ -41,7 +41,8 @@ def _synthesis_matrix(n_fft: int) -> np.ndarray:
     return (basis * hann_window(n_fft)).astype(np.float32)
 
 
-def _check_hop(n_fft: int, hop: int) -> None:
+def check_hop(n_fft: int, hop: int) -> None:
+    """Raises a UserError unless windows of `n_fft` samples can be `hop` samples apart."""
     if n_fft % 2 or n_fft % hop:
         raise UserError(f"n_fft {n_fft} must be even and a multiple of the hop {hop}.")
 
@@ -85,7 +86,7 @@ def stft(
     Raises:
       UserError: S or `n_fft` is not a multiple of `hop`, or `n_fft` is odd.
     """
-    _check_hop(n_fft, hop)
+    check_hop(n_fft, hop)
     if wav.shape[1] % hop:
         raise UserError(
             f"{wav.shape[1]} samples are not a multiple of the hop {hop}; pad or cut the wav."
@@ -124,7 +125,7 @@ def istft(
     Raises:
       UserError: n_fft is not an even multiple of `hop`.
     """
-    _check_hop(n_fft, hop)
+    check_hop(n_fft, hop)
     mask = jnp.ones(real.shape[:2], real.dtype) if frame_mask is None else frame_mask
     frames = jnp.concatenate([real, imag], axis=-1) @ _synthesis_matrix(n_fft)
     wav = _overlap_add(frames * mask[..., None], hop)

@@ -113,6 +113,12 @@ def test_refuses_a_scale_of_durations(run, value):
         run([{"id": "a", "units": [1]}], f"--duration_scale={value}")
 
 
+def test_refuses_durations_that_the_scale_makes_too_long(run, tmp_path):
+    with pytest.raises(SystemExit, match=r"^Error: .*1: a: .* 100000 codes .* at most 90000"):
+        run([{"id": "a", "units": [1], "durations": [1000]}], "--duration_scale=100")
+    assert not (tmp_path / "wavs").exists()
+
+
 def test_refuses_an_empty_manifest(run):
     with pytest.raises(SystemExit, match=r"^Error: .*units.jsonl has no rows"):
         run(b"\n")

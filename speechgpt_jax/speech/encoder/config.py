@@ -8,7 +8,10 @@ import jax
 import numpy as np
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.limits import check_number
+from speechgpt_jax.limits import check_number, check_sizes
+
+# Samples from one frame to the next: 20 ms at 16 kHz.
+HOP = 320
 
 Samples = TypeVar("Samples", int, np.ndarray, jax.Array)
 
@@ -57,27 +60,37 @@ class HubertConfig:
     normalize: bool = False
 
     def __post_init__(self):
-        for name in ("hidden_size", "num_layers", "intermediate_size", "position_kernel"):
+        for name in (
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "intermediate_size",
+            "position_kernel",
+            "position_groups",
+        ):
             check_number(name, getattr(self, name), at_least=1)
-        check_number("position_groups", self.position_groups, at_least=1)
-        for name in ("conv_dim", "conv_kernel", "conv_stride"):
-            for size in getattr(self, name):
-                check_number(name, size, at_least=1)
-        if self.attention_frames is not None:
-            check_number("attention_frames", self.attention_frames, at_least=1)
+        for name in ("position_period", "projection_reach"):
+            check_number(name, getattr(self, name), at_least=0)
+        for name in ("attention_frames", "projection_size"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), at_least=1)
+        check_number("layer_norm_eps", self.layer_norm_eps, above=0)
+        check_sizes(
+            conv_dim=self.conv_dim, conv_kernel=self.conv_kernel, conv_stride=self.conv_stride
+        )
         if self.front_end not in ("wave", "mel"):
             raise UserError(f'front_end {self.front_end!r} must be "wave" or "mel".')
-        if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride) >= 1:
+        if self.hop != HOP:
             raise UserError(
-                f"conv_dim {self.conv_dim}, conv_kernel {self.conv_kernel} and conv_stride "
-                f"{self.conv_stride} must be of one length: one value per layer."
+                f"conv_stride {self.conv_stride} makes a frame of every {self.hop} samples; units,"
+                f" targets and the vocoder need one of every {HOP} (20 ms)."
             )
         if self.front_end == "mel" and self.conv_dim[-1] != self.hidden_size:
             raise UserError(
                 f"conv_dim {self.conv_dim} must end in hidden_size {self.hidden_size}: the mel "
                 "front end has no projection."
             )
-        if self.num_heads < 1 or self.hidden_size % self.num_heads:
+        if self.hidden_size % self.num_heads:
             raise UserError(
                 f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}."
             )
@@ -85,6 +98,10 @@ class HubertConfig:
             raise UserError(
                 f"feature_layer {self.feature_layer} must be one of the num_layers "
                 f"{self.num_layers} layers, counted from 1."
+            )
+        if self.position_period and self.hidden_size % 2:
+            raise UserError(
+                f"hidden_size {self.hidden_size} must be even: half of it are sines, half cosines."
             )
         if not self.position_period and self.hidden_size % self.position_groups:
             raise UserError(
@@ -144,7 +161,7 @@ class HubertConfig:
 
     @property
     def hop(self) -> int:
-        """Samples from one frame to the next: 320, which is 20 ms at 16 kHz."""
+        """Samples from one frame to the next."""
         return math.prod(self.conv_stride)
 
     @property

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.limits import check_number
+from speechgpt_jax.limits import check_lengths, check_number, check_sizes
 from speechgpt_jax.speech.audio import SAMPLE_RATE
+from speechgpt_jax.speech.mel import check_hop
 
 # Most codes of 20 ms that are synthesized at once: half an hour.
 MAX_CODES = 90_000
@@ -62,11 +63,27 @@ class VocoderConfig:
     pitch_hidden_dim: int = 0
 
     def __post_init__(self):
-        for name in ("num_embeddings", "embedding_dim", "duration_hidden_dim", "istft_hop_size"):
+        for name in (
+            "num_embeddings",
+            "embedding_dim",
+            "duration_hidden_dim",
+            "duration_kernel_size",
+            "istft_hop_size",
+        ):
             check_number(name, getattr(self, name), at_least=1)
         for name in ("istft_n_fft", "pitch_hidden_dim"):
             check_number(name, getattr(self, name), at_least=0)
         check_number("duration_dropout", self.duration_dropout, at_least=0, below=1)
+        check_sizes(
+            upsample_rates=self.upsample_rates, upsample_kernel_sizes=self.upsample_kernel_sizes
+        )
+        check_sizes(resblock_kernel_sizes=self.resblock_kernel_sizes)
+        check_lengths(
+            resblock_kernel_sizes=self.resblock_kernel_sizes,
+            resblock_dilation_sizes=self.resblock_dilation_sizes,
+        )
+        for dilations in self.resblock_dilation_sizes:
+            check_sizes(resblock_dilation_sizes=dilations)
         # Every transposed convolution halves the channels.
         fewest = 2 ** len(self.upsample_rates)
         check_number("upsample_initial_channel", self.upsample_initial_channel, at_least=fewest)
@@ -75,11 +92,6 @@ class VocoderConfig:
             raise UserError(
                 f"upsample_rates {self.upsample_rates} and istft_hop_size {self.istft_hop_size} "
                 f"make {samples} samples per code; expected code_hop_size {self.code_hop_size}."
-            )
-        if len(self.upsample_rates) != len(self.upsample_kernel_sizes):
-            raise UserError(
-                f"upsample_kernel_sizes {self.upsample_kernel_sizes} must have as many entries as "
-                f"upsample_rates {self.upsample_rates}."
             )
         if self.sampling_rate != SAMPLE_RATE:
             raise UserError(
@@ -90,7 +102,14 @@ class VocoderConfig:
                 f"duration_embed_dim {self.duration_embed_dim} must be embedding_dim "
                 f"{self.embedding_dim} or, to depend on the speaker too, {self.model_in_dim}."
             )
-        if self.pitch_hidden_dim and not self.istft_n_fft:
+        if self.istft_n_fft:
+            check_hop(self.istft_n_fft, self.istft_hop_size)
+        elif self.istft_hop_size != 1:
+            raise UserError(
+                f"istft_hop_size {self.istft_hop_size} is that of an inverse STFT; set istft_n_fft"
+                " too, or istft_hop_size to 1."
+            )
+        elif self.pitch_hidden_dim:
             raise UserError("A pitch predictor needs the inverse STFT; set istft_n_fft too.")
 
     @classmethod
@@ -270,12 +289,17 @@ def check_durations(durations: Sequence[float] | np.ndarray, num_units: int) -> 
             f"expected for each of {num_units} units a duration of at least 1 code (of 20 ms), "
             f"got {_abridged(durations)}."
         )
-    if values.sum(dtype=float) > MAX_CODES:
-        raise UserError(
-            f"the durations are {values.sum(dtype=float):g} codes together, at most {MAX_CODES} are"
-            " synthesized at once; cut the units into sentences."
-        )
+    check_total(values.sum(dtype=float))
     return values
+
+
+def check_total(codes: float) -> None:
+    """Raises a UserError if the durations of a sequence are too many codes together."""
+    if codes > MAX_CODES:
+        raise UserError(
+            f"the durations are {codes:g} codes together, at most {MAX_CODES} are synthesized at"
+            " once; cut the units into sentences."
+        )
 
 
 def as_array(values: Sequence | np.ndarray) -> np.ndarray:

@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import check_number, check_sizes
+
 
 @dataclasses.dataclass(frozen=True)
 class DiscriminatorConfig:
@@ -30,6 +33,29 @@ class DiscriminatorConfig:
     scale_channels: tuple[int, ...] = (128, 128, 256, 512, 1024, 1024, 1024)
     scale_strides: tuple[int, ...] = (1, 2, 2, 4, 4, 1, 1)
     scale_groups: tuple[int, ...] = (1, 4, 16, 16, 16, 16, 1)
+
+    def __post_init__(self):
+        check_sizes(periods=self.periods)
+        check_sizes(period_channels=self.period_channels)
+        check_number("scales", self.scales, at_least=1)
+        check_sizes(
+            scale_channels=self.scale_channels,
+            scale_strides=self.scale_strides,
+            scale_groups=self.scale_groups,
+        )
+        if len(self.scale_channels) < 2:
+            raise UserError(
+                f"scale_channels {self.scale_channels} must be at least two: the first convolution"
+                " and the last have kernels of their own."
+            )
+        for inputs, outputs, groups in zip(
+            (1, *self.scale_channels), self.scale_channels, self.scale_groups
+        ):
+            if inputs % groups or outputs % groups:
+                raise UserError(
+                    f"scale_groups {groups} must divide the channels {inputs} and {outputs} of its"
+                    " convolution."
+                )
 
 
 class StridedConv(nnx.Module):
@@ -76,7 +102,7 @@ class ConvStack(nnx.Module):
         rngs: nnx.Rngs,
     ):
         inputs = (1, *channels[:-1])
-        rows = zip(inputs, channels, kernel_sizes, strides, groups)
+        rows = zip(inputs, channels, kernel_sizes, strides, groups, strict=True)
         self.convs = nnx.List([StridedConv(*row, rngs=rngs) for row in rows])
         self.conv_post = StridedConv(channels[-1], 1, 3, 1, 1, rngs=rngs)
 

@@ -54,6 +54,7 @@ class VocoderObjective:
     def __post_init__(self):
         for size in self.stft_sizes:
             check_number("stft_sizes", size, at_least=4)
+            mel.check_hop(size, size // 4)
         for name in ("stft", "duration", "pitch", "mel", "adversarial", "feature"):
             check_number(name, getattr(self, name), at_least=0)
 

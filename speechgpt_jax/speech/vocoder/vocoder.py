@@ -23,7 +23,12 @@ from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech import pretrained
 from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.pitch import pulse_train
-from speechgpt_jax.speech.vocoder.config import VocoderConfig, as_array, check_durations
+from speechgpt_jax.speech.vocoder.config import (
+    VocoderConfig,
+    as_array,
+    check_durations,
+    check_total,
+)
 from speechgpt_jax.speech.vocoder.hifigan import DurationPredictor, Generator, PitchPredictor
 
 
@@ -89,7 +94,7 @@ class UnitVocoder(nnx.Module):
 
         Raises:
           UserError: a sequence is empty, the vocoder doesn't have a unit or a speaker, or the
-            durations, the speakers or the scale don't fit.
+            durations, the speakers or the scale don't fit, or the speech is too long.
         """
         config = self.config
         check_number("duration_scale", duration_scale, above=0, at_most=100)
@@ -107,6 +112,8 @@ class UnitVocoder(nnx.Module):
         units = [config.check_units(sequence[keep]) for sequence, keep in zip(units, kept)]
         speakers = [0] * len(units) if speakers is None else speakers
         speakers = np.array([config.speaker_index(speaker) for speaker in speakers], np.int32)
+        for sequence in units:
+            check_total(len(sequence))  # A duration is at least 1.
         if durations is None:
             durations = self.predict_durations(units, speakers, duration_scale)
         else:
@@ -114,6 +121,8 @@ class UnitVocoder(nnx.Module):
                 np.maximum(np.rint(d[keep] * duration_scale), 1).astype(int)
                 for d, keep in zip(durations, kept)
             ]
+        for d in durations:
+            check_total(d.sum(dtype=float))
         codes, mask = _pad([np.repeat(u, d) for u, d in zip(units, durations)])
         wavs = np.asarray(_generate(self, codes, speakers, mask))
         return [wav[: d.sum() * self.config.code_hop_size] for wav, d in zip(wavs, durations)]

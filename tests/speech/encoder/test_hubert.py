@@ -206,6 +206,12 @@ def test_number_of_frames(config, samples, frames):
         (SMALL, {"position_groups": 0}, "position_groups 0 must be at least 1"),
         (SMALL, {"conv_stride": (5, 0)}, "conv_stride 0 must be at least 1"),
         (NEAR, {"attention_frames": 0}, "attention_frames 0 must be at least 1"),
+        (NEAR, {"conv_stride": (160, 1, 1)}, r"makes a frame of every 160 samples"),
+        (SMALL, {"conv_dim": (), "conv_kernel": (), "conv_stride": ()}, "of one length, at least"),
+        (SMALL, {"projection_reach": -2}, "projection_reach -2 must be at least 0"),
+        (NEAR, {"position_period": -5}, "position_period -5 must be at least 0"),
+        (NEAR, {"hidden_size": 15, "num_heads": 1, "conv_dim": (20, 48, 15)}, "15 must be even"),
+        (NEAR, {"projection_size": 0}, "projection_size 0 must be at least 1"),
         (NEAR, {"conv_dim": (20, 48, 40)}, r"must end in hidden_size 48"),
     ],
 )

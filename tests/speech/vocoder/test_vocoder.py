@@ -331,6 +331,8 @@ def test_reads_the_published_config():
         ({"units": [[3], [4, 5]]}, "at least one unit"),
         ({"units": [3, 4], "durations": [[1], [2, 3]]}, "each of 2 units"),
         ({"units": [3, 4], "durations": [1, 2**63 - 1]}, "at most 90000"),
+        ({"units": [3], "durations": [80_000], "duration_scale": 2}, "160000 .* at most 90000"),
+        ({"units": [3] * 90_001}, "90001 codes together, at most 90000"),
         ({"units": [3], "duration_scale": 1e15}, "duration_scale"),
         ({"units": [3], "speaker": 2}, "ann"),
         ({"units": [3], "speaker": -1}, "ann"),
@@ -342,6 +344,13 @@ def test_reads_the_published_config():
 def test_refuses(kwargs, message):
     with pytest.raises(UserError, match=message):
         build(SMALL)(**kwargs)
+
+
+def test_refuses_predicted_durations_that_are_too_long():
+    vocoder = build(SMALL)
+    vocoder.duration_predictor.proj.bias[...] = 5.0
+    with pytest.raises(UserError, match=r"the durations are \d+ codes together, at most 90000"):
+        vocoder([3] * 60, duration_scale=100)
 
 
 def test_sequences_have_a_speaker_and_durations_each():
@@ -377,6 +386,14 @@ def test_rates_have_to_make_a_code():
         {"upsample_initial_channel": 16},
         {"duration_dropout": 1.0},
         {"duration_dropout": float("nan")},
+        {"duration_kernel_size": 0},
+        {"resblock_kernel_sizes": (3, 5, 7)},
+        {"resblock_kernel_sizes": (), "resblock_dilation_sizes": ()},
+        {"resblock_dilation_sizes": ((1, 3), ())},
+        {"resblock_dilation_sizes": ((1, 3), (1, 0))},
+        {"upsample_rates": (5, 0)},
+        {"upsample_kernel_sizes": (11, 8)},
+        {"istft_hop_size": 16, "upsample_rates": (5, 4), "upsample_kernel_sizes": (11, 8)},
     ],
 )
 def test_refuses_sizes(changes):

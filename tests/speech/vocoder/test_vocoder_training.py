@@ -1,5 +1,7 @@
 """Losses, batches and discriminators of a tiny vocoder on synthetic recordings."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from speechgpt_jax.speech.vocoder.discriminators import (
 )
 from speechgpt_jax.speech.vocoder.training import (
     VocoderBatches,
+    VocoderObjective,
     calibrate_durations,
     mel_loss,
     prepare_rows,
@@ -174,3 +177,24 @@ def test_discriminators_look_at_periods_and_scales():
     assert [x.shape[0] for x in features[1]] == [6, 6, 6]
     assert features[2][-1].shape == (2, 160, 1)
     assert features[3][-1].shape == (2, 81, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"periods": ()}, "periods"),
+        ({"period_channels": ()}, "period_channels"),
+        ({"scales": 0}, "scales 0 must be at least 1"),
+        ({"scale_strides": (2, 4)}, r"scale_strides \(2, 4\), .* must be of one length"),
+        ({"scale_channels": (4,), "scale_strides": (2,), "scale_groups": (1,)}, "at least two"),
+        ({"scale_groups": (1, 3, 1)}, "scale_groups 3 must divide the channels 4 and 8"),
+    ],
+)
+def test_discriminators_that_can_not_be_built_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(DISCRIMINATORS, **changes)
+
+
+def test_an_stft_of_an_odd_size_is_refused():
+    with pytest.raises(UserError, match="n_fft 255 must be even"):
+        VocoderObjective(stft_sizes=(512, 255))
