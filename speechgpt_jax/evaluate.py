@@ -50,7 +50,7 @@ NUM_EXAMPLES = define(
 RECOGNISE = flags.DEFINE_bool(
     "recognise",
     False,
-    "Also let two recognisers transcribe the spoken answers; needs the packages of the extra test.",
+    "Also let two recognisers transcribe the spoken answers; needs the extra recognisers.",
 )
 FORCED = flags.DEFINE_bool(
     "forced",
@@ -83,10 +83,14 @@ def main() -> None:
             raise UserError(f"{ANSWERS.value}/{SETTINGS} names no split; see infer --prompts_task.")
     # Importing TensorFlow takes seconds; wrong flags are reported before.
     task_modules.register()
-    from speechgpt_jax.evaluation import evaluate, spoken
+    from speechgpt_jax.evaluation import evaluate
 
     compilation_cache.use()
-    more_metrics = [spoken.SpokenAnswers.by_default()] if RECOGNISE.value else []
+    more_metrics = []
+    if RECOGNISE.value:
+        from speechgpt_jax.evaluation import spoken
+
+        more_metrics.append(spoken.SpokenAnswers.by_default())
     if ANSWERS.value:
         metrics = evaluate.evaluate_answers(rows, more_metrics)
         evaluate.save(OUTPUT_DIR.value or ANSWERS.value, answered_split, metrics)

@@ -161,10 +161,11 @@ def test_inference_needs_no_extra(tmp_path):
         ("tools.extract_units", "corpus"),
         ("tools.convert_hubert, tools.convert_llama", "convert"),
         ("speechgpt_jax.serving.app", "serve"),
+        ("speechgpt_jax.evaluation.spoken, speechgpt_jax.evaluation.encoder", "train,recognisers"),
     ],
 )
 def test_programs_need_only_their_extra(modules, extra, tmp_path):
-    _import_with_extras(modules, [extra], tmp_path)
+    _import_with_extras(modules, extra.split(","), tmp_path)
 
 
 # ---- the console command -------------------------------------------------------------------------

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from speechgpt_jax.evaluation.metrics import rate
-from speechgpt_jax.evaluation.recognisers import check_references, word_errors
+from speechgpt_jax.evaluation.metrics import check_references, rate, word_errors
 from speechgpt_jax.evaluation.vocoder import synthesized
 from speechgpt_jax.manifests import check_fields, check_recordings, with_units
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit

