@@ -66,6 +66,8 @@ def at_least(minimum: int, **limits: float) -> Type:
 
 
 positive_int = at_least(1)
+# JAX takes no larger ones.
+seed = at_least(0, below=2**32)
 
 
 def finite_float(**limits: float) -> Type:
@@ -124,6 +126,11 @@ def existing_folder(text: str) -> str:
     if not _path(path).is_dir():
         raise IllegalValue(f"expected a folder, got the file {text!r}")
     return path
+
+
+def existing_local_folder(text: str) -> str:
+    """Type of folders that exist on this machine."""
+    return existing_folder(checked(nonempty(text), files.check_local))
 
 
 def output_folder(text: str) -> str:

@@ -13,6 +13,7 @@ import logging
 import operator
 import os
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
@@ -365,7 +366,7 @@ def keep_settings(path: Path, settings: dict, writes: bool = True) -> None:
 
     Args:
       path: the file of the settings.
-      settings: JSON values.
+      settings: JSON values. Those that are SHA-256 digests, of long ones, are not shown.
       writes: False: only compare; for all processes but the first.
 
     Raises:
@@ -379,9 +380,12 @@ def keep_settings(path: Path, settings: dict, writes: bool = True) -> None:
     begun = read_json(path, "the settings of an earlier run")
     for name in sorted(begun.keys() | settings.keys()):
         if begun.get(name) != settings.get(name):
+            folder = os.path.dirname(os.fspath(path))
+            if re.fullmatch("[0-9a-f]{64}", str(settings.get(name))):
+                raise UserError(f"{folder} was begun with different {name}; name another folder.")
             raise UserError(
-                f"{os.path.dirname(os.fspath(path))} was begun with {name} {begun.get(name)!r}, now"
-                f" it is {settings.get(name)!r}; continue with the same, or name another folder."
+                f"{folder} was begun with {name} {begun.get(name)!r}, now it is"
+                f" {settings.get(name)!r}; continue with the same, or name another folder."
             )
 
 

@@ -18,6 +18,7 @@ import re
 from typing import NamedTuple
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.unit_text import END, START, units_in
 
 HUMAN, SPEECHGPT, END_OF_HUMAN, END_OF_ANSWER = "[Human]", "[SpeechGPT]", "<eoh>", "<eoa>"
 
@@ -25,7 +26,7 @@ HUMAN, SPEECHGPT, END_OF_HUMAN, END_OF_ANSWER = "[Human]", "[SpeechGPT]", "<eoh>
 TEXT_ANSWER, UNIT_ANSWER = "[ta]", "[ua]"
 
 # The added tokens after the units; <eoa>, [ta] and [ua] are ordinary text.
-ROLE_TOKENS = ("<sosp>", "<eosp>", HUMAN, SPEECHGPT, END_OF_HUMAN, "<eos>")
+ROLE_TOKENS = (START, END, HUMAN, SPEECHGPT, END_OF_HUMAN, "<eos>")
 
 # Our own system prompt. SpeechInstruct records bring another; released checkpoints need the one
 # that they were trained with.
@@ -176,8 +177,8 @@ class Template:
         """
         dialogue, _, response = text.rpartition(self.answer_mark)
         body = self.answer_in(response.strip().removeprefix(":"))
-        words, _, speech = body.partition("<sosp>")
-        units = [int(unit) for unit in re.findall(r"<([0-9]+)>", speech.partition("<eosp>")[0])]
+        words, _, speech = body.partition(START)
+        units = units_in(speech.partition(END)[0])
         question, chained, answer = words.partition(UNIT_ANSWER)[0].partition(TEXT_ANSWER)
         if not chained:
             question, answer = "", question

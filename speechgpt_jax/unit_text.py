@@ -5,11 +5,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from speechgpt_jax.errors import UserError
-
 START, END = "<sosp>", "<eosp>"
 
-_UNIT = re.compile(r"\s*<([0-9]+)>\s*")
+# A unit in a text.
+UNIT = re.compile(r"<([0-9]+)>")
 
 
 def units_to_text(units: Iterable[int]) -> str:
@@ -17,27 +16,9 @@ def units_to_text(units: Iterable[int]) -> str:
     return START + "".join(f"<{int(unit)}>" for unit in units) + END
 
 
-def text_to_units(text: str) -> list[int]:
-    """`"<sosp><5><9><eosp>"` -> `[5, 9]`; white space around tags is allowed.
-
-    Raises:
-      UserError: `text` is not one `<sosp>...<eosp>`, or holds something else than units.
-    """
-    body = text.strip()
-    if not (body.startswith(START) and body.endswith(END)):
-        raise UserError(f"Unit text must be {START}<5><9>...{END}, got {_excerpt(body)!r}.")
-    body = body[len(START) : -len(END)]
-    units, position = [], 0
-    while position < len(body):
-        match = _UNIT.match(body, position)
-        if not match:
-            raise UserError(
-                f"Expected a unit such as <5> between {START} and {END}, "
-                f"got {_excerpt(body[position:])!r}."
-            )
-        units.append(int(match.group(1)))
-        position = match.end()
-    return units
+def units_in(text: str) -> list[int]:
+    """`"<sosp><5><9><eosp>"` -> `[5, 9]`; what stands between the units is skipped."""
+    return [int(unit) for unit in UNIT.findall(text)]
 
 
 def reduce_units(cluster_ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +39,3 @@ def reduce_units(cluster_ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, n
     starts = np.flatnonzero(np.diff(cluster_ids, prepend=-1))
     durations = np.diff(starts, append=len(cluster_ids))
     return cluster_ids[starts], durations.astype(np.int32)
-
-
-def _excerpt(text: str) -> str:
-    return text if len(text) <= 40 else text[:40] + "..."

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parent.parent
         (arguments.nonempty, "two words", "two words"),
         (arguments.existing_file, __file__, __file__),
         (arguments.existing_folder, str(ROOT), str(ROOT)),
+        (arguments.existing_local_folder, str(ROOT), str(ROOT)),
     ],
 )
 def test_values(parse, text, value):
@@ -48,6 +49,8 @@ def test_values(parse, text, value):
         (arguments.existing_path, ["", "/no/such/file"]),
         (arguments.existing_file, ["", "/no/such/file", str(ROOT)]),
         (arguments.existing_folder, ["", "/no/such/folder", __file__]),
+        (arguments.existing_local_folder, ["", "/no/such/folder", __file__, "gs://bucket/folder"]),
+        (arguments.seed, ["-1", "4294967296", "0.5"]),
         (arguments.output_folder, ["", __file__, f"{__file__}/run", "/proc/no/run"]),
         (arguments.output_file, ["", str(ROOT), f"{__file__}/a.wav", "/proc/no/a.wav"]),
     ],

@@ -40,12 +40,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = synthesize.add_argument
     add("--tts", type=arguments.nonempty, default=text_to_speech.FLITE, help="default: %(default)s")
     for name, help in (
-        ("more", "further sentences in free word order, at other speeds, in other rooms"),
+        (
+            "more",
+            "further strings of randomly ordered words; each clip's speed, room and microphone are"
+            " changed",
+        ),
         ("short", "further strings of one to three words"),
-        ("answer_voice", "further sentences in free word order in the voice of the answers"),
+        ("answer_voice", "further strings of randomly ordered words, in the voice of the answers"),
     ):
         add(f"--{name}_sentences", type=arguments.at_least(0), default=0, help=help)
-    add("--human_prompts", type=arguments.existing_folder, help="folder of the packages")
+    add("--human_prompts", type=arguments.existing_local_folder, help="folder of the packages")
     add(
         "--processes",
         type=arguments.positive_int,
@@ -56,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_hubert(encode)
     add(
         "--voices",
-        type=arguments.existing_folder,
+        type=arguments.existing_local_folder,
         help="further recordings for training, by tools.record_voices",
     )
     add(

@@ -25,23 +25,23 @@ command resumes a killed run, the output does not depend on the number of worker
 flags are Beam's (--runner).
 """
 
-import argparse
 from collections.abc import Sequence
 
 from speechgpt_jax import arguments, prompts
 from speechgpt_jax.arguments import at_least, nonempty, output_folder, positive_int
 from speechgpt_jax.corpus import speech_instruct
-from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import SHIPPED_HUBERT
-
-STEPS = ("modality_adaptation", "cross_modal_instruction", "chain_of_modality")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args, beam_arguments = parser().parse_known_args(argv)
-    if args.step == "chain_of_modality":
-        if not args.dialogues:
-            raise UserError("chain_of_modality needs --dialogues, a JSONL, TSV or CSV file.")
+    args, beam_arguments = make_parser().parse_known_args(argv)
+    if args.step == "modality_adaptation":
+        speech_instruct.modality_adaptation(args.units, args.output, beam_arguments)
+    elif args.step == "cross_modal_instruction":
+        speech_instruct.cross_modal_instruction(
+            args.units, args.output, args.prefix, beam_arguments
+        )
+    else:
         settings = speech_instruct.DialogueSettings(
             tts=args.tts,
             text_to_unit=args.text_to_unit,
@@ -55,14 +55,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         speech_instruct.chain_of_modality(
             args.dialogues, args.output, settings, args.shard_size, beam_arguments
         )
-    elif not args.units:
-        raise UserError(f"{args.step} needs --units, the output of tools.extract_units.")
-    elif args.step == "modality_adaptation":
-        speech_instruct.modality_adaptation(args.units, args.output, beam_arguments)
-    else:
-        speech_instruct.cross_modal_instruction(
-            args.units, args.output, args.prefix, beam_arguments
-        )
 
 
 def voices(text: str) -> list[str]:
@@ -70,14 +62,27 @@ def voices(text: str) -> list[str]:
     return [nonempty(name).strip() for name in text.split(",")]
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> arguments.Parser:
     parser = arguments.Parser(__doc__)
-    add = parser.add_argument
-    add("step", choices=STEPS)
-    add("--output", type=output_folder, required=True, help="folder")
-    add("--units", type=nonempty, help="folder that tools.extract_units wrote")
-    add("--dialogues", type=nonempty, help="JSONL, TSV or CSV with `question` and `answer`")
-    add("--prefix", default=prompts.DEFAULT_PREFIX, help="the system prompt")
+    steps = parser.add_subparsers(dest="step", required=True)
+    adaptation = steps.add_parser("modality_adaptation", help="unit text")
+    instruction = steps.add_parser("cross_modal_instruction", help="units and their text")
+    chain = steps.add_parser("chain_of_modality", help="the four forms of dialogues")
+    for step in (adaptation, instruction, chain):
+        step.add_argument("--output", type=output_folder, required=True, help="folder")
+    for step in (adaptation, instruction):
+        step.add_argument(
+            "--units", type=nonempty, required=True, help="folder that tools.extract_units wrote"
+        )
+    for step in (instruction, chain):
+        step.add_argument("--prefix", default=prompts.DEFAULT_PREFIX, help="the system prompt")
+    add = chain.add_argument
+    add(
+        "--dialogues",
+        type=nonempty,
+        required=True,
+        help="JSONL, TSV or CSV with `question` and `answer`",
+    )
     add("--tts", type=nonempty, help="command with {speaker}, {text} and {wav}")
     add("--text_to_unit", type=nonempty, help="run that writes units, in place of --tts")
     add(

@@ -27,9 +27,11 @@ from speechgpt_jax.arguments import (
     at_least,
     existing_file,
     existing_folder,
+    existing_local_folder,
     local_output_folder,
     positive_float,
     positive_int,
+    seed,
 )
 
 
@@ -59,9 +61,9 @@ def main(argv: list[str]) -> None:
         "--hours", type=positive_float, default=4.0, help="hours of the manifest to use"
     )
     parser.add_argument(
-        "--people", type=existing_folder, help="folder of .g722 files, added to the clips"
+        "--people", type=existing_local_folder, help="folder of .g722 files, added to the clips"
     )
-    parser.add_argument("--seed", type=at_least(0), default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     args = parser.parse_args(argv)
     # Imported now that the arguments are right: it takes seconds.
     from speechgpt_jax.corpus import hubert_targets

@@ -11,10 +11,10 @@ durations of the perturbed recordings.
 
 from speechgpt_jax import arguments, files, manifests
 from speechgpt_jax.arguments import (
-    at_least,
     existing_file,
     finite_float,
     output_file,
+    seed,
 )
 from speechgpt_jax.errors import UserError
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
         default=1.22,
         help="speeds are in [1/MAX_SPEED, MAX_SPEED]",
     )
-    parser.add_argument("--seed", type=at_least(0), default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     args = parser.parse_args(argv)
     files.check_other_file(args.output, args.manifest)
 

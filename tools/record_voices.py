@@ -14,39 +14,60 @@ WordNet (package wordnet-base of Debian).
 """
 
 from speechgpt_jax import arguments
-from speechgpt_jax.arguments import at_least, existing_folder, local_output_folder, positive_int
+from speechgpt_jax.arguments import (
+    at_least,
+    existing_local_folder,
+    local_output_folder,
+    positive_int,
+    seed,
+)
+from speechgpt_jax.errors import UserError
+
+KOKORO_CLIPS = 600
 
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
     parser.add_argument("--output", required=True, type=local_output_folder)
     parser.add_argument(
-        "--wordnet", type=existing_folder, help="folder of data.noun, data.verb, ..."
+        "--wordnet", type=existing_local_folder, help="folder of data.noun, data.verb, ..."
     )
     parser.add_argument(
-        "--kokoro", type=existing_folder, help="folder of Kokoro's model and voices"
+        "--kokoro", type=existing_local_folder, help="folder of Kokoro's model and voices"
     )
     parser.add_argument(
         "--kokoro_voice", help="this voice of Kokoro's, such as jm_kumo, instead of mixtures"
     )
-    for kind, count in (("plain", 370), ("pitched", 270), ("espeak", 320), ("kokoro", 600)):
+    for kind, count in (("plain", 370), ("pitched", 270), ("espeak", 320)):
         parser.add_argument(
             f"--{kind}_clips", type=at_least(0), default=count, help="default: %(default)s"
         )
-    for kind in ("more", "short"):
+    parser.add_argument(
+        "--kokoro_clips",
+        type=at_least(0),
+        help=f"default: {KOKORO_CLIPS} with --kokoro, else none",
+    )
+    for kind, texts in (
+        ("more", "sentences of randomly ordered words"),
+        ("short", "strings of one to three words"),
+    ):
         parser.add_argument(
             f"--{kind}_sentences",
             type=at_least(0),
             default=0,
-            help="draw texts of the demo from as many further ones; see tools.build_demo_corpus",
+            help=f"add this many {texts} to the texts to draw from",
         )
     parser.add_argument(
         "--processes", type=positive_int, default=2, help="recordings made in parallel"
     )
-    parser.add_argument("--seed", type=at_least(0), default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     args = parser.parse_args(argv)
+    if not args.kokoro and (args.kokoro_clips or args.kokoro_voice):
+        raise UserError("--kokoro_clips and --kokoro_voice need --kokoro, the folder of its model.")
+    if args.kokoro_clips is None:
+        args.kokoro_clips = KOKORO_CLIPS if args.kokoro else 0
 
-    from speechgpt_jax.corpus import many_voices
+    from speechgpt_jax.corpus import many_voices, wordnet
     from speechgpt_jax.corpus.kokoro import Kokoro
     from speechgpt_jax.demo_world import world
 
@@ -54,13 +75,13 @@ def main(argv: list[str]) -> None:
     sentences = world.all_sentences(args.more_sentences, args.short_sentences)
     texts = [[s.text for s in sentences if s.split == "train"]]
     if args.wordnet:
-        texts.append(many_voices.wordnet_examples(args.wordnet))
+        texts.append(wordnet.quoted_sentences(args.wordnet))
     recordings = many_voices.plan(
         texts,
         plain=args.plain_clips,
         pitched=args.pitched_clips,
         espeak=args.espeak_clips,
-        kokoro=args.kokoro_clips if kokoro else 0,
+        kokoro=args.kokoro_clips,
         kokoro_voices=kokoro.voices if kokoro else (),
         kokoro_voice=args.kokoro_voice,
         seed=args.seed,

@@ -17,7 +17,7 @@ import sys
 from absl import flags
 
 from speechgpt_jax import arguments, compilation_cache, gin_utils
-from speechgpt_jax.arguments import existing_folder, output_folder
+from speechgpt_jax.arguments import existing_local_folder, output_folder
 from speechgpt_jax.errors import one_line_errors
 
 flags.adopt_module_key_flags(compilation_cache)
@@ -31,7 +31,11 @@ SHORT = {
 
 def define_flags() -> None:
     arguments.define(
-        "targets", existing_folder, None, "Folder that tools.hubert_targets wrote.", required=True
+        "targets",
+        existing_local_folder,
+        None,
+        "Folder that tools.hubert_targets wrote.",
+        required=True,
     )
     arguments.define("output_dir", output_folder, None, "Folder of the run.", required=True)
     for name, binding in SHORT.items():

@@ -6,12 +6,12 @@
 Features are kept in files, so memory does not grow with the audio. Without --batch_frames every
 step uses all frames (Lloyd's algorithm); with it, each step draws that many (mini-batch k-means),
 split over all devices. An interrupted run resumes when the same command is given again; for other
-recordings or another number of clusters give another --work_dir. Writes FOLDER/kmeans.safetensors
-(`cluster_centers` [K, D] float32).
+settings than a larger --steps give another --work_dir. Writes FOLDER/kmeans.safetensors
+(`cluster_centers` [K, D] float32), which must not exist.
 """
 
 from speechgpt_jax import arguments, files, manifests
-from speechgpt_jax.arguments import at_least, existing_file, existing_folder, positive_int
+from speechgpt_jax.arguments import existing_file, existing_folder, positive_int, seed
 from speechgpt_jax.errors import UserError
 
 
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--tries", type=positive_int, default=1, help="initialisations; the best one is taken"
     )
-    parser.add_argument("--seed", type=at_least(0), default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument(
         "--work_dir",
         type=arguments.output_folder,
@@ -45,6 +45,7 @@ def main(argv: list[str]) -> None:
             f"{work_dir} is not on this machine, and features are read from it at random: give"
             " --work_dir a local folder."
         )
+    files.refuse_existing(args.hubert, "kmeans.safetensors")
     # Imported now that the arguments are right: it takes seconds.
     import numpy as np
 

@@ -9,14 +9,17 @@ fitted by least squares.
 """
 
 from speechgpt_jax import arguments
-from speechgpt_jax.arguments import existing_folder, output_folder
+from speechgpt_jax.arguments import existing_local_folder, output_folder
 
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
     parser.add_argument("out", type=output_folder, help="gets config.json and model.safetensors")
     parser.add_argument(
-        "--targets", required=True, type=existing_folder, help="written by tools.hubert_targets"
+        "--targets",
+        required=True,
+        type=existing_local_folder,
+        help="written by tools.hubert_targets",
     )
     args = parser.parse_args(argv)
     # Imported now that the arguments are right: it takes seconds.

@@ -1,1 +1,1 @@
-"""Builders of training data, by Apache Beam: recordings to units, SpeechInstruct dialogues."""
+"""Builders of training data: units of recordings, SpeechInstruct, targets of a HuBERT, voices."""

@@ -9,14 +9,13 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from rich.progress import track
 
-from speechgpt_jax import files, manifests
+from speechgpt_jax import manifests
 from speechgpt_jax.corpus import text_to_speech
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import save_audio
@@ -61,23 +60,6 @@ class Recording:
     template: str | None = text_to_speech.FLITE
     speed: float = 1.0
     reference: str | None = None
-
-
-def wordnet_examples(folder: str | os.PathLike) -> list[str]:
-    """The quoted sentences of 4 to 14 words of WordNet's `data.noun`, ... (wordnet-base of Debian).
-
-    Raises:
-      UserError: the folder has no such files, or they quote nothing.
-    """
-    texts = set()
-    for part in ("noun", "verb", "adj", "adv"):
-        data = files.read_bytes(pathlib.Path(folder) / f"data.{part}", "a file of WordNet")
-        for quoted in re.findall(r'"([A-Za-z ,.\'?!]+)"', data.decode("utf-8", "replace")):
-            if 4 <= len(quoted.split()) <= 14:
-                texts.add(quoted)
-    if not texts:
-        raise UserError(f"the files of WordNet in {folder} quote no sentence.")
-    return sorted(texts)
 
 
 def plan(

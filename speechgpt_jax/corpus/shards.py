@@ -152,13 +152,15 @@ def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
     Raises:
       UserError: Beam doesn't have an option, or doesn't accept its value.
     """
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(printed):
             options = PipelineOptions(list(arguments))
             known = options.get_all_options()
             unknown = options.get_all_options(retain_unknown_options=True).keys() - known.keys()
     except SystemExit:
-        raise UserError(f"Beam does not understand {' '.join(arguments)}.") from None
+        reason = printed.getvalue().strip().rpartition("error: ")[2]
+        raise UserError(f"Beam does not understand its flags: {reason}.") from None
     if unknown:
         raise UserError(f"--{min(unknown)} is unknown, to this tool and to Beam; see --help.")
     standard = options.view_as(StandardOptions)

@@ -10,7 +10,6 @@ tools/build_speech_instruct.py is the command.
 import dataclasses
 import functools
 import random
-import re
 from collections.abc import Sequence
 
 from etils import epath
@@ -29,7 +28,7 @@ from speechgpt_jax.corpus.records import one_line, reason_against, record, rejec
 from speechgpt_jax.corpus.summary import REJECTS, print_summary
 from speechgpt_jax.data import descriptions
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.unit_text import units_to_text
+from speechgpt_jax.unit_text import units_in, units_to_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,4 +185,4 @@ def write_pairs(rows: list[dict], prefix: str) -> dict[str, list[str]]:
 
 def count_units(line: str) -> dict[str, int]:
     """The number of units in a line of unit text or of a record."""
-    return {"units": len(re.findall(r"<\d+>", line))}
+    return {"units": len(units_in(line))}

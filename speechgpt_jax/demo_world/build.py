@@ -43,6 +43,8 @@ SHIPPED_CLIPS = {
     ("human", "prompt"): 15,
 }
 ENCODE_BATCH = 256  # clips
+# Topic of recordings whose text is not of the demo's world.
+QUOTATIONS = "quotations"
 # Speeds of perturbed clips are drawn from [1 / MAX_SPEED, MAX_SPEED].
 MAX_SPEED = 1.15
 
@@ -241,8 +243,9 @@ def voices_clips(folder: Path) -> list[Clip]:
         raise UserError(f"{manifest} has no rows; expected one per recording.")
     for row in rows:
         name, text, speaker = (str(row.fields[field]) for field in ("path", "text", "speaker"))
-        # The world's further sentences are all in free order.
-        topic = topics.get(text, demo_world.FREE_ORDER)
+        topic = topics.get(text)
+        if topic is None:  # A further sentence of the world, or a quotation of WordNet.
+            topic = demo_world.FREE_ORDER if demo_world.is_free_order(text) else QUOTATIONS
         path = str((folder / name).absolute())
         clips.append(Clip(name, path, text, speaker, "train", "plain", topic))
     return clips

@@ -2,8 +2,9 @@
 
 The vocabulary has some 450 words, so that a model of a few million parameters learns to recognise
 them in minutes. Texts are in lower case, with numbers as words, American spelling (that of the
-recognisers of the evaluation) and no apostrophes. No two words sound the same (no "to", no "for"),
-since nothing would distinguish them in free word order.
+recognisers of the evaluation) and no apostrophes. Of words that sound the same only one is used (no
+"to", no "for"), since nothing would distinguish them in free word order; the exception are "hear"
+and "here".
 
 Questions come from `question_patterns`, with several wordings per fact:
 
@@ -168,6 +169,14 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(sorted({word for text in texts for word in words(text)}))
 
 
+def is_free_order(text: str) -> bool:
+    """Whether a text that is none of `all_sentences()` has the form of a further one.
+
+    "red seven why." -> True, "Red seven why" -> False, "red house." -> False: it has no "house".
+    """
+    return text.endswith(".") and set(text[:-1].split(" ")) <= set(vocabulary())
+
+
 def free_order_sentences(
     more: int = 0, short: int = 0, answer_voice: int = 0
 ) -> tuple[Sentence, ...]:
@@ -208,7 +217,7 @@ def plain_sentences(more: int = 0, short: int = 0, answer_voice: int = 0) -> tup
 
 
 def all_sentences(more: int = 0, short: int = 0) -> tuple[Sentence, ...]:
-    """Distinct texts of questions, answers and plain sentences; those in both splits are train.
+    """Distinct texts of questions, answers and plain sentences; a text in both splits is train.
 
     Arguments as of `free_order_sentences`.
     """

@@ -9,9 +9,7 @@ import numpy.typing as npt
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.prompts import Response, Template
-
-# A unit in a text.
-UNIT = re.compile(r"<[0-9]+>")
+from speechgpt_jax.unit_text import UNIT
 
 # Bootstrap samples behind each interval.
 RESAMPLES = 1_000

@@ -24,10 +24,11 @@ class SpokenAnswers:
     - `NAME_wer`: word error rate of the speech against the text that it should say: the text to be
       read aloud, or the model's own text answer.
     - `NAME_answer_wer`: word error rate of the speech against the right answer.
-    - `NAME_understood`: share of answers of which every word is understood, and that are right; of
-      texts read aloud, of which every word is understood.
+    - `NAME_understood`: share of examples whose transcript equals the right answer, or the text to
+      be read aloud.
 
-    An answer without units is understood as silence. Targets without units have no figures.
+    An answer without units is understood as silence. If any target has no units, there are no
+    figures: the task is not one of speech.
     """
 
     def __init__(

@@ -88,8 +88,15 @@ def train(
       seed: seed of the initialisation and the batches.
 
     Raises:
-      UserError: there are fewer frames than clusters.
+      UserError: there are fewer frames than clusters, or `work_dir` was begun with other settings.
     """
+    settings = {
+        "num_clusters": num_clusters,
+        "batch_frames": batch_frames,
+        "tries": tries,
+        "seed": seed,
+    }
+    files.keep_settings(pathlib.Path(work_dir) / "settings.json", settings)
     mesh = sharding.create_mesh(MeshConfig())
     total = sum(map(len, features))
     frames = min(batch_frames or total, total) // mesh.size * mesh.size

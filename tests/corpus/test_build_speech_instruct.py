@@ -16,7 +16,7 @@ from speechgpt_jax.data import descriptions
 from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
-from speechgpt_jax.unit_text import text_to_units, units_to_text
+from speechgpt_jax.unit_text import units_to_text
 from tasks import modality_adaptation, speech_instruct
 from tests.data.packed_texts import load_once
 from tests.decoding.overfitted import learn_by_heart
@@ -99,8 +99,9 @@ def chain(folder, table, voice, small_hubert):
 def test_stage_1_has_the_units_of_every_recording(folder, units):
     output = folder / "stage1"
     run(build_speech_instruct, "modality_adaptation", units=units, output=output)
-    said = [text_to_units(line) for line in lines_of(output, "units")]
-    assert said == [row["units"] for row in rows_of(units, "units")] and len(said) == 12
+    said = lines_of(output, "units")
+    assert said == [units_to_text(row["units"]) for row in rows_of(units, "units")]
+    assert len(said) == 12
 
 
 def test_stage_2_has_both_directions_of_rows_with_a_text(units, pairs):
@@ -215,7 +216,7 @@ def test_a_text_to_unit_model_writes_units(table):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["chain_of_modality", "--output=x"], "needs --dialogues, a JSONL"),
+        (["chain_of_modality", "--output=x"], "arguments are required: --dialogues"),
         (["chain_of_modality", "--output=x", "--dialogues=d"], "either --tts or --text_to_unit"),
         (
             ["chain_of_modality", "--output=x", "--dialogues=d", "--tts=nope {text} {wav}"],
@@ -231,7 +232,13 @@ def test_a_text_to_unit_model_writes_units(table):
             "question_voices: expected",
         ),
         (["chain_of_modality", "--output=x", "--dialogues=d", "--tts=say"], "lacks"),
-        (["modality_adaptation", "--output=x"], "needs --units, the output of"),
+        (["modality_adaptation", "--output=x"], "arguments are required: --units"),
+        (["modality_adaptation", "--output=x", "--units=u", "--tts=x"], "--tts is unknown"),
+        (["cross_modal_instruction", "--output=x", "--units=u", "--shard_size=9"], "--shard_size"),
+        (
+            ["chain_of_modality", "--output=x", "--dialogues=d", "--tts=a", "--units=u"],
+            "--units is unknown",
+        ),
         (["modality_adaptation", "--output=x", "--units=none"], "has 0 finished shards"),
     ],
 )

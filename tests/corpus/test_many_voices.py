@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from speechgpt_jax.corpus import many_voices
+from speechgpt_jax.corpus import many_voices, wordnet
 from speechgpt_jax.corpus.many_voices import Recording, draw_mixture, plan, record
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.manifests import read_manifest
 from speechgpt_jax.speech.audio import load_audio
+from tools import record_voices
 
 TEXTS = [["what is two plus two?"], ["a change of voice", "the house was empty"]]
 KOKORO = ("jf_alpha", "jf_nezumi", "jm_kumo")
@@ -81,14 +82,14 @@ def test_wordnet_gives_its_quoted_sentences(tmp_path):
     )
     for part in ("noun", "verb", "adj", "adv"):
         (tmp_path / f"data.{part}").write_text(line)
-    assert many_voices.wordnet_examples(tmp_path) == ["she is able to see it"]
+    assert wordnet.quoted_sentences(tmp_path) == ["she is able to see it"]
     for part in ("noun", "verb", "adj", "adv"):
         (tmp_path / f"data.{part}").write_text("00001 03 n 01 able 0 000 | skilled\n")
     with pytest.raises(UserError, match="quote no sentence"):
-        many_voices.wordnet_examples(tmp_path)
+        wordnet.quoted_sentences(tmp_path)
     (tmp_path / "data.adv").unlink()
     with pytest.raises(UserError, match=r"data.adv can't be read .* expected a file of WordNet"):
-        many_voices.wordnet_examples(tmp_path)
+        wordnet.quoted_sentences(tmp_path)
 
 
 def test_recordings_are_made_once_and_name_their_references(voice, tmp_path):
@@ -126,3 +127,10 @@ def test_a_missing_program_is_one_clear_line(tmp_path, monkeypatch):
     (recording,) = plan(TEXTS, plain=1, pitched=0, espeak=0, kokoro=0)
     with pytest.raises(UserError, match="'flite' is not installed"):
         record([recording], tmp_path / "out", None, 1)
+
+
+@pytest.mark.parametrize("flag", ["--kokoro_clips=3", "--kokoro_voice=jm_kumo"])
+def test_flags_of_kokoro_need_its_folder(tmp_path, flag):
+    with pytest.raises(UserError, match="need --kokoro, the folder of its model"):
+        record_voices.main([f"--output={tmp_path}/voices", flag])
+    assert not (tmp_path / "voices").exists()

@@ -62,7 +62,7 @@ def test_other_settings_are_refused(tmp_path):
         answer_shards(ROWS, tmp_path, squared, **other)
     with pytest.raises(UserError, match="begun with rows 10, now it is 9"):
         answer_shards(ROWS[1:], tmp_path, squared, **OPTIONS)
-    with pytest.raises(UserError, match="begun with sha256 of the rows"):
+    with pytest.raises(UserError, match="begun with different sha256 of the rows"):
         answer_shards(ROWS[::-1], tmp_path, squared, **OPTIONS)
 
 

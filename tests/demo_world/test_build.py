@@ -131,6 +131,14 @@ def test_recordings_of_other_voices_are_for_training_only(tmp_path, voice, huber
     assert len((tmp_path / "units.jsonl").read_text().splitlines()) == len(clips)
 
 
+def test_quotations_are_not_in_free_order(tmp_path, voice):
+    texts = ["seven green feet.", "she sang a psalm"]
+    recordings = [many_voices.Recording(f"r{i}", t, "f1", "f1", voice) for i, t in enumerate(texts)]
+    many_voices.record(recordings, tmp_path, None, 1)
+    topics = [clip.topic for clip in build.voices_clips(tmp_path)]
+    assert topics == [demo_world.FREE_ORDER, build.QUOTATIONS]
+
+
 def test_recordings_of_other_voices_must_not_teach_the_test(tmp_path, voice, hubert):
     clips = [c for c in planned_clips() if c.split == "test"][:1]
     write_clips(clips, tmp_path / "manifest.jsonl")

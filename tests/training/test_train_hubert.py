@@ -90,6 +90,14 @@ def test_a_unit_space_from_scratch(manifest, tmp_path):
     fit = [f"--hubert={folder}", f"--manifest={manifest}", "--num_clusters=4", "--steps=5"]
     train_kmeans.main(fit)
     lloyd = Speech2Unit.from_pretrained(folder)
+    with pytest.raises(UserError, match=r"hubert/kmeans.safetensors exists; name another folder"):
+        train_kmeans.main(fit)
+    (folder / "kmeans.safetensors").unlink()
+    # What was fitted with other settings is not taken for the result.
+    for change in ("--tries=2", "--num_clusters=3", "--batch_frames=64"):
+        name = change[2:].partition("=")[0]
+        with pytest.raises(UserError, match=rf"/kmeans was begun with {name}"):
+            train_kmeans.main([*fit, change])
     train_kmeans.main([*fit, f"--work_dir={tmp_path}/k", "--batch_frames=64"])
     assert lloyd.centroids.shape == Speech2Unit.from_pretrained(folder).centroids.shape == (4, 16)
     units, durations = lloyd(np.random.default_rng(1).standard_normal(16_000).astype(np.float32))
@@ -97,11 +105,12 @@ def test_a_unit_space_from_scratch(manifest, tmp_path):
 
     # Features that were kept of one HuBERT are not taken for those of another.
     other = shutil.copytree(folder, tmp_path / "other")
+    (other / "kmeans.safetensors").unlink()
     tensors = safetensors.numpy.load_file(other / "model.safetensors")
     safetensors.numpy.save_file(
         {name: tensor + 1 for name, tensor in tensors.items()}, other / "model.safetensors"
     )
-    with pytest.raises(UserError, match=r"/k was begun with hubert"):
+    with pytest.raises(UserError, match=r"/k was begun with different hubert"):
         train_kmeans.main([f"--hubert={other}", *fit[1:], f"--work_dir={tmp_path}/k"])
     with pytest.raises(UserError, match="gs://bucket/k is not on this machine"):
         train_kmeans.main([*fit, "--work_dir=gs://bucket/k"])
