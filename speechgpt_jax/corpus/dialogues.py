@@ -14,8 +14,9 @@ from typing import Any
 
 from speechgpt_jax import checkpoints, prompts
 from speechgpt_jax.corpus import text_to_speech
-from speechgpt_jax.corpus.extract_units import Extractor, Sound, in_advance, load
+from speechgpt_jax.corpus.extract_units import Extractor
 from speechgpt_jax.corpus.records import one_line, reason_against, record, rejected
+from speechgpt_jax.corpus.sound import Sound, in_advance, load
 from speechgpt_jax.corpus.summary import REJECTS
 from speechgpt_jax.decoding.engine import Engine
 from speechgpt_jax.decoding.loading import build_llama

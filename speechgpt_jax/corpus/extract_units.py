@@ -3,31 +3,25 @@
 import collections
 import dataclasses
 import functools
-import io
 import json
 import pathlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from speechgpt_jax import files, manifests
 from speechgpt_jax.corpus import plan, shards
 from speechgpt_jax.corpus.beam_files import FileSystems, absolute, find_files, read_table
+from speechgpt_jax.corpus.sound import Sound, in_advance, load
 from speechgpt_jax.corpus.summary import REJECTS, print_summary
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.host_memory import keep_freed_memory
-from speechgpt_jax.speech.audio import SAMPLE_RATE, SUFFIXES, load_audio
+from speechgpt_jax.speech.audio import SAMPLE_RATE, SUFFIXES
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.unit_text import reduce_units
 
 TABLES = (".jsonl", ".tsv", ".csv")
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-Sound = np.ndarray | str  # float32 [samples] at 16 kHz, or why there is none
 # Reduced units [N] and durations [N] in frames of 20 ms, or why there are none.
 Encoded = tuple[np.ndarray, np.ndarray] | str
 
@@ -182,34 +176,3 @@ def _reduce(wav: np.ndarray, cluster_ids: np.ndarray) -> Encoded:
     if not len(cluster_ids):
         return f"{len(wav)} samples are shorter than a frame of units"
     return reduce_units(cluster_ids)
-
-
-def load(path: str) -> Sound:
-    """float32 [samples] at 16 kHz, or why the file can't be read."""
-    try:
-        with FileSystems.open(path) as file:
-            source = io.BytesIO(file.read())
-    except (ValueError, OSError) as error:
-        # A failure of a remote file system may pass; Beam tries again.
-        if files.is_remote(path) and not isinstance(error, FileNotFoundError):
-            raise
-        return " ".join(str(error).split())
-    source.name = path
-    try:
-        return load_audio(source)
-    except UserError as error:
-        return " ".join(str(error).split())
-
-
-def in_advance(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int = 8, ahead: int = 16
-) -> Iterator[Result]:
-    """`map(function, items)` in threads, which work up to `ahead` items in advance."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

@@ -15,9 +15,9 @@ from rich.progress import track
 from speechgpt_jax import manifests
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
+from speechgpt_jax.speech.distortion import distort
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.encoder.targets import retimed
-from speechgpt_jax.speech.encoder.training import distort
 from speechgpt_jax.unit_text import reduce_units
 
 # Recordings encoded at a time.

@@ -66,8 +66,8 @@ def planned_clips(
     """The clips of all synthetic voices; every call returns the same.
 
     Args:
-      more_sentences: number of further sentences in free word order for training, each as one
-        perturbed clip; the other clips stay the same.
+      more_sentences: number of further sentences in free word order for training, each as one clip
+        whose speed, room and microphone are changed; the other clips stay the same.
       short_sentences: number of strings of 1 to 3 words for training.
       answer_voice_sentences: number of further sentences in free word order for training, in the
         voice of the answers.

@@ -3,7 +3,7 @@
 The vocabulary has some 450 words, so that a model of a few million parameters learns to recognise
 them in minutes. Texts are in lower case, with numbers as words, American spelling (that of the
 recognisers of the evaluation) and no apostrophes. Of words that sound the same only one is used (no
-"to", no "for"), since nothing would distinguish them in free word order; the exception are "hear"
+"to", no "for"), since nothing would distinguish them in free word order; the exceptions are "hear"
 and "here".
 
 Questions come from `question_patterns`, with several wordings per fact:

@@ -118,7 +118,8 @@ def evaluate(
     """Scores a SeqIO task, or each task of a mixture that has metrics and this split.
 
     The model reads everything up to `[SpeechGPT]:` or its template's mark and writes the answer.
-    Arguments are those of `evaluate_run`, but for the model, and the mesh that it is on.
+    Arguments are those of `evaluate_run`, with a loaded `model` and its `mesh` instead of `run` and
+    `devices`.
 
     Raises:
       UserError: the task or its split is unknown, empty or in another template.

@@ -87,7 +87,7 @@ class _Unreadable(Exception):
 
 
 class _Recording:
-    """Bytes of a recording, which several decoders may open; those of an MP3 without ID3 tags."""
+    """Bytes of a recording, which several decoders may open; ID3 tags of an MP3 are removed."""
 
     def __init__(self, data: bytes | mmap.mmap, path: str | None):
         # AAC begins like an MP3 too, but has no such tags.

@@ -68,8 +68,8 @@ def train(
       discriminators: sizes of HiFi-GAN's discriminators; None: only spectral losses.
       start_from: folder of a trained vocoder of the same sizes, whose parameters the run starts
         from; None: random parameters.
-      duration_factor: how many times as long as the recordings the trained vocoder speaks with
-        predicted durations, see `calibrate_durations`; None: as it comes from the training.
+      duration_factor: length of predicted speech relative to the recordings; 1.1 is 10 % slower
+        (`calibrate_durations`). None: as it comes from the training.
       save_every: steps from one checkpoint to the next.
       seed: seed of the initial parameters, the segments and dropout.
 

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from speechgpt_jax import arguments
-from speechgpt_jax.corpus.extract_units import Extractor, in_advance, load
+from speechgpt_jax.corpus.extract_units import Extractor
+from speechgpt_jax.corpus.sound import in_advance, load
 from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio, save_audio

@@ -11,7 +11,7 @@ import pytest
 from speechgpt_jax import prompts
 from speechgpt_jax.corpus import text_to_speech
 from speechgpt_jax.corpus.dialogues import CHAIN_FORMS, ModelSynthesizer
-from speechgpt_jax.corpus.extract_units import load
+from speechgpt_jax.corpus.sound import load
 from speechgpt_jax.data import descriptions
 from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit

@@ -11,10 +11,13 @@ from jax import lax
 
 from speechgpt_jax.speech.encoder.attention import float32_einsum
 
-# Sizes of blocks whose scores stay in a core's cache.
-QUERIES = 126  # per block
-KEY_RANGES = 8  # number of lengths of key slices that are compiled
-HEADS, KEYS = 4, 4000  # most heads at a time, and keys over these heads
+# Queries of a block: its scores, for all keys, stay in a core's cache.
+BLOCK_QUERIES = 126
+# Number of lengths of key slices that are compiled.
+KEY_RANGES = 8
+# Most heads at a time; fewer if there are many keys, so that heads times keys stays near KEYS_ROOM,
+# which fits a core's cache.
+MAX_HEADS, KEYS_ROOM = 4, 4000
 
 
 def attend_by_segment(
@@ -32,11 +35,11 @@ def attend_by_segment(
     # A segment may have any number of keys; one program is compiled for each of KEY_RANGES sizes.
     step = -(-num_keys // KEY_RANGES)
     sizes = [min(i * step, num_keys) for i in range(1, KEY_RANGES + 1)]
-    heads_at_once = min(HEADS, -(-KEYS // num_keys))
+    heads_at_once = min(MAX_HEADS, -(-KEYS_ROOM // num_keys))
 
     def attend_row(row):
         q, k, v, segments, key_segments = row  # TNH, SNH, SNH, T, S
-        q = jnp.pad(q * width**-0.5, ((0, QUERIES), (0, 0), (0, 0)))
+        q = jnp.pad(q * width**-0.5, ((0, BLOCK_QUERIES), (0, 0), (0, 0)))
 
         def attend_head(head):
             q, k, v = head  # HT', SH, HS
@@ -90,12 +93,12 @@ def _attend_segment(
     v = lax.dynamic_slice_in_dim(v, begin, size, axis=1)
 
     def attend_block(i, y):
-        block = lax.dynamic_slice_in_dim(q, start + i * QUERIES, QUERIES, axis=1)
+        block = lax.dynamic_slice_in_dim(q, start + i * BLOCK_QUERIES, BLOCK_QUERIES, axis=1)
         scores = jnp.where(outside, -1e30, float32_einsum("SH,HT->ST", k, block))
         weights = jnp.exp(scores - scores.max(0)).astype(v.dtype)
         # Dividing the sums is one pass less over [S, T] than dividing the weights.
         out = float32_einsum("HS,ST->HT", v, weights) / weights.sum(0, dtype=jnp.float32)
         # The next segment overwrites what the last block writes beyond `end`.
-        return lax.dynamic_update_slice_in_dim(y, out, start + i * QUERIES, axis=1)
+        return lax.dynamic_update_slice_in_dim(y, out, start + i * BLOCK_QUERIES, axis=1)
 
-    return lax.fori_loop(0, -(-(end - start) // QUERIES), attend_block, y)
+    return lax.fori_loop(0, -(-(end - start) // BLOCK_QUERIES), attend_block, y)

@@ -27,12 +27,13 @@ from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 
 # Most units per call of the duration predictor, most codes per call of the pitch predictor.
 UNITS, PITCH_CODES = 32, 64
-# A code's samples are synthesized once this many codes after it are known (of 20 ms), and as soon
-# as that many codes are ready: the first chunk comes after 15 codes, 0.3 s of units. Chunks of one
-# size follow without a gap if units come at least as fast as their sound.
+# LOOKAHEAD: codes that must be known after a code before it is synthesized. READY: fewest codes
+# synthesized at a time. Codes are 20 ms: the first chunk comes after 15 codes, 0.3 s of units.
+# Chunks of one size follow without a gap if units come at least as fast as their sound.
 LOOKAHEAD, READY = 8, 7
 
-# Rows [n, F] that are added to a sequence, and rows that are expected to follow them for now.
+# Rows [n, F] that are added to a sequence, and a guess of the rows that follow, replaced with the
+# next piece.
 Pieces = Iterable[tuple[np.ndarray, np.ndarray]]
 
 

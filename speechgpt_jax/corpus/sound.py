@@ -1,0 +1,49 @@
+"""Recordings of Beam's workers, read in threads while others are encoded."""
+
+import io
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from speechgpt_jax import files
+from speechgpt_jax.corpus.beam_files import FileSystems
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.speech.audio import load_audio
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Sound = np.ndarray | str  # float32 [samples] at 16 kHz, or why there is none
+
+
+def load(path: str) -> Sound:
+    """float32 [samples] at 16 kHz, or why the file can't be read."""
+    try:
+        with FileSystems.open(path) as file:
+            source = io.BytesIO(file.read())
+    except (ValueError, OSError) as error:
+        # A failure of a remote file system may pass; Beam tries again.
+        if files.is_remote(path) and not isinstance(error, FileNotFoundError):
+            raise
+        return " ".join(str(error).split())
+    source.name = path
+    try:
+        return load_audio(source)
+    except UserError as error:
+        return " ".join(str(error).split())
+
+
+def in_advance(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int = 8, ahead: int = 16
+) -> Iterator[Result]:
+    """`map(function, items)` in threads, which work up to `ahead` items in advance."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
