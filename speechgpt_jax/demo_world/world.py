@@ -172,7 +172,7 @@ def vocabulary() -> tuple[str, ...]:
 def is_free_order(text: str) -> bool:
     """Whether a text that is none of `all_sentences()` has the form of a further one.
 
-    "red seven why." -> True, "Red seven why" -> False, "red house." -> False: it has no "house".
+    "red seven feet." -> True, "red seven feet" -> False, "red psalms." -> False: it has no "psalms".
     """
     return text.endswith(".") and set(text[:-1].split(" ")) <= set(vocabulary())
 
