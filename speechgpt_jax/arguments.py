@@ -87,8 +87,15 @@ def name(text: str) -> str:
 
 def nonempty(text: str) -> str:
     """Type of texts that are not blank."""
-    if not text.strip() or not is_text(text):
-        raise _illegal(text, "a text that is not blank" if is_text(text) else "a text in UTF-8")
+    if not utf8(text).strip():
+        raise _illegal(text, "a text that is not blank")
+    return text
+
+
+def utf8(text: str) -> str:
+    """Type of all texts, blank ones too."""
+    if not is_text(text):
+        raise _illegal(text, "a text in UTF-8")
     return text
 
 

@@ -43,7 +43,8 @@ from speechgpt_jax.errors import UserError, one_line_errors
 from speechgpt_jax.files import is_remote
 from speechgpt_jax.gin_utils import hush_libraries
 from speechgpt_jax.manifests import read_rows, resolve
-from speechgpt_jax.speech.audio import SAMPLE_RATE, check_output, load_audio, save_audio
+from speechgpt_jax.speech.audio import SAMPLE_RATE, check_output, save_audio
+from speechgpt_jax.speech.recordings import load_recording
 from speechgpt_jax.speech.sound_devices import open_player
 from speechgpt_jax.training import process_flags
 
@@ -120,7 +121,9 @@ def check_flags() -> None:
             raise UserError("All prompts are answered into a folder; give --answers.")
         refuse([OUTPUT, PLAY], "is for one question; tools.synthesize makes sound of --answers.")
     else:
-        refuse([ANSWERS, ROWS_PER_SHARD, AT_ONCE], "goes with --prompts or --prompts_task.")
+        of_tables = [ANSWERS, ROWS_PER_SHARD, AT_ONCE]
+        of_tables += [process_flags.MULTIHOST, process_flags.NUM_PROCESSES]
+        refuse(of_tables, "goes with --prompts or --prompts_task.")
     if PROMPTS_TASK.value:
         refuse([TASK, WRITTEN, talk.PREFIX], "is part of the prompts of --prompts_task.")
     else:
@@ -148,7 +151,7 @@ def answer_one(question: dict) -> None:
     check_question(question, "The question")
     if is_spoken():
         check_output(OUTPUT.value)
-    source = question["text"] if "text" in question else load_audio(question["audio"])
+    source = question["text"] if "text" in question else load_recording(question["audio"])
     # Loads JAX, which takes seconds; wrong flags are reported before.
     conversation = talk.start_conversation(talk.load_speech_model(num_slots=1, devices=MESH.value))
     reply = ask(conversation, source)
@@ -218,7 +221,7 @@ def read_examples() -> list[tuple[dict, list[int]]]:
 
 def answer_question(conversation: Conversation, row: dict) -> dict:
     """Parts of the answer to a row of --prompts."""
-    source = row["text"] if "text" in row else load_audio(audio_path(row))
+    source = row["text"] if "text" in row else load_recording(audio_path(row))
     reply = ask(conversation, source)
     return {"transcript": reply.transcript, "text": reply.text, "units": reply.units}
 
@@ -261,7 +264,16 @@ def answer_all(rows: list[dict], answer: Callable[[Conversation, dict], dict]) -
 
 
 def show(reply: Reply) -> None:
-    """Prints the parts of a reply and writes its sound to --output."""
+    """Prints the parts of a reply and writes its sound to --output.
+
+    Raises:
+      UserError: it is empty.
+    """
+    if not (reply.transcript or reply.text or reply.units):
+        raise UserError(
+            "the reply is empty; a larger --max_new_tokens may help, or a model that was trained"
+            f" for --task={TASK.value}."
+        )
     if reply.transcript:
         print(f"question: {reply.transcript}")
     if reply.text:

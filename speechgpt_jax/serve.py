@@ -29,7 +29,7 @@ from speechgpt_jax.arguments import (
 from speechgpt_jax.decoding import flags as talk
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.gin_utils import hush_libraries
-from speechgpt_jax.serving.limits import Limits
+from speechgpt_jax.serving.limits import LONGEST_AUDIO, Limits
 
 HISTORY_TOKENS = talk.define_history_tokens()
 flags.adopt_module_key_flags(talk)
@@ -48,12 +48,15 @@ MAX_WAITING = define(
 )
 MAX_BODY_MB = define(
     "max_body_mb",
-    finite_float(at_least=1 / 1024),
+    finite_float(at_least=1 / 1024, at_most=2**20),
     Limits.body_bytes / 2**20,
     "Largest request, in MiB.",
 )
 MAX_AUDIO_SECONDS = define(
-    "max_audio_seconds", positive_float, Limits.audio_seconds, "Longest recording."
+    "max_audio_seconds",
+    finite_float(above=0, at_most=LONGEST_AUDIO),
+    Limits.audio_seconds,
+    "Longest recording.",
 )
 MAX_SECONDS = define(
     "max_seconds", positive_float, Limits.seconds, "Time for a request and its reply."

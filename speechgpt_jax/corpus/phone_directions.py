@@ -12,8 +12,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from speechgpt_jax import manifests
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.speech.mfcc import num_frames
 from speechgpt_jax.speech.phones import Phones, flite_phones, frame_phones
+from speechgpt_jax.speech.recordings import num_frames
 
 # Frames from which the directions are found.
 SAMPLE_FRAMES = 200_000

@@ -13,7 +13,8 @@ from speechgpt_jax import arguments, prompts
 from speechgpt_jax.decoding.conversation import Conversation, Question, Reply
 from speechgpt_jax.decoding.events import Event, Sound, Text, Transcript
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.speech.audio import SAMPLE_RATE, check_output, load_audio, save_audio
+from speechgpt_jax.speech.audio import SAMPLE_RATE, check_output, save_audio
+from speechgpt_jax.speech.recordings import load_recording
 from speechgpt_jax.speech.sound_devices import open_player, record
 
 HELP = """\
@@ -106,7 +107,7 @@ class Chat:
         elif command == "/say":
             self._reply(line, self.conversation.speaking(argument))
         elif command == "/transcribe":
-            self._reply(line, self.conversation.transcribing(load_audio(argument)))
+            self._reply(line, self.conversation.transcribing(load_recording(argument)))
         elif command == "/listen":
             seconds = arguments.positive_float(argument)
             self._show(f"Speak now, {seconds:g} seconds ...\n")
@@ -129,9 +130,9 @@ class Chat:
             self._ask(line, line)
         elif task:
             description = task[0] or prompts.TRANSCRIBE
-            self._reply(line, self.conversation.transcribing(load_audio(file), description))
+            self._reply(line, self.conversation.transcribing(load_recording(file), description))
         else:
-            self._ask(line, load_audio(file))
+            self._ask(line, load_recording(file))
 
     def _ask(self, line: str, question: Question) -> None:
         self._reply(line, self.conversation.ask(question, aloud=self.aloud))

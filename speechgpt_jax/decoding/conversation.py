@@ -321,8 +321,14 @@ class Conversation:
     def _events(self, prompt: list[int], form: str, tokens: list[int]) -> Generator[Event]:
         """Events of the answer to a prompt; its token ids are added to `tokens`."""
         model = self.model
-        bursts = _collected(self._submit(prompt, form), tokens)
-        events = text_and_unit_events(bursts, form, model.masks, model.tokenizer)
+        answer = self._submit(prompt, form)
+        events = text_and_unit_events(
+            _collected(answer, tokens),
+            form,
+            model.masks,
+            model.tokenizer,
+            was_cut=lambda: answer.finish_reason == "length",
+        )
         if not self.has_sound:
             return (event for burst in events for event in burst)
         return with_sound(events, model.vocoder, self.speaker, 1 / self.speed)

@@ -1,7 +1,7 @@
 """Events of a reply: its transcript, text, units and sound while they are written."""
 
 import dataclasses
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -48,7 +48,11 @@ _TRANSCRIPT = "[tq]"
 
 
 def text_and_unit_events(
-    bursts: Iterable[Sequence[Token]], form: str, masks: Masks, tokenizer: Tokenizer
+    bursts: Iterable[Sequence[Token]],
+    form: str,
+    masks: Masks,
+    tokenizer: Tokenizer,
+    was_cut: Callable[[], bool] = lambda: False,
 ) -> Iterator[list[Event]]:
     """Tokens of an answer, in lists, -> the events after each list: all but the sound.
 
@@ -57,6 +61,7 @@ def text_and_unit_events(
       form: one of masks.FORMS, or masks.ANY.
       masks: the masks with which the answer was written.
       tokenizer: the tokenizer.
+      was_cut: called at the end: whether the answer may have ended within a marker.
     """
     state, part = masks.start(form), masks.part(masks.start(form))
     text = _TextPart(tokenizer, _marker(form, part))
@@ -78,7 +83,7 @@ def text_and_unit_events(
             state = int(masks.table[state, token.id])
         events += _text_events(part, text.settled())
         yield [*events, Units(units)] if units else events
-    yield _text_events(part, text.finished())
+    yield _text_events(part, text.finished(is_cut=was_cut()))
 
 
 def with_sound(
@@ -128,14 +133,18 @@ class _TextPart:
         text, _, _ = self._text.partition(self._marker)
         if _TRANSCRIPT.startswith(text.strip()):
             return ""
+        return self._new(self._without_begun_marker(text))
+
+    def finished(self, *, is_cut: bool = False) -> str:
+        """New text at the end of the part; an answer that `is_cut` may end within the marker."""
+        self._text += self._stream.finish()
+        text, _, _ = self._text.partition(self._marker)
+        return self._new(self._without_begun_marker(text) if is_cut else text)
+
+    def _without_begun_marker(self, text: str) -> str:
         lengths = range(len(self._marker) - 1, 0, -1)
         begun = next((n for n in lengths if text.endswith(self._marker[:n])), 0)
-        return self._new(text[: len(text) - begun])
-
-    def finished(self) -> str:
-        """New text at the end of the part."""
-        self._text += self._stream.finish()
-        return self._new(self._text.partition(self._marker)[0])
+        return text[: len(text) - begun]
 
     def _new(self, text):
         # The marker follows a semicolon.

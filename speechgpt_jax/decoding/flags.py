@@ -19,6 +19,7 @@ from speechgpt_jax.arguments import (
     finite_float,
     nonempty,
     positive_int,
+    utf8,
 )
 from speechgpt_jax.decoding import defaults
 from speechgpt_jax.errors import UserError
@@ -41,8 +42,8 @@ SPEAKER = define(
     f"Name or index of the speaker whose voice the vocoder uses; by default {SHIPPED_VOICE} of the"
     " shipped vocoder, the first speaker of another.",
 )
-PREFIX = flags.DEFINE_string(
-    "prefix", prompts.DEFAULT_PREFIX, "System prompt with which the run was trained."
+PREFIX = define(
+    "prefix", utf8, prompts.DEFAULT_PREFIX, "System prompt with which the run was trained."
 )
 TEMPERATURE = define(
     "temperature",

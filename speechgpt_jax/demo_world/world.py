@@ -172,8 +172,8 @@ def vocabulary() -> tuple[str, ...]:
 def is_free_order(text: str) -> bool:
     """Whether a text that is none of `all_sentences()` has the form of a further one.
 
-    "red seven feet." -> True. "red seven feet", without the dot, and "red psalms.", with a word that
-    the world doesn't have -> False.
+    "red seven feet." -> True. "red seven feet", without the dot, and "red psalms.", with a word
+    that the world doesn't have -> False.
     """
     return text.endswith(".") and set(text[:-1].split(" ")) <= set(vocabulary())
 

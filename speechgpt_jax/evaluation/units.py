@@ -14,8 +14,9 @@ from speechgpt_jax.manifests import check_fields, is_perturbed
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder import kmeans
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
-from speechgpt_jax.speech.mfcc import mfcc, num_frames
+from speechgpt_jax.speech.mfcc import mfcc
 from speechgpt_jax.speech.phones import PocketsphinxAligner, flite_phones, frame_phones
+from speechgpt_jax.speech.recordings import num_frames
 from speechgpt_jax.unit_text import reduce_units
 
 # Group of recordings -> its split of the manifest. The map from units to phones is learned on FIT;

@@ -261,6 +261,14 @@ class _Server:
         """Why a session can't begin, if it can't."""
         if not self._is_allowed(socket.headers.get("origin"), socket.headers.get("host")):
             return ApiError(403, "Pages of this origin are not allowed; see --cors_origins.")
+        name, asked = self._options.name, socket.query_params.get("model")
+        if asked not in (None, "", name):
+            return ApiError(
+                404,
+                f"model: expected {name}, got {protocol.excerpt(asked)}.",
+                param="model",
+                code="model_not_found",
+            )
         if not self._talker.is_ready:
             return still_loading()
         if self._num_sessions >= self._talker.most_replies:

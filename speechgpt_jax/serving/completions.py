@@ -16,7 +16,7 @@ from speechgpt_jax.decoding.requests import Answer, Request, Token
 from speechgpt_jax.decoding.sampling import Sampling
 from speechgpt_jax.serving import protocol
 from speechgpt_jax.serving.http import sse
-from speechgpt_jax.serving.protocol import StreamOptions, Strict, invalid
+from speechgpt_jax.serving.protocol import StreamOptions, Strict, TopK, invalid
 from speechgpt_jax.serving.talker import Talker, num_tokens
 
 Ids = list[Annotated[int, Field(ge=0)]]
@@ -36,11 +36,14 @@ class CompletionRequest(Strict):
     max_tokens: Annotated[int, Field(ge=1)] = 16
     min_tokens: Annotated[int, Field(ge=0)] = 0
     n: Literal[1] | None = None
+    best_of: Literal[1] | None = None
+    echo: Literal[False] | None = None
+    suffix: Literal[""] | None = None
     stop: Annotated[list, Field(max_length=0)] | None = None
     stop_token_ids: Ids | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: TopK = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None

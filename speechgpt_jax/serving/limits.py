@@ -4,6 +4,9 @@ import dataclasses
 
 from speechgpt_jax.limits import check_number
 
+# Seconds of the longest recording that may be allowed.
+LONGEST_AUDIO = 3600
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -23,6 +26,6 @@ class Limits:
 
     def __post_init__(self):
         check_number("body_bytes", self.body_bytes, at_least=1024)
-        check_number("audio_seconds", self.audio_seconds, above=0)
+        check_number("audio_seconds", self.audio_seconds, above=0, at_most=LONGEST_AUDIO)
         check_number("waiting", self.waiting, at_least=0)
         check_number("seconds", self.seconds, above=0)

@@ -1,14 +1,18 @@
 """Requests, replies and errors of the API: those that OpenAI's clients send and expect.
 
-Chat completions refuse `n`, `logprobs`, `tools` and `functions`, completions `n` and `stop`, which
-would change the answer; other fields that the server doesn't know are ignored.
+Chat completions refuse `n`, `logprobs`, `tools` and `functions`, completions `n`, `best_of`,
+`echo`, `suffix` and `stop`, Realtime sessions `tools`, which would change the answer; other fields
+that the server doesn't know are ignored.
 """
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
+import pydantic_core
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from speechgpt_jax.decoding.defaults import LARGEST_TOP_K
 
 # ---- errors --------------------------------------------------------------------------------------
 
@@ -82,8 +86,8 @@ class Strict(BaseModel):
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def parse(kind: type[Model], fields: Any) -> Model:
-    """A request from its JSON.
+def parse(kind: type[Model], fields: Any, name: str = "") -> Model:
+    """A request, or the part of it that is called `name`, from its JSON.
 
     Raises:
       ApiError: status 400 with the field, what was given and what was expected.
@@ -91,7 +95,7 @@ def parse(kind: type[Model], fields: Any) -> Model:
     try:
         return kind.model_validate(fields)
     except pydantic.ValidationError as error:
-        raise _explained(error) from error
+        raise _explained(error, name) from error
 
 
 def parse_json(kind: type[Model], data: bytes) -> Model:
@@ -99,20 +103,46 @@ def parse_json(kind: type[Model], data: bytes) -> Model:
     try:
         return kind.model_validate_json(data)
     except pydantic.ValidationError as error:
-        raise _explained(error) from error
+        raise _explained(error, "") from error
 
 
-def _explained(error: pydantic.ValidationError) -> ApiError:
+def from_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+      ApiError: status 400, it is not JSON, is nested too deeply, or holds half a character.
+    """
+    try:
+        return pydantic_core.from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        raise invalid(f"Expected JSON: {error}.", code="invalid_json") from error
+
+
+def _explained(error: pydantic.ValidationError, name: str) -> ApiError:
     # Of a union, the attempt that came furthest is the one that the client meant.
-    problem = max(error.errors(include_url=False), key=lambda problem: len(problem["loc"]))
-    if problem["type"] == "json_invalid":
-        return invalid(f"The body is not JSON: {problem['ctx']['error']}.", code="invalid_json")
+    problem = max(error.errors(include_url=False), key=_progress)
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "json_invalid":
+        return invalid(f"The body is not JSON: {context['error']}.", code="invalid_json")
     # Names of alternatives of a union are no fields.
-    path = ".".join(str(part) for part in problem["loc"] if part not in _ALTERNATIVES)
-    if problem["type"] == "missing":
+    parts = [name, *(str(part) for part in problem["loc"] if part not in _ALTERNATIVES)]
+    if kind == "union_tag_invalid":
+        parts.append(context["discriminator"].strip("'"))
+    path = ".".join(filter(None, parts))
+    if kind == "missing":
         return invalid(f"{path} is required.", path, "missing_required_parameter")
-    expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return invalid(f"{path}: expected {expected}, got {excerpt(problem['input'])}.", path)
+    given, expected = problem["input"], problem["msg"].removeprefix("Input should be ")
+    if kind == "union_tag_invalid":
+        given, expected = context["tag"], f"one of {context['expected_tags']}"
+    elif kind in ("model_type", "model_attributes_type", "dict_type"):
+        expected = "a JSON object"
+    expected = expected.removeprefix("Value error, ")
+    return invalid(f"{path or 'The body'}: expected {expected}, got {excerpt(given)}.", path)
+
+
+def _progress(problem: Any) -> tuple[int, bool]:
+    """How far an attempt came: the depth of the field, and whether it has the right type."""
+    return len(problem["loc"]), not problem["type"].endswith("_type")
 
 
 def excerpt(value: Any) -> str:
@@ -131,6 +161,9 @@ def _name_of_voice(value: Any) -> Any:
 
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 VoiceName = Annotated[str, BeforeValidator(_name_of_voice), StringConstraints(max_length=100)]
+
+
+TopK = Annotated[int, Field(ge=0, le=LARGEST_TOP_K)]
 
 
 class _Refused(Strict):
@@ -174,7 +207,8 @@ _ALTERNATIVES = (
     *("str", "text", "input_audio", "UserMessage", "SystemMessage", "AssistantMessage"),
     *("user", "system", "developer", "assistant"),
     "list[tagged-union[TextPart,AudioPart]]",
-    *("list[TextPart]", "constrained-str", "list[constrained-str]", "list[constrained-int]"),
+    *("list[TextPart]", "constrained-str", "list[constrained-str]"),
+    *("constrained-int", "list[constrained-int]", "literal['inf']"),
 )
 
 
@@ -236,7 +270,7 @@ class ChatRequest(_Refused):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: TopK | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None

@@ -59,17 +59,19 @@ class Session:
         """Answers events until the client goes away."""
         await self._send("session.created", session=self._described())
         try:
-            while True:
-                await self._receive(await self._socket.receive_text())
-        except (WebSocketDisconnect, KeyError):  # KeyError: a frame of bytes.
+            while (message := await self._socket.receive())["type"] == "websocket.receive":
+                await self._receive(message.get("text"))
+        except WebSocketDisconnect:
             pass
         finally:
             await self._cancel("client_cancelled")
 
-    async def _receive(self, text: str) -> None:
+    async def _receive(self, text: str | None) -> None:
         event_id = None
         try:
-            event = json.loads(text)
+            if text is None:
+                raise invalid("Expected an event as text, got a frame of bytes.")
+            event = protocol.from_json(text)
             if not isinstance(event, dict):
                 raise invalid(f"Expected an event as a JSON object, got {text[:40]!r}.")
             event_id = event.get("event_id")
@@ -81,8 +83,6 @@ class Session:
                     "type",
                 )
             await handle(event)
-        except json.JSONDecodeError as error:
-            await self._send_error(invalid(f"The event is not JSON: {error}."), None)
         except Exception as error:
             await self._send_error(explain(error), event_id)
 
@@ -104,7 +104,11 @@ class Session:
         given = event.get("session")
         if not isinstance(given, dict):
             raise invalid("session is required: the settings to change.", "session")
-        settings = protocol.parse(Settings, _merged(self._settings.model_dump(), given))
+        merged = _merged(self._settings.model_dump(), given)
+        settings = protocol.parse(Settings, merged, "session")
+        protocol.check_choice("session.model", settings.model, [self._name])
+        if settings.max_output_tokens != "inf":
+            self._talker.conversation(max_new_tokens=settings.max_output_tokens)
         protocol.check_choice(
             "session.audio.output.voice", settings.audio.output.voice, self._talker.voices
         )
@@ -216,7 +220,7 @@ class Session:
     # ---- messages --------------------------------------------------------------------------------
 
     async def _create_item(self, event: dict) -> None:
-        item = protocol.parse(Item, event.get("item"))
+        item = protocol.parse(Item, event.get("item"), "item")
         part = item.content[0]
         item_id = item.id or _new_id("item")
         if item.role == "user":
@@ -239,7 +243,9 @@ class Session:
     # ---- responses -------------------------------------------------------------------------------
 
     async def _create_response(self, event: dict) -> None:
-        await self._begin_response(protocol.parse(ResponseOptions, event.get("response") or {}))
+        await self._begin_response(
+            protocol.parse(ResponseOptions, event.get("response") or {}, "response")
+        )
 
     async def _begin_response(self, options: ResponseOptions) -> None:
         if self._response and not self._response.done():

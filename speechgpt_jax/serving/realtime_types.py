@@ -55,6 +55,7 @@ class Settings(Strict):
     type: Literal["realtime"] = "realtime"
     model: str = ""
     output_modalities: Modalities = Field(default=["audio"])
+    tools: Annotated[list, Field(max_length=0)] = Field(default=[])
     max_output_tokens: Annotated[int, Field(ge=1)] | Literal["inf"] = "inf"
     audio: Audio = Audio()
 

@@ -4,13 +4,9 @@ import numpy as np
 import scipy.fft
 
 from speechgpt_jax.speech.mel import mel_filterbank
+from speechgpt_jax.speech.recordings import HOP, WINDOW, num_frames
 
-N_FFT, WINDOW, HOP, NUM_MELS, NUM_COEFFICIENTS = 512, 400, 320, 40, 13
-
-
-def num_frames(samples: int) -> int:
-    """Number of HuBERT's frames, 400 samples every 320: 16000 samples -> 49 frames."""
-    return max(0, (samples - WINDOW) // HOP + 1)
+N_FFT, NUM_MELS, NUM_COEFFICIENTS = 512, 40, 13
 
 
 def mfcc(wav: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Recordings that a manifest names, each at least a frame long."""
+"""Recordings that a manifest or a user names, each at least a frame long."""
 
 import os
 
@@ -6,7 +6,14 @@ import numpy as np
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import load_audio
-from speechgpt_jax.speech.mfcc import num_frames
+
+# Samples of one of HuBERT's frames, and from one to the next.
+WINDOW, HOP = 400, 320
+
+
+def num_frames(samples: int) -> int:
+    """Number of HuBERT's frames: 16000 samples -> 49."""
+    return max(0, (samples - WINDOW) // HOP + 1)
 
 
 def load_recording(path: str | os.PathLike, max_seconds: float | None = None) -> np.ndarray:
@@ -17,5 +24,5 @@ def load_recording(path: str | os.PathLike, max_seconds: float | None = None) ->
     """
     wav = load_audio(path, max_seconds)
     if not num_frames(len(wav)):
-        raise UserError(f"{path} is shorter than a frame of 25 ms; leave it out of the manifest.")
+        raise UserError(f"{path} is shorter than a frame of 25 ms; give a longer one, or none.")
     return wav

@@ -16,14 +16,14 @@ MASKS = Masks(TOKENIZER)
 WHOLE = " [tq] what is it, a [t] or é?; [ta] it is a [u] cat; or é.; [ua] <sosp><5><60><7><eosp>"
 
 
-def events_of(text, form, sizes):
+def events_of(text, form, sizes, **kwargs):
     ids = TOKENIZER.encode(text)
     bursts = []
     for size in sizes:
         bursts.append([Token(id_, 0.0) for id_ in ids[:size]])
         ids = ids[size:]
     bursts.append([Token(id_, 0.0) for id_ in ids])
-    events = text_and_unit_events(bursts, form, MASKS, TOKENIZER)
+    events = text_and_unit_events(bursts, form, MASKS, TOKENIZER, **kwargs)
     return [event for burst in events for event in burst]
 
 
@@ -43,6 +43,8 @@ def test_the_end_of_a_text(text):
     one_by_one = [1] * 20
     expected = "it is. <e" if text.endswith("<e") else "it is."
     assert Reply.of(events_of(text, "text", one_by_one)).text == expected
+    cut = events_of(text, "text", one_by_one, was_cut=lambda: True)
+    assert Reply.of(cut).text == "it is."
 
 
 def test_text_and_units_in_any_order():

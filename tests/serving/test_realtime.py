@@ -200,7 +200,14 @@ def test_a_refused_response_leaves_the_question(connection):
         ({"type": "session.update"}, "session is required"),
         ({"type": "session.update", "session": {"audio": {"output": {"voice": "x"}}}}, "slt, rms"),
         ({"type": "session.update", "session": {"type": "transcription"}}, "expected 'realtime'"),
+        ({"type": "session.update", "session": {"model": "gpt"}}, "session.model: expected one of"),
+        ({"type": "session.update", "session": {"tools": [{}]}}, "session.tools: expected"),
+        (
+            {"type": "session.update", "session": {"max_output_tokens": 10**20}},
+            "expected at most 96",
+        ),
         ({"type": "conversation.item.create", "item": {"type": "message"}}, "is required"),
+        ({"type": "conversation.item.create"}, "item: expected a JSON object, got None"),
         ({"type": ["session.update"]}, "type: expected one of"),
     ],
 )
@@ -212,9 +219,10 @@ def test_illegal_events(connection, event, message):
 
 
 def test_the_session_survives_errors(connection):
-    connection.send_raw("{")
-    connection.send_raw("[]")
-    assert [connection.recv().type for _ in range(2)] == ["error", "error"]
+    frames = ["{", "[]", "[" * 100_000, b"{}", '{"type": "\\ud800"}']
+    for frame in frames:
+        connection.send_raw(frame)
+    assert {connection.recv().type for _ in frames} == {"error"}
     connection.input_audio_buffer.clear()
     assert connection.recv().type == "input_audio_buffer.cleared"
 
@@ -243,6 +251,12 @@ def test_the_asynchronous_client(address):
                     return event.text
 
     assert asyncio.run(talk()) == tiny.SUM_ANSWER
+
+
+def test_another_model_is_refused(address):
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
+    with pytest.raises(Exception, match="404"), client.realtime.connect(model="gpt"):
+        pass
 
 
 @pytest.mark.parametrize(
