@@ -43,10 +43,9 @@ import seqio
 import tensorflow as tf
 
 from speechgpt_jax import prompts
-from speechgpt_jax.data import preprocessors
+from speechgpt_jax.data import preprocessors, registry
 from speechgpt_jax.data.sources import DEMO_CORPUS, RecordsInMemory
 from speechgpt_jax.data.vocabulary import Vocabulary
-from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation import metrics
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER
 
@@ -284,10 +283,6 @@ def _source(
     return RecordsInMemory(files, features)
 
 
-# Arguments of the first call of `mixture`.
-_registered: list[tuple[str, bool]] = []
-
-
 def mixture(name: str, folder: str, loss_on_answers: bool = False) -> str:
     """Registers the tasks of a corpus, and returns the full name of one of them; for gin.
 
@@ -300,18 +295,14 @@ def mixture(name: str, folder: str, loss_on_answers: bool = False) -> str:
     Raises:
       UserError: an earlier call had another folder or another loss.
     """
-    wanted = folder, loss_on_answers
-    if not _registered:
-        tokenize = (
-            preprocessors.tokenize_answers if loss_on_answers else preprocessors.tokenize_dialogues
-        )
-        add_tasks("corpus", folder, tokenize)
-        _registered.append(wanted)
-    elif _registered != [wanted]:
-        raise UserError(
-            f"The tasks corpus_* of this process are those of (folder, loss_on_answers) ="
-            f" {_registered[0]}, not {wanted}; bind the same to all."
-        )
+    tokenize = (
+        preprocessors.tokenize_answers if loss_on_answers else preprocessors.tokenize_dialogues
+    )
+    registry.register_once(
+        "corpus_modality_adaptation",  # One of them; all are registered together.
+        {"folder": folder, "loss_on_answers": loss_on_answers},
+        lambda: add_tasks("corpus", folder, tokenize),
+    )
     return f"corpus_{name}"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import seqio
 
-from speechgpt_jax.data import preprocessors, records
+from speechgpt_jax.data import preprocessors, records, registry
 from speechgpt_jax.data.sources import RecordFiles
 from speechgpt_jax.data.vocabulary import Vocabulary
 
@@ -34,20 +34,25 @@ def unit_lines(
         logs them.
 
     Raises:
-      UserError: there is no tokenizer in the folder, or `on_error` is something else.
+      UserError: there is no tokenizer in the folder, `on_error` is something else, or the name is
+        illegal or another task's.
     """
-    vocabulary = Vocabulary.from_pretrained(tokenizer)
-    check = records.check_unit_text(len(vocabulary.unit_ids))
-    seqio.TaskRegistry.add(
-        name,
-        source=RecordFiles(files, ("units",), check, on_error),
-        preprocessors=[
-            functools.partial(seqio.preprocessors.rekey, key_map={"unit_text": "units"}),
-            preprocessors.tokenize_unit_text,
-            seqio.CacheDatasetPlaceholder(),
-            preprocessors.concatenate_and_cut,
-        ],
-        output_features={"targets": seqio.Feature(vocabulary, add_eos=False)},
-        shuffle_buffer_size=None,
-    )
-    return name
+    arguments = {"files": files, "tokenizer": tokenizer, "on_error": on_error}
+
+    def register() -> None:
+        vocabulary = Vocabulary.from_pretrained(tokenizer)
+        check = records.check_unit_text(len(vocabulary.unit_ids))
+        seqio.TaskRegistry.add(
+            name,
+            source=RecordFiles(files, ("units",), check, on_error),
+            preprocessors=[
+                functools.partial(seqio.preprocessors.rekey, key_map={"unit_text": "units"}),
+                preprocessors.tokenize_unit_text,
+                seqio.CacheDatasetPlaceholder(),
+                preprocessors.concatenate_and_cut,
+            ],
+            output_features={"targets": seqio.Feature(vocabulary, add_eos=False)},
+            shuffle_buffer_size=None,
+        )
+
+    return registry.register_once(name, arguments, register)

@@ -19,9 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import seqio
 
-from speechgpt_jax.data import preprocessors, records
+from speechgpt_jax.data import preprocessors, records, registry
 from speechgpt_jax.data.sources import SHUFFLE_BUFFER, RecordFiles
 from speechgpt_jax.data.vocabulary import Vocabulary
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation import metrics
 
 DIALOGUE = ("prefix", "plain_text")
@@ -50,18 +51,30 @@ def dialogue_lines(
         the one that is saved with the tokenizer.
 
     Raises:
-      UserError: there is no tokenizer in the folder, or `direction`, `template` or `on_error` is
-        unknown.
+      UserError: there is no tokenizer in the folder, `direction`, `template` or `on_error` is
+        unknown, or the name is illegal or another task's.
     """
-    vocabulary = Vocabulary.from_pretrained(tokenizer, template)
-    check = records.check_dialogues(len(vocabulary.unit_ids))
-    return _add_task(
-        name,
-        RecordFiles(files, DIALOGUE, check, on_error),
-        [preprocessors.only_direction(direction)] if direction else [],
-        vocabulary,
-        metric_fns,
-    )
+    arguments = {
+        "files": files,
+        "tokenizer": tokenizer,
+        "direction": direction,
+        "on_error": on_error,
+        "metric_fns": list(metric_fns),
+        "template": template,
+    }
+
+    def register() -> None:
+        vocabulary = Vocabulary.from_pretrained(tokenizer, template)
+        check = records.check_dialogues(len(vocabulary.unit_ids))
+        _add_task(
+            name,
+            RecordFiles(files, DIALOGUE, check, on_error),
+            [preprocessors.only_direction(direction)] if direction else [],
+            vocabulary,
+            metric_fns,
+        )
+
+    return registry.register_once(name, arguments, register)
 
 
 def tfds_dialogues(
@@ -83,18 +96,43 @@ def tfds_dialogues(
       direction, metric_fns, template: as in `dialogue_lines`.
 
     Raises:
-      UserError: as `dialogue_lines`.
+      UserError: as `dialogue_lines`, or the dataset was not built in `data_dir`.
     """
-    source = seqio.TfdsDataSource(dataset, data_dir, read_only=True)
-    num_examples = max(map(source.num_input_examples, source.splits))
-    return _add_task(
-        name,
-        source,
-        [preprocessors.only_direction(direction)] if direction else [],
-        Vocabulary.from_pretrained(tokenizer, template),
-        metric_fns,
-        min(num_examples, SHUFFLE_BUFFER),
-    )
+    arguments = {
+        "dataset": dataset,
+        "tokenizer": tokenizer,
+        "data_dir": data_dir,
+        "direction": direction,
+        "metric_fns": list(metric_fns),
+        "template": template,
+    }
+
+    def register() -> None:
+        source, num_examples = _open_dataset(dataset, data_dir)
+        _add_task(
+            name,
+            source,
+            [preprocessors.only_direction(direction)] if direction else [],
+            Vocabulary.from_pretrained(tokenizer, template),
+            metric_fns,
+            min(num_examples, SHUFFLE_BUFFER),
+        )
+
+    return registry.register_once(name, arguments, register)
+
+
+def _open_dataset(dataset: str, data_dir: str | None) -> tuple[seqio.TfdsDataSource, int]:
+    """A TFDS dataset and the number of examples of its largest split."""
+    try:
+        source = seqio.TfdsDataSource(dataset, data_dir, read_only=True)
+        return source, max(map(source.num_input_examples, source.splits))
+    except ValueError as error:
+        # After its first line, TFDS lists all datasets that it knows.
+        problem = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"dataset {dataset!r} is not in {data_dir or 'the default folder of TFDS'} ({problem}):"
+            " build it by `tfds build`, then give NAME/CONFIG:VERSION and its --data_dir."
+        ) from error
 
 
 def text_instructions(
@@ -108,16 +146,26 @@ def text_instructions(
 
     Arguments and errors are those of `dialogue_lines`.
     """
-    return _add_task(
-        name,
-        RecordFiles(files, ("question", "answer"), records.check_texts(), on_error),
-        [preprocessors.text_instruction],
-        Vocabulary.from_pretrained(tokenizer, template),
-        [metrics.answer_accuracy],
-    )
+    arguments = {
+        "files": files,
+        "tokenizer": tokenizer,
+        "on_error": on_error,
+        "template": template,
+    }
+
+    def register() -> None:
+        _add_task(
+            name,
+            RecordFiles(files, ("question", "answer"), records.check_texts(), on_error),
+            [preprocessors.text_instruction],
+            Vocabulary.from_pretrained(tokenizer, template),
+            [metrics.answer_accuracy],
+        )
+
+    return registry.register_once(name, arguments, register)
 
 
-def _add_task(name, source, to_dialogues, vocabulary, metric_fns, shuffle_buffer_size=None) -> str:
+def _add_task(name, source, to_dialogues, vocabulary, metric_fns, shuffle_buffer_size=None) -> None:
     seqio.TaskRegistry.add(
         name,
         source=source,
@@ -135,4 +183,3 @@ def _add_task(name, source, to_dialogues, vocabulary, metric_fns, shuffle_buffer
         postprocess_fn=metrics.response_parser(vocabulary.tokenizer.template),
         metric_fns=list(metric_fns),
     )
-    return name

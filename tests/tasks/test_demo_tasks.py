@@ -135,7 +135,7 @@ def test_targets_are_read_back_by_the_metrics(corpus, name):
 def test_a_corpus_in_another_folder_with_a_loss_on_answers(corpus):
     name = demo_corpus.mixture("all_tasks", str(corpus), loss_on_answers=True)
     assert name == demo_corpus.mixture("all_tasks", str(corpus), loss_on_answers=True)
-    with pytest.raises(UserError, match="bind the same to all"):
+    with pytest.raises(UserError, match="bind the same to both"):
         demo_corpus.mixture("asr", "another", loss_on_answers=True)
     assert len(seqio.MixtureRegistry.get(name).tasks) == 12
     task = seqio.TaskRegistry.get("corpus_speech_to_text")
