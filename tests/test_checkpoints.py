@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from speechgpt_jax import checkpoints
 from speechgpt_jax.checkpoints import Checkpoints, Damaged, Keep, NotSaved, Unreadable
 from speechgpt_jax.checkpoints.problems import reading
+from speechgpt_jax.checkpoints.steps import resolved
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.training.train_step import TrainState
 from tests import processes
@@ -92,8 +93,22 @@ def test_a_base_that_has_moved(tmp_path):
         store.close()
     assert "w" in checkpoints.parameter_shapes(tmp_path / "adapter")
     (tmp_path / "base").rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"is an adapter on .*/base/checkpoints/1, which is gone"):
+    with pytest.raises(UserError, match=r"trained on .*/base/checkpoints/1, which is gone"):
         checkpoints.parameter_shapes(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("folder", "base", "path"),
+    [
+        ("/runs/com/checkpoints", "../../cm/checkpoints/3", "/runs/cm/checkpoints/3"),
+        ("/runs/com/checkpoints", "gs://b/cm/checkpoints/3", "gs://b/cm/checkpoints/3"),
+        ("gs://b/com/checkpoints", "../../cm/checkpoints/3", "gs://b/cm/checkpoints/3"),
+        ("gs://b/com/checkpoints", "/runs/cm/checkpoints/3", "/runs/cm/checkpoints/3"),
+        ("/runs/com/checkpoints", None, None),
+    ],
+)
+def test_where_the_base_of_a_checkpoint_is(folder, base, path):
+    assert resolved(epath.Path(folder), base) == path
 
 
 def test_no_checkpoint(tmp_path):
@@ -356,9 +371,9 @@ def test_a_damaged_packed_run(packed, damage, problem):
 
 
 def test_what_cannot_be_packed(packed, tmp_path):
-    with pytest.raises(UserError, match="is an adapter; give --base"):
+    with pytest.raises(UserError, match="holds only the trained part of a model; give --base"):
         checkpoints.pack(packed[0][1], tmp_path / "out")
-    with pytest.raises(UserError, match="is a whole model; give --base"):
+    with pytest.raises(UserError, match="holds a whole model; give --base"):
         checkpoints.pack(packed[0][0], tmp_path / "out", base=packed[1][0])
     with pytest.raises(UserError, match=r"p1 was not packed from .*base.*, on which"):
         checkpoints.pack(packed[0][1], tmp_path / "out", base=packed[1][1])

@@ -31,7 +31,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     command.add_argument("out", type=epath.Path, help="the new run")
     command.add_argument("--base", type=epath.Path, help="for an adapter: run of its base")
-    command.add_argument("--compute_dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    command.add_argument(
+        "--compute_dtype", choices=("bfloat16", "float32"), help="of a model; default: bfloat16"
+    )
     command.add_argument("--dtype", choices=gguf.DTYPES, help="weights of a GGUF; default: float32")
     command = commands.add_parser("to_hf", help="a run -> a Hugging Face folder")
     command.add_argument("run", type=epath.Path, help="a run, or one of its checkpoints")
@@ -55,13 +57,18 @@ def _from_hf(args: argparse.Namespace) -> None:
     is_adapter = (args.folder / "adapter_config.json").exists()
     if is_adapter and not args.base:
         raise UserError(f"{args.folder} is an adapter: name the run of its base by --base.")
-    if args.base and args.folder.is_dir() and not is_adapter:
+    if args.base and args.folder.exists() and not is_adapter:
         raise UserError(f"{args.folder} has no adapter_config.json: leave out --base.")
+    if is_adapter and (args.dtype or args.compute_dtype):
+        raise UserError(
+            f"{args.folder} is an adapter, which keeps its dtype and has its base's compute_dtype:"
+            " leave out --dtype and --compute_dtype."
+        )
     with files.local_copy(args.folder) as folder:
         if is_adapter:
             adapters.from_peft(folder, args.out, args.base)
         else:
-            llama.from_hf(folder, args.out, args.compute_dtype, args.dtype)
+            llama.from_hf(folder, args.out, args.compute_dtype or "bfloat16", args.dtype)
 
 
 def _to_hf(args: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ from speechgpt_jax.checkpoints.models import (
     save_parameters,
 )
 from speechgpt_jax.checkpoints.problems import LOST_PROCESS, Damaged, NotSaved, Unreadable
-from speechgpt_jax.checkpoints.steps import latest, run_folder
+from speechgpt_jax.checkpoints.steps import base_of, latest, run_folder
 
 __all__ = [
     "FOLDER",
@@ -36,6 +36,7 @@ __all__ = [
     "NotSaved",
     "Restored",
     "Unreadable",
+    "base_of",
     "flatten",
     "latest",
     "latest_step",

@@ -21,6 +21,7 @@ from speechgpt_jax.checkpoints.steps import (
     read_arrays,
     read_input_positions,
     read_step_metadata,
+    resolved,
     saved_shapes,
 )
 from speechgpt_jax.errors import UserError
@@ -205,9 +206,10 @@ class Checkpoints:
     def _check_base(self, folder):
         base = read_step_metadata(folder)["base"]
         if base != self.metadata["base"]:
+            given, trained_on = (resolved(self.folder, x) for x in (self.metadata["base"], base))
             raise UserError(
-                f"checkpoint {folder} was trained on {base}, not on {self.metadata['base']}: set"
-                f" start_from to {base} again, or use another output folder."
+                f"checkpoint {folder} was trained on {trained_on}, not on {given}: set start_from"
+                f" to {trained_on} again, or use another output folder."
             )
 
     def _move_aside(self, folders):

@@ -1,4 +1,4 @@
-"""Parameters of models in checkpoints, including those of an adapter's base."""
+"""Parameters of models in checkpoints, those of their bases included."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +21,7 @@ from speechgpt_jax.checkpoints.steps import (
     pointer,
     read_arrays,
     read_step_metadata,
+    resolved,
     saved_shapes,
 )
 from speechgpt_jax.errors import UserError
@@ -86,21 +87,21 @@ def pack(
     """Writes the parameters of a run's newest checkpoint into one file, a run like any other.
 
     Args:
-      path: the run or one of its checkpoints; an adapter is packed without its base.
+      path: the run or one of its checkpoints; a trained part is packed without its base.
       out: folder of the packed run.
       dtype: of the stored parameters; None keeps theirs.
-      base: packed run of an adapter's base; None for whole models.
+      base: packed run of the base of a trained part, such as an adapter; None for whole models.
 
     Raises:
-      UserError: the checkpoint is damaged, a value is too large for `dtype`, an adapter is packed
-        without its base or with another one, or the file can't be written.
+      UserError: the checkpoint is damaged, a value is too large for `dtype`, `base` is missing or
+        another run, or the file can't be written.
     """
     folder, out = latest(path), absolute(out)
     metadata = read_step_metadata(folder)
     if (base is None) != (metadata["base"] is None):
         raise UserError(
-            f"{folder} is {'a whole model' if base else 'an adapter'}; give --base, the packed run"
-            " of its base, for adapters and only for them."
+            f"{folder} holds {'a whole model' if base else 'only the trained part of a model'};"
+            " give --base, the packed run of its base, for such parts and only for them."
         )
     if base is not None:
         _check_same_run(folder, base)
@@ -110,10 +111,10 @@ def pack(
     )
 
 
-def _check_same_run(adapter, base):
-    """Raises a UserError unless `base` is the packed run that an adapter was trained on."""
+def _check_same_run(part, base):
+    """Raises a UserError unless `base` is the packed run on which a part was trained."""
     try:
-        _, *trained_on = _with_bases(adapter)
+        _, *trained_on = _with_bases(part)
     except UserError:  # The base was moved away; there is nothing to compare with.
         return
 
@@ -123,7 +124,7 @@ def _check_same_run(adapter, base):
 
     if [*map(described, trained_on)] != [*map(described, _with_bases(base))]:
         raise UserError(
-            f"{base} was not packed from {trained_on[0]}, on which {adapter} was trained; pack that"
+            f"{base} was not packed from {trained_on[0]}, on which {part} was trained; pack that"
             " run first."
         )
 
@@ -143,7 +144,7 @@ def parameter_shapes(path: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]
     Names start at the model: "layers.mlp.up_proj.kernel".
 
     Raises:
-      UserError: there is no checkpoint, or an adapter's base is gone.
+      UserError: there is no checkpoint, or its base is gone.
     """
     shapes = {}
     for folder in _with_bases(path):
@@ -165,7 +166,7 @@ def restore_parameters(
 ) -> dict[str, jax.Array]:
     """Reads parameters by name into the dtypes and shardings of `targets`.
 
-    Parameters that an adapter's checkpoint lacks are read from its base.
+    Parameters that a checkpoint lacks are read from its base.
 
     Args:
       path: a run or one of its checkpoints.
@@ -173,7 +174,7 @@ def restore_parameters(
 
     Raises:
       Damaged: files are missing, or their content has changed since they were written.
-      UserError: there is no checkpoint, or an adapter's base is gone.
+      UserError: there is no checkpoint, or its base is gone.
     """
     arrays = {}
     for folder in _with_bases(path):
@@ -189,7 +190,7 @@ def restore_parameters(
 def load_model(
     path: str | os.PathLike, build: Callable[[dict], nnx.Module], mesh: Mesh | None = None
 ) -> nnx.Module:
-    """Loads the trained model in `path`, with an adapter's base.
+    """Loads the trained model in `path`, with its bases.
 
     Args:
       path: a run or one of its checkpoints.
@@ -217,14 +218,12 @@ def _with_bases(path: str | os.PathLike) -> Iterator[epath.Path]:
             if folder is None:
                 raise
             raise UserError(
-                f"{folder} is an adapter on {path}, which is gone: move that run back there, or"
-                " export the adapter by `convert_llama to_hf RUN OUT --base=NAME` and convert it"
-                " again by `convert_llama from_hf OUT NEW_RUN --base=MOVED_RUN`."
+                f"{folder} was trained on {path}, which is gone: move that run back there. An"
+                " adapter can instead be exported by `convert_llama to_hf RUN OUT --base=NAME` and"
+                " converted again by `convert_llama from_hf OUT NEW_RUN --base=MOVED_RUN`."
             ) from error
         yield folder
-        path = read_step_metadata(folder)["base"]
-        if path and not is_remote(path):
-            path = os.path.normpath(folder.parent / path)
+        path = resolved(folder.parent, read_step_metadata(folder)["base"])
 
 
 def _parameters(by_name: Mapping) -> dict:

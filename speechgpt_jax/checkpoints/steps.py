@@ -53,6 +53,29 @@ def pointer(folder: epath.Path, base: str | os.PathLike | None) -> str | None:
     return str(base) if is_remote(base) or is_remote(folder) else os.path.relpath(base, folder)
 
 
+def resolved(folder: epath.Path, base: str | None) -> str | None:
+    """The inverse of `pointer`: the path of the base that a checkpoint in `folder` names.
+
+    A run that was copied to a bucket with its base keeps its relative pointer.
+    """
+    if base is None or is_remote(base):
+        return base
+    scheme, separator, path = os.fspath(folder).rpartition("://")
+    if separator and os.path.isabs(base):
+        return base
+    return scheme + separator + os.path.normpath(os.path.join(path, base))
+
+
+def base_of(path: str | os.PathLike) -> str | None:
+    """Path of the checkpoint on which the newest one in `path` was trained; None if it is whole.
+
+    Raises:
+      UserError: there is no checkpoint in `path`.
+    """
+    step = latest(path)
+    return resolved(step.parent, read_step_metadata(step)["base"])
+
+
 def read_arrays(
     folder: epath.Path, targets: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:

@@ -121,12 +121,13 @@ def to_peft(run: epath.Path, out: epath.Path, base: str, context_length: int | N
     files.refuse_existing(out.parent, out.name)
     saved = checkpoints.read_metadata(run)
     config = LlamaConfig.from_dict(saved["model"])
-    if not (config.lora and saved["base"]):
-        raise UserError(f"{run} has no adapter apart from its base; leave out --base.")
     shapes = checkpoints.own_parameter_shapes(run)
+    if not (saved["base"] and any(name.endswith(ADAPTER) for name in shapes)):
+        raise UserError(f"{run} has no adapter apart from its base; leave out --base.")
     source = saved.get("hugging_face", {})
     tokenizer = llama.run_tokenizer(run)
     with files.whole_folder(out) as unfinished:
+        model_card.write(run, config, tokenizer, unfinished, name=out.name, is_adapter=True)
         arrays = ((n, llama.restore(run, n, shapes)) for n in shapes if n.endswith(ADAPTER))
         shards.write_file(
             unfinished / "adapter_model.safetensors", dict(key_table.write(TABLE, arrays))
@@ -137,7 +138,6 @@ def to_peft(run: epath.Path, out: epath.Path, base: str, context_length: int | N
             length = llama.max_length(source, context_length)
             tokenizer_format.write(tokenizer, unfinished, length)
             grammars.write(tokenizer, unfinished)
-        model_card.write(run, config, tokenizer, unfinished, name=out.name, is_adapter=True)
 
 
 def lora_config(

@@ -209,6 +209,8 @@ def to_hf(
     if tokenizer and tokenizer.template.special_tokens:
         generation = generation | {"eos_token_id": [*tokenizer.stop_ids]}
     with files.whole_folder(out) as unfinished:
+        plain = dataclasses.replace(config, lora=None)
+        model_card.write(run, plain, tokenizer, unfinished, name=out.name, is_adapter=False)
         merged = _merged_parameters(run, shapes, config)
         tensors = key_table.write(llama_format.TABLE, merged)
         if dtype:
@@ -219,8 +221,6 @@ def to_hf(
         if tokenizer:
             tokenizer_format.write(tokenizer, unfinished, max_length(source, context_length))
             grammars.write(tokenizer, unfinished)
-        plain = dataclasses.replace(config, lora=None)
-        model_card.write(run, plain, tokenizer, unfinished, name=out.name, is_adapter=False)
 
 
 def max_length(source: Mapping[str, Mapping], context_length: int | None) -> int:

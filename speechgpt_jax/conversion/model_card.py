@@ -1,15 +1,14 @@
 """The README.md of an exported model: its shape, training stages, measured figures and usage."""
 
 import ast
-import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from etils import epath
 
 from speechgpt_jax import checkpoints
-from speechgpt_jax.files import is_remote
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import read_json
 from speechgpt_jax.models.llama import LlamaConfig, param_count
 from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.training.progress import read_metrics
@@ -117,21 +116,16 @@ def stages(run: epath.Path) -> list[tuple[str, str, int | str, str]]:
 def _ancestors(run: epath.Path | str | None) -> Iterator[tuple[epath.Path, dict]]:
     """Folder and gin bindings of the run and of the runs it started from, newest first.
 
-    Ends at the first run whose folder is gone.
+    Ends at the first run whose checkpoint is gone or damaged.
     """
     while run is not None:
-        folder = checkpoints.run_folder(run)
-        metadata = checkpoints.read_metadata(run)
-        bindings = _bindings(metadata["config"])
-        yield folder, bindings
-        base = metadata["base"]
-        if base is None:
-            run = bindings.get("train.start_from")
-        else:
-            step = checkpoints.latest(run)
-            run = base if is_remote(base) else os.path.normpath(step.parent / base)
-        if run is not None and not epath.Path(run).is_dir():
+        try:
+            folder, config = checkpoints.run_folder(run), checkpoints.read_metadata(run)["config"]
+        except UserError:
             return
+        bindings = _bindings(config)
+        yield folder, bindings
+        run = checkpoints.base_of(run) or bindings.get("train.start_from")
 
 
 def _bindings(config_text: str) -> dict:
@@ -158,7 +152,7 @@ def _figures(run: epath.Path) -> str:
         return "None: `python -m speechgpt_jax.evaluate` was not run before the export."
     rows = [
         (split, task, metric, f"{value:.3f}")
-        for split, tasks in json.loads(path.read_text()).items()
+        for split, tasks in read_json(path, "figures of speechgpt evaluate").items()
         for task, metrics in tasks.items()
         for metric, value in metrics.items()
     ]

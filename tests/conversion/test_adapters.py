@@ -365,6 +365,17 @@ def test_an_adapter_for_another_base_is_refused(adapter, run, tmp_path):
             "has no adapter: leave out --merge",
         ),
         (["from_hf", str(run), str(tmp_path / "out"), f"--base={run}"], "leave out --base"),
+        (
+            ["from_hf", str(adapter[0]), str(tmp_path / "out"), f"--base={run}", "--dtype=float32"],
+            "an adapter, which keeps its dtype",
+        ),
+        (
+            [
+                *("from_hf", str(adapter[0]), str(tmp_path / "out")),
+                *(f"--base={run}", "--compute_dtype=float32"),
+            ],
+            "leave out --dtype and --compute_dtype",
+        ),
     ]:
         with pytest.raises(UserError, match=message):
             convert_llama.main(command)
@@ -376,7 +387,7 @@ def test_an_adapter_whose_base_has_moved(adapter, adapter_run, run, tmp_path):
     shutil.copytree(run, tmp_path / "cm")
     adapters.from_peft(adapter[0], tmp_path / "com", tmp_path / "cm")
     (tmp_path / "cm").rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"an adapter on .*cm.* which is gone: .*from_hf OUT"):
+    with pytest.raises(UserError, match=r"was trained on .*cm.* which is gone: .*from_hf OUT"):
         convert_llama.main(["to_hf", str(tmp_path / "com"), str(tmp_path / "out"), "--merge"])
     with pytest.raises(UserError, match="keeps its dtype: leave out --dtype"):
         command = ["to_hf", str(tmp_path / "com"), str(tmp_path / "out"), "--base=name"]

@@ -17,7 +17,7 @@ from flax import nnx
 
 from speechgpt_jax import checkpoints
 from speechgpt_jax.checkpoints import Checkpoints
-from speechgpt_jax.conversion import llama, llama_format, shards
+from speechgpt_jax.conversion import llama, llama_format, model_card, shards
 from speechgpt_jax.decoding.engine import Engine
 from speechgpt_jax.decoding.loading import build_llama
 from speechgpt_jax.decoding.masks import ANY, FORMS, grammar
@@ -307,6 +307,23 @@ def test_a_trained_run_is_exported_with_padding_dropped_and_a_card(tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| stage2 | my_mixture | 3 | 1.250 |" in card
     assert "| test | my_asr | wer | 0.123 |" in card
+
+    (tmp_path / "stage2" / "evaluation.json").write_text('{"test": ')
+    with pytest.raises(UserError, match="figures of speechgpt evaluate"):
+        llama.to_hf(tmp_path / "stage2", tmp_path / "again")
+
+
+def test_the_card_ends_at_a_stage_without_checkpoints(tmp_path):
+    save_run(tmp_path / "stage1", Llama(SMALL, rngs=nnx.Rngs(0)))
+    save_run(
+        tmp_path / "stage2",
+        Llama(SMALL, rngs=nnx.Rngs(0)),
+        f"train.start_from = '{tmp_path / 'stage1'}'",
+    )
+    both = [name for name, *_ in model_card.stages(tmp_path / "stage2")]
+    shutil.rmtree(tmp_path / "stage1" / "checkpoints" / "3")
+    last = [name for name, *_ in model_card.stages(tmp_path / "stage2")]
+    assert (both, last) == (["stage1", "stage2"], ["stage2"])
 
 
 def lose_a_shard(folder):

@@ -196,6 +196,12 @@ def test_truncated_files(size, tokenizer, tmp_path):
         llama.from_hf(tmp_path, tmp_path / "out")
 
 
+def test_a_base_is_for_adapters_only(tokenizer, tmp_path):
+    path = gguf_files.write(tmp_path / "m.gguf", reference(SMALL), tokenizer)
+    with pytest.raises(UserError, match=r"m.gguf has no adapter_config.json: leave out --base"):
+        convert_llama.main(["from_hf", str(path), str(tmp_path / "out"), f"--base={tmp_path}"])
+
+
 def test_which_file_is_read(tokenizer, tmp_path):
     gguf_files.write(tmp_path / "a.gguf", reference(SMALL), tokenizer)
     (tmp_path / "b.gguf").write_bytes(b"")
