@@ -65,9 +65,11 @@ class MeshConfig:
       data: number of replicas of the model, each with its own part of the batch; gradients are
         summed over them.
       fsdp: number of shards of the weights, the optimizer state and the batch.
-      context: number of shards of each row of the batch, for long rows; `context` times `model`
-        must divide the number of heads. The weights are sharded over it, too.
-      model: number of shards of each layer: tensor parallelism.
+      context: number of shards of each row of the batch, for long rows. The weights are sharded
+        over it, too.
+      model: number of shards of each layer: tensor parallelism. `context` times `model` must divide
+        the number of heads (key heads are repeated in training if there are too few), and `model`
+        the width of the MLP.
       slices: number of TPU slices joined by the data-centre network; `data` must be a multiple of
         it, so that only the gradient sum crosses the slow network.
 
@@ -129,7 +131,7 @@ def create_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None)
         except (ValueError, AttributeError) as error:  # GPUs and CPUs have no slices.
             raise UserError(
                 f"mesh {config}: these devices are not {config.slices} TPU slices ({error}); set"
-                " slices to their number, 1 elsewhere."
+                " slices to the number of TPU slices; on GPUs and CPUs to 1."
             ) from error
     else:
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)

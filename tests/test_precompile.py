@@ -133,11 +133,21 @@ def test_long_rows_are_exchanged_for_heads(precompile):
     assert moved["reduce-scatter"] >= 2 * (LAYERS * LAYER + WIDTH * VOCAB)
 
 
+def test_fewer_key_heads_than_shards(precompile):
+    """Each device of `model` gets a key head, which a kernel for TPUs needs."""
+    done, report = precompile(
+        *("--topology=v5e-4", "--gin_file=gin/meshes/fsdp_model4.gin", "--batch_per_chip=1"),
+        *("--gin.llama.LlamaConfig.num_heads=4", "--gin.llama.LlamaConfig.num_kv_heads=2"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert report["fits"]
+
+
 @pytest.mark.parametrize(
     ("context", "message"),
     [
         (1, "batch of 4 rows can't be sharded over data x fsdp = 16 pieces"),
-        (4, "2 attention heads can't be shared by context x model = 4 devices"),
+        (4, "the model's num_heads 2 can't be sharded over context x model = 4 devices"),
     ],
 )
 def test_mistakes_are_one_line(precompile, context, message):

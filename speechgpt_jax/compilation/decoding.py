@@ -11,7 +11,7 @@ from speechgpt_jax import sharding
 from speechgpt_jax.compilation.report import Report, compile_and_report
 from speechgpt_jax.decoding import slots
 from speechgpt_jax.models.decoder import Decoder
-from speechgpt_jax.models.llama import matmul_flops_per_token
+from speechgpt_jax.models.llama import DECODING_SIZES, check_mesh, matmul_flops_per_token
 from speechgpt_jax.training import stage
 from speechgpt_jax.training.stage import Stage
 
@@ -29,6 +29,7 @@ def report_decoding(training: Stage, mesh: Mesh, rows: int, length: int) -> Repo
 def lower_step(training: Stage, mesh: Mesh, rows: int, length: int) -> jax.stages.Lowered:
     """The engine's program that writes the next token of every request, lowered for `mesh`."""
     config = training.model
+    check_mesh(config, mesh, DECODING_SIZES)
 
     def build():
         return Decoder(stage.build(training), config=config, int8=False)

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from speechgpt_jax import sharding
 from speechgpt_jax.compilation.report import Report, compile_and_report
+from speechgpt_jax.models.llama import SHARDED_SIZES, check_mesh
 from speechgpt_jax.training import stage
 from speechgpt_jax.training.stage import Stage
 from speechgpt_jax.training.utilization import training_flops_per_token
@@ -30,6 +31,7 @@ def report_training(training: Stage, mesh: Mesh, rows: int, length: int) -> Repo
 
 def lower_train_step(training: Stage, mesh: Mesh, rows: int, length: int) -> jax.stages.Lowered:
     """The jitted step that `lm.train` runs, lowered for `mesh`."""
+    check_mesh(training.model, mesh, SHARDED_SIZES)
     parameters = stage.abstract_parameters(training, mesh)
     state, frozen = stage.split(training, parameters, mesh, create=sharding.abstract)
     step = stage.jit_train_step(training, state, mesh, unit_ids=range(training.model.vocab_size))

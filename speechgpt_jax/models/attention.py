@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.collectives import (
     constrain,
     logical_spec,
@@ -36,23 +35,17 @@ def attention(
 ) -> jax.Array:
     """Causal attention within each segment, [B, T, N, H].
 
-    Where the rows of a batch are sharded along their length, the devices exchange parts of the rows
-    for heads, attend to whole rows, and exchange them back.
-
-    Raises:
-      UserError: these devices can't share the heads equally.
+    Each device attends with its own heads (`llama.check_mesh`: their number divides equally). Where
+    the rows of a batch are sharded along their length, the devices exchange parts of the rows for
+    heads, attend to whole rows, and exchange them back.
     """
+    # Each device needs a key head: if there are fewer, they are repeated.
+    shards = shard_count("attention_heads")
+    repeats = shards // math.gcd(key.shape[2], shards)
+    if repeats > 1:
+        key, value = (jnp.repeat(x, repeats, axis=2) for x in (key, value))
     if shard_count("length") == 1:
         return _whole_rows(query, key, value, segment_ids)
-    num_heads, shards = query.shape[2], shard_count("attention_heads")
-    if num_heads % shards:
-        raise UserError(
-            f"{num_heads} attention heads can't be shared by context x model = {shards} devices;"
-            f" choose sizes whose product divides {num_heads}."
-        )
-    # Each device needs a key head: if there are fewer, they are repeated.
-    repeats = shards // math.gcd(key.shape[2], shards)
-    key, value = (jnp.repeat(x, repeats, axis=2) for x in (key, value))
     query, key, value = (
         constrain(x, ("batch", None, "attention_heads", None)) for x in (query, key, value)
     )

@@ -11,12 +11,14 @@ scan over it, so that one layer is compiled; on a CPU unrolled layers run faster
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_choice, check_number
@@ -53,6 +55,17 @@ DType = Literal["float32", "bfloat16", "float16"]
 
 # Logical axes of the output layer's kernel.
 OUTPUT_AXES = ("embed", "vocab")
+
+# Sizes of a model that the product of these axes of a mesh has to divide.
+SHARDED_SIZES = {
+    "num_heads": ("context", "model"),
+    "hidden_size": ("fsdp", "context"),
+    "intermediate_size": ("model",),
+    "kv_width": ("model",),
+    "padded_vocab_size": ("model",),
+}
+# In decoding each device stores keys and values of its own heads.
+DECODING_SIZES = SHARDED_SIZES | {"num_kv_heads": ("model",)}
 
 # Logit of the vocabulary's padding rows: they are never sampled, and the loss stays finite.
 MASKED_LOGIT = -1e9
@@ -120,6 +133,11 @@ class LlamaConfig:
         return padded(self.vocab_size)
 
     @property
+    def kv_width(self) -> int:
+        """Outputs of the projections to keys and to values: `num_kv_heads` times `head_dim`."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
     def new_tokens(self) -> range:
         """Ids of the tokens whose rows belong to the adapter; empty if there are none."""
         first = self.lora.new_tokens_from if self.lora else None
@@ -143,7 +161,7 @@ class Attention(nnx.Module):
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
         self.head_dim = config.head_dim
         width, head_dim = config.hidden_size, config.head_dim
-        query_width, kv_width = config.num_heads * head_dim, config.num_kv_heads * head_dim
+        query_width, kv_width = config.num_heads * head_dim, config.kv_width
         dense = functools.partial(_dense, config, rngs)
         bias = config.qkv_bias
         self.q_proj = dense("q_proj", width, query_width, ("embed", "heads"), bias)
@@ -388,10 +406,21 @@ def matmul_flops_per_token(config: LlamaConfig, length: int) -> int:
     many, twice with frozen weights (see `training.utilization`).
     """
     width, head_dim = config.hidden_size, config.head_dim
-    query_width, kv_width = config.num_heads * head_dim, config.num_kv_heads * head_dim
+    query_width, kv_width = config.num_heads * head_dim, config.kv_width
     projections = width * (2 * query_width + 2 * kv_width + 3 * config.intermediate_size)
     attention = 2 * length * query_width
     return 2 * (config.num_layers * (projections + attention) + width * config.vocab_size)
+
+
+def check_mesh(config: LlamaConfig, mesh: Mesh, sizes: Mapping[str, Sequence[str]]) -> None:
+    """Raises a UserError if a mesh does not divide one of the `sizes`, such as SHARDED_SIZES."""
+    for name, axes in sizes.items():
+        size, shards = getattr(config, name), math.prod(mesh.shape[axis] for axis in axes)
+        if size % shards:
+            raise UserError(
+                f"the model's {name} {size} can't be sharded over {' x '.join(axes)} = {shards}"
+                f" devices; choose a mesh in which {' x '.join(axes)} divides {size}."
+            )
 
 
 def padded(size: int) -> int:

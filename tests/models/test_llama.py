@@ -1,5 +1,6 @@
 """LLaMA against `transformers` with the same weights, and its variants against one another."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -7,15 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh
 
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.layers import LinearRopeScaling, Llama3RopeScaling, LoraConfig
 from speechgpt_jax.models.llama import (
+    DECODING_SIZES,
     MASKED_LOGIT,
+    SHARDED_SIZES,
     Llama,
     LlamaConfig,
+    check_mesh,
     matmul_flops_per_token,
     param_count,
 )
+from speechgpt_jax.sharding import MESH_AXES
 from tests.models.hugging_face import CONFIG, FAMILIES, reference, to_jax, with_config
 from tests.sizes import llama
 
@@ -226,3 +233,20 @@ def test_config_from_dict_inverts_asdict():
 def test_impossible_configs(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **changes)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "changes", "sizes", "problem"),
+    [
+        ((2, 2, 1, 4), {"num_kv_heads": 2}, SHARDED_SIZES, None),
+        ((1, 1, 2, 4), {}, SHARDED_SIZES, "num_heads 4 can't be sharded over context x model = 8"),
+        ((1, 5, 1, 1), {}, SHARDED_SIZES, "hidden_size .*over fsdp x context = 5 devices; choose"),
+        ((1, 1, 1, 4), {"intermediate_size": 6}, SHARDED_SIZES, "intermediate_size 6 .* model = 4"),
+        ((1, 1, 1, 4), {"num_kv_heads": 2}, DECODING_SIZES, "num_kv_heads 2 .* over model = 4"),
+    ],
+)
+def test_meshes_that_do_not_fit_a_model(mesh, changes, sizes, problem):
+    config = dataclasses.replace(CONFIG, **changes)
+    expected = pytest.raises(UserError, match=problem) if problem else contextlib.nullcontext()
+    with expected:
+        check_mesh(config, AbstractMesh(mesh, MESH_AXES), sizes)
