@@ -99,6 +99,14 @@ def utf8(text: str) -> str:
     return text
 
 
+def host_and_port(text: str) -> str:
+    """Type of network addresses, HOST:PORT."""
+    found = re.fullmatch(r"\S+:(\d{1,5})", text)
+    if not (found and 1 <= int(found[1]) <= 65535):
+        raise _illegal(text, "HOST:PORT, such as 10.0.0.2:8476")
+    return text
+
+
 def is_text(text: str) -> bool:
     """Whether a string can be encoded; lone surrogates stand for bytes that are no UTF-8."""
     return text.encode(errors="replace").decode() == text

@@ -20,7 +20,7 @@ def register() -> None:
     for name in MODULE_IMPORT.value:
         try:
             found = importlib.util.find_spec(name)
-        except (ModuleNotFoundError, ValueError):  # Of a parent, or no name at all.
+        except (ImportError, ValueError):  # A parent package is missing, or it is no module name.
             found = None
         if not found:
             raise UserError(f"--module_import={name}: there is no such module.")

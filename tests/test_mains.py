@@ -126,6 +126,11 @@ FILE = "pyproject.toml"
             ["--tasks=a", "--module_import=no_such_module"],
             "--module_import=no_such_module: there is no such module",
         ),
+        (
+            "evaluate",
+            ["--tasks=a", "--module_import=.relative"],
+            "--module_import=.relative: there is no such module",
+        ),
         ("chat", ["--output_dir=gs://b/a"], "expected a path on this machine, got gs://b/a"),
         ("chat", ["--log=gs://b/a"], "expected a path on this machine, got gs://b/a"),
         ("infer", ["--text=a", "--num_processes=2"], "--num_processes goes with --prompts"),

@@ -19,6 +19,7 @@ from speechgpt_jax import arguments
 from speechgpt_jax.arguments import (
     IllegalValue,
     Parser,
+    Type,
     at_least,
     checked,
     nonempty,
@@ -27,14 +28,30 @@ from speechgpt_jax.arguments import (
 from speechgpt_jax.launch import gke
 
 
-def dns_label(text: str) -> str:
-    """Type of Kubernetes names."""
-    # Kubernetes allows 63 characters, of which JobSet needs about 20 for suffixes of jobs and pods.
-    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", text):
-        raise IllegalValue(
-            f"expected at most 40 lower-case letters, digits and '-', a letter first, got {text!r}"
-        )
-    return text
+def dns_name(longest: int, *, letter_first: bool = False, dots: bool = False) -> Type:
+    """Type of names that are DNS labels, or with `dots` several of them."""
+    label = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+    pattern = ("(?=[a-z])" if letter_first else "") + (rf"{label}(\.{label})*" if dots else label)
+    signs = "digits, '-' and '.'" if dots else "digits and '-'"
+    first = ", a letter first" if letter_first else ""
+
+    def parse(text: str) -> str:
+        if len(text) > longest or not re.fullmatch(pattern, text):
+            raise IllegalValue(
+                f"expected at most {longest} lower-case letters, {signs}{first}, got {text!r}"
+            )
+        return text
+
+    return parse
+
+
+# Kubernetes allows 63 characters, of which JobSet needs about 20 for suffixes of jobs and pods.
+job_set_name = dns_name(40, letter_first=True)
+namespace = dns_name(63)
+# Named in a label, whose values have at most 63 characters.
+queue = dns_name(63, dots=True)
+service_account = dns_name(253, dots=True)
+reservation = dns_name(63, letter_first=True)
 
 
 def topology(text: str) -> str:
@@ -78,7 +95,7 @@ def main(argv: list[str]) -> int:
 def parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--name", type=dns_label, required=True, help="name of the JobSet")
+    add("--name", type=job_set_name, required=True, help="name of the JobSet")
     add("--image", type=nonempty, required=True, help="container image with this package installed")
     add("--accelerator", choices=gke.ACCELERATORS, required=True, help="GKE's name of the TPU type")
     add(
@@ -95,10 +112,12 @@ def parser() -> Parser:
     add("--slices", type=positive_int, default=1, help="number of slices (default: 1)")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--spot", action="store_true", help="spot nodes: cheaper, may be preempted")
-    kind.add_argument("--reservation", type=dns_label, help="nodes of this reservation")
-    add("--namespace", type=dns_label, help="default: that of kubectl's context")
-    add("--queue", type=dns_label, help="local queue of Kueue")
-    add("--service_account", type=dns_label, help="Kubernetes account that may use the bucket")
+    kind.add_argument("--reservation", type=reservation, help="nodes of this reservation")
+    add("--namespace", type=namespace, help="default: that of kubectl's context")
+    add("--queue", type=queue, help="local queue of Kueue")
+    add(
+        "--service_account", type=service_account, help="Kubernetes account that may use the bucket"
+    )
     add("--host_network", action="store_true", help="use the nodes' network")
     add(
         "--env",

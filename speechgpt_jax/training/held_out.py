@@ -15,7 +15,12 @@ METRICS = ("loss", "text_loss", "unit_loss", "accuracy")
 
 
 def evaluate(
-    step: Callable, params: Any, frozen: Any, held_out: Sequence[HeldOut], mesh: Mesh
+    step: Callable,
+    params: Any,
+    frozen: Any,
+    held_out: Sequence[HeldOut],
+    mesh: Mesh,
+    best: str | None,
 ) -> dict[str, float]:
     """{"test/loss": 2.1, "test/text_loss": ...} in nats per token; accuracy is a share.
 
@@ -26,6 +31,10 @@ def evaluate(
       params, frozen: the trained and the other parameters.
       held_out: the splits.
       mesh: of the parameters.
+      best: metric by which checkpoints are compared, or None.
+
+    Raises:
+      UserError: no split has a value of `best`.
     """
     # Read after all steps are dispatched, so that the devices never wait for the host.
     sums = {
@@ -40,6 +49,11 @@ def evaluate(
         for metrics in batches:
             averages.add({key: metrics[key] for key in METRICS})
         values |= {f"{name}/{key}": value for key, value in averages.means().items()}
+    if best is not None and best not in values:
+        raise UserError(
+            f"Keep.best {best!r} has no value, since that split has no such tokens; choose one of"
+            f" {', '.join(values)}."
+        )
     return values
 
 

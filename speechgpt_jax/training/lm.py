@@ -155,7 +155,7 @@ def train(
                 output_dir=output_dir,
                 place_batch=functools.partial(sharding.place_batch, mesh=devices),
                 evaluate=lambda state: held_out_losses.evaluate(
-                    evaluation_step, state.params, frozen, held_out, devices
+                    evaluation_step, state.params, frozen, held_out, devices, keep.best
                 ),
                 evaluate_every=evaluate_every,
                 save_every=save_every,

@@ -1,6 +1,7 @@
 """AdamW with warm-up, decay of the learning rate, clipping, and a guard against bad batches."""
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,7 +17,8 @@ class AdamW:
 
     Attributes:
       learning_rate: the peak, reached when the warm-up ends.
-      schedule: "cosine", "linear" or "constant" after the warm-up.
+      schedule: "cosine", "linear" or "constant" after the warm-up; the decay ends at the run's last
+        step, rejected batches included.
       warmup: share of all steps, below 1, during which the rate rises linearly from 0: the first
         step has rate 0.
       b1, b2, eps: moment decay rates and the denominator's floor.
@@ -52,7 +54,7 @@ class AdamW:
 
 @dataclasses.dataclass(frozen=True)
 class Guard:
-    """Rejects bad batches: their step changes nothing.
+    """Rejects bad batches: their step changes nothing but the position in the schedule.
 
     A batch is bad if its loss or gradient is not finite, or if its loss is more than `spike` times
     the running mean of the losses before it, an exponential mean over about 100 steps.
@@ -180,6 +182,12 @@ def guarded(
         zero = jnp.zeros((), jnp.int32)
         return GuardState(jnp.float32(0), zero, zero, optimizer.init(params))
 
+    def kept(rejected, old, new):
+        if isinstance(old, optax.ScaleByScheduleState):
+            # The learning rate follows the steps of the run, so that it ends at the last one.
+            return new
+        return jax.tree.map(lambda old, new: jnp.where(rejected, old, new), old, new)
+
     def update(grads, state, params=None, *, value, **_):
         is_spike = (state.accepted > 0) & (value > guard.spike * state.mean_loss)
         is_finite = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(grads))
@@ -194,7 +202,12 @@ def guarded(
             rejected=state.rejected,
             inner=inner,
         )
-        kept = jax.tree.map(lambda old, new: jnp.where(rejected, old, new), state, new)
-        return updates, kept._replace(rejected=rejected.astype(jnp.int32))
+        new = jax.tree.map(
+            functools.partial(kept, rejected),
+            state,
+            new,
+            is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState),
+        )
+        return updates, new._replace(rejected=rejected.astype(jnp.int32))
 
     return optax.GradientTransformationExtraArgs(init, update)

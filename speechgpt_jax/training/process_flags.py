@@ -4,14 +4,14 @@ import contextlib
 
 from absl import flags
 
-from speechgpt_jax.arguments import at_least, define, nonempty, positive_int
+from speechgpt_jax.arguments import at_least, define, host_and_port, positive_int
 
 MULTIHOST = flags.DEFINE_bool(
     "multihost", False, "Join the other processes that the TPU pod, GKE or SLURM started."
 )
 COORDINATOR_ADDRESS = define(
     "coordinator_address",
-    nonempty,
+    host_and_port,
     None,
     "HOST:PORT of process 0; only needed outside of TPU pods, GKE and SLURM.",
 )

@@ -130,6 +130,18 @@ def test_the_schema_finds_mistakes():
 SLURM = ["--name=a", "--nodes=4", "--dry_run"]
 
 
+def test_names_of_a_cluster_may_be_longer_than_that_of_a_run():
+    names = {
+        "--namespace": "1" + "a" * 62,
+        "--queue": "1st.team-queue",
+        "--service_account": "speech." + "a" * 100,
+        "--reservation": "a" * 63,
+    }
+    given = [f"{flag}={name}" for flag, name in names.items()]
+    args = launch_gke.parser().parse_args([*GKE, "--topology=2x4", *given, "--", "--v=1"])
+    assert [args.namespace, args.queue, args.service_account, args.reservation] == [*names.values()]
+
+
 @pytest.mark.parametrize(
     ("module", "arguments", "illegal"),
     [
@@ -141,6 +153,12 @@ SLURM = ["--name=a", "--nodes=4", "--dry_run"]
         (launch_gke, [*GKE, "--topology=2x4"], "--accelerator=tpu-v9"),
         (launch_gke, [*GKE, "--topology=2x4"], "--env=A"),
         (launch_gke, [*GKE, "--topology=2x4"], "--queue=Team"),
+        (launch_gke, [*GKE, "--topology=2x4"], f"--name={'a' * 41}"),
+        (launch_gke, [*GKE, "--topology=2x4"], "--name=1st"),
+        (launch_gke, [*GKE, "--topology=2x4"], f"--namespace={'a' * 64}"),
+        (launch_gke, [*GKE, "--topology=2x4"], "--namespace=a.b"),
+        (launch_gke, [*GKE, "--topology=2x4"], "--service_account=a..b"),
+        (launch_gke, [*GKE, "--topology=2x4"], "--reservation=2nd"),
         (launch_gke, [*GKE, "--topology=2x4"], "--max_restarts=-1"),
         (launch_gke, [*GKE, "--topology=2x4"], "--name=Stage_1"),
         (launch_gke, [*GKE, "--topology=2x4"], "--image="),

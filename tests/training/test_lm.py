@@ -353,6 +353,21 @@ def test_held_out_losses_and_the_best_checkpoint(tmp_path):
     assert kept == {best, 8}
 
 
+@pytest.mark.slow
+def test_the_best_checkpoint_by_a_metric_without_tokens(tmp_path):
+    """A split without units stops the run at its first evaluation."""
+    with pytest.raises(UserError, match=r"'test/unit_loss' has no value.*choose one of test/loss"):
+        run(
+            tmp_path,
+            8,
+            held_out=held_out_of([random_batch([12, 7])]),
+            evaluate_every=2,
+            save_every=4,
+            keep=checkpoints.Keep(best="test/unit_loss"),
+        )
+    assert not checkpoints.latest_step(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("message", "kwargs"),
     [

@@ -127,6 +127,25 @@ def test_guard():
     np.testing.assert_allclose(state.mean_loss, np.mean([4.0, 2.0, 5.9, 1.0]), rtol=1e-6)
 
 
+@pytest.mark.parametrize("moments_dtype", ["float32", "bfloat16"])
+def test_a_rejected_batch_takes_its_step_of_the_schedule(moments_dtype):
+    config = AdamW(1.0, "linear", warmup=0.25, moments_dtype=moments_dtype)
+    tx = guarded(make_optimizer(config, 4), Guard())
+    params = jnp.ones(2)
+    state = tx.init(params)
+    rates = []
+    for loss in (2.0, np.nan, 2.0, 2.0, 2.0):
+        updates, state = tx.update(params, state, params, value=loss)
+        rates.append(-float(updates[0]))
+    # Equal gradients: Adam's step is the rate. The moments count accepted batches only.
+    np.testing.assert_allclose(rates, [0, 0, 2 / 3, 1 / 3, 0], atol=5e-3)
+    counts = optax.tree_utils.tree_get_all_with_path(state, "count")
+    assert {path[-1].tuple_name: int(count) for path, count in counts} == {
+        "ScaleByAdamState": 4,
+        "ScaleByScheduleState": 5,
+    }
+
+
 def test_a_gradient_that_is_not_finite_is_rejected_too():
     tx = guarded(optax.sgd(1.0, momentum=0.9), Guard())
     start = tx.init(jnp.zeros(2))
