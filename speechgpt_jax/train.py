@@ -82,7 +82,7 @@ def main() -> None:
                 config_text=gin_utils.operative_config,
             )
     except SystemExit as stop:
-        # A finished run returns from `train`; exit code 0 is that of SIGTERM.
+        # `train` returns when the run is finished; SystemExit(0) means that SIGTERM stopped it.
         sys.exit(STOPPED_EXIT_CODE.value if stop.code == 0 else stop.code)
 
 

@@ -34,7 +34,8 @@ def make():
 
 graphdef = nnx.graphdef(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
 tx = optax.sgd(1.0)  # The parameters change by minus the gradient.
-step = jax.jit(make_train_step(graphdef, tx, unit_ids=UNITS, loss_columns=48))
+options = {"accumulation": 1, "loss_columns": 48, "seed": 0}
+step = jax.jit(make_train_step(graphdef, tx, unit_ids=UNITS, **options))
 
 def run(mesh_config, make_params=sharding.create_sharded):
     num_devices = np.prod(dataclasses.astuple(mesh_config))

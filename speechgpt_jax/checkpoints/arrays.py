@@ -26,7 +26,10 @@ def unflatten(like: Any, arrays: Mapping[str, jax.Array]) -> Any:
 
 
 def checksums(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
-    """Sum of each array's bits as uint32 words, modulo 2^32; the same on any mesh."""
+    """Sum of each array's elements, modulo 2^32; the same on any mesh.
+
+    The bits of an element are read as an unsigned integer of its own width.
+    """
     if jax.default_backend() == "cpu" and jax.process_count() == 1:
         # XLA would first copy a 16-bit array to 32 bits, twice its size.
         return {name: bit_sum_on_host(np.asarray(x)) for name, x in arrays.items()}

@@ -15,7 +15,7 @@ LOST_PROCESS = (jax.errors.JaxRuntimeError, TimeoutError)
 
 # Libraries whose exceptions tell of the network.
 NETWORK = ("google.api_core", "google.auth", "google.cloud", "requests", "urllib3")
-# Codes in TensorStore's messages when a bucket doesn't answer, or not to us.
+# Codes in TensorStore's messages when a bucket doesn't answer, or refuses us.
 REFUSED = (
     "PERMISSION_DENIED",
     "UNAUTHENTICATED",

@@ -152,7 +152,7 @@ class _Remembered:
 
     def __init__(self, check: str):
         self._digest = hashlib.sha1(check.encode()).hexdigest()[:8]
-        self._forgetful = False
+        self._cannot_write = False
         self._lock = threading.Lock()
 
     def find(self, file: str) -> CheckedFile | None:
@@ -171,7 +171,7 @@ class _Remembered:
         return CheckedFile(file, blocks, **about)
 
     def add(self, checked: CheckedFile) -> None:
-        if self._forgetful:
+        if self._cannot_write:
             return
         about = dataclasses.asdict(checked)
         del about["file"], about["blocks"]
@@ -185,9 +185,9 @@ class _Remembered:
             file_system.write_bytes(path, to_bytes(arrays))
         except UserError as error:
             with self._lock:  # Files are checked in parallel, and one warning is enough.
-                if not self._forgetful:
+                if not self._cannot_write:
                     logger.warning("%s Each start checks the files anew.", error)
-                self._forgetful = True
+                self._cannot_write = True
 
     def _path(self, file: str) -> epath.Path:
         path = epath.Path(file)

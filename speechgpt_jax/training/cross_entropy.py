@@ -56,7 +56,7 @@ def _statistics(hidden, kernel, targets, num_tokens, block) -> Statistics:
 
 
 def _even(columns, most):
-    """Smallest block size that needs no more blocks than `most`; the last block is padded."""
+    """Smallest multiple of 128 that needs as few blocks as blocks of `most` columns would."""
     blocks = -(-columns // most)
     return min(most, padded(-(-columns // blocks)))
 

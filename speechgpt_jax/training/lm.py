@@ -32,7 +32,7 @@ from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.training import held_out as held_out_losses
 from speechgpt_jax.training import utilization
 from speechgpt_jax.training.inputs import HeldOut
-from speechgpt_jax.training.loop import Batches, check_profile_steps, fit
+from speechgpt_jax.training.loop import LOG_EVERY, Batches, check_profile_steps, fit
 from speechgpt_jax.training.optimizer import AdamW, Guard
 from speechgpt_jax.training.phases import Phases
 from speechgpt_jax.training.progress import draw_losses, print_once
@@ -68,7 +68,7 @@ def train(
     keep: Keep = Keep(),  # noqa: B008 (frozen)
     save_every: int = 1000,
     save_minutes: float | None = None,
-    log_every: int = 10,
+    log_every: int = LOG_EVERY,
     profile_steps: tuple[int, int] | None = None,
     prometheus_file: str | None = None,
     watchdog: Watchdog = Watchdog(),  # noqa: B008 (frozen)

@@ -1,21 +1,19 @@
 """The training loop of the language model, HuBERT and the vocoder.
 
     state = fit(state, jax.jit(train_step, donate_argnums=0), batches, steps=1000,
-                checkpoints=Checkpoints(output_dir), output_dir=output_dir)
+                checkpoints=Checkpoints(output_dir), output_dir=output_dir, save_every=100)
 
 `train_step(state, batch) -> (state, metrics)` is jitted. A metric is a scalar, or a pair (total,
 weight), whose mean over several steps is the sum of totals over the sum of weights. `batches`
 yields dicts of arrays and can save and restore its position.
 """
 
-import collections
 import contextlib
-import io
 import os
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -27,18 +25,15 @@ from jax.experimental.multihost_utils import (
 
 from speechgpt_jax.checkpoints import Checkpoints
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import write_bytes, written_locally
+from speechgpt_jax.files import written_locally
 from speechgpt_jax.training.phases import COMPILE, EVALUATE, INPUT, RESTORE, SAVE, STEP, Phases
-from speechgpt_jax.training.progress import (
-    Averages,
-    MetricsLog,
-    Progress,
-    duration_text,
-    print_once,
-)
+from speechgpt_jax.training.progress import MetricsLog, Progress, duration_text, print_once
+from speechgpt_jax.training.reporter import Reporter
+from speechgpt_jax.training.review import Review
+from speechgpt_jax.training.signals import leave, stop_signals
 
-# Metric of a train step that may reject its batch: true if it did and left the state unchanged.
-REJECTED = "rejected"
+# Steps between two reports.
+LOG_EVERY = 10
 
 
 class Batches(Protocol):
@@ -64,12 +59,12 @@ def fit(
     steps: int,
     checkpoints: Checkpoints,
     output_dir: str | os.PathLike,
+    save_every: int,
     place_batch: Callable = jax.device_put,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     evaluate_every: int | None = None,
-    save_every: int = 1000,
     save_minutes: float | None = None,
-    log_every: int = 10,
+    log_every: int = LOG_EVERY,
     patience: int = 0,
     profile_steps: tuple[int, int] | None = None,
     prometheus_file: str | None = None,
@@ -94,10 +89,11 @@ def fit(
       steps: number of the last step, counted from 1.
       checkpoints: where states are saved.
       output_dir: where metrics, rejected batches and the profile are written.
+      save_every: in steps.
       place_batch: copies a batch of host arrays to the devices.
       evaluate: state -> metrics, which are logged and saved with a checkpoint of the same step.
       evaluate_every: steps between two evaluations; the last step is evaluated too. None: none are.
-      save_every, log_every: in steps.
+      log_every: in steps.
       save_minutes: minutes after which a checkpoint is saved too, at the next step that is logged.
       patience: number of rejected batches in a row that don't stop the run.
       profile_steps: first and last step of a jax.profiler trace, written to `profile`.
@@ -242,170 +238,6 @@ class SaveClock:
         return bool(due if jax.process_count() == 1 else broadcast_one_to_all(due))
 
 
-class Reporter:
-    """Reads a step's metrics while the devices work on the next step, and reports their means.
-
-    Reading them at once would leave the devices idle between two steps.
-    """
-
-    def __init__(
-        self,
-        log: MetricsLog,
-        progress: Progress,
-        review: "Review",
-        phases: Phases,
-        rate: str,
-        log_every: int,
-        peak_flops: float | None,
-    ):
-        self._log, self._progress, self._review = log, progress, review
-        self._phases = phases
-        self._rate, self._log_every, self._peak_flops = rate, log_every, peak_flops
-        self._unread = []
-        self._averages = Averages()
-        self._timed = collections.Counter()
-        self._last_read: float | None = None
-        self._slowest = 0.0
-
-    def add(self, step: int, metrics: Mapping, batch: Mapping) -> None:
-        """Takes the metrics of a step and its batch on the host."""
-        self._unread.append((step, metrics, batch))
-        # A first step is read at once: the steps after it are timed from its end.
-        if len(self._unread) > 1 or self._last_read is None:
-            self._read()
-
-    def catch_up(self) -> None:
-        """Waits for the last step and reads its metrics too."""
-        while self._unread:
-            self._read()
-
-    def report_scores(self, step: int, scores: Mapping[str, float]) -> None:
-        """Logs the metrics of an evaluation, whose time counts for no step."""
-        self._log.write(step, scores)
-        self._progress.report(step, scores)
-        self._last_read = None
-
-    def close(self) -> None:
-        """Reports the steps since the last report."""
-        if self._averages:
-            self._report()
-
-    def _read(self):
-        self._step, metrics, batch = self._unread.pop(0)
-        metrics = jax.device_get(metrics)
-        self._time(metrics)
-        if self._review.accepts(self._step, metrics, batch):
-            self._averages.add({k: v for k, v in metrics.items() if k != REJECTED})
-        if self._step % self._log_every == 0 and self._averages:
-            self._report()
-
-    def _time(self, metrics):
-        now = time.perf_counter()
-        if self._last_read is not None:  # The first step includes compilation.
-            amounts = {
-                name: float(metrics[name])
-                for name in (self._rate, "model_flops")
-                if name in metrics
-            }
-            seconds = now - self._last_read
-            self._timed.update({"steps": 1, "elapsed": seconds, **amounts})
-            self._slowest = max(self._slowest, seconds)
-        self._last_read = now
-
-    def _report(self):
-        means = self._averages.means()
-        if self._timed:
-            seconds = self._timed["elapsed"]
-            means[f"{self._rate}_per_second"] = self._timed[self._rate] / seconds
-            means["seconds_per_step"] = seconds / self._timed["steps"]
-            means["slowest_step"] = self._slowest
-            if self._peak_flops:
-                means["mfu"] = self._timed["model_flops"] / seconds / self._peak_flops
-        shares = self._phases.shares()
-        means |= {"goodput": shares.get(STEP, 0.0), "input_wait": shares.get(INPUT, 0.0)}
-        if memory := jax.local_devices()[0].memory_stats():
-            means["device_memory_peak_gib"] = memory["peak_bytes_in_use"] / 2**30
-        self._log.write(self._step, means)
-        self._progress.report(self._step, means)
-        self._averages, self._timed, self._slowest = Averages(), collections.Counter(), 0.0
-
-
-class Review:
-    """Finds the steps whose metrics are bad and saves their batches.
-
-    Args:
-      output_dir: gets `rejected/step_<N>.npz`, one per process, with the rows of that process.
-      patience: number of rejected batches in a row that don't stop the run.
-    """
-
-    def __init__(self, output_dir: str | os.PathLike, patience: int):
-        self._folder = epath.Path(output_dir) / "rejected"
-        self._patience = patience
-        self._in_a_row = 0
-
-    def accepts(self, step: int, metrics: Mapping, batch: Mapping) -> bool:
-        """True if the step is good, False if its batch was skipped.
-
-        Raises:
-          UserError: the run must stop; names the step and the file with its batch.
-        """
-        problem = _problem(metrics)
-        if problem is None:
-            self._in_a_row = 0
-            return True
-        self._in_a_row += 1
-        file = self._save(step, batch)
-        rejected = bool(metrics.get(REJECTED, False))
-        if rejected and self._in_a_row <= self._patience:
-            print_once(f"step {step}: {problem}; skipped. Its batch is in {file}.")
-            return False
-        raise UserError(
-            f"step {step}: {problem}; the state after it is not saved. Its batch is in {file}."
-            " Usual causes: the input, or too high a learning rate."
-        )
-
-    def _save(self, step, batch):
-        name = f"step_{step}.npz"
-        if jax.process_count() > 1:
-            name = f"step_{step}_process_{jax.process_index()}.npz"
-        rows = io.BytesIO()
-        np.savez_compressed(rows, **batch)
-        write_bytes(self._folder / name, rows.getvalue())
-        return self._folder / name
-
-
-def _problem(metrics: Mapping) -> str | None:
-    """Description of what is wrong with a step, or None."""
-    if bad := [name for name, value in metrics.items() if not np.isfinite(value).all()]:
-        return f"{', '.join(bad)} not finite"
-    if metrics.get(REJECTED, False):
-        total, weight = metrics["loss"]
-        return f"loss {total / weight:.3f} far above its running mean"
-    return None
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[signal.Signals]]:
-    """A list to which the first SIGTERM or SIGINT is appended; the second one acts as usual.
-
-    With several processes the list stays empty: JAX itself handles SIGTERM and informs the others.
-    """
-    received = []
-
-    def remember(number, _):
-        received.append(signal.Signals(number))
-        for stop, handler in previous.items():
-            signal.signal(stop, handler)
-
-    stops = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
-    previous = {stop: signal.signal(stop, remember) for stop in stops}
-    try:
-        yield received
-    finally:
-        for stop, handler in previous.items():
-            signal.signal(stop, handler)
-
-
 def summary(phases: Phases, first_step: int) -> str:
     """One line: steps, time, and the share of each phase, the largest first."""
     if phases.step == first_step:
@@ -413,10 +245,3 @@ def summary(phases: Phases, first_step: int) -> str:
     shares = ", ".join(f"{name} {share:.1%}" for name, share in phases.shares().items())
     seconds = duration_text(time.monotonic() - phases.began)
     return f"Steps {first_step + 1} to {phases.step} in {seconds}: {shares}."
-
-
-def leave(stop: signal.Signals, step: int, checkpoints: Checkpoints) -> NoReturn:
-    """Exits with 0 after SIGTERM (a preemption was handled), 130 after Ctrl-C as shells expect."""
-    print_once(f"{stop.name}: step {step} is saved in {checkpoints.folder}.")
-    print_once("The same command resumes from there.")
-    raise SystemExit(130 if stop == signal.SIGINT else 0)

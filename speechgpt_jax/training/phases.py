@@ -6,9 +6,14 @@ import time
 
 # Phases of `loop.fit`. Steps are computed while the next batch is read, so `input` is the time in
 # which a step waited for its batch.
-START, RESTORE, COMPILE, INPUT, STEP, EVALUATE, SAVE = (
-    *("start", "restore", "compile", "input", "step", "evaluate", "save"),
-)
+START = "start"
+RESTORE = "restore"
+COMPILE = "compile"
+INPUT = "input"
+STEP = "step"
+EVALUATE = "evaluate"
+SAVE = "save"
+# Number of the last durations of a phase that are remembered, for their median.
 RECENT = 101
 
 

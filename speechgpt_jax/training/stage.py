@@ -18,7 +18,6 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_choice, check_number
 from speechgpt_jax.models.llama import Llama, LlamaConfig
 from speechgpt_jax.training import utilization
-from speechgpt_jax.training.loop import REJECTED
 from speechgpt_jax.training.optimizer import (
     AdamW,
     Guard,
@@ -26,6 +25,7 @@ from speechgpt_jax.training.optimizer import (
     learning_rate_schedule,
     make_optimizer,
 )
+from speechgpt_jax.training.review import REJECTED
 from speechgpt_jax.training.train_step import (
     TRAINABLE,
     TrainState,

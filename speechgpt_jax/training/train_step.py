@@ -5,7 +5,8 @@ optimizer state, and are not part of the train state, so checkpoints only hold w
 
     graphdef, params, frozen = nnx.split(model, TRAINABLE["lora"], ...)
     state = TrainState.create(params, optimizer)
-    step = make_train_step(graphdef, optimizer, unit_ids=range(1000, 1200))
+    step = make_train_step(graphdef, optimizer, unit_ids=range(1000, 1200), accumulation=1,
+                           loss_columns=8192, seed=0)
     state, metrics = jax.jit(step, donate_argnums=0)(state, frozen, batch)
 """
 
@@ -144,9 +145,9 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     unit_ids: range,
-    accumulation: int = 1,
-    loss_columns: int = 8192,
-    seed: int = 0,
+    accumulation: int,
+    loss_columns: int,
+    seed: int,
 ) -> Callable:
     """A function (state, frozen, batch) -> (state, metrics), to be jitted.
 

@@ -21,7 +21,8 @@ from speechgpt_jax.files import best_effort, write_text
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.training.phases import Phases
 
-# Differs from those of a finished run and of one that saved after SIGTERM: restarts after it count.
+# Differs from those of a finished run and of one that saved after SIGTERM, so a launcher counts it
+# as a crash towards max_restarts.
 HUNG_EXIT_CODE = 76
 # Silence after which a line says where the run is, doubled after each line.
 QUIET_SECONDS = 60

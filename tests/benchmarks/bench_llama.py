@@ -165,8 +165,9 @@ def our_training(config, batches):
     optimizer = make_optimizer(AdamW(learning_rate=1e-4), total_steps=1000)
     trainable = TRAINABLE["lora" if config.lora else "all"]
     graphdef, params, frozen = nnx.split(Llama(config, rngs=nnx.Rngs(0)), trainable, ...)
+    options = {"accumulation": 1, "loss_columns": 8192, "seed": 0}
     step = jax.jit(
-        make_train_step(graphdef, optimizer, unit_ids=range(0)),
+        make_train_step(graphdef, optimizer, unit_ids=range(0), **options),
         donate_argnums=0,
         compiler_options=xla_options.for_training("cpu", config.dtype),
     )

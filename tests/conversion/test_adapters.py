@@ -226,7 +226,8 @@ def test_new_tokens_learn_as_in_peft(variant, tmp_path):
 
     graphdef, params, frozen = nnx.split(before, TRAINABLE["lora"], ...)
     optimizer = optax.sgd(0.5)
-    step = make_train_step(graphdef, optimizer, unit_ids=range(140, 150), loss_columns=64)
+    options = {"accumulation": 1, "loss_columns": 64, "seed": 0}
+    step = make_train_step(graphdef, optimizer, unit_ids=range(140, 150), **options)
     state, metrics = jax.jit(step)(TrainState.create(params, optimizer), frozen, batch)
     total, weight = metrics["loss"]
     np.testing.assert_allclose(total / weight, loss.item(), rtol=1e-5)

@@ -14,9 +14,10 @@ import pytest
 
 from speechgpt_jax.checkpoints import Checkpoints
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.training.loop import REJECTED, fit
+from speechgpt_jax.training.loop import fit
 from speechgpt_jax.training.optimizer import Guard, guarded
 from speechgpt_jax.training.progress import draw_losses, duration_text, read_metrics
+from speechgpt_jax.training.review import REJECTED
 
 
 class Numbers:
@@ -71,7 +72,7 @@ def run(folder, steps, batches=None, state=None, step=train_step, **kwargs):
             checkpoints=checkpoints,
             output_dir=folder,
             log_every=2,
-            **kwargs,
+            **{"save_every": 1000} | kwargs,
         )
     finally:
         checkpoints.close()

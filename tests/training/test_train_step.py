@@ -44,7 +44,8 @@ def train(batches, *, config=CONFIG, trainable="all", **kwargs):
     """States before and after some steps, frozen parameters, and the last metrics."""
     graphdef, params, frozen = model_and_params(config, trainable)
     tx = make_optimizer(AdamW(1e-2, schedule="constant"), len(batches))
-    step = jax.jit(make_train_step(graphdef, tx, unit_ids=UNITS, **kwargs))
+    options = {"accumulation": 1, "loss_columns": 512, "seed": 0} | kwargs
+    step = jax.jit(make_train_step(graphdef, tx, unit_ids=UNITS, **options))
     first = state = TrainState.create(params, tx)
     for batch in batches:
         state, metrics = step(state, frozen, batch)
