@@ -17,7 +17,6 @@ import argparse
 import math
 import pathlib
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -229,35 +228,6 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
             sys.exit(main(sys.argv[1:]))
         except KeyboardInterrupt:
             sys.exit(130)
-
-
-def run_program(words: Sequence[str], input: str | None = None) -> int:
-    """Runs another program, such as gcloud or sbatch, and returns its exit code.
-
-    Args:
-      words: the program and its arguments.
-      input: text for its standard input.
-
-    Raises:
-      UserError: it is not installed.
-    """
-    try:
-        return subprocess.run(words, input=input, text=True, check=False).returncode
-    except FileNotFoundError as error:
-        raise UserError(f"{words[0]} is not installed, or not on PATH.") from error
-
-
-def program_output(words: Sequence[str]) -> str | None:
-    """Standard output of another program; None if it fails, having printed the reason on stderr.
-
-    Raises:
-      UserError: it is not installed.
-    """
-    try:
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
-    except FileNotFoundError as error:
-        raise UserError(f"{words[0]} is not installed, or not on PATH.") from error
-    return None if done.returncode else done.stdout
 
 
 # ---- absl ----------------------------------------------------------------------------------------

@@ -53,9 +53,18 @@ class ConfigError(UserError):
 gin.add_config_file_search_path(str(Path(__file__).parent))
 
 
+# --help lists the flags under the program that calls `run` or `define_flags`.
+flags.disclaim_key_flags()
+
+
 def define_flags() -> None:
     """Defines --gin_file and --gin_search_paths."""
-    flags.DEFINE_multi_string("gin_file", [], "A gin file; may be repeated, later files win.")
+    flags.DEFINE_multi_string(
+        "gin_file",
+        [],
+        "A gin file; later files win over earlier ones, and --gin.NAME=VALUE, which sets one value,"
+        " over all files",
+    )
     flags.DEFINE_list("gin_search_paths", [], "Folders in which gin files and includes are sought.")
 
 

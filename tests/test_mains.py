@@ -171,6 +171,8 @@ def test_help(main):
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert f"python -m speechgpt_jax.{main}" in process.stdout
     assert process.stderr == ""
+    has_gin = "--gin_file: A gin file" in process.stdout and "--gin.NAME=VALUE" in process.stdout
+    assert has_gin == (main in ("train", "evaluate", "precompile"))
 
 
 def test_a_mistake_of_one_of_several_processes_is_one_line(tmp_path):

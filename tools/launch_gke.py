@@ -15,7 +15,7 @@ import re
 
 import yaml
 
-from speechgpt_jax import arguments
+from speechgpt_jax import arguments, programs
 from speechgpt_jax.arguments import (
     IllegalValue,
     Parser,
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
         print(text, end="")
         return 0
     apply = ["kubectl", "apply", "-f", "-"]
-    return arguments.run_program(apply, input=text)
+    return programs.run(apply, input=text)
 
 
 def parser() -> Parser:

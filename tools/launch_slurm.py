@@ -8,7 +8,7 @@ script instead of submitting it. Shortly before its time limit, or when its node
 job saves a checkpoint and requeues itself; after a crash it requeues itself too.
 """
 
-from speechgpt_jax import arguments
+from speechgpt_jax import arguments, programs
 from speechgpt_jax.arguments import IllegalValue, Parser, at_least, name, nonempty, positive_int
 from speechgpt_jax.launch.slurm import batch_script
 
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     if args.dry_run:
         print(script, end="")
         return 0
-    return arguments.run_program(["sbatch"], input=script)
+    return programs.run(["sbatch"], input=script)
 
 
 def parser() -> Parser:

@@ -26,7 +26,7 @@ import argparse
 import dataclasses
 import shlex
 
-from speechgpt_jax import arguments
+from speechgpt_jax import arguments, programs
 from speechgpt_jax.arguments import Parser, at_least, name, nonempty, positive_float, positive_int
 from speechgpt_jax.launch import tpu_vm
 from speechgpt_jax.launch.watch import watch
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     if args.dry_run:
         print(shlex.join(words))
         return 0
-    return arguments.run_program(words)
+    return programs.run(words)
 
 
 def parser() -> Parser:

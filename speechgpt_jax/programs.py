@@ -1,0 +1,35 @@
+"""Other programs that ours run, such as gcloud, kubectl and sbatch."""
+
+import subprocess
+from collections.abc import Sequence
+
+from speechgpt_jax.errors import UserError
+
+
+def run(words: Sequence[str], input: str | None = None) -> int:
+    """Runs another program, such as gcloud or sbatch, and returns its exit code.
+
+    Args:
+      words: the program and its arguments.
+      input: text for its standard input.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        return subprocess.run(words, input=input, text=True, check=False).returncode
+    except FileNotFoundError as error:
+        raise UserError(f"{words[0]} is not installed, or not on PATH.") from error
+
+
+def output(words: Sequence[str]) -> str | None:
+    """Standard output of another program; None if it fails, having printed the reason on stderr.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{words[0]} is not installed, or not on PATH.") from error
+    return None if done.returncode else done.stdout
