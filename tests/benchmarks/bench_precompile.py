@@ -3,10 +3,9 @@
     python -m tests.benchmarks.bench_precompile                       # 26 programs, about an hour
     python -m tests.benchmarks.bench_precompile --runs llama_7b_stage1
 
-Each program is compiled by `python -m speechgpt_jax.precompile`, which needs libtpu. "Matrix
-products" are FLOPs per chip of v4 and v5p; "to the model's own" is their ratio to those without
-recomputation. A cell of collectives is "asynchronous + synchronous all-gathers;
-reduce-scatters", or all-reduces where these are larger.
+Each program is compiled by `python -m speechgpt_jax.precompile`, which needs libtpu. FLOPs are
+those of matrix products, on v4 and v5p. A cell of collectives is "asynchronous + synchronous
+all-gathers; reduce-scatters", or all-reduces where these are larger.
 """
 
 import importlib.metadata
@@ -32,11 +31,13 @@ TWO_SLICES = "--gin_file=gin/meshes/two_slices.gin"
 # Column -> (topology, further flags).
 SLICES = {
     "v5e-256, fsdp 256": ("v5e-256",),
-    "two of them": ("v5e-256", TWO_SLICES),
+    "2 x v5e-256": ("v5e-256", TWO_SLICES),
     "v4-128, fsdp 64": ("v4-128",),
     "v5p-128, fsdp 64": ("v5p-128",),
 }
 GIB = 2**30
+# Column of the program's FLOPs over those of the model.
+FLOPS_RATIO = "FLOPs / FLOPs without recomputation"
 
 
 def main(argv: list[str]) -> None:
@@ -44,9 +45,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), metavar="RUN")
     docs_table.add_argument(parser)
     args = parser.parse_args(argv)
-    columns = ["rows per chip", "matrix products per chip", "to the model's own", *SLICES]
-    memory = docs_table.Table("precompile_memory", ["peak GiB per chip", *columns])
-    collectives = docs_table.Table("precompile_collectives", ["GiB per chip and step", *SLICES])
+    columns = ["run", "rows per chip", "FLOPs per chip", FLOPS_RATIO, *map(peak_column, SLICES)]
+    memory = docs_table.Table("precompile_memory", columns)
+    columns = ["run", *map(collectives_column, SLICES)]
+    collectives = docs_table.Table("precompile_collectives", columns)
     for run in args.runs:
         reports = [
             compile_run(run, *topology, f"--batch_per_chip={RUNS[run][topology[0] != 'v5e-256']}")
@@ -91,6 +93,16 @@ def add_rows(run: str, reports: list[dict], memory: docs_table.Table, collective
         *(f"{report['peak_gib']:.2f}" for report in reports),
     )
     collectives.add(name, *(collectives_text(report["collectives"]) for report in reports))
+
+
+def peak_column(topology: str) -> str:
+    """Head of a column of peak memory of a chip."""
+    return f"peak GiB: {topology}"
+
+
+def collectives_column(topology: str) -> str:
+    """Head of a column of `collectives_text`."""
+    return f"GiB of collectives: {topology}"
 
 
 def run_title(run: str) -> str:

@@ -4,8 +4,7 @@
     python -m tests.benchmarks.bench_precompile_bases --runs qwen2_5_7b_stage1
 
 Batch and slice are those of the recipe, whose header names the slice; stage 1 of Qwen2.5 7B comes
-once more with the batch of the table of LLaMA 7B. "To the model's own" is the
-ratio of the program's matrix products to those of the model without recomputation.
+once more with the batch of the table of LLaMA 7B.
 """
 
 import pathlib
@@ -13,7 +12,7 @@ import re
 
 from speechgpt_jax import arguments
 from tests.benchmarks import docs_table
-from tests.benchmarks.bench_precompile import compile_run, libtpu_version
+from tests.benchmarks.bench_precompile import FLOPS_RATIO, compile_run, libtpu_version
 
 BASES = ("qwen2_5_0_5b", "qwen2_5_7b", "llama3_1b", "llama3_8b", "smollm2_135m")
 RUNS = [f"{base}_stage{stage}" for base in BASES for stage in (1, 2, 3)]
@@ -25,7 +24,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS, metavar="RUN")
     docs_table.add_argument(parser)
     args = parser.parse_args(argv)
-    columns = ["slice", "rows per chip and step", "to the model's own", "peak GiB per chip"]
+    columns = ["slice", "rows per chip and step", FLOPS_RATIO, "peak GiB per chip"]
     table = docs_table.Table("precompile_bases", ["run", *columns])
     for run, flags in PROGRAMS:
         if run not in args.runs:

@@ -16,9 +16,11 @@ from speechgpt_jax import arguments
 from tests.benchmarks import docs_table
 from tests.benchmarks.bench_precompile import (
     RUNS,
+    collectives_column,
     collectives_text,
     compile_run,
     libtpu_version,
+    peak_column,
     run_title,
 )
 
@@ -59,8 +61,8 @@ def main(argv: list[str]) -> None:
     docs_table.add_argument(parser)
     args = parser.parse_args(argv)
     chips = CHIPS[args.chips]
-    columns = ["rows per chip", *chips.topologies, *(f"collectives on {x}" for x in chips.shown)]
-    memory = docs_table.Table(f"precompile_{args.chips}", ["peak GiB per chip", *columns])
+    columns = [*map(peak_column, chips.topologies), *map(collectives_column, chips.shown)]
+    memory = docs_table.Table(f"precompile_{args.chips}", ["run", "rows per chip", *columns])
     for run in args.runs:
         rows = RUNS[run][1]
         reports = {
@@ -74,7 +76,7 @@ def main(argv: list[str]) -> None:
         )
     tables = [memory]
     if chips.filled:
-        columns = ["7B stage 1", "most rows per chip", "peak GiB per chip"]
+        columns = ["7B stage 1 on", "most rows per chip", "peak GiB per chip"]
         tables.append(docs_table.Table(f"precompile_{args.chips}_largest", columns))
     for name in chips.filled:
         report = compile_run("llama_7b_stage1", name, "--find_batch")

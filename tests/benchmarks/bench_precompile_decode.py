@@ -28,8 +28,8 @@ def main(argv: list[str]) -> None:
     docs_table.add_argument(parser)
     args = parser.parse_args(argv)
     columns = [
-        *("slice", "peak GiB per chip", "of it weights and cache"),
-        *("MiB of collectives", "ms a token at least", "tokens/s at most"),
+        *("slice", "peak GiB per chip", "weights and cache GiB", "MiB of collectives"),
+        *("ms per token (lower bound)", "tokens/s (upper bound)"),
     ]
     table = docs_table.Table("precompile_decode", ["model", *columns])
     for run, topology in PROGRAMS:
