@@ -107,7 +107,9 @@ def test_impossible_meshes(config, message):
 
 def test_cpus_are_no_slices():
     config = MeshConfig(data=2, fsdp=1, slices=2)
-    with pytest.raises(UserError, match=r"are not 2 TPU slices .* set slices to their number"):
+    with pytest.raises(
+        UserError, match=r"are not 2 TPU slices .* set slices to the number of TPU slices"
+    ):
         sharding.create_mesh(config, jax.devices() * 2)
 
 
