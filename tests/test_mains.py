@@ -187,7 +187,10 @@ def test_a_mistake_of_one_of_several_processes_is_one_line(tmp_path):
         "--mesh=99",
     )
     assert process.returncode == 1
-    assert process.stderr == "Error: the number of devices 99 must be at least 1 and at most 1.\n"
+    assert (
+        process.stderr
+        == "Error: the number of devices (--mesh) 99 must be at least 1 and at most 1.\n"
+    )
 
 
 def test_a_folder_without_a_run(tmp_path):

@@ -7,9 +7,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from speechgpt_jax import checkpoints, sharding
-from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_number
-from speechgpt_jax.models.llama import Llama, LlamaConfig
+from speechgpt_jax.models.llama import DECODING_SIZES, Llama, LlamaConfig, check_mesh
 
 
 def load_llama(run: str | os.PathLike, devices: int | None = None) -> tuple[Llama, Mesh | None]:
@@ -29,13 +28,11 @@ def load_llama(run: str | os.PathLike, devices: int | None = None) -> tuple[Llam
     if devices is None:
         return checkpoints.load_model(run, build_llama), None
     local = jax.local_devices()
-    check_number("the number of devices", devices, at_least=1, at_most=len(local))
-    fields = checkpoints.read_metadata(run)["model"]
-    for name in ("num_kv_heads", "intermediate_size"):
-        if fields[name] % devices:
-            raise UserError(f"{devices} devices must divide the run's {name} {fields[name]}.")
-    config = sharding.MeshConfig(data=1, fsdp=1, model=devices)
-    mesh = sharding.create_mesh(config, local[:devices])
+    check_number("the number of devices (--mesh)", devices, at_least=1, at_most=len(local))
+    config = LlamaConfig.from_dict(checkpoints.read_metadata(run)["model"])
+    sizes = sharding.MeshConfig(data=1, fsdp=1, model=devices)
+    mesh = sharding.create_mesh(sizes, local[:devices])
+    check_mesh(config, mesh, DECODING_SIZES)
     return checkpoints.load_model(run, build_llama, mesh), mesh
 
 
