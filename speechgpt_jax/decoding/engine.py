@@ -14,7 +14,6 @@ a program of its own: too little is computed for a token to keep several cores b
 `submit` can be called from any thread.
 """
 
-import concurrent.futures
 import dataclasses
 import os
 import threading
@@ -161,9 +160,9 @@ class Engine:
 
     def warm_up(self) -> None:
         """Compiles all programs, so that no request waits for it; call it before `submit`."""
-        with concurrent.futures.ThreadPoolExecutor(len(self._workers)) as pool:
-            for _ in pool.map(Worker.warm_up, self._workers):
-                pass
+        # One after the other: the first one's programs are in the compilation cache for the others.
+        for worker in self._workers:
+            worker.warm_up()
 
     def _check(self, request: Request):
         for ids in (request.prompt, request.stop_ids):
