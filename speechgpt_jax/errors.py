@@ -25,6 +25,7 @@ EXTRAS = {
     "transformers": "convert",
     "prompt_toolkit": "chat",
     "pydantic": "serve",
+    "pydantic_core": "serve",
     "python_multipart": "serve",
     "starlette": "serve",
     "uvicorn": "serve",

@@ -75,6 +75,7 @@ FENCES = {
     "starlette": {"serving"},
     "uvicorn": {"serving"},
     "pydantic": {"serving"},
+    "pydantic_core": {"serving"},
     "prometheus_client": {"serving"},
 }
 
