@@ -40,6 +40,9 @@ BLOCK = 2**20
 # Accepted difference between decoded and stated length: headers may count the padding of encoders,
 # two or three frames of about 26 ms.
 TOLERANCE_SECONDS = 0.2
+# Full scale of 32-bit integers, which some programs store as floats. HuBERT's products overflow
+# beyond 1e15 and would spoil the other recordings of the batch.
+LARGEST_SAMPLE = 2.0**31
 # libsndfile's Ogg encoder crashes on blocks of several minutes.
 WRITE_BLOCK = 2**16
 
@@ -65,7 +68,7 @@ def load_audio(
 
     Raises:
       UserError: the file is missing, empty, not audio, damaged or cut off, longer than
-        `max_seconds`, or holds NaN or infinite samples.
+        `max_seconds`, or holds samples that `check_samples` refuses.
     """
     is_path = isinstance(source, str | os.PathLike)
     name = source if is_path else getattr(source, "name", "the recording")
@@ -77,9 +80,18 @@ def load_audio(
             raise UserError(f"{name} {error}") from error
     if len(wav) == 0:
         raise UserError(f"{name} holds no samples; expected a recording.")
-    if not np.isfinite(wav).all():
-        raise UserError(f"{name} holds NaN or infinite samples; expected values in [-1, 1].")
+    check_samples(wav, str(name))
     return wav
+
+
+def check_samples(wav: np.ndarray, name: str) -> None:
+    """Raises a UserError if samples are NaN, infinite or far beyond full scale."""
+    largest = float(np.abs(wav).max(initial=0.0))  # NaN if there is one.
+    if not largest <= LARGEST_SAMPLE:
+        raise UserError(
+            f"{name} holds NaN, infinite or far too large samples (up to {largest:g}); expected "
+            "values in [-1, 1]."
+        )
 
 
 class _Unreadable(Exception):
@@ -161,37 +173,30 @@ def _decoded(recording: _Recording) -> Blocks:
         yield from _decoded_one(_Recording(data[start:end], None))
 
 
-# First bytes of each format, and the part of its head that is the same in every file of the format.
-_HEADS = (
-    (b"RIFF", slice(8, 16)),
-    (b"RF64", slice(8, 16)),
-    (b"FORM", slice(8, 16)),
-    (b"fLaC", slice(0, 8)),
-    (b"OggS", slice(0, 14)),
-    (b".snd", slice(0, 8)),
-    (b"caff", slice(0, 8)),
-    (b"riff", slice(0, 16)),  # W64
-    (b"NIST_1A", slice(0, 16)),
-    (b"\x30\x26\xb2\x75", slice(0, 16)),  # WMA
-    (b"TTA1", slice(0, 14)),
-    (b"#!AMR\n", slice(0, 6)),
-    (b"Creative", slice(0, 20)),  # VOC
-    (b"\x1a\x45\xdf\xa3", slice(0, 12)),  # Matroska, WebM
+# First bytes of a recording of any format that has long ones. Ogg and Matroska have FLAC's inside.
+_HEAD = re.compile(
+    rb"""(?sx)
+    RIFF....(?:WAVE|AVI[ ]) | RF64....WAVE | FORM....(?:AIFF|AIFC|8SVX|16SV) | riff\x2e\x91\xcf\x11
+    | (?<!\x7fFLAC....)(?<!\x63\xa2.)(?<!\x63\xa2..)(?<!\x63\xa2...)fLaC[\x00\x80]\x00\x00\x22
+    | OggS\x00\x02\x00{8} | \.snd\x00\x00.{6}\x00\x00\x00[\x01-\x1b] | caff\x00\x01\x00\x00desc
+    | NIST_1A\n | \x30\x26\xb2\x75\x8e\x66\xcf\x11 | TTA1\x01\x00 | \#!AMR(?:-WB)?\n
+    | Creative[ ]Voice[ ]File | FLV\x01[\x01\x04\x05]\x00\x00\x00\x09
+    | \x1a\x45\xdf\xa3.{1,8}\x42[\x82\x86\x87\xf2\xf3\xf7] | \x00\x00\x00.ftyp"""
 )
 
 
 def _starts(data: bytes | mmap.mmap) -> list[int]:
     """Offsets at which recordings begin, [0] unless several are joined byte by byte."""
-    mp4 = data[:4] + b"ftyp", slice(4, 12)  # Its first four bytes are a length.
-    part = next((part for magic, part in (*_HEADS, mp4) if data[: len(magic)] == magic), None)
-    if part is None:
+    # Others, such as WavPack, may keep the head of the file that they were made from.
+    if not _HEAD.match(data) and data[:1] != b"\xff":
         return [0]
-    starts, head = [0], data[part]
-    while (found := data.find(head, starts[-1] + part.stop)) >= 0:
-        starts.append(found - part.start)
+    starts = [0, *(found.start() for found in _HEAD.finditer(data, 1))]
     # An Ogg recording may have several streams, whose first pages follow each other.
-    is_page = head[:4] == b"OggS"
-    inner = {b for a, b in itertools.pairwise(starts) if is_page and data.find(b"OggS", a + 4) == b}
+    inner = {
+        b
+        for a, b in itertools.pairwise(starts)
+        if data[a : a + 4] == b"OggS" and data.find(b"OggS", a + 4) == b
+    }
     return [start for start in starts if start not in inner]
 
 
@@ -251,13 +256,17 @@ def _check_stated_size(sound: soundfile.SoundFile, data: bytes | mmap.mmap) -> N
         counts = re.findall(rb"sample_count -i (\d+)", data[:1024])
         sizes += [(int(count), sound.frames, "samples") for count in counts]
     for stated, present, unit in sizes:
-        # A writer to a pipe states the largest size. The pad byte after odd data may be missing.
-        is_size = stated >> 16 not in (0x7FFF, 0x8000, 0xFFFF)
-        if is_size and present + 1 < stated:
-            raise _Unreadable(
-                f"is cut off: its header states {stated} {unit} of sound, {present} are there. "
-                "Copy it again."
-            )
+        _check_size(stated, present, unit)
+
+
+def _check_size(stated: int, present: int, unit: str) -> None:
+    # A writer to a pipe states the largest size. The pad byte after odd data may be missing.
+    is_size = stated >> 16 not in (0x7FFF, 0x8000, 0xFFFF)
+    if is_size and present + 1 < stated:
+        raise _Unreadable(
+            f"is cut off: its header states {stated} {unit} of sound, {present} are there. "
+            "Copy it again."
+        )
 
 
 def _check_last_ogg_page(data: bytes | mmap.mmap) -> None:
@@ -267,6 +276,9 @@ def _check_last_ogg_page(data: bytes | mmap.mmap) -> None:
     segments = data[page + 27 : page + 27 + data[page + 26]] if page + 26 < len(data) else b""
     if not segments or page + 27 + len(segments) + sum(segments) > len(data):
         raise _Unreadable("is cut off: its last Ogg page is not complete. Copy it again.")
+    after = bytes(data[page + 27 + len(segments) + sum(segments) :]).strip(b"\0")
+    if after:
+        raise _Unreadable(f"has {len(after)} bytes after its last Ogg page; remove them.")
 
 
 def _check_length(decoded_seconds: float, stated_seconds: float) -> None:
@@ -299,7 +311,7 @@ def _libsndfile_blocks(sound: soundfile.SoundFile, data: bytes | mmap.mmap) -> B
 # ---- FFmpeg --------------------------------------------------------------------------------------
 
 # Containers whose duration is stated, not estimated from the size of the file.
-_STATE_DURATION = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "asf", "tta", "caf", "aiff"}
+_STATE_DURATION = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "asf", "tta", "caf", "aiff", "flv"}
 
 
 @contextlib.contextmanager
@@ -320,11 +332,16 @@ def _opened_by_ffmpeg(recording: _Recording) -> av.container.InputContainer:
 
 
 def _ffmpeg_blocks(recording: _Recording) -> Blocks:
+    if recording.data[:4] == b"RIFF":  # AVI, whose stated duration may be an estimate.
+        stated = int.from_bytes(recording.data[4:8], "little")
+        _check_size(stated, len(recording.data) - 8, "bytes")
     with _ffmpeg_errors():
         container = _opened_by_ffmpeg(recording)
     with container:
         with _ffmpeg_errors():
             stream = container.streams.audio[0]
+        if stream.codec_context.name in ("wavpack", "tta"):  # Damage would be decoded as noise.
+            stream.codec_context.options = {"err_detect": "crccheck+explode"}
         seconds = 0.0
         for rate, frames in itertools.groupby(
             _ffmpeg_frames(container, stream), key=lambda frame: frame.sample_rate

@@ -41,6 +41,8 @@ FFMPEG = {
     "ac3": ("ac3", "ac3", 48_000),
     "wv": ("wv", "wavpack", 16_000),
     "tta": ("tta", "tta", 16_000),
+    "avi": ("avi", "pcm_s16le", 16_000),
+    "flv": ("flv", "libmp3lame", 44_100),
 }
 FORMATS = (*LIBSNDFILE, *FFMPEG)
 
@@ -94,7 +96,7 @@ def stereo_noise(seconds=0.3):
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_every_format_is_read(tmp_path, suffix):
     path = recording(tmp_path, suffix)
-    assert path.suffix in SUFFIXES
+    assert path.suffix in (*SUFFIXES, ".avi", ".flv")  # Videos are read, but not searched for.
     wav, of_open_file = load_audio(path), load_audio(io.BytesIO(path.read_bytes()))
     assert wav.dtype == np.float32 and wav.ndim == 1
     # Encoders add a little at both ends.
@@ -143,6 +145,47 @@ def test_resampling_in_blocks_is_resampling_the_whole(tmp_path, monkeypatch, rat
     soundfile.write(tmp_path / "a.wav", wav, rate, "FLOAT")
     expected = soxr.resample(wav, rate, SAMPLE_RATE)
     np.testing.assert_allclose(load_audio(tmp_path / "a.wav"), expected, atol=1e-6)
+
+
+# Formats with long first bytes: one of them is found behind any other recording.
+MARKED = sorted({*FORMATS} - {"wv", "ac3", "aac", "mp3"})
+
+
+def test_joined_recordings_of_two_formats_are_read_or_refused(tmp_path):
+    recordings = {suffix: recording(tmp_path, suffix, 0.2).read_bytes() for suffix in FORMATS}
+    seconds = {name: len(load_audio(io.BytesIO(data))) for name, data in recordings.items()}
+    for first in FORMATS:
+        for second in MARKED:
+            data = io.BytesIO(recordings[first] + recordings[second])
+            if first in ("wv", "ac3"):
+                with pytest.raises(UserError, match="damaged"):
+                    load_audio(data)
+            elif first != second:
+                expected = seconds[first] + seconds[second]
+                assert abs(len(load_audio(data)) - expected) < 0.1 * SAMPLE_RATE, (first, second)
+
+
+@pytest.mark.parametrize("container", ["ogg", "matroska"])
+def test_flac_within_another_format_is_one_recording(tmp_path, container):
+    wav = stereo_noise()
+    path = write_ffmpeg(tmp_path / "a", container, "flac", 16_000, wav)
+    assert path.read_bytes().find(b"fLaC") > 0
+    np.testing.assert_array_equal(load_audio(path), wav.mean(axis=0))
+
+
+def test_bytes_behind_an_ogg_recording_are_refused(tmp_path):
+    data = recording(tmp_path, "ogg").read_bytes()
+    assert len(load_audio(io.BytesIO(data + bytes(500)))) == 2 * SAMPLE_RATE
+    with pytest.raises(UserError, match="has 6 bytes after its last Ogg page; remove them"):
+        load_audio(io.BytesIO(data + b"\xff\xfbmore\0"))
+
+
+@pytest.mark.parametrize("suffix", ["wv", "tta", "flac"])
+def test_damage_is_not_decoded_as_noise(tmp_path, suffix):
+    data = bytearray(recording(tmp_path, suffix).read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 60] = bytes(60)
+    with pytest.raises(UserError, match="damaged"):
+        load_audio(io.BytesIO(data))
 
 
 def test_joined_wavpack_is_refused(tmp_path):
@@ -301,6 +344,7 @@ def test_a_playlist_opens_no_other_file(tmp_path):
         ("header.wav", np.zeros(0, np.float32), "holds no samples"),
         ("nan.wav", np.array([0.0, np.nan], np.float32), "NaN"),
         ("infinite.wav", np.array([0.0, np.inf], np.float32), "infinite"),
+        ("huge.wav", np.array([0.0, -1e10], np.float32), r"too large samples \(up to 1e\+10\)"),
         ("absent.wav", None, "No audio file"),
     ],
 )

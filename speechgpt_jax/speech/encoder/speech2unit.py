@@ -14,7 +14,7 @@ from flax import nnx
 from speechgpt_jax import files
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech import pretrained
-from speechgpt_jax.speech.audio import SAMPLE_RATE
+from speechgpt_jax.speech.audio import SAMPLE_RATE, check_samples
 from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.encoder import stages
 from speechgpt_jax.speech.encoder.batching import ROW_SECONDS
@@ -93,7 +93,7 @@ class Speech2Unit:
         """wavs [S] -> cluster ids, int32 [T] each, which do not depend on the other wavs.
 
         Raises:
-          UserError: a wav is not float mono, or holds NaN or infinite samples.
+          UserError: a wav is not float mono, or holds samples that `check_samples` refuses.
         """
         return self._encode(wavs, self.centroids)
 
@@ -128,15 +128,14 @@ class Speech2Unit:
 
 
 def check_sound(wav: Any) -> None:
-    """Raises a UserError if wav is not float [S], or holds NaN or infinite samples."""
+    """Raises a UserError if wav is not float [S], or holds samples that `check_samples` refuses."""
     wav = np.asarray(wav)
     if wav.ndim != 1 or not np.issubdtype(wav.dtype, np.floating):
         raise UserError(
             f"Expected mono sound, float [samples] in [-1, 1] at 16 kHz, got "
             f"{wav.dtype} {list(wav.shape)}; load_audio returns such sound."
         )
-    if not np.isfinite(wav).all():
-        raise UserError("The sound holds NaN or infinite samples; expected values in [-1, 1].")
+    check_samples(wav, "The sound")
 
 
 # ---- folders -------------------------------------------------------------------------------------

@@ -77,6 +77,7 @@ def test_a_batch_may_hold_anything(speech2unit, wavs):
         (np.zeros((2, 16_000), np.float32), r"mono sound.*float32 \[2, 16000\]"),
         (np.zeros(16_000, np.int16), r"float \[samples\] in \[-1, 1\].*int16"),
         (np.full(16_000, np.nan, np.float32), "NaN"),
+        (np.full(16_000, 1e30, np.float32), "too large"),
     ],
 )
 def test_other_than_mono_float_sound_is_refused_in_one_line(speech2unit, wav, message):
