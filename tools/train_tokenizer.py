@@ -16,6 +16,8 @@ from speechgpt_jax.tokenizer.training import train_sentencepiece
 
 # Of the shipped tokenizer.
 NUM_PIECES = 1500
+# More than any tokenizer has.
+MOST_IDS = 1_000_000
 
 
 def main(argv: list[str]) -> None:
@@ -27,11 +29,14 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument(
         "--vocab_size",
-        type=arguments.at_least(300),
+        type=arguments.at_least(300, at_most=MOST_IDS),
         help=f"pieces to be trained; default: {NUM_PIECES}",
     )
     parser.add_argument(
-        "--num_units", type=arguments.positive_int, default=200, help="number of units"
+        "--num_units",
+        type=arguments.at_least(1, at_most=MOST_IDS),
+        default=200,
+        help="number of units",
     )
     parser.add_argument(
         "--no_roles",

@@ -10,6 +10,8 @@ from speechgpt_jax.errors import UserError
 
 # The trainer skips lines with one of these characters.
 _RESERVED = re.compile("[\0\u2585]")
+# The trainer ends the process at a word, between spaces, of more than 2^16 characters.
+_LONGEST_WORD = 65_000
 # Part of the trainer's message that names the limit of the vocabulary's size.
 _SIZE = re.compile(r"Vocabulary size.* (?:<= \d+|\d+ vs \d+)\.")
 
@@ -17,7 +19,7 @@ _SIZE = re.compile(r"Vocabulary size.* (?:<= \d+|\d+ vs \d+)\.")
 def train_sentencepiece(sentences: Iterable[str], vocab_size: int) -> bytes:
     """Trains a BPE model with LLaMA's byte fallback, single digits and no normalisation.
 
-    Sentences of any length are used.
+    Sentences of any length are used, if their words have at most 65,000 characters.
 
     Args:
       sentences: texts without line breaks; blank ones are left out.
@@ -27,11 +29,18 @@ def train_sentencepiece(sentences: Iterable[str], vocab_size: int) -> bytes:
       The serialised model.
 
     Raises:
-      UserError: there is no text, or too much or too little of it for `vocab_size`.
+      UserError: there is no text, too much or too little of it for `vocab_size`, or a word is too
+        long.
     """
     pieces = [piece for sentence in sentences for piece in _trainable(sentence)]
     if not pieces:
         raise UserError("there is no text to train a tokenizer on; give a file with sentences.")
+    for piece in pieces:
+        if len(word := max(piece.split(" "), key=len)) > _LONGEST_WORD:
+            raise UserError(
+                f"a word of the text has {len(word)} characters ({word[:20]!r}...); expected at most "
+                f"{_LONGEST_WORD} between spaces; break it into lines."
+            )
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

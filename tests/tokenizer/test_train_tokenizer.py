@@ -41,6 +41,10 @@ def test_no_line_is_dropped(text):
     assert len(trained(SENTENCES, 290).encode("lonely zebra")) > 6
 
 
+def test_the_longest_accepted_word_is_trained():
+    assert len(trained([*SENTENCES, "x" * 65_000]).encode("xxxx")) <= 3
+
+
 def run(tmp_path, data: bytes | None, *more: str):
     file = tmp_path / "text.txt"
     if data is not None:
@@ -67,9 +71,15 @@ def test_lines_of_a_file_end_at_line_feeds(tmp_path, capsys):
         (b"a cat\n" * 9, ["--vocab_size=5000"], r"vocab_size 5000 .* too high .* <= 2\d\d\.$"),
         (bytes(" ".join(map(chr, range(0x4E00, 0x4F00))), "utf-8"), [], "smaller than .* vs 516"),
         (b"a cat\n", ["--vocab_size=3"], "--vocab_size: expected a whole number.*300"),
+        (b"a cat\n", ["--vocab_size=10000000000000"], "--vocab_size: .* at most 1000000"),
         (b"a cat\n", ["--num_units=0"], "--num_units: expected"),
+        (b"a cat\n", ["--num_units=10000000000000"], "--num_units: .* at most 1000000"),
+        (b"a " + 65_001 * b"x", [], r"a word of the text has 65001 characters \('x+'\.\.\.\)"),
     ],
-    ids=["missing", "empty", "blank", "latin-1", "too_large", "too_small", "tiny", "no_units"],
+    ids=[
+        *("missing", "empty", "blank", "latin-1", "too_large", "too_small", "tiny"),
+        *("huge", "no_units", "many_units", "long_word"),
+    ],
 )
 def test_mistakes_are_one_line(data, more, message, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
