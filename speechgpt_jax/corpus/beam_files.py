@@ -60,9 +60,9 @@ def read_table(path: str, required: Sequence[str]) -> Iterator[Row]:
     Raises:
       UserError: the file is missing or can't be read.
     """
-    if not FileSystems.exists(path):
-        raise UserError(f"There is no file {path}; expected JSONL, TSV or CSV.")
     try:
+        if not FileSystems.exists(path):
+            raise UserError(f"There is no file {path}; expected JSONL, TSV or CSV.")
         with FileSystems.open(path) as lines:
             yield from parse_rows(lines, path, required)
     except OSError as error:
@@ -83,5 +83,15 @@ def delete(paths: Sequence[str]) -> None:
 
 
 def absolute(path: str) -> str:
-    """The absolute path, or the URL itself: workers may run in another folder."""
-    return path if is_remote(path) else os.path.abspath(path)
+    """The absolute path, or the URL itself: workers may run in another folder.
+
+    Raises:
+      UserError: Beam knows no file system of this URL.
+    """
+    if not is_remote(path):
+        return os.path.abspath(path)
+    try:
+        FileSystems.get_filesystem(path)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} can't be reached: {error}") from error
+    return path

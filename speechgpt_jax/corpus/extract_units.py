@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -61,7 +62,7 @@ def extract_units(
         rows = (manifests.with_full_paths(row.fields, source) for row in table)
     else:
         rows, skipped = find_recordings(source, output)
-    work = plan.cut(rows, output, shard_size, {"hubert": hubert, "dtype": dtype})
+    work = plan.cut(rows, source, output, shard_size, {"hubert": hubert, "dtype": dtype})
     if skipped:
         print(skipped)
     job = shards.Job(
@@ -90,8 +91,10 @@ def find_recordings(folder: str, output: str) -> tuple[list[dict], str]:
       suffix, "" if there are none.
 
     Raises:
-      UserError: the folder has no recording.
+      UserError: the folder doesn't exist or has no recording.
     """
+    if not files.is_remote(folder) and not os.path.exists(folder):
+        raise UserError(f"--input={folder} does not exist; expected a folder or a manifest.")
     paths = [path for path in find_files(folder, "**") if not path.startswith(f"{output}/")]
     others = collections.Counter()
     rows = []

@@ -1,6 +1,6 @@
 """The plan of a run: its rows cut into numbered shards, and its settings.
 
-    shards = cut(rows, output, rows_per_shard=250, settings={"hubert": hubert})
+    shards = cut(rows, source, output, rows_per_shard=250, settings={"hubert": hubert})
 
 The rows of a shard do not depend on the number of workers. OUTPUT/manifest.jsonl holds the rows,
 OUTPUT/plan.json the settings and a digest of the rows: a run resumes only if neither has changed.
@@ -50,8 +50,10 @@ class Shard:
             return [json.loads(file.readline()) for _ in range(self.num_rows)]
 
 
-def cut(rows: Iterable[dict], output: str, rows_per_shard: int, settings: dict) -> list[Shard]:
-    """Writes OUTPUT/manifest.jsonl and plan.json, and returns the shards of the rows.
+def cut(
+    rows: Iterable[dict], source: str, output: str, rows_per_shard: int, settings: dict
+) -> list[Shard]:
+    """Writes OUTPUT/manifest.jsonl and plan.json, and returns the shards of the rows of `source`.
 
     Raises:
       UserError: there are no rows, or `output` was begun with other rows or settings.
@@ -67,7 +69,7 @@ def cut(rows: Iterable[dict], output: str, rows_per_shard: int, settings: dict) 
             digest.update(line)
             sizes.append(len(line))
         if not sizes:
-            raise UserError("The input has no rows; give one that has some.")
+            raise UserError(f"{source} has no rows; give a file that has some.")
         settings = settings | {"rows": digest.hexdigest(), "shard_size": rows_per_shard}
         keep_settings(FileSystems.join(output, "plan.json"), settings)
     starts = range(0, len(sizes), rows_per_shard)

@@ -1,7 +1,7 @@
 """Rows -> numbered shards of output, by Apache Beam.
 
     job = Job("extract_units", kinds=("units",), make_worker=make_worker, measure=measure)
-    shards = plan.cut(rows, output, rows_per_shard=250, settings={"hubert": hubert})
+    shards = plan.cut(rows, source, output, rows_per_shard=250, settings={"hubert": hubert})
     totals = run(job, shards, output, pipeline_options(beam_arguments))
 
 An output file gets its name once it is complete, and a complete shard is not made again: a killed
@@ -12,6 +12,7 @@ import base64
 import contextlib
 import dataclasses
 import io
+import itertools
 import logging
 import re
 import threading
@@ -150,8 +151,12 @@ def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
     """Beam's options.
 
     Raises:
-      UserError: Beam doesn't have an option, or doesn't accept its value.
+      UserError: Beam doesn't have an option, or doesn't accept its value, or an argument is none.
     """
+    for before, word in itertools.pairwise(["", *arguments]):
+        is_value = re.fullmatch("--[^=]+", before)
+        if not (word.startswith("--") or is_value):
+            raise UserError(f"unexpected argument {word!r}; --help shows what can be given.")
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -165,6 +170,10 @@ def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
         raise UserError(f"--{min(unknown)} is unknown, to this tool and to Beam; see --help.")
     standard = options.view_as(StandardOptions)
     standard.runner = standard.runner or LOCAL_RUNNER
+    try:
+        beam.Pipeline(options=options)  # Checks the runner, and the options that it needs.
+    except (ValueError, ImportError) as error:
+        raise UserError(f"Beam can't start --runner={standard.runner}: {error}") from error
     return options
 
 

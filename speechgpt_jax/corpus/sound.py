@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from speechgpt_jax import files
-from speechgpt_jax.corpus.beam_files import FileSystems
+from speechgpt_jax.corpus.beam_files import FileSystems, absolute
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import load_audio
 
@@ -19,14 +19,18 @@ Sound = np.ndarray | str  # float32 [samples] at 16 kHz, or why there is none
 
 
 def load(path: str) -> Sound:
-    """float32 [samples] at 16 kHz, or why the file can't be read."""
+    """float32 [samples] at 16 kHz, or why the file can't be read.
+
+    Raises:
+      UserError: a remote file system fails, which may pass; Beam tries again.
+    """
     try:
-        with FileSystems.open(path) as file:
+        with FileSystems.open(absolute(path)) as file:
             source = io.BytesIO(file.read())
     except (ValueError, OSError) as error:
-        # A failure of a remote file system may pass; Beam tries again.
-        if files.is_remote(path) and not isinstance(error, FileNotFoundError):
-            raise
+        is_failure = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        if files.is_remote(path) and is_failure:
+            raise UserError(f"{path} can't be read: {error}.") from error
         return " ".join(str(error).split())
     source.name = path
     try:

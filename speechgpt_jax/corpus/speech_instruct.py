@@ -127,8 +127,9 @@ def chain_of_modality(
         check_hubert(settings.hubert)
     elif not epath.Path(settings.text_to_unit).is_dir():
         raise UserError(f"--text_to_unit={settings.text_to_unit}: there is no such folder.")
-    rows = (row.fields for row in read_table(absolute(dialogues), ("question", "answer")))
-    work = plan.cut(rows, output, shard_size, dataclasses.asdict(settings))
+    dialogues = absolute(dialogues)
+    rows = (row.fields for row in read_table(dialogues, ("question", "answer")))
+    work = plan.cut(rows, dialogues, output, shard_size, dataclasses.asdict(settings))
     job = shards.Job("chain_of_modality", tuple(CHAIN_FORMS), settings.make_writer, count_units)
     print_summary(shards.run(job, work, output, options), output)
 

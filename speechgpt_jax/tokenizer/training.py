@@ -38,8 +38,8 @@ def train_sentencepiece(sentences: Iterable[str], vocab_size: int) -> bytes:
     for piece in pieces:
         if len(word := max(piece.split(" "), key=len)) > _LONGEST_WORD:
             raise UserError(
-                f"a word of the text has {len(word)} characters ({word[:20]!r}...); expected at most "
-                f"{_LONGEST_WORD} between spaces; break it into lines."
+                f"a word of the text has {len(word)} characters ({word[:20]!r}...); expected at "
+                f"most {_LONGEST_WORD} between spaces; break it into lines."
             )
     model = io.BytesIO()
     try:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from speechgpt_jax.corpus import plan, shards, summary
 from speechgpt_jax.corpus.extract_units import in_batches
+from speechgpt_jax.corpus.sound import load
 from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import load_audio, save_audio
@@ -133,20 +135,24 @@ def test_recordings_that_cannot_be_read_are_listed(recordings, small_hubert, tmp
     (tmp_path / "text.flac").write_text("this is no sound")
     (tmp_path / "cut.wav").write_bytes(good.read_bytes()[:30])
     save_audio(tmp_path / "short.wav", np.zeros(300, np.float32))
-    names = ["empty.wav", "text.flac", str(good), "cut.wav", "short.wav", "missing.wav"]
+    soundfile.write(tmp_path / "huge.wav", np.full(16_000, 1e30), 16_000, "FLOAT")
+    names = ["empty.wav", "text.flac", str(good), "huge.wav", "cut.wav", "short.wav", "missing.wav"]
     lines = [f"{name}\ttext {i}\tslt\n" for i, name in enumerate(names)]
     (tmp_path / "manifest.tsv").write_text("path\ttext\tspeaker\n" + "".join(lines))
     extract(tmp_path / "manifest.tsv", small_hubert, tmp_path / "units")
 
     (row,) = rows_of(tmp_path / "units")
     assert (row["path"], row["text"], row["speaker"]) == (str(good), "text 2", "slt")
+    units, _ = Speech2Unit.from_pretrained(small_hubert)(load_audio(good))
+    assert row["units"] == units.tolist()
     rejects = rows_of(tmp_path / "units", "rejects")
     names.remove(str(good))
     assert [row["path"] for row in rejects] == [str(tmp_path / name) for name in names]
-    reasons = ["empty.wav is empty", "text.flac", "cut.wav", "300 samples", "No such file"]
+    reasons = ["empty.wav is empty", "text.flac", "too large samples", "cut.wav", "300 samples"]
+    reasons.append("No such file")
     for row, reason in zip(rejects, reasons):
         assert reason in row["reason"] and "\n" not in row["reason"]
-    assert "Rejected rows: 5" in capsys.readouterr().out
+    assert "Rejected rows: 6" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -169,24 +175,38 @@ def test_an_output_is_not_resumed_with_other_input_or_settings(extracted, record
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("nowhere", "nowhere has no recording; give"),
+        ("nowhere", "--input=.*nowhere does not exist; expected a folder or a manifest"),
+        ("empty", "empty has no recording; give"),
+        ("zz://bucket/folder", "zz://bucket/folder can't be reached: .*filesystem"),
+        ("http://host/rows.jsonl", "http://host/rows.jsonl can't be reached: .*filesystem"),
         ("nowhere.jsonl", "There is no file .*nowhere.jsonl"),
         ("rows.jsonl", r"rows\.jsonl:2: path is missing"),
         ("cells.tsv", r"cells\.tsv:2: expected 2 cells"),
         ("others", r"others has no recording \(it has 2 \.txt, 1 hidden, 1 without a suffix\)"),
-        ("none.jsonl", "The input has no rows"),
+        ("none.jsonl", r"none\.jsonl has no rows; give"),
     ],
 )
 def test_unusable_inputs_are_refused_in_one_line(small_hubert, tmp_path, source, message):
     (tmp_path / "rows.jsonl").write_text('{"path": "a.wav"}\n{"wav": "b.wav"}\n')
     (tmp_path / "cells.tsv").write_text("path\ttext\nonly a path\n")
     (tmp_path / "none.jsonl").write_text("\n")
+    (tmp_path / "empty").mkdir()
     (tmp_path / "others").mkdir()
     for name in ("a.txt", "B.TXT", ".DS_Store", "README"):
         (tmp_path / "others" / name).touch()
-    with pytest.raises(ValueError, match=message):
-        extract(tmp_path / source, small_hubert, tmp_path / "units")
+    with pytest.raises(UserError, match=message):
+        extract(source if "://" in source else tmp_path / source, small_hubert, tmp_path / "units")
     assert not list(tmp_path.glob("units/*"))
+
+
+@pytest.mark.parametrize("url", ["http://host/a.wav", "file:///a.wav", "zz://a.wav"])
+def test_a_url_that_cannot_be_reached_is_a_rejected_row(url):
+    assert f"{url} can't be reached" in load(url)
+
+
+def test_a_flag_and_its_value_may_be_two_words():
+    options = shards.pipeline_options(["--direct_num_workers", "2", "--streaming"])
+    assert options.get_all_options()["direct_num_workers"] == 2
 
 
 def test_a_misspelt_flag_is_named(recordings, small_hubert, tmp_path):
@@ -206,6 +226,10 @@ def test_invalid_values_are_refused_in_one_line(recordings, small_hubert, tmp_pa
             "--direct_num_workers=two",
             "flags: argument --direct_num_workers: invalid int",
         ),
+        ("extra", "unexpected argument 'extra'; --help shows"),
+        ("--runner=Foo", "Beam can't start --runner=Foo: Unexpected pipeline runner"),
+        ("--runner=DataflowRunner", "(?s)can't start --runner=DataflowRunner: .*option: proj"),
+        ("--hubert=zz://bucket", "zz://bucket can't be reached"),
     ):
         with pytest.raises(UserError, match=message):
             extract(recordings, small_hubert, tmp_path / "units", flag)
@@ -272,7 +296,7 @@ def test_a_workers_bug_is_no_user_error(tmp_path):
 
 def run(make_worker, folder):
     job = shards.Job("test", ("units",), make_worker, len)
-    work = plan.cut([{"path": "a"}], str(folder), 1, {})
+    work = plan.cut([{"path": "a"}], "rows.jsonl", str(folder), 1, {})
     shards.run(job, work, str(folder), shards.pipeline_options([]))
 
 
@@ -287,7 +311,7 @@ def test_batches_keep_the_order_and_hold_no_more_than_asked():
 @pytest.mark.parametrize(("num_rows", "size"), [(1, 1), (7, 3), (6, 3), (2, 9)])
 def test_cut(tmp_path, num_rows, size):
     rows = [{"text": "é" * i} for i in range(num_rows)]
-    cut = plan.cut(rows, str(tmp_path), size, {})
+    cut = plan.cut(rows, "rows.jsonl", str(tmp_path), size, {})
     assert [row for shard in cut for row in shard.read()] == rows
     assert [len(shard.read()) for shard in cut[:-1]] == [size] * (len(cut) - 1)
     assert [shard.index for shard in cut] == list(range(-(-num_rows // size)))
