@@ -24,6 +24,7 @@ from speechgpt_jax.evaluation.evaluate import evaluate_run
 from speechgpt_jax.evaluation.metrics import normalize, with_intervals
 from speechgpt_jax.files import SHIPPED_MODEL, SHIPPED_VOICE, read_json
 from speechgpt_jax.speech.audio import SAMPLE_RATE, check_output, load_audio, save_audio
+from speechgpt_jax.speech.recordings import load_recording
 from speechgpt_jax.training import lm
 from speechgpt_jax.training.progress import draw_losses, duration_text, read_metrics
 
@@ -157,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output_dir = pathlib.Path(args.output_dir)
     check_output(output_dir / ANSWER)
     if args.question:
-        load_audio(args.question)  # Reports an unreadable file before the training.
+        load_recording(args.question)  # Reports an unreadable file before the training.
 
     gin_utils.hush_libraries()
     start = time.monotonic()

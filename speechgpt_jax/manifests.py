@@ -159,7 +159,9 @@ def parse_rows(lines: Iterable[bytes], name: str, required: Sequence[str] = ()) 
         for field in required:
             value = row.fields.get(field)
             if not isinstance(value, str):
-                got = "is missing" if field not in row.fields else f"must be text, got {value!r}"
+                has = ", ".join(repr(name) for name in row.fields)[:100]
+                missing = f"is missing; the row has {has or 'no fields'}"
+                got = missing if field not in row.fields else f"must be text, got {value!r}"
                 raise UserError(f"{row.place}: {field} {got}.")
         yield row
 
@@ -183,7 +185,7 @@ def _parse_tsv(texts: NumberedTexts, name: str) -> Iterator[Row]:
     start = list(itertools.islice(filled, 1))
     if start and "\t" not in start[0][1]:
         start += itertools.islice(filled, 1)
-        if len(start) == 2 and re.fullmatch(r"[^\t]+\t\d+\s*", start[1][1]):
+        if len(start) == 2 and re.fullmatch(r"[^\t]+\t[-+]?[\d.]+\s*", start[1][1]):
             yield from _parse_fairseq(start[0][1], itertools.chain(start[1:], filled), name)
             return
     yield from _parse_cells(itertools.chain(start, texts), name, "\t")
@@ -192,8 +194,11 @@ def _parse_tsv(texts: NumberedTexts, name: str) -> Iterator[Row]:
 def _parse_fairseq(folder: str, texts: NumberedTexts, name: str) -> Iterator[Row]:
     for number, text in texts:
         path, _, samples = text.partition("\t")
-        if not samples.strip().isdecimal():
-            raise UserError(f"{name}:{number}: expected `path<TAB>samples`, got {text[:60]!r}.")
+        if not re.fullmatch("[0-9]{1,15}", samples.strip()):
+            raise UserError(
+                f"{name}:{number}: expected `path<TAB>samples`, samples being a whole number, got "
+                f"{text[:60]!r}."
+            )
         fields = {"path": os.path.join(folder.strip(), path), "samples": int(samples)}
         yield Row(f"{name}:{number}", fields)
 
@@ -230,6 +235,14 @@ def _columns(cells: list[str], place: str) -> list[str]:
     return columns
 
 
+# Parts of csv's messages, and what to do.
+_REMEDIES = (
+    ("in unquoted field", "a line that ends with a carriage return only needs a line feed"),
+    ("field limit", "close its quotes, or write so long a text as JSONL"),
+    ("", 'a cell that holds quotes is written as "so ""quoted"" here"'),
+)
+
+
 def _cells(texts: NumberedTexts, name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Number of the first line and cells of each row; rows of blank cells are skipped."""
     number = 0
@@ -247,9 +260,9 @@ def _cells(texts: NumberedTexts, name: str, delimiter: str) -> Iterator[tuple[in
         except StopIteration:
             return
         except csv.Error as error:
+            remedy = next(remedy for part, remedy in _REMEDIES if part in str(error))
             raise UserError(
-                f"{name}:{before + 1}: not a row of cells ({error}); a cell that holds quotes is"
-                ' written as "so ""quoted"" here".'
+                f"{name}:{before + 1}: not a row of cells ({error}); {remedy}."
             ) from error
         if any(cell.strip() for cell in cells):
             yield before + 1, cells

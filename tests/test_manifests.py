@@ -89,7 +89,26 @@ def test_layout_of_fairseq(tmp_path):
         ("a.tsv", 'path\ttext\na\t"b\nc\td\n', r"a\.tsv:2: not a row of cells .*quotes is"),
         ("a.tsv", 'path\ttext\n\na\t"b" c\n', r"a\.tsv:3: not a row of cells"),
         ("a.tsv", "text\nhello\n", r"a\.tsv:2: path is missing"),
-        ("a.tsv", "/root\na\t5\nb\n", r"a\.tsv:3: expected `path<TAB>samples`, got 'b'"),
+        ("a.tsv", "path\na\tb\n", r"a\.tsv:2: expected 1 cells \(path\), got 2"),
+        ("a.tsv", "Path\tText\na\tb\n", r"path is missing; the row has 'Path', 'Text'\."),
+        ("a.tsv", "path,text\na,b\n", r"path is missing; the row has 'path,text'\."),
+        ("a.csv", "path;text\na;b\n", r"path is missing; the row has 'path;text'\."),
+        ("a.jsonl", "{}", r"path is missing; the row has no fields\."),
+        ("a.tsv", "path\ttext\ra\tb\r", r"a\.tsv:1: .*; a line that ends with a carriage return"),
+        (
+            "a.csv",
+            f"path\n{131_073 * 'a'}\n",
+            r"a\.csv:2: .*131072.*; close its quotes, or .* JSONL",
+        ),
+        *(
+            ("a.tsv", f"/root\na\t{samples}\n", r"a\.tsv:2: .*, samples being a whole number, got")
+            for samples in ("-1", "16000.0", 5000 * "9")
+        ),
+        (
+            "a.tsv",
+            "/root\na\t5\nb\n",
+            r"a\.tsv:3: expected `path<TAB>samples`, .* whole number, got 'b'",
+        ),
     ],
 )
 def test_errors_name_the_row(tmp_path, name, content, message):
