@@ -113,8 +113,9 @@ def is_text(text: str) -> bool:
 
 def existing_path(text: str) -> str:
     """Type of files and folders that exist, local or gs://."""
+    checked(nonempty(text), files.check_url)
     try:
-        exists = _path(nonempty(text)).exists()
+        exists = _path(text).exists()
     except ImportError as error:
         raise IllegalValue(
             f"{text} can't be read: buckets need {install_command('train')}"

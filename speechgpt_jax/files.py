@@ -54,6 +54,16 @@ def is_remote(path: Path) -> bool:
     return "://" in os.fspath(path)
 
 
+def check_url(path: Path) -> None:
+    """Raises a UserError if `path` is a URL of a file system that can't be read here."""
+    try:
+        epath.Path(path)
+    except KeyError as error:
+        raise UserError(
+            f"{path}: {error} is no file system; give a local path or gs://."
+        ) from error
+
+
 def check_local(path: Path) -> None:
     """Raises a UserError if `path` is a URL."""
     if is_remote(path):
@@ -232,8 +242,12 @@ def refuse_existing(folder: Path, *names: str) -> None:
 
 
 def check_writable_folder(path: Path) -> None:
-    """Raises a UserError if a local folder `path` can neither be written to nor made."""
+    """Raises a UserError if a local folder `path` can neither be written to nor made.
+
+    Of a URL only the file system is checked.
+    """
     path = os.fspath(path)
+    check_url(path)
     if is_remote(path):
         return
     existing = os.path.abspath(path)
@@ -301,6 +315,7 @@ def local_copy(path: Path) -> Iterator[pathlib.Path]:
 
 def read_bytes(path: Path, expected: str = "a file") -> bytes:
     """The content of a file; the error message says that `expected` was expected."""
+    check_url(path)
     try:
         return epath.Path(path).read_bytes()
     except io_errors() as error:

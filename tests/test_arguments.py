@@ -49,12 +49,15 @@ def test_values(parse, text, value):
         (arguments.name, ["", "my run", "-x", "a/b", "ä"]),
         (arguments.nonempty, ["", " ", "\udcff"]),
         (arguments.host_and_port, ["", "host", "host:", ":80", "host:0", "host:65536", "a b:80"]),
-        (arguments.existing_path, ["", "/no/such/file"]),
+        (arguments.existing_path, ["", "/no/such/file", "zz://bucket/file", "http://host/file"]),
         (arguments.existing_file, ["", "/no/such/file", str(ROOT)]),
         (arguments.existing_folder, ["", "/no/such/folder", __file__]),
         (arguments.existing_local_folder, ["", "/no/such/folder", __file__, "gs://bucket/folder"]),
         (arguments.seed, ["-1", "4294967296", "0.5"]),
-        (arguments.output_folder, ["", __file__, f"{__file__}/run", "/proc/no/run"]),
+        (
+            arguments.output_folder,
+            ["", "zz://bucket/run", __file__, f"{__file__}/run", "/proc/no/run"],
+        ),
         (arguments.output_file, ["", str(ROOT), f"{__file__}/a.wav", "/proc/no/a.wav"]),
     ],
 )

@@ -139,7 +139,7 @@ def read_clips(path: Path) -> list[Clip]:
     """The clips of a manifest that `write_clips` wrote.
 
     Raises:
-      UserError: there is no manifest, or a row is not a clip.
+      UserError: there is no manifest, it has no rows, or a row is not a clip.
     """
     if not path.exists():
         raise UserError(f"no {path}; run the step `synthesize` with the same --work_dir first.")
@@ -156,6 +156,8 @@ def read_clips(path: Path) -> list[Clip]:
         if isinstance(clip.seconds, bool) or not isinstance(clip.seconds, int | float):
             raise UserError(f"{row.place}: seconds {clip.seconds!r} is no number.")
         clips.append(clip)
+    if not clips:
+        raise UserError(f"{path} has no rows; expected one per clip.")
     known = {clip.id for clip in clips}
     for clip in clips:
         if clip.kind == "question" and clip.answer_id not in known:

@@ -69,7 +69,7 @@ def evaluate_encoder(
     for row in rows:
         by_voice[row["speaker"]].append(row)
     by_voice = {voice: of_voice[:sentences] for voice, of_voice in sorted(by_voice.items())}
-    check_references([row["text"] for of_voice in by_voice.values() for row in of_voice])
+    check_references(row for of_voice in by_voice.values() for row in of_voice)
     vocoder.config.speaker_index(speaker)
     everything = collections.defaultdict(list)
     for voice, of_voice in by_voice.items():

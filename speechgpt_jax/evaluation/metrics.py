@@ -109,11 +109,13 @@ def word_errors(reference: str, transcript: str) -> tuple[int, int]:
     return edits, result.hits + result.substitutions + result.deletions
 
 
-def check_references(references: Iterable[str]) -> None:
-    """Raises a UserError if a reference has no words."""
-    for reference in references:
-        if not normalize(reference):
-            raise UserError(f"the text {reference!r} has no words; word error rate needs some.")
+def check_references(rows: Iterable[Mapping]) -> None:
+    """Raises a UserError if the `text` of a recording's row has no words."""
+    for row in rows:
+        if not normalize(row["text"]):
+            raise UserError(
+                f"{row['path']}: the text {row['text']!r} has no words; word error rate needs some."
+            )
 
 
 def rate(name: str, counts: npt.ArrayLike, totals: npt.ArrayLike) -> dict[str, float]:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from speechmos import dnsmos
 
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation.metrics import check_references, wer
 from speechgpt_jax.manifests import check_fields, check_recordings
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.recordings import load_recording
+from speechgpt_jax.speech.vocoder.config import check_durations
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 
 # Sentences synthesized at a time.
@@ -65,7 +67,14 @@ def evaluate_vocoder(
         for name in [speaker] if speaker else by_speaker:
             vocoder.config.speaker_index(name)
     by_speaker = {name: of_speaker[:sentences] for name, of_speaker in sorted(by_speaker.items())}
-    check_references(row["text"] for of_speaker in by_speaker.values() for row in of_speaker)
+    chosen = [row for of_speaker in by_speaker.values() for row in of_speaker]
+    check_references(chosen)
+    for row in chosen:
+        try:
+            vocoder.config.check_units(row["units"])
+            check_durations(row["durations"], len(row["units"]))
+        except UserError as error:
+            raise UserError(f"{row['path']}: {error}") from error
     for name, of_speaker in by_speaker.items():
         texts = [row["text"] for row in of_speaker]
         for source, wavs in synthesized(vocoder, of_speaker, speaker).items():

@@ -120,7 +120,7 @@ def _opened(source: str | os.PathLike | BinaryIO) -> Iterator[_Recording]:
     if files.is_remote(path):
         yield _Recording(files.read_bytes(path, "a recording"), None)
         return
-    if not pathlib.Path(path).is_file():
+    if not os.path.isfile(path):
         raise UserError(f"No audio file at {path}; expected a recording.")
     try:
         with open(path, "rb") as file:

@@ -46,7 +46,9 @@ def extract_features(
         pathlib.Path(work_dir) / "inputs.json",
         {
             "hubert": hashlib.sha256(weights).hexdigest(),
-            "recordings": hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest(),
+            "recordings": hashlib.sha256(
+                "\n".join(map(str, paths)).encode(errors="surrogatepass")
+            ).hexdigest(),
         },
     )
     speech2unit = Speech2Unit(for_inference(load_hubert(hubert_folder)), None)

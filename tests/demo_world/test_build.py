@@ -183,6 +183,13 @@ def test_recordings_of_the_same_name(tmp_path, voice, hubert):
         build.encode(tmp_path, hubert, tmp_path / "out", voices)
 
 
+def test_an_empty_manifest_writes_no_records(tmp_path, hubert):
+    (tmp_path / "manifest.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"manifest\.jsonl has no rows"):
+        build.encode(tmp_path, hubert, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_encode_without_a_manifest_says_what_to_run(tmp_path, hubert):
     with pytest.raises(ValueError, match="run the step `synthesize`"):
         build.encode(tmp_path, hubert, tmp_path / "out")

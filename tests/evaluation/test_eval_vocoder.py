@@ -51,8 +51,8 @@ def test_words_and_their_error_rate():
     transcripts = ["what's two plus too", "morning morning"]
     assert wer(references, transcripts)["wer"] == pytest.approx(2 / 6)
     assert wer(["one two", "..."], ["one, TWO!", "a"])["wer"] == 0
-    with pytest.raises(UserError, match=r"the text '\.\.\.' has no words"):
-        check_references(["one", "..."])
+    with pytest.raises(UserError, match=r"^b: the text '\.\.\.' has no words"):
+        check_references([{"path": "a", "text": "one"}, {"path": "b", "text": "..."}])
 
 
 def test_the_tool_reports_what_jiwer_and_speechmos_say(
@@ -124,7 +124,10 @@ def test_refuses_rows_and_speakers(rows, vocoder):
         next(evaluate_vocoder(vocoder, [row], str))
     for changes, message in (
         ({"text": None}, "expected text to be text, got None"),
-        ({"text": "..."}, "has no words"),
+        ({"text": "..."}, r"\.\w+: the text '\.\.\.' has no words"),
+        ({"units": [9999], "durations": [1]}, r"\.\w+: unit 9999 is not among"),
+        ({"units": ["a"], "durations": [1]}, r"\.\w+: expected at least one unit"),
+        ({"units": [1], "durations": [10**12]}, r"\.\w+: the durations are 1e\+12 codes"),
         ({"speaker": 1}, "expected speaker to be text, got 1"),
         ({"path": "none.wav"}, "none.wav of the manifest isn't there"),
     ):

@@ -346,6 +346,7 @@ def test_a_playlist_opens_no_other_file(tmp_path):
         ("infinite.wav", np.array([0.0, np.inf], np.float32), "infinite"),
         ("huge.wav", np.array([0.0, -1e10], np.float32), r"too large samples \(up to 1e\+10\)"),
         ("absent.wav", None, "No audio file"),
+        (300 * "a" + ".wav", None, "No audio file"),
     ],
 )
 def test_bad_files_give_one_clear_line(tmp_path, name, data, message):
@@ -357,6 +358,12 @@ def test_bad_files_give_one_clear_line(tmp_path, name, data, message):
     with pytest.raises(UserError, match=message) as error:
         load_audio(path)
     assert name in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["http://host/a.wav", "file:///a.wav", "zz://bucket/a.wav"])
+def test_a_url_that_cannot_be_read_is_refused(url):
+    with pytest.raises(UserError, match=f"{url}: .* is no file system; give a local path"):
+        load_audio(url)
 
 
 # ---- writing -------------------------------------------------------------------------------------
