@@ -57,7 +57,8 @@ def load_audio(
     Formats are those of libsndfile and FFmpeg, recognised by content: wav, flac, mp3, ogg, opus,
     aiff, au, m4a, aac, webm, wma, amr, ..., and the sound of videos. Channels are averaged, then
     the sound is resampled (soxr, high quality). Recordings joined byte by byte
-    (`cat a.mp3 b.mp3`) are read to the end of the last one.
+    (`cat a.mp3 b.mp3`) are read to the end of the last one, also if their formats differ. MP3, AAC,
+    AC-3 and WavPack behind another format are not found: they have no long first bytes.
 
     Args:
       source: a path, or an open binary file.

@@ -114,6 +114,11 @@ def test_a_unit_space_from_scratch(manifest, tmp_path):
         train_kmeans.main([f"--hubert={other}", *fit[1:], f"--work_dir={tmp_path}/k"])
     with pytest.raises(UserError, match="gs://bucket/k is not on this machine"):
         train_kmeans.main([*fit, "--work_dir=gs://bucket/k"])
+    # A name of bytes that are not UTF-8 is a name too.
+    (tmp_path / "odd.jsonl").write_text(r'{"path": "\udce9.wav", "split": "train"}')
+    odd = ["--work_dir=" + str(tmp_path / "odd"), f"--manifest={tmp_path}/odd.jsonl"]
+    with pytest.raises(UserError, match="No audio file at"):
+        train_kmeans.main([f"--hubert={other}", *fit[1:], *odd])
 
     # This HuBERT is the teacher of the next iteration.
     (features,) = make_teacher(folder)([np.zeros(8_000, np.float32)])
