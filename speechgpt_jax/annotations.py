@@ -79,6 +79,8 @@ def describe(annotation: Any) -> str:
         return f"({', '.join(map(describe, args))})"
     if (origin or annotation) in SEQUENCES:
         return f"a list, each item {describe(args[0])}" if args else "a list"
+    if (origin or annotation) is collections.abc.Mapping:
+        return f"a mapping, each value {describe(args[1])}" if args else "a mapping"
     if annotation in NAMES:
         return NAMES[annotation]
     return f"a {getattr(origin or annotation, '__name__', str(annotation))}"

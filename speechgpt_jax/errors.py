@@ -55,6 +55,17 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(f"Error: {' '.join(str(error).split())}")
 
 
+@contextlib.contextmanager
+def naming(source: object) -> Iterator[None]:
+    """Lets a UserError name `source`, such as the file that is being read, unless it does so."""
+    try:
+        yield
+    except UserError as error:
+        if str(source) in str(error):
+            raise
+        raise UserError(f"{source}: {error}") from error
+
+
 def install_command(extra: str) -> str:
     """Command that installs an extra; the package is in no index, only in a checkout or a wheel."""
     checkout = Path(__file__).parent.parent

@@ -36,7 +36,8 @@ def limits_text(**limits: float) -> str:
 def check_number(name: str, value: float, **limits: float) -> None:
     """Raises a UserError unless `value` is finite and within all limits."""
     if not is_within(value, **limits):
-        raise UserError(f"{name} {value} must be {limits_text(**limits)}.")
+        finite = "finite and " if limits and not is_within(value) else ""
+        raise UserError(f"{name} {value} must be {finite}{limits_text(**limits)}.")
 
 
 def check_sizes(**lists: Sequence[float]) -> None:

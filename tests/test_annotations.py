@@ -49,6 +49,8 @@ def test_descriptions():
     assert describe(tuple[int, int]) == "(a whole number, a whole number)"
     assert describe(tuple[str, ...]) == "a list, each item a string"
     assert describe(Literal["a", "b"]) == "one of 'a', 'b'"
+    assert describe(Mapping[str, float] | None) == "a mapping, each value a finite number or None"
+    assert describe(Mapping) == "a mapping"
     assert describe(ValueError) == "a ValueError"
 
 

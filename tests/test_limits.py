@@ -9,7 +9,7 @@ from speechgpt_jax.checkpoints import Keep
 from speechgpt_jax.decoding.sampling import Sampling
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_choice, check_number, is_within
-from speechgpt_jax.models.layers import LoraConfig
+from speechgpt_jax.models.layers import LinearRopeScaling, Llama3RopeScaling, LoraConfig
 from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.training.inputs import load_host_batches
 from speechgpt_jax.training.optimizer import AdamW, Guard
@@ -37,6 +37,11 @@ def stage(**changes):
 
 def changed(**changes):
     return dataclasses.replace(TINY, **changes)
+
+
+def llama3_scaling(**changes):
+    fields = {"factor": 8.0, "low_frequency_factor": 1.0, "high_frequency_factor": 4.0}
+    return Llama3RopeScaling(**{"original_length": 8192} | fields | changes)
 
 
 def batches(**changes):
@@ -76,6 +81,11 @@ def test_limits_are_printed_with_all_digits():
         (changed, "rope_theta", (0.0, *NOT_FINITE)),
         (changed, "dtype", ("float8", "bf16")),
         (changed, "remat", ("some",)),
+        (LinearRopeScaling, "factor", (0.0, -1.0, *NOT_FINITE)),
+        (llama3_scaling, "factor", (0.0, -1.0, *NOT_FINITE)),
+        (llama3_scaling, "low_frequency_factor", (0.0, -1.0, *NOT_FINITE)),
+        (llama3_scaling, "high_frequency_factor", (1.0, 0.5, *NOT_FINITE)),
+        (llama3_scaling, "original_length", (0, -1)),
         (LoraConfig, "rank", (0, -1)),
         (LoraConfig, "alpha", (0.0, *NOT_FINITE)),
         (LoraConfig, "dropout", (-0.1, 1.0, *NOT_FINITE)),
@@ -103,5 +113,7 @@ def test_limits():
         check_number("x", 1.5, at_least=0, below=1)
     with pytest.raises(UserError, match=r"^x nan must be finite\.$"):
         check_number("x", math.nan)
+    with pytest.raises(UserError, match=r"^x inf must be finite and above 0\.$"):
+        check_number("x", math.inf, above=0)
     with pytest.raises(UserError, match=r"^x 'c' must be one of a, b\.$"):
         check_choice("x", "c", ("a", "b"))

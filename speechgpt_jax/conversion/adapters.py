@@ -8,7 +8,8 @@ tokens are PEFT's `trainable_token_indices`.
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -25,7 +26,8 @@ from speechgpt_jax.conversion import (
 )
 from speechgpt_jax.conversion.key_table import AS_IS, Row
 from speechgpt_jax.conversion.llama_format import LAYER, PART_OF
-from speechgpt_jax.errors import UserError
+from speechgpt_jax.errors import UserError, naming
+from speechgpt_jax.fields import Fields
 from speechgpt_jax.models.layers import LoraConfig
 from speechgpt_jax.models.llama import LlamaConfig
 from speechgpt_jax.training.start import ADAPTER
@@ -79,13 +81,19 @@ def from_peft(folder: epath.Path, out: epath.Path, base: epath.Path) -> None:
       UserError: the adapter is damaged, of another kind, or for another base.
     """
     files.refuse_existing(out.parent, out.name)
-    place = f"{folder}/adapter_config.json"
-    fields = files.read_json(place, "the adapter_config.json of a PEFT adapter")
+    fields = Fields.read(
+        folder / "adapter_config.json", "the adapter_config.json of a PEFT adapter"
+    )
     base_metadata = checkpoints.read_metadata(base)
     base_config = LlamaConfig.from_dict(base_metadata["model"])
+    if base_config.lora:
+        raise UserError(
+            f"{base} has an adapter of its own, and a run has one: merge it first by `convert_llama"
+            f" to_hf {base} MERGED --merge` and `convert_llama from_hf MERGED NEW_BASE`, and give"
+            " --base=NEW_BASE."
+        )
     source = weights.from_folder(folder, ("adapter_model.safetensors", "adapter_model.bin"))
-    lora = lora_config(fields, source.shapes, base_config, place)
-    config = dataclasses.replace(base_config, lora=lora)
+    config = dataclasses.replace(base_config, lora=lora_config(fields, source.shapes, base_config))
     shapes = {n: x.shape for n, x in llama.abstract(config).items() if n.endswith(ADAPTER)}
     frozen_outputs = "new_outputs" in shapes and _NEW_OUTPUTS not in source.shapes
     if frozen_outputs:
@@ -141,7 +149,7 @@ def to_peft(run: epath.Path, out: epath.Path, base: str, context_length: int | N
 
 
 def lora_config(
-    fields: Mapping, shapes: Mapping[str, tuple[int, ...]], base: LlamaConfig, source: str
+    fields: Fields, shapes: Mapping[str, tuple[int, ...]], base: LlamaConfig
 ) -> LoraConfig:
     """PEFT's adapter -> our config.
 
@@ -149,13 +157,14 @@ def lora_config(
       fields: content of adapter_config.json.
       shapes: name -> shape of each of the adapter's weights.
       base: config of the base.
-      source: file that the fields come from, for messages.
 
     Raises:
       UserError: the adapter is not the same LoRA in every layer, or not for an unchanged base.
     """
-    _check_variant(fields, source)
-    _check_init(str(fields.get("init_lora_weights", True)).lower(), source)
+    source = fields.source
+    _check_variant(fields)
+    _check_init(str(fields.get("init_lora_weights", Any, True)).lower(), source)
+    alpha_of = _alphas(fields)
     layers, scales = {}, {}
     for name, shape in shapes.items():
         if name in (_NEW_EMBEDDINGS, _NEW_OUTPUTS):
@@ -168,8 +177,12 @@ def lora_config(
             )
         module, layer, projection, matrix = found.groups()
         layers.setdefault(projection, set()).add(int(layer))
+        if len(shape) != 2:
+            raise UserError(
+                f"{source}: {name} has shape {shape}; expected a matrix: get the file again."
+            )
         if matrix == "A":
-            scales[module] = shape[0], _alpha(fields, module, source)
+            scales[module] = shape[0], alpha_of(module)
     for projection, present in layers.items():
         if missing := set(range(base.num_layers)) - present:
             raise UserError(
@@ -182,14 +195,15 @@ def lora_config(
             f"{source} must have one rank and one alpha, but has {found or 'none'}: {_MERGE}."
         )
     rank, alpha = next(iter(scales.values()))
-    return LoraConfig(
-        rank=rank,
-        alpha=alpha,
-        dropout=fields.get("lora_dropout", 0.0),
-        targets=tuple(sorted(layers)),
-        rank_stabilized=bool(fields.get("use_rslora")),
-        new_tokens_from=_new_tokens_from(fields, base, source),
-    )
+    with naming(source):
+        return LoraConfig(
+            rank=rank,
+            alpha=alpha,
+            dropout=fields.get("lora_dropout", float, 0.0),
+            targets=tuple(sorted(layers)),
+            rank_stabilized=fields.get("use_rslora", bool, False),
+            new_tokens_from=_new_tokens_from(fields, base),
+        )
 
 
 def adapter_config(config: LlamaConfig, base: str) -> dict:
@@ -218,9 +232,9 @@ def adapter_config(config: LlamaConfig, base: str) -> dict:
     }
 
 
-def _new_tokens_from(fields: Mapping, base: LlamaConfig, source: str) -> int | None:
+def _new_tokens_from(fields: Fields, base: LlamaConfig) -> int | None:
     """First token whose embedding the adapter trains; these tokens are the last of the base."""
-    indices = fields.get("trainable_token_indices")
+    indices = fields.get("trainable_token_indices", list[int] | Mapping[str, list[int]] | None)
     if not indices:
         return None
     by_table = indices if isinstance(indices, Mapping) else {"embed_tokens": indices}
@@ -228,8 +242,8 @@ def _new_tokens_from(fields: Mapping, base: LlamaConfig, source: str) -> int | N
     last_tokens = [*range(first, base.vocab_size)]
     if any(ids != last_tokens for ids in by_table.values()) or not last_tokens:
         raise UserError(
-            f"{source} has trainable_token_indices that are not all tokens from one on, up to the"
-            f" base's last {base.vocab_size - 1}; only that is built here: {_MERGE}."
+            f"{fields.source} has trainable_token_indices that are not all tokens from one on, up"
+            f" to the base's last {base.vocab_size - 1}; only that is built here: {_MERGE}."
         )
     return first
 
@@ -240,26 +254,22 @@ def _outputs_of_base(base: epath.Path, ids: range) -> Iterator[tuple[str, np.nda
     yield "new_outputs", np.ascontiguousarray(kernel[:, ids.start : ids.stop])
 
 
-def _check_variant(fields: Mapping, source: str) -> None:
+def _check_variant(fields: Fields) -> None:
     """Raises a UserError unless the adapter is plain LoRA."""
-    if fields.get("peft_type") != "LORA":
-        raise UserError(
-            f"{source} has peft_type {fields.get('peft_type')!r}; only 'LORA' is built here:"
-            f" {_MERGE}."
-        )
+    source = fields.source
+    if (kind := fields.get("peft_type", Any)) != "LORA":
+        raise UserError(f"{source} has peft_type {kind!r}; only 'LORA' is built here: {_MERGE}.")
     for name in _DEPENDS_ON_TEXT:
-        if fields.get(name):
+        if fields.get(name, Any):
             raise UserError(
                 f"{source} has {name}: such an adapter changes with the text and is not built here;"
                 " train a plain LoRA adapter instead."
             )
     for name in _MERGEABLE:
-        if fields.get(name):
+        if fields.get(name, Any):
             raise UserError(f"{source} has {name}, which is not built here: {_MERGE}.")
-    if fields.get("bias", "none") != "none":
-        raise UserError(
-            f"{source} trains biases ({fields['bias']!r}); here they are frozen: {_MERGE}."
-        )
+    if (bias := fields.get("bias", Any, "none")) != "none":
+        raise UserError(f"{source} trains biases ({bias!r}); here they are frozen: {_MERGE}.")
 
 
 def _check_init(init: str, source: str) -> None:
@@ -280,15 +290,17 @@ def _check_init(init: str, source: str) -> None:
     )
 
 
-def _alpha(fields: Mapping, module: str, source: str) -> float:
-    """Alpha of one module."""
-    try:
-        alpha = fields["lora_alpha"]
-    except KeyError as error:
-        raise UserError(f"{source} has no {error}; expected the config of a LoRA.") from error
-    for pattern, value in (fields.get("alpha_pattern") or {}).items():
-        # PEFT takes the first pattern that matches.
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = value
-            break
-    return alpha
+def _alphas(fields: Fields) -> Callable[[str], float]:
+    """Function from the name of a module to its alpha."""
+    default = fields.require("lora_alpha", float)
+    alphas = []
+    for pattern, alpha in (fields.get("alpha_pattern", Mapping[str, float] | None) or {}).items():
+        try:
+            alphas.append((re.compile(rf"(.*\.)?({pattern})$"), alpha))
+        except re.error as error:
+            raise UserError(
+                f"{fields.source} has {pattern!r} in alpha_pattern; expected a name or a regular"
+                f" expression ({error}): correct it, or get the file again."
+            ) from error
+    # PEFT takes the first pattern that matches.
+    return lambda module: next((x for pattern, x in alphas if pattern.match(module)), default)

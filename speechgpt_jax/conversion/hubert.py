@@ -9,9 +9,11 @@ import numpy as np
 from flax import nnx
 
 from speechgpt_jax import files
+from speechgpt_jax.annotations import annotations
 from speechgpt_jax.conversion import key_table, pickles, weight_norm, weights
 from speechgpt_jax.conversion.key_table import AS_IS, Row
-from speechgpt_jax.errors import UserError
+from speechgpt_jax.errors import UserError, naming
+from speechgpt_jax.fields import Fields
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.hubert import Hubert
@@ -116,6 +118,7 @@ def convert(checkpoint: str | pathlib.Path, out: str | pathlib.Path, feature_lay
     read = _read_hugging_face if checkpoint.is_dir() else _read_fairseq
     config, arrays, table, heads = read(checkpoint, feature_layer)
     source = weights.from_arrays(checkpoint, arrays)
+    source.check_layers("encoder.layers.", config.num_layers)
     hubert = key_table.load_module(lambda: Hubert(config, rngs=nnx.Rngs(0)), table, source, heads)
     with files.whole_folder(out) as folder:
         save_hubert(folder, hubert)
@@ -135,14 +138,15 @@ def _read_fairseq(path: pathlib.Path, feature_layer: int) -> _Checkpoint:
     tensors = _without_fine_tuning(saved["model"])
     arrays = weight_norm.fold(_float32(weights.from_torch(path, tensors)))
     model, task = _fairseq_options(saved)
-    config = _fairseq_config(path, arrays, model, task, feature_layer)
+    options = (Fields(fields, str(path)) for fields in (model, task))
+    config = _fairseq_config(arrays, *options, feature_layer)
     return _Checkpoint(config, arrays, FAIRSEQ, FAIRSEQ_HEADS)
 
 
 def _without_fine_tuning(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
     """Tensors of the HuBERT in a fine-tuned model, without their prefix; others unchanged."""
     for prefix in _FAIRSEQ_PREFIXES:
-        inner = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
+        inner = {n.removeprefix(prefix): x for n, x in tensors.items() if str(n).startswith(prefix)}
         if inner:
             return inner
     return tensors
@@ -172,46 +176,59 @@ def _as_dict(options: Any) -> dict:
 
 
 def _fairseq_config(
-    path: pathlib.Path,
-    arrays: Mapping[str, np.ndarray],
-    model: dict,
-    task: dict,
-    feature_layer: int,
+    arrays: Mapping[str, np.ndarray], model: Fields, task: Fields, feature_layer: int
 ) -> HubertConfig:
     """Config with the sizes of the weights; everything else comes from the options."""
+    path = model.source
     base = {
         "layer_norm_first": False,
         "extractor_mode": "default",
         "conv_bias": False,
         "activation_fn": "gelu",
     }
-    for name, value in base.items():
-        if model.get(name, value) != value:
-            raise UserError(f"{path} has {name} {model[name]!r}; {_BASE_ONLY}.")
-    if task.get("sample_rate", SAMPLE_RATE) != SAMPLE_RATE:
-        raise UserError(f"{path} was trained at {task['sample_rate']} Hz; {_BASE_ONLY} at 16 kHz.")
+    _check_values(model, base, _BASE_ONLY)
+    _check_values(task, {"sample_rate": SAMPLE_RATE}, f"{_BASE_ONLY}, of 16 kHz")
     convs = [arrays[n] for n in _numbered(arrays, "feature_extractor.conv_layers.{}.0.weight")]
     positions = arrays.get("encoder.pos_conv.0.weight")
     mlp = arrays.get("encoder.layers.0.fc1.weight")
-    if not convs or positions is None or positions.ndim != 3 or mlp is None:
+    needed = [*((x, 3) for x in (*convs, positions)), (mlp, 2)]
+    if not convs or any(x is None or x.ndim != axes for x, axes in needed):
         raise UserError(
             f"{path} has no HuBERT under 'model': its convolutions or layers are missing. "
             f"{_BASE_ONLY}."
         )
     hidden_size, group_width, position_kernel = positions.shape
-    return HubertConfig(
-        conv_dim=tuple(x.shape[0] for x in convs),
-        conv_kernel=tuple(x.shape[2] for x in convs),
-        conv_stride=_strides(model.get("conv_feature_layers"), len(convs)),
-        hidden_size=hidden_size,
-        num_layers=len(list(_numbered(arrays, "encoder.layers.{}.fc1.weight"))),
-        num_heads=model.get("encoder_attention_heads", hidden_size // 64),
-        intermediate_size=mlp.shape[0],
-        position_kernel=position_kernel,
-        position_groups=hidden_size // group_width,
-        feature_layer=feature_layer,
-        normalize=bool(task.get("normalize", False)),
-    )
+    num_layers = len(list(_numbered(arrays, "encoder.layers.{}.fc1.weight")))
+    _check_layer(path, feature_layer, num_layers)
+    with naming(path):
+        return HubertConfig(
+            conv_dim=tuple(x.shape[0] for x in convs),
+            conv_kernel=tuple(x.shape[2] for x in convs),
+            conv_stride=_strides(model.get("conv_feature_layers", str | None), len(convs)),
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            num_heads=model.get("encoder_attention_heads", int, hidden_size // 64),
+            intermediate_size=mlp.shape[0],
+            position_kernel=position_kernel,
+            position_groups=hidden_size // group_width,
+            feature_layer=feature_layer,
+            normalize=task.get("normalize", bool, False),
+        )
+
+
+def _check_values(fields: Fields, expected: Mapping[str, Any], reason: str) -> None:
+    """Raises a UserError if a field has another value than the expected one."""
+    for name, value in expected.items():
+        if (given := fields.get(name, Any, value)) != value:
+            raise UserError(f"{fields.source} has {name} {given!r}; {reason}.")
+
+
+def _check_layer(path: str, feature_layer: int, num_layers: int) -> None:
+    if feature_layer > num_layers:
+        raise UserError(
+            f"{path} has {num_layers} layers; give --layer from 1 to {num_layers}, not"
+            f" {feature_layer}."
+        )
 
 
 def _numbered(names: Mapping[str, Any], pattern: str) -> Iterator[str]:
@@ -265,47 +282,47 @@ _EXPECTED = {
     "feat_extract_activation": "gelu",
 }
 
+# Values of preprocessor_config.json that its feature extractor has, and the defaults.
+_EXTRACTOR = {
+    "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+    "feature_size": 1,
+    "sampling_rate": SAMPLE_RATE,
+}
+
 
 def _read_hugging_face(folder: pathlib.Path, feature_layer: int) -> _Checkpoint:
     path = folder / "config.json"
-    fields = files.read_json(path, "the config of a HuBERT of transformers")
-    for name, value in _EXPECTED.items():
-        if fields.get(name, value) != value:
-            raise UserError(f"{path} has {name} {fields[name]!r}; {_BASE_ONLY}.")
+    fields = Fields.read(path, "the config of a HuBERT of transformers")
+    _check_values(fields, _EXPECTED, _BASE_ONLY)
+    kinds = annotations(HubertConfig)
     sizes: dict[str, Any] = {}
     for ours, theirs in _FIELDS.items():
-        default = getattr(HubertConfig, ours)
-        value = fields.get(theirs, default)
-        value = tuple(value) if isinstance(value, list) else value
-        if type(value) is not type(default):
-            raise UserError(f"{path} has {theirs} {value!r}; expected a value such as {default!r}.")
-        sizes[ours] = value
+        value = fields.get(theirs, kinds[ours], getattr(HubertConfig, ours))
+        sizes[ours] = tuple(value) if isinstance(value, list) else value
+    _check_layer(fields.source, feature_layer, sizes["num_layers"])
+    with naming(path):
+        config = HubertConfig(**sizes, feature_layer=feature_layer, normalize=_normalizes(folder))
     source = weights.from_folder(folder, ("model.safetensors", "pytorch_model.bin"))
     # Models with a head hold the HuBERT's weights under this name.
     arrays = {name.removeprefix("hubert."): x for name, x in _float32(source).items()}
-    config = HubertConfig(**sizes, feature_layer=feature_layer, normalize=_normalizes(folder))
     return _Checkpoint(config, weight_norm.fold(arrays), HUGGING_FACE, HUGGING_FACE_HEADS)
 
 
 def _normalizes(folder: pathlib.Path) -> bool:
     """The `do_normalize` of the feature extractor beside the model; False if there is none."""
     path, processor = folder / "preprocessor_config.json", folder / "processor_config.json"
-    fields = None
     if path.is_file():
-        fields = files.read_json(path, "the config of a feature extractor")
+        fields = Fields.read(path, "the config of a feature extractor")
     elif processor.is_file():
         # transformers 5 writes a processor's parts into one file.
-        path = processor
-        fields = files.read_json(path, "the config of a processor").get("feature_extractor")
-    if fields is None:
+        fields = Fields.read(processor, "the config of a processor").inner("feature_extractor")
+        if not fields.values:
+            return False
+    else:
         return False
-    if fields.get("sampling_rate", SAMPLE_RATE) != SAMPLE_RATE:
-        raise UserError(
-            f"{path} has sampling_rate {fields['sampling_rate']}; only HuBERTs of 16 kHz audio can"
-            " be converted."
-        )
+    _check_values(fields, _EXTRACTOR, "only HuBERTs of 16 kHz audio can be converted")
     # The feature extractor's own default is to normalise.
-    return bool(fields.get("do_normalize", True))
+    return fields.get("do_normalize", bool, True)
 
 
 def _float32(source: weights.Weights) -> dict[str, np.ndarray]:

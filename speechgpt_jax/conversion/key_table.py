@@ -10,9 +10,11 @@ parameter holds all of their tensors, stacked along its first axis.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -138,10 +140,10 @@ def _assemble(
 ) -> np.ndarray:
     if not row.is_stacked:
         return np.ascontiguousarray(row.layout.to_ours(weights.read(names[0])))
-    first = row.layout.to_ours(weights.read(names[0]))
-    stacked = np.empty(shape, first.dtype)
-    stacked[0] = first
-    for i, name in enumerate(names[1:], 1):
+    # JAX's promotion: of bfloat16 and float16 to float32.
+    dtype = functools.reduce(jnp.promote_types, map(weights.dtype, names))
+    stacked = np.empty(shape, dtype)
+    for i, name in enumerate(names):
         stacked[i] = row.layout.to_ours(weights.read(name))
     return stacked
 

@@ -1,6 +1,7 @@
 """LLaMA of Hugging Face <-> a run, for training, inference and evaluation.
 
-Weights keep their dtype, bit for bit, and pass through memory one stack of layers at a time. Fields
+Weights keep their dtype, bit for bit (if the layers of a stack differ, the widest; float64 becomes
+float32), and pass through memory one stack of layers at a time. Fields
 of the source's JSON files that a run doesn't change (token ids, lengths, decoding) are kept in the
 run's metadata and exported again.
 """
@@ -30,6 +31,7 @@ from speechgpt_jax.conversion import (
 )
 from speechgpt_jax.conversion.weights import Weights
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.fields import Fields
 from speechgpt_jax.models.llama import Llama, LlamaConfig
 from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.training.start import ADAPTER, LOW_RANK, NEW_ROWS, VOCABULARY_AXIS
@@ -66,20 +68,24 @@ def from_hf(
     if gguf_path:
         file = gguf.GgufFile(gguf_path)
         fields, source = file.fields(), file.weights(dtype or "float32")
-        config = llama_format.config_from(fields["config"], str(gguf_path), compute_dtype)
+        config = llama_format.config_from(Fields(fields["config"], str(gguf_path)), compute_dtype)
         tokenizer = tokenizer_format.check_rows(file.tokenizer(), config.vocab_size, gguf_path)
     else:
         _check_keeps(dtype, folder)
         fields = read_fields(folder)
-        config = llama_format.config_from(fields["config"], f"{folder}/config.json", compute_dtype)
+        config_fields = Fields(fields["config"], f"{folder}/config.json")
+        config = llama_format.config_from(config_fields, compute_dtype)
+        _check_kept(fields, folder, config.vocab_size)
         source = weights.from_folder(folder, ("model.safetensors", "pytorch_model.bin"))
         tokenizer = tokenizer_format.read(folder, config.vocab_size)
+    source.check_layers("model.layers.", config.num_layers)
     ignored = [*llama_format.IGNORED]
     if config.tie_embeddings:
-        _check_tied(source)
         ignored.append("lm_head.weight")
     shapes = {name: _shape_in_use(name, x, config) for name, x in abstract(config).items()}
     parameters = key_table.read(llama_format.TABLE, source, shapes, ignored)
+    if config.tie_embeddings:
+        _check_tied(source)
     _check_room(out, source)
     with files.whole_folder(out) as unfinished:
         # Unlike a generator, starmap keeps no array while the next one is read.
@@ -101,6 +107,16 @@ def read_fields(folder: epath.Path) -> dict[str, dict]:
     paths = {name: folder / f"{name}.json" for name in KEPT_FILES}
     required = {"config": files.read_json(paths["config"], "the config.json of a LLaMA")}
     return required | {n: files.read_json(path) for n, path in paths.items() if path.exists()}
+
+
+def _check_kept(fields: Mapping[str, Mapping], folder: epath.Path, vocab_size: int) -> None:
+    """Raises a UserError if a field that an exported model needs is of no use."""
+    generation, tokenizer = (
+        Fields(fields.get(name, {}), f"{folder}/{name}.json")
+        for name in ("generation_config", "tokenizer_config")
+    )
+    llama_format.check_token_ids(generation, vocab_size)
+    tokenizer.get("model_max_length", float | None, at_least=1)
 
 
 def metadata(config: LlamaConfig, folder: epath.Path, fields: Mapping[str, Mapping]) -> dict:
@@ -166,8 +182,6 @@ def _shape_in_use(name: str, target: jax.ShapeDtypeStruct, config: LlamaConfig) 
 
 def _padded(name: str, array: np.ndarray, config: LlamaConfig) -> np.ndarray:
     """`array` with the padding rows of the vocabulary."""
-    if array.dtype == np.float64:
-        array = array.astype(np.float32)  # JAX computes in float32 at most.
     if name not in VOCABULARY_AXIS:
         return array
     padding = [(0, 0), (0, 0)]
@@ -205,7 +219,9 @@ def to_hf(
     fields = llama_format.config_to(
         config, dtype or stored, source.get("config", {}), tokenizer, context_length
     )
-    generation = source.get("generation_config") or llama_format.generation_config(fields)
+    generation = source.get("generation_config")
+    if generation is None:
+        generation = llama_format.generation_config(fields)
     if tokenizer and tokenizer.template.special_tokens:
         generation = generation | {"eos_token_id": [*tokenizer.stop_ids]}
     with files.whole_folder(out) as unfinished:

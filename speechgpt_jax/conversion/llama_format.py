@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from speechgpt_jax.conversion.key_table import AS_IS, Row
-from speechgpt_jax.errors import UserError
+from speechgpt_jax.errors import UserError, naming
+from speechgpt_jax.fields import Fields
 from speechgpt_jax.models.layers import PROJECTIONS, LinearRopeScaling, Llama3RopeScaling
 from speechgpt_jax.models.llama import LlamaConfig
 from speechgpt_jax.tokenizer import Tokenizer
@@ -60,50 +61,64 @@ FAMILIES = {
     "qwen3": Family("Qwen3ForCausalLM", qk_norm=True),
 }
 
+# Our field -> field of config.json.
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+}
 # transformers 5 writes `rope_parameters`, earlier versions `rope_theta` and `rope_scaling`.
 _ROPE_FIELDS = ("rope_parameters", "rope_theta", "rope_scaling")
 # Not exported: it names Python files of the source, which are not copied.
 _LEFT_OUT = ("auto_map",)
 
 
-def config_from(fields: Mapping, source: str, compute_dtype: Any) -> LlamaConfig:
+def config_from(fields: Fields, compute_dtype: Any) -> LlamaConfig:
     """The fields of config.json -> our config.
 
     Raises:
       UserError: a field is missing, or has a value that is not supported.
     """
-    if method := fields.get("quantization_config"):
+    source = fields.source
+    if quantization := fields.inner("quantization_config").values:
         raise UserError(
-            f"{source} says that the weights are quantised ({method.get('quant_method')}): load the"
-            " model in transformers, call `model.dequantize()` and `save_pretrained`, and convert"
-            " that folder."
+            f"{source} says that the weights are quantised ({quantization.get('quant_method')}):"
+            " load the model in transformers, call `model.dequantize()` and `save_pretrained`, and"
+            " convert that folder."
         )
-    family = _family_from(fields, source)
+    family = _family_from(fields)
     for name, value in {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}.items():
-        if fields.get(name, value) != value:
-            raise UserError(f"{source} has {name} {fields[name]!r}; only {value!r} is built here.")
-    try:
-        _check_window(fields, source)
-        num_heads = fields["num_attention_heads"]
-        rope_theta, rope_scaling = _rope_from(fields, source)
+        if (given := fields.get(name, Any, value)) != value:
+            raise UserError(f"{source} has {name} {given!r}; only {value!r} is built here.")
+    _check_window(fields)
+    sizes = {ours: fields.require(name, int, at_least=1) for ours, name in _SIZES.items()}
+    check_token_ids(fields, sizes["vocab_size"])
+    with naming(source):
+        rope_theta, rope_scaling = _rope_from(fields)
         return LlamaConfig(
-            vocab_size=fields["vocab_size"],
-            hidden_size=fields["hidden_size"],
-            intermediate_size=fields["intermediate_size"],
-            num_layers=fields["num_hidden_layers"],
-            num_heads=num_heads,
-            num_kv_heads=fields.get("num_key_value_heads") or num_heads,
-            head_dim=fields.get("head_dim") or fields["hidden_size"] // num_heads,
-            rms_norm_eps=fields["rms_norm_eps"],
-            tie_embeddings=fields.get("tie_word_embeddings", False),
+            **sizes,
+            num_kv_heads=fields.get("num_key_value_heads", int | None, at_least=1)
+            or sizes["num_heads"],
+            head_dim=fields.get("head_dim", int | None, at_least=1)
+            or sizes["hidden_size"] // sizes["num_heads"],
+            rms_norm_eps=fields.require("rms_norm_eps", float),
+            tie_embeddings=fields.get("tie_word_embeddings", bool, False),
             qkv_bias=family.qkv_bias,
             qk_norm=family.qk_norm,
             dtype=compute_dtype,
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
         )
-    except KeyError as error:
-        raise UserError(f"{source} has no {error}; expected the config of a LLaMA.") from error
+
+
+def check_token_ids(fields: Fields, vocab_size: int) -> None:
+    """Raises a UserError if bos or eos of config.json or generation_config.json is no token."""
+    for name in ("bos_token_id", "eos_token_id"):
+        fields.get(name, int | list[int] | None, at_least=0, below=vocab_size)
+    # Padding often has no row in the embedding, or is -1.
+    fields.get("pad_token_id", int | None)
 
 
 def config_to(
@@ -177,11 +192,12 @@ def _token_ids(tokenizer: Tokenizer | None) -> dict:
     }
 
 
-def _family_from(fields: Mapping, source: str) -> Family:
-    model_type = fields.get("model_type", "llama")
+def _family_from(fields: Fields) -> Family:
+    model_type = fields.get("model_type", str, "llama")
     if model_type not in FAMILIES:
         raise UserError(
-            f"{source} has model_type {model_type!r}; only {', '.join(FAMILIES)} are built here."
+            f"{fields.source} has model_type {model_type!r}; only {', '.join(FAMILIES)} are built"
+            " here."
         )
     return FAMILIES[model_type]
 
@@ -201,60 +217,67 @@ def _model_type_to(config: LlamaConfig, source: Mapping) -> str:
     return source["model_type"] if source.get("model_type") in fits else fits[0]
 
 
-def _check_window(fields: Mapping, source: str) -> None:
+def _check_window(fields: Fields) -> None:
     """Raises a UserError if tokens see only a part of the context (sliding-window attention)."""
     # Fields that are left out have the defaults of transformers.
-    if fields.get("model_type") == "mistral":
-        window, context = fields.get("sliding_window", 4096), 131_072
-    elif fields.get("use_sliding_window"):
-        window, context = fields.get("sliding_window", 4096), 32_768
-        layers = fields.get("layer_types")
-        if layers and "sliding_attention" not in layers:
+    is_mistral = fields.get("model_type", str) == "mistral"
+    context = fields.get(
+        "max_position_embeddings", int, 131_072 if is_mistral else 32_768, at_least=1
+    )
+    if not is_mistral:
+        if not fields.get("use_sliding_window", bool, False):
             return
-        if not layers and fields.get("max_window_layers", 28) >= fields["num_hidden_layers"]:
+        if layers := fields.get("layer_types", list[str] | None):
+            if "sliding_attention" not in layers:
+                return
+        elif fields.get("max_window_layers", int, 28) >= fields.require("num_hidden_layers", int):
             return
-    else:
-        return
-    context = fields.get("max_position_embeddings", context)
+    window = fields.get("sliding_window", int | None, 4096, at_least=1)
     if window is not None and window < context:
         raise UserError(
-            f"{source} has a sliding window of {window} tokens and a context of {context}; only"
-            " full attention is built here: for texts within the window both are the same, so set"
-            f" max_position_embeddings to {window} and convert again."
+            f"{fields.source} has a sliding window of {window} tokens and a context of {context};"
+            " only full attention is built here: for texts within the window both are the same, so"
+            f" set max_position_embeddings to {window} and convert again."
         )
 
 
-def _rope_from(
-    fields: Mapping, source: str
-) -> tuple[float, LinearRopeScaling | Llama3RopeScaling | None]:
+def _rope_from(fields: Fields) -> tuple[float, LinearRopeScaling | Llama3RopeScaling | None]:
     """Theta and scaling of RoPE, from the fields of any version of transformers."""
-    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta", fields.get("rope_theta", 10_000.0)))
-    if any(isinstance(x, Mapping) for x in rope.values()):
-        raise UserError(f"{source} has another RoPE per kind of layer; only one is built here.")
-    share = rope.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))
+    rope = fields.inner("rope_parameters")
+    if not rope.values:
+        rope = fields.inner("rope_scaling")
+    if any(isinstance(x, Mapping) for x in rope.values.values()):
+        raise UserError(f"{rope.source} differs by kind of layer; only one RoPE is built here.")
+    theta = rope.get("rope_theta", float, fields.get("rope_theta", float, 10_000.0))
+    share = rope.get(
+        "partial_rotary_factor", float, fields.get("partial_rotary_factor", float, 1.0)
+    )
     if share != 1.0:
-        raise UserError(f"{source} rotates {share} of each head; only all of it is built here.")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    if kind == "linear":
-        return theta, LinearRopeScaling(rope["factor"])
-    if kind == "llama3":
-        return theta, Llama3RopeScaling(
-            factor=rope["factor"],
-            low_frequency_factor=rope["low_freq_factor"],
-            high_frequency_factor=rope["high_freq_factor"],
-            original_length=rope["original_max_position_embeddings"],
+        raise UserError(
+            f"{fields.source} rotates {share} of each head; only all of it is built here."
         )
-    raise UserError(f"{source} scales RoPE by {kind!r}; only linear and llama3 are built here.")
+    kind = rope.get("rope_type", str, rope.get("type", str, "default"))
+    if kind == "default":
+        return float(theta), None
+    if kind == "linear":
+        return float(theta), LinearRopeScaling(rope.require("factor", float))
+    if kind == "llama3":
+        return float(theta), Llama3RopeScaling(
+            factor=rope.require("factor", float),
+            low_frequency_factor=rope.require("low_freq_factor", float),
+            high_frequency_factor=rope.require("high_freq_factor", float),
+            original_length=rope.require("original_max_position_embeddings", int),
+        )
+    raise UserError(
+        f"{fields.source} scales RoPE by {kind!r}; only linear and llama3 are built here."
+    )
 
 
 def _rope_to(config: LlamaConfig, source: Mapping) -> dict:
     """RoPE fields in the old spelling, and the source's own if the run has the same RoPE."""
     ours = config.rope_theta, config.rope_scaling
     fields = {"rope_theta": config.rope_theta, "rope_scaling": scaling_to(config.rope_scaling)}
-    if source and _rope_from(source, "the source") == ours:
+    if source and _rope_from(Fields(source, "the source")) == ours:
         return fields | {name: source[name] for name in _ROPE_FIELDS if name in source}
     return fields
 

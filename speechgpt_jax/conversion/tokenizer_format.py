@@ -24,7 +24,9 @@ from tokenizers import AddedToken, decoders, models, normalizers, processors
 
 from speechgpt_jax import files, prompts
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.fields import Fields
 from speechgpt_jax.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from speechgpt_jax.tokenizer.hugging_face import token_text
 from speechgpt_jax.tokenizer.sentencepiece import read_added_tokens
 
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
@@ -59,9 +61,13 @@ def read(folder: pathlib.Path, num_rows: int) -> Tokenizer | None:
       UserError: a file is damaged, or the tokenizer has more tokens than the embedding rows.
     """
     path = folder / "tokenizer.json"
-    fast = files.read_json(path) if path.exists() else {}
+    fields = Fields.read(path) if path.exists() else Fields({}, str(path))
+    fast = fields.values
+    entries = [
+        Fields(x, f"{path}: added_tokens") for x in fields.get("added_tokens", list[Mapping], [])
+    ]
+    added = {x.require("content", str): x.require("id", int, at_least=0) for x in entries}
     try:
-        added = {x["content"]: x["id"] for x in fast.get("added_tokens", [])}
         model = _sentencepiece_model(fast)
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); get it again.") from error
@@ -124,8 +130,7 @@ def _with_rows(added: Mapping[str, int], num_rows: int, folder: pathlib.Path) ->
 
 def _padding_token(folder: pathlib.Path) -> str | None:
     path = folder / "tokenizer_config.json"
-    token = files.read_json(path).get("pad_token") if path.exists() else None
-    return token["content"] if isinstance(token, dict) else token
+    return token_text(Fields.read(path), "pad_token") if path.exists() else None
 
 
 def _sentencepiece_model(fast: Mapping) -> bytes | None:

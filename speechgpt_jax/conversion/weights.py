@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import ml_dtypes
@@ -11,9 +12,9 @@ import numpy as np
 import safetensors
 import torch
 
-from speechgpt_jax import files
 from speechgpt_jax.conversion import pickles
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.fields import Fields
 
 # Dtypes of weights that are not quantised.
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -38,18 +39,45 @@ class Weights:
     dtypes: Mapping[str, str]
     fetch: Callable[[str], np.ndarray]
 
+    def dtype(self, name: str) -> np.dtype:
+        """The dtype of the array that `read` returns: float32 at most, as in JAX."""
+        stored = self.dtypes[name]
+        return np.dtype("float32" if stored == "float64" else stored)
+
     def read(self, name: str) -> np.ndarray:
-        """The array; raises a UserError if it holds a NaN or an infinity."""
+        """The array; a UserError if it holds NaN, infinity or numbers too large for float32."""
         array = self.fetch(name)
+        if array.dtype == np.float64:
+            with np.errstate(over="ignore"):
+                array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise UserError(
-                f"{self.source}: {name} holds NaN or infinity; get the file again, or take an"
-                " earlier checkpoint."
+                f"{self.source}: {name} holds NaN, infinity or numbers too large for {array.dtype};"
+                " get the file again, or take an earlier checkpoint."
             )
         return array
 
+    def check_layers(self, prefix: str, expected: int) -> None:
+        """Raises a UserError unless the names "PREFIX0...", "PREFIX1..." are of `expected` layers.
+
+        Called before a model of so many layers is built, which may take forever.
+        """
+        inner = [name.removeprefix(prefix) for name in self.shapes if name.startswith(prefix)]
+        found = len({name.partition(".")[0] for name in inner})
+        if found != expected:
+            raise UserError(
+                f"{self.source} has the weights of {found} layers, its config says {expected}: take"
+                " both from the same checkpoint."
+            )
+
     def check_floats(self, names: Iterable[str]) -> None:
-        """Raises a UserError if one of `names` is quantised."""
+        """Raises a UserError if one of `names` is quantised or holds no numbers like weights."""
+        for name in names:
+            if re.match("bool|complex|c64", self.dtypes.get(name, ""), re.IGNORECASE):
+                raise UserError(
+                    f"{self.source}: {name} is {self.dtypes[name]}; expected one of"
+                    f" {', '.join(FLOATS)}: get the file again."
+                )
         codes = [name for name in self.shapes if name.endswith(_QUANTIZED)]
         codes += [name for name in names if self.dtypes.get(name, FLOATS[0]) not in FLOATS]
         if codes:
@@ -82,7 +110,8 @@ def from_folder(folder: pathlib.Path, names: Iterable[str]) -> Weights:
         if (folder / name).is_file():
             return _together(folder, [_open(folder / name)])
         if index.is_file():
-            weight_map = files.read_json(index, "an index of shards").get("weight_map", {})
+            fields = Fields.read(index, "an index of shards")
+            weight_map = fields.require("weight_map", Mapping[str, str])
             shards = [_open(folder / shard) for shard in sorted(set(weight_map.values()))]
             weights = _together(folder, shards)
             if lost := sorted(weight_map.keys() - weights.shapes.keys()):
@@ -97,7 +126,8 @@ def from_folder(folder: pathlib.Path, names: Iterable[str]) -> Weights:
 def from_torch(source: str | pathlib.Path, tensors: Mapping[str, torch.Tensor]) -> Weights:
     """Weights that `pickles.load_torch` read; raises a UserError if they are not named tensors."""
     if not (
-        isinstance(tensors, Mapping) and all(isinstance(x, torch.Tensor) for x in tensors.values())
+        isinstance(tensors, Mapping)
+        and all(isinstance(n, str) and isinstance(x, torch.Tensor) for n, x in tensors.items())
     ):
         raise UserError(
             f"{source} holds other objects than named tensors; expected a state_dict saved by"

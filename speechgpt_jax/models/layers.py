@@ -167,6 +167,9 @@ class LinearRopeScaling:
 
     factor: float
 
+    def __post_init__(self):
+        check_number("RoPE factor", self.factor, above=0)
+
     def __call__(self, frequencies: np.ndarray) -> np.ndarray:  # [H / 2]
         return frequencies / self.factor
 
@@ -183,6 +186,16 @@ class Llama3RopeScaling:
     low_frequency_factor: float
     high_frequency_factor: float
     original_length: int
+
+    def __post_init__(self):
+        check_number("RoPE factor", self.factor, above=0)
+        check_number("RoPE low_frequency_factor", self.low_frequency_factor, above=0)
+        check_number(
+            "RoPE high_frequency_factor",
+            self.high_frequency_factor,
+            above=self.low_frequency_factor,
+        )
+        check_number("RoPE original_length", self.original_length, at_least=1)
 
     def __call__(self, frequencies: np.ndarray) -> np.ndarray:  # [H / 2]
         turns = self.original_length * frequencies / (2 * np.pi)

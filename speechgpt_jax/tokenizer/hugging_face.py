@@ -21,7 +21,8 @@ import tokenizers
 from etils import epath
 
 from speechgpt_jax import files, prompts
-from speechgpt_jax.errors import UserError
+from speechgpt_jax.errors import UserError, naming
+from speechgpt_jax.fields import Fields
 from speechgpt_jax.tokenizer.interface import Tokenizer
 
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
@@ -46,11 +47,12 @@ class HuggingFaceTokenizer(Tokenizer):
             tokens that are missing.
         """
         self.config = dict(config)
+        self._fields = Fields(self.config, "tokenizer_config.json")
         self._fast = _load(model)
         self._fast.no_truncation()
         self._fast.no_padding()
-        self._fast.encode_special_tokens = bool(config.get("split_special_tokens", False))
-        self._add_missing(config.get("added_tokens_decoder", {}))
+        self._fast.encode_special_tokens = self._fields.get("split_special_tokens", bool, False)
+        self._add_missing(self._fields.get("added_tokens_decoder", Mapping[str, Mapping], {}))
         decoder = self._fast.get_added_tokens_decoder()
         self.added_tokens = {str(token.content): id_ for id_, token in decoder.items()}
         ids = self._fast.get_vocab(with_added_tokens=True).values()
@@ -59,7 +61,9 @@ class HuggingFaceTokenizer(Tokenizer):
             id_ for token, id_ in self._fast.get_vocab().items() if _BYTE.fullmatch(token)
         )
         self.bos_id = self._bos_id()
-        self.template = prompts.template(config.get("dialogue_template", self.template.name))
+        self.template = prompts.template(
+            self._fields.get("dialogue_template", str, self.template.name)
+        )
         # Their texts are part of decoded dialogues.
         self._marks = {self.token_to_id(token): token for token in self.template.special_tokens}
         eos_id = self._named("eos_token")
@@ -94,15 +98,11 @@ class HuggingFaceTokenizer(Tokenizer):
         if (folder / "chat_template.jinja").exists():
             template = files.read_bytes(folder / "chat_template.jinja", "a chat template")
             config["chat_template"] = template.decode(errors="replace")
-        generation = _read_json(folder / "config.json") | _read_json(
-            folder / "generation_config.json"
-        )
-        try:
-            return cls(
-                model.decode(errors="replace"), config, _as_ids(generation.get("eos_token_id"))
-            )
-        except UserError as error:
-            raise UserError(f"{folder}: {error}") from error
+        names = ("generation_config.json", "config.json")
+        ids = (_eos_ids(folder / name) for name in names if (folder / name).exists())
+        stop_ids = next((found for found in ids if found is not None), [])
+        with naming(folder):
+            return cls(model.decode(errors="replace"), config, stop_ids)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes tokenizer.json, tokenizer_config.json and generation_config.json."""
@@ -223,7 +223,8 @@ class HuggingFaceTokenizer(Tokenizer):
     def _bos_id(self) -> int | None:
         """The id that AutoTokenizer puts in front of a text."""
         if "add_bos_token" in self.config or "add_eos_token" in self.config:
-            return self._named("bos_token") if self.config.get("add_bos_token") else None
+            adds_bos = self._fields.get("add_bos_token", bool | None)
+            return self._named("bos_token") if adds_bos else None
         plain = self._fast.encode("a", add_special_tokens=False).ids
         whole = self._fast.encode("a").ids
         before = whole[: _find(whole, plain)]
@@ -236,9 +237,8 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _named(self, name: str) -> int | None:
         """Id of the token that tokenizer_config.json names, such as "eos_token"."""
-        token = self.config.get(name)
-        token = token.get("content") if isinstance(token, Mapping) else token
-        return self._fast.token_to_id(token) if isinstance(token, str) else None
+        token = token_text(self._fields, name)
+        return None if token is None else self._fast.token_to_id(token)
 
 
 def _load(model: str) -> tokenizers.Tokenizer:
@@ -258,10 +258,16 @@ def _find(whole: Sequence[int], part: Sequence[int]) -> int:
     return next(i for i in range(len(whole)) if whole[i : i + len(part)] == part)
 
 
-def _as_ids(value: object) -> list[int]:
-    """eos_token_id of a config: 2, [2, 3] or nothing."""
-    ids = value if isinstance(value, list) else [value]
-    return [id_ for id_ in ids if isinstance(id_, int)]
+def token_text(config: Fields, name: str) -> str | None:
+    """The token that tokenizer_config.json names, such as "eos_token": a text or an object."""
+    token = config.get(name, str | Mapping | None)
+    return config.inner(name).require("content", str) if isinstance(token, Mapping) else token
+
+
+def _eos_ids(path: epath.Path) -> list[int] | None:
+    """eos_token_id of a config, 2 or [2, 3], as a list; None if it has none."""
+    ids = Fields.read(path).get("eos_token_id", int | list[int] | None)
+    return [ids] if isinstance(ids, int) else ids
 
 
 def _read_json(path: epath.Path) -> dict:

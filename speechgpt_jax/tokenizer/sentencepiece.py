@@ -20,6 +20,7 @@ from etils import epath
 
 from speechgpt_jax import files, prompts
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.fields import Fields
 from speechgpt_jax.tokenizer.interface import Tokenizer
 from speechgpt_jax.tokenizer.patterns import any_of
 
@@ -194,16 +195,15 @@ def _read_model(path: str | os.PathLike) -> bytes:
 def read_added_tokens(folder: epath.Path) -> dict[str, int]:
     """Added tokens of `added_tokens.json` and of `tokenizer_config.json`: token -> id."""
     added_tokens = _read_json(folder / "added_tokens.json")
-    config = _read_json(folder / "tokenizer_config.json")
-    try:
-        for id_, entry in config.get("added_tokens_decoder", {}).items():
-            added_tokens.setdefault(entry["content"], int(id_))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{folder}/tokenizer_config.json: added_tokens_decoder must give each id a content."
-        ) from error
     if not all(isinstance(id_, int) and id_ >= 0 for id_ in added_tokens.values()):
         raise UserError(f"{folder}/added_tokens.json must give each token a whole number.")
+    path = folder / "tokenizer_config.json"
+    config = Fields(_read_json(path), str(path))
+    for id_, entry in config.get("added_tokens_decoder", Mapping[str, Mapping], {}).items():
+        if not re.fullmatch(r"\d{1,9}", id_, re.ASCII):
+            raise UserError(f"{path} has {id_!r} in added_tokens_decoder; expected a token's id.")
+        token = Fields(entry, f"{path}: token {id_}").require("content", str)
+        added_tokens.setdefault(token, int(id_))
     return added_tokens
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 
 import jax
@@ -25,7 +26,7 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.models.layers import LoraConfig
 from speechgpt_jax.training.train_step import TRAINABLE, TrainState, make_train_step
 from tests.conversion.released import SMALL, assert_same_logits, change_json
-from tests.models.hugging_face import CONFIG, FAMILIES, reference
+from tests.models.hugging_face import CONFIG, FAMILIES, reference, with_config
 from tests.training.toy import random_batch
 from tools import convert_llama
 
@@ -295,6 +296,18 @@ def add_tensor(name):
     return add
 
 
+def scalar_tensor(folder):
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    path = folder / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(tensors | {name: torch.tensor(1.0)}, path)
+
+
+def integer_keys(folder):
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save({5: torch.ones(2)}, folder / "adapter_model.bin")
+
+
 def set_field(**fields):
     return lambda folder: change_json(folder / "adapter_config.json", **fields)
 
@@ -321,6 +334,10 @@ REFUSED = {
     "biases": (set_field(bias="all"), f"biases.*{MERGE}"),
     "other_method": (set_field(peft_type="IA3"), f"IA3.*{MERGE}"),
     "by_text": (set_field(alora_invocation_tokens=[5]), "alora.*train a plain LoRA"),
+    "scalar": (scalar_tensor, r"q_proj.lora_A.weight has shape \(\); expected a matrix"),
+    "integer_keys": (integer_keys, "holds other objects than named tensors"),
+    "zero_alpha": (set_field(lora_alpha=0), "adapter_config.json: LoRA alpha 0 must be above 0"),
+    "all_dropout": (set_field(lora_dropout=1.0), r"adapter_config.json: LoRA dropout 1.0 must be"),
     "no_alpha": (set_field(lora_alpha=None), "has no 'lora_alpha'"),
     "two_alphas": (set_field(alpha_pattern={"q_proj": 3}), f"4 and 3, 4 and 8.*{MERGE}"),
 }
@@ -334,6 +351,41 @@ def test_other_adapters_are_refused_with_a_remedy(change, message, adapter, run,
         adapters.from_peft(tmp_path / "in", tmp_path / "out", run)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+WRONG_FIELDS = {
+    "lora_alpha": ("16", None, [1], True, math.inf),
+    "lora_dropout": (None, "0.1", [], True),
+    "use_rslora": ("false", None, 1),
+    "alpha_pattern": (["q_proj"], "q_proj", {"q_proj(": 3}, {"*": 3}, {"q_proj": "8"}),
+    "trainable_token_indices": (5, "abc", ["a"], [599.0], {"embed_tokens": 5}),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FIELDS)
+def test_wrong_fields_name_file_and_field(name, adapter, run, tmp_path):
+    shutil.copytree(adapter[0], tmp_path / "in")
+    path = tmp_path / "in" / "adapter_config.json"
+    good = json.loads(path.read_text())
+    for value in WRONG_FIELDS[name]:
+        path.write_text(json.dumps(good | {name: value}))
+        with pytest.raises(UserError, match=rf"^{path} has .*{name}.*; expected .*: correct it"):
+            adapters.from_peft(tmp_path / "in", tmp_path / "out", run)
+
+
+def test_an_adapter_on_a_run_with_an_adapter(adapter, adapter_run, tmp_path):
+    """Refused; the way of the message gives the sum of both."""
+    out = str(tmp_path / "out")
+    with pytest.raises(UserError, match=r"com has an adapter of its own.* to_hf .*com MERGED --m"):
+        convert_llama.main(["from_hf", str(adapter[0]), out, f"--base={adapter_run}"])
+    merged, base = str(tmp_path / "merged"), str(tmp_path / "base")
+    convert_llama.main(["to_hf", str(adapter_run), merged, "--merge"])
+    convert_llama.main(["from_hf", merged, base])
+    convert_llama.main(["from_hf", str(adapter[0]), out, f"--base={base}"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    expected = peft.PeftModel.from_pretrained(model, adapter[0]).eval()
+    ours = checkpoints.load_model(out, build_llama)
+    assert_same_logits(with_config(ours, dtype="float32"), expected)
 
 
 @pytest.mark.parametrize(

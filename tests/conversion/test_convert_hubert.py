@@ -201,7 +201,9 @@ def test_other_checkpoints_are_refused_with_the_reason(fairseq_file, theirs, tmp
     (tmp_path / "cut.pt").write_bytes(fairseq_file.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"cut.pt is damaged or no PyTorch file .*get it again"):
         hubert.convert(tmp_path / "cut.pt", out, 2)
-    with pytest.raises(UserError, match=r"feature_layer 11 must be one of the num_layers 3 layers"):
+    with pytest.raises(
+        UserError, match=r"hubert.pt has 3 layers; give --layer from 1 to 3, not 11"
+    ):
         hubert.convert(fairseq_file, out, 11)
     large = write_fairseq(tmp_path / "large.pt", theirs, layer_norm_first=True)
     with pytest.raises(
@@ -209,6 +211,22 @@ def test_other_checkpoints_are_refused_with_the_reason(fairseq_file, theirs, tmp
         match=r"layer_norm_first True; only the architecture of the base HuBERT .* give a base",
     ):
         hubert.convert(large, out, 2)
+    for name, value in (
+        ("conv_feature_layers", [512]),
+        ("encoder_attention_heads", "4"),
+        ("normalize", "false"),
+    ):
+        wrong = write_fairseq(tmp_path / "wrong.pt", theirs, **{name: value})
+        with pytest.raises(UserError, match=f"wrong.pt has {name} .*; expected"):
+            hubert.convert(wrong, out, 2)
+    for name in ("encoder.layers.0.fc1.weight", "feature_extractor.conv_layers.0.0.weight"):
+        tensors = fairseq_tensors(theirs) | {name: torch.tensor(1.0)}
+        torch.save({"model": tensors}, tmp_path / "scalar.pt")
+        with pytest.raises(UserError, match=r"scalar.pt has no HuBERT under 'model'"):
+            hubert.convert(tmp_path / "scalar.pt", out, 2)
+    torch.save({"model": {5: torch.ones(2)}}, tmp_path / "numbers.pt")
+    with pytest.raises(UserError, match=r"numbers.pt holds other objects than named tensors"):
+        hubert.convert(tmp_path / "numbers.pt", out, 2)
     torch.save({"model": {"w": torch.ones(2)}}, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"has no HuBERT under 'model'"):
         hubert.convert(tmp_path / "other.pt", out, 2)
@@ -220,10 +238,18 @@ def test_other_checkpoints_are_refused_with_the_reason(fairseq_file, theirs, tmp
             "do_stable_layer_norm True; only .* give a base checkpoint",
         ),
         ({"conv_pos_batch_norm": True}, "conv_pos_batch_norm True"),
-        ({"hidden_size": "48"}, r"hidden_size '48'; expected a value such as 768"),
+        ({"hidden_size": "48"}, r'config.json has hidden_size "48"; expected a whole number'),
+        ({"hidden_size": None}, r"config.json has hidden_size null; expected a whole number"),
+        ({"num_hidden_layers": True}, r"num_hidden_layers true; expected a whole number"),
+        ({"conv_dim": ["48"] * 7}, r'conv_dim \["48", .*; expected a list, each item a whole'),
+        ({"conv_kernel": 10}, r"conv_kernel 10; expected a list, each item a whole number"),
+        ({"layer_norm_eps": "1e-5"}, r'layer_norm_eps "1e-5"; expected a finite number'),
+        ({"num_attention_heads": 0}, r"config.json: num_heads 0 must be at least 1"),
+        ({"num_hidden_layers": 1}, r"config.json has 1 layers; give --layer from 1 to 1, not 2"),
         ({"intermediate_size": 97}, r"intermediate_dense.bias has shape \(96,\); expected \(97,\)"),
-        ({"num_hidden_layers": 4}, r"lacks encoder.layers.3"),
-        ({"num_hidden_layers": 2}, r"unexpected encoder.layers.2"),
+        ({"num_hidden_layers": 4}, r"has the weights of 3 layers, its config says 4"),
+        ({"num_hidden_layers": 2}, r"has the weights of 3 layers, its config says 2"),
+        ({"num_hidden_layers": 10**9}, r"has the weights of 3 layers, its config says 10+:"),
     ):
         (tmp_path / "in" / "config.json").write_text(json.dumps(fields | changes))
         with pytest.raises(UserError, match=message):
@@ -328,10 +354,25 @@ def test_windows_are_normalised_by_the_whole_recording(theirs, tmp_path):
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
-def test_another_sampling_rate_is_refused(theirs, tmp_path):
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"sampling_rate": 8_000}, "sampling_rate 8000; only HuBERTs of 16 kHz"),
+        ({"feature_size": 80}, "feature_size 80; only HuBERTs of 16 kHz"),
+        ({"feature_extractor_type": "WhisperFeatureExtractor"}, "type 'WhisperFeatureExtractor'"),
+        ({"do_normalize": "false"}, 'has do_normalize "false"; expected true or false'),
+        ({"do_normalize": None}, "has do_normalize null; expected true or false"),
+    ],
+)
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
+def test_other_feature_extractors_are_refused(theirs, tmp_path, name, field, message):
     theirs.save_pretrained(tmp_path / "in")
-    save_extractor(tmp_path / "in", "preprocessor_config.json", sampling_rate=8_000)
-    with pytest.raises(UserError, match="sampling_rate 8000; only HuBERTs of 16 kHz"):
+    save_extractor(tmp_path / "in", name)
+    path = tmp_path / "in" / name
+    fields = json.loads(path.read_text())
+    (fields if name.startswith("pre") else fields["feature_extractor"]).update(field)
+    path.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=message):
         hubert.convert(tmp_path / "in", tmp_path / "out", SMALL.feature_layer)
 
 

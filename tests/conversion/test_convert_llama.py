@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import resource
@@ -24,6 +25,7 @@ from speechgpt_jax.decoding.masks import ANY, FORMS, grammar
 from speechgpt_jax.decoding.requests import Request
 from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.fields import Fields
 from speechgpt_jax.models.layers import LinearRopeScaling
 from speechgpt_jax.models.llama import Llama, LlamaConfig
 from speechgpt_jax.tokenizer import SentencePieceTokenizer, Tokenizer
@@ -144,6 +146,7 @@ SOURCES = {
         {"do_sample": True, "top_p": 0.9},
     ),
     "no_theta": ({"rope_parameters": None}, {"max_length": 4096}),
+    "padding_without_a_row": ({"pad_token_id": -1}, {"pad_token_id": 3006}),
     "other_fields": (
         {"initializer_range": 0.03, "attention_dropout": 0.1, "use_cache": False, "new_field": 1},
         {},
@@ -189,6 +192,14 @@ def test_fields_that_a_run_does_not_change_survive_the_round_trip(config, genera
         assert getattr(again, name) == getattr(theirs, name)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert_same_logits(checkpoints.load_model(tmp_path / "run", build_llama), model)
+
+
+def test_an_empty_generation_config_stays_empty(tmp_path):
+    write_source(tmp_path / "in", {}, {})
+    (tmp_path / "in" / "generation_config.json").write_text("{}")
+    llama.from_hf(tmp_path / "in", tmp_path / "run", "float32")
+    llama.to_hf(tmp_path / "run", tmp_path / "out")
+    assert read_configs(tmp_path / "out")[1] == {}
 
 
 def test_context_length_overrides_the_source(tmp_path):
@@ -271,6 +282,45 @@ def test_float64_weights_become_float32(tmp_path):
     model.double().save_pretrained(tmp_path / "in")
     llama.from_hf(tmp_path / "in", tmp_path / "run", "float32")
     assert_same_logits(checkpoints.load_model(tmp_path / "run", build_llama), model.float())
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_float64_weights_too_large_for_float32_are_refused(name, tmp_path):
+    model = reference(CONFIG).double()
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[5] = 1e300
+    model.save_pretrained(tmp_path / "in")
+    with pytest.raises(UserError, match=f"{name} holds .*too large for float32; get the file"):
+        llama.from_hf(tmp_path / "in", tmp_path / "run", "float32")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "widest"),
+    [
+        (torch.float16, torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.float16, torch.float32),
+        (torch.float64, torch.bfloat16, torch.float32),
+    ],
+)
+def test_layers_of_different_dtypes_take_the_widest(first, second, widest, tmp_path):
+    names = [f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)]
+    model = reference(CONFIG).bfloat16()
+    tensors = model.state_dict()
+    for name, dtype in zip(names, (first, second)):
+        # Larger than float16 numbers, in all dtypes but that.
+        large = 1.0 if dtype == torch.float16 else 1e7
+        tensors[name] = (tensors[name].double() * large).to(dtype)
+    model.config.save_pretrained(tmp_path / "in")
+    safetensors.torch.save_file(tensors, tmp_path / "in" / "model.safetensors")
+    llama.from_hf(tmp_path / "in", tmp_path / "run")
+    llama.to_hf(tmp_path / "run", tmp_path / "out")
+    after = read_tensors(tmp_path / "out")
+    for name, tensor in tensors.items():
+        if name in names:
+            assert after[name].dtype == widest
+        assert torch.equal(after[name], tensor.to(after[name].dtype)), name
 
 
 def read_tensors(folder: Path) -> dict:
@@ -372,6 +422,10 @@ def put_dtype(dtype):
     return put
 
 
+def put_integer_keys(folder):
+    torch.save({5: torch.ones(2)}, folder / "pytorch_model-00001-of-00002.bin")
+
+
 def put_gptq(tensors):
     name = "model.layers.1.mlp.up_proj."
     del tensors[name + "weight"]
@@ -407,7 +461,39 @@ BAD = [
         r"has an unexpected model.layers.0.extra",
     ),
     (change_tensors(lambda t: t.pop("lm_head.weight")), r"lacks lm_head.weight"),
-    (lambda f: change_json(f / "config.json", num_hidden_layers=1), r"unexpected model.layers.1"),
+    *(
+        (
+            lambda f, n=layers: change_json(f / "config.json", num_hidden_layers=n),
+            rf"has the weights of 2 layers, its config says {layers}: take both",
+        )
+        for layers in (1, 3, 10**9)
+    ),
+    *(
+        (
+            lambda f, m=weight_map: change_json(f / "pytorch_model.bin.index.json", weight_map=m),
+            r"index.json has (no 'weight_map'|weight_map .*; expected a mapping)",
+        )
+        for weight_map in (["a"], None, {"lm_head.weight": 5}, {"lm_head.weight": None})
+    ),
+    (put_integer_keys, r"holds other objects than named tensors"),
+    *(
+        (
+            lambda f, t=token: change_json(f / "tokenizer_config.json", pad_token=t),
+            r"tokenizer_config.json.* (has no 'content'|has pad_token .*; expected a string)",
+        )
+        for token in ({}, ["<pad>"], 5)
+    ),
+    *(
+        (
+            lambda f, i=id_: change_json(f / "generation_config.json", eos_token_id=i),
+            r"generation_config.json.*eos_token_id",
+        )
+        for id_ in ("x", 10**9, [2, -1])
+    ),
+    (
+        lambda f: change_json(f / "tokenizer_config.json", model_max_length="x"),
+        r"tokenizer_config.json has model_max_length .x.; expected a finite number or null",
+    ),
     (
         lambda f: change_json(f / "config.json", vocab_size=3005),
         r"3006 ids, .<eos>. among them, but the embedding only 3005",
@@ -423,6 +509,10 @@ BAD = [
             "F8_E4M3": torch.float8_e4m3fn,
             "F8_E5M2": torch.float8_e5m2,
         }.items()
+    ),
+    *(
+        (change_tensors(put_dtype(dtype)), rf"q_proj.weight is {name}; expected one of float64")
+        for name, dtype in {"C64": torch.complex64, "BOOL": torch.bool}.items()
     ),
     (change_tensors(put_gptq), rf"layers.1.mlp.up_proj.qweight \(I32\) {QUANT}"),
     (change_tensors(put_bitsandbytes), rf"up_proj.weight(.absmax)? \(\w+\) {QUANT}"),
@@ -445,7 +535,7 @@ BAD = [
         lambda f: change_json(
             f / "config.json", rope_parameters={"rope_type": "llama3", "rope_theta": 1e4}
         ),
-        r"config.json has no 'factor'",
+        r"config.json: rope_parameters has no 'factor'",
     ),
     (
         lambda f: change_json(
@@ -457,7 +547,7 @@ BAD = [
         lambda f: change_json(
             f / "config.json", rope_parameters={"full_attention": {"rope_theta": 1e4}}
         ),
-        r"has another RoPE per kind of layer",
+        r"rope_parameters differs by kind of layer; only one RoPE",
     ),
     (lambda f: change_json(f / "config.json", partial_rotary_factor=0.25), r"rotates 0.25 of each"),
     (
@@ -514,7 +604,66 @@ def test_bad_folders_give_one_line_and_no_output(released, tmp_path, damage, mes
 )
 def test_windows_that_hide_nothing_are_accepted(fields):
     given = reference(CONFIG).config.to_dict() | {"max_position_embeddings": 2048} | fields
-    llama_format.config_from(given, "config.json", "float32")
+    llama_format.config_from(Fields(given, "config.json"), "float32")
+
+
+NO_SIZES = ("600", None, 600.0, True, [600], {}, 0, -1)
+LLAMA3 = NEW_LLAMA3["rope_parameters"]
+WRONG_FIELDS = {
+    **dict.fromkeys(
+        ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"], NO_SIZES
+    ),
+    "num_attention_heads": NO_SIZES,
+    "max_position_embeddings": NO_SIZES,
+    "num_key_value_heads": ("2", 2.0, [2], -1),
+    "head_dim": ("16", 16.0, [16], -2),
+    "rms_norm_eps": ("1e-5", None, [], True, -1.0, math.inf),
+    "tie_word_embeddings": ("false", None, 0),
+    "quantization_config": ("int4", [4]),
+    "model_type": (["llama"], None, 5),
+    "rope_theta": (None, "abc", 0, math.nan),
+    "rope_scaling": (
+        *("linear", [2], {"rope_type": ["linear"]}),
+        *({"rope_type": "linear", "factor": factor} for factor in (0, -1, "2", None, math.inf)),
+        {"rope_type": "linear"},
+        LLAMA3 | {"low_freq_factor": 4.0},
+        LLAMA3 | {"low_freq_factor": 8.0},
+        LLAMA3 | {"original_max_position_embeddings": None},
+        LLAMA3 | {"rope_theta": None},
+        {"rope_theta": 1e4, "partial_rotary_factor": "1"},
+    ),
+    "bos_token_id": ("x", 150, -1, [150]),
+    "eos_token_id": ("x", 10**9, -1, [2, 150], [None]),
+    "pad_token_id": ("x", [0]),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FIELDS)
+def test_wrong_fields_of_a_config_name_file_and_field(name):
+    """Also those that are only kept, since they are exported again."""
+    good = reference(CONFIG).config.to_dict() | {"rope_parameters": None, "rope_theta": 1e4}
+    llama_format.config_from(Fields(good, "config.json"), "float32")
+    for value in WRONG_FIELDS[name]:
+        field = "RoPE|rope" if name == "rope_scaling" else name
+        with pytest.raises(UserError, match=f"^config.json.*({field})"):
+            llama_format.config_from(Fields(good | {name: value}, "config.json"), "float32")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_type": "mistral", "sliding_window": "64"},
+        {"model_type": "mistral", "sliding_window": -1},
+        {"model_type": "mistral", "sliding_window": 0},
+        {"model_type": "qwen2", "use_sliding_window": "false"},
+        {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": None},
+        {"model_type": "qwen3", "use_sliding_window": True, "layer_types": "full_attention"},
+    ],
+)
+def test_wrong_windows_name_the_field(fields):
+    good = reference(CONFIG).config.to_dict() | {"layer_types": None}
+    with pytest.raises(UserError, match=f"^config.json.*{[*fields][-1]}"):
+        llama_format.config_from(Fields(good | fields, "config.json"), "float32")
 
 
 def test_a_full_disk_is_a_user_error(released, run, tmp_path, capfd):

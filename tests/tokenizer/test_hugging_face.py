@@ -251,7 +251,10 @@ MISTAKES = [
     (lambda folder: (folder / "tokenizer.json").write_bytes(b"\xff\x00"), "is damaged"),
     (without_eos, "the tokenizer has no eos"),
     (foreign_eos, "eos_token_id 128001 is no token's id; this tokenizer has"),
-    (change(added_tokens_decoder={"5": "x"}), "must give each id a content"),
+    (
+        change(added_tokens_decoder={"5": "x"}),
+        r'added_tokens_decoder {"5": "x"}; expected a mapping, each value a mapping',
+    ),
     (change(added_tokens_decoder={"9": {"content": "<new>"}}), "gives '<new>' the id 9, and"),
 ]
 

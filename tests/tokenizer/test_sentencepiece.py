@@ -121,7 +121,10 @@ def test_mistakes_are_named(tmp_path, tokenizer):
             Tokenizer.from_pretrained(tmp_path)
     (tmp_path / "added_tokens.json").unlink()
     (tmp_path / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"5": "x"}}')
-    with pytest.raises(UserError, match="must give each id a content"):
+    with pytest.raises(
+        UserError,
+        match=r'added_tokens_decoder {"5": "x"}; expected a mapping, each value a mapping',
+    ):
         Tokenizer.from_pretrained(tmp_path)
     with pytest.raises(UserError, match="neither an added token nor a piece"):
         tokenizer.token_to_id("<1000>")
