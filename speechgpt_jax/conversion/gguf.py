@@ -16,6 +16,7 @@ from speechgpt_jax.conversion import gguf_tokenizer
 from speechgpt_jax.conversion.llama_format import FAMILIES, scaling_to
 from speechgpt_jax.conversion.weights import Weights
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.fields import Fields
 from speechgpt_jax.models.layers import Llama3RopeScaling, rope_frequencies
 from speechgpt_jax.tokenizer import Tokenizer
 
@@ -80,7 +81,7 @@ class GgufFile:
         self.path = path
         try:
             reader = gguf.GGUFReader(path)
-            self._metadata = {name: field.contents() for name, field in reader.fields.items()}
+            metadata = {name: field.contents() for name, field in reader.fields.items()}
         # The reader checks nothing: a short file fails wherever its bytes end.
         except (ValueError, IndexError, KeyError, OSError, OverflowError) as error:
             reason = " ".join(str(error).split())
@@ -88,13 +89,14 @@ class GgufFile:
                 f"{path} is truncated or no GGUF file ({reason}); get it again."
             ) from error
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self._architecture = str(self._metadata.get("general.architecture"))
+        self._metadata = Fields(metadata, str(path))
+        self._architecture = self._metadata.require("general.architecture", str)
         if self._architecture not in ARCHITECTURES:
             raise UserError(
                 f"{path} has the architecture {self._architecture!r}; only"
                 f" {', '.join(ARCHITECTURES)} are built here."
             )
-        if self._get("expert_count", 0):
+        if self._get("expert_count", int, 0):
             raise UserError(f"{path} is a mixture of experts; only dense models are built here.")
 
     # ---- config ----------------------------------------------------------------------------------
@@ -105,53 +107,52 @@ class GgufFile:
         Raises:
           UserError: a field is missing, or RoPE is scaled in a way that is not built here.
         """
-        heads = self._require("attention.head_count")
-        width = self._require("embedding_length")
-        head_dim = self._get("attention.key_length", self._get("rope.dimension_count"))
-        head_dim = head_dim or width // heads
-        if self._get("rope.dimension_count", head_dim) != head_dim:
+        width = self._require("embedding_length", int)
+        rotated = self._get("rope.dimension_count", int)
+        head_dim = self._get("attention.key_length", int, rotated) or width // self._heads("q")
+        if rotated not in (None, head_dim):
             raise UserError(
                 f"{self.path} rotates only a part of each head; that is not built here."
             )
         ids = {
-            "bos_token_id": self._metadata.get("tokenizer.ggml.bos_token_id"),
-            "eos_token_id": self._metadata.get("tokenizer.ggml.eos_token_id"),
-            "pad_token_id": self._metadata.get("tokenizer.ggml.padding_token_id"),
+            "bos_token_id": self._metadata.get("tokenizer.ggml.bos_token_id", int),
+            "eos_token_id": self._metadata.get("tokenizer.ggml.eos_token_id", int),
+            "pad_token_id": self._metadata.get("tokenizer.ggml.padding_token_id", int),
         }
         config = {
             "architectures": [FAMILIES[self._architecture].architecture],
             "model_type": self._architecture,
             "vocab_size": self._shape("token_embd.weight")[0],
             "hidden_size": width,
-            "intermediate_size": self._require("feed_forward_length"),
-            "num_hidden_layers": self._require("block_count"),
-            "num_attention_heads": heads,
-            "num_key_value_heads": self._get("attention.head_count_kv", heads),
+            "intermediate_size": self._require("feed_forward_length", int),
+            "num_hidden_layers": self._require("block_count", int),
+            "num_attention_heads": self._heads("q"),
+            "num_key_value_heads": self._heads("k"),
             "head_dim": head_dim,
-            "rms_norm_eps": _decimal(self._require("attention.layer_norm_rms_epsilon")),
-            "rope_theta": _decimal(self._get("rope.freq_base", 10_000.0)),
+            "rms_norm_eps": _decimal(self._require("attention.layer_norm_rms_epsilon", float)),
+            "rope_theta": _decimal(self._rope_theta()),
             "rope_scaling": self._rope_scaling(head_dim),
-            "max_position_embeddings": self._require("context_length"),
+            "max_position_embeddings": self._require("context_length", int),
             "tie_word_embeddings": "output.weight" not in self._tensors,
             **{name: id_ for name, id_ in ids.items() if id_ is not None},
         }
-        if window := self._get("attention.sliding_window"):
+        if window := self._get("attention.sliding_window", int):
             config["sliding_window"] = window
         return {"config": config}
 
     def _rope_scaling(self, head_dim: int) -> dict | None:
         """The field of config.json; LLaMA 3's is recognised by its divisors of the frequencies."""
-        if (kind := self._get("rope.scaling.type", "none")) not in ("none", "linear"):
+        if (kind := self._get("rope.scaling.type", str, "none")) not in ("none", "linear"):
             raise UserError(f"{self.path} scales RoPE by {kind!r}; only linear is built here.")
         if _ROPE_DIVISORS in self._tensors:
             divisors = self._array(_ROPE_DIVISORS, np.float32)
             scaling = Llama3RopeScaling(float(divisors.max()), 1.0, 4.0, 8192)
-            plain = rope_frequencies(head_dim, self._get("rope.freq_base", 10_000.0))
+            plain = rope_frequencies(head_dim, self._rope_theta())
             if not np.allclose(plain / scaling(plain), divisors, rtol=1e-3):
                 raise UserError(f"{self.path} scales RoPE in a way that is not known here.")
             return scaling_to(scaling)
         if kind == "linear":
-            return {"rope_type": "linear", "factor": self._require("rope.scaling.factor")}
+            return {"rope_type": "linear", "factor": self._require("rope.scaling.factor", float)}
         return None
 
     # ---- weights ---------------------------------------------------------------------------------
@@ -188,26 +189,28 @@ class GgufFile:
                 " package can't dequantise; take a file of another quantisation."
             ) from error
         if self._architecture == "llama" and (found := re.search(r"attn_([qk])\.", name)):
-            is_key = found[1] == "k"
-            heads = self._require("attention.head_count")
-            array = _unpermuted(
-                array, self._get("attention.head_count_kv", heads) if is_key else heads
-            )
+            array = _unpermuted(array, self._heads(found[1]))
         return array.astype(dtype)
 
     def tokenizer(self) -> Tokenizer:
         """The file's tokenizer; raises a UserError if it is damaged or of an unknown kind."""
-        return gguf_tokenizer.build(self._metadata, str(self.path))
+        return gguf_tokenizer.build(self._metadata.values, str(self.path))
 
     # ---- metadata --------------------------------------------------------------------------------
 
-    def _get(self, name: str, default: Any = None) -> Any:
-        return self._metadata.get(f"{self._architecture}.{name}", default)
+    def _get(self, name: str, kind: Any, default: Any = None) -> Any:
+        return self._metadata.get(f"{self._architecture}.{name}", kind, default)
 
-    def _require(self, name: str) -> Any:
-        if (value := self._get(name)) is None:
-            raise UserError(f"{self.path} has no {self._architecture}.{name}; get it again.")
-        return value
+    def _require(self, name: str, kind: Any, **limits: float) -> Any:
+        return self._metadata.require(f"{self._architecture}.{name}", kind, **limits)
+
+    def _heads(self, projection: str) -> int:
+        """Heads of the projection "q" or "k"."""
+        heads = self._require("attention.head_count", int, at_least=1)
+        return heads if projection == "q" else self._get("attention.head_count_kv", int, heads)
+
+    def _rope_theta(self) -> float:
+        return self._get("rope.freq_base", float, 10_000.0)
 
 
 def _renamed(name: str, source: str) -> str:

@@ -224,7 +224,7 @@ def _check_values(fields: Fields, expected: Mapping[str, Any], reason: str) -> N
 
 
 def _check_layer(path: str, feature_layer: int, num_layers: int) -> None:
-    if feature_layer > num_layers:
+    if feature_layer > num_layers > 0:
         raise UserError(
             f"{path} has {num_layers} layers; give --layer from 1 to {num_layers}, not"
             f" {feature_layer}."
@@ -297,7 +297,8 @@ def _read_hugging_face(folder: pathlib.Path, feature_layer: int) -> _Checkpoint:
     kinds = annotations(HubertConfig)
     sizes: dict[str, Any] = {}
     for ours, theirs in _FIELDS.items():
-        value = fields.get(theirs, kinds[ours], getattr(HubertConfig, ours))
+        default = getattr(HubertConfig, ours)
+        value = fields.get(theirs, kinds[ours], default, at_most=weights.MAX_AXIS)
         sizes[ours] = tuple(value) if isinstance(value, list) else value
     _check_layer(fields.source, feature_layer, sizes["num_layers"])
     with naming(path):

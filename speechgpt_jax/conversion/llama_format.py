@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from speechgpt_jax.conversion.key_table import AS_IS, Row
+from speechgpt_jax.conversion.weights import MAX_AXIS
 from speechgpt_jax.errors import UserError, naming
 from speechgpt_jax.fields import Fields
 from speechgpt_jax.models.layers import PROJECTIONS, LinearRopeScaling, Llama3RopeScaling
@@ -69,6 +70,7 @@ _SIZES = {
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
 }
+_LIMITS = {"at_least": 1, "at_most": MAX_AXIS}
 # transformers 5 writes `rope_parameters`, earlier versions `rope_theta` and `rope_scaling`.
 _ROPE_FIELDS = ("rope_parameters", "rope_theta", "rope_scaling")
 # Not exported: it names Python files of the source, which are not copied.
@@ -93,16 +95,16 @@ def config_from(fields: Fields, compute_dtype: Any) -> LlamaConfig:
         if (given := fields.get(name, Any, value)) != value:
             raise UserError(f"{source} has {name} {given!r}; only {value!r} is built here.")
     _check_window(fields)
-    sizes = {ours: fields.require(name, int, at_least=1) for ours, name in _SIZES.items()}
+    sizes = {ours: fields.require(name, int, **_LIMITS) for ours, name in _SIZES.items()}
     check_token_ids(fields, sizes["vocab_size"])
+    num_kv_heads = fields.get("num_key_value_heads", int | None, **_LIMITS)
+    head_dim = fields.get("head_dim", int | None, **_LIMITS)
     with naming(source):
         rope_theta, rope_scaling = _rope_from(fields)
         return LlamaConfig(
             **sizes,
-            num_kv_heads=fields.get("num_key_value_heads", int | None, at_least=1)
-            or sizes["num_heads"],
-            head_dim=fields.get("head_dim", int | None, at_least=1)
-            or sizes["hidden_size"] // sizes["num_heads"],
+            num_kv_heads=num_kv_heads or sizes["num_heads"],
+            head_dim=head_dim or sizes["hidden_size"] // sizes["num_heads"],
             rms_norm_eps=fields.require("rms_norm_eps", float),
             tie_embeddings=fields.get("tie_word_embeddings", bool, False),
             qkv_bias=family.qkv_bias,

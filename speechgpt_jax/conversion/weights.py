@@ -19,6 +19,8 @@ from speechgpt_jax.fields import Fields
 # Dtypes of weights that are not quantised.
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 _OF_SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# No axis of a weight is longer; JAX raises other errors for much longer ones.
+MAX_AXIS = 2**31 - 1
 # Endings of names of quantised weights and scales (GPTQ, AWQ, bitsandbytes, ...).
 _QUANTIZED = ("qweight", "qzeros", "SCB", "absmax", "quant_map", "weight_scale", "weight_scale_inv")
 

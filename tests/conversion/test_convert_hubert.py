@@ -240,6 +240,8 @@ def test_other_checkpoints_are_refused_with_the_reason(fairseq_file, theirs, tmp
         ({"conv_pos_batch_norm": True}, "conv_pos_batch_norm True"),
         ({"hidden_size": "48"}, r'config.json has hidden_size "48"; expected a whole number'),
         ({"hidden_size": None}, r"config.json has hidden_size null; expected a whole number"),
+        ({"hidden_size": 10**30}, r"config.json: hidden_size 10+ must be at most"),
+        ({"num_hidden_layers": 0}, r"config.json: num_layers 0 must be at least 1"),
         ({"num_hidden_layers": True}, r"num_hidden_layers true; expected a whole number"),
         ({"conv_dim": ["48"] * 7}, r'conv_dim \["48", .*; expected a list, each item a whole'),
         ({"conv_kernel": 10}, r"conv_kernel 10; expected a list, each item a whole number"),

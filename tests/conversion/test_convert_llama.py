@@ -611,9 +611,10 @@ NO_SIZES = ("600", None, 600.0, True, [600], {}, 0, -1)
 LLAMA3 = NEW_LLAMA3["rope_parameters"]
 WRONG_FIELDS = {
     **dict.fromkeys(
-        ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"], NO_SIZES
+        ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"],
+        (*NO_SIZES, 10**30),
     ),
-    "num_attention_heads": NO_SIZES,
+    "num_attention_heads": (*NO_SIZES, 10**30),
     "max_position_embeddings": NO_SIZES,
     "num_key_value_heads": ("2", 2.0, [2], -1),
     "head_dim": ("16", 16.0, [16], -2),

@@ -155,7 +155,11 @@ def without(name):
 METADATA_MISTAKES = [
     ({"architecture": "gemma3"}, dict, "has the architecture 'gemma3'; only llama, qwen2, qwen3"),
     ({"expert_count": 8}, dict, "is a mixture of experts"),
-    ({"embedding_length": None}, dict, "has no llama.embedding_length"),
+    ({"embedding_length": None}, dict, "has no 'llama.embedding_length'"),
+    ({"embedding_length": "48"}, dict, 'llama.embedding_length "48"; expected a whole number'),
+    ({"attention__head_count": 0}, dict, "attention.head_count 0 must be at least 1"),
+    ({"rope__freq_base": "1e4"}, dict, 'rope.freq_base "1e4"; expected a finite number'),
+    ({"block_count": 10**9}, dict, "has the weights of 2 layers, its config says 10+:"),
     ({"rope__dimension_count": 8}, dict, "rotates only a part of each head"),
     ({"rope__scaling__type": "yarn"}, dict, "scales RoPE by 'yarn'"),
     ({}, without("merges"), r"has no tokenizer.ggml.merges"),
@@ -163,7 +167,8 @@ METADATA_MISTAKES = [
     ({}, lambda tokenizer: tokenizer | {"model": "bert"}, "a tokenizer of the kind 'bert'"),
     ({}, lambda tokenizer: tokenizer | {"pre": "new"}, "splits text as 'new'; only default"),
     ({}, lambda tokenizer: tokenizer | {"merges": ["a zz9"]}, "merges don't fit its tokens"),
-    ({}, lambda tokenizer: tokenizer | {"eos_token_id": 9999}, "its tokenizer is damaged"),
+    ({}, lambda tokenizer: tokenizer | {"eos_token_id": 9999}, "eos_token_id 9999 must be"),
+    ({}, lambda tokenizer: tokenizer | {"unknown_token_id": 9999}, "its tokenizer is damaged"),
     (
         {},
         lambda tokenizer: (
