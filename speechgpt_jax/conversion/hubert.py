@@ -137,9 +137,8 @@ def _read_fairseq(path: pathlib.Path, feature_layer: int) -> _Checkpoint:
         )
     tensors = _without_fine_tuning(saved["model"])
     arrays = weight_norm.fold(_float32(weights.from_torch(path, tensors)))
-    model, task = _fairseq_options(saved)
-    options = (Fields(fields, str(path)) for fields in (model, task))
-    config = _fairseq_config(arrays, *options, feature_layer)
+    model, task = (Fields(options, str(path)) for options in _fairseq_options(saved))
+    config = _fairseq_config(arrays, model, task, feature_layer)
     return _Checkpoint(config, arrays, FAIRSEQ, FAIRSEQ_HEADS)
 
 
@@ -189,10 +188,10 @@ def _fairseq_config(
     _check_values(model, base, _BASE_ONLY)
     _check_values(task, {"sample_rate": SAMPLE_RATE}, f"{_BASE_ONLY}, of 16 kHz")
     convs = [arrays[n] for n in _numbered(arrays, "feature_extractor.conv_layers.{}.0.weight")]
-    positions = arrays.get("encoder.pos_conv.0.weight")
-    mlp = arrays.get("encoder.layers.0.fc1.weight")
-    needed = [*((x, 3) for x in (*convs, positions)), (mlp, 2)]
-    if not convs or any(x is None or x.ndim != axes for x, axes in needed):
+    missing = np.empty(())
+    positions = arrays.get("encoder.pos_conv.0.weight", missing)
+    mlp = arrays.get("encoder.layers.0.fc1.weight", missing)
+    if not convs or {x.ndim for x in (*convs, positions)} != {3} or mlp.ndim != 2:
         raise UserError(
             f"{path} has no HuBERT under 'model': its convolutions or layers are missing. "
             f"{_BASE_ONLY}."

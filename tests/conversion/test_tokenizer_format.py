@@ -166,7 +166,7 @@ def test_pieces_past_the_embedding_are_refused(tmp_path):
 @pytest.mark.parametrize("damaged", [{"added_tokens": [5]}, {"model": [1]}, {"added_tokens": 5}])
 def test_a_damaged_tokenizer_json_is_refused(damaged, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(damaged))
-    with pytest.raises(UserError, match=r"tokenizer.json is damaged .*get it again"):
+    with pytest.raises(UserError, match=r"tokenizer.json (is damaged|has added).*again"):
         tokenizer_format.read(tmp_path, ROWS)
 
 

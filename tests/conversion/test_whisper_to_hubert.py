@@ -53,7 +53,7 @@ def test_with_bounded_attention_features_are_nearly_whispers(teacher, wav):
 def test_every_variable_is_converted_or_ignored(teacher):
     rng = np.random.default_rng(0)
     config = HubertConfig.whisper_tiny()
-    projection = rng.standard_normal((3 * 384, 37)), rng.standard_normal(37)
+    projection = tuple(np.float32(rng.standard_normal(s)) for s in ((3 * 384, 37), 37))
     hubert = build(teacher.variables, config, projection)
     np.testing.assert_array_equal(hubert.projection.kernel[...], projection[0])
     np.testing.assert_array_equal(hubert.projection.bias[...], projection[1])
