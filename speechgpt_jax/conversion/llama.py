@@ -227,7 +227,7 @@ def to_hf(
     with files.whole_folder(out) as unfinished:
         plain = dataclasses.replace(config, lora=None)
         model_card.write(run, plain, tokenizer, unfinished, name=out.name, is_adapter=False)
-        merged = _merged_parameters(run, shapes, config)
+        merged = _merged_parameters(run, shapes, config, dtype)
         tensors = key_table.write(llama_format.TABLE, merged)
         if dtype:
             tensors = ((name, cast(name, x, DTYPES[dtype])) for name, x in tensors)
@@ -263,7 +263,7 @@ def restore(run: epath.Path, name: str, shapes: Mapping[str, jax.ShapeDtypeStruc
 def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """`array` in another dtype; raises a UserError if a number is too large for it."""
     with np.errstate(over="ignore"):
-        result = array.astype(dtype)
+        result = array.astype(dtype, copy=False)
     if not np.isfinite(result).all():
         raise UserError(
             f"{name} holds {np.abs(np.float32(array)).max():g}, too large for"
@@ -274,20 +274,29 @@ def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _merged_parameters(
-    run: epath.Path, shapes: Mapping[str, jax.ShapeDtypeStruct], config: LlamaConfig
+    run: epath.Path,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    config: LlamaConfig,
+    dtype: str | None,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Parameters one by one, padding rows dropped and adapters added to their kernels."""
+    """Parameters one by one, padding rows dropped and adapters added to their kernels.
+
+    What an adapter changes has the dtype `dtype`, a key of `DTYPES`; all others, and all if it is
+    None, keep theirs.
+    """
     for name in shapes:
         if name.endswith(ADAPTER):
             continue
         array = restore(run, name, shapes)
+        target = np.dtype(DTYPES[dtype]) if dtype else array.dtype
         low_rank = [name.replace("kernel", matrix) for matrix in LOW_RANK]
         if low_rank[0] != name and low_rank[0] in shapes:
             a, b = (restore(run, matrix, shapes) for matrix in low_rank)
             assert config.lora, f"{name} has an adapter, the config has none"
-            array = _add_adapter(name, array, a, b, config.lora.scale)
+            array = _add_adapter(name, array, a, b, config.lora.scale, target)
         for rows, table in NEW_ROWS.items():
             if name == table and rows in shapes:
+                array = cast(name, array, target)
                 array = _replace_rows(name, array, restore(run, rows, shapes), config.new_tokens)
         yield name, _in_use(name, array, config)
 
@@ -298,12 +307,13 @@ def _add_adapter(
     a: np.ndarray,  # [L, D, R]
     b: np.ndarray,  # [L, R, F]
     scale: float,
+    dtype: np.dtype,
 ) -> np.ndarray:  # [L, D, F]
     # Layer by layer, so that memory holds only one layer in float32.
-    merged = np.empty_like(kernels)
+    merged = np.empty(kernels.shape, dtype)
     for layer in range(len(kernels)):
         delta = scale * (np.asarray(a[layer], np.float32) @ np.asarray(b[layer], np.float32))
-        merged[layer] = cast(name, np.float32(kernels[layer]) + delta, kernels.dtype)
+        merged[layer] = cast(name, np.float32(kernels[layer]) + delta, dtype)
     return merged
 
 
