@@ -116,10 +116,10 @@ def test_never_draws_a_forbidden_token():
     "fields, message",
     [
         ({"temperature": -1.0}, "temperature -1.0 must be at least 0"),
-        ({"temperature": float("nan")}, "temperature nan must be at least 0"),
-        ({"temperature": float("inf")}, "temperature inf must be at least 0"),
+        ({"temperature": float("nan")}, "temperature nan must be finite and at least 0"),
+        ({"temperature": float("inf")}, "temperature inf must be finite and at least 0"),
         ({"top_p": 2.0}, "top_p 2.0 must be above 0 and at most 1"),
-        ({"top_p": float("nan")}, "top_p nan must be above 0"),
+        ({"top_p": float("nan")}, "top_p nan must be finite and above 0"),
         ({"top_k": -1}, "top_k -1 must be at least 0"),
         ({"top_p": 0.0}, "top_p 0.0 must be above 0 and at most 1"),
         ({"min_p": 1.5}, "min_p 1.5 must be at least 0 and at most 1"),
