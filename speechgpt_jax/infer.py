@@ -287,7 +287,7 @@ def show(reply: Reply) -> None:
 
 
 def play(wav: np.ndarray) -> None:
-    """Plays float32 [samples] at 16 kHz, or says that it can't."""
+    """Plays float32 [samples] at 16 kHz, or prints that there is no loudspeaker."""
     player = open_player()
     if player is None:
         print("No loudspeaker was found here; play the file elsewhere.")

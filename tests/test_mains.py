@@ -109,12 +109,12 @@ FILE = "pyproject.toml"
         (
             "infer",
             ["--run=tests", "--text=a", "--engine=http://a/v1", "--int8"],
-            "--engine has its",
+            "leave them out",
         ),
         (
             "infer",
             ["--run=tests", "--text=a", "--engine=http://a/v1", "--mesh=2"],
-            "--mesh is for weights here",
+            "--mesh is for weights that are loaded here",
         ),
         (
             "infer",

@@ -42,20 +42,20 @@ def register_once(name: str, arguments: Mapping[str, Any], register: Callable[[]
 
 
 def _check_same(name: str, earlier: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
-    """Raises a UserError that shows the arguments in which two tasks of one name differ."""
-    differing = [
-        key
-        for key in {**earlier, **arguments}
-        if key not in earlier or key not in arguments or earlier[key] != arguments[key]
-    ]
+    """Raises a UserError that shows the arguments in which two uses of one name differ."""
+    if earlier.keys() != arguments.keys():
+        raise UserError(
+            f"{name!r} is registered as something of another kind: choose another name."
+        )
+    differing = [key for key in earlier if earlier[key] != arguments[key]]
     if differing:
         old, new = (
-            ", ".join(f"{key}={given[key]!r}" for key in differing if key in given)
+            ", ".join(f"{key}={given[key]!r}" for key in differing)
             for given in (earlier, arguments)
         )
         raise UserError(
-            f"task {name!r} is registered with {old}, so it can't have {new}: bind the same to"
-            " both, or give one of them another name."
+            f"{name!r} is registered with {old}, so it can't have {new}: bind the same to both, or"
+            " give one of them another name."
         )
 
 

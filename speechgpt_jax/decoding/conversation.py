@@ -305,6 +305,8 @@ class Conversation:
     def _with_history(self, prompt: str) -> list[int]:
         """Token ids of the prompt after as many of the last turns as `history_tokens` allow."""
         alone = self._encode(prompt)
+        if not self.history_tokens:
+            return alone
         room = self.model.engine.context - self.max_new_tokens - len(alone)
         room = len(alone) + min(self.history_tokens, room)
         for first in range(len(self.history)):

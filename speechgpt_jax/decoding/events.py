@@ -43,8 +43,8 @@ class Sound:
 
 Event = Transcript | Text | Units | Sound
 
-# The released models may write it before a transcript.
-_TRANSCRIPT = "[tq]"
+# The released models may write this marker before a transcript.
+_TRANSCRIPT_MARKER = "[tq]"
 
 
 def text_and_unit_events(
@@ -58,7 +58,7 @@ def text_and_unit_events(
 
     Args:
       bursts: the tokens, of an answer that has the form.
-      form: one of masks.FORMS, or masks.ANY.
+      form: one of masks.FORMS.
       masks: the masks with which the answer was written.
       tokenizer: the tokenizer.
       was_cut: called at the end: whether the answer may have ended within a marker.
@@ -72,10 +72,8 @@ def text_and_unit_events(
         for token in burst:
             if masks.part(state) is not part:
                 events += _text_events(part, text.finished())
-                # Text after units goes on as a new word.
-                lead = " " if part is Part.UNITS else ""
                 part = masks.part(state)
-                text = _TextPart(tokenizer, _marker(form, part), lead)
+                text = _TextPart(tokenizer, _marker(form, part))
             if token.id in tokenizer.unit_ids:
                 units.append(token.id - first_unit)
             elif part in (Part.TRANSCRIPT, Part.TEXT) and token.id not in tags:
@@ -119,9 +117,8 @@ def with_sound(
 class _TextPart:
     """A part of text, which grows token by token."""
 
-    def __init__(self, tokenizer: Tokenizer, marker: str, lead: str = ""):
-        """`lead` precedes the text, if there is any."""
-        self._stream, self._marker, self._lead = TextStream(tokenizer), marker, lead
+    def __init__(self, tokenizer: Tokenizer, marker: str):
+        self._stream, self._marker = TextStream(tokenizer), marker
         self._text, self._returned = "", 0
 
     def write(self, id_: int) -> None:
@@ -131,7 +128,7 @@ class _TextPart:
     def settled(self) -> str:
         """New text that is final; an end that may begin the marker is held back."""
         text, _, _ = self._text.partition(self._marker)
-        if _TRANSCRIPT.startswith(text.strip()):
+        if _TRANSCRIPT_MARKER.startswith(text.strip()):
             return ""
         return self._new(self._without_begun_marker(text))
 
@@ -148,10 +145,8 @@ class _TextPart:
 
     def _new(self, text):
         # The marker follows a semicolon.
-        text = text.lstrip().removeprefix(_TRANSCRIPT).strip().removesuffix(";").rstrip()
+        text = text.lstrip().removeprefix(_TRANSCRIPT_MARKER).strip().removesuffix(";").rstrip()
         new = text[self._returned :]
-        if new and not self._returned:
-            new = self._lead + new
         self._returned = max(self._returned, len(text))
         return new
 

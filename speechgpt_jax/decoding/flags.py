@@ -1,7 +1,7 @@
 """Flags of the commands that talk: the run, its encoder and vocoder, and how replies are drawn.
 
-A main adopts them by `flags.adopt_module_key_flags(talk)`, so that its --help lists them, and those
-of `compilation_cache`. JAX is imported after the flags are checked.
+A main adopts these flags and those of `compilation_cache` by `flags.adopt_module_key_flags`, so that
+its --help lists them. JAX is imported after the flags are checked.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from speechgpt_jax.arguments import (
     finite_float,
     nonempty,
     positive_int,
+    seed,
     utf8,
 )
 from speechgpt_jax.decoding import defaults
@@ -74,7 +75,7 @@ REPETITION_PENALTY = define(
 )
 SEED = define(
     "seed",
-    at_least(0, at_most=2**32 - 1),
+    seed,
     None,
     "Repeat the draws of this seed; by default new ones.",
 )
@@ -114,16 +115,22 @@ def define_history_tokens() -> flags.FlagHolder:
 
 
 def load_speech_model(**kwargs: Any) -> SpeechModel:
-    """The model that the flags name; kwargs are other arguments of `Engine`."""
+    """The model that the flags name; kwargs are other arguments of `SpeechModel.from_run`."""
     if MAX_NEW_TOKENS.value >= CONTEXT.value:
         raise UserError(
             f"--max_new_tokens={MAX_NEW_TOKENS.value} must be below --context={CONTEXT.value},"
             " which holds the prompt too."
         )
     if ENGINE.value and (DTYPE.value or INT8.value):
-        raise UserError("--dtype and --int8 are for weights here, and --engine has its own.")
+        raise UserError(
+            "--dtype and --int8 are for weights that are loaded here, and with --engine the server"
+            " has them; leave them out."
+        )
     if ENGINE.value and kwargs.get("devices"):
-        raise UserError("--mesh is for weights here, and --engine has its own; leave it out.")
+        raise UserError(
+            "--mesh is for weights that are loaded here, and with --engine the server has them;"
+            " leave it out."
+        )
     compilation_cache.use(by_default=True)
     from speechgpt_jax.decoding.conversation import SpeechModel
 

@@ -114,7 +114,7 @@ class RemoteEngine:
             for event in _events(reply):
                 if answer.is_cancelled:
                     return "cancelled"  # Closing the connection ends it there too.
-                for choice in event["choices"]:
+                for choice in event.get("choices", ()):
                     for token in _tokens(choice):
                         if token.id >= self._masks.table.shape[1]:
                             raise UserError(
@@ -181,8 +181,8 @@ def _events(reply: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
             data = line.decode().removeprefix("data:").strip()
             if line.startswith(b"data:") and data != "[DONE]":
                 event = json.loads(data)
-                if "error" in event:
-                    raise UserError(f"The engine's server failed: {event['error']}")
+                if problem := event.get("error") or (event.get("object") == "error" and event):
+                    raise UserError(f"The engine's server failed: {problem}")
                 yield event
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(f"The engine's server broke off an answer: {error!r}") from error

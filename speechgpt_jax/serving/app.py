@@ -67,7 +67,7 @@ class Options:
       api_key: what clients must send; None: nothing.
       cors_origins: origins of other pages that may call the API; "*": all.
       log_words: what is said is logged too.
-      limits: what one request may ask for.
+      limits: limits of a request, and of the queue.
     """
 
     name: str
@@ -279,8 +279,12 @@ class _Server:
 
     def _is_allowed(self, origin: str | None, host: str | None) -> bool:
         """Whether a page may connect: browsers let every page open WebSockets to every server."""
-        origins = self._options.cors_origins
-        return origin is None or urlsplit(origin).netloc == host or bool({origin, "*"} & {*origins})
+        if origin is None or {origin, "*"} & {*self._options.cors_origins}:
+            return True
+        try:
+            return urlsplit(origin).netloc == host
+        except ValueError:  # No URL at all.
+            return False
 
     # ---- one request -----------------------------------------------------------------------------
 
@@ -304,7 +308,7 @@ class _Server:
 
     @property
     def seconds(self) -> float:
-        """Time for a request."""
+        """Time limit of a request, in seconds."""
         return self._options.limits.seconds
 
 

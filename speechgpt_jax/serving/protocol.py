@@ -110,7 +110,7 @@ def from_json(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-      ApiError: status 400, it is not JSON, is nested too deeply, or holds half a character.
+      ApiError: status 400, it is not JSON, is nested too deeply, or holds a lone surrogate.
     """
     try:
         return pydantic_core.from_json(text, allow_inf_nan=False)

@@ -107,13 +107,14 @@ class Session:
         merged = _merged(self._settings.model_dump(), given)
         settings = protocol.parse(Settings, merged, "session")
         protocol.check_choice("session.model", settings.model, [self._name])
-        if settings.max_output_tokens != "inf":
-            self._talker.conversation(max_new_tokens=settings.max_output_tokens)
+        self._talker.conversation(**_length(settings.max_output_tokens))
         protocol.check_choice(
             "session.audio.output.voice", settings.audio.output.voice, self._talker.voices
         )
-        self._settings = settings
-        self._start_vad()
+        before, self._settings = self._settings, settings
+        # Restarting it within a turn would lose the turn's begin.
+        if settings.audio.input.turn_detection != before.audio.input.turn_detection:
+            self._start_vad()
         await self._send("session.updated", session=self._described())
 
     def _described(self) -> dict[str, Any]:
@@ -236,9 +237,19 @@ class Session:
         await self._add_item(_message(item_id, item.role, shown))
 
     async def _add_item(self, item: dict[str, Any]) -> None:
-        for kind in ("conversation.item.added", "conversation.item.done"):
-            await self._send(kind, item=item, previous_item_id=self._previous)
-        self._previous = item["id"]
+        """Sends an item that is whole from the start."""
+        previous = await self._begin_item(item)
+        await self._end_item(item, previous)
+
+    async def _begin_item(self, item: dict[str, Any]) -> str | None:
+        """Sends the begin of an item; returns the id of the item before it."""
+        previous, self._previous = self._previous, item["id"]
+        await self._send("conversation.item.added", item=item, previous_item_id=previous)
+        return previous
+
+    async def _end_item(self, item: dict[str, Any], previous: str | None) -> None:
+        """Sends the whole of an item that was begun."""
+        await self._send("conversation.item.done", item=item, previous_item_id=previous)
 
     # ---- responses -------------------------------------------------------------------------------
 
@@ -259,8 +270,9 @@ class Session:
         modalities = options.output_modalities or self._settings.output_modalities
         most = options.max_output_tokens or self._settings.max_output_tokens
         output = self._settings.audio.output
-        fields = {} if most == "inf" else {"max_new_tokens": most}
-        conversation = self._talker.conversation(voice=output.voice, speed=output.speed, **fields)
+        conversation = self._talker.conversation(
+            voice=output.voice, speed=output.speed, **_length(most)
+        )
         conversation.history = self._history
         self._question = None
         response = _Response(self, conversation, modalities[0], self._question_item)
@@ -302,6 +314,7 @@ class _Response:
         self._asked = asked
         self._id, self._item_id = _new_id("resp"), _new_id("item")
         self._transcript = self._text = ""
+        self._is_begun, self._previous = False, None
 
     async def announce(self) -> None:
         """Sends `response.created`."""
@@ -323,6 +336,14 @@ class _Response:
         except Exception as error:
             problem = explain(error)
             status, details = "failed", {"error": problem.body()["error"]}
+            if self._session._question is None:  # It can be asked again.
+                self._session._question = question
+        if self._is_begun:
+            item = self._item(status)
+            await self._send(
+                "response.output_item.done", item=item, response_id=self._id, output_index=0
+            )
+            await self._session._end_item(item, self._previous)
         details = {"type": status, **(details or {})}
         await self._send("response.done", response=self._described(status, details))
 
@@ -334,7 +355,7 @@ class _Response:
         inside = {**place, "item_id": self._item_id, "content_index": 0}
         words = "response.output_audio_transcript" if is_aloud else "response.output_text"
         await self._send("response.output_item.added", item=item, **place)
-        await self._session._add_item(item)
+        self._is_begun, self._previous = True, await self._session._begin_item(item)
         await self._send("response.content_part.added", part=part, **inside)
 
         encoder = Encoder("pcm16")
@@ -359,7 +380,6 @@ class _Response:
         done = {"transcript" if is_aloud else "text": self._text}
         await self._send(f"{words}.done", **done, **inside)
         await self._send("response.content_part.done", part={**part, **done}, **inside)
-        await self._send("response.output_item.done", item=self._item("completed"), **place)
 
     async def _send_sound(self, data: bytes, inside: dict[str, Any]) -> None:
         delta = base64.b64encode(data).decode()
@@ -378,22 +398,25 @@ class _Response:
         self._transcript = ""
 
     def _item(self, status: str) -> dict[str, Any]:
+        """The item of the answer; `status` is the response's."""
         name = "transcript" if self._modality == "audio" else "text"
         content = {"type": f"output_{self._modality}", name: self._text}
-        return _message(self._item_id, "assistant", content, status)
+        is_whole = status == "completed"
+        return _message(
+            self._item_id, "assistant", content, "completed" if is_whole else "incomplete"
+        )
 
     def _described(self, status: str, details: dict | None = None) -> dict[str, Any]:
         prompt, reply = num_tokens(self._conversation)
         usage = {"input_tokens": prompt, "output_tokens": reply, "total_tokens": prompt + reply}
         is_over = status != "in_progress"
-        item_status = "completed" if status == "completed" else "incomplete"
         return {
             "id": self._id,
             "object": "realtime.response",
             "status": status,
             "status_details": details,
             "output_modalities": [self._modality],
-            "output": [self._item(item_status)] if is_over else [],
+            "output": [self._item(status)] if is_over else [],
             "usage": usage if is_over else None,
         }
 
@@ -407,6 +430,13 @@ def _message(
     content = [part] if part else []
     kind = {"id": id, "object": "realtime.item", "type": "message"}
     return {**kind, "role": role, "status": status, "content": content}
+
+
+def _length(most: int | str) -> dict[str, Any]:
+    """Fields of a conversation whose replies have at most so many tokens, or "inf"."""
+    if most == "inf":
+        return {}
+    return {"max_new_tokens": most, "name_of_length": "max_output_tokens"}
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -109,8 +109,19 @@ class Talker:
             conversation.answer(question)
         self.is_ready = True
 
-    def conversation(self, *, voice: str | None = None, **fields) -> Conversation:
+    def conversation(
+        self,
+        *,
+        voice: str | None = None,
+        name_of_length: str = "max_completion_tokens",
+        **fields,
+    ) -> Conversation:
         """A new conversation with the server's settings and the given fields.
+
+        Args:
+          voice: name of the voice.
+          name_of_length: what the client calls `max_new_tokens`.
+          **fields: other fields of `Conversation`.
 
         Raises:
           ApiError: the voice is unknown, or the reply would be longer than the server allows.
@@ -121,8 +132,8 @@ class Talker:
         most = self.settings.max_new_tokens
         if fields.get("max_new_tokens", most) > most:
             raise invalid(
-                f"The length of a reply: expected at most {most}, got {fields['max_new_tokens']}.",
-                "max_completion_tokens",
+                f"{name_of_length}: expected at most {most}, got {fields['max_new_tokens']}.",
+                name_of_length,
             )
         return dataclasses.replace(self.settings, history=[], **fields)
 

@@ -7,7 +7,7 @@ import pytest
 from speechgpt_jax import prompts
 from speechgpt_jax.decoding.conversation import Reply
 from speechgpt_jax.decoding.events import Text, Transcript, Units, text_and_unit_events
-from speechgpt_jax.decoding.masks import ANY, Masks
+from speechgpt_jax.decoding.masks import Masks
 from speechgpt_jax.decoding.requests import Token
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
 
@@ -45,9 +45,3 @@ def test_the_end_of_a_text(text):
     assert Reply.of(events_of(text, "text", one_by_one)).text == expected
     cut = events_of(text, "text", one_by_one, was_cut=lambda: True)
     assert Reply.of(cut).text == "it is."
-
-
-def test_text_and_units_in_any_order():
-    events = events_of(" it is <sosp><5><eosp> a cat.<eoa>.", ANY, [1] * 30)
-    assert [type(event) for event in events if not isinstance(event, Text)] == [Units]
-    assert "".join(event.text for event in events if isinstance(event, Text)) == "it is a cat."

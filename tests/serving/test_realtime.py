@@ -11,6 +11,7 @@ import pytest
 import websockets.sync.client
 
 from speechgpt_jax.serving import sound
+from speechgpt_jax.serving.protocol import ApiError
 from speechgpt_jax.serving.talker import Talker
 from speechgpt_jax.speech.audio import load_audio
 from tests.serving import tiny
@@ -85,16 +86,18 @@ def test_a_text_is_answered_aloud(connection):
         "response.created",
         "response.output_item.added",
         "conversation.item.added",
-        "conversation.item.done",
         "response.content_part.added",
+        "response.output_audio_transcript.delta",
     ]
-    assert kinds[-5:] == [
+    assert kinds[-6:] == [
         "response.output_audio.done",
         "response.output_audio_transcript.done",
         "response.content_part.done",
         "response.output_item.done",
+        "conversation.item.done",
         DONE,
     ]
+    assert of_kind(events, "conversation.item.done")[0].item.status == "completed"
     deltas = of_kind(events, "response.output_audio_transcript.delta")
     assert "".join(event.delta for event in deltas) == tiny.SUM_ANSWER
     response = events[-1].response
@@ -204,7 +207,7 @@ def test_a_refused_response_leaves_the_question(connection):
         ({"type": "session.update", "session": {"tools": [{}]}}, "session.tools: expected"),
         (
             {"type": "session.update", "session": {"max_output_tokens": 10**20}},
-            "expected at most 96",
+            "max_output_tokens: expected at most 96",
         ),
         ({"type": "conversation.item.create", "item": {"type": "message"}}, "is required"),
         ({"type": "conversation.item.create"}, "item: expected a JSON object, got None"),
@@ -225,6 +228,37 @@ def test_the_session_survives_errors(connection):
     assert {connection.recv().type for _ in frames} == {"error"}
     connection.input_audio_buffer.clear()
     assert connection.recv().type == "input_audio_buffer.cleared"
+
+
+def test_a_new_voice_within_a_turn_keeps_its_begin(connection):
+    """Other settings than those of the turn detection leave it running."""
+    wav = np.concatenate([load_audio(QUESTION), np.zeros(16_000, np.float32)])
+    half = len(wav) // 3
+    append(connection, pcm(wav[:half]), 4800)
+    started = until(connection, "input_audio_buffer.speech_started")
+    connection.session.update(session={"type": "realtime", "audio": {"output": {"voice": "rms"}}})
+    append(connection, pcm(wav[half:]), 4800)
+    events = until(connection, "input_audio_buffer.committed")
+    assert len(of_kind([*started, *events], "input_audio_buffer.speech_started")) == 1
+
+
+def test_a_response_that_fails_leaves_the_question(connection, monkeypatch):
+    by_hand(connection, output_modalities=["text"])
+    content = [{"type": "input_text", "text": tiny.SUM}]
+    connection.conversation.item.create(
+        item={"type": "message", "role": "user", "content": content}
+    )
+    until(connection, "conversation.item.done")
+
+    def full(self):
+        raise ApiError(429, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Talker, "admitted", full)
+        connection.response.create()
+        assert until(connection, DONE)[-1].response.status == "failed"
+    connection.response.create()
+    assert until(connection, DONE)[-1].response.status == "completed"
 
 
 def test_the_buffer_is_bounded(connection):
@@ -261,7 +295,7 @@ def test_another_model_is_refused(address):
 
 @pytest.mark.parametrize(
     ("origin", "is_allowed"),
-    [(FRIEND, True), ("https://enemy.example", False), (None, True)],
+    [(FRIEND, True), ("https://enemy.example", False), ("http://[", False), (None, True)],
 )
 def test_pages_of_other_origins(address, origin, is_allowed):
     url = f"{address.replace('http', 'ws')}/v1/realtime"

@@ -40,7 +40,8 @@ class Signal:
             threading.Timer(self.seconds, os.kill, (os.getpid(), self.number)).start()
         else:
             os.kill(os.getpid(), self.number)
-            time.sleep(2)  # JAX looks for SIGTERM once a second, in another thread.
+            # JAX looks for SIGTERM once a second, in another thread, and tells the other processes.
+            time.sleep(4)
 
 
 class Rows(RandomBatches):

@@ -161,7 +161,10 @@ def test_the_written_hubert_may_keep_a_share_of_the_start(clusters, tmp_path):
         ({"steps": 0}, r"train_hubert.train.steps 0 must be at least 1"),
         ({"seed": -1}, r"train_hubert.train.seed -1 must be at least 0"),
         ({"batch_size": -1}, r"train_hubert.train.batch_size -1 must be at least 1"),
-        ({"crop_seconds": float("nan")}, r"train_hubert.train.crop_seconds nan must be above 0"),
+        (
+            {"crop_seconds": float("nan")},
+            r"train_hubert.train.crop_seconds nan must be finite and above 0",
+        ),
         ({"crop_seconds": 0.01}, r"crop_seconds 0.01 is shorter than a frame"),
         ({"objective": Distillation()}, r"cluster ids; Distillation needs features: call"),
     ],
