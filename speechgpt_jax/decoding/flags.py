@@ -1,7 +1,7 @@
 """Flags of the commands that talk: the run, its encoder and vocoder, and how replies are drawn.
 
-A main adopts these flags and those of `compilation_cache` by `flags.adopt_module_key_flags`, so that
-its --help lists them. JAX is imported after the flags are checked.
+A main adopts these flags and those of `compilation_cache` by `flags.adopt_module_key_flags`, so
+that its --help lists them. JAX is imported after the flags are checked.
 """
 
 from __future__ import annotations
