@@ -11,7 +11,7 @@ A value of another type is a UserError: `config.json has vocab_size "600"; expec
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from speechgpt_jax import files
@@ -39,7 +39,7 @@ class Fields:
           name: of the field.
           kind: type annotation that the value must fit; null fits only those with None.
           default: need not fit.
-          **limits: of a number, or of each number of a list, as in `limits.check_number`.
+          **limits: of a number, or of all numbers in a list, as in `limits.check_number`.
 
         Raises:
           UserError: the value doesn't fit.
@@ -47,7 +47,7 @@ class Fields:
         return self.require(name, kind, **limits) if name in self.values else default
 
     def require(self, name: str, kind: Any, **limits: float) -> Any:
-        """The value of a field; arguments and errors as in `get`, and a missing field is one."""
+        """The value of a field, as by `get`; a missing field is an error too."""
         if name not in self.values:
             raise UserError(
                 f"{self.source} has no {name!r}; expected {_words(kind)}: get the file again."
@@ -59,15 +59,34 @@ class Fields:
                 " get the file again."
             )
         if limits:
-            for number in value if isinstance(value, list) else [value]:
-                if number is not None:
-                    check_number(f"{self.source}: {name}", number, **limits)
+            for number in _numbers(value):
+                check_number(f"{self.source}: {name}", number, **limits)
         return value
 
     def inner(self, name: str) -> "Fields":
         """The fields of an object within this one; none if it is missing or null."""
         values = self.get(name, Mapping | None)
         return Fields(values or {}, f"{self.source}: {name}")
+
+    def check_values(self, expected: Mapping[str, Any], reason: str) -> None:
+        """Raises a UserError if a field has another value than the expected one.
+
+        Args:
+          expected: value by name; a field may be missing.
+          reason: of the expectation, the end of the message.
+        """
+        for name, value in expected.items():
+            if (given := self.get(name, Any, value)) != value:
+                raise UserError(f"{self.source} has {name} {given!r}; {reason}.")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """All numbers of a value: [[1, 2], 3] -> 1, 2, 3; null has none."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _numbers(item)
+    elif value is not None:
+        yield value
 
 
 def _words(kind: Any) -> str:

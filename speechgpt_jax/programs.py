@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Sequence
+from typing import Any
 
 from speechgpt_jax.errors import UserError
 
@@ -16,10 +17,7 @@ def run(words: Sequence[str], input: str | None = None) -> int:
     Raises:
       UserError: it is not installed.
     """
-    try:
-        return subprocess.run(words, input=input, text=True, check=False).returncode
-    except FileNotFoundError as error:
-        raise UserError(f"{words[0]} is not installed, or not on PATH.") from error
+    return _completed(words, input=input).returncode
 
 
 def output(words: Sequence[str]) -> str | None:
@@ -28,8 +26,12 @@ def output(words: Sequence[str]) -> str | None:
     Raises:
       UserError: it is not installed.
     """
+    done = _completed(words, stdout=subprocess.PIPE)
+    return None if done.returncode else done.stdout
+
+
+def _completed(words: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
     try:
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+        return subprocess.run(words, text=True, check=False, **options)
     except FileNotFoundError as error:
         raise UserError(f"{words[0]} is not installed, or not on PATH.") from error
-    return None if done.returncode else done.stdout

@@ -16,6 +16,7 @@ def test_values_that_fit():
     assert FIELDS.get("null", int | None, at_least=1) is None
     assert FIELDS.get("other", int, 5) == 5
     assert FIELDS.inner("null") == Fields({}, "x.json: null")
+    FIELDS.check_values({"size": 3, "missing": 4}, "only this size is built")
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,14 @@ def test_values_that_fit():
         ),
         (lambda: FIELDS.get("size", int, at_least=4), "size 3 must be at least 4"),
         (lambda: FIELDS.get("ids", list[int], below=2), "ids 2 must be below 2"),
+        (
+            lambda: FIELDS.check_values({"size": 4}, "only 4 is built"),
+            "has size 3; only 4 is built",
+        ),
+        (
+            lambda: Fields({"a": [[1, 2], [3]]}, "x.json").get("a", list[list[int]], below=3),
+            "a 3 must be below 3",
+        ),
         (lambda: FIELDS.inner("rope").get("factor", float), 'rope has factor "2"; expected a fini'),
         (lambda: FIELDS.inner("size"), "has size 3; expected a mapping or null"),
         (lambda: Fields({"n": float("inf")}, "x.json").get("n", float), "has n Infinity; expected"),

@@ -8,7 +8,7 @@ from etils import epath
 
 from speechgpt_jax import checkpoints, files
 from speechgpt_jax.conversion import llama
-from speechgpt_jax.errors import UserError
+from speechgpt_jax.errors import UserError, naming
 from speechgpt_jax.models.llama import LlamaConfig
 from speechgpt_jax.training.start import VOCABULARY_AXIS
 
@@ -62,12 +62,10 @@ def extend(
             f"{base} has a tokenizer of {tokenizer.vocab_size} ids, but an embedding of"
             f" {old.vocab_size} rows: take both from the same run."
         )
-    try:
+    with naming(base):
         extended = tokenizer.with_tokens(tokens)
         if template is not None:
             extended = extended.with_template(template)
-    except UserError as error:
-        raise UserError(f"{base}: {error}") from error
     config = dataclasses.replace(old, vocab_size=extended.vocab_size)
     kept = tokenizer.vocab_size
     comment = f"# {len(tokens)} tokens were added to {base.name}.\n"

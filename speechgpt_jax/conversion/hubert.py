@@ -136,7 +136,7 @@ def _read_fairseq(path: pathlib.Path, feature_layer: int) -> _Checkpoint:
             " transformers is given as its folder."
         )
     tensors = _without_fine_tuning(saved["model"])
-    arrays = weight_norm.fold(_float32(weights.from_torch(path, tensors)))
+    arrays = weight_norm.fold(weights.from_torch(path, tensors).read_float32())
     model, task = (Fields(options, str(path)) for options in _fairseq_options(saved))
     config = _fairseq_config(arrays, model, task, feature_layer)
     return _Checkpoint(config, arrays, FAIRSEQ, FAIRSEQ_HEADS)
@@ -185,8 +185,8 @@ def _fairseq_config(
         "conv_bias": False,
         "activation_fn": "gelu",
     }
-    _check_values(model, base, _BASE_ONLY)
-    _check_values(task, {"sample_rate": SAMPLE_RATE}, f"{_BASE_ONLY}, of 16 kHz")
+    model.check_values(base, _BASE_ONLY)
+    task.check_values({"sample_rate": SAMPLE_RATE}, f"{_BASE_ONLY}, of 16 kHz")
     convs = [arrays[n] for n in _numbered(arrays, "feature_extractor.conv_layers.{}.0.weight")]
     missing = np.empty(())
     positions = arrays.get("encoder.pos_conv.0.weight", missing)
@@ -213,13 +213,6 @@ def _fairseq_config(
             feature_layer=feature_layer,
             normalize=task.get("normalize", bool, False),
         )
-
-
-def _check_values(fields: Fields, expected: Mapping[str, Any], reason: str) -> None:
-    """Raises a UserError if a field has another value than the expected one."""
-    for name, value in expected.items():
-        if (given := fields.get(name, Any, value)) != value:
-            raise UserError(f"{fields.source} has {name} {given!r}; {reason}.")
 
 
 def _check_layer(path: str, feature_layer: int, num_layers: int) -> None:
@@ -292,7 +285,7 @@ _EXTRACTOR = {
 def _read_hugging_face(folder: pathlib.Path, feature_layer: int) -> _Checkpoint:
     path = folder / "config.json"
     fields = Fields.read(path, "the config of a HuBERT of transformers")
-    _check_values(fields, _EXPECTED, _BASE_ONLY)
+    fields.check_values(_EXPECTED, _BASE_ONLY)
     kinds = annotations(HubertConfig)
     sizes: dict[str, Any] = {}
     for ours, theirs in _FIELDS.items():
@@ -304,7 +297,7 @@ def _read_hugging_face(folder: pathlib.Path, feature_layer: int) -> _Checkpoint:
         config = HubertConfig(**sizes, feature_layer=feature_layer, normalize=_normalizes(folder))
     source = weights.from_folder(folder, ("model.safetensors", "pytorch_model.bin"))
     # Models with a head hold the HuBERT's weights under this name.
-    arrays = {name.removeprefix("hubert."): x for name, x in _float32(source).items()}
+    arrays = {name.removeprefix("hubert."): x for name, x in source.read_float32().items()}
     return _Checkpoint(config, weight_norm.fold(arrays), HUGGING_FACE, HUGGING_FACE_HEADS)
 
 
@@ -320,11 +313,6 @@ def _normalizes(folder: pathlib.Path) -> bool:
             return False
     else:
         return False
-    _check_values(fields, _EXTRACTOR, "only HuBERTs of 16 kHz audio can be converted")
+    fields.check_values(_EXTRACTOR, "only HuBERTs of 16 kHz audio can be converted")
     # The feature extractor's own default is to normalise.
     return fields.get("do_normalize", bool, True)
-
-
-def _float32(source: weights.Weights) -> dict[str, np.ndarray]:
-    source.check_floats(source.shapes)
-    return {name: source.read(name).astype(np.float32) for name in source.shapes}

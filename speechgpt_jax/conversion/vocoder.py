@@ -3,7 +3,6 @@
 import os
 import pathlib
 
-import numpy as np
 from flax import nnx
 
 from speechgpt_jax import files
@@ -62,8 +61,7 @@ def convert(
     saved = pickles.load_torch(checkpoint)
     if not (isinstance(saved, dict) and isinstance(saved.get("generator"), dict)):
         raise UserError(f"{checkpoint} has no weights under 'generator'; expected fairseq's g_*.")
-    source = weights.from_torch(checkpoint, saved["generator"])
-    arrays = {name: source.read(name).astype(np.float32) for name in source.shapes}
+    arrays = weights.from_torch(checkpoint, saved["generator"]).read_float32()
     source = weights.from_arrays(checkpoint, weight_norm.fold(arrays))
     vocoder = key_table.load_module(lambda: UnitVocoder(config, rngs=nnx.Rngs(0)), FAIRSEQ, source)
     with files.whole_folder(out) as folder:

@@ -59,6 +59,11 @@ class Weights:
             )
         return array
 
+    def read_float32(self) -> dict[str, np.ndarray]:
+        """All arrays as float32; a UserError as by `read` and `check_floats`."""
+        self.check_floats(self.shapes)
+        return {name: self.read(name).astype(np.float32) for name in self.shapes}
+
     def check_layers(self, prefix: str, expected: int) -> None:
         """Raises a UserError unless the names "PREFIX0...", "PREFIX1..." are of `expected` layers.
 

@@ -205,6 +205,11 @@ def test_mismatches_are_user_errors(tmp_path):
     torch.save(saved, tmp_path / "more")
     with pytest.raises(ValueError, match=r"unexpected f0_quantizer.weight"):
         convert_vocoder.convert(tmp_path / "more", config_file, out)
+    for dtype in (torch.complex64, torch.bool):
+        saved["generator"]["dict.weight"] = torch.ones(20, 8, dtype=dtype)
+        torch.save(saved, tmp_path / "kind")
+        with pytest.raises(ValueError, match=r"dict.weight is (complex64|bool); expected one of"):
+            convert_vocoder.convert(tmp_path / "kind", config_file, out)
     torch.save(saved["generator"], tmp_path / "bare")
     with pytest.raises(ValueError, match=r"no weights under 'generator'"):
         convert_vocoder.convert(tmp_path / "bare", config_file, out)
