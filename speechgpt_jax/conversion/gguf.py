@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from speechgpt_jax.conversion import gguf_tokenizer
-from speechgpt_jax.conversion.llama_format import FAMILIES, scaling_to
+from speechgpt_jax.conversion.llama_format import FAMILIES, check_window, scaling_to
 from speechgpt_jax.conversion.weights import Weights
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.fields import Fields
@@ -105,7 +105,7 @@ class GgufFile:
         """{"config": the fields of config.json}.
 
         Raises:
-          UserError: a field is missing, or RoPE is scaled in a way that is not built here.
+          UserError: a field is missing, or has a value that is not built here.
         """
         width = self._require("embedding_length", int)
         rotated = self._get("rope.dimension_count", int)
@@ -132,12 +132,10 @@ class GgufFile:
             "rms_norm_eps": _decimal(self._require("attention.layer_norm_rms_epsilon", float)),
             "rope_theta": _decimal(self._rope_theta()),
             "rope_scaling": self._rope_scaling(head_dim),
-            "max_position_embeddings": self._require("context_length", int),
+            "max_position_embeddings": self._context_length(),
             "tie_word_embeddings": "output.weight" not in self._tensors,
             **{name: id_ for name, id_ in ids.items() if id_ is not None},
         }
-        if window := self._get("attention.sliding_window", int):
-            config["sliding_window"] = window
         return {"config": config}
 
     def _rope_scaling(self, head_dim: int) -> dict | None:
@@ -194,12 +192,12 @@ class GgufFile:
 
     def tokenizer(self) -> Tokenizer:
         """The file's tokenizer; raises a UserError if it is damaged or of an unknown kind."""
-        return gguf_tokenizer.build(self._metadata.values, str(self.path))
+        return gguf_tokenizer.build(self._metadata)
 
     # ---- metadata --------------------------------------------------------------------------------
 
-    def _get(self, name: str, kind: Any, default: Any = None) -> Any:
-        return self._metadata.get(f"{self._architecture}.{name}", kind, default)
+    def _get(self, name: str, kind: Any, default: Any = None, **limits: float) -> Any:
+        return self._metadata.get(f"{self._architecture}.{name}", kind, default, **limits)
 
     def _require(self, name: str, kind: Any, **limits: float) -> Any:
         return self._metadata.require(f"{self._architecture}.{name}", kind, **limits)
@@ -208,6 +206,15 @@ class GgufFile:
         """Heads of the projection "q" or "k"."""
         heads = self._require("attention.head_count", int, at_least=1)
         return heads if projection == "q" else self._get("attention.head_count_kv", int, heads)
+
+    def _context_length(self) -> int:
+        context = self._require("context_length", int)
+        # 0 is no window.
+        window = self._get("attention.sliding_window", int, at_least=0) or None
+        name = f"{self._architecture}.context_length"
+        remedy = f"run `gguf-set-metadata {self.path} {name} {window}`"
+        check_window(str(self.path), window, context, remedy)
+        return context
 
     def _rope_theta(self) -> float:
         return self._get("rope.freq_base", float, 10_000.0)

@@ -8,6 +8,7 @@ from typing import Any
 
 from speechgpt_jax.conversion.key_table import AS_IS, Row
 from speechgpt_jax.conversion.weights import MAX_AXIS
+from speechgpt_jax.decoding.sampling import Sampling
 from speechgpt_jax.errors import UserError, naming
 from speechgpt_jax.fields import Fields
 from speechgpt_jax.models.layers import PROJECTIONS, LinearRopeScaling, Llama3RopeScaling
@@ -91,9 +92,10 @@ def config_from(fields: Fields, compute_dtype: Any) -> LlamaConfig:
             " convert that folder."
         )
     family = _family_from(fields)
-    for name, value in {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}.items():
-        if (given := fields.get(name, Any, value)) != value:
-            raise UserError(f"{source} has {name} {given!r}; only {value!r} is built here.")
+    fields.check_values(
+        {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+        "only SiLU and layers without these biases are built here",
+    )
     _check_window(fields)
     sizes = {ours: fields.require(name, int, **_LIMITS) for ours, name in _SIZES.items()}
     check_token_ids(fields, sizes["vocab_size"])
@@ -176,9 +178,9 @@ def generation_config(config_fields: Mapping) -> dict:
     return {
         **{name: config_fields[name] for name in ids if name in config_fields},
         "do_sample": True,
-        "temperature": 0.7,
-        "top_k": 50,
-        "top_p": 0.8,
+        "temperature": Sampling.temperature,
+        "top_k": Sampling.top_k,
+        "top_p": Sampling.top_p,
         "max_new_tokens": config_fields["max_position_embeddings"],
     }
 
@@ -220,7 +222,7 @@ def _model_type_to(config: LlamaConfig, source: Mapping) -> str:
 
 
 def _check_window(fields: Fields) -> None:
-    """Raises a UserError if tokens see only a part of the context (sliding-window attention)."""
+    """Checks the window of a config.json, if one of the layers has one."""
     # Fields that are left out have the defaults of transformers.
     is_mistral = fields.get("model_type", str) == "mistral"
     context = fields.get(
@@ -235,11 +237,23 @@ def _check_window(fields: Fields) -> None:
         elif fields.get("max_window_layers", int, 28) >= fields.require("num_hidden_layers", int):
             return
     window = fields.get("sliding_window", int | None, 4096, at_least=1)
+    check_window(fields.source, window, context, f"set max_position_embeddings to {window}")
+
+
+def check_window(source: str, window: int | None, context: int, remedy: str) -> None:
+    """Raises a UserError if a sliding window hides a part of the context.
+
+    Args:
+      source: file, for the message.
+      window: tokens that a token sees; None: all.
+      context: length in tokens.
+      remedy: shortens the context to the window.
+    """
     if window is not None and window < context:
         raise UserError(
-            f"{fields.source} has a sliding window of {window} tokens and a context of {context};"
-            " only full attention is built here: for texts within the window both are the same, so"
-            f" set max_position_embeddings to {window} and convert again."
+            f"{source} has a sliding window of {window} tokens and a context of {context}; only"
+            " full attention is built here: for texts within the window both are the same, so"
+            f" {remedy} and convert again."
         )
 
 

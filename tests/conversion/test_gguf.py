@@ -2,6 +2,8 @@
 
 import dataclasses
 import random
+import re
+import sys
 
 import gguf
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from gguf.scripts import gguf_set_metadata
 from transformers.integrations.gguf.dequant import dequantize
 
 from speechgpt_jax import checkpoints
@@ -152,6 +155,19 @@ def without(name):
     return lambda tokenizer: {n: x for n, x in tokenizer.items() if n != name}
 
 
+def changed(**fields):
+    return lambda tokenizer: tokenizer | fields
+
+
+def sentencepiece(kind, score, left_out=0):
+    def change(tokenizer):
+        count = len(tokenizer["tokens"])
+        scores = [score] * (count - left_out)
+        return tokenizer | {"model": "llama", "token_type": [kind] * count, "scores": scores}
+
+    return change
+
+
 METADATA_MISTAKES = [
     ({"architecture": "gemma3"}, dict, "has the architecture 'gemma3'; only llama, qwen2, qwen3"),
     ({"expert_count": 8}, dict, "is a mixture of experts"),
@@ -162,13 +178,23 @@ METADATA_MISTAKES = [
     ({"block_count": 10**9}, dict, "has the weights of 2 layers, its config says 10+:"),
     ({"rope__dimension_count": 8}, dict, "rotates only a part of each head"),
     ({"rope__scaling__type": "yarn"}, dict, "scales RoPE by 'yarn'"),
-    ({}, without("merges"), r"has no tokenizer.ggml.merges"),
-    ({}, without("tokens"), r"has no tokenizer.ggml.tokens"),
-    ({}, lambda tokenizer: tokenizer | {"model": "bert"}, "a tokenizer of the kind 'bert'"),
-    ({}, lambda tokenizer: tokenizer | {"pre": "new"}, "splits text as 'new'; only default"),
-    ({}, lambda tokenizer: tokenizer | {"merges": ["a zz9"]}, "merges don't fit its tokens"),
-    ({}, lambda tokenizer: tokenizer | {"eos_token_id": 9999}, "eos_token_id 9999 must be"),
-    ({}, lambda tokenizer: tokenizer | {"unknown_token_id": 9999}, "its tokenizer is damaged"),
+    ({}, without("merges"), r"tokenizer.ggml has no 'merges'; expected a list"),
+    ({}, without("tokens"), r"tokenizer.ggml has no 'tokens'; expected a list"),
+    ({}, without("model"), r"a tokenizer of the kind None; only .*: convert the model's Hugging"),
+    ({}, changed(merges=[1, 2]), r"tokenizer.ggml has merges \[1, 2\]; expected a list, each item"),
+    ({}, changed(token_type=[NORMAL]), r"tokenizer.ggml has 1 token_type for \d+ tokens; get the"),
+    ({}, sentencepiece(7, 0.0), r"token_type 7 must be at least 1 and at most 6"),
+    ({}, changed(add_bos_token=1), r"add_bos_token 1; expected true or false"),
+    ({}, changed(add_bos_token=True), "starts texts with bos, but has no bos_token_id; get"),
+    ({}, sentencepiece(CONTROL, 0.0), r"m.gguf: .*its tokens are damaged .*; get"),
+    ({}, sentencepiece(NORMAL, 0.0), r"m.gguf: .*its tokens are damaged .*; get"),
+    ({}, sentencepiece(NORMAL, 0.0, left_out=1), r"tokenizer.ggml has \d+ scores for \d+ tokens"),
+    ({}, sentencepiece(NORMAL, "0"), r"has scores .*; expected a list, each item a finite number"),
+    ({}, changed(model="bert"), "a tokenizer of the kind 'bert'"),
+    ({}, changed(pre="new"), "splits text as 'new'; only default"),
+    ({}, changed(merges=["a zz9"]), "merges don't fit its tokens .*; get the file again"),
+    ({}, changed(eos_token_id=9999), "eos_token_id 9999 must be"),
+    ({}, changed(unknown_token_id=9999), r"unknown_token_id 9999 must be at least 0 and below \d"),
     (
         {},
         lambda tokenizer: (
@@ -199,6 +225,35 @@ def test_truncated_files(size, tokenizer, tmp_path):
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(UserError, match=r"m.gguf is truncated or no GGUF file .*; get it again"):
         llama.from_hf(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("window", [0, 2048])
+def test_windows_that_hide_nothing_are_accepted(window, tokenizer, tmp_path):
+    path = gguf_files.write(
+        *(tmp_path / "m.gguf", reference(SMALL), tokenizer),
+        context_length=2048,
+        attention__sliding_window=window,
+    )
+    assert GgufFile(path).fields()["config"]["max_position_embeddings"] == 2048
+
+
+def test_a_window_needs_a_context_as_short(tokenizer, tmp_path, monkeypatch):
+    """The file is refused; the way of the message leads to a run."""
+    path = gguf_files.write(
+        *(tmp_path / "m.gguf", reference(SMALL), tokenizer),
+        context_length=2048,
+        attention__sliding_window=512,
+    )
+    message = r"m.gguf has a sliding window of 512 tokens and a context of 2048; .* so run `"
+    with pytest.raises(UserError, match=message) as caught:
+        llama.from_hf(path, tmp_path / "out")
+    command = re.findall("`(.*)`", str(caught.value))[0].split()
+    assert command[0] == "gguf-set-metadata"
+    monkeypatch.setattr(sys, "argv", [*command, "--force"])
+    gguf_set_metadata.main()
+    llama.from_hf(path, tmp_path / "out")
+    kept = checkpoints.read_metadata(tmp_path / "out")["hugging_face"]["config"]
+    assert kept["max_position_embeddings"] == 512
 
 
 def test_a_base_is_for_adapters_only(tokenizer, tmp_path):
