@@ -18,14 +18,15 @@ from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.speech2unit import load_centroids, load_hubert
 from speechgpt_jax.speech.vocoder.vocoder import load_vocoder
 
-# Fields of HubertConfig without a counterpart in fairseq's HuBERT.
-_OURS_ONLY = (
+# Fields of HubertConfig that fairseq's HuBERT has only with their defaults.
+_DEFAULTS_ONLY = (
     "front_end",
     "norm_first",
     "position_period",
     "attention_frames",
     "projection_size",
     "projection_reach",
+    "layer_norm_eps",
 )
 
 
@@ -37,7 +38,7 @@ def write_hubert(folder: str | pathlib.Path, out: str | pathlib.Path) -> None:
     """
     encoder = load_hubert(folder)
     config = encoder.config
-    for name in _OURS_ONLY:
+    for name in _DEFAULTS_ONLY:
         if getattr(config, name) != getattr(HubertConfig, name):
             raise UserError(
                 f"{folder} has {name} {getattr(config, name)!r}, which fairseq's HuBERT lacks;"

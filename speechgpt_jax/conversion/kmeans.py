@@ -25,10 +25,15 @@ def convert(file: str | pathlib.Path, out: str | pathlib.Path) -> np.ndarray:
     files.refuse_existing(out, "kmeans.safetensors")
     state = getattr(pickles.load_joblib(file), "state", None)
     centroids = state.get("cluster_centers_") if isinstance(state, dict) else None
-    if not isinstance(centroids, np.ndarray) or centroids.ndim != 2:
+    if not (
+        isinstance(centroids, np.ndarray)
+        and centroids.ndim == 2
+        and centroids.size
+        and np.issubdtype(centroids.dtype, np.floating)
+    ):
         raise UserError(
-            f"{file} has no cluster_centers_ [K, D]; expected scikit-learn's KMeans or"
-            " MiniBatchKMeans, fitted and written by joblib.dump."
+            f"{file} has no cluster_centers_, real numbers [K, D]; expected scikit-learn's KMeans"
+            " or MiniBatchKMeans, fitted and written by joblib.dump."
         )
     centroids = weights.from_arrays(file, {"cluster_centers_": centroids}).read("cluster_centers_")
     centroids = centroids.astype(np.float32)

@@ -23,6 +23,7 @@ from speechgpt_jax.conversion import fairseq, hubert, kmeans, pickles, weights
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import SHIPPED_HUBERT
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, load_hubert
+from tests.conversion.released import change_json
 from tests.speech.encoder.test_hubert import SMALL, oracle
 from tools import convert_hubert, convert_kmeans, convert_to_fairseq
 
@@ -142,6 +143,14 @@ def test_parts_that_fairseq_lacks_are_refused(tmp_path):
         fairseq.write_hubert(SHIPPED_HUBERT, tmp_path)
 
 
+def test_another_epsilon_is_refused(theirs, tmp_path):
+    theirs.save_pretrained(tmp_path / "in")
+    change_json(tmp_path / "in" / "config.json", layer_norm_eps=1e-6)
+    hubert.convert(tmp_path / "in", tmp_path / "out", SMALL.feature_layer)
+    with pytest.raises(UserError, match="has layer_norm_eps 1e-06, which fairseq's HuBERT lacks"):
+        fairseq.write_hubert(tmp_path / "out", tmp_path)
+
+
 def test_centroids_in_and_out(theirs, tmp_path):
     rng = np.random.default_rng(0)
     fitted = MiniBatchKMeans(12, n_init=1, random_state=0, batch_size=64)
@@ -256,6 +265,12 @@ def test_other_checkpoints_are_refused_with_the_reason(fairseq_file, theirs, tmp
         (tmp_path / "in" / "config.json").write_text(json.dumps(fields | changes))
         with pytest.raises(UserError, match=message):
             hubert.convert(tmp_path / "in", out, 2)
+    fitted = KMeans(2, n_init=1).fit(np.eye(4))
+    for centroids in (fitted.cluster_centers_ * 1j, np.ones((2, 4), bool), np.empty((0, 4))):
+        fitted.cluster_centers_ = centroids
+        joblib.dump(fitted, tmp_path / "km.bin")
+        with pytest.raises(UserError, match=r"km.bin has no cluster_centers_, real numbers \[K, D"):
+            kmeans.convert(tmp_path / "km.bin", out)
     joblib.dump({"a": 1}, tmp_path / "dict.bin")
     with pytest.raises(UserError, match=r"has no cluster_centers_"):
         kmeans.convert(tmp_path / "dict.bin", out)
