@@ -10,13 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from speechgpt_jax.annotations import annotations
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.fields import Fields
 from speechgpt_jax.limits import check_lengths, check_number, check_sizes
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.mel import check_hop
 
 # Most codes of 20 ms that are synthesized at once: half an hour.
 MAX_CODES = 90_000
+# Limits of a config.json: JAX raises other errors for longer axes, and a name for each of a billion
+# speakers would fill the memory.
+_LARGEST, _MOST_SPEAKERS = 2**31 - 1, 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,22 +210,17 @@ class VocoderConfig:
             raise UserError(
                 f'config.json has resblock {fields["resblock"]}; only "1" is supported.'
             )
-        try:
-            duration = fields["dur_predictor_params"]
-            return cls(
-                **{name: _as_tuples(fields[name]) for name in _SAME if name in fields},
-                speakers=_speakers(fields),
-                duration_embed_dim=duration["encoder_embed_dim"],
-                duration_hidden_dim=duration["var_pred_hidden_dim"],
-                duration_kernel_size=duration["var_pred_kernel_size"],
-                duration_dropout=duration["var_pred_dropout"],
-            )
-        except KeyError as error:
-            raise UserError(f"config.json has no {error}; expected a unit HiFi-GAN's.") from error
-        except (TypeError, ZeroDivisionError) as error:
-            raise UserError(
-                f"config.json has values of wrong types ({error}); expected a unit HiFi-GAN's."
-            ) from error
+        read = Fields(fields, "config.json")
+        duration = read.inner("dur_predictor_params")
+        kinds, limits = annotations(cls), {"at_most": _LARGEST}
+        return cls(
+            **{n: _as_tuples(read.require(n, kinds[n], **limits)) for n in _SAME if n in fields},
+            speakers=_speakers(read),
+            duration_embed_dim=duration.require("encoder_embed_dim", int, **limits),
+            duration_hidden_dim=duration.require("var_pred_hidden_dim", int, **limits),
+            duration_kernel_size=duration.require("var_pred_kernel_size", int, **limits),
+            duration_dropout=duration.require("var_pred_dropout", float),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Fields of fairseq's config.json, and ours that have no counterpart there."""
@@ -246,12 +246,12 @@ _SAME = tuple(
 )
 
 
-def _speakers(fields: Mapping) -> tuple[str, ...]:
+def _speakers(fields: Fields) -> tuple[str, ...]:
     """Names of the speakers; fairseq has none, so its speakers are called "0", "1", ..."""
-    if not fields.get("multispkr"):
+    if not fields.get("multispkr", Any):
         return ()
-    numbered = [str(i) for i in range(fields.get("num_speakers", 200))]
-    return tuple(fields.get("speakers", numbered))
+    number = fields.get("num_speakers", int, 200, at_least=0, at_most=_MOST_SPEAKERS)
+    return tuple(fields.get("speakers", list[str], [str(i) for i in range(number)]))
 
 
 def _as_tuples(value):

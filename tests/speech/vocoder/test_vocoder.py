@@ -403,10 +403,20 @@ def test_refuses_sizes(changes):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_embeddings": "20"}, {"upsample_rates": 5}, {"dur_predictor_params": 3}],
+    [
+        {"num_embeddings": "20"},
+        {"num_embeddings": 1e30},
+        {"embedding_dim": 10**400},
+        {"upsample_rates": 5},
+        {"resblock_dilation_sizes": [[1, 3], [1, 10**30]]},
+        {"dur_predictor_params": 3},
+        {"num_speakers": 10**30, "multispkr": "x"},
+        {"speakers": [1], "multispkr": "x"},
+    ],
 )
-def test_refuses_values_of_wrong_types_in_a_config_file(changes):
-    with pytest.raises(UserError, match=r"config\.json has values of wrong types"):
+def test_refuses_values_of_wrong_types_and_sizes_in_a_config_file(changes):
+    name = next(iter(changes))
+    with pytest.raises(UserError, match=rf"config\.json(: | has ){name} .*(; expected|at most)"):
         VocoderConfig.from_json(SMALL.to_json() | changes)
 
 
