@@ -47,7 +47,7 @@ def find_programs() -> dict[str, str]:
 
 
 def usage(programs: dict[str, str]) -> str:
-    """One line per program: its name and the first sentence of its docstring."""
+    """One line per program: its name and the first line of its docstring."""
     width = max(map(len, programs))
     lines = [f"  {name:{width}}  {summary(module)}" for name, module in programs.items()]
     return "\n".join(
@@ -66,7 +66,7 @@ def summary(module: str) -> str:
     """First line of a module's docstring, read without importing it."""
     spec = importlib.util.find_spec(module)
     assert spec and spec.origin, module
-    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or ""
+    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_bytes())) or ""
     return docstring.partition("\n")[0]
 
 

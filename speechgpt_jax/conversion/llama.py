@@ -1,9 +1,9 @@
 """LLaMA of Hugging Face <-> a run, for training, inference and evaluation.
 
 Weights keep their dtype, bit for bit (if the layers of a stack differ, the widest; float64 becomes
-float32), and pass through memory one stack of layers at a time. Fields
-of the source's JSON files that a run doesn't change (token ids, lengths, decoding) are kept in the
-run's metadata and exported again.
+float32), and pass through memory one stack of layers at a time. Fields of the source's JSON files
+that a run doesn't change (token ids, lengths, decoding) are kept in the run's metadata and exported
+again.
 """
 
 import dataclasses
@@ -71,11 +71,11 @@ def from_hf(
         config = llama_format.config_from(Fields(fields["config"], str(gguf_path)), compute_dtype)
         tokenizer = tokenizer_format.check_rows(file.tokenizer(), config.vocab_size, gguf_path)
     else:
-        _check_keeps(dtype, folder)
+        _refuse_dtype(dtype, folder)
         fields = read_fields(folder)
         config_fields = Fields(fields["config"], f"{folder}/config.json")
         config = llama_format.config_from(config_fields, compute_dtype)
-        _check_kept(fields, folder, config.vocab_size)
+        _check_exported_fields(fields, folder, config.vocab_size)
         source = weights.from_folder(folder, ("model.safetensors", "pytorch_model.bin"))
         tokenizer = tokenizer_format.read(folder, config.vocab_size)
     source.check_layers("model.layers.", config.num_layers)
@@ -109,8 +109,10 @@ def read_fields(folder: epath.Path) -> dict[str, dict]:
     return required | {n: files.read_json(path) for n, path in paths.items() if path.exists()}
 
 
-def _check_kept(fields: Mapping[str, Mapping], folder: epath.Path, vocab_size: int) -> None:
-    """Raises a UserError if a field that an exported model needs is of no use."""
+def _check_exported_fields(
+    fields: Mapping[str, Mapping], folder: epath.Path, vocab_size: int
+) -> None:
+    """Raises a UserError if a field that is exported again has an illegal value."""
     generation, tokenizer = (
         Fields(fields.get(name, {}), f"{folder}/{name}.json")
         for name in ("generation_config", "tokenizer_config")
@@ -134,7 +136,8 @@ def abstract(config: LlamaConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return checkpoints.flatten(state)
 
 
-def _check_keeps(dtype: str | None, folder: epath.Path) -> None:
+def _refuse_dtype(dtype: str | None, folder: epath.Path) -> None:
+    """Raises a UserError if `dtype` is given for a folder, whose weights keep theirs."""
     if dtype:
         raise UserError(
             f"--dtype is for GGUF files, and {folder} keeps the dtype of its weights: leave it out."

@@ -41,7 +41,7 @@ INERT += ("pathlib", "sklearn", "typing")
 
 
 class Refused(UserError):
-    """The pickle would call a function that rebuilding weights doesn't need."""
+    """The file holds more than weights, such as a call that rebuilding them doesn't need."""
 
 
 class Inert:
