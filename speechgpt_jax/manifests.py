@@ -181,18 +181,25 @@ def _parse_jsonl(texts: NumberedTexts, name: str) -> Iterator[Row]:
 
 
 def _parse_tsv(texts: NumberedTexts, name: str) -> Iterator[Row]:
-    filled = ((number, text) for number, text in texts if text.strip())
-    start = list(itertools.islice(filled, 1))
-    if start and "\t" not in start[0][1]:
-        start += itertools.islice(filled, 1)
-        if len(start) == 2 and re.fullmatch(r"[^\t]+\t[-+]?[\d.]+\s*", start[1][1]):
-            yield from _parse_fairseq(start[0][1], itertools.chain(start[1:], filled), name)
-            return
-    yield from _parse_cells(itertools.chain(start, texts), name, "\t")
-
-
-def _parse_fairseq(folder: str, texts: NumberedTexts, name: str) -> Iterator[Row]:
+    # The first lines, and those of them that aren't blank: one with tabs, or two.
+    start, filled = [], []
     for number, text in texts:
+        start.append((number, text))
+        if text.strip():
+            filled.append(text)
+            if "\t" in text or len(filled) == 2:
+                break
+    texts = itertools.chain(start, texts)
+    if len(filled) == 2 and re.fullmatch(r"[^\t]+\t[-+]?[\d.]+\s*", filled[1]):
+        yield from _parse_fairseq(texts, name)
+    else:
+        yield from _parse_cells(texts, name, "\t")
+
+
+def _parse_fairseq(texts: NumberedTexts, name: str) -> Iterator[Row]:
+    filled = ((number, text) for number, text in texts if text.strip())
+    _, folder = next(filled)
+    for number, text in filled:
         path, _, samples = text.partition("\t")
         if not re.fullmatch("[0-9]{1,15}", samples.strip()):
             raise UserError(
