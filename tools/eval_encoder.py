@@ -38,14 +38,14 @@ def main(argv: list[str]) -> None:
         UnitVocoder.from_pretrained(args.vocoder),
         manifests.read_manifest(args.manifest),
         WhisperRecogniser(),
-        speaker=args.voice,
+        voice=args.voice,
         sentences=args.sentences,
     )
     print(f"{'speaker':<16}{'source':<16}{'WER %':>8}{'above originals':>18}{'95 %':>16}")
     for score in scores:
         low, high = score.interval
         print(
-            f"{score.voice:<16}{score.source:<16}{100 * score.word_error_rate:8.1f}"
+            f"{score.speaker:<16}{score.source:<16}{100 * score.word_error_rate:8.1f}"
             f"{100 * score.above_original:18.1f}{100 * low:10.1f}{100 * high:6.1f}",
             flush=True,
         )

@@ -19,22 +19,22 @@ from speechgpt_jax.speech.recordings import load_recording
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from speechgpt_jax.unit_text import reduce_units
 
-ALL_VOICES = "all"
+ALL_SPEAKERS = "all"
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderScore:
-    """Word error rate of one source of one voice's sentences.
+    """Word error rate of one source of one speaker's sentences.
 
     Attributes:
-      voice: speaker of the recordings, or "all" for all recordings together.
+      speaker: of the recordings, or "all" for all recordings together.
       source: "original", "units" (with their durations) or "reduced units" (with predicted ones).
       word_error_rate: word errors per word.
       above_original: by how much that is above the word error rate of the originals.
       interval: 95 % interval of `above_original`, by bootstrap over the sentences.
     """
 
-    voice: str
+    speaker: str
     source: str
     word_error_rate: float
     above_original: float
@@ -47,44 +47,44 @@ def evaluate_encoder(
     rows: Sequence[Mapping],
     recognise: Callable[[np.ndarray], str],
     *,
-    speaker: str,
+    voice: str,
     sentences: int | None = None,
 ) -> Iterator[EncoderScore]:
-    """Scores of each voice, one after the other, then those of all voices together.
+    """Scores of each speaker, one after the other, then those of all speakers together.
 
     Args:
       speech2unit: encodes the recordings.
       vocoder: synthesizes their units.
       rows: {path, text, speaker} of the recordings.
       recognise: wav float32 [samples] -> text.
-      speaker: voice of the synthesized speech.
-      sentences: number of sentences per voice; None: all.
+      voice: speaker of the vocoder, in whose voice it synthesizes.
+      sentences: number of sentences per speaker; None: all.
 
     Raises:
       UserError: a row lacks a field, or a text has no words.
     """
-    by_voice = collections.defaultdict(list)
+    by_speaker = collections.defaultdict(list)
     check_fields(rows, ("path", "text", "speaker"))
     check_recordings(rows)
     for row in rows:
-        by_voice[row["speaker"]].append(row)
-    by_voice = {voice: of_voice[:sentences] for voice, of_voice in sorted(by_voice.items())}
-    check_references(row for of_voice in by_voice.values() for row in of_voice)
-    vocoder.config.speaker_index(speaker)
+        by_speaker[row["speaker"]].append(row)
+    by_speaker = {name: of_speaker[:sentences] for name, of_speaker in sorted(by_speaker.items())}
+    check_references(row for of_speaker in by_speaker.values() for row in of_speaker)
+    vocoder.config.speaker_index(voice)
     everything = collections.defaultdict(list)
-    for voice, of_voice in by_voice.items():
-        texts = [row["text"] for row in of_voice]
+    for speaker, of_speaker in by_speaker.items():
+        texts = [row["text"] for row in of_speaker]
         counts = {
             source: [word_errors(text, recognise(wav)) for text, wav in zip(texts, wavs)]
             for source, wavs in synthesized(
-                vocoder, encoded(of_voice, speech2unit), speaker
+                vocoder, encoded(of_speaker, speech2unit), voice
             ).items()
         }
         for source, of_source in counts.items():
             everything[source] += of_source
-        yield from scores(voice, counts)
-    if len(by_voice) > 1:
-        yield from scores(ALL_VOICES, everything)
+        yield from scores(speaker, counts)
+    if len(by_speaker) > 1:
+        yield from scores(ALL_SPEAKERS, everything)
 
 
 def encoded(rows: Sequence[Mapping], speech2unit: Speech2Unit) -> list[dict]:
@@ -94,14 +94,14 @@ def encoded(rows: Sequence[Mapping], speech2unit: Speech2Unit) -> list[dict]:
     return [with_units(row, *units) for row, units in zip(rows, reduced)]
 
 
-def scores(voice: str, counts: Mapping[str, Sequence[tuple[int, int]]]) -> Iterator[EncoderScore]:
+def scores(speaker: str, counts: Mapping[str, Sequence[tuple[int, int]]]) -> Iterator[EncoderScore]:
     """A score for each source: (errors, words) of every sentence, "original" among the sources."""
     original, total = np.array(counts["original"]).T
     for source, of_source in counts.items():
         errors = np.array(of_source)[:, 0]
         above = rate("above", errors - original, total)
         yield EncoderScore(
-            voice,
+            speaker,
             source,
             float(errors.sum() / total.sum()),
             above["above"],

@@ -38,11 +38,11 @@ def main(argv: list[str]) -> None:
     for folder in args.hubert:
         speech2unit = Speech2Unit.from_pretrained(folder)
         scores = evaluate_encoder(
-            speech2unit, vocoder, rows, recognise, speaker="slt", sentences=args.sentences
+            speech2unit, vocoder, rows, recognise, voice="slt", sentences=args.sentences
         )
         by_speaker: dict[str, list[EncoderScore]] = {}
         for score in scores:
-            by_speaker.setdefault(score.voice, []).append(score)
+            by_speaker.setdefault(score.speaker, []).append(score)
         for speaker, of_speaker in by_speaker.items():
             table.add(f"{speaker}, {folder}", *map(cell, of_speaker))
     if args.update_docs:

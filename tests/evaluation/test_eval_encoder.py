@@ -56,10 +56,10 @@ def test_each_clip_is_recognised_alone_and_compared_with_its_recording(monkeypat
             return texts.get(len(wav), "wrong")
 
     speech2unit, vocoder = Speech2Unit.from_pretrained(), UnitVocoder.from_pretrained()
-    found = list(evaluate_encoder(speech2unit, vocoder, rows, Recogniser(), speaker="slt"))
-    assert [(score.voice, score.source) for score in found] == [
-        (voice, source)
-        for voice in ("awb", "slt", "all")
+    found = list(evaluate_encoder(speech2unit, vocoder, rows, Recogniser(), voice="slt"))
+    assert [(score.speaker, score.source) for score in found] == [
+        (speaker, source)
+        for speaker in ("awb", "slt", "all")
         for source in ("original", "units", "reduced units")
     ]
     for score in found:
@@ -84,14 +84,14 @@ def test_units_and_durations_are_those_of_the_recordings():
 def test_unusable_rows_are_refused_before_anything_is_encoded():
     rows = clips()
     vocoder = UnitVocoder.from_pretrained()
-    for row, speaker, message in (
+    for row, voice, message in (
         ({"path": "a.wav", "speaker": "eve"}, "slt", "a.wav has no text"),
         (rows[0] | {"speaker": None}, "slt", "expected speaker to be text, got None"),
         (rows[0] | {"text": "..."}, "slt", r"\.\w+: the text .* has no words"),
         (rows[0], "eve", "no speaker 'eve'"),
     ):
         with pytest.raises(UserError, match=message):
-            next(evaluate_encoder(None, vocoder, [row], str, speaker=speaker))
+            next(evaluate_encoder(None, vocoder, [row], str, voice=voice))
 
 
 @pytest.mark.slow
@@ -100,4 +100,4 @@ def test_a_recording_shorter_than_a_frame_is_named(tmp_path):
     row = clips()[0] | {"path": str(tmp_path / "short.wav")}
     vocoder = UnitVocoder.from_pretrained()
     with pytest.raises(UserError, match=r"short.wav is shorter than a frame of 25 ms"):
-        next(evaluate_encoder(Speech2Unit.from_pretrained(), vocoder, [row], str, speaker="slt"))
+        next(evaluate_encoder(Speech2Unit.from_pretrained(), vocoder, [row], str, voice="slt"))
