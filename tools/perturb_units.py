@@ -10,13 +10,7 @@ durations of the perturbed recordings.
 """
 
 from speechgpt_jax import arguments, files, manifests
-from speechgpt_jax.arguments import (
-    existing_file,
-    finite_float,
-    output_file,
-    seed,
-)
-from speechgpt_jax.errors import UserError
+from speechgpt_jax.arguments import existing_file, finite_float, output_file, seed
 
 
 def main(argv: list[str]) -> None:
@@ -35,18 +29,10 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     files.check_other_file(args.output, args.manifest)
 
-    from speechgpt_jax.corpus.perturb_units import perturb_units
+    from speechgpt_jax.corpus.perturb_units import checked_rows, perturb_units
     from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
-    from speechgpt_jax.speech.vocoder.config import whole_durations
 
-    rows = manifests.read_manifest(args.manifest, args.split)
-    manifests.check_fields(rows, ("path", "units", "durations"))
-    manifests.check_recordings(rows)
-    for row in rows:
-        try:
-            row["durations"] = whole_durations(row["durations"], len(row["units"]))
-        except UserError as error:
-            raise UserError(f"{row['path']}: {error}") from error
+    rows = checked_rows(manifests.read_manifest(args.manifest, args.split))
     speech2unit = Speech2Unit.from_pretrained(args.hubert)
     perturbed = perturb_units(rows, speech2unit, args.max_speed, args.seed)
     manifests.write_manifest(args.output, [*rows, *perturbed])

@@ -13,15 +13,33 @@ import soxr
 from rich.progress import track
 
 from speechgpt_jax import manifests
+from speechgpt_jax.errors import naming
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.distortion import distort
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.encoder.targets import retimed
+from speechgpt_jax.speech.vocoder.config import whole_durations
 from speechgpt_jax.unit_text import reduce_units
 
 # Recordings encoded at a time.
 BATCH = 256
+
+
+def checked_rows(rows: Sequence[dict]) -> list[dict]:
+    """The rows {path, units, durations, ...} with their durations as whole numbers.
+
+    Raises:
+      UserError: a row lacks a field, its recording is missing or its durations don't fit its units.
+    """
+    manifests.check_fields(rows, ("path", "units", "durations"))
+    manifests.check_recordings(rows)
+    checked = []
+    for row in rows:
+        with naming(row["path"]):
+            durations = whole_durations(row["durations"], len(row["units"]))
+        checked.append({**row, "durations": durations})
+    return checked
 
 
 def perturb_units(
@@ -30,7 +48,7 @@ def perturb_units(
     """Rows {path, units, durations, ...} with the units of the perturbed recordings.
 
     Args:
-      rows: recordings, with durations in frames of 20 ms.
+      rows: recordings of `checked_rows`, with durations in frames of 20 ms.
       speech2unit: encodes the perturbed recordings.
       max_speed: speeds are drawn from [1 / max_speed, max_speed].
       seed: seed of speeds, rooms and microphones.

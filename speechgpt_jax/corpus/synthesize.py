@@ -8,7 +8,7 @@ from etils import epath
 from rich.progress import track
 
 from speechgpt_jax import manifests
-from speechgpt_jax.errors import UserError
+from speechgpt_jax.errors import UserError, naming
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech import pretrained
 from speechgpt_jax.speech.audio import SAMPLE_RATE, save_audio
@@ -68,10 +68,8 @@ def read_units(path: str | os.PathLike, config: VocoderConfig, duration_scale: f
     """
     rows = {}
     for place, fields in manifests.read_rows(path):
-        try:
+        with naming(place):
             row = checked_row(fields, config, duration_scale)
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from error
         if row["id"] in rows:
             raise UserError(f"{place}: an earlier row has the id {row['id']!r} too.")
         rows[row["id"]] = row
@@ -118,6 +116,7 @@ def checked_row(fields: Mapping, config: VocoderConfig, duration_scale: float) -
             durations = check_durations(row["durations"], len(row["units"]))
             check_total(durations.sum(dtype=float) * duration_scale)
     except UserError as error:
+        # The name may be so short that `naming` would find it in the message.
         raise UserError(f"{name}: {error}") from error
     return row
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from speechmos import dnsmos
 
-from speechgpt_jax.errors import UserError
+from speechgpt_jax.errors import naming
 from speechgpt_jax.evaluation.metrics import check_references, wer
 from speechgpt_jax.manifests import check_fields, check_recordings
 from speechgpt_jax.speech.audio import SAMPLE_RATE
@@ -70,11 +70,9 @@ def evaluate_vocoder(
     chosen = [row for of_speaker in by_speaker.values() for row in of_speaker]
     check_references(chosen)
     for row in chosen:
-        try:
+        with naming(row["path"]):
             vocoder.config.check_units(row["units"])
             check_durations(row["durations"], len(row["units"]))
-        except UserError as error:
-            raise UserError(f"{row['path']}: {error}") from error
     for name, of_speaker in by_speaker.items():
         texts = [row["text"] for row in of_speaker]
         for source, wavs in synthesized(vocoder, of_speaker, speaker).items():

@@ -13,7 +13,7 @@ import optax
 import soundfile
 from flax import nnx
 
-from speechgpt_jax.errors import UserError
+from speechgpt_jax.errors import UserError, naming
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.manifests import check_fields
 from speechgpt_jax.speech import mel
@@ -268,11 +268,9 @@ def _checked_durations(
         )
     if info.channels != 1:
         raise UserError(f"{path} has {info.channels} channels; expected mono.")
-    try:
+    with naming(path):
         config.check_units(units)
         whole = whole_durations(durations, len(units))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
     missing = sum(whole) * config.code_hop_size - info.frames
     if missing >= config.code_hop_size:
         raise UserError(
