@@ -16,7 +16,7 @@ from speechgpt_jax.speech.encoder import kmeans
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.mfcc import mfcc
 from speechgpt_jax.speech.phones import PocketsphinxAligner, flite_phones, frame_phones
-from speechgpt_jax.speech.recordings import num_frames
+from speechgpt_jax.speech.recordings import FRAMES_PER_SECOND, num_frames
 from speechgpt_jax.unit_text import reduce_units
 
 # Group of recordings -> its split of the manifest. The map from units to phones is learned on FIT;
@@ -54,7 +54,7 @@ def score(units: ByGroup, phones: ByGroup, num_units: int) -> UnitScore:
     reduced = sum(len(reduce_units(clip)[0]) for clip in units[SEEN])
     return UnitScore(
         pnmi(all_units[SEEN], all_phones[SEEN]),
-        reduced / (len(all_units[SEEN]) / 50),
+        reduced / (len(all_units[SEEN]) / FRAMES_PER_SECOND),
         {
             group: float((phone_of_unit[all_units[group]] == all_phones[group]).mean())
             for group in units

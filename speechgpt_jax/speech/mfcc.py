@@ -3,6 +3,7 @@
 import numpy as np
 import scipy.fft
 
+from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.mel import mel_filterbank
 from speechgpt_jax.speech.recordings import HOP, WINDOW, num_frames
 
@@ -20,7 +21,7 @@ def mfcc(wav: np.ndarray) -> np.ndarray:
     starts = np.arange(count)[:, None] * HOP
     frames = wav[starts + np.arange(WINDOW)] * np.hamming(WINDOW)
     power = np.square(np.abs(np.fft.rfft(frames, N_FFT)))
-    mel = np.log(power @ mel_filterbank(16_000, N_FFT, NUM_MELS, 20.0, 8_000.0) + 1e-10)
+    mel = np.log(power @ mel_filterbank(SAMPLE_RATE, N_FFT, NUM_MELS, 20.0, 8_000.0) + 1e-10)
     cepstra = scipy.fft.dct(mel, norm="ortho")[:, :NUM_COEFFICIENTS]
     cepstra = cepstra - cepstra.mean(0)
     if count == 1:

@@ -11,6 +11,7 @@ import numpy as np
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import SAMPLE_RATE
+from speechgpt_jax.speech.recordings import HOP, WINDOW
 
 Phones = list[tuple[str, float]]
 
@@ -93,5 +94,6 @@ def frame_phones(phones: Phones, num_frames: int) -> list[str]:
     [("a", 0.03), ("b", 0.1)], 3 -> ["a", "b", "b"]; frames past the last phone get the last phone.
     """
     ends = [end for _, end in phones]
-    at = np.searchsorted(ends, np.arange(num_frames) * 0.02 + 0.0125)
+    centres = (np.arange(num_frames) * HOP + WINDOW / 2) / SAMPLE_RATE
+    at = np.searchsorted(ends, centres)
     return [phones[min(i, len(phones) - 1)][0] for i in at]

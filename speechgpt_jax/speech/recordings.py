@@ -5,10 +5,11 @@ import os
 import numpy as np
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.speech.audio import load_audio
+from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 
-# Samples of one of HuBERT's frames, and from one to the next.
+# Samples of one of HuBERT's frames (25 ms), and from one to the next (20 ms).
 WINDOW, HOP = 400, 320
+FRAMES_PER_SECOND = SAMPLE_RATE // HOP
 
 
 def num_frames(samples: int) -> int:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from speechgpt_jax.speech.encoder.runner import Runner
-from speechgpt_jax.speech.encoder.windows import FRAMES_PER_SECOND
+from speechgpt_jax.speech.recordings import FRAMES_PER_SECOND
 
 # Lengths of a row in seconds, and numbers of pieces, that are compiled.
 BUCKETS = (2, 5, 10, 15, 20, 30, 40)

@@ -9,9 +9,7 @@ import numpy as np
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_number, check_sizes
-
-# Samples from one frame to the next: 20 ms at 16 kHz.
-HOP = 320
+from speechgpt_jax.speech.recordings import HOP
 
 Samples = TypeVar("Samples", int, np.ndarray, jax.Array)
 

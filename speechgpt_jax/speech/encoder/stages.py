@@ -1,4 +1,4 @@
-"""The three stages of a HuBERT over many recordings: front end, positions, Transformer.
+"""The three steps of a HuBERT over many recordings: front end, positions, Transformer.
 
 Up to rounding, results do not depend on the other recordings or on how a recording is cut. The one
 exception: a model without `attention_frames` encodes recordings over 100 s in windows.
@@ -19,7 +19,8 @@ from speechgpt_jax.speech.encoder.batching import PIECE_FRAMES
 from speechgpt_jax.speech.encoder.front_ends import Statistics
 from speechgpt_jax.speech.encoder.hubert import EncoderLayer, Hubert, KeysValues, standardize
 from speechgpt_jax.speech.encoder.runner import Runner
-from speechgpt_jax.speech.encoder.windows import FRAMES_PER_SECOND, Window, windows_of
+from speechgpt_jax.speech.encoder.windows import Window, windows_of
+from speechgpt_jax.speech.recordings import FRAMES_PER_SECOND
 
 
 def project(runner: Runner, wavs: list[np.ndarray]) -> list[np.ndarray]:

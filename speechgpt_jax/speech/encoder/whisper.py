@@ -78,7 +78,7 @@ def log_mel(wav: jax.Array) -> jax.Array:
     n_fft = 400
     padded = jnp.pad(wav, ((0, 0), (n_fft // 2, n_fft // 2)), mode="reflect")
     frames = frames_of(padded, n_fft, HOP)[:, : wav.shape[1] // HOP]
-    mel = power(frames) @ mel_filterbank(16_000, n_fft, 80, 0.0, 8_000.0)
+    mel = power(frames) @ mel_filterbank(SAMPLE_RATE, n_fft, 80, 0.0, 8_000.0)
     log = jnp.log10(jnp.maximum(mel, 1e-10))
     return (jnp.maximum(log, log.max((1, 2), keepdims=True) - 8.0) + 4.0) / 4.0
 

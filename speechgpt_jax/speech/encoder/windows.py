@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-FRAMES_PER_SECOND = 50
+from speechgpt_jax.speech.recordings import FRAMES_PER_SECOND
+
 # Longest window, in frames, if a feature depends on `reach` frames to either side: WINDOW, or
 # WINDOW_REACHES times the reach if that is longer, because neighbouring windows overlap by twice
 # the reach.
