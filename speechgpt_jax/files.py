@@ -332,7 +332,7 @@ def read_part(path: Path, start: int, end: int) -> bytes:
 
 
 def version(path: Path) -> list[int | str]:
-    """Changes with the content of a file: its size and time.
+    """Version of a file, which changes with its content: [size, time].
 
     Of an object on gs:// they are size, generation and check sum (CRC32C, in base64).
     """

@@ -1,8 +1,10 @@
 """Converts a HuBERT, its centroids or a vocoder to files that fairseq's own code loads.
 
-python -m tools.convert_to_fairseq hubert FOLDER OUT     # OUT/hubert.pt
-python -m tools.convert_to_fairseq kmeans FOLDER OUT     # OUT/kmeans.bin, for joblib.load
-python -m tools.convert_to_fairseq vocoder FOLDER OUT    # OUT/g_00000000 and OUT/config.json
+    python -m tools.convert_to_fairseq hubert FOLDER OUT     # OUT/hubert.pt
+    python -m tools.convert_to_fairseq kmeans FOLDER OUT     # OUT/kmeans.bin, for joblib.load
+    python -m tools.convert_to_fairseq vocoder FOLDER OUT    # OUT/g_00000000 and OUT/config.json
+
+FOLDER is what --hubert or --vocoder takes.
 """
 
 from speechgpt_jax import arguments, files

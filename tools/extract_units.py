@@ -17,7 +17,8 @@ OUTPUT gets
 The same command resumes a killed run: finished shards are kept, and no file is half-written. Units
 and their order do not depend on the number of workers. A worker uses all cores of its machine, so
 run one per machine. All other flags are Beam's; --runner runs the work on Dataflow, Spark or Flink.
-Paths may be on any file system that Beam supports (gs://).
+Recordings and manifests may be on any file system that Beam supports; the output and the encoder
+are local or on gs://.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Trains a unit vocoder on recordings and their units.
 
     python -m tools.train_vocoder --gin_file=gin/runs/vocoder_tiny.gin \\
-        --manifest=corpus/units.jsonl --output_dir=runs/vocoder
+        --manifest=corpus/units.jsonl --split=train --output_dir=runs/vocoder
 
 Each row of the manifest is a recording {path, units, durations, speaker}, `durations` in codes of
 20 ms. An interrupted run resumes when the same command is given again. The trained vocoder is

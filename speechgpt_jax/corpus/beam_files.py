@@ -1,4 +1,4 @@
-"""Files of Beam's workers, on any file system that Beam supports, local or gs://."""
+"""Files of Beam's workers, through Beam's own file systems: local disks, gs:// and others."""
 
 import contextlib
 import glob

@@ -2,7 +2,8 @@
 
 libsndfile reads the formats that it knows, FFmpeg (PyAV) the others. Both stop without an error
 where a file is cut off or where a second recording follows the first. `load_audio` checks for both,
-so that a file is read whole or refused.
+so that a file is read whole or refused, except for what `load_audio` says of later recordings in
+MP3, AAC, AC-3 and WavPack.
 """
 
 import contextlib
@@ -57,8 +58,9 @@ def load_audio(
     Formats are those of libsndfile and FFmpeg, recognised by content: wav, flac, mp3, ogg, opus,
     aiff, au, m4a, aac, webm, wma, amr, ..., and the sound of videos. Channels are averaged, then
     the sound is resampled (soxr, high quality). Recordings joined byte by byte
-    (`cat a.mp3 b.mp3`) are read to the end of the last one, also if their formats differ. MP3, AAC,
-    AC-3 and WavPack behind another format are not found: they have no long first bytes.
+    (`cat a.mp3 b.mp3`) are read to the end of the last one, also if their formats differ. A later
+    recording in MP3, AAC, AC-3 or WavPack behind another format is overlooked: these formats have
+    no signature long enough to search for.
 
     Args:
       source: a path, or an open binary file.
@@ -174,7 +176,8 @@ def _decoded(recording: _Recording) -> Blocks:
         yield from _decoded_one(_Recording(data[start:end], None))
 
 
-# First bytes of a recording of any format that has long ones. Ogg and Matroska have FLAC's inside.
+# Signatures with which recordings begin, of the formats whose signature is long enough to search
+# for. Ogg and Matroska have FLAC's inside.
 _HEAD = re.compile(
     rb"""(?sx)
     RIFF....(?:WAVE|AVI[ ]) | RF64....WAVE | FORM....(?:AIFF|AIFC|8SVX|16SV) | riff\x2e\x91\xcf\x11
@@ -239,7 +242,8 @@ def _xing_header(data: bytes | mmap.mmap) -> tuple[float, int]:
     if not found:
         return 0.0, 0
     version, rate = found[1][0] >> 3 & 3, found[2][0] >> 2 & 3
-    # MPEG-1 has 1152 samples per frame at 44.1, 48 or 32 kHz; MPEG-2 and 2.5 have half of both.
+    # MPEG-1 has 1152 samples per frame at 44.1, 48 or 32 kHz; MPEG-2 has half of both, MPEG-2.5
+    # half of the samples and a quarter of the rate.
     samples, divisor = {3: (1152, 1), 2: (576, 2)}.get(version, (576, 4))
     hz = (44_100, 48_000, 32_000, 32_000)[rate] / divisor
     return int.from_bytes(found[3]) * samples / hz, int.from_bytes(found[4])

@@ -17,9 +17,10 @@ OCTAVE_COST = 2.0
 def track_pitch(wav: np.ndarray, sampling_rate: int, hop: int) -> tuple[np.ndarray, np.ndarray]:
     """Pitch of each frame of clean speech: wav [S] -> pitch in Hz [T], voiced [T] (bool).
 
-    Normalised cross-correlation of 30 ms around the frame's centre with the sound one lag later,
-    and the best path through the lags over the whole recording (RAPT, Talkin 1995). Between voiced
-    frames the pitch is interpolated; in a recording without voiced frames it is 120 Hz.
+    Normalised cross-correlation of 30 ms, centred near the frame's start, with the 30 ms one lag
+    later; both together, at the longest lag, are centred on the frame. Then the best path through
+    the lags over the whole recording (RAPT, Talkin 1995). Between voiced frames the pitch is
+    interpolated; in a recording without voiced frames it is 120 Hz.
 
     Args:
       wav: samples in [-1, 1].

@@ -135,7 +135,10 @@ class MaskedHubert(nnx.Module):
     def loss(
         self, batch: dict[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Cross entropy of the clusters of masked frames; `batch` is one of `HubertBatches`."""
+        """Cross entropy of the clusters, of masked and, by `unmasked_weight`, of unmasked frames.
+
+        `batch` is one of `HubertBatches`.
+        """
         targets, weight = batch["targets"], self.objective.unmasked_weight
         mask_key, position_key = jax.random.split(key)
         masked = sample_spans(
