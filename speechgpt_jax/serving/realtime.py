@@ -314,7 +314,8 @@ class _Response:
         self._asked = asked
         self._id, self._item_id = _new_id("resp"), _new_id("item")
         self._transcript = self._text = ""
-        self._is_begun, self._previous = False, None
+        self._is_begun = False
+        self._previous: str | None = None  # Id of the item before it.
 
     async def announce(self) -> None:
         """Sends `response.created`."""
