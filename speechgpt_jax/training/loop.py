@@ -145,7 +145,9 @@ def fit(
                 reporter.catch_up()
                 profile.close()
             checkpoints.check()
-            stopping = bool(received) or reached_preemption_sync_point(step)
+            # Counted from the start of this process: at a SIGTERM before its first step JAX expects
+            # the first.
+            stopping = bool(received) or reached_preemption_sync_point(step - first_step)
             scores = None
             if evaluate and evaluate_every and (step % evaluate_every == 0 or step == steps):
                 reporter.catch_up()
