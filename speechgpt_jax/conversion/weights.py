@@ -67,7 +67,7 @@ class Weights:
     def check_layers(self, prefix: str, expected: int) -> None:
         """Raises a UserError unless the names "PREFIX0...", "PREFIX1..." are of `expected` layers.
 
-        Called before a model of so many layers is built, which may take forever.
+        To be called before the model is built, which takes long if a damaged file names very many.
         """
         inner = [name.removeprefix(prefix) for name in self.shapes if name.startswith(prefix)]
         found = len({name.partition(".")[0] for name in inner})

@@ -1,4 +1,4 @@
-"""Directions of a teacher's features in which phones differ most, whoever speaks.
+"""Directions of a teacher's features in which phones differ most, and speakers little.
 
 Found by linear discriminant analysis (Fisher 1936) over recordings of flite, whose phones and their
 times are known.

@@ -434,7 +434,7 @@ def _message(
 
 
 def _length(most: int | str) -> dict[str, Any]:
-    """Fields of a conversation whose replies have at most so many tokens, or "inf"."""
+    """Arguments of `Talker.conversation` for `max_output_tokens`: a number, or "inf" for none."""
     if most == "inf":
         return {}
     return {"max_new_tokens": most, "name_of_length": "max_output_tokens"}
