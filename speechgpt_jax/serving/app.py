@@ -53,8 +53,6 @@ from speechgpt_jax.serving.sound import MEDIA_TYPES
 from speechgpt_jax.serving.talker import Talker
 
 PAGE = Path(__file__).parent / "page"
-# Time for a body to arrive: meanwhile its request has a place among the replies.
-_BODY_SECONDS = 20
 _KEY_IN_PROTOCOL = "openai-insecure-api-key."
 
 
@@ -237,12 +235,7 @@ class _Server:
         return Stream(speech.stream(), MEDIA_TYPES[speech.format])
 
     async def _body(self, request: Request) -> bytes:
-        try:
-            async with asyncio.timeout(_BODY_SECONDS):
-                return await read_body(request, self._options.limits.body_bytes)
-        except TimeoutError as error:
-            message = f"The body did not arrive within {_BODY_SECONDS} s."
-            raise ApiError(408, message, code="timeout") from error
+        return await read_body(request, self._options.limits.body_bytes)
 
     async def _realtime(self, socket: WebSocket) -> None:
         protocols = socket.scope.get("subprotocols") or []

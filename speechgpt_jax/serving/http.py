@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -17,6 +17,10 @@ from speechgpt_jax.serving.protocol import ApiError
 LOG = logging.getLogger("speechgpt_jax.serving")
 
 EVENT_STREAM = "text/event-stream"  # Media type of server-sent events.
+# Time for a body to arrive: meanwhile its request has a place among the replies.
+BODY_SECONDS = 20
+# What is read of a body beyond its limit.
+DROPPED_BYTES = 32 * 2**20
 
 Result = TypeVar("Result")
 
@@ -24,22 +28,49 @@ Result = TypeVar("Result")
 async def read_body(request: Request, most_bytes: int) -> bytes:
     """The body of a request.
 
+    Of a larger body up to DROPPED_BYTES more are read and dropped: a client that still sends while
+    the connection is closed gets a reset instead of the error.
+
     Raises:
-      ApiError: status 413, it has more than `most_bytes`; reading stops there.
+      ApiError: status 413, it has more than `most_bytes`; 408, it did not arrive in time.
+      ClientGone: the client went away before its end.
     """
-    data = bytearray()
-    stated = request.headers.get("content-length", "0")
-    size = int(stated) if stated.isdecimal() else 0
-    if size <= most_bytes:
-        async for chunk in request.stream():
-            data += chunk
-            if (size := len(data)) > most_bytes:
-                break
-    if size > most_bytes:
+    size, most_read = _stated_size(request), most_bytes + DROPPED_BYTES
+    # A client that waits for 100 Continue has sent nothing yet.
+    waits = request.headers.get("expect", "").lower() == "100-continue"
+    data, received, is_whole = bytearray(), 0, False
+    if size <= most_bytes or (size <= most_read and not waits):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BODY_SECONDS), contextlib.aclosing(_chunks(request)) as body:
+                async for chunk in body:
+                    received += len(chunk)
+                    if received > most_read:
+                        break
+                    if received <= most_bytes:
+                        data += chunk
+                is_whole = True
+    if max(size, received) > most_bytes:
         raise ApiError(
             413, f"The body has more than {most_bytes} bytes, the most that this server takes."
         )
+    if not is_whole:
+        raise ApiError(408, f"The body did not arrive within {BODY_SECONDS} s.", code="timeout")
     return bytes(data)
+
+
+def _stated_size(request: Request) -> int:
+    """The size that a request states for its body; 0 if it states none."""
+    stated = request.headers.get("content-length", "0")
+    return int(stated) if stated.isdecimal() else 0
+
+
+async def _chunks(request: Request) -> AsyncGenerator[bytes, None]:
+    """The body of a request as it arrives; raises ClientGone if the client goes away."""
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except ClientDisconnect as error:
+        raise ClientGone from error
 
 
 def explain(error: Exception) -> ApiError:

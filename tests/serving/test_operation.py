@@ -101,6 +101,37 @@ def test_large_bodies_are_refused(address, client):
     assert sent < 50_000_000
 
 
+def test_a_client_that_sends_a_large_body_to_its_end_gets_the_error(address):
+    """It reads nothing before: a connection closed meanwhile would be reset."""
+    place, body = urlsplit(address), b" " * 8_000_000
+    lengths = [f"Content-Length: {len(body)}", "Transfer-Encoding: chunked"]
+    for length in lengths:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\n"
+        with socket.create_connection((place.hostname, place.port), timeout=10) as connection:
+            connection.sendall(f"{head}{length}\r\n\r\n".encode())
+            is_chunked = length == lengths[1]
+            sent = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if is_chunked else body
+            for start in range(0, len(sent), 1_000_000):
+                connection.sendall(sent[start : start + 1_000_000])
+                time.sleep(0.02)
+            reply = http.client.HTTPResponse(connection)
+            reply.begin()
+            error = json.loads(reply.read())["error"]
+        assert reply.status == 413 and reply.headers["connection"] == "close"
+        assert error["message"].startswith("The body has more than 200000 bytes")
+        assert set(error) == {"message", "type", "param", "code"}
+
+
+def test_a_client_that_asks_first_sends_no_large_body(address):
+    place = urlsplit(address)
+    with socket.create_connection((place.hostname, place.port), timeout=10) as connection:
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\n"
+            b"Expect: 100-continue\r\nContent-Length: 8000000\r\n\r\n"
+        )
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
 def test_too_many_requests(address, client):
     """All four slots are taken and nobody may wait."""
     options = {"temperature": 2.0, "top_p": 1.0, "extra_body": {"top_k": 0}}
@@ -270,6 +301,20 @@ def test_clients_that_break_off_leave_nothing_behind(address, client):
         tiny.wait_for(lambda: tiny.metric(address, "speechgpt_busy_slots") == 0, seconds=1)
         tiny.wait_for(lambda: tiny.metric(address, "speechgpt_replies") == 0, seconds=1)
     assert answer(client) == tiny.SUM_ANSWER
+
+
+def test_a_client_that_breaks_off_its_body_is_no_bug(address, caplog):
+    place = urlsplit(address)
+    with caplog.at_level(logging.INFO, "speechgpt_jax.serving"):
+        with socket.create_connection((place.hostname, place.port)) as connection:
+            connection.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\n"
+                b"Content-Length: 1000\r\n\r\n{"
+            )
+            tiny.wait_for(lambda: tiny.metric(address, "speechgpt_replies") == 1)
+        tiny.wait_for(lambda: tiny.metric(address, "speechgpt_replies") == 0)
+        tiny.wait_for(lambda: any('"status": 499' in line for line in caplog.messages))
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_a_reply_that_takes_too_long():
