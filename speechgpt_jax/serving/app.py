@@ -370,15 +370,18 @@ class _Keyed:
             )
         if hmac.compare_digest(given.encode(), self._api_key.encode()):
             await self._app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await WebSocket(scope, receive, send).close(1008, "The API key is wrong or missing.")
-        else:
-            error = ApiError(
+            return
+        refusal = error_response(
+            ApiError(
                 401,
                 "The API key is wrong or missing; expected the header Authorization: Bearer KEY.",
                 code="invalid_api_key",
             )
-            await error_response(error)(scope, receive, send)
+        )
+        if scope["type"] == "websocket":
+            await WebSocket(scope, receive, send).send_denial_response(refusal)
+        else:
+            await refusal(scope, receive, send)
 
 
 class _Admitted:

@@ -71,9 +71,11 @@ class Completion:
         fields: dict[str, Any] = {"sampling": dataclasses.replace(settings.sampling, **given)}
         if request.seed is not None:
             fields["seed"] = request.seed % 2**32
-        # Either of the two names, the newer one first.
-        if most := request.max_completion_tokens or request.max_tokens:
-            fields["max_new_tokens"] = most
+        # The newer name wins.
+        for name in ("max_tokens", "max_completion_tokens"):
+            if (most := getattr(request, name)) is not None:
+                self._talker.check_length(name, most)
+                fields["max_new_tokens"] = most
         voice = request.audio.voice if request.is_aloud and request.audio else None
         return self._talker.conversation(voice=voice, **fields)
 

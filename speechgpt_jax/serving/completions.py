@@ -72,11 +72,7 @@ class TokenCompletion:
           ApiError: the model or the grammar is unknown, or the answer would be too long.
         """
         protocol.check_choice("model", request.model, [name], status=404)
-        most = talker.settings.max_new_tokens
-        if request.max_tokens > most:
-            raise invalid(
-                f"max_tokens: expected at most {most}, got {request.max_tokens}.", "max_tokens"
-            )
+        talker.check_length("max_tokens", request.max_tokens)
         self.in_progress: Answer | None = None
         self._talker, self._request, self._name = talker, request, name
         self._tokenizer = talker.model.tokenizer

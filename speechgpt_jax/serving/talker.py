@@ -109,33 +109,26 @@ class Talker:
             conversation.answer(question)
         self.is_ready = True
 
-    def conversation(
-        self,
-        *,
-        voice: str | None = None,
-        name_of_length: str = "max_completion_tokens",
-        **fields,
-    ) -> Conversation:
+    def conversation(self, *, voice: str | None = None, **fields) -> Conversation:
         """A new conversation with the server's settings and the given fields.
 
         Args:
           voice: name of the voice.
-          name_of_length: what the client calls `max_new_tokens`.
           **fields: other fields of `Conversation`.
 
         Raises:
-          ApiError: the voice is unknown, or the reply would be longer than the server allows.
+          ApiError: the voice is unknown.
         """
         if voice is not None:
             check_choice("voice", voice, self.voices)
             fields["speaker"] = 0 if voice == "default" else voice
-        most = self.settings.max_new_tokens
-        if fields.get("max_new_tokens", most) > most:
-            raise invalid(
-                f"{name_of_length}: expected at most {most}, got {fields['max_new_tokens']}.",
-                name_of_length,
-            )
         return dataclasses.replace(self.settings, history=[], **fields)
+
+    def check_length(self, name: str, tokens: int) -> None:
+        """Raises an ApiError if a reply of this length, given in the field `name`, is too long."""
+        most = self.settings.max_new_tokens
+        if tokens > most:
+            raise invalid(f"{name}: expected at most {most}, got {tokens}.", name)
 
     async def decode(self, data: bytes, format: str | None = None) -> np.ndarray:
         """A recording of a request as float32 [samples] at 16 kHz; format "pcm16" has no header.

@@ -175,7 +175,12 @@ def test_length_and_seed(client):
         ({"stop": ["a"] * 5}, "stop: ", "stop"),
         ({**ALOUD, "stop": "a"}, "stop is only allowed for replies without audio", "stop"),
         ({"max_tokens": 0}, "max_tokens: expected greater", "max_tokens"),
-        ({"max_tokens": 97}, "expected at most 96, got 97", "max_completion_tokens"),
+        ({"max_tokens": 97}, "max_tokens: expected at most 96, got 97", "max_tokens"),
+        (
+            {"max_completion_tokens": 98},
+            "max_completion_tokens: expected at most 96, got 98",
+            "max_completion_tokens",
+        ),
         ({"modalities": ["text", "audio"]}, "audio is required", "audio"),
         ({**ALOUD, "audio": {"voice": "alloy", "format": "wav"}}, "one of slt, rms", "voice"),
         ({**ALOUD, "audio": {"voice": "slt", "format": "ogg"}}, "got 'ogg'", "audio.format"),

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 import pytest
+import websockets.exceptions
 
 from speechgpt_jax.serving import server, sound
 from speechgpt_jax.serving.limits import Limits
@@ -68,10 +69,13 @@ def test_the_realtime_key(client):
     with client.realtime.connect(model="tiny") as connection:
         assert connection.recv().type == "session.created"
     with (
-        pytest.raises(Exception, match="403"),
+        pytest.raises(websockets.exceptions.InvalidStatus) as refused,
         client.with_options(api_key="wrong").realtime.connect(model="tiny"),
     ):
         pass
+    response = refused.value.response
+    assert response.status_code == 401
+    assert "API key is wrong" in json.loads(response.body)["error"]["message"]
 
 
 def test_other_pages(address):
@@ -106,7 +110,7 @@ def test_a_client_that_sends_a_large_body_to_its_end_gets_the_error(address):
     place, body = urlsplit(address), b" " * 8_000_000
     lengths = [f"Content-Length: {len(body)}", "Transfer-Encoding: chunked"]
     for length in lengths:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\n"
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\n"
         with socket.create_connection((place.hostname, place.port), timeout=10) as connection:
             connection.sendall(f"{head}{length}\r\n\r\n".encode())
             is_chunked = length == lengths[1]

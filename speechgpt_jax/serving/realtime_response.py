@@ -1,0 +1,172 @@
+"""A response of a Realtime session: from `response.created` to `response.done`."""
+
+import asyncio
+import base64
+import contextlib
+from typing import Any
+
+from starlette.websockets import WebSocketDisconnect
+
+from speechgpt_jax.decoding.conversation import Conversation, Question
+from speechgpt_jax.decoding.events import Sound, Text, Transcript
+from speechgpt_jax.serving.http import explain
+from speechgpt_jax.serving.realtime_channel import Channel, message, new_id
+from speechgpt_jax.serving.sound import Encoder
+from speechgpt_jax.serving.talker import Talker, num_tokens
+
+
+class Response:
+    """The answer to one message, which is sent while the session goes on receiving.
+
+    Attributes:
+      question: what is answered.
+      asked: id of its item.
+      has_failed: it ended by an error, and the question can be asked again.
+    """
+
+    def __init__(
+        self,
+        talker: Talker,
+        channel: Channel,
+        conversation: Conversation,
+        modality: str,
+        question: Question,
+        asked: str,
+    ):
+        """
+        Args:
+          talker: answers the question.
+          channel: where the events are sent.
+          conversation: made by `talker.conversation`; holds the earlier turns.
+          modality: "audio" or "text".
+          question, asked: see above.
+        """
+        self._talker, self._channel, self._conversation = talker, channel, conversation
+        self._modality = modality
+        self.question, self.asked, self.has_failed = question, asked, False
+        self._id, self._item_id = new_id("resp"), new_id("item")
+        self._transcript = self._text = ""
+        self._task: asyncio.Task | None = None
+        self._is_begun = False
+        self._previous: str | None = None  # Id of the item before it.
+        self._reason = ""  # Why it was cancelled.
+
+    @property
+    def is_in_progress(self) -> bool:
+        """Whether `response.done` is still to be sent."""
+        return self._task is not None and not self._task.done()
+
+    async def begin(self) -> None:
+        """Sends `response.created`; a task sends all other events."""
+        await self._channel.send("response.created", response=self._described("in_progress"))
+        self._task = asyncio.create_task(self._run())
+        # A task that is cancelled before its first step would not send its end.
+        await asyncio.sleep(0)
+
+    async def cancel(self, reason: str) -> None:
+        """Ends it if it is in progress; `reason` is one of OpenAI's, as "client_cancelled"."""
+        if self._task and not self._task.done():
+            self._reason = reason
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
+                await self._task
+
+    async def _run(self) -> None:
+        """A cancelled response also ends with `response.done`."""
+        status, details = "completed", None
+        try:
+            with self._talker.admitted():
+                await self._send_reply()
+            answer = self._conversation.in_progress
+            if answer and answer.finish_reason == "length":
+                status, details = "incomplete", {"reason": "max_output_tokens"}
+        except asyncio.CancelledError:
+            status, details = "cancelled", {"reason": self._reason}
+        except WebSocketDisconnect:
+            return
+        except Exception as error:
+            status, details = "failed", {"error": explain(error).body()["error"]}
+            self.has_failed = True
+        if self._is_begun:
+            item = self._item(status)
+            await self._channel.send(
+                "response.output_item.done", item=item, response_id=self._id, output_index=0
+            )
+            await self._channel.end_item(item, self._previous)
+        details = {"type": status, **(details or {})}
+        await self._channel.send("response.done", response=self._described(status, details))
+
+    async def _send_reply(self) -> None:
+        is_aloud = self._modality == "audio"
+        item = message(self._item_id, "assistant", None, "in_progress")
+        part = {"type": self._modality, **({"transcript": ""} if is_aloud else {"text": ""})}
+        place = {"response_id": self._id, "output_index": 0}
+        inside = {**place, "item_id": self._item_id, "content_index": 0}
+        words = "response.output_audio_transcript" if is_aloud else "response.output_text"
+        await self._channel.send("response.output_item.added", item=item, **place)
+        self._is_begun, self._previous = True, await self._channel.begin_item(item)
+        await self._channel.send("response.content_part.added", part=part, **inside)
+
+        encoder = Encoder("pcm16")
+        conversation, question = self._conversation, self.question
+        events = self._talker.reply(
+            conversation, lambda: conversation.ask(question, aloud=is_aloud)
+        )
+        async with contextlib.aclosing(events):
+            async for event in events:
+                if self._transcript and not isinstance(event, Transcript):
+                    await self._send_transcript()
+                match event:
+                    case Transcript(text):
+                        self._transcript += text
+                    case Text(text):
+                        self._text += text
+                        await self._channel.send(f"{words}.delta", delta=text, **inside)
+                    case Sound(wav) if is_aloud:
+                        await self._send_sound(encoder.encode(wav), inside)
+        await self._send_transcript()
+        if is_aloud:
+            await self._send_sound(encoder.finish(), inside)
+            await self._channel.send("response.output_audio.done", **inside)
+        done = {"transcript" if is_aloud else "text": self._text}
+        await self._channel.send(f"{words}.done", **done, **inside)
+        await self._channel.send("response.content_part.done", part={**part, **done}, **inside)
+
+    async def _send_sound(self, data: bytes, inside: dict[str, Any]) -> None:
+        delta = base64.b64encode(data).decode()
+        await self._channel.send("response.output_audio.delta", delta=delta, **inside)
+
+    async def _send_transcript(self) -> None:
+        """The transcript of the question, once it is complete."""
+        if self._transcript:
+            await self._channel.send(
+                "conversation.item.input_audio_transcription.completed",
+                item_id=self.asked,
+                content_index=0,
+                transcript=self._transcript,
+                usage={"type": "tokens", "input_tokens": 0, "output_tokens": 0, "total_tokens": 0},
+            )
+        self._transcript = ""
+
+    def _item(self, status: str) -> dict[str, Any]:
+        """The item of the answer; `status` is the response's."""
+        name = "transcript" if self._modality == "audio" else "text"
+        content = {"type": f"output_{self._modality}", name: self._text}
+        is_whole = status == "completed"
+        return message(
+            self._item_id, "assistant", content, "completed" if is_whole else "incomplete"
+        )
+
+    def _described(self, status: str, details: dict | None = None) -> dict[str, Any]:
+        prompt, reply = num_tokens(self._conversation)
+        usage = {"input_tokens": prompt, "output_tokens": reply, "total_tokens": prompt + reply}
+        is_over = status != "in_progress"
+        return {
+            "id": self._id,
+            "object": "realtime.response",
+            "status": status,
+            "status_details": details,
+            "output_modalities": [self._modality],
+            "output": [self._item(status)] if is_over else [],
+            "usage": usage if is_over else None,
+        }
