@@ -35,11 +35,17 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import SHIPPED_HUBERT, SHIPPED_VOCODER
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.models.llama import Llama
+from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from speechgpt_jax.speech.recordings import HOP
 from speechgpt_jax.speech.vocoder.streaming import READY, stream
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.unit_text import START, units_to_text
+
+# Frames for each token of the context: of a longer recording the beginning is encoded first. Speech
+# has a unit for every second or third frame.
+_BEGINNING = 4
 
 Question = str | np.ndarray  # A text, or a recording: float32 [samples] at 16 kHz.
 
@@ -127,14 +133,29 @@ class SpeechModel:
         """Unit text of a recording, float32 [samples] at 16 kHz.
 
         Raises:
-          UserError: it is shorter than one frame.
+          UserError: it is shorter than one frame, or far too long for the context.
         """
+        self._check_beginning(wav)
         units, _ = self.speech2unit(wav)
         if not len(units):
             raise UserError(
                 f"{len(wav)} samples are shorter than one frame; expected at least 400 (25 ms)."
             )
         return units_to_text(units)
+
+    def _check_beginning(self, wav: np.ndarray) -> None:
+        """Raises a UserError if the beginning of a long recording alone fills the context.
+
+        Its whole length says nothing: an hour of silence may be a single unit.
+        """
+        context = self.engine.context
+        samples = _BEGINNING * context * HOP
+        if len(wav) > samples and len(self.speech2unit(wav[:samples])[0]) > context:
+            raise UserError(
+                f"the recording has {len(wav) / SAMPLE_RATE:.0f} s, and the units of its first"
+                f" {samples / SAMPLE_RATE:.0f} s are longer than the context, {context} tokens:"
+                " give a shorter recording."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,10 @@ from speechgpt_jax import prompts
 from speechgpt_jax.decoding.conversation import Conversation, Reply, SpeechModel
 from speechgpt_jax.decoding.events import Sound, Text, Transcript, Units
 from speechgpt_jax.decoding.sampling import Sampling
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig
+from speechgpt_jax.unit_text import units_in
 from tests.decoding.conftest import ANSWER_UNITS
 
 pytestmark = pytest.mark.slow
@@ -48,6 +51,15 @@ def test_other_requests_give_replies_of_the_right_kind(conversation, wav):
     assert not written.units and not written.transcript and not len(written.wav)
     assert not conversation.answer("Say it aloud. This is input: good day").text
     assert isinstance(conversation.transcribe(wav), str)
+
+
+def test_the_beginning_of_a_long_recording_tells_that_it_is_too_long(untrained_run, wav):
+    model = SpeechModel.from_run(untrained_run, num_slots=1, context=40)
+    speech = np.resize(wav, 20 * SAMPLE_RATE)
+    with pytest.raises(UserError, match=r"recording has 20 s, .* first 3 s .* context, 40 tokens"):
+        model.unit_text(speech)
+    # As much silence has few units.
+    assert units_in(model.unit_text(np.zeros_like(speech)))
 
 
 def test_a_seed_repeats_the_conversation(conversation):
