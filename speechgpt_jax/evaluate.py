@@ -92,8 +92,10 @@ def main() -> None:
 
         more_metrics.append(spoken.SpokenAnswers.by_default())
     if ANSWERS.value:
+        folder = OUTPUT_DIR.value or ANSWERS.value
+        evaluate.read_saved(folder)  # A damaged file is reported before the work.
         metrics = evaluate.evaluate_answers(rows, more_metrics)
-        evaluate.save(OUTPUT_DIR.value or ANSWERS.value, answered_split, metrics)
+        evaluate.save(folder, answered_split, metrics)
     else:
         tasks_of_flag = {} if TASKS.value is None else {"tasks": TASKS.value}
         metrics = gin_utils.call(

@@ -39,7 +39,7 @@ from speechgpt_jax.arguments import (
     positive_int,
 )
 from speechgpt_jax.decoding import flags as talk
-from speechgpt_jax.errors import UserError, one_line_errors
+from speechgpt_jax.errors import UserError, naming, one_line_errors
 from speechgpt_jax.files import is_remote
 from speechgpt_jax.gin_utils import hush_libraries
 from speechgpt_jax.manifests import read_rows, resolve
@@ -203,9 +203,11 @@ def read_examples() -> list[tuple[dict, list[int]]]:
     from speechgpt_jax.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_pretrained(f"{talk.RUN.value}/tokenizer")
-    found = examples.read(tokenizer, PROMPTS_TASK.value, SPLIT.value, NUM_EXAMPLES.value)
+    found = list(examples.read(tokenizer, PROMPTS_TASK.value, SPLIT.value, NUM_EXAMPLES.value))
     if not found:
-        raise UserError(f"{PROMPTS_TASK.value} has no examples in its split {SPLIT.value}.")
+        raise UserError(
+            f"{PROMPTS_TASK.value} has no examples in split {SPLIT.value}; name another --split."
+        )
     return [
         (
             {
@@ -217,6 +219,14 @@ def read_examples() -> list[tuple[dict, list[int]]]:
         )
         for example in found
     ]
+
+
+def name_of(row: dict) -> str:
+    """What messages call a row of --prompts or --prompts_task."""
+    if PROMPTS_TASK.value:
+        return f"example {row['example']}"
+    question = row.get("audio", row.get("text"))
+    return question if len(question) <= 60 else f"{question[:60]}..."
 
 
 def answer_question(conversation: Conversation, row: dict) -> dict:
@@ -245,7 +255,8 @@ def answer_all(rows: list[dict], answer: Callable[[Conversation, dict], dict]) -
         conversation = talk.start_conversation(model, has_sound=False)
 
         def answered(row: dict) -> dict:
-            parts = answer(dataclasses.replace(conversation, history=[]), row)
+            with naming(name_of(row)):
+                parts = answer(dataclasses.replace(conversation, history=[]), row)
             return {"answer": {name: part for name, part in parts.items() if part}}
 
         settings = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(talk)}

@@ -247,3 +247,13 @@ def test_answers_that_cannot_be_scored(tmp_path, row):
     assert process.returncode == 1
     assert "expected in each row of answers" in process.stderr.splitlines()[-1]
     assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_a_damaged_evaluation_is_reported_before_answers_are_scored(tmp_path):
+    row = {"task": "no_such_task", "prompt": "", "target": "", "answer": {}}
+    (tmp_path / "answers-00000-of-00001.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "settings.json").write_text('{"split": "test"}')
+    (tmp_path / "evaluation.json").write_text('{"test": 5}')
+    process = start("speechgpt_jax.evaluate", f"--answers={tmp_path}")
+    assert process.returncode == 1
+    assert "evaluation.json has no metrics by split" in process.stderr.splitlines()[-1]

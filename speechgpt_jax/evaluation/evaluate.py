@@ -62,7 +62,8 @@ def evaluate_run(
       devices: number of devices over which the model is sharded; None: it is on the first one.
 
     Raises:
-      UserError: a task or its split is unknown, or the run can't be loaded.
+      UserError: a task or its split is unknown, a task has another template than the run, or the
+        run can't be loaded.
     """
     if not tasks:
         raise UserError("Got no tasks; name at least one SeqIO task or mixture.")
@@ -73,6 +74,8 @@ def evaluate_run(
     if output_dir:
         read_saved(output_dir)
     tokenizer = Tokenizer.from_pretrained(epath.Path(run) / "tokenizer")
+    for task in tasks:
+        examples.check_template(tokenizer, task)
     model, mesh = load_llama(run, devices)
     metrics: Metrics = {}
     for task in tasks:

@@ -8,6 +8,7 @@ import numpy as np
 import seqio
 
 from speechgpt_jax.data import registry
+from speechgpt_jax.data.vocabulary import Vocabulary
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.tokenizer import Tokenizer
 
@@ -27,9 +28,16 @@ class Example(NamedTuple):
 
 
 def check_template(tokenizer: Tokenizer, name: str) -> None:
-    """Raises a UserError if the dialogues of a task are not in the template of the run."""
+    """Raises a UserError unless a task has dialogues in the template of the run."""
     for task in seqio.get_subtasks(registry.find(name)):
-        theirs = task.output_features["targets"].vocabulary.tokenizer.template
+        vocabulary = task.output_features["targets"].vocabulary
+        if not isinstance(vocabulary, Vocabulary):
+            raise UserError(
+                f"task {task.name} has a {type(vocabulary).__name__} of another package, which has"
+                " no template of dialogues: register it with data.vocabulary.Vocabulary and the"
+                " run's tokenizer."
+            )
+        theirs = vocabulary.tokenizer.template
         if theirs != tokenizer.template:
             raise UserError(
                 f"task {task.name} has the template {theirs.name!r} and the run"

@@ -75,11 +75,16 @@ def test_other_files_among_the_shards(tmp_path):
 
 def infer(run, *arguments):
     """What the command prints, with two devices."""
-    command = ["speechgpt_jax.infer", f"--run={run}", "--max_new_tokens=8", "--context=256"]
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
-    done = processes.run(processes.run_module, *command, *arguments, XLA_FLAGS=flags)
+    done = start_infer(run, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def start_infer(run, *arguments, **variables):
+    command = ["speechgpt_jax.infer", f"--run={run}", "--max_new_tokens=8", "--context=256"]
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    variables["XLA_FLAGS"] = flags
+    return processes.run(processes.run_module, *command, *arguments, **variables)
 
 
 @pytest.mark.slow
@@ -132,3 +137,45 @@ def test_the_command_answers_the_prompts_of_a_task(untrained_run, tmp_path):
     shards[0].unlink()
     with pytest.raises(UserError, match="lacks 1 of 2 shards, such as answers-00000-of-00002"):
         read_answers(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_command_names_the_question_that_it_cannot_answer(untrained_run, tmp_path):
+    questions = tmp_path / "questions.jsonl"
+    long = "why is it " + "so " * 300
+    questions.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("who?", long)))
+    files = [f"--prompts={questions}", f"--answers={tmp_path / 'answers'}"]
+    done = start_infer(untrained_run, "--written", *files)
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"Error: {long[:60]}...: A prompt of ") and "the context" in line
+
+
+EMPTY = """
+import seqio, tensorflow as tf
+from speechgpt_jax.data.vocabulary import Vocabulary
+from speechgpt_jax.tokenizer import DEMO_TOKENIZER
+
+seqio.TaskRegistry.add(
+    "empty",
+    source=seqio.FunctionDataSource(
+        lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(
+            {"targets": tf.zeros([0, 3], tf.int32)}
+        ),
+        splits=["test"],
+    ),
+    output_features={"targets": seqio.Feature(Vocabulary.from_pretrained(DEMO_TOKENIZER))},
+)
+"""
+
+
+@pytest.mark.slow
+def test_the_command_says_that_a_task_has_no_examples(untrained_run, tmp_path):
+    (tmp_path / "my_empty_task.py").write_text(EMPTY)
+    flags = ["--prompts_task=empty", "--module_import=my_empty_task"]
+    answers = tmp_path / "answers"
+    done = start_infer(untrained_run, *flags, f"--answers={answers}", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    expected = "Error: empty has no examples in split test; name another --split."
+    assert done.stderr.splitlines()[-1] == expected
+    assert not (answers / "settings.json").exists()

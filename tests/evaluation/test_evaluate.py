@@ -12,7 +12,7 @@ import tasks  # noqa: F401 (registers them)
 from speechgpt_jax import gin_utils
 from speechgpt_jax.decoding.masks import FORMS
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.evaluation import evaluate
+from speechgpt_jax.evaluation import evaluate, metrics
 from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.prompts import Response
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
@@ -156,6 +156,21 @@ def test_tasks_are_checked_before_the_model_is_loaded(names, split, message, tas
     # No run is in the folder: loading it would raise another error.
     with pytest.raises(UserError, match=message):
         evaluate.evaluate_run(tmp_path, tasks=names, split=split)
+
+
+def test_a_task_without_a_template_is_refused_before_the_model_is_loaded(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    seqio.TaskRegistry.add(
+        "bytes",
+        source=seqio.FunctionDataSource(lambda split, shuffle_files: None, splits=["test"]),
+        output_features={"targets": seqio.Feature(seqio.ByteVocabulary())},
+        metric_fns=[metrics.word_error_rate],
+    )
+    try:
+        with pytest.raises(UserError, match="task bytes has a ByteVocabulary of another package"):
+            evaluate.evaluate_run(tmp_path, tasks=["bytes"])
+    finally:
+        seqio.TaskRegistry.remove("bytes")
 
 
 @pytest.mark.parametrize("numbers", [{"num_examples": 0}, {"batch_size": 0}])
