@@ -225,7 +225,7 @@ def name_of(row: dict) -> str:
     """What messages call a row of --prompts or --prompts_task."""
     if PROMPTS_TASK.value:
         return f"example {row['example']}"
-    question = row.get("audio", row.get("text"))
+    question = row["text"] if "text" in row else row["audio"]
     return question if len(question) <= 60 else f"{question[:60]}..."
 
 

@@ -20,6 +20,7 @@ from speechgpt_jax import arguments, checkpoints, files
 from speechgpt_jax.conversion import adapters, gguf, llama
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.gin_utils import hush_libraries
+from speechgpt_jax.models.llama_config import LlamaConfig
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -72,7 +73,8 @@ def _from_hf(args: argparse.Namespace) -> None:
 
 
 def _to_hf(args: argparse.Namespace) -> None:
-    has_adapter = bool(checkpoints.read_metadata(args.run)["model"]["lora"])
+    config = LlamaConfig.from_metadata(checkpoints.read_metadata(args.run), args.run)
+    has_adapter = config.lora is not None
     if has_adapter and args.merge == bool(args.base):
         raise UserError(
             f"{args.run} has an adapter: give either --merge, or --base=FOLDER with the export of"

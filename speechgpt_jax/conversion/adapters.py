@@ -29,7 +29,7 @@ from speechgpt_jax.conversion.llama_format import LAYER, PART_OF
 from speechgpt_jax.errors import UserError, naming
 from speechgpt_jax.fields import Fields
 from speechgpt_jax.models.layers import LoraConfig
-from speechgpt_jax.models.llama import LlamaConfig
+from speechgpt_jax.models.llama_config import LlamaConfig
 from speechgpt_jax.training.start import ADAPTER
 
 _NEW_EMBEDDINGS = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
@@ -85,7 +85,7 @@ def from_peft(folder: epath.Path, out: epath.Path, base: epath.Path) -> None:
         folder / "adapter_config.json", "the adapter_config.json of a PEFT adapter"
     )
     base_metadata = checkpoints.read_metadata(base)
-    base_config = LlamaConfig.from_dict(base_metadata["model"])
+    base_config = LlamaConfig.from_metadata(base_metadata, base)
     if base_config.lora:
         raise UserError(
             f"{base} has an adapter of its own, and a run has one: merge it first by `convert_llama"
@@ -128,7 +128,7 @@ def to_peft(run: epath.Path, out: epath.Path, base: str, context_length: int | N
     """
     files.refuse_existing(out.parent, out.name)
     saved = checkpoints.read_metadata(run)
-    config = LlamaConfig.from_dict(saved["model"])
+    config = LlamaConfig.from_metadata(saved, run)
     shapes = checkpoints.own_parameter_shapes(run)
     if not (saved["base"] and any(name.endswith(ADAPTER) for name in shapes)):
         raise UserError(f"{run} has no adapter apart from its base; leave out --base.")

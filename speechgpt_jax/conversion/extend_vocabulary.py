@@ -9,7 +9,7 @@ from etils import epath
 from speechgpt_jax import checkpoints, files
 from speechgpt_jax.conversion import llama
 from speechgpt_jax.errors import UserError, naming
-from speechgpt_jax.models.llama import LlamaConfig
+from speechgpt_jax.models.llama_config import LlamaConfig
 from speechgpt_jax.training.start import VOCABULARY_AXIS
 
 # Rows whose moments are computed at once, so that a large embedding is not copied.
@@ -48,7 +48,7 @@ def extend(
     """
     files.refuse_existing(out.parent, out.name)
     saved = checkpoints.read_metadata(base)
-    old = LlamaConfig.from_dict(saved["model"])
+    old = LlamaConfig.from_metadata(saved, base)
     if old.lora:
         raise UserError(
             f"{base} has an adapter: merge it by `convert_llama to_hf RUN OUT --merge`, and convert"

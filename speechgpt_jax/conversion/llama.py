@@ -32,7 +32,8 @@ from speechgpt_jax.conversion import (
 from speechgpt_jax.conversion.weights import Weights
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.fields import Fields
-from speechgpt_jax.models.llama import Llama, LlamaConfig
+from speechgpt_jax.models.llama import Llama
+from speechgpt_jax.models.llama_config import LlamaConfig
 from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.training.start import ADAPTER, LOW_RANK, NEW_ROWS, VOCABULARY_AXIS
 
@@ -215,7 +216,7 @@ def to_hf(
     files.refuse_existing(out.parent, out.name)
     saved = checkpoints.read_metadata(run)
     source = saved.get("hugging_face", {})
-    config = LlamaConfig.from_dict(saved["model"])
+    config = LlamaConfig.from_metadata(saved, run)
     shapes = checkpoints.parameter_shapes(run)
     stored = str(shapes["embed_tokens"].dtype)
     tokenizer = run_tokenizer(run)

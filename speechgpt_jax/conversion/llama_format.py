@@ -12,7 +12,7 @@ from speechgpt_jax.decoding.sampling import Sampling
 from speechgpt_jax.errors import UserError, naming
 from speechgpt_jax.fields import Fields
 from speechgpt_jax.models.layers import PROJECTIONS, LinearRopeScaling, Llama3RopeScaling
-from speechgpt_jax.models.llama import LlamaConfig
+from speechgpt_jax.models.llama_config import LlamaConfig
 from speechgpt_jax.tokenizer import Tokenizer
 
 LAYER = "model.layers.*"

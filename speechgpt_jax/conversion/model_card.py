@@ -9,7 +9,8 @@ from etils import epath
 from speechgpt_jax import checkpoints
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import read_json
-from speechgpt_jax.models.llama import LlamaConfig, param_count
+from speechgpt_jax.models.llama import param_count
+from speechgpt_jax.models.llama_config import LlamaConfig
 from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.training.progress import read_metrics
 

@@ -31,7 +31,8 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.models.collectives import target_platform
 from speechgpt_jax.models.decoder import make_decoder
-from speechgpt_jax.models.llama import DType, Llama, LlamaConfig
+from speechgpt_jax.models.llama import Llama
+from speechgpt_jax.models.llama_config import DType, LlamaConfig
 from speechgpt_jax.speech.cpu.devices import parallelism, single_core_device
 
 # Room in the cache, in tokens per slot; it is doubled when the longest request needs more.

@@ -8,7 +8,8 @@ from jax.sharding import Mesh
 
 from speechgpt_jax import checkpoints, sharding
 from speechgpt_jax.limits import check_number
-from speechgpt_jax.models.llama import DECODING_SIZES, Llama, LlamaConfig, check_mesh
+from speechgpt_jax.models.llama import DECODING_SIZES, Llama, check_mesh
+from speechgpt_jax.models.llama_config import LlamaConfig
 
 
 def load_llama(run: str | os.PathLike, devices: int | None = None) -> tuple[Llama, Mesh | None]:
@@ -29,7 +30,7 @@ def load_llama(run: str | os.PathLike, devices: int | None = None) -> tuple[Llam
         return checkpoints.load_model(run, build_llama), None
     local = jax.local_devices()
     check_number("the number of devices (--mesh)", devices, at_least=1, at_most=len(local))
-    config = LlamaConfig.from_dict(checkpoints.read_metadata(run)["model"])
+    config = LlamaConfig.from_metadata(checkpoints.read_metadata(run), run)
     sizes = sharding.MeshConfig(data=1, fsdp=1, model=devices)
     mesh = sharding.create_mesh(sizes, local[:devices])
     check_mesh(config, mesh, DECODING_SIZES)

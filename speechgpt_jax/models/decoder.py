@@ -16,16 +16,8 @@ from flax import nnx
 from speechgpt_jax.models.collectives import constrain
 from speechgpt_jax.models.kv_cache import CACHE_AXES, KVCache
 from speechgpt_jax.models.layers import Dense, parameter
-from speechgpt_jax.models.llama import (
-    OUTPUT_AXES,
-    Block,
-    DType,
-    Llama,
-    LlamaConfig,
-    rotary_angles,
-    unembed,
-    unstack,
-)
+from speechgpt_jax.models.llama import OUTPUT_AXES, Block, Llama, rotary_angles, unembed, unstack
+from speechgpt_jax.models.llama_config import DType, LlamaConfig
 
 
 class Decoder(nnx.Module):

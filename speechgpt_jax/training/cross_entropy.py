@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from speechgpt_jax.models.collectives import constrain, gather, matmul, weight_gradient
-from speechgpt_jax.models.llama import MASKED_LOGIT, OUTPUT_AXES, padded
+from speechgpt_jax.models.llama import MASKED_LOGIT, OUTPUT_AXES
+from speechgpt_jax.models.llama_config import padded
 
 # Logsumexp, the target's logit (0 if the target is no token of the kernel) and the largest logit,
 # each float32 [B, T].

@@ -26,7 +26,8 @@ from speechgpt_jax.checkpoints import Checkpoints, Keep, read_metadata
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import best_effort, check_writable_folder, write_text
 from speechgpt_jax.limits import check_number
-from speechgpt_jax.models.llama import SHARDED_SIZES, LlamaConfig, check_mesh
+from speechgpt_jax.models.llama import SHARDED_SIZES, check_mesh
+from speechgpt_jax.models.llama_config import LlamaConfig
 from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.training import held_out as held_out_losses

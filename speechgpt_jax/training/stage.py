@@ -16,7 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from speechgpt_jax import sharding, xla_options
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_choice, check_number
-from speechgpt_jax.models.llama import Llama, LlamaConfig
+from speechgpt_jax.models.llama import Llama
+from speechgpt_jax.models.llama_config import LlamaConfig
 from speechgpt_jax.training import utilization
 from speechgpt_jax.training.optimizer import (
     AdamW,

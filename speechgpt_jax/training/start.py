@@ -9,7 +9,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from speechgpt_jax import checkpoints, sharding
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.models.llama import Llama, LlamaConfig
+from speechgpt_jax.models.llama import Llama
+from speechgpt_jax.models.llama_config import LlamaConfig
 from speechgpt_jax.training.progress import print_once
 
 # Parameters with one row per token, and the axis of the rows.
@@ -66,7 +67,7 @@ def initial_parameters(
 
 def number_of_tokens(checkpoint: str) -> int:
     """Number of tokens in use in a checkpoint; its arrays also have padding rows."""
-    return checkpoints.read_metadata(checkpoint)["model"]["vocab_size"]
+    return LlamaConfig.from_metadata(checkpoints.read_metadata(checkpoint), checkpoint).vocab_size
 
 
 def _check_names(saved, expected, start_from):
@@ -82,7 +83,7 @@ def _check_names(saved, expected, start_from):
 
 def _check_numerics(config: LlamaConfig, start_from: str) -> None:
     """Compares the fields that the shapes of the parameters don't show."""
-    saved = LlamaConfig.from_dict(checkpoints.read_metadata(start_from)["model"])
+    saved = LlamaConfig.from_metadata(checkpoints.read_metadata(start_from), start_from)
     for name in ("num_heads", "num_kv_heads", "head_dim"):
         if getattr(config, name) != getattr(saved, name):
             raise UserError(

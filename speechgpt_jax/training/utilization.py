@@ -12,7 +12,8 @@ from collections.abc import Iterable
 
 import jax
 
-from speechgpt_jax.models.llama import LlamaConfig, matmul_flops_per_token
+from speechgpt_jax.models.llama import matmul_flops_per_token
+from speechgpt_jax.models.llama_config import LlamaConfig
 
 # Dense bfloat16 FLOP/s by JAX's `device_kind`, from the vendors' data sheets.
 PEAK_FLOPS = {

@@ -214,6 +214,16 @@ def test_flops_are_two_per_weight_and_attention():
     assert matmul_flops_per_token(config, 1024) - 2 * weights == 4 * 32 * 4096 * 1024
 
 
+@pytest.mark.parametrize(
+    "metadata", [{}, {"model": None}, {"model": {"num_layers": 2}}, {"model": {"size": 9}}]
+)
+def test_metadata_of_another_model_are_refused(metadata):
+    with pytest.raises(UserError, match="runs/hubert is not a run of a language model"):
+        LlamaConfig.from_metadata(metadata, "runs/hubert")
+    fields = dataclasses.asdict(CONFIG)
+    assert LlamaConfig.from_metadata({"model": fields}, "runs/stage1") == CONFIG
+
+
 def test_config_from_dict_inverts_asdict():
     config = dataclasses.replace(CONFIG, lora=LoraConfig(), rope_scaling=LinearRopeScaling(2.0))
     assert LlamaConfig.from_dict(dataclasses.asdict(config)) == config
