@@ -27,6 +27,8 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"),
     "--autoplay-policy=no-user-gesture-required",
+    # Unlike 127.0.0.1, a name of another host is not secure by http.
+    "--host-resolver-rules=MAP plain.example 127.0.0.1",
 )
 # What reaches the loudspeaker goes to window.played too.
 CAPTURE = """
@@ -194,6 +196,33 @@ def test_errors_are_shown(page):
     assert "not readable as sound" in part(turn(page), "error").text
     # The browser reports a status of 400 as an error too.
     assert "400" in page.get_log("browser")[-1]["message"]
+
+
+def test_a_page_of_plain_http_answers_and_replays(browser, address):
+    """Browsers give such pages neither microphone nor worklets."""
+    browser.get(address.replace("127.0.0.1", "plain.example"))
+    tiny.wait_for(lambda: find(browser, "status").text == "Model tiny")
+    assert find(browser, "microphone-note").is_displayed()
+    find(browser, "text").send_keys(tiny.SUM, Keys.ENTER)
+    element = turn(browser)
+    assert part(element, "error").text == ""
+    assert part(element, "answer").text == tiny.SUM_ANSWER
+    replay = part(element, "replay")
+    assert replay.is_displayed()
+    tiny.wait_for(lambda: (replay.get_property("duration") or 0) > 0.3)
+
+
+def test_a_second_question_stops_the_first(page):
+    page.execute_script(
+        "window.fetch = (path, { signal }) => new Promise((_, reject) =>"
+        " signal.addEventListener('abort', () => reject(new DOMException('', 'AbortError'))));"
+    )
+    for text in ("first", "second"):
+        find(page, "text").send_keys(text, Keys.ENTER)
+    time.sleep(0.3)
+    assert find(page, "status").text == "Answering …"
+    find(page, "stop").click()
+    tiny.wait_for(lambda: find(page, "status").text == "Stopped.")
 
 
 def test_keyboard_and_names(page):

@@ -46,8 +46,10 @@ async function ask({ text, file }) {
     turn.end();
     setStatus(`Model ${model}`);
   } catch (error) {
-    if (error.name === "AbortError") setStatus("Stopped.");
-    else turn.fail(error.message), setStatus("The request failed.");
+    if (error.name === "AbortError") {
+      // A newer question has a status of its own.
+      if (stopping.signal === signal) setStatus("Stopped.");
+    } else turn.fail(error.message), setStatus("The request failed.");
     if (error.status === 401) find("key-field").hidden = false;
   } finally {
     if (stopping?.signal === signal) find("stop").disabled = true;

@@ -5,8 +5,10 @@ export const RATE = 24000; // Hz of the API's sound.
 let context;
 let player;
 
-// Browsers start sound only after a click or a key, so the context is made then.
+// Browsers start sound only after a click or a key, so the context is made then. Pages by plain http
+// from other hosts have no AudioWorklet: nothing is played there while it is made.
 export async function openSound() {
+  if (!window.isSecureContext) return;
   if (!context) {
     context = new AudioContext({ sampleRate: RATE });
     await context.audioWorklet.addModule("page/player.js");
@@ -17,11 +19,11 @@ export async function openSound() {
 }
 
 export function onPlayer(handler) {
-  player.port.onmessage = ({ data }) => handler(data);
+  if (player) player.port.onmessage = ({ data }) => handler(data);
 }
 
-export const play = (samples) => player.port.postMessage(samples);
-export const endPlaying = () => player.port.postMessage("end");
+export const play = (samples) => player?.port.postMessage(samples);
+export const endPlaying = () => player?.port.postMessage("end");
 export const clearPlaying = () => player?.port.postMessage("clear");
 
 // Base64 of 16-bit samples -> Float32Array in [-1, 1].
