@@ -74,6 +74,9 @@ def main() -> None:
     try:
         with process_flags.connected(), one_line_errors():
             keep_freed_memory()
+            # `call` reads the data, which may take long, before `train` checks its arguments.
+            names = ["model", "tokenizer", "start_from", "trainable"]
+            lm.check(**gin_utils.arguments(lm.train, names))
             gin_utils.call(
                 lm.train,
                 output_dir=OUTPUT_DIR.value,

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from speechgpt_jax import checkpoints
+from speechgpt_jax.files import SHIPPED_MODEL
 from tests import processes
 
 pytestmark = pytest.mark.slow
@@ -111,3 +112,25 @@ def test_mistakes_are_one_line(start, argument, message):
     [line] = err.splitlines()
     assert line.startswith(message)
     assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("has_base", "message"),
+    [
+        (False, "no checkpoint in BASE; give a run's folder"),
+        (True, "the model has vocab_size 33002 and the tokenizer 1706 tokens"),
+    ],
+)
+def test_start_and_vocabulary_are_checked_before_the_data_are_read(tmp_path, has_base, message):
+    base = SHIPPED_MODEL if has_base else f"{tmp_path}/base"
+    done = processes.run(
+        processes.run_module,
+        "speechgpt_jax.train",
+        "--gin_file=gin/runs/llama_7b_stage1.gin",
+        f"--output_dir={tmp_path / 'run'}",
+        f"--gin.train.start_from={base}",
+        "--gin.TOKENIZER=speechgpt_jax/assets/tokenizer",
+        f"--gin.UNITS={tmp_path}/units-*.txt",
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: {message.replace('BASE', base)}")

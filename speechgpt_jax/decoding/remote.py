@@ -24,6 +24,10 @@ _SECONDS = 60
 _EXPECTED = "expected a server with OpenAI's API, such as http://127.0.0.1:8001/v1."
 
 
+class EngineFailed(UserError):
+    """The server can't be reached, has failed, or runs another model: no fault of the request."""
+
+
 class RemoteEngine:
     """Answers requests as `Engine` does, by a server that runs an export of the model.
 
@@ -117,7 +121,7 @@ class RemoteEngine:
                 for choice in event.get("choices", ()):
                     for token in _tokens(choice):
                         if token.id >= self._masks.table.shape[1]:
-                            raise UserError(
+                            raise EngineFailed(
                                 f"The engine's server wrote the token {token.id}, which the"
                                 " tokenizer lacks: it runs another model than --run."
                             )
@@ -127,7 +131,7 @@ class RemoteEngine:
                         answer.put([token])
                     if reason := choice.get("finish_reason"):
                         return "length" if reason == "length" else "stop"
-        raise UserError(
+        raise EngineFailed(
             f"The engine's server broke off after {answer.num_tokens} tokens of an answer; its log"
             " may say why."
         )
@@ -165,16 +169,17 @@ class RemoteEngine:
             return urllib.request.urlopen(request, timeout=_SECONDS)
         except urllib.error.HTTPError as error:
             message = error.read(500).decode(errors="replace")
-            raise UserError(f"{url} answers {error.code}: {message}") from error
+            kind = UserError if error.code == 400 else EngineFailed
+            raise kind(f"{url} answers {error.code}: {message}") from error
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise UserError(f"{url} can't be reached ({error}); {_EXPECTED}") from error
+            raise EngineFailed(f"{url} can't be reached ({error}); {_EXPECTED}") from error
 
 
 def _events(reply: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
     """Server-sent events.
 
     Raises:
-      UserError: the server reports an error, is silent for too long or breaks off within an event.
+      EngineFailed: it reports an error, is silent for too long or breaks off within an event.
     """
     try:
         for line in reply:
@@ -182,16 +187,16 @@ def _events(reply: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
             if line.startswith(b"data:") and data != "[DONE]":
                 event = json.loads(data)
                 if problem := event.get("error") or (event.get("object") == "error" and event):
-                    raise UserError(f"The engine's server failed: {problem}")
+                    raise EngineFailed(f"The engine's server failed: {problem}")
                 yield event
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise UserError(f"The engine's server broke off an answer: {error!r}") from error
+        raise EngineFailed(f"The engine's server broke off an answer: {error!r}") from error
 
 
 def _tokens(choice: dict[str, Any]) -> Iterator[Token]:
     """Tokens of a choice; their log-probabilities are NaN if the server doesn't give them."""
     ids = choice.get("token_ids") or []
     if choice.get("text") and not ids:
-        raise UserError("The engine's server returns no token_ids; vLLM does from 0.10.2 on.")
+        raise EngineFailed("The engine's server returns no token_ids; vLLM does from 0.10.2 on.")
     logprobs = (choice.get("logprobs") or {}).get("token_logprobs") or []
     yield from map(Token, ids, [*logprobs, *[float("nan")] * (len(ids) - len(logprobs))])

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from speechgpt_jax.decoding.remote import EngineFailed
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.serving.protocol import ApiError
 
@@ -77,6 +78,9 @@ def explain(error: Exception) -> ApiError:
     """The error that a client gets for an exception; bugs are logged with their traceback."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, EngineFailed):
+        LOG.error("%s", error)
+        return ApiError(503, str(error), retry_after=5)
     if isinstance(error, UserError):
         return ApiError(400, str(error))
     LOG.error("bug", exc_info=error)

@@ -127,7 +127,7 @@ def train(
     check_number("save_minutes", 1 if save_minutes is None else save_minutes, above=0)
     check_writable_folder(output_dir)
     check_profile_steps(profile_steps, checkpoints.latest_step(output_dir), steps)
-    _check(model, tokenizer, start_from, trainable)
+    check(model, tokenizer, start_from, trainable)
     phases = Phases()
     with watched(phases, watchdog, output_dir):
         devices = sharding.create_mesh(mesh)
@@ -173,10 +173,13 @@ def train(
     return state
 
 
-def _check(
-    model: LlamaConfig, tokenizer: Tokenizer, start_from: str | None, trainable: str
-) -> None:
-    """Raises a UserError if the arguments of `train` contradict one another."""
+def check(model: LlamaConfig, tokenizer: Tokenizer, start_from: str | None, trainable: str) -> None:
+    """Raises a UserError if these arguments of `train` contradict one another.
+
+    It is fast; `train` does it too.
+    """
+    if start_from is not None:
+        checkpoints.latest(start_from)
     if model.vocab_size != tokenizer.vocab_size:
         raise UserError(
             f"the model has vocab_size {model.vocab_size} and the tokenizer"

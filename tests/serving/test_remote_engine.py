@@ -150,6 +150,19 @@ def test_a_server_that_runs_another_model():
             list(answer)
 
 
+def test_clients_may_try_again_if_the_engine_fails():
+    """Its failure is not theirs: OpenAI's clients repeat what is answered by 503."""
+    here = tiny.speech_model()
+    body = {"model": "tiny", "messages": [{"role": "user", "content": tiny.SUM}]}
+    with foreign_server() as url:
+        there = SpeechModel(url, here.tokenizer, here.speech2unit, here.vocoder, context=256)
+        with tiny.serving(model=there) as address:
+            reply = httpx2.post(f"{address}/v1/chat/completions", json=body, timeout=30)
+    assert reply.status_code == 503 and reply.headers["retry-after"] == "5"
+    error = reply.json()["error"]
+    assert error["type"] == "server_error" and "broke off after 0 tokens" in error["message"]
+
+
 def test_no_server():
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9/v1/models can't be reached"):
         RemoteEngine("http://127.0.0.1:9/v1", tiny.TOKENIZER, MASKS)

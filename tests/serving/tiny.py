@@ -87,10 +87,16 @@ def save_run(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def serving(*, limits: Limits | None = None, wait: bool = True, **options) -> Iterator[str]:
-    """Address of a server in a thread, which stops at the end."""
+def serving(
+    *,
+    limits: Limits | None = None,
+    wait: bool = True,
+    model: SpeechModel | None = None,
+    **options,
+) -> Iterator[str]:
+    """Address of a server in a thread, which stops at the end; by default of `speech_model`."""
     limits = limits or Limits(audio_seconds=5, body_bytes=2**20, seconds=60)
-    settings = Conversation(speech_model(), speaker="slt", max_new_tokens=96)
+    settings = Conversation(model or speech_model(), speaker="slt", max_new_tokens=96)
     app = create_app(settings, Options("tiny", limits=limits, **options))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
