@@ -203,6 +203,15 @@ def test_a_folder_without_a_run(tmp_path):
     assert str(tmp_path) in line
 
 
+def test_a_speaker_is_checked_before_the_model_is_loaded(tmp_path):
+    """The folder holds no run: loading it would end in another error."""
+    arguments = [f"--run={tmp_path}", "--text=a", f"--output={tmp_path}/a.wav", "--speaker=nobody"]
+    process = start("speechgpt_jax.infer", *arguments)
+    assert process.returncode == 1
+    [line] = process.stderr.splitlines()
+    assert line.startswith("Error: ") and "'nobody'" in line and "slt" in line
+
+
 def test_inference_needs_no_tensorflow():
     program = (
         "import speechgpt_jax.infer, speechgpt_jax.decoding.conversation, sys;"

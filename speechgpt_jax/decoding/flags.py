@@ -133,7 +133,11 @@ def load_speech_model(**kwargs: Any) -> SpeechModel:
         )
     compilation_cache.use(by_default=True)
     from speechgpt_jax.decoding.conversation import SpeechModel
+    from speechgpt_jax.speech import pretrained
+    from speechgpt_jax.speech.vocoder.config import VocoderConfig
 
+    # A wrong speaker is reported before the model is loaded, which may take minutes.
+    VocoderConfig.from_json(pretrained.load_fields(VOCODER_FOLDER.value)).speaker_index(_speaker())
     if ENGINE.value:
         kwargs["api_key"] = os.environ.get("SPEECHGPT_ENGINE_KEY") or None
     else:
@@ -153,10 +157,9 @@ def start_conversation(model: SpeechModel, **kwargs: Any) -> Conversation:
     from speechgpt_jax.decoding.conversation import Conversation
     from speechgpt_jax.decoding.sampling import Sampling
 
-    first = SHIPPED_VOICE if VOCODER_FOLDER.value == SHIPPED_VOCODER else 0
     return Conversation(
         model,
-        speaker=SPEAKER.value or first,
+        speaker=_speaker(),
         prefix=PREFIX.value,
         sampling=Sampling(
             TEMPERATURE.value,
@@ -169,3 +172,9 @@ def start_conversation(model: SpeechModel, **kwargs: Any) -> Conversation:
         max_new_tokens=MAX_NEW_TOKENS.value,
         **kwargs,
     )
+
+
+def _speaker() -> int | str:
+    """The speaker of --speaker, or the default one of the vocoder."""
+    first = SHIPPED_VOICE if VOCODER_FOLDER.value == SHIPPED_VOCODER else 0
+    return SPEAKER.value or first

@@ -13,6 +13,7 @@ from speechgpt_jax.decoding.sampling import Sampling
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig
+from speechgpt_jax.tokenizer import DEMO_TOKENIZER, SentencePieceTokenizer
 from speechgpt_jax.unit_text import units_in
 from tests.decoding.conftest import ANSWER_UNITS
 
@@ -121,6 +122,15 @@ def test_sound_shorter_than_a_frame(conversation):
 def test_a_question_longer_than_the_context(conversation):
     with pytest.raises(ValueError, match="longer than the context, 512 tokens"):
         conversation.answer("why? " * 400)
+
+
+def test_the_number_of_units_is_checked_before_the_model_is_loaded(model, tmp_path):
+    """The folder has a tokenizer, but no checkpoint."""
+    tokens = [*(f"<{unit}>" for unit in range(300)), *prompts.ROLE_TOKENS]
+    bare = SentencePieceTokenizer.from_files(DEMO_TOKENIZER / "tokenizer.model", tokens)
+    bare.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(UserError, match="'tokenizer': 300, 'HuBERT': 200, 'vocoder': 200"):
+        SpeechModel.from_run(tmp_path)
 
 
 def test_parts_must_have_the_same_number_of_units(model):
