@@ -50,7 +50,7 @@ NUM_EXAMPLES = define(
 RECOGNISE = flags.DEFINE_bool(
     "recognise",
     False,
-    "Also let two recognisers transcribe the spoken answers; needs the extra recognisers.",
+    "Also let two recognisers transcribe the spoken answers; needs the extra `recognisers`.",
 )
 FORCED = flags.DEFINE_bool(
     "forced",
