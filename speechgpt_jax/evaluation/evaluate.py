@@ -79,7 +79,7 @@ def evaluate_run(
     model, mesh = load_llama(run, devices)
     metrics: Metrics = {}
     for task in tasks:
-        metrics |= evaluate(
+        of_task = evaluate(
             model,
             tokenizer,
             task,
@@ -91,8 +91,9 @@ def evaluate_run(
             more_metrics=more_metrics,
             mesh=mesh,
         )
-    if output_dir:
-        save(output_dir, f"{split}, forced" if forced else split, metrics)
+        metrics |= of_task
+        if output_dir:  # At once: the next task may take long.
+            save(output_dir, f"{split}, forced" if forced else split, of_task)
     return metrics
 
 

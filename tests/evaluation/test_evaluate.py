@@ -3,13 +3,15 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 import seqio
+import tensorflow as tf
 from flax import nnx
 
 import tasks  # noqa: F401 (registers them)
-from speechgpt_jax import gin_utils
+from speechgpt_jax import checkpoints, gin_utils
 from speechgpt_jax.decoding.masks import FORMS
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation import evaluate, metrics
@@ -156,6 +158,33 @@ def test_tasks_are_checked_before_the_model_is_loaded(names, split, message, tas
     # No run is in the folder: loading it would raise another error.
     with pytest.raises(UserError, match=message):
         evaluate.evaluate_run(tmp_path, tasks=names, split=split)
+
+
+def test_figures_are_saved_before_the_next_task(model, tokenizer, task, tmp_path):
+    """The second task has no examples, which shows when it is read."""
+    seqio.TaskRegistry.add(
+        "test_none",
+        source=seqio.FunctionDataSource(
+            lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(
+                {"inputs": tf.zeros([0, 3], tf.int32), "targets": tf.zeros([0, 3], tf.int32)}
+            ),
+            splits=["test"],
+        ),
+        output_features=task.output_features,
+        metric_fns=task.metric_fns,
+    )
+    arrays = checkpoints.flatten(nnx.state(model)).items()
+    metadata = {"model": dataclasses.asdict(model.config)}
+    checkpoints.save_parameters(tmp_path, jax.device_get(list(arrays)), metadata)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    try:
+        with pytest.raises(UserError, match="'test_none' has no examples"):
+            evaluate.evaluate_run(
+                tmp_path, tasks=["test_asr", "test_none"], num_examples=2, output_dir=tmp_path
+            )
+    finally:
+        seqio.TaskRegistry.remove("test_none")
+    assert evaluate.read_saved(tmp_path)["test"]["test_asr"].keys() >= {"wer"}
 
 
 def test_a_task_without_a_template_is_refused_before_the_model_is_loaded(tokenizer, tmp_path):
