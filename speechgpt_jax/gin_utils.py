@@ -294,7 +294,8 @@ def _near_name(text: str) -> str:
     if found := re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", text):
         selectors = [selector for _, selector in gin.config._CONFIG]
         known = [name for selector in selectors for name in selector.split(".")[-2:]]
-        return _suggestion(found[1].split(".")[-1].split("/")[-1], known)
+        hint = _suggestion(found[1].split(".")[-1].split("/")[-1], known)
+        return f"{hint} A gin file must import the module of a name."
     found = re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", text)
     if found and (configurable := gin.config._REGISTRY.get_match(found[1])):
         return _suggestion(found[2], inspect.signature(configurable.wrapped).parameters)
