@@ -1,6 +1,7 @@
 """Sound in and out: every format is read whole or refused with the reason."""
 
 import io
+import re
 import struct
 
 import av
@@ -12,6 +13,8 @@ import soxr
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech import audio
 from speechgpt_jax.speech.audio import SAMPLE_RATE, SUFFIXES, check_output, load_audio, save_audio
+from speechgpt_jax.speech.audio_files import decoders
+from speechgpt_jax.speech.audio_files import joined as joined_files
 
 LIBSNDFILE = (
     "wav",
@@ -140,7 +143,7 @@ def test_channels_of_wav_are_averaged_exactly(tmp_path, subtype):
 
 @pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
 def test_resampling_in_blocks_is_resampling_the_whole(tmp_path, monkeypatch, rate):
-    monkeypatch.setattr(audio, "BLOCK", 10_000)
+    monkeypatch.setattr(decoders, "BLOCK", 10_000)
     wav = np.random.default_rng(0).uniform(-1, 1, 3 * rate).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", wav, rate, "FLOAT")
     expected = soxr.resample(wav, rate, SAMPLE_RATE)
@@ -165,6 +168,59 @@ def test_joined_recordings_of_two_formats_are_read_or_refused(tmp_path):
                 assert abs(len(load_audio(data)) - expected) < 0.1 * SAMPLE_RATE, (first, second)
 
 
+@pytest.mark.parametrize("codec", ["mp3", "lame", "aac", "ac3", "eac3", "mp2", "wv"])
+def test_frames_behind_any_format_are_read(tmp_path, codec):
+    """MP3, AAC, AC-3 and WavPack have no signature; their frames are followed from the end."""
+    other = {
+        "lame": ("mp3", "libmp3lame", 44_100),  # With an ID3 tag in front.
+        "eac3": ("eac3", "eac3", 48_000),
+        "mp2": ("mp2", "mp2", 48_000),
+    }
+    if codec in other:
+        container, name, rate = other[codec]
+        wav = tone(1.5, rate)[None]
+        second = write_ffmpeg(tmp_path / "second", container, name, rate, wav).read_bytes()
+    else:
+        second = recording(tmp_path, codec, 1.5).read_bytes()
+    tag = b"TAG" + bytes(125)
+    for first in {*FORMATS} - {codec, "mp3"}:
+        data = recording(tmp_path, first, 0.5).read_bytes() + second + tag * (codec == "lame")
+        wav = load_audio(io.BytesIO(data))
+        assert abs(len(wav) - 2 * SAMPLE_RATE) < 0.15 * SAMPLE_RATE, first
+        assert np.abs(wav[-SAMPLE_RATE:]).max() < 0.75
+        assert np.abs(np.fft.rfft(wav[-SAMPLE_RATE:])).argmax() == 440
+
+
+def test_a_wav_from_a_pipe_before_an_mp3(tmp_path):
+    first = wav_with(0xFFFFFFFF, bytes(16_000)).getvalue()
+    first = first[:4] + b"\xff" * 4 + first[8:]
+    data = first + recording(tmp_path, "mp3", 1.5).read_bytes()
+    assert abs(len(load_audio(io.BytesIO(data))) - 2 * SAMPLE_RATE) < 0.1 * SAMPLE_RATE
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "options"),
+    [
+        ("wav", "libmp3lame", {}),
+        ("wav", "ac3", {}),
+        ("w64", "libmp3lame", {}),
+        ("mp4", "libmp3lame", {"movflags": "faststart"}),
+        ("mp4", "ac3", {"movflags": "frag_keyframe"}),
+        ("mov", "ac3", {"movflags": "faststart"}),
+        ("caf", "ac3", {}),
+        ("avi", "ac3", {}),
+        ("matroska", "libmp3lame", {"live": "1"}),
+        ("flv", "libmp3lame", {}),
+        ("mpegts", "libmp3lame", {}),
+    ],
+)
+def test_frames_within_a_container_are_one_recording(tmp_path, container, codec, options):
+    path = write_ffmpeg(tmp_path / "a", container, codec, 48_000, tone(2, 48_000)[None], options)
+    data = path.read_bytes()
+    assert joined_files.starts(data) == [0]
+    assert abs(len(load_audio(path)) - 2 * SAMPLE_RATE) < 0.1 * SAMPLE_RATE
+
+
 @pytest.mark.parametrize("container", ["ogg", "matroska"])
 def test_flac_within_another_format_is_one_recording(tmp_path, container):
     wav = stereo_noise()
@@ -178,6 +234,29 @@ def test_bytes_behind_an_ogg_recording_are_refused(tmp_path):
     assert len(load_audio(io.BytesIO(data + bytes(500)))) == 2 * SAMPLE_RATE
     with pytest.raises(UserError, match="has 6 bytes after its last Ogg page; remove them"):
         load_audio(io.BytesIO(data + b"\xff\xfbmore\0"))
+
+
+@pytest.mark.parametrize("codec", ["flac", "libopus"])
+def test_a_page_that_is_missing_from_an_ogg_is_noticed(tmp_path, codec):
+    """FLAC goes on after the gap, and Opus fills it with sound of its own."""
+    rate = {"flac": 16_000, "libopus": 48_000}[codec]
+    options = {"page_duration": "500000"}
+    wav = np.random.default_rng(0).uniform(-1, 1, (1, 6 * rate)).astype(np.float32)
+    path = write_ffmpeg(tmp_path / "a.ogg", "ogg", codec, rate, wav, options)
+    data = path.read_bytes()
+    pages = [found.start() for found in re.finditer(b"OggS", data)]
+    assert len(pages) > 6 and abs(len(load_audio(path)) - 6 * SAMPLE_RATE) < 0.1 * SAMPLE_RATE
+    with pytest.raises(UserError, match=f"an Ogg page is missing before byte {pages[4]}"):
+        load_audio(io.BytesIO(data[: pages[4]] + data[pages[5] :]))
+    damaged = bytearray(data)
+    damaged[pages[4] + 200] ^= 1
+    with pytest.raises(UserError, match=f"the Ogg page at byte {pages[4]} is wrong"):
+        load_audio(io.BytesIO(damaged))
+    damaged[pages[4]] = 0
+    with pytest.raises(UserError, match=f"no Ogg page begins at byte {pages[4]}"):
+        load_audio(io.BytesIO(damaged))
+    # As a recording of a radio stream: its headers, then pages from its middle.
+    load_audio(io.BytesIO(data[: pages[2]] + data[pages[4] :]))
 
 
 @pytest.mark.parametrize("suffix", ["wv", "tta", "flac"])
@@ -315,7 +394,7 @@ def test_a_small_file_that_claims_hours_takes_little_memory(tmp_path, hours):
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "opus", "m4a", "webm"])
 def test_recordings_over_max_seconds_are_refused(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(audio, "BLOCK", 4_000)
+    monkeypatch.setattr(decoders, "BLOCK", 4_000)
     path = recording(tmp_path, suffix)
     assert len(load_audio(path, max_seconds=2.2)) > 1.9 * SAMPLE_RATE
     with pytest.raises(UserError, match=f"tone.{suffix} is longer than 1.5 s"):

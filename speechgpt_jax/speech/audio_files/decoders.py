@@ -1,0 +1,210 @@
+"""Decoders of sound: libsndfile for the formats that it knows, FFmpeg (PyAV) for the others."""
+
+import contextlib
+import io
+import itertools
+import re
+from collections.abc import Iterator
+
+import av
+import numpy as np
+import soundfile
+
+from speechgpt_jax.speech.audio_files.checks import (
+    TOLERANCE_SECONDS,
+    Unreadable,
+    check_length,
+    check_ogg_pages,
+    check_size,
+    check_stated_size,
+    xing_header,
+)
+from speechgpt_jax.speech.audio_files.frames import Data, id3_size
+from speechgpt_jax.speech.audio_files.joined import starts
+
+# Samples decoded at a time: memory grows with a file's content, not with the length in its header.
+BLOCK = 2**20
+
+Blocks = Iterator[tuple[np.ndarray, int]]  # float32 [samples], mono, and their rate in Hz
+
+
+class Recording:
+    """Bytes of a recording, which several decoders may open; ID3 tags of an MP3 are removed."""
+
+    def __init__(self, data: Data, path: str | None):
+        # AAC begins like an MP3 too, but has no such tags.
+        self.is_mp3 = data[:3] == b"ID3" or data[:1] == b"\xff"
+        self.data = _without_tags(data) if self.is_mp3 else data
+        self._path = None if self.is_mp3 else path
+
+    def open(self) -> str | io.BytesIO:
+        return self._path or io.BytesIO(self.data)
+
+
+def decoded(recording: Recording) -> Blocks:
+    """Blocks of all recordings of a file."""
+    data = recording.data
+    if not len(data):
+        raise Unreadable("is empty (0 bytes); expected a recording.")
+    begins = starts(data)
+    if len(begins) == 1:
+        yield from _decoded_one(recording)
+        return
+    for start, end in itertools.pairwise([*begins, len(data)]):
+        yield from _decoded_one(Recording(data[start:end], None))
+
+
+# libsndfile's error SF_ERR_MALFORMED_FILE: a format that it knows.
+_MALFORMED = 3
+
+
+def _decoded_one(recording: Recording) -> Blocks:
+    check_ogg_pages(recording.data)
+    try:
+        sound = soundfile.SoundFile(recording.open())
+    except soundfile.LibsndfileError as error:
+        if error.code == _MALFORMED:
+            raise Unreadable(f"is damaged: {error.error_string}") from error
+        return _ffmpeg_blocks(recording)
+    # A writer to a pipe leaves the number of frames at 0 or beyond every file's.
+    if not 0 < sound.frames < 2**48 or (sound.format == "MP3" and _is_joined_mp3(sound, recording)):
+        sound.close()
+        return _ffmpeg_blocks(recording)
+    return _libsndfile_blocks(sound, recording.data)
+
+
+def _is_joined_mp3(sound: soundfile.SoundFile, recording: Recording) -> bool:
+    """True if there are more frames than the header of the first recording counts."""
+    _, stated_size = xing_header(recording.data)
+    if len(recording.data) < stated_size + 1024:
+        return False
+    with _ffmpeg_errors(), _opened_by_ffmpeg(recording) as container:
+        stream = container.streams.audio[0]
+        ticks = sum(packet.duration or 0 for packet in container.demux(stream))
+        seconds = float(ticks * stream.time_base)
+    return seconds > sound.frames / sound.samplerate + TOLERANCE_SECONDS
+
+
+# ---- libsndfile ----------------------------------------------------------------------------------
+
+
+def _libsndfile_blocks(sound: soundfile.SoundFile, data: Data) -> Blocks:
+    frames = 0
+    with sound:
+        check_stated_size(sound, data)
+        while True:
+            try:
+                wav = sound.read(BLOCK, dtype="float32", always_2d=True)  # [samples, channels]
+            except soundfile.LibsndfileError as error:
+                raise Unreadable(f"is damaged or cut off: {error.error_string}") from error
+            frames += len(wav)
+            if not len(wav):
+                break
+            yield wav.mean(axis=1), sound.samplerate
+        check_length(frames / sound.samplerate, sound.frames / sound.samplerate)
+
+
+# ---- FFmpeg --------------------------------------------------------------------------------------
+
+# Containers whose duration is stated, not estimated from the size of the file.
+_STATE_DURATION = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "asf", "tta", "caf", "aiff", "flv"}
+
+
+@contextlib.contextmanager
+def _ffmpeg_errors() -> Iterator[None]:
+    try:
+        yield
+    except (av.error.FFmpegError, OSError, IndexError) as error:
+        reason = getattr(error, "strerror", None) or "no sound in it"
+        raise Unreadable(
+            f"is not readable as sound ({reason}); expected a recording, such as wav, flac, mp3, "
+            "ogg, opus, m4a or webm."
+        ) from error
+
+
+def _opened_by_ffmpeg(recording: Recording) -> av.container.InputContainer:
+    # Without protocols a playlist can't open other files.
+    return av.open(io.BytesIO(recording.data), options={"protocol_whitelist": "none"})
+
+
+def _ffmpeg_blocks(recording: Recording) -> Blocks:
+    if recording.data[:4] == b"RIFF":  # AVI, whose stated duration may be an estimate.
+        stated = int.from_bytes(recording.data[4:8], "little")
+        check_size(stated, len(recording.data) - 8, "bytes")
+    with _ffmpeg_errors():
+        container = _opened_by_ffmpeg(recording)
+    with container:
+        with _ffmpeg_errors():
+            stream = container.streams.audio[0]
+        if stream.codec_context.name in ("wavpack", "tta"):  # Damage would be decoded as noise.
+            stream.codec_context.options = {"err_detect": "crccheck+explode"}
+        seconds = 0.0
+        for rate, frames in itertools.groupby(
+            _ffmpeg_frames(container, stream), key=lambda frame: frame.sample_rate
+        ):
+            for wav in _gathered(map(_mono, frames)):
+                seconds += len(wav) / rate
+                yield wav, rate
+        check_length(seconds, _stated_seconds(container, stream))
+
+
+def _gathered(wavs: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The same samples in pieces of about BLOCK."""
+    waiting, samples = [], 0
+    for wav in wavs:
+        waiting.append(wav)
+        samples += len(wav)
+        if samples >= BLOCK:
+            yield np.concatenate(waiting)
+            waiting, samples = [], 0
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def _ffmpeg_frames(container, stream) -> Iterator[av.AudioFrame]:
+    seconds = 0.0
+    try:
+        for packet in container.demux(stream):
+            # The last packet of uncompressed samples may be shorter.
+            if packet.is_corrupt and not stream.codec_context.name.startswith("pcm_"):
+                raise av.error.InvalidDataError(0, "a packet is not complete")
+            for frame in packet.decode():
+                seconds += frame.samples / frame.sample_rate
+                yield frame
+    except av.error.FFmpegError as error:
+        raise Unreadable(
+            f"is damaged or cut off after {seconds:.2f} s: {error.strerror}."
+        ) from error
+
+
+def _stated_seconds(container, stream) -> float:
+    """Length of the sound if the container states it, else 0.0."""
+    if container.format.name not in _STATE_DURATION:
+        return 0.0
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    # The duration of a container with other streams may be that of its pictures.
+    if len(container.streams) > 1 or not container.duration:
+        return 0.0
+    return container.duration / av.time_base
+
+
+def _mono(frame: av.AudioFrame) -> np.ndarray:
+    """Mean over the channels of a frame of any sample format: float32 [samples]."""
+    values = frame.to_ndarray()  # [channels, samples], or interleaved [1, samples * channels]
+    channels = values if frame.format.is_planar else values.reshape(frame.samples, -1).T
+    if values.dtype.kind == "u":
+        channels = (channels.astype(np.float32) - 128) / 128
+    elif values.dtype.kind == "i":
+        channels = channels.astype(np.float64) / -float(np.iinfo(values.dtype).min)
+    return channels.mean(axis=0).astype(np.float32)
+
+
+def _without_tags(data: Data) -> bytes:
+    """MP3 data without ID3 tags, which FFmpeg decodes as sound between joined recordings."""
+    pieces, start = [], 0
+    for tag in re.finditer(rb"(?s)ID3[\2-\4]\0.[\0-\x7f]{4}", data):
+        if tag.start() >= start:
+            pieces.append(data[start : tag.start()])
+            start = tag.start() + id3_size(tag[0])
+    return b"".join([*pieces, data[start:]])
