@@ -80,6 +80,11 @@ class Fields:
                 raise UserError(f"{self.source} has {name} {given!r}; {reason}.")
 
 
+def as_tuples(value: Any) -> Any:
+    """Lists of a JSON file as tuples, for configs: [[1, 2], [3]] -> ((1, 2), (3,))."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+
+
 def _numbers(value: Any) -> Iterator[float]:
     """All numbers of a value: [[1, 2], 3] -> 1, 2, 3; null has none."""
     if isinstance(value, (list, tuple)):

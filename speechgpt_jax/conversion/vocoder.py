@@ -57,7 +57,8 @@ def convert(
     """
     checkpoint = pathlib.Path(checkpoint)
     files.refuse_existing(out, "config.json", "model.safetensors")
-    config = VocoderConfig.from_json(files.read_json(config_file, "the vocoder's config.json"))
+    fields = files.read_json(config_file, "the vocoder's config.json")
+    config = VocoderConfig.from_json(fields, str(config_file))
     saved = pickles.load_torch(checkpoint)
     if not (isinstance(saved, dict) and isinstance(saved.get("generator"), dict)):
         raise UserError(f"{checkpoint} has no weights under 'generator'; expected fairseq's g_*.")

@@ -10,10 +10,9 @@ from rich.progress import track
 from speechgpt_jax import manifests
 from speechgpt_jax.errors import UserError, naming
 from speechgpt_jax.limits import check_number
-from speechgpt_jax.speech import pretrained
 from speechgpt_jax.speech.audio import SAMPLE_RATE, save_audio
 from speechgpt_jax.speech.vocoder.config import VocoderConfig, check_durations, check_total
-from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
+from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, load_config
 
 # Rows synthesized at a time.
 BATCH = 16
@@ -41,9 +40,7 @@ def synthesize(
       UserError: a row doesn't fit the vocoder; all rows are checked before any is synthesized.
     """
     check_number("duration_scale", duration_scale, above=0, at_most=100)
-    rows = read_units(
-        units, VocoderConfig.from_json(pretrained.load_fields(vocoder)), duration_scale
-    )
+    rows = read_units(units, load_config(vocoder), duration_scale)
     model = UnitVocoder.from_pretrained(vocoder)
     samples = 0
     for batch in track(batches(rows), "synthesizing"):

@@ -2,14 +2,20 @@
 
 import dataclasses
 import math
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from speechgpt_jax.errors import UserError
+from speechgpt_jax.annotations import annotations
+from speechgpt_jax.errors import UserError, naming
+from speechgpt_jax.fields import Fields, as_tuples
 from speechgpt_jax.limits import check_number, check_sizes
 from speechgpt_jax.speech.recordings import HOP
+
+# Limit of a config.json: JAX raises other errors for longer axes.
+_LARGEST = 2**31 - 1
 
 Samples = TypeVar("Samples", int, np.ndarray, jax.Array)
 
@@ -146,6 +152,30 @@ class HubertConfig:
             projection_size=37,
             projection_reach=2,
         )
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any], source: str) -> "HubertConfig":
+        """Config from the fields of a config.json that `speech2unit.save_hubert` wrote.
+
+        Args:
+          fields: of the file; those that are missing have their defaults.
+          source: its path, for messages.
+
+        Raises:
+          UserError: a field is unknown or has a wrong type, or the sizes don't fit each other.
+        """
+        kinds, read = annotations(cls), Fields(fields, source)
+        if unknown := fields.keys() - kinds.keys():
+            raise UserError(
+                f"{source} has {', '.join(sorted(unknown))}: it is not that of a HuBERT of this"
+                " project; convert other HuBERTs with tools.convert_hubert."
+            )
+        values = {}
+        for name in fields:
+            limits = {} if kinds[name] is str else {"at_most": _LARGEST}
+            values[name] = as_tuples(read.require(name, kinds[name], **limits))
+        with naming(source):
+            return cls(**values)
 
     @property
     def feature_size(self) -> int:

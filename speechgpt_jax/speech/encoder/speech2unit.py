@@ -143,17 +143,7 @@ def check_sound(wav: Any) -> None:
 
 def load_config(folder: str | os.PathLike) -> HubertConfig:
     """Configuration of the HuBERT in a folder; UserError if there is none."""
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in pretrained.load_fields(folder).items()
-    }
-    try:
-        return HubertConfig(**fields)
-    except (TypeError, UserError) as error:
-        raise UserError(
-            f"{folder}/config.json is not that of a HuBERT of this project ({error}); convert other"
-            " HuBERTs with tools.convert_hubert."
-        ) from error
+    return HubertConfig.from_json(pretrained.load_fields(folder), f"{folder}/config.json")
 
 
 def load_hubert(folder: str | os.PathLike) -> Hubert:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from speechgpt_jax.annotations import annotations
-from speechgpt_jax.errors import UserError
-from speechgpt_jax.fields import Fields
+from speechgpt_jax.errors import UserError, naming
+from speechgpt_jax.fields import Fields, as_tuples
 from speechgpt_jax.limits import check_lengths, check_number, check_sizes
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.mel import check_hop
@@ -200,27 +200,30 @@ class VocoderConfig:
         raise UserError(f"the vocoder has no speaker {speaker!r}; expected {known}.")
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "VocoderConfig":
+    def from_json(cls, fields: Mapping[str, Any], source: str = "config.json") -> "VocoderConfig":
         """Config from the fields of fairseq's config.json; fields of its training are ignored.
+
+        Args:
+          fields: of the file.
+          source: its path, for messages.
 
         Raises:
           UserError: a field is missing or has a wrong type, or the generator is of another kind.
         """
         if str(fields.get("resblock", "1")) != "1":
-            raise UserError(
-                f'config.json has resblock {fields["resblock"]}; only "1" is supported.'
-            )
-        read = Fields(fields, "config.json")
+            raise UserError(f'{source} has resblock {fields["resblock"]}; only "1" is supported.')
+        read = Fields(fields, source)
         duration = read.inner("dur_predictor_params")
         kinds, limits = annotations(cls), {"at_most": _LARGEST}
-        return cls(
-            **{n: _as_tuples(read.require(n, kinds[n], **limits)) for n in _SAME if n in fields},
-            speakers=_speakers(read),
-            duration_embed_dim=duration.require("encoder_embed_dim", int, **limits),
-            duration_hidden_dim=duration.require("var_pred_hidden_dim", int, **limits),
-            duration_kernel_size=duration.require("var_pred_kernel_size", int, **limits),
-            duration_dropout=duration.require("var_pred_dropout", float),
-        )
+        with naming(source):
+            return cls(
+                **{n: as_tuples(read.require(n, kinds[n], **limits)) for n in _SAME if n in fields},
+                speakers=_speakers(read),
+                duration_embed_dim=duration.require("encoder_embed_dim", int, **limits),
+                duration_hidden_dim=duration.require("var_pred_hidden_dim", int, **limits),
+                duration_kernel_size=duration.require("var_pred_kernel_size", int, **limits),
+                duration_dropout=duration.require("var_pred_dropout", float),
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Fields of fairseq's config.json, and ours that have no counterpart there."""
@@ -252,10 +255,6 @@ def _speakers(fields: Fields) -> tuple[str, ...]:
         return ()
     number = fields.get("num_speakers", int, 200, at_least=0, at_most=_MOST_SPEAKERS)
     return tuple(fields.get("speakers", list[str], [str(i) for i in range(number)]))
-
-
-def _as_tuples(value):
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def whole_durations(durations: Sequence[float], num_units: int) -> list[int]:

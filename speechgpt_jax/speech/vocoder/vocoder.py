@@ -180,13 +180,18 @@ class UnitVocoder(nnx.Module):
         return pulse_train(hz, voiced, config.sampling_rate, config.code_hop_size, start)
 
 
+def load_config(folder: str | os.PathLike) -> VocoderConfig:
+    """Configuration of the vocoder in a folder; UserError if there is none."""
+    return VocoderConfig.from_json(pretrained.load_fields(folder), f"{folder}/config.json")
+
+
 def load_vocoder(folder: str | os.PathLike) -> UnitVocoder:
     """Vocoder in a folder of `config.json` and `model.safetensors`, with float32 parameters.
 
     Raises:
       UserError: the folder holds something else.
     """
-    config = VocoderConfig.from_json(pretrained.load_fields(folder))
+    config = load_config(folder)
     return pretrained.load_model(folder, lambda: UnitVocoder(config, rngs=nnx.Rngs(0)))
 
 

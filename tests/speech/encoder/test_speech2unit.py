@@ -185,9 +185,14 @@ def test_damaged_folders_are_refused_in_one_line(tmp_path):
         Speech2Unit.from_pretrained(folder)
     config = json.loads((ASSETS / "hubert_tiny" / "config.json").read_text())
     for changes, message in (
-        ({"conv_kernal": [1]}, "not that of a HuBERT .*conv_kernal"),
-        ({"num_heads": 5}, "config.json .*multiple of num_heads 5"),
-        ({"hidden_size": "384"}, "config.json is not that of a HuBERT"),
+        ({"conv_kernal": [1]}, "config.json has conv_kernal: it is not that of a HuBERT"),
+        ({"num_heads": 5}, "config.json: hidden_size 384 must be a multiple of num_heads 5"),
+        ({"hidden_size": "384"}, 'config.json has hidden_size "384"; expected a whole number'),
+        ({"hidden_size": 384.5}, "config.json has hidden_size 384.5; expected a whole number"),
+        ({"norm_first": "no"}, 'config.json has norm_first "no"; expected true or false'),
+        ({"num_layers": None}, "config.json has num_layers null; expected a whole number"),
+        ({"conv_dim": 80}, "config.json has conv_dim 80; expected a list"),
+        ({"hidden_size": 10**30}, "config.json: hidden_size 10+ must be at most"),
     ):
         (folder / "config.json").write_text(json.dumps(config | changes))
         with pytest.raises(UserError, match=message):

@@ -420,6 +420,17 @@ def test_refuses_values_of_wrong_types_and_sizes_in_a_config_file(changes):
         VocoderConfig.from_json(SMALL.to_json() | changes)
 
 
+def test_a_wrong_config_file_is_named(tmp_path):
+    for changes, message in (
+        ({"embedding_dim": "64"}, 'config.json has embedding_dim "64"; expected a whole number'),
+        ({"sampling_rate": 22_050}, "config.json: sampling_rate 22050 is not supported"),
+        ({"resblock": "2"}, "config.json has resblock 2"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(SMALL.to_json() | changes))
+        with pytest.raises(UserError, match=f"{tmp_path}/{message}"):
+            UnitVocoder.from_pretrained(tmp_path)
+
+
 def test_few_lengths_are_compiled():
     assert [_bucket(n) for n in (1, 64, 65, 96, 97, 128, 129, 300)] == [
         64, 64, 96, 96, 128, 128, 192, 384,
