@@ -4,6 +4,7 @@ import contextlib
 import glob
 import logging
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
@@ -39,6 +40,12 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise UserError(f"{path} can't be written: {error}.") from error
         raise
+
+
+def delete_unfinished(folder: str) -> None:
+    """Deletes what `whole_file` left in a folder when it was killed, and no other file."""
+    parts = find_files(folder, "*.part")
+    delete([path for path in parts if re.search(r"\.[0-9a-f]{32}\.part$", path)])
 
 
 def write_lines(path: str, lines: Iterable[str]) -> None:

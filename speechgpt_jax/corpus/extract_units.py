@@ -100,7 +100,7 @@ def find_recordings(folder: str, output: str) -> tuple[list[dict], str]:
     rows = []
     for path in paths:
         name = pathlib.PurePath(path)
-        if name.name.startswith("."):
+        if any(part.startswith(".") for part in name.relative_to(folder).parts):
             others["hidden"] += 1
         elif name.suffix.lower() in SUFFIXES:
             rows.append({"path": path})

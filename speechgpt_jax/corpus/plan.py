@@ -9,6 +9,7 @@ OUTPUT/plan.json the settings and a digest of the rows: a run resumes only if ne
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 
 import numpy as np
@@ -50,17 +51,28 @@ class Shard:
             return [json.loads(file.readline()) for _ in range(self.num_rows)]
 
 
+def number_of_shards(file: str) -> int:
+    """Number of all shards in the name of one's file: "units-00000-of-00004.jsonl" -> 4."""
+    return int(file.rpartition("-of-")[2].partition(".")[0])
+
+
 def cut(
     rows: Iterable[dict], source: str, output: str, rows_per_shard: int, settings: dict
 ) -> list[Shard]:
     """Writes OUTPUT/manifest.jsonl and plan.json, and returns the shards of the rows of `source`.
 
     Raises:
-      UserError: there are no rows, or `output` was begun with other rows or settings.
+      UserError: there are no rows, `source` would be overwritten, or `output` was begun with other
+        rows or settings.
     """
     if rows_per_shard < 1:
         raise UserError(f"--shard_size must be at least 1, got {rows_per_shard}.")
     file = FileSystems.join(output, "manifest.jsonl")
+    if os.path.realpath(file) == os.path.realpath(source):
+        raise UserError(
+            f"{source} is the input, and the run's own manifest.jsonl would replace it; name"
+            " another folder as --output."
+        )
     sizes, digest = [], hashlib.sha256()
     with whole_file(file) as manifest:
         for row in rows:

@@ -12,7 +12,6 @@ import base64
 import contextlib
 import dataclasses
 import io
-import itertools
 import logging
 import re
 import threading
@@ -26,6 +25,7 @@ from speechgpt_jax.corpus.beam_files import (
     FileSystems,
     beam,
     delete,
+    delete_unfinished,
     find_files,
     read_lines,
     write_lines,
@@ -129,7 +129,7 @@ def run(job: Job, shards: Sequence[Shard], output: str, options: PipelineOptions
     Raises:
       UserError: raised by a worker.
     """
-    delete(find_files(output, "*.part"))
+    delete_unfinished(output)
     summary = FileSystems.join(output, "summary.tsv")
     pipeline = beam.Pipeline(options=options)
     totals = (
@@ -153,21 +153,21 @@ def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
     Raises:
       UserError: Beam doesn't have an option, or doesn't accept its value, or an argument is none.
     """
-    for before, word in itertools.pairwise(["", *arguments]):
-        is_value = re.fullmatch("--[^=]+", before)
-        if not (word.startswith("--") or is_value):
-            raise UserError(f"unexpected argument {word!r}; --help shows what can be given.")
-    printed = io.StringIO()
+    printed, parsers = io.StringIO(), []
     try:
         with contextlib.redirect_stderr(printed):
             options = PipelineOptions(list(arguments))
-            known = options.get_all_options()
+            known = options.get_all_options(add_extra_args_fn=parsers.append)
             unknown = options.get_all_options(retain_unknown_options=True).keys() - known.keys()
     except SystemExit:
         reason = printed.getvalue().strip().rpartition("error: ")[2]
         raise UserError(f"Beam does not understand its flags: {reason}.") from None
     if unknown:
         raise UserError(f"--{min(unknown)} is unknown, to this tool and to Beam; see --help.")
+    # Beam ignores words that are no flag's value, such as one behind a flag that takes none.
+    _, rest = parsers[0].parse_known_args(list(arguments))
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; --help shows what can be given.")
     standard = options.view_as(StandardOptions)
     standard.runner = standard.runner or LOCAL_RUNNER
     try:

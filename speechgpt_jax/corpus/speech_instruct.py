@@ -9,6 +9,7 @@ tools/build_speech_instruct.py is the command.
 
 import dataclasses
 import functools
+import hashlib
 import random
 from collections.abc import Sequence
 
@@ -16,7 +17,13 @@ from etils import epath
 
 from speechgpt_jax import files, prompts
 from speechgpt_jax.corpus import plan, shards, text_to_speech
-from speechgpt_jax.corpus.beam_files import absolute, find_files, read_table
+from speechgpt_jax.corpus.beam_files import (
+    FileSystems,
+    absolute,
+    find_files,
+    read_lines,
+    read_table,
+)
 from speechgpt_jax.corpus.dialogues import (
     CHAIN_FORMS,
     CommandSynthesizer,
@@ -141,9 +148,8 @@ def _run_on_units(
     output = absolute(output)
     files.check_writable_folder(output)
     unit_files = _unit_files(absolute(units))
-    files.keep_settings(
-        epath.Path(output) / "plan.json", settings | {"step": job.name, "files": unit_files}
-    )
+    settings = settings | {"step": job.name, "files": unit_files} | _made_with(absolute(units))
+    files.keep_settings(epath.Path(output) / "plan.json", settings)
     work = [plan.Shard(file, i, len(unit_files)) for i, file in enumerate(unit_files)]
     print_summary(shards.run(job, work, output, options), output)
 
@@ -151,12 +157,20 @@ def _run_on_units(
 def _unit_files(folder: str) -> list[str]:
     """The finished shards that `extract_units` wrote."""
     found = find_files(folder, "units-*-of-*.jsonl")
-    if not found or len(found) != int(found[0][-11:-6]):
+    if not found or len(found) != plan.number_of_shards(found[0]):
         raise UserError(
             f"--units={folder} has {len(found)} finished shards, expected all of the run; let "
             "tools.extract_units finish."
         )
     return found
+
+
+def _made_with(folder: str) -> dict[str, str]:
+    """Digest of the plan of `extract_units`: the same files may be made again from other sound."""
+    path = FileSystems.join(folder, "plan.json")
+    if not FileSystems.exists(path):
+        return {}
+    return {"units": hashlib.sha256("\n".join(read_lines(path)).encode()).hexdigest()}
 
 
 def write_units(rows: list[dict]) -> dict[str, list[str]]:

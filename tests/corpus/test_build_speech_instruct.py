@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from speechgpt_jax.corpus.dialogues import CHAIN_FORMS, ModelSynthesizer
 from speechgpt_jax.corpus.sound import load
 from speechgpt_jax.data import descriptions
 from speechgpt_jax.data.sources import DEMO_CORPUS
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
 from speechgpt_jax.unit_text import units_to_text
@@ -102,6 +104,17 @@ def test_stage_1_has_the_units_of_every_recording(folder, units):
     said = lines_of(output, "units")
     assert said == [units_to_text(row["units"]) for row in rows_of(units, "units")]
     assert len(said) == 12
+
+
+def test_an_output_is_not_resumed_with_units_that_were_made_again(units, tmp_path):
+    again = tmp_path / "units"
+    shutil.copytree(units, again)
+    run(build_speech_instruct, "modality_adaptation", units=again, output=tmp_path / "stage1")
+    run(build_speech_instruct, "modality_adaptation", units=again, output=tmp_path / "stage1")
+    plan = json.loads((again / "plan.json").read_text())
+    (again / "plan.json").write_text(json.dumps(plan | {"hubert": "/another"}))
+    with pytest.raises(UserError, match="stage1 was begun with different units; name another"):
+        run(build_speech_instruct, "modality_adaptation", units=again, output=tmp_path / "stage1")
 
 
 def test_stage_2_has_both_directions_of_rows_with_a_text(units, pairs):

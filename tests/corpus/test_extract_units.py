@@ -114,13 +114,15 @@ def test_a_killed_run_resumes(extracted, recordings, small_hubert, tmp_path):
     assert [path.name for path in made] == [f"units-0000{i}-of-00005.jsonl" for i in (0, 1)]
     assert not (output / "summary.tsv").exists()
     before = [path.stat().st_mtime_ns for path in made]
-    (output / "units-00002-of-00005.jsonl.0.part").write_text("{")  # A kill may leave such a file.
+    # A kill may leave such a file; the other one is the user's.
+    (output / f"units-00002-of-00005.jsonl.{'0' * 32}.part").write_text("{")
+    (output / "film.mp4.part").touch()
 
     last.unlink()
     last.write_bytes(kept)
     extract(source, small_hubert, output)
     assert [path.stat().st_mtime_ns for path in made] == before
-    assert not list(output.glob("*.part"))
+    assert [path.name for path in output.glob("*.part")] == ["film.mp4.part"]
     moved = {
         name: data.replace(str(source).encode(), str(recordings).encode())
         for name, data in shards_of(output).items()
@@ -172,6 +174,22 @@ def test_an_output_is_not_resumed_with_other_input_or_settings(extracted, record
         extract(recordings, small_hubert, extracted, "--dtype=bfloat16")
 
 
+@pytest.mark.parametrize("count", [4, 99_999, 100_000])
+def test_the_number_of_shards_is_part_of_their_names(count):
+    shard = plan.Shard("rows.jsonl", 0, count)
+    job = shards.Job("test", ("units",), dict, len)
+    assert plan.number_of_shards(job.file("units", "units", shard.number)) == count
+
+
+def test_a_manifest_in_the_output_folder_is_not_replaced(small_hubert, tmp_path):
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text('{"path": "a.wav"}\n')
+    with pytest.raises(UserError, match=r"manifest\.jsonl is the input, and the run's own"):
+        extract(manifest, small_hubert, tmp_path)
+    assert manifest.read_text() == '{"path": "a.wav"}\n'
+    assert os.listdir(tmp_path) == ["manifest.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -207,6 +225,15 @@ def test_a_url_that_cannot_be_reached_is_a_rejected_row(url):
 def test_a_flag_and_its_value_may_be_two_words():
     options = shards.pipeline_options(["--direct_num_workers", "2", "--streaming"])
     assert options.get_all_options()["direct_num_workers"] == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--streaming", "extra"], ["extra"], ["--direct_num_workers", "2", "extra"], ["-x", "extra"]],
+)
+def test_a_word_that_is_no_flags_value_is_refused(words):
+    with pytest.raises(UserError, match=r"unexpected argument '(extra|-x)'; --help shows"):
+        shards.pipeline_options(words)
 
 
 def test_a_misspelt_flag_is_named(recordings, small_hubert, tmp_path):
@@ -252,11 +279,12 @@ def test_files_that_are_no_recordings_are_counted_and_named(
     recordings, small_hubert, tmp_path, capsys
 ):
     wav = sorted(recordings.glob("*.wav"))[0].read_bytes()
-    for name in ("a.WAV", "b.txt", "c.docx", "d.txt", "._a.wav", "e"):
+    (tmp_path / ".Trash").mkdir()
+    for name in ("a.WAV", "b.txt", "c.docx", "d.txt", "._a.wav", ".Trash/a.wav", "e"):
         (tmp_path / name).write_bytes(wav)
     extract(tmp_path, small_hubert, tmp_path / "units")
     extract(tmp_path, small_hubert, tmp_path / "units")  # Its own output is not among them.
-    said = "5 files skipped: 2 .txt, 1 hidden, 1 .docx, 1 without a suffix."
+    said = "6 files skipped: 2 hidden, 2 .txt, 1 .docx, 1 without a suffix."
     assert capsys.readouterr().out.count(said) == 4
     assert [row["path"] for row in rows_of(tmp_path / "units")] == [str(tmp_path / "a.WAV")]
 
