@@ -84,8 +84,9 @@ def read_manifest(path: Path, split: str | None = None) -> list[dict]:
         raise UserError(f"{path} has no rows; expected one per recording.")
     chosen = [row for row in rows if split is None or row.get("split") == split]
     if not chosen:
-        splits = sorted({str(row.get("split")) for row in rows})
-        raise UserError(f"{path} has no rows of split {split!r}; it has {', '.join(splits)}.")
+        splits = sorted({str(row["split"]) for row in rows if row.get("split") is not None})
+        has = f"it has {', '.join(splits)}" if splits else "its rows have no `split`; add it"
+        raise UserError(f"{path} has no rows of split {split!r}; {has}.")
     return [with_full_paths(row, path) for row in chosen]
 
 

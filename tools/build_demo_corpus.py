@@ -21,6 +21,7 @@ from pathlib import Path
 from speechgpt_jax import arguments
 from speechgpt_jax.corpus import text_to_speech
 from speechgpt_jax.demo_world import build
+from speechgpt_jax.demo_world.world import MOST_FURTHER
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 
 STEPS = {"synthesize": "synthesizes the demo world", "encode": "writes units and texts as records"}
@@ -48,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         ("short", "further strings of one to three words"),
         ("answer_voice", "further strings of randomly ordered words, in the voice of the answers"),
     ):
-        add(f"--{name}_sentences", type=arguments.at_least(0), default=0, help=help)
+        number = arguments.at_least(0, at_most=MOST_FURTHER)
+        add(f"--{name}_sentences", type=number, default=0, help=help)
     add("--human_prompts", type=arguments.existing_local_folder, help="folder of the packages")
     add(
         "--processes",

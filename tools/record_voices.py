@@ -21,6 +21,7 @@ from speechgpt_jax.arguments import (
     positive_int,
     seed,
 )
+from speechgpt_jax.demo_world.world import MOST_FURTHER
 from speechgpt_jax.errors import UserError
 
 KOKORO_CLIPS = 600
@@ -38,13 +39,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--kokoro_voice", help="this voice of Kokoro's, such as jm_kumo, instead of mixtures"
     )
+    number = at_least(0, at_most=MOST_FURTHER)
     for kind, count in (("plain", 370), ("pitched", 270), ("espeak", 320)):
         parser.add_argument(
-            f"--{kind}_clips", type=at_least(0), default=count, help="default: %(default)s"
+            f"--{kind}_clips", type=number, default=count, help="default: %(default)s"
         )
     parser.add_argument(
         "--kokoro_clips",
-        type=at_least(0),
+        type=number,
         help=f"default: {KOKORO_CLIPS} with --kokoro, else none",
     )
     for kind, texts in (
@@ -53,7 +55,7 @@ def main(argv: list[str]) -> None:
     ):
         parser.add_argument(
             f"--{kind}_sentences",
-            type=at_least(0),
+            type=number,
             default=0,
             help=f"add this many {texts} to the texts to draw from",
         )

@@ -263,8 +263,8 @@ def encode(
       voices: folder of further recordings for training, see `voices_clips`.
 
     Raises:
-      UserError: a manifest is missing or malformed, or a text of the test would be in the
-        training data.
+      UserError: a manifest or a recording is missing, a manifest is malformed, or a text of the
+        test would be in the training data; raised before anything is encoded.
     """
     clips = read_clips(work_dir / "manifest.jsonl")
     more = voices_clips(voices) if voices else []
@@ -272,6 +272,7 @@ def encode(
     by_id = {clip.id: clip for clip in clips}
     if len(by_id.keys() | {clip.id for clip in more}) < len(clips + more):
         raise UserError("two recordings have the same name; name each once in the manifests.")
+    manifests.check_recordings({"path": str(work_dir / clip.path)} for clip in clips + more)
     encoded = encode_clips(clips + more, work_dir, speech2unit)
     # The vocoder is to speak with the corpus's voices only.
     write_units(clips, encoded, work_dir / "units.jsonl")

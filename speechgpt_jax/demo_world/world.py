@@ -44,6 +44,8 @@ COMBINATION_TEST_SHARE = 0.06
 WORDING_TEST_QUESTIONS = 100
 TEMPLATED_SENTENCES = {"train": 2400, "test": 100}
 FREE_SENTENCES = {"train": 2600, "test": 100}
+# Most further sentences of one kind: more would take a day to synthesize.
+MOST_FURTHER = 1_000_000
 # Parts of the plain sentences: those of every corpus, and those that its builder can add.
 ALWAYS, MORE, SHORT, FOR_ANSWER_VOICE = "always", "more", "short", "for the answer voice"
 

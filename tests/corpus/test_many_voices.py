@@ -134,3 +134,10 @@ def test_flags_of_kokoro_need_its_folder(tmp_path, flag):
     with pytest.raises(UserError, match="need --kokoro, the folder of its model"):
         record_voices.main([f"--output={tmp_path}/voices", flag])
     assert not (tmp_path / "voices").exists()
+
+
+@pytest.mark.parametrize("kind", ["plain_clips", "kokoro_clips", "more_sentences"])
+def test_too_many_recordings_are_refused(tmp_path, kind):
+    message = f"{kind}: expected a whole number, at least 0 and at most 1000000, got '1000000000'"
+    with pytest.raises(UserError, match=message):
+        record_voices.main([f"--output={tmp_path}/voices", f"--{kind}=1000000000"])

@@ -25,6 +25,7 @@ from speechgpt_jax.demo_world.clips import (
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech import audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
+from tools import build_demo_corpus
 
 NUM_UNITS = 200
 
@@ -153,6 +154,26 @@ def test_other_sentences_need_another_folder(tmp_path):
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match="begun with more_sentences 0, now it is 3"):
         build.synthesize(tmp_path, f"{sys.executable} {{speaker}} {{text}} {{wav}}", None, 1, 3, 5)
+
+
+@pytest.mark.parametrize("kind", ["more", "short", "answer_voice"])
+def test_too_many_sentences_are_refused(tmp_path, kind):
+    message = "expected a whole number, at least 0 and at most 1000000, got '1000000000'"
+    with pytest.raises(UserError, match=f"--{kind}_sentences: {message}"):
+        build_demo_corpus.main(
+            ["synthesize", f"--work_dir={tmp_path}", f"--{kind}_sentences=1000000000"]
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_recording_is_named_before_the_work(tmp_path, hubert):
+    clips = [clip for clip in planned_clips() if clip.kind == "plain"][:2]
+    (tmp_path / "wavs").mkdir()
+    soundfile.write(tmp_path / clips[0].path, np.zeros(16_000), 16_000)
+    write_clips(clips, tmp_path / "manifest.jsonl")
+    with pytest.raises(UserError, match=f"{clips[1].path} of the manifest isn't there"):
+        build.encode(tmp_path, hubert, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
