@@ -27,7 +27,7 @@ from speechgpt_jax.data.packing import (
     separate,
     to_bytes,
 )
-from speechgpt_jax.data.sources import CachedExamples
+from speechgpt_jax.data.sources import CachedExamples, read_errors
 from speechgpt_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -329,6 +329,8 @@ def _from_cache(provider: seqio.Task | seqio.Mixture, cache_dir: str) -> seqio.T
     if isinstance(provider, seqio.Mixture):
         tasks = [(_from_cache(task, cache_dir), provider.get_rate(task)) for task in provider.tasks]
         return seqio.Mixture(provider.name, tasks)
+    with read_errors(cache_dir):
+        tf.io.gfile.exists(cache_dir)
     seqio.add_global_cache_dirs([cache_dir])
     if not (provider.supports_caching and provider.cache_dir):
         raise UserError(

@@ -184,9 +184,10 @@ def speech_problems(text: tf.Tensor, num_units: int) -> tf.Tensor:
     rest = tf.strings.regex_replace(text, rf"<sosp>(?:\s*{unit})*\s*<eosp>", "")
     unknown = tf.strings.regex_full_match(rest, r"(?s).*<sosp>(?:\s*<\d+>)+\s*<eosp>.*")
     broken = tf.strings.regex_full_match(rest, r"(?s).*<(?:sosp|eosp)>.*")
+    units = f"none of <0> to <{num_units - 1}>" if num_units else "no token of the tokenizer"
     return first_problem(
         [
-            tf.where(unknown, f"a unit that is none of <0> to <{num_units - 1}>", ""),
+            tf.where(unknown, f"a unit that is {units}", ""),
             tf.where(broken, "<sosp> unclosed, or followed by something that is no unit", ""),
         ]
     )

@@ -4,9 +4,10 @@ Each epoch is shuffled by the position of records, so a saved position holds no 
 """
 
 import abc
+import contextlib
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import seqio
@@ -37,6 +38,15 @@ _PARSERS = {
     "tfrecord": records.parse_examples,
     "array_record": records.parse_examples,
 }
+
+
+@contextlib.contextmanager
+def read_errors(path: object) -> Iterator[None]:
+    """Turns TensorFlow's errors, such as an unknown file system, into a UserError about `path`."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise UserError(f"{path} can't be read: {error.message}") from error
 
 
 class _Files(seqio.DataSource):
@@ -110,7 +120,8 @@ class RecordFiles(_Files):
 
     def list_shards(self, split: str) -> list[str]:
         pattern = self._split_to_filepattern[split]
-        found = tf.io.gfile.glob(pattern)
+        with read_errors(pattern):
+            found = tf.io.gfile.glob(pattern)
         files = sorted(file for file in found if os.path.basename(file) != FOLDER)
         if not files:
             raise UserError(f"No file matches {pattern} (split {split!r}); check the path.")
@@ -316,7 +327,9 @@ class RecordsInMemory(seqio.DataSource):
 
 def read_records(file: str) -> tf.Tensor:
     """All records [N] of a GZIP TFRecord file."""
-    if not tf.io.gfile.exists(file):
+    with read_errors(file):
+        exists = tf.io.gfile.exists(file)
+    if not exists:
         raise UserError(f"No records at {file}; expected a GZIP TFRecord file.")
     dataset = tf.data.TFRecordDataset(file, compression_type="GZIP")
     try:

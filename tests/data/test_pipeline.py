@@ -211,6 +211,10 @@ def test_positions_are_small(tmp_path):
 def test_mistakes_are_named(corpus):
     with pytest.raises(ValueError, match=r"task 'demo_asrr' is unknown; did you mean demo_asr"):
         batches_of("demo_asrr")
+    with pytest.raises(UserError, match=r"s3://bucket/cached can't be read: .* not implemented"):
+        load_batches(
+            "demo_asr", "train", batch_size=1, sequence_length=9, cache_dir="s3://bucket/cached"
+        )
     with pytest.raises(ValueError, match="demo_tts has no split 'human'; it has test, train"):
         load_batches("demo_tts", "human", batch_size=1, sequence_length=64)
 

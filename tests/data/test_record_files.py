@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import re
 
 import pytest
 import seqio
@@ -273,3 +274,16 @@ def test_an_empty_file_among_others_has_no_records(tmp_path, write, gz):
     hosts = [seqio.ShardInfo(i, 2) for i in range(2)]
     source = dialogues(tmp_path / f"[ab].{suffix}")
     assert [len(read(source, shuffle=True, shard_info=host)) for host in hosts] == [2, 0]
+
+
+@pytest.mark.parametrize("pattern", ["s3://bucket/units-*.jsonl", "hdfs://host/units.jsonl"])
+def test_a_file_system_that_tensorflow_lacks_is_named(pattern):
+    with pytest.raises(UserError, match=rf"{re.escape(pattern)} can't be read: .* not implemented"):
+        dialogues(pattern).list_shards("train")
+
+
+def test_a_tokenizer_without_units_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text(rows(GOOD["plain_text"]))
+    source = RecordFiles({"train": f"{tmp_path}/a.jsonl"}, FIELDS, check_dialogues(0))
+    with pytest.raises(UserError, match="line 1: a unit that is no token of the tokenizer"):
+        read(source)
