@@ -38,6 +38,9 @@ SUFFIXES = (
 # Full scale of 32-bit integers, which some programs store as floats. HuBERT's products overflow
 # beyond 1e15 and would spoil the other recordings of the batch.
 LARGEST_SAMPLE = 2.0**31
+# Lowest sampling rate in Hz that is believed: a damaged header may state 1, and every sample would
+# become thousands.
+LOWEST_RATE = 1_000
 # libsndfile's Ogg encoder crashes on blocks of several minutes.
 WRITE_BLOCK = 2**16
 
@@ -124,9 +127,14 @@ def _resampled(blocks: Blocks) -> np.ndarray:
 
 
 def _limited(blocks: Blocks, max_seconds: float | None, stated_seconds: float) -> Blocks:
-    """The same blocks; raises if they are longer than `max_seconds` or shorter than stated."""
+    """The same blocks; raises if they are longer than `max_seconds` or shorter than stated.
+
+    Also raises if their sampling rate is below LOWEST_RATE.
+    """
     seconds = 0.0
     for wav, rate in blocks:
+        if rate < LOWEST_RATE:
+            raise Unreadable(f"has {rate} Hz; expected a sampling rate of at least {LOWEST_RATE}.")
         seconds += len(wav) / rate
         if max_seconds is not None and seconds > max_seconds:
             raise Unreadable(f"is longer than {max_seconds:g} s; cut it into shorter recordings.")

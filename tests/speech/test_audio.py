@@ -439,6 +439,34 @@ def test_bad_files_give_one_clear_line(tmp_path, name, data, message):
     assert name in str(error.value)
 
 
+def test_a_title_that_is_not_utf8_is_no_obstacle(tmp_path):
+    path = tmp_path / "a.flv"
+    with av.open(path, "w", format="flv") as output:
+        stream = output.add_stream("libmp3lame", rate=44_100, layout="mono")
+        output.metadata["title"] = "Caf\u00e9"
+        frame = av.AudioFrame.from_ndarray(tone(2, 44_100)[None], format="fltp", layout="mono")
+        frame.sample_rate = 44_100
+        for piece in (frame, None):
+            output.mux(stream.encode(piece))
+    data = path.read_bytes()
+    assert "Caf\u00e9".encode() in data
+    latin_1 = data.replace("Caf\u00e9".encode(), "Caf\u00e9 ".encode("latin-1"))
+    np.testing.assert_array_equal(load_audio(io.BytesIO(latin_1)), load_audio(path))
+
+
+def test_an_unknown_codec_is_named(tmp_path):
+    data = recording(tmp_path, "mka").read_bytes().replace(b"A_FLAC", b"A_OURS")
+    with pytest.raises(UserError, match="holds sound of a codec that FFmpeg doesn't know"):
+        load_audio(io.BytesIO(data))
+
+
+def test_a_rate_of_few_hz_is_refused(tmp_path):
+    """A second of sound at 16 kHz would become four hours."""
+    soundfile.write(tmp_path / "a.wav", tone(1, 16_000), 1)
+    with pytest.raises(UserError, match="has 1 Hz; expected a sampling rate of at least 1000"):
+        load_audio(tmp_path / "a.wav")
+
+
 @pytest.mark.parametrize("url", ["http://host/a.wav", "file:///a.wav", "zz://bucket/a.wav"])
 def test_a_url_that_cannot_be_read_is_refused(url):
     with pytest.raises(UserError, match=f"{url}: .* is no file system; give a local path"):

@@ -123,8 +123,13 @@ def _ffmpeg_errors() -> Iterator[None]:
 
 
 def _opened_by_ffmpeg(recording: Recording) -> av.container.InputContainer:
-    # Without protocols a playlist can't open other files.
-    return av.open(io.BytesIO(recording.data), options={"protocol_whitelist": "none"})
+    return av.open(
+        io.BytesIO(recording.data),
+        # Without protocols a playlist can't open other files.
+        options={"protocol_whitelist": "none"},
+        # Titles and other tags need not be UTF-8.
+        metadata_errors="replace",
+    )
 
 
 def _ffmpeg_blocks(recording: Recording) -> Blocks:
@@ -136,6 +141,8 @@ def _ffmpeg_blocks(recording: Recording) -> Blocks:
     with container:
         with _ffmpeg_errors():
             stream = container.streams.audio[0]
+        if stream.codec_context is None:
+            raise Unreadable("holds sound of a codec that FFmpeg doesn't know; convert it to wav.")
         if stream.codec_context.name in ("wavpack", "tta"):  # Damage would be decoded as noise.
             stream.codec_context.options = {"err_detect": "crccheck+explode"}
         seconds = 0.0
