@@ -33,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments.Parser(__doc__)
     parser.add_argument("--input", type=nonempty, required=True, help="folder, or manifest")
     parser.add_argument(
-        "--hubert", type=nonempty, default=SHIPPED_HUBERT, help="folder of HuBERT and centroids"
+        "--hubert",
+        type=nonempty,
+        default=SHIPPED_HUBERT,
+        help="folder of HuBERT and centroids; default: the shipped one",
     )
     parser.add_argument("--output", type=arguments.output_folder, required=True, help="folder")
     parser.add_argument("--shard_size", type=positive_int, default=250, help="recordings per shard")

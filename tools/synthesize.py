@@ -14,7 +14,12 @@ from speechgpt_jax.arguments import existing_file, existing_folder, output_folde
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
     parser.add_argument("--units", required=True, type=existing_file, help="JSONL")
-    parser.add_argument("--vocoder", default=files.SHIPPED_VOCODER, type=existing_folder)
+    parser.add_argument(
+        "--vocoder",
+        default=files.SHIPPED_VOCODER,
+        type=existing_folder,
+        help="folder of the vocoder; default: the shipped one",
+    )
     parser.add_argument("--output", required=True, type=output_folder)
     parser.add_argument(
         "--duration_scale", type=positive_float, default=1.0, help="2: half the speed"

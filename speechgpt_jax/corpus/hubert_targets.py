@@ -21,7 +21,7 @@ from speechgpt_jax.speech.encoder import kmeans, whisper
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, load_hubert
 from speechgpt_jax.speech.encoder.targets import save_targets
 from speechgpt_jax.speech.mfcc import mfcc
-from speechgpt_jax.speech.recordings import load_recording
+from speechgpt_jax.speech.recordings import load_recording, num_frames
 
 # Clips [S] -> features [T, D] of each, 50 frames per second.
 Teacher = Callable[[list[np.ndarray]], list[np.ndarray]]
@@ -82,8 +82,8 @@ def prepare(
       Number of clips, and their hours.
 
     Raises:
-      UserError: an input is missing or can't be read, or a recording is too long for the teacher;
-        raised before the teacher encodes anything.
+      UserError: an input is missing or can't be read, a recording is too long for the teacher, or
+        there are fewer frames than clusters; raised before the teacher encodes anything.
     """
     if directions:
         # Imported here: it takes seconds, and other targets do without scikit-learn.
@@ -96,6 +96,9 @@ def prepare(
     clips = load_clips(rows, hours * 3600, rng, longest)
     if people:
         clips += load_people(people)
+    if num_clusters:
+        frames = sum(num_frames(len(clip.wav)) for clip in clips)
+        kmeans.check_enough(min(frames, SAMPLE_FRAMES), num_clusters)
     references = sorted({clip.reference for clip in clips if clip.reference})
     all_wavs = [clip.wav for clip in clips] + [load_recording(p, longest) for p in references]
     if directions:

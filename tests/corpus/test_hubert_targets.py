@@ -152,6 +152,7 @@ def test_targets_are_directions_of_flites_phones(tmp_path, monkeypatch):
         ({}, {"directions": 6}, "--directions=6 is too large; .* at most 5"),
         ({"reference": "a.wav"}, {"directions": 2}, "the manifest has none"),
         ({"seconds": 31}, {"teacher": "whisper"}, r"slt-31.wav is longer than 30 s"),
+        ({}, {"num_clusters": 100}, "59 feature vectors cannot make 100 clusters"),
     ],
 )
 def test_mistakes_are_found_before_the_teacher_encodes(

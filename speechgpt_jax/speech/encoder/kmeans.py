@@ -63,15 +63,20 @@ def init_clusters(
     Raises:
       UserError: fewer feature vectors than clusters.
     """
-    if len(features) < num_clusters:
-        raise UserError(
-            f"{len(features)} feature vectors cannot make {num_clusters} clusters; "
-            "give more recordings or fewer clusters."
-        )
+    check_enough(len(features), num_clusters)
     features, keys = jnp.asarray(features), jax.random.split(jax.random.key(seed), tries)
     starts = [init_centroids(features, num_clusters, key) for key in keys]
     best = min(starts, key=lambda centroids: float(inertia(features, centroids)))
     return Clusters(jnp.zeros((), jnp.int32), best, jnp.zeros(num_clusters))
+
+
+def check_enough(num_features: int, num_clusters: int) -> None:
+    """Raises a UserError if there are fewer feature vectors than clusters."""
+    if num_features < num_clusters:
+        raise UserError(
+            f"{num_features} feature vectors cannot make {num_clusters} clusters; "
+            "give more recordings or fewer clusters."
+        )
 
 
 @jax.jit
