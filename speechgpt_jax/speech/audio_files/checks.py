@@ -78,8 +78,9 @@ def check_ogg_pages(data: Data) -> None:
         if _ogg_checksum(data[place:end]) != int.from_bytes(head[22:26], "little"):
             raise Unreadable(f"is damaged: the Ogg page at byte {place} is wrong. Copy it again.")
         stream, number = head[14:18], int.from_bytes(head[18:22], "little")
-        missing = number - number_after.get(stream, number)
-        if missing and not head[5] & 2:  # A first page may use the number of an earlier stream.
+        if head[5] & 2:  # The first page of a stream, which may have the name of an earlier one.
+            number_after.pop(stream, None)
+        if number != number_after.get(stream, number):
             raise Unreadable(
                 f"is damaged: an Ogg page is missing before byte {place}. Copy it again."
             )
