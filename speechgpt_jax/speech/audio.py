@@ -54,7 +54,8 @@ def load_audio(
     aiff, au, m4a, aac, webm, wma, amr, ..., and the sound of videos. Channels are averaged, then
     the sound is resampled (soxr, high quality). Recordings joined byte by byte
     (`cat a.mp3 b.mp3`) are read to the end of the last one, also if their formats differ. A later
-    recording is overlooked if it is of APE or DTS, or an MP3, AAC or AC-3 of less than 0.4 s.
+    recording is overlooked if it is of APE or DTS, or an MP3, AAC or AC-3 of less than 0.4 s; and,
+    behind a format that states no size (flac, ogg, webm, amr, ...), if its last frame is cut off.
 
     Args:
       source: a path, or an open binary file.

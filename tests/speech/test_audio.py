@@ -191,6 +191,16 @@ def test_frames_behind_any_format_are_read(tmp_path, codec):
         assert np.abs(np.fft.rfft(wav[-SAMPLE_RATE:])).argmax() == 440
 
 
+@pytest.mark.parametrize("codec", ["mp3", "aac", "ac3", "wv"])
+@pytest.mark.parametrize("first", ["wav", "rf64", "w64", "aiff", "au", "caf", "m4a", "mov", "avi"])
+def test_frames_that_are_cut_off_behind_another_format(tmp_path, first, codec):
+    data = recording(tmp_path, first, 0.5).read_bytes() + recording(tmp_path, codec).read_bytes()
+    try:
+        assert len(load_audio(io.BytesIO(data[:-20]))) > 2.4 * SAMPLE_RATE
+    except UserError as error:
+        assert "cut off" in str(error)
+
+
 def test_a_wav_from_a_pipe_before_an_mp3(tmp_path):
     first = wav_with(0xFFFFFFFF, bytes(16_000)).getvalue()
     first = first[:4] + b"\xff" * 4 + first[8:]

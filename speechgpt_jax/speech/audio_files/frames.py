@@ -130,6 +130,20 @@ def kind_at(data: Data, start: int) -> str | None:
     return None
 
 
+def begins_stream(data: Data, start: int, end: int) -> bool:
+    """Whether a stream of frames, perhaps with an ID3 tag, begins at `start`; it may be cut off."""
+    head = data[start : start + 10]
+    first = start + id3_size(head) if head[:3] == b"ID3" else start
+    for kind in _KINDS.values():
+        count, place = 0, first
+        while place < end and kind.mark.match(data, place) and (frame := kind.at(data, place)):
+            place += frame.size
+            count += 1
+            if count == kind.fewest:
+                return True
+    return False
+
+
 def last_stream(data: Data, start: int, end: int, but: str | None) -> int | None:
     """First byte of the stream of frames with which the bytes from `start` to `end` end.
 

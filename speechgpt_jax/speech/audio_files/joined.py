@@ -4,7 +4,7 @@ import itertools
 import re
 
 from speechgpt_jax.speech.audio_files.checks import is_size
-from speechgpt_jax.speech.audio_files.frames import Data, kind_at, last_stream
+from speechgpt_jax.speech.audio_files.frames import Data, begins_stream, kind_at, last_stream
 
 # Signatures with which recordings begin, of the formats whose signature is long enough to search
 # for. Ogg and Matroska have FLAC's inside.
@@ -51,8 +51,10 @@ def _with_streams(data: Data, begin: int, end: int) -> list[int]:
     own_kind = kind_at(data, begin)
     if not (own_kind or _HEAD.match(data, begin)):
         return [begin]
-    streams: list[int] = []
     stated_end = _stated_end(data, begin, end)
+    if begin < stated_end < end and begins_stream(data, stated_end, end):
+        return [begin, *_with_streams(data, stated_end, end)]
+    streams: list[int] = []
     # Frames before the end of a container are its sound.
     while (first := last_stream(data, begin, end, own_kind)) and first > max(begin, stated_end - 1):
         streams.insert(0, first)
@@ -72,6 +74,10 @@ def _stated_end(data: Data, begin: int, end: int) -> int:
         return begin + 8 + int.from_bytes(head[20:28], "little")
     if head[:4] == b"riff":
         return begin + int.from_bytes(head[16:24], "little")
+    if head[:4] == b"FORM":
+        return begin + 8 + int.from_bytes(head[4:8])
+    if head[:4] == b".snd" and is_size(size := int.from_bytes(head[8:12])):
+        return begin + int.from_bytes(head[4:8]) + size
     if head[4:8] == b"ftyp":
         return _end_of_boxes(data, begin, end)
     if head[:4] == b"caff":
