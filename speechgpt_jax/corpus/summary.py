@@ -7,6 +7,7 @@ import numpy as np
 import rich
 from matplotlib.figure import Figure
 from rich.table import Table
+from rich.text import Text
 
 from speechgpt_jax.corpus.beam_files import find_files, read_lines, whole_file, write_lines
 
@@ -47,7 +48,7 @@ def histograms(totals: Totals) -> dict[tuple[str, str], dict[int, int]]:
 
 def print_summary(totals: Totals, output: str) -> None:
     """Prints a row per kind and measure, and the first of the rejects."""
-    table = Table(title=output)
+    table = Table(title=Text(output))  # Not markup: a path may have brackets.
     for column in ("kind", "measure"):
         table.add_column(column)
     for column in ("lines", "sum", "median", "longest"):

@@ -298,6 +298,11 @@ def test_fairseqs_manifests_are_read(recordings, small_hubert, tmp_path):
     assert [row["path"] for row in rows_of(tmp_path / "units")] == list(map(str, wavs))
 
 
+def test_a_folder_with_brackets_is_the_title_of_the_summary(capsys):
+    summary.print_summary(summary.Totals({("units", "frames", 3): 2}), "/data [old]/units[/x]")
+    assert "/data [old]/units[/x]" in capsys.readouterr().out
+
+
 class Special(UserError):
     """A kind of UserError."""
 
