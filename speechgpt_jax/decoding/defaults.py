@@ -8,3 +8,5 @@ MAX_NEW_TOKENS = 384
 TOP_K, TOP_P = 50, 0.8
 # An int32.
 LARGEST_TOP_K = 2**31 - 1
+# MiB of keys and values of earlier prompts that an engine keeps.
+PREFIX_CACHE = 256

@@ -24,7 +24,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from speechgpt_jax.decoding.defaults import CONTEXT
+from speechgpt_jax.decoding.defaults import CONTEXT, PREFIX_CACHE
+from speechgpt_jax.decoding.prefixes import Prefixes
 from speechgpt_jax.decoding.requests import Answer, Request
 from speechgpt_jax.decoding.worker import Job, Worker, cache_sizes, on_mesh
 from speechgpt_jax.errors import UserError
@@ -68,6 +69,7 @@ class Engine:
         int8: bool = False,
         masks: np.ndarray | None = None,
         mesh: Mesh | None = None,
+        prefix_cache: int = PREFIX_CACHE,
     ):
         """Copies the weights of `model` into the form for decoding.
 
@@ -84,6 +86,8 @@ class Engine:
           masks: int8 [states, V], the state after each token; negative: the token is forbidden in
             that state. By default there is one state, in which all tokens are allowed.
           mesh: devices over which weights and cache are sharded. Best is a mesh of `model` alone.
+          prefix_cache: most MiB, on all devices together, of keys and values of earlier prompts,
+            which later prompts that begin alike don't compute again; 0: none.
 
         Raises:
           UserError: a number is out of range, or a CPU's memory can't hold the largest cache.
@@ -91,6 +95,7 @@ class Engine:
         check_number("num_slots", num_slots, at_least=1)
         check_number("context", context, at_least=2)
         check_number("cache_size", cache_size, at_least=1)
+        check_number("prefix_cache", prefix_cache, at_least=0)
         config = model.config
         self.vocab_size, self.num_slots, self.context = config.vocab_size, num_slots, context
         with on_mesh(mesh):
@@ -111,6 +116,7 @@ class Engine:
         self._num_states, self._padded_vocab_size = masks.shape
         self._lock = threading.Lock()
         self._workers: list[Worker] = []
+        prefixes = Prefixes(prefix_cache * 2**20)
         size = sum(leaf.nbytes for leaf in leaves)
         devices = _devices(num_slots) if is_cpu and mesh is None and size <= SMALL_MODEL else [None]
         for device in devices:
@@ -123,6 +129,7 @@ class Engine:
                 context=context,
                 cache_size=cache_size,
                 mesh=mesh,
+                prefixes=prefixes,
                 workers=self._workers,
                 lock=self._lock,
             )

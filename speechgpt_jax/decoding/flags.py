@@ -101,6 +101,13 @@ ENGINE = define(
     " SPEECHGPT_ENGINE_KEY is its key.",
 )
 INT8 = flags.DEFINE_bool("int8", False, "Round the weights of the projections to int8.")
+PREFIX_CACHE = define(
+    "prefix_cache",
+    at_least(0),
+    defaults.PREFIX_CACHE,
+    "Most MiB of keys and values of earlier prompts, which later prompts that begin alike don't"
+    " compute again; 0: none.",
+)
 
 
 def define_history_tokens() -> flags.FlagHolder:
@@ -121,10 +128,10 @@ def load_speech_model(**kwargs: Any) -> SpeechModel:
             f"--max_new_tokens={MAX_NEW_TOKENS.value} must be below --context={CONTEXT.value},"
             " which holds the prompt too."
         )
-    if ENGINE.value and (DTYPE.value or INT8.value):
+    if ENGINE.value and (DTYPE.value or INT8.value or PREFIX_CACHE.present):
         raise UserError(
-            "--dtype and --int8 are for weights that are loaded here, and with --engine the server"
-            " has them; leave them out."
+            "--dtype, --int8 and --prefix_cache are for weights that are loaded here, and with"
+            " --engine the server has them; leave them out."
         )
     if ENGINE.value and kwargs.get("devices"):
         raise UserError(
@@ -141,7 +148,11 @@ def load_speech_model(**kwargs: Any) -> SpeechModel:
     if ENGINE.value:
         kwargs["api_key"] = os.environ.get("SPEECHGPT_ENGINE_KEY") or None
     else:
-        kwargs |= {"dtype": DTYPE.value, "int8": INT8.value}
+        kwargs |= {
+            "dtype": DTYPE.value,
+            "int8": INT8.value,
+            "prefix_cache": PREFIX_CACHE.value,
+        }
     return SpeechModel.from_run(
         RUN.value,
         server=ENGINE.value,

@@ -65,13 +65,14 @@ class Answer:
       request: what is answered.
       finish_reason: why the answer ended; None before its end.
       num_tokens: number of tokens that were written so far.
+      num_cached: number of the prompt's tokens that an earlier request had read.
       is_cancelled: whether no further token is wanted.
     """
 
     def __init__(self, request: Request):
         self.request = request
         self.finish_reason: FinishReason | None = None
-        self.num_tokens = 0
+        self.num_tokens = self.num_cached = 0
         self.is_cancelled = False
         # Lists of tokens; None: the end; an exception of the engine.
         self._arrived: queue.SimpleQueue[list[Token] | BaseException | None] = queue.SimpleQueue()

@@ -57,6 +57,15 @@ class Slots:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Keys and values of T consecutive tokens of one slot, an array [K, T, H] each per layer."""
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Written:
     """Tokens of one call of `write`.
 
@@ -99,6 +108,8 @@ class Programs:
         self.fill = jit(_fill, donate_argnums=0)
         self.free = jit(_free, donate_argnums=0)
         self.read = jit(with_decoder(_read), donate_argnums=1)
+        self.cut = jit(_cut, static_argnums=3)
+        self.paste = jit(_paste, donate_argnums=0)
         self.write = jit(with_decoder(_write, most_tokens=most_tokens), donate_argnums=1)
 
 
@@ -164,6 +175,31 @@ def _read(decoder: Decoder, slots: Slots, slot, first, tokens, number) -> Slots:
         tuple(map(paste, cache.keys, row.keys)),
         tuple(map(paste, cache.values, row.values)),
         cache.lengths.at[slot].set(first + number),
+    )
+    return _placed(dataclasses.replace(slots, cache=cache))
+
+
+def _cut(slots: Slots, slot: jax.Array, first: jax.Array, length: int) -> Chunk:
+    """The keys and values of `length` tokens that were read into a slot from index `first` on."""
+
+    def cut(array):  # [B, K, S, H]
+        _, heads, _, head_dim = array.shape
+        start = (slot, 0, first, 0)
+        return jax.lax.dynamic_slice(array, start, (1, heads, length, head_dim))[0]
+
+    return Chunk(tuple(map(cut, slots.cache.keys)), tuple(map(cut, slots.cache.values)))
+
+
+def _paste(slots: Slots, slot: jax.Array, first: jax.Array, chunk: Chunk) -> Slots:
+    """Puts a chunk that was cut from any slot into a free one, in place of reading its tokens."""
+
+    def paste(array, new):
+        return jax.lax.dynamic_update_slice(array, new[None], (slot, 0, first, 0))
+
+    cache = KVCache(
+        tuple(map(paste, slots.cache.keys, chunk.keys)),
+        tuple(map(paste, slots.cache.values, chunk.values)),
+        slots.cache.lengths.at[slot].set(first + chunk.keys[0].shape[1]),
     )
     return _placed(dataclasses.replace(slots, cache=cache))
 

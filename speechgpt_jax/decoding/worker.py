@@ -12,8 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from speechgpt_jax import sharding
+from speechgpt_jax.decoding.prefixes import Prefixes
 from speechgpt_jax.decoding.requests import Answer, FinishReason, Request, Token
-from speechgpt_jax.decoding.slots import Row, Slots, programs
+from speechgpt_jax.decoding.slots import Chunk, Row, Slots, programs
 from speechgpt_jax.models.collectives import target_platform
 
 # Tokens of the chunks in which prompts are read; the small one takes remainders and short prompts.
@@ -45,6 +46,7 @@ class Worker:
         context: int,
         cache_size: int,
         mesh: Mesh | None,
+        prefixes: Prefixes,
         workers: Sequence["Worker"],
         lock: threading.Lock,
     ):
@@ -54,10 +56,12 @@ class Worker:
           masks: int8 [states, padded V].
           device: where all arrays are; None: where they are now.
           num_slots, context, cache_size, mesh: see `Engine`.
+          prefixes: beginnings of prompts that any worker of the engine has read.
           workers: all workers of the engine, of whose waiting requests a free one takes some.
           lock: for `waiting` of all workers.
         """
         self.num_slots, self._mesh = num_slots, mesh
+        self._prefixes = prefixes
         self._workers, self._lock = workers, lock
         self._device = device
         if device is not None:
@@ -93,6 +97,7 @@ class Worker:
                     slots = self._programs.resized(slots, size)
                 for length in (SMALL_CHUNK, self._large_chunk):
                     slots = self._read(slots, 0, 0, np.zeros(length, np.int32), length)
+                slots = self._paste(slots, 0, 0, self._cut(slots, 0, 0))
                 job = Job(Request([0], max_new_tokens=1), self._masks.shape[1])
                 slots = self._fill(slots, 0, 0, job.row)
                 slots, _ = self._write(slots, 1, until_free=False)
@@ -152,9 +157,10 @@ class Worker:
         """Reads the next chunks of prompts, READ_AT_ONCE tokens in all."""
         budget = READ_AT_ONCE
         for slot, job in self._jobs.items():
+            # The last token is read by the step that writes the first of the answer.
+            prompt = np.asarray(job.answer.request.prompt[:-1], np.int32)
             while not job.is_read and budget > 0:
-                # The last token is read by the step that writes the first of the answer.
-                tokens = np.asarray(job.answer.request.prompt[:-1], np.int32)[job.length :]
+                tokens = prompt[job.length :]
                 if not len(tokens):
                     self._slots = self._fill(self._slots, slot, job.length, job.row)
                     job.is_read = True
@@ -162,12 +168,20 @@ class Worker:
                 size = SMALL_CHUNK if len(tokens) <= SMALL_CHUNK else self._large_chunk
                 # Free slots and those that are still read write behind their tokens (see `step`),
                 # so there must be room for one more.
-                self._make_room(max(job.length + size, len(job.answer.request.prompt)))
+                self._make_room(max(job.length + size, len(prompt) + 1))
                 chunk = tokens[:size]
-                padded = np.pad(chunk, (0, size - len(chunk)))
-                self._slots = self._read(self._slots, slot, job.length, padded, len(chunk))
+                is_kept = len(chunk) == self._large_chunk and self._prefixes.most_bytes
+                prefix = prompt[: job.length + len(chunk)]
+                if is_kept and (kept := self._prefixes.get(prefix)):
+                    self._slots = self._paste(self._slots, slot, job.length, kept)
+                    job.answer.num_cached += len(chunk)
+                else:
+                    padded = np.pad(chunk, (0, size - len(chunk)))
+                    self._slots = self._read(self._slots, slot, job.length, padded, len(chunk))
+                    if is_kept:
+                        self._prefixes.put(prefix, self._cut(self._slots, slot, job.length))
+                    budget -= size
                 job.length += len(chunk)
-                budget -= size
 
     def _write_tokens(self):
         """Writes the next tokens of all requests whose prompts are read."""
@@ -210,6 +224,14 @@ class Worker:
     def _read(self, slots: Slots, slot, first, tokens, number) -> Slots:
         arguments = np.int32(slot), np.int32(first), tokens, np.int32(number)
         return self._programs.read(self._leaves, slots, *arguments)
+
+    def _cut(self, slots: Slots, slot, first) -> Chunk:
+        return self._programs.cut(slots, np.int32(slot), np.int32(first), self._large_chunk)
+
+    def _paste(self, slots: Slots, slot, first, chunk: Chunk) -> Slots:
+        if self._device is not None:  # Another worker may have read it.
+            chunk = jax.device_put(chunk, self._device)
+        return self._programs.paste(slots, np.int32(slot), np.int32(first), chunk)
 
     def _fill(self, slots: Slots, slot, length, row: Row) -> Slots:
         return self._programs.fill(slots, np.int32(slot), np.int32(length), row)

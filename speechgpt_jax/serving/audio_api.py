@@ -133,7 +133,7 @@ class Transcription:
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 yield sse({"type": "transcript.text.delta", "delta": piece})
-        prompt, reply = num_tokens(self._conversation)
+        prompt, reply, _ = num_tokens(self._conversation)
         usage = {"type": "tokens", "input_tokens": prompt, "output_tokens": reply}
         usage["total_tokens"] = prompt + reply
         yield sse({"type": "transcript.text.done", "text": self._text, "usage": usage})
@@ -216,7 +216,7 @@ class Speech:
             yield last
             return
         yield _audio_delta(last)
-        prompt, reply = num_tokens(conversation)
+        prompt, reply, _ = num_tokens(conversation)
         usage = {"input_tokens": prompt, "output_tokens": reply, "total_tokens": prompt + reply}
         yield sse({"type": "speech.audio.done", "usage": usage})
 

@@ -158,8 +158,13 @@ class Response:
         )
 
     def _described(self, status: str, details: dict | None = None) -> dict[str, Any]:
-        prompt, reply = num_tokens(self._conversation)
-        usage = {"input_tokens": prompt, "output_tokens": reply, "total_tokens": prompt + reply}
+        prompt, reply, cached = num_tokens(self._conversation)
+        usage = {
+            "input_tokens": prompt,
+            "output_tokens": reply,
+            "total_tokens": prompt + reply,
+            "input_token_details": {"cached_tokens": cached},
+        }
         is_over = status != "in_progress"
         return {
             "id": self._id,

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -227,9 +227,10 @@ class Talker:
                 task.add_done_callback(self._ending.discard)
 
     def _count(self, conversation: EngineClient) -> None:
-        prompt, completion = num_tokens(conversation)
-        self.metrics.tokens.labels("prompt").inc(prompt)
-        self.metrics.tokens.labels("completion").inc(completion)
+        counts = num_tokens(conversation)
+        self.metrics.tokens.labels("prompt").inc(counts.prompt)
+        self.metrics.tokens.labels("cached_prompt").inc(counts.cached)
+        self.metrics.tokens.labels("completion").inc(counts.reply)
 
     # ---- earlier replies -------------------------------------------------------------------------
 
@@ -271,7 +272,22 @@ async def _cancel_until(thread: asyncio.Future, conversation: EngineClient) -> N
         await asyncio.wait([thread], timeout=_CANCEL_SECONDS)
 
 
-def num_tokens(conversation: EngineClient) -> tuple[int, int]:
-    """Tokens of the prompt and of the reply of a conversation's last turn."""
-    answer = conversation.in_progress
-    return (len(answer.request.prompt), answer.num_tokens) if answer else (0, 0)
+class NumTokens(NamedTuple):
+    """Numbers of tokens of a turn.
+
+    Attributes:
+      prompt: of all that the model read.
+      reply: of what it wrote.
+      cached: those of the prompt that an earlier request had read.
+    """
+
+    prompt: int
+    reply: int
+    cached: int
+
+
+def num_tokens(conversation: EngineClient) -> NumTokens:
+    """Numbers of tokens of a conversation's last turn."""
+    if (answer := conversation.in_progress) is None:
+        return NumTokens(0, 0, 0)
+    return NumTokens(len(answer.request.prompt), answer.num_tokens, answer.num_cached)

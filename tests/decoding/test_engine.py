@@ -11,8 +11,10 @@ from flax import nnx
 
 from speechgpt_jax.decoding import engine as engine_module
 from speechgpt_jax.decoding.engine import Engine
+from speechgpt_jax.decoding.prefixes import Prefixes
 from speechgpt_jax.decoding.requests import Request
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
+from speechgpt_jax.decoding.slots import Chunk
 from speechgpt_jax.speech.cpu.devices import Parallelism
 from tests import processes
 from tests.models.hugging_face import CONFIG, reference, to_jax
@@ -87,6 +89,31 @@ def test_an_answer_is_the_same_alone_and_beside_others(model, num_slots):
     together = list(map(list, together))
     assert together[1:4] == alone
     assert together[-3:] == alone[::-1]
+
+
+@pytest.mark.parametrize("num_slots", [1, 4])  # Four are shared out to two cores.
+def test_beginnings_of_earlier_prompts_are_not_read_again(model, num_slots):
+    """Bit by bit the same answers, log-probabilities included."""
+    prompt = PROMPTS[3]  # 341 tokens: two chunks of 128, and more.
+    prompts = [prompt, prompt, [*prompt[:300], 7], [*prompt[:200], *[7] * 90], prompt[1:]]
+    requests = [Request(p, 20, seed=1) for p in prompts]
+    engine = Engine(model, num_slots=num_slots, context=512)
+    answers = [(answer := engine.submit(r), list(answer)) for r in requests]
+    without = Engine(model, num_slots=num_slots, context=512, prefix_cache=0)
+    assert [tokens for _, tokens in answers] == [list(without.submit(r)) for r in requests]
+    assert [answer.num_cached for answer, _ in answers] == [0, 256, 256, 128, 0]
+
+
+def test_the_least_recently_used_beginnings_are_dropped():
+    chunk = Chunk((jnp.zeros((2, 4, 8)),), (jnp.zeros((2, 4, 8)),))  # 512 bytes.
+    prefixes = Prefixes(most_bytes=1100)
+    a, b, c = (np.full(4, i, np.int32) for i in range(3))
+    for tokens in (a, b):
+        prefixes.put(tokens, chunk)
+    assert prefixes.get(a) is chunk
+    prefixes.put(a, chunk)
+    prefixes.put(c, chunk)
+    assert [prefixes.get(x) is chunk for x in (a, b, c)] == [True, False, True]
 
 
 def test_a_cpu_decodes_a_bfloat16_model_in_float32_unless_told_otherwise(model):
@@ -253,7 +280,7 @@ from speechgpt_jax.models.llama import Llama
 from tests.models.hugging_face import CONFIG
 
 model = Llama(CONFIG, rngs=nnx.Rngs(0))
-requests = [Request([1, *range(5, n)], 12, sampling=GREEDY) for n in (9, 30, 60)]
+requests = [Request([1, *range(5, n)], 12, sampling=GREEDY) for n in (9, 30, 140)]
 expected = Engine(model, num_slots=2, context=256).generate(requests)
 for sizes in [(1, 1, 1, 2), (2, 2, 1, 2)]:
     mesh = sharding.create_mesh(sharding.MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
@@ -262,7 +289,9 @@ for sizes in [(1, 1, 1, 2), (2, 2, 1, 2)]:
     keys = engine._workers[0]._slots.cache.keys[0]
     assert keys.addressable_shards[0].data.size == keys.size // 2, keys.sharding
     compiled = engine._workers[0]._programs.write._cache_size()
-    assert engine.generate(requests) == expected
+    answers = [engine.submit(request) for request in requests]  # The longest prompt is known now.
+    assert [[token.id for token in answer] for answer in answers] == expected
+    assert [answer.num_cached for answer in answers] == [0, 0, 128]
     assert engine._workers[0]._programs.write._cache_size() == compiled
     print("equal on", sizes)
 """

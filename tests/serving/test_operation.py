@@ -177,6 +177,12 @@ def test_metrics_count(address, client):
     usage = client.chat.completions.create(**BODY).usage
     assert tiny.metric(address, name) == before + 1
     assert tiny.metric(address, tokens) == tokens_before + usage.completion_tokens
+    # A prompt that was read before counts as cached, in whole chunks of 128 tokens.
+    long = BODY | {"messages": [{"role": "user", "content": "good morning, " * 45}]}
+    usages = [client.chat.completions.create(**long).usage for _ in range(2)]
+    cached = [usage.prompt_tokens_details.cached_tokens for usage in usages]
+    assert cached == [0, (usages[1].prompt_tokens - 1) // 128 * 128] and cached[1] > 0
+    assert tiny.metric(address, 'speechgpt_tokens_total{kind="cached_prompt"}') == cached[1]
     client.audio.speech.create(model="tiny", voice="slt", input=tiny.GREETING)
     assert tiny.metric(address, "speechgpt_first_sound_seconds_count") >= 1
     assert tiny.metric(address, "speechgpt_slots") == 4
