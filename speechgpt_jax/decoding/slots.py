@@ -166,16 +166,12 @@ def _read(decoder: Decoder, slots: Slots, slot, first, tokens, number) -> Slots:
       number: number of `tokens` without padding, int32 []. What the padding writes is overwritten
         by the tokens that follow, before anything reads it.
     """
-    cut = lambda x: jax.lax.dynamic_index_in_dim(x, slot, keepdims=True)  # noqa: E731
-    paste = lambda x, row: jax.lax.dynamic_update_index_in_dim(x, row[0], slot, 0)  # noqa: E731
-    cache = slots.cache
-    row = KVCache(tuple(map(cut, cache.keys)), tuple(map(cut, cache.values)), first[None])
-    _, row = decoder.decode(tokens[None], row)
-    cache = KVCache(
-        tuple(map(paste, cache.keys, row.keys)),
-        tuple(map(paste, cache.values, row.values)),
-        cache.lengths.at[slot].set(first + number),
-    )
+
+    def with_length(cache: KVCache, length: jax.Array) -> KVCache:
+        return dataclasses.replace(cache, lengths=cache.lengths.at[slot].set(length))
+
+    _, cache = decoder.decode(tokens[None], with_length(slots.cache, first), slot)
+    cache = with_length(cache, first + number)
     return _placed(dataclasses.replace(slots, cache=cache))
 
 

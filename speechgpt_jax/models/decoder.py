@@ -46,26 +46,32 @@ class Decoder(nnx.Module):
 
         return KVCache(zeros(), zeros(), jnp.zeros(batch, jnp.int32))
 
-    def decode(self, tokens: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+    def decode(
+        self, tokens: jax.Array, cache: KVCache, row: jax.Array | None = None
+    ) -> tuple[jax.Array, KVCache]:
         """Hidden states of the next tokens, given the cache of the earlier ones.
 
         Args:
           tokens: int32 [B, T].
           cache: the earlier tokens; each row must have room for T more.
+          row: index of the cache's row to which the tokens belong, int32 [], B = 1; None: the
+            tokens are those of all its rows.
 
         Returns:
           Hidden states [B, T, D] after the final norm, and the cache with T more tokens.
         """
-        positions = cache.lengths[:, None] + jnp.arange(tokens.shape[1])  # [B, T]
+        read = cache.lengths if row is None else cache.lengths[row][None]
+        positions = read[:, None] + jnp.arange(tokens.shape[1])  # [B, T]
         angles = rotary_angles(self.config, positions, cache.size)
         x = self.embed_tokens[tokens].astype(self.config.dtype)
         x = constrain(x, ("batch", "length", "residual"))
         keys, values = [], []
         for block, k, v in zip(self.blocks, cache.keys, cache.values, strict=True):
-            x, k, v = block.decode(x, angles, positions, k, v)
+            x, k, v = block.decode(x, angles, positions, k, v, row)
             keys.append(k)
             values.append(v)
-        lengths = cache.lengths + tokens.shape[1]
+        rows = slice(None) if row is None else row
+        lengths = cache.lengths.at[rows].add(tokens.shape[1])
         return self.norm(x), KVCache(tuple(keys), tuple(values), lengths)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:

@@ -40,11 +40,15 @@ class KVCache:
 
 
 def write_cache(
-    cached: jax.Array,  # [B, K, S, H]
+    cached: jax.Array,  # [R, K, S, H]
     new: jax.Array,  # [B, T, K, H]
     first: jax.Array,  # int32 [B]
+    row: jax.Array | None = None,  # int32 []
 ) -> jax.Array:
-    """Writes each row's next keys (or values) from its index `first` on, [B, K, S, H]."""
+    """Writes each row's next keys (or values) from its index `first` on, [R, K, S, H].
+
+    Those of all rows, B = R, or of one `row`, B = 1.
+    """
     if target_platform() != "cpu" and new.shape[1] == 1:
         # One kernel for all rows; TPUs would update one slice after the other.
         cached = cached.at[jnp.arange(len(new)), :, first].set(new[:, 0])
@@ -52,20 +56,22 @@ def write_cache(
         # XLA's CPU backend would make a slow loop of a scatter, and TPUs would copy the cache for
         # slices of several tokens.
         new = new.swapaxes(1, 2)
-        for row in range(len(new)):
-            cached = jax.lax.dynamic_update_slice(
-                cached, new[row : row + 1], (row, 0, first[row], 0)
-            )
+        for i in range(len(new)):
+            start = (i if row is None else row, 0, first[i], 0)
+            cached = jax.lax.dynamic_update_slice(cached, new[i : i + 1], start)
     return constrain(cached, CACHE_AXES)
 
 
 def cached_attention(
     query: jax.Array,  # [B, T, N, H]
-    keys: jax.Array,  # [B, K, S, H]
-    values: jax.Array,  # [B, K, S, H]
+    keys: jax.Array,  # [R, K, S, H]
+    values: jax.Array,  # [R, K, S, H]
     positions: jax.Array,  # int32 [B, T]
+    row: jax.Array | None = None,  # int32 []
 ) -> jax.Array:
     """Attention of the next tokens to the cache up to their own positions, [B, T, N, H].
+
+    The tokens are those of all rows, B = R, or of one `row`, B = 1.
 
     On a CPU the cache is read in blocks of keys, whose sums are added one by one (Milakov and
     Gimelshein 2018). Blocks that a row doesn't see add nothing to its sums, not even rounding, so
@@ -82,9 +88,15 @@ def cached_attention(
 
     def attend(read: int) -> jax.Array:
         """Attention to the first `read` keys."""
-        number = read // block
-        blocks = (*keys.shape[:2], number, block, head_dim)
-        scores = _product("bkth,bknsh->bknts", flat, keys[:, :, :read].reshape(blocks))
+
+        def blocks(cached: jax.Array) -> jax.Array:  # [R, K, S, H] -> [B, K, blocks, block, H]
+            # Of one row no more is copied than is read.
+            start = (0 if row is None else row, 0, 0, 0)
+            heads = cached.shape[1]
+            cut = jax.lax.dynamic_slice(cached, start, (batch, heads, read, head_dim))
+            return cut.reshape(batch, heads, read // block, block, head_dim)
+
+        scores = _product("bkth,bknsh->bknts", flat, blocks(keys))
 
         # Exponentials are computed block by block: their rounding depends on an array's shape.
         def weigh(maximum, of_block):
@@ -104,7 +116,7 @@ def cached_attention(
         blockwise = jnp.moveaxis(scores, 2, 0), starts
         _, (weights, scales, sums) = jax.lax.scan(weigh, zeros - 1e9, blockwise)
         weights = jnp.moveaxis(weights, 0, 2).astype(query.dtype)
-        means = _product("bknts,bknsh->bknth", weights, values[:, :, :read].reshape(blocks))
+        means = _product("bknts,bknsh->bknth", weights, blocks(values))
         blockwise = scales, sums, jnp.moveaxis(means, 2, 0)
         (total, heads), _ = jax.lax.scan(add, (zeros, jnp.zeros(flat.shape)), blockwise)
         return heads / total

@@ -87,8 +87,9 @@ class Attention(nnx.Module):
         x: jax.Array,  # [B, T, D]
         angles: tuple[jax.Array, jax.Array],  # sines and cosines, `rope_angles`
         positions: jax.Array,  # int32 [B, T]
-        keys: jax.Array,  # [B, K, S, H]
-        values: jax.Array,  # [B, K, S, H]
+        keys: jax.Array,  # [R, K, S, H]
+        values: jax.Array,  # [R, K, S, H]
+        row: jax.Array | None,  # int32 []; None: all rows
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Writes the next tokens at their `positions` of the cache, and attends to it.
 
@@ -97,8 +98,10 @@ class Attention(nnx.Module):
         """
         query, key, value = self._project(x, angles, None)
         first = positions[:, 0]
-        keys, values = write_cache(keys, key, first), write_cache(values, value, first)
-        heads = cached_attention(query, keys, values, positions)
+        keys, values = (
+            write_cache(cached, new, first, row) for cached, new in ((keys, key), (values, value))
+        )
+        heads = cached_attention(query, keys, values, positions, row)
         return self.o_proj(heads.reshape(*x.shape[:2], -1)), keys, values
 
     def _project(self, x, angles, rngs):
@@ -152,12 +155,13 @@ class Block(nnx.Module):
         x: jax.Array,  # [B, T, D]
         angles: tuple[jax.Array, jax.Array],  # sines and cosines, `rope_angles`
         positions: jax.Array,  # int32 [B, T]
-        keys: jax.Array,  # [B, K, S, H]
-        values: jax.Array,  # [B, K, S, H]
+        keys: jax.Array,  # [R, K, S, H]
+        values: jax.Array,  # [R, K, S, H]
+        row: jax.Array | None,  # int32 []; None: all rows
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Attention and MLP on the next tokens; arguments and results are `Attention.decode`'s."""
         y, keys, values = self.self_attn.decode(
-            self.input_layernorm(x), angles, positions, keys, values
+            self.input_layernorm(x), angles, positions, keys, values, row
         )
         x = x + y
         return x + self.mlp(self.post_attention_layernorm(x)), keys, values

@@ -4,7 +4,8 @@
     python -m tests.benchmarks.bench_engine --seconds=10 --small
 
 Every client sends one request after the other: prompts of 20 to 400 tokens, answers of 10 to 120
-tokens, drawn from the client's own seed. First tokens are timed from `submit`.
+tokens, drawn from the client's own seed. First tokens are timed from `submit`. A second table has
+prompts that begin alike, with and without the prefix cache.
 """
 
 import concurrent.futures
@@ -24,6 +25,8 @@ from tests.benchmarks import docs_table
 from tests.benchmarks.bench_llama import LARGE, SMALL
 
 CLIENTS, CONTEXT = 16, 1024
+# Prompts that begin alike: tokens in common and of their own; prompts of each kind.
+COMMON, OWN, PROMPTS = 512, 20, 30
 
 
 def main(argv: list[str]) -> None:
@@ -42,24 +45,33 @@ def main(argv: list[str]) -> None:
         f"first token p95 ms: {CLIENTS} clients",
     ]
     table = docs_table.Table("engine", columns)
+    columns = ["model", "first token ms, all read", f"{COMMON} tokens known", "ratio"]
+    prefixes = docs_table.Table("prefixes", columns)
     for config in (SMALL,) if args.small else (SMALL, LARGE):
-        engine = Engine(Llama(config, rngs=nnx.Rngs(0)), num_slots=CLIENTS, context=CONTEXT)
+        name = f"{config.hidden_size} wide, {config.num_layers} layers"
+        model = Llama(config, rngs=nnx.Rngs(0))
+        engine = Engine(model, num_slots=CLIENTS, context=CONTEXT)
         engine.warm_up()
         # One client has an engine of its own, with one slot: what it would have without the others.
-        alone = Engine(Llama(config, rngs=nnx.Rngs(0)), num_slots=1, context=CONTEXT)
+        alone = Engine(model, num_slots=1, context=CONTEXT)
+        forgetful = Engine(model, num_slots=1, context=CONTEXT, prefix_cache=0)
         alone.warm_up()
+        forgetful.warm_up()
         one_rate, one_delay = measure(alone, 1, args.seconds)
         rate, delay = measure(engine, CLIENTS, args.seconds)
         table.add(
-            f"{config.hidden_size} wide, {config.num_layers} layers",
+            name,
             f"{one_rate:,.0f}",
             f"{rate:,.0f}",
             f"{rate / one_rate:.2f}",
             f"{1000 * one_delay:.0f}",
             f"{1000 * delay:.0f}",
         )
+        read, known = first_tokens(forgetful, alone)
+        prefixes.add(name, f"{1000 * read:.1f}", f"{1000 * known:.1f}", f"{read / known:.1f}")
     if args.update_docs:
         table.update_docs()
+        prefixes.update_docs()
 
 
 def measure(engine: Engine, num_clients: int, seconds: float) -> tuple[float, float]:
@@ -84,6 +96,20 @@ def measure(engine: Engine, num_clients: int, seconds: float) -> tuple[float, fl
     rate = sum(num_tokens for num_tokens, _ in results) / (time.monotonic() - start)
     delays = [delay for _, delays in results for delay in delays]
     return rate, statistics.quantiles(delays, n=20)[-1]
+
+
+def first_tokens(*engines: Engine) -> list[float]:
+    """Median seconds to the first token of prompts that begin alike, for each engine."""
+    rng = np.random.default_rng(0)
+    common = rng.integers(3, engines[0].vocab_size, COMMON)
+    seconds: list[list[float]] = [[] for _ in engines]
+    for _ in range(PROMPTS):
+        prompt = [*common, *rng.integers(3, engines[0].vocab_size, OWN)]
+        for engine, of_engine in zip(engines, seconds, strict=True):
+            start = time.monotonic()
+            assert len(list(engine.submit(Request(prompt, 1, sampling=GREEDY)))) == 1
+            of_engine.append(time.monotonic() - start)
+    return [statistics.median(of_engine) for of_engine in seconds]
 
 
 if __name__ == "__main__":
