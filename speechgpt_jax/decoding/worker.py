@@ -22,9 +22,10 @@ from speechgpt_jax.models.collectives import target_platform
 # takes longest up to 256 tokens, so that larger chunks are nearly free.
 SMALL_CHUNK, LARGE_CHUNK, LARGE_CHUNK_CPU = 32, 256, 128
 # Tokens of prompts that are read before the next tokens are written.
-READ_AT_ONCE = 256
-# Tokens are delivered after about this time, and at most this many at once.
-SECONDS_PER_CALL, TOKENS_PER_CALL = 0.05, 64
+READ_AT_ONCE = 512
+# Tokens are delivered after about this time, and at most this many at once. While somebody waits
+# for a first token it is the shorter time.
+SECONDS_PER_CALL, SECONDS_TO_FIRST, TOKENS_PER_CALL = 0.025, 0.01, 64
 
 
 class Worker:
@@ -188,7 +189,9 @@ class Worker:
         writing = {slot: job for slot, job in self._jobs.items() if job.is_read}
         if not writing:
             return
-        steps = int(np.clip(SECONDS_PER_CALL / self._seconds_per_token, 1, TOKENS_PER_CALL))
+        is_awaited = not all(job.num_written for job in self._jobs.values())
+        seconds = SECONDS_TO_FIRST if is_awaited else SECONDS_PER_CALL
+        steps = int(np.clip(seconds / self._seconds_per_token, 1, TOKENS_PER_CALL))
         self._make_room(max(job.length_after(steps) for job in writing.values()))
         start = time.perf_counter()
         self._slots, written = self._write(
