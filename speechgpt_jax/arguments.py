@@ -53,7 +53,7 @@ def _number(kind: Callable[[str], float], noun: str, **limits: float) -> Type:
         except ValueError:
             value = math.nan
         if not is_within(value, **limits):
-            raise _illegal(text, f"{noun}, {limits_text(**limits)}")
+            raise _illegal(text, f"{noun}, {limits_text(value, **limits)}")
         return value
 
     return parse
@@ -111,6 +111,11 @@ def is_text(text: str) -> bool:
     return text.encode(errors="replace").decode() == text
 
 
+def location(text: str) -> epath.Path:
+    """Type of paths, local or gs://, whether or not there is something."""
+    return epath.Path(checked(nonempty(text), files.check_url))
+
+
 def existing_path(text: str) -> str:
     """Type of files and folders that exist, local or gs://."""
     checked(nonempty(text), files.check_url)
@@ -151,6 +156,11 @@ def existing_local_folder(text: str) -> str:
 def output_folder(text: str) -> str:
     """Type of folders to write into: they exist or can be made."""
     return checked(nonempty(text), files.check_writable_folder)
+
+
+def new_folder(text: str) -> epath.Path:
+    """`output_folder` as a path."""
+    return epath.Path(output_folder(text))
 
 
 def local_output_folder(text: str) -> str:

@@ -4,14 +4,18 @@
     check_sizes(rates=(5, 4), kernel_sizes=(11, 8))
     check_choice("schedule", schedule, ("cosine", "linear"))
 
-Limits are `above`, `at_least`, `below` and `at_most`; NaN and infinity are always rejected.
+Limits are `above`, `at_least`, `below` and `at_most`; NaN and infinity are always rejected. Where
+neither `below` nor `at_most` is given, a number must fit JAX's types: int32 and float32.
 """
 
 import math
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from speechgpt_jax.errors import UserError
+
+LARGEST_INT = 2**31 - 1
+LARGEST_FLOAT = 3.4e38
 
 _COMPARISONS = {
     "above": operator.gt,
@@ -23,12 +27,19 @@ _COMPARISONS = {
 
 def is_within(value: float, **limits: float) -> bool:
     """Whether `value` is finite and within all limits."""
+    limits = _with_largest(value, limits)
     is_finite = isinstance(value, int) or math.isfinite(value)  # A long integer is no float.
     return is_finite and all(_COMPARISONS[name](value, limit) for name, limit in limits.items())
 
 
-def limits_text(**limits: float) -> str:
-    """at_least=0, below=1 -> "at least 0 and below 1"; without limits "finite"."""
+def limits_text(value: float = math.nan, **limits: float) -> str:
+    """at_least=0, below=1 -> "at least 0 and below 1"; without limits "finite".
+
+    The limit of JAX's types is named where `value` exceeds it.
+    """
+    largest = _with_largest(value, limits)
+    if math.inf > value > largest.get("at_most", math.inf):
+        limits = largest
     texts = [f"{name.replace('_', ' ')} {limit}" for name, limit in limits.items()]
     return " and ".join(texts) or "finite"
 
@@ -36,8 +47,16 @@ def limits_text(**limits: float) -> str:
 def check_number(name: str, value: float, **limits: float) -> None:
     """Raises a UserError unless `value` is finite and within all limits."""
     if not is_within(value, **limits):
-        finite = "finite and " if limits and not is_within(value) else ""
-        raise UserError(f"{name} {value} must be {finite}{limits_text(**limits)}.")
+        is_finite = isinstance(value, int) or math.isfinite(value)
+        finite = "" if is_finite or not limits else "finite and "
+        raise UserError(f"{name} {value} must be {finite}{limits_text(value, **limits)}.")
+
+
+def _with_largest(value: float, limits: Mapping[str, float]) -> dict[str, float]:
+    """`limits`, with the largest number of JAX's type for `value` if they have no upper one."""
+    if "below" in limits or "at_most" in limits:
+        return dict(limits)
+    return {**limits, "at_most": LARGEST_INT if isinstance(value, int) else LARGEST_FLOAT}
 
 
 def check_sizes(**lists: Sequence[float]) -> None:

@@ -57,7 +57,11 @@ def test_limits_are_printed_with_all_digits():
 @pytest.mark.parametrize(
     ("make", "name", "values"),
     [
-        (lambda **x: AdamW(**{"learning_rate": 1.0} | x), "learning_rate", (-1e-3, *NOT_FINITE)),
+        (
+            lambda **x: AdamW(**{"learning_rate": 1.0} | x),
+            "learning_rate",
+            (-1e-3, 1e39, *NOT_FINITE),
+        ),
         (lambda **x: AdamW(1.0, **x), "warmup", (-0.1, 1.0, 2, *NOT_FINITE)),
         (lambda **x: AdamW(1.0, **x), "b1", (-0.1, 1.0, *NOT_FINITE)),
         (lambda **x: AdamW(1.0, **x), "b2", (-0.1, 1.0, *NOT_FINITE)),
@@ -68,7 +72,7 @@ def test_limits_are_printed_with_all_digits():
         (lambda **x: AdamW(1.0, **x), "moments_dtype", ("float16", "f32")),
         (Guard, "spike", (1.0, 0.5, *NOT_FINITE)),
         (Guard, "patience", (-1,)),
-        (stage, "steps", (0, -1)),
+        (stage, "steps", (0, -1, 2**31)),
         (stage, "accumulation", (0, -1)),
         (stage, "loss_columns", (0, -1)),
         (stage, "seed", (-1, 2**32)),
@@ -87,7 +91,7 @@ def test_limits_are_printed_with_all_digits():
         (llama3_scaling, "high_frequency_factor", (1.0, 0.5, *NOT_FINITE)),
         (llama3_scaling, "original_length", (0, -1)),
         (LoraConfig, "rank", (0, -1)),
-        (LoraConfig, "alpha", (0.0, *NOT_FINITE)),
+        (LoraConfig, "alpha", (0.0, 1e39, 10**400, *NOT_FINITE)),
         (LoraConfig, "dropout", (-0.1, 1.0, *NOT_FINITE)),
         (MeshConfig, "slices", (0, -1)),
         (Keep, "last", (0, -1)),
@@ -115,5 +119,9 @@ def test_limits():
         check_number("x", math.nan)
     with pytest.raises(UserError, match=r"^x inf must be finite and above 0\.$"):
         check_number("x", math.inf, above=0)
+    with pytest.raises(UserError, match=r"^x 1e\+39 must be above 0 and at most 3\.4e\+38\.$"):
+        check_number("x", 1e39, above=0)
+    with pytest.raises(UserError, match=r"^x 10{400} must be at most 2147483647\.$"):
+        check_number("x", 10**400)
     with pytest.raises(UserError, match=r"^x 'c' must be one of a, b\.$"):
         check_choice("x", "c", ("a", "b"))

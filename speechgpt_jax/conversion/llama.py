@@ -32,6 +32,7 @@ from speechgpt_jax.conversion import (
 from speechgpt_jax.conversion.weights import Weights
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.fields import Fields
+from speechgpt_jax.limits import LARGEST_FLOAT
 from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.models.llama_config import LlamaConfig
 from speechgpt_jax.tokenizer import Tokenizer
@@ -119,7 +120,8 @@ def _check_exported_fields(
         for name in ("generation_config", "tokenizer_config")
     )
     llama_format.check_token_ids(generation, vocab_size)
-    tokenizer.get("model_max_length", float | None, at_least=1)
+    # transformers writes 1e30 where there is no limit.
+    tokenizer.get("model_max_length", float | None, at_least=1, at_most=LARGEST_FLOAT)
 
 
 def metadata(config: LlamaConfig, folder: epath.Path, fields: Mapping[str, Mapping]) -> dict:
