@@ -57,10 +57,17 @@ def is_remote(path: Path) -> bool:
 def check_url(path: Path) -> None:
     """Raises a UserError if `path` is a URL of a file system that can't be read here."""
     try:
-        epath.Path(path)
+        found = epath.Path(path)
+        # epath knows s3:// and others, and the libraries that it reads them by may not.
+        if is_remote(path) and not _is_in_bucket(path):
+            found.exists()
     except KeyError as error:
         raise UserError(
             f"{path}: {error} is no file system; give a local path or gs://."
+        ) from error
+    except (ImportError, *io_errors()) as error:
+        raise UserError(
+            f"{path}: its file system can't be read here ({error}); give a local path or gs://."
         ) from error
 
 
@@ -95,6 +102,7 @@ def whole_file(path: Path) -> Iterator[epath.Path]:
       UserError: the file can't be written: `path` is a folder, no permission, a full disk. The
         first two are raised before the block runs.
     """
+    check_url(path)
     path = epath.Path(path)
     unfinished = path.parent / f"{_unfinished(path.stem)}{path.suffix}"
     with _write_errors(path, unfinished):
@@ -121,6 +129,7 @@ def whole_folder(path: Path) -> Iterator[epath.Path]:
       UserError: `path` holds a file of the same name already, or can't be written. If `path` is a
         file or in a read-only folder, it is raised before the block runs.
     """
+    check_url(path)
     path = epath.Path(path)
     unfinished = path.parent / _unfinished(path.name)
     with _write_errors(path, unfinished):

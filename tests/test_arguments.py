@@ -50,6 +50,7 @@ def test_values(parse, text, value):
         (arguments.nonempty, ["", " ", "\udcff"]),
         (arguments.host_and_port, ["", "host", "host:", ":80", "host:0", "host:65536", "a b:80"]),
         (arguments.existing_path, ["", "/no/such/file", "zz://bucket/file", "http://host/file"]),
+        (arguments.location, ["", "\udcff", "zz://bucket/run"]),
         (arguments.existing_file, ["", "/no/such/file", str(ROOT)]),
         (arguments.existing_folder, ["", "/no/such/folder", __file__]),
         (arguments.existing_local_folder, ["", "/no/such/folder", __file__, "gs://bucket/folder"]),
@@ -65,6 +66,14 @@ def test_illegal_values(parse, texts):
     for text in texts:
         with pytest.raises(IllegalValue):
             parse(text)
+
+
+@pytest.mark.slow  # It imports TensorFlow, by which URLs are read.
+@pytest.mark.parametrize("url", ["s3://bucket/run", "az://bucket/run", "hf://name/run"])
+def test_urls_of_file_systems_that_are_known_but_not_installed(url):
+    for parse in (arguments.location, arguments.existing_path, arguments.new_folder):
+        with pytest.raises(IllegalValue, match=f"{url}: its file system can't be read here"):
+            parse(url)
 
 
 def test_messages_say_what_was_expected_and_what_was_given():

@@ -113,6 +113,8 @@ def test_where_the_base_of_a_checkpoint_is(folder, base, path):
 
 def test_no_checkpoint(tmp_path):
     assert Checkpoints(tmp_path).restore_latest(make_state()) is None
+    with pytest.raises(UserError, match="'zz://' is no file system"):
+        checkpoints.read_metadata("zz://bucket/run")
     with pytest.raises(ValueError, match=r"no checkpoint in .*; give a run's folder"):
         checkpoints.latest(tmp_path)
 

@@ -14,7 +14,6 @@ many, or in a GGUF file, and PEFT's LoRA adapters. It writes folders that `AutoM
 import argparse
 
 from absl import logging
-from etils import epath
 
 from speechgpt_jax import arguments, checkpoints, files
 from speechgpt_jax.conversion import adapters, gguf, llama
@@ -28,17 +27,17 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("from_hf", help="a Hugging Face folder -> a run")
     command.add_argument(
-        "folder", type=epath.Path, help="Hugging Face folder, GGUF file, or PEFT adapter"
+        "folder", type=arguments.location, help="Hugging Face folder, GGUF file, or PEFT adapter"
     )
-    command.add_argument("out", type=epath.Path, help="the new run")
-    command.add_argument("--base", type=epath.Path, help="for an adapter: run of its base")
+    command.add_argument("out", type=arguments.new_folder, help="the new run")
+    command.add_argument("--base", type=arguments.location, help="for an adapter: run of its base")
     command.add_argument(
         "--compute_dtype", choices=("bfloat16", "float32"), help="of a model; default: bfloat16"
     )
     command.add_argument("--dtype", choices=gguf.DTYPES, help="weights of a GGUF; default: float32")
     command = commands.add_parser("to_hf", help="a run -> a Hugging Face folder")
-    command.add_argument("run", type=epath.Path, help="a run, or one of its checkpoints")
-    command.add_argument("out", type=epath.Path, help="the new folder")
+    command.add_argument("run", type=arguments.location, help="a run, or one of its checkpoints")
+    command.add_argument("out", type=arguments.new_folder, help="the new folder")
     command.add_argument("--dtype", choices=llama.DTYPES, help="of the weights; default: as stored")
     command.add_argument("--merge", action="store_true", help="merge the adapter into the weights")
     command.add_argument(

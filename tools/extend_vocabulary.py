@@ -9,7 +9,6 @@ runs/qwen_units/tokenizer as the tokenizer; `tools.convert_llama to_hf` exports 
 """
 
 from absl import logging
-from etils import epath
 
 from speechgpt_jax import arguments, prompts
 from speechgpt_jax.conversion import extend_vocabulary
@@ -18,8 +17,8 @@ from speechgpt_jax.gin_utils import hush_libraries
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
-    parser.add_argument("base", type=epath.Path, help="a run, or one of its checkpoints")
-    parser.add_argument("out", type=epath.Path, help="the new run")
+    parser.add_argument("base", type=arguments.location, help="a run, or one of its checkpoints")
+    parser.add_argument("out", type=arguments.new_folder, help="the new run")
     parser.add_argument(
         "--units", type=arguments.at_least(1, at_most=100_000), default=1000, help="number of units"
     )
@@ -29,7 +28,7 @@ def main(argv: list[str]) -> None:
         default=0.1,
         help="standard deviation of the new rows, relative to that of the old ones",
     )
-    parser.add_argument("--seed", type=arguments.at_least(0), default=0, help="of the noise")
+    parser.add_argument("--seed", type=arguments.seed, default=0, help="of the noise")
     parser.add_argument(
         "--template",
         choices=tuple(prompts.TEMPLATES),

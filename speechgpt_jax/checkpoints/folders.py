@@ -5,13 +5,14 @@ import os
 import orbax.checkpoint as ocp
 from etils import epath
 
-from speechgpt_jax.files import is_remote, write_text
+from speechgpt_jax.files import check_url, is_remote, write_text
 
 FOLDER = "checkpoints"
 
 
 def absolute(path: str | os.PathLike) -> epath.Path:
-    """An absolute path; gs:// as it is."""
+    """An absolute path; gs:// as it is. A UserError if its file system can't be read here."""
+    check_url(path)
     return epath.Path(path) if is_remote(path) else epath.Path(path).expanduser().absolute()
 
 
