@@ -28,7 +28,7 @@ flags are Beam's (--runner).
 from collections.abc import Sequence
 
 from speechgpt_jax import arguments, prompts
-from speechgpt_jax.arguments import at_least, nonempty, output_folder, positive_int
+from speechgpt_jax.arguments import at_least, nonempty, output_folder, positive_int, utf8
 from speechgpt_jax.corpus import speech_instruct
 from speechgpt_jax.files import SHIPPED_HUBERT
 
@@ -75,7 +75,9 @@ def make_parser() -> arguments.Parser:
             "--units", type=nonempty, required=True, help="folder that tools.extract_units wrote"
         )
     for step in (instruction, chain):
-        step.add_argument("--prefix", default=prompts.DEFAULT_PREFIX, help="the system prompt")
+        step.add_argument(
+            "--prefix", type=utf8, default=prompts.DEFAULT_PREFIX, help="the system prompt"
+        )
     add = chain.add_argument
     add(
         "--dialogues",

@@ -21,6 +21,9 @@ from apache_beam.io.filesystems import FileSystems  # noqa: E402
 logging.disable(logging.NOTSET)
 logging.getLogger("apache_beam").setLevel(logging.ERROR)
 
+# What a file system raises; Beam asserts that the library of a cloud is installed.
+FAILURES = (OSError, AssertionError)
+
 
 @contextlib.contextmanager
 def whole_file(path: str) -> Iterator[BinaryIO]:
@@ -61,24 +64,32 @@ def read_lines(path: str) -> list[str]:
         return file.read().decode().split("\n")[:-1]
 
 
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Turns the failures of Beam's file systems into a UserError about `path`."""
+    try:
+        yield
+    except FAILURES as error:
+        raise UserError(f"{path} can't be read: {error}.") from error
+
+
 def read_table(path: str, required: Sequence[str]) -> Iterator[Row]:
     """Rows of a JSONL, TSV or CSV file, see `manifests.parse_rows`.
 
     Raises:
       UserError: the file is missing or can't be read.
     """
-    try:
+    with reading(path):
         if not FileSystems.exists(path):
             raise UserError(f"There is no file {path}; expected JSONL, TSV or CSV.")
         with FileSystems.open(path) as lines:
             yield from parse_rows(lines, path, required)
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error}.") from error
 
 
 def find_files(folder: str, pattern: str) -> list[str]:
     """Sorted paths of the files in `folder` that match; `**` also matches in its subfolders."""
-    found = FileSystems.match([FileSystems.join(glob.escape(folder), pattern)])
+    with reading(folder):
+        found = FileSystems.match([FileSystems.join(glob.escape(folder), pattern)])
     return sorted(file.path for file in found[0].metadata_list)
 
 

@@ -12,7 +12,13 @@ import numpy as np
 
 from speechgpt_jax import files, manifests
 from speechgpt_jax.corpus import plan, shards
-from speechgpt_jax.corpus.beam_files import FileSystems, absolute, find_files, read_table
+from speechgpt_jax.corpus.beam_files import (
+    FileSystems,
+    absolute,
+    find_files,
+    read_table,
+    reading,
+)
 from speechgpt_jax.corpus.sound import Sound, in_advance, load
 from speechgpt_jax.corpus.summary import REJECTS, print_summary
 from speechgpt_jax.errors import UserError
@@ -79,7 +85,9 @@ def extract_units(
 def check_hubert(folder: str) -> None:
     """Raises a UserError if the folder lacks a HuBERT or its centroids."""
     for name in ("config.json", "model.safetensors", "kmeans.safetensors"):
-        if not FileSystems.exists(FileSystems.join(folder, name)):
+        with reading(folder):
+            exists = FileSystems.exists(FileSystems.join(folder, name))
+        if not exists:
             raise UserError(f"{folder} has no {name}; expected a folder of HuBERT and centroids.")
 
 

@@ -1,6 +1,7 @@
 """Recordings of Beam's workers, read in threads while others are encoded."""
 
 import io
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from speechgpt_jax import files
-from speechgpt_jax.corpus.beam_files import FileSystems, absolute
+from speechgpt_jax.corpus.beam_files import FAILURES, FileSystems, absolute
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import load_audio
 
@@ -24,10 +25,13 @@ def load(path: str) -> Sound:
     Raises:
       UserError: a remote file system fails, which may pass; Beam tries again.
     """
+    if not files.is_remote(path) and os.path.exists(path) and not os.path.isfile(path):
+        # A pipe or a device could be read without end.
+        return f"{path} is a folder, a pipe or a device; expected a file"
     try:
         with FileSystems.open(absolute(path)) as file:
             source = io.BytesIO(file.read())
-    except (ValueError, OSError) as error:
+    except (ValueError, *FAILURES) as error:
         is_failure = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
         if files.is_remote(path) and is_failure:
             raise UserError(f"{path} can't be read: {error}.") from error

@@ -229,6 +229,10 @@ def test_a_text_to_unit_model_writes_units(table):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["cross_modal_instruction", "--output=x", "--units=x", "--prefix=\udcff"],
+            "--prefix: expected a text in UTF-8",
+        ),
         (["chain_of_modality", "--output=x"], "arguments are required: --dialogues"),
         (["chain_of_modality", "--output=x", "--dialogues=d"], "either --tts or --text_to_unit"),
         (

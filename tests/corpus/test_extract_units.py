@@ -196,6 +196,8 @@ def test_a_manifest_in_the_output_folder_is_not_replaced(small_hubert, tmp_path)
         ("nowhere", "--input=.*nowhere does not exist; expected a folder or a manifest"),
         ("empty", "empty has no recording; give"),
         ("zz://bucket/folder", "zz://bucket/folder can't be reached: .*filesystem"),
+        ("s3://bucket/folder", "s3://bucket/folder can't be read: .*boto3"),
+        ("s3://bucket/rows.jsonl", "s3://bucket/rows.jsonl can't be read: .*boto3"),
         ("http://host/rows.jsonl", "http://host/rows.jsonl can't be reached: .*filesystem"),
         ("nowhere.jsonl", "There is no file .*nowhere.jsonl"),
         ("rows.jsonl", r"rows\.jsonl:2: path is missing"),
@@ -220,6 +222,15 @@ def test_unusable_inputs_are_refused_in_one_line(small_hubert, tmp_path, source,
 @pytest.mark.parametrize("url", ["http://host/a.wav", "file:///a.wav", "zz://a.wav"])
 def test_a_url_that_cannot_be_reached_is_a_rejected_row(url):
     assert f"{url} can't be reached" in load(url)
+
+
+def test_a_row_of_a_cloud_whose_library_is_missing_is_rejected():
+    assert "Missing boto3" in load("s3://bucket/a.wav")
+
+
+def test_a_pipe_is_rejected_unread(tmp_path):
+    os.mkfifo(tmp_path / "a.wav")
+    assert "a.wav is a folder, a pipe or a device; expected a file" in load(f"{tmp_path}/a.wav")
 
 
 def test_a_flag_and_its_value_may_be_two_words():
@@ -257,6 +268,7 @@ def test_invalid_values_are_refused_in_one_line(recordings, small_hubert, tmp_pa
         ("--runner=Foo", "Beam can't start --runner=Foo: Unexpected pipeline runner"),
         ("--runner=DataflowRunner", "(?s)can't start --runner=DataflowRunner: .*option: proj"),
         ("--hubert=zz://bucket", "zz://bucket can't be reached"),
+        ("--hubert=s3://bucket", "s3://bucket can't be read: .*boto3"),
     ):
         with pytest.raises(UserError, match=message):
             extract(recordings, small_hubert, tmp_path / "units", flag)
