@@ -13,8 +13,10 @@ import ast
 import contextlib
 import copy
 import difflib
+import functools
 import inspect
 import logging
+import os
 import re
 import sys
 import tokenize
@@ -51,6 +53,10 @@ class ConfigError(UserError):
 
 # The installed package contains gin/, so gin/runs/demo_stage1.gin is found from every folder.
 gin.add_config_file_search_path(str(Path(__file__).parent))
+# A byte order mark at the start is skipped, as in all texts.
+gin.config._FILE_READERS[:] = [
+    (functools.partial(open, encoding="utf-8-sig"), os.path.isfile),
+]
 
 
 # --help lists the flags under the program that calls `run` or `define_flags`.
@@ -144,6 +150,8 @@ def parse(
         gin.add_config_file_search_path(path)
     with _quiet():
         for file in files:
+            if os.path.isdir(file):
+                raise ConfigError(f"expected a gin file, got the folder {file!r}.")
             with _config_errors(file):
                 gin.parse_config_file(file)
         for binding in bindings:
@@ -281,6 +289,8 @@ def _message(error: Exception) -> str:
     """Gin's message as one line: the problem, the file and the line number."""
     if isinstance(error, RecursionError):
         return "the file includes itself, or includes a file that includes it."
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 ({error}); save it as UTF-8."
     is_quoted = isinstance(error, (tokenize.TokenError, KeyError))
     text = str(error.args[0] if is_quoted and error.args else error)
     text = text.partition("\n  In call to configurable")[0].partition("\n  In bindings string")[0]

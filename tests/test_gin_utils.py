@@ -121,6 +121,22 @@ def test_a_main_without_a_gin_file():
     assert gin_utils.call(AdamW, learning_rate=1.0) == AdamW(1.0)
 
 
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    assert parse(tmp_path, "\ufeff" + FILE) == AdamW(1e-3, "linear")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_file_in_another_encoding(tmp_path, encoding):
+    (tmp_path / "a.gin").write_bytes(f"# é{FILE}".encode(encoding))
+    with pytest.raises(ConfigError, match=r"a\.gin: not UTF-8 \(.*\); save it as UTF-8"):
+        gin_utils.parse([str(tmp_path / "a.gin")])
+
+
+def test_a_folder():
+    with pytest.raises(ConfigError, match=r"expected a gin file, got the folder 'gin/runs'"):
+        gin_utils.parse(["gin/runs"])
+
+
 def test_missing_file():
     with pytest.raises(ConfigError, match=r"Unable to open file: no.gin"):
         gin_utils.parse(["no.gin"])
