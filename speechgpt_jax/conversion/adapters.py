@@ -164,7 +164,9 @@ def lora_config(
     source = fields.source
     _check_variant(fields)
     _check_init(str(fields.get("init_lora_weights", Any, True)).lower(), source)
-    alpha_of = _alphas(fields)
+    alpha_of = _by_module(fields, "alpha_pattern", fields.require("lora_alpha", float), float)
+    stated_rank = fields.get("r", int | None)
+    rank_of = _by_module(fields, "rank_pattern", stated_rank, int)
     layers, scales = {}, {}
     for name, shape in shapes.items():
         if name in (_NEW_EMBEDDINGS, _NEW_OUTPUTS):
@@ -182,6 +184,11 @@ def lora_config(
                 f"{source}: {name} has shape {shape}; expected a matrix: get the file again."
             )
         if matrix == "A":
+            if stated_rank is not None and shape[0] != rank_of(module):
+                raise UserError(
+                    f"{source} gives {module} rank {rank_of(module)}, but its weights have"
+                    f" {shape[0]}: take both files from the same adapter."
+                )
             scales[module] = shape[0], alpha_of(module)
     for projection, present in layers.items():
         if missing := set(range(base.num_layers)) - present:
@@ -290,17 +297,16 @@ def _check_init(init: str, source: str) -> None:
     )
 
 
-def _alphas(fields: Fields) -> Callable[[str], float]:
-    """Function from the name of a module to its alpha."""
-    default = fields.require("lora_alpha", float)
-    alphas = []
-    for pattern, alpha in (fields.get("alpha_pattern", Mapping[str, float] | None) or {}).items():
+def _by_module(fields: Fields, name: str, default: Any, kind: type) -> Callable[[str], Any]:
+    """Function from the name of a module to its value in `alpha_pattern` or `rank_pattern`."""
+    values = []
+    for pattern, value in (fields.get(name, Mapping[str, kind] | None) or {}).items():
         try:
-            alphas.append((re.compile(rf"(.*\.)?({pattern})$"), alpha))
+            values.append((re.compile(rf"(.*\.)?({pattern})$"), value))
         except re.error as error:
             raise UserError(
-                f"{fields.source} has {pattern!r} in alpha_pattern; expected a name or a regular"
+                f"{fields.source} has {pattern!r} in {name}; expected a name or a regular"
                 f" expression ({error}): correct it, or get the file again."
             ) from error
     # PEFT takes the first pattern that matches.
-    return lambda module: next((x for pattern, x in alphas if pattern.match(module)), default)
+    return lambda module: next((x for pattern, x in values if pattern.match(module)), default)

@@ -338,6 +338,14 @@ REFUSED = {
     "zero_alpha": (set_field(lora_alpha=0), "adapter_config.json: LoRA alpha 0 must be above 0"),
     "all_dropout": (set_field(lora_dropout=1.0), r"adapter_config.json: LoRA dropout 1.0 must be"),
     "no_alpha": (set_field(lora_alpha=None), "has no 'lora_alpha'"),
+    "another_rank": (
+        set_field(r=8),
+        r"adapter_config.json gives model\S+q_proj rank 8, but its weights have 4: take both files",
+    ),
+    "another_rank_in_a_pattern": (
+        set_field(rank_pattern={"v_proj": 3}),
+        r"gives model\S+v_proj rank 3, but its weights have 4",
+    ),
     "two_alphas": (set_field(alpha_pattern={"q_proj": 3}), f"4 and 3, 4 and 8.*{MERGE}"),
 }
 
@@ -356,6 +364,8 @@ WRONG_FIELDS = {
     "lora_alpha": ("16", None, [1], True, math.inf),
     "lora_dropout": (None, "0.1", [], True),
     "use_rslora": ("false", None, 1),
+    "r": ("4", 4.0, [4], True),
+    "rank_pattern": (["q_proj"], "q_proj", {"q_proj(": 4}, {"*": 4}, {"q_proj": "4"}),
     "alpha_pattern": (["q_proj"], "q_proj", {"q_proj(": 3}, {"*": 3}, {"q_proj": "8"}),
     "trainable_token_indices": (5, "abc", ["a"], [599.0], {"embed_tokens": 5}),
 }
