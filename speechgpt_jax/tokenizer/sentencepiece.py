@@ -184,7 +184,8 @@ class SentencePieceTokenizer(Tokenizer):
 def _read_model(path: str | os.PathLike) -> bytes:
     model = files.read_bytes(path, "a SentencePiece model")
     try:
-        pieces = sentencepiece.SentencePieceProcessor(model_proto=model).vocab_size()
+        # An empty model is not loaded, and asking for its size prints two lines.
+        pieces = model and sentencepiece.SentencePieceProcessor(model_proto=model).vocab_size()
     except RuntimeError:
         pieces = 0
     if not pieces:

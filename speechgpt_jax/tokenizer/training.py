@@ -57,7 +57,7 @@ def train_sentencepiece(sentences: Iterable[str], vocab_size: int) -> bytes:
             # The default drops lines of more than 4,192 bytes; the minimum is 10.
             max_sentence_length=max(10, *(len(piece.encode()) for piece in pieces)),
             num_threads=2,
-            minloglevel=1,
+            minloglevel=2,  # Errors only: the exception says what the warnings say.
         )
     except RuntimeError as error:
         if problem := _SIZE.search(str(error)):

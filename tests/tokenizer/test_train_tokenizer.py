@@ -81,11 +81,20 @@ def test_lines_of_a_file_end_at_line_feeds(tmp_path, capsys):
         *("huge", "no_units", "many_units", "long_word"),
     ],
 )
-def test_mistakes_are_one_line(data, more, message, tmp_path):
+def test_mistakes_are_one_line(data, more, message, tmp_path, capfd):
     with pytest.raises(UserError, match=message) as caught:
         run(tmp_path, data, "--vocab_size=300", *more)
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == "", "the library prints nothing beside it"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"no model"])
+def test_a_file_that_is_no_model(data, tmp_path, capfd):
+    (tmp_path / "a.model").write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.model is not a SentencePiece model; get it again"):
+        train_tokenizer.main([f"--model={tmp_path}/a.model", f"--output={tmp_path}/out"])
+    assert capfd.readouterr().err == ""
 
 
 def test_the_shipped_tokenizer_is_not_overwritten(tmp_path):
