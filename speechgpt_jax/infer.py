@@ -168,10 +168,12 @@ def audio_path(row: dict) -> str:
 
 def check_question(row: dict, place: str) -> dict:
     """Returns `row`; raises a UserError unless it has what the task needs."""
+    if "answer" in row:
+        raise UserError(f"{place}: the reply would replace the field `answer`; rename it.")
     if ("audio" in row) == ("text" in row):
         raise UserError(f"{place}: expected either `text` or `audio`, got {', '.join(row)}.")
     question = row.get("text", row.get("audio"))
-    if not isinstance(question, str) or not is_text(question):
+    if not isinstance(question, str) or not is_text(question) or not question.strip():
         raise UserError(f"{place}: expected a text or the path of a recording, got {question!r}.")
     if "audio" in row and not is_remote(path := audio_path(row)) and not os.path.isfile(path):
         raise UserError(f"{place}: there is no recording {path}.")

@@ -231,6 +231,8 @@ def test_inference_needs_no_tensorflow():
         ({"text": "a \ud800"}, "expected a text or the path"),
         ({"audio": "none.wav"}, "there is no recording FOLDER/none.wav"),
         ({"text": "a", "audio": "b"}, "expected either"),
+        ({"text": " "}, "expected a text or the path of a recording, got ' '"),
+        ({"text": "a", "answer": "b"}, "the reply would replace the field `answer`; rename it"),
     ],
 )
 def test_questions_that_cannot_be_asked(tmp_path, row, message):
