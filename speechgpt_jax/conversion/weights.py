@@ -71,6 +71,13 @@ class Weights:
         """
         inner = [name.removeprefix(prefix) for name in self.shapes if name.startswith(prefix)]
         found = len({name.partition(".")[0] for name in inner})
+        if not found:
+            first = min(self.shapes, default="nothing")
+            raise UserError(
+                f"{self.source} has no weights called {prefix}*; the first is called {first}:"
+                " rename them as in transformers' checkpoints (torch's DistributedDataParallel, for"
+                " example, puts 'module.' in front)."
+            )
         if found != expected:
             raise UserError(
                 f"{self.source} has the weights of {found} layers, its config says {expected}: take"

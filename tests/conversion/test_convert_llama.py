@@ -422,6 +422,11 @@ def put_dtype(dtype):
     return put
 
 
+def put_prefix(tensors):
+    for name in list(tensors):
+        tensors[f"module.{name}"] = tensors.pop(name)
+
+
 def put_integer_keys(folder):
     torch.save({5: torch.ones(2)}, folder / "pytorch_model-00001-of-00002.bin")
 
@@ -467,6 +472,10 @@ BAD = [
             rf"has the weights of 2 layers, its config says {layers}: take both",
         )
         for layers in (1, 3, 10**9)
+    ),
+    (
+        change_tensors(put_prefix),
+        r"has no weights called model.layers.\*; the first is called module.lm_head.weight: rename",
     ),
     *(
         (
@@ -689,13 +698,15 @@ def test_wrong_folders_and_flags_are_user_errors(run, released, tmp_path):
         (["to_hf", str(tmp_path / "nothing"), out], "no checkpoint in .*nothing"),
         (["to_hf", str(tmp_path / "file"), out], "no checkpoint in .*file"),
         (["to_hf", str(tmp_path / "saving"), out], "no checkpoint in .*saving"),
-        (["to_hf", str(run), str(tmp_path / "file")], "file exists; name another folder"),
+        (["to_hf", str(run), str(tmp_path / "file")], "file is a file; name another folder"),
         (["to_hf", str(run), str(tmp_path)], "exists; name another folder"),
         (["from_hf", str(released), str(tmp_path)], "exists; name another folder"),
-        (["to_hf", str(run), str(tmp_path / "file" / "out")], "can't be written"),
+        (["to_hf", str(run), str(tmp_path / "file" / "out")], "file is a file; name another"),
         (["from_hf", "fnlp/SpeechGPT-7B-cm", out], "hf download"),
         (["from_hf", "fnlp/SpeechGPT-7B-com", out, f"--base={run}"], "hf download"),
         (["from_hf", str(released), out, f"--base={run}"], "leave out --base"),
+        (["from_hf", str(released), "zz://bucket/run"], "'zz://' is no file system"),
+        (["to_hf", "zz://bucket/run", out], "'zz://' is no file system"),
         (["to_hf", str(run), out, "--context_length=0"], "--context_length: expected"),
         (["to_hf", str(run), out, "--base="], "--base: expected a text that is not blank"),
         (["to_hf", str(run), out, "--dtype=float8"], "--dtype: invalid choice"),
