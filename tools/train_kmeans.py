@@ -49,12 +49,16 @@ def main(argv: list[str]) -> None:
     # Imported now that the arguments are right: it takes seconds.
     import numpy as np
 
+    from speechgpt_jax.gin_utils import hush_libraries
     from speechgpt_jax.host_memory import keep_freed_memory
     from speechgpt_jax.speech.encoder.speech2unit import save_centroids
     from speechgpt_jax.training import train_kmeans
 
     keep_freed_memory()
-    paths = [row["path"] for row in manifests.read_manifest(args.manifest, "train")]
+    hush_libraries()
+    rows = manifests.read_manifest(args.manifest, "train")
+    manifests.check_recordings(rows)
+    paths = [row["path"] for row in rows]
     paths = [*np.random.default_rng(args.seed).permutation(paths)][: args.clips]
     centroids = train_kmeans.train(
         train_kmeans.extract_features(args.hubert, paths, work_dir),

@@ -92,6 +92,9 @@ def train(
     Raises:
       UserError: there are fewer frames than clusters, or `work_dir` was begun with other settings.
     """
+    total = sum(map(len, features))
+    # Refused settings must not be kept: the corrected command has the same folder.
+    kmeans.check_enough(min(total, kmeans.INIT_SAMPLE), num_clusters)
     settings = {
         "num_clusters": num_clusters,
         "batch_frames": batch_frames,
@@ -100,7 +103,6 @@ def train(
     }
     files.keep_settings(pathlib.Path(work_dir) / "settings.json", settings)
     mesh = sharding.create_mesh(MeshConfig())
-    total = sum(map(len, features))
     frames = min(batch_frames or total, total) // mesh.size * mesh.size
     if frames == 0:
         raise UserError(f"{total} frames can't be split over {mesh.size} devices; give more audio.")

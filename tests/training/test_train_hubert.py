@@ -88,6 +88,9 @@ def test_a_unit_space_from_scratch(manifest, tmp_path):
         np.testing.assert_array_equal(whole[name], resumed[name])
 
     fit = [f"--hubert={folder}", f"--manifest={manifest}", "--num_clusters=4", "--steps=5"]
+    # A refused number of clusters leaves nothing that the corrected command would have to match.
+    with pytest.raises(UserError, match="feature vectors cannot make 100000 clusters"):
+        train_kmeans.main([*fit, "--num_clusters=100000"])
     train_kmeans.main(fit)
     lloyd = Speech2Unit.from_pretrained(folder)
     with pytest.raises(UserError, match=r"hubert/kmeans.safetensors exists; name another folder"):
@@ -117,8 +120,9 @@ def test_a_unit_space_from_scratch(manifest, tmp_path):
     # A name of bytes that are not UTF-8 is a name too.
     (tmp_path / "odd.jsonl").write_text(r'{"path": "\udce9.wav", "split": "train"}')
     odd = ["--work_dir=" + str(tmp_path / "odd"), f"--manifest={tmp_path}/odd.jsonl"]
-    with pytest.raises(UserError, match="No audio file at"):
+    with pytest.raises(UserError, match="wav of the manifest isn't there"):
         train_kmeans.main([f"--hubert={other}", *fit[1:], *odd])
+    assert not (tmp_path / "odd").exists()
 
     # This HuBERT is the teacher of the next iteration.
     (features,) = make_teacher(folder)([np.zeros(8_000, np.float32)])
