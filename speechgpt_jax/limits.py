@@ -5,7 +5,8 @@
     check_choice("schedule", schedule, ("cosine", "linear"))
 
 Limits are `above`, `at_least`, `below` and `at_most`; NaN and infinity are always rejected. Where
-neither `below` nor `at_most` is given, a number must fit JAX's types: int32 and float32.
+neither `below` nor `at_most` is given, a number must fit JAX's types, int32 and float32; and a
+number above 0 must be so in float32.
 """
 
 import math
@@ -16,6 +17,7 @@ from speechgpt_jax.errors import UserError
 
 LARGEST_INT = 2**31 - 1
 LARGEST_FLOAT = 3.4e38
+SMALLEST_FLOAT = 1.2e-38  # Smaller ones become 0.
 
 _COMPARISONS = {
     "above": operator.gt,
@@ -26,20 +28,17 @@ _COMPARISONS = {
 
 
 def is_within(value: float, **limits: float) -> bool:
-    """Whether `value` is finite and within all limits."""
-    limits = _with_largest(value, limits)
-    is_finite = isinstance(value, int) or math.isfinite(value)  # A long integer is no float.
-    return is_finite and all(_COMPARISONS[name](value, limit) for name, limit in limits.items())
+    """Whether `value` is finite, within all limits, and a number of JAX's types."""
+    return _is_between(value, _with_types(value, limits))
 
 
 def limits_text(value: float = math.nan, **limits: float) -> str:
     """at_least=0, below=1 -> "at least 0 and below 1"; without limits "finite".
 
-    The limit of JAX's types is named where `value` exceeds it.
+    If `value` is within these limits, those of JAX's types are named too.
     """
-    largest = _with_largest(value, limits)
-    if math.inf > value > largest.get("at_most", math.inf):
-        limits = largest
+    if _is_between(value, limits):
+        limits = _with_types(value, limits)
     texts = [f"{name.replace('_', ' ')} {limit}" for name, limit in limits.items()]
     return " and ".join(texts) or "finite"
 
@@ -47,16 +46,28 @@ def limits_text(value: float = math.nan, **limits: float) -> str:
 def check_number(name: str, value: float, **limits: float) -> None:
     """Raises a UserError unless `value` is finite and within all limits."""
     if not is_within(value, **limits):
-        is_finite = isinstance(value, int) or math.isfinite(value)
-        finite = "" if is_finite or not limits else "finite and "
+        finite = "finite and " if limits and not _is_finite(value) else ""
         raise UserError(f"{name} {value} must be {finite}{limits_text(value, **limits)}.")
 
 
-def _with_largest(value: float, limits: Mapping[str, float]) -> dict[str, float]:
-    """`limits`, with the largest number of JAX's type for `value` if they have no upper one."""
-    if "below" in limits or "at_most" in limits:
-        return dict(limits)
-    return {**limits, "at_most": LARGEST_INT if isinstance(value, int) else LARGEST_FLOAT}
+def _is_finite(value: float) -> bool:
+    return isinstance(value, int) or math.isfinite(value)  # A long integer is no float.
+
+
+def _is_between(value: float, limits: Mapping[str, float]) -> bool:
+    return _is_finite(value) and all(
+        _COMPARISONS[name](value, limit) for name, limit in limits.items()
+    )
+
+
+def _with_types(value: float, limits: Mapping[str, float]) -> dict[str, float]:
+    """`limits`, and those of JAX's type for `value` where there are no closer ones."""
+    types = {}
+    if limits.get("above") == 0 and 0 < value < SMALLEST_FLOAT:
+        types["at_least"] = SMALLEST_FLOAT
+    if "below" not in limits and "at_most" not in limits:
+        types["at_most"] = LARGEST_INT if isinstance(value, int) else LARGEST_FLOAT
+    return {**limits, **types}
 
 
 def check_sizes(**lists: Sequence[float]) -> None:

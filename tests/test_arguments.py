@@ -40,12 +40,12 @@ def test_values(parse, text, value):
 @pytest.mark.parametrize(
     ("parse", "texts"),
     [
-        (arguments.positive_int, ["0", "-1", "1.5", "ten", "", "nan", "inf"]),
+        (arguments.positive_int, ["0", "-1", "2147483648", "1.5", "ten", "", "nan", "inf"]),
         (arguments.at_least(0), ["-1", "one"]),
         (arguments.at_least(2, at_most=3), ["1", "4"]),
         (arguments.finite_float(), ["nan", "inf", "-inf", "1e999", "fast", ""]),
         (arguments.finite_float(at_least=0, at_most=1), ["-0.1", "1.1", "nan"]),
-        (arguments.positive_float, ["0", "-0.0", "inf", "nan"]),
+        (arguments.positive_float, ["0", "-0.0", "1e-50", "1e39", "inf", "nan"]),
         (arguments.name, ["", "my run", "-x", "a/b", "ä"]),
         (arguments.nonempty, ["", " ", "\udcff"]),
         (arguments.host_and_port, ["", "host", "host:", ":80", "host:0", "host:65536", "a b:80"]),

@@ -65,7 +65,7 @@ def test_limits_are_printed_with_all_digits():
         (lambda **x: AdamW(1.0, **x), "warmup", (-0.1, 1.0, 2, *NOT_FINITE)),
         (lambda **x: AdamW(1.0, **x), "b1", (-0.1, 1.0, *NOT_FINITE)),
         (lambda **x: AdamW(1.0, **x), "b2", (-0.1, 1.0, *NOT_FINITE)),
-        (lambda **x: AdamW(1.0, **x), "eps", (0.0, -1e-8, *NOT_FINITE)),
+        (lambda **x: AdamW(1.0, **x), "eps", (0.0, -1e-8, 1e-300, *NOT_FINITE)),
         (lambda **x: AdamW(1.0, **x), "weight_decay", (-0.1, *NOT_FINITE)),
         (lambda **x: AdamW(1.0, **x), "clip_norm", (0.0, -1.0, *NOT_FINITE)),
         (lambda **x: AdamW(1.0, **x), "schedule", ("cosin", "")),
@@ -121,6 +121,8 @@ def test_limits():
         check_number("x", math.inf, above=0)
     with pytest.raises(UserError, match=r"^x 1e\+39 must be above 0 and at most 3\.4e\+38\.$"):
         check_number("x", 1e39, above=0)
+    with pytest.raises(UserError, match=r"^x 1e-60 must be above 0 and at least 1\.2e-38 and at "):
+        check_number("x", 1e-60, above=0)
     with pytest.raises(UserError, match=r"^x 10{400} must be at most 2147483647\.$"):
         check_number("x", 10**400)
     with pytest.raises(UserError, match=r"^x 'c' must be one of a, b\.$"):
