@@ -65,7 +65,9 @@ def check_url(path: Path) -> None:
         raise UserError(
             f"{path}: {error} is no file system; give a local path or gs://."
         ) from error
-    except (ImportError, *io_errors()) as error:
+    except Exception as error:
+        if not isinstance(error, (ImportError, *io_errors())):
+            raise
         raise UserError(
             f"{path}: its file system can't be read here ({error}); give a local path or gs://."
         ) from error

@@ -245,7 +245,7 @@ def answer_prompt(conversation: Conversation, prompt: list[int]) -> dict:
     return {"transcript": response.question, "text": response.text, "units": response.units}
 
 
-def answer_all(rows: list[dict], answer: Callable[[Conversation, dict], dict]) -> None:
+def answer_all(rows: Sequence[dict], answer: Callable[[Conversation, Any], dict]) -> None:
     """Adds the parts of an answer to all rows, in shards in the folder --answers."""
     # Each process prints its own mistakes: at an exception it would leave the others waiting.
     with process_flags.connected(), one_line_errors():

@@ -297,7 +297,7 @@ def _check_init(init: str, source: str) -> None:
     )
 
 
-def _by_module(fields: Fields, name: str, default: Any, kind: type) -> Callable[[str], Any]:
+def _by_module(fields: Fields, name: str, default: Any, kind: Any) -> Callable[[str], Any]:
     """Function from the name of a module to its value in `alpha_pattern` or `rank_pattern`."""
     values = []
     for pattern, value in (fields.get(name, Mapping[str, kind] | None) or {}).items():
