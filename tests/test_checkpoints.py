@@ -188,6 +188,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(saved, damage,
     assert (saved / "checkpoints" / "damaged_3").exists()
 
 
+@pytest.mark.slow
+def test_a_step_that_is_damaged_twice(saved):
+    for name in ("damaged_3", "damaged_3_2"):
+        cut_short(saved / "checkpoints" / "3")
+        store = Checkpoints(saved)
+        assert store.restore_latest(make_state()).step == 2
+        store.save(3, make_state(3))
+        store.close()
+        assert (saved / "checkpoints" / name).exists()
+    assert Checkpoints(saved).restore_latest(make_state()).step == 3
+
+
 def test_all_damaged(saved):
     for step in "123":
         lose_a_file(saved / "checkpoints" / step)

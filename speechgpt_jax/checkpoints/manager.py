@@ -1,6 +1,7 @@
 """The checkpoints of a run: saved in the background, restored from the newest undamaged one."""
 
 import dataclasses
+import itertools
 import logging
 import operator
 import os
@@ -218,7 +219,10 @@ class Checkpoints:
         multihost_utils.sync_global_devices("all have found an older checkpoint")
         if jax.process_index() == 0:
             for folder in folders:
-                folder.rename(self.folder / f"damaged_{folder.name}")
+                # The same step may have been damaged before, and repeated.
+                numbers = itertools.chain([""], map("_{}".format, itertools.count(2)))
+                paths = (self.folder / f"damaged_{folder.name}{number}" for number in numbers)
+                folder.rename(next(path for path in paths if not path.exists()))
         multihost_utils.sync_global_devices("damaged checkpoints are moved aside")
         self._manager.reload()
 
