@@ -200,6 +200,18 @@ def test_a_step_that_is_damaged_twice(saved):
     assert Checkpoints(saved).restore_latest(make_state()).step == 3
 
 
+def restore(folder):
+    Checkpoints(folder).restore_latest(make_state())
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_prints_no_traceback(saved):
+    for file in (saved / "checkpoints" / "3" / "state" / "d").iterdir():
+        os.truncate(file, 3)
+    printed = processes.run(restore, saved).stderr
+    assert "checkpoints/3 is damaged" in printed and "Traceback" not in printed
+
+
 def test_all_damaged(saved):
     for step in "123":
         lose_a_file(saved / "checkpoints" / step)

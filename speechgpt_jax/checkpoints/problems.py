@@ -1,7 +1,9 @@
 """Errors of checkpoints: damaged files, full disks, lost processes."""
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import sys
+from collections.abc import Callable, Iterator
 
 import jax
 from etils import epath
@@ -23,6 +25,18 @@ REFUSED = (
     "DEADLINE_EXCEEDED",
     "RESOURCE_EXHAUSTED",
 )
+
+
+def _show_unless_abandoned(show: Callable, unraisable) -> None:
+    """A sys.unraisablehook without the reads that Orbax abandons at a damaged file.
+
+    TensorStore ends them later, when Orbax's event loop is closed; each printed a traceback.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        show(unraisable)
+
+
+sys.unraisablehook = functools.partial(_show_unless_abandoned, sys.unraisablehook)
 
 
 class Damaged(UserError):
