@@ -104,7 +104,7 @@ def find_recordings(folder: str, output: str) -> tuple[list[dict], str]:
     if not files.is_remote(folder) and not os.path.exists(folder):
         raise UserError(f"--input={folder} does not exist; expected a folder or a manifest.")
     paths = [path for path in find_files(folder, "**") if not path.startswith(f"{output}/")]
-    others = collections.Counter()
+    others = collections.Counter() if files.is_remote(folder) else _links(folder)
     rows = []
     for path in paths:
         name = pathlib.PurePath(path)
@@ -123,6 +123,19 @@ def find_recordings(folder: str, output: str) -> tuple[list[dict], str]:
         )
     total = others.total()
     return rows, f"{total} file{'s' * (total > 1)} skipped: {kinds}." if others else ""
+
+
+def _links(folder: str) -> collections.Counter[str]:
+    """Counts the links that the search doesn't follow: to folders, and to nothing."""
+    found: collections.Counter[str] = collections.Counter()
+    for parent, folders, names in os.walk(folder):
+        paths = [os.path.join(parent, name) for name in folders + names]
+        for path in filter(os.path.islink, paths):
+            if os.path.isdir(path):
+                found["linked folder (give it as --input of its own)"] += 1
+            elif not os.path.exists(path):
+                found["broken link"] += 1
+    return found
 
 
 def measure(line: str) -> dict[str, int]:

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from speechgpt_jax.corpus import plan, shards, summary
-from speechgpt_jax.corpus.extract_units import in_batches
+from speechgpt_jax.corpus.extract_units import find_recordings, in_batches
 from speechgpt_jax.corpus.sound import load
 from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.errors import UserError
@@ -226,6 +226,19 @@ def test_a_url_that_cannot_be_reached_is_a_rejected_row(url):
 
 def test_a_row_of_a_cloud_whose_library_is_missing_is_rejected():
     assert "Missing boto3" in load("s3://bucket/a.wav")
+
+
+def test_links_that_are_not_followed_are_counted(tmp_path):
+    for name in ("in", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.wav").touch()
+    for name, target in (("b.wav", "elsewhere/a.wav"), ("more", "elsewhere"), ("c.wav", "gone")):
+        (tmp_path / "in" / name).symlink_to(tmp_path / target)
+    rows, skipped = find_recordings(f"{tmp_path}/in", f"{tmp_path}/out")
+    assert [row["path"] for row in rows] == [f"{tmp_path}/in/a.wav", f"{tmp_path}/in/b.wav"]
+    assert "2 files skipped: " in skipped
+    assert "1 linked folder (give it as --input of its own)" in skipped
+    assert "1 broken link" in skipped
 
 
 def test_a_pipe_is_rejected_unread(tmp_path):
