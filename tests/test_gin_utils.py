@@ -74,7 +74,7 @@ def test_search_paths(tmp_path):
         (FILE + "include 'gone.gin'", [], "Unable to open file: gone.gin"),
         (FILE, ["AdamW.learning_rat = 1"], r"Did you mean learning_rate\?"),
         (FILE, ["AdamV.b2 = 1"], r"Did you mean AdamW\?"),
-        (FILE, ["LlamaConfig.remat = 'full'"], "'LlamaConfig'.* must import the module of a name"),
+        (FILE, ["Elsewhere.remat = 'full'"], "'Elsewhere'.* must import the module of a name"),
         (FILE, ["RATES = 1"], r"Did you mean RATE\?"),
         (FILE, ["AdamW.b2 = 'fast'"], "AdamW.b2 = 'fast': expected a finite number"),
         (FILE, ["AdamW.b2 = 1e999"], "AdamW.b2 = inf: expected a finite number"),
