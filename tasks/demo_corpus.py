@@ -29,7 +29,9 @@ demo_all_tasks                the four forms, all tasks of transcribing and read
 demo_with_chain, demo_without_chain
                               mixtures that differ in demo_speech_to_speech, demo_direct_speech
 
-`add_tasks` adds the same tasks and mixtures for a corpus in another folder.
+All of them also exist as demo_answers_asr etc., with a loss on the model's turns only instead of
+on every token after the prefix. `add_tasks` adds the same tasks and mixtures for a corpus in
+another folder.
 
 Splits: train; test (other texts); unheard_voice (a voice that is not in train), except for
 demo_tts; human (a person; all other voices are synthetic) for demo_modality_adaptation and
@@ -307,3 +309,4 @@ def mixture(name: str, folder: str, loss_on_answers: bool = False) -> str:
 
 
 add_tasks("demo", DEMO_CORPUS)
+add_tasks("demo_answers", DEMO_CORPUS, preprocessors.tokenize_answers)

@@ -120,6 +120,7 @@ def train(size: Size, run: pathlib.Path, steps: int) -> None:
         **size.settings,
         "optimizer.AdamW.schedule": "constant",
         "lm.train.start_from": None,
+        "inputs.load_host_batches.mixture": "demo_cross_modal_instruction",
         "lm.train.steps": steps,
         "lm.train.held_out": f"[@{held_out}()]",
         "lm.train.evaluate_every": EVALUATE_EVERY,
