@@ -66,7 +66,8 @@ def load_audio(
 
     Raises:
       UserError: the file is missing, empty, not audio, damaged or cut off, longer than
-        `max_seconds`, or holds samples that `check_samples` refuses.
+        `max_seconds`, or holds samples that `check_samples` refuses, or channels whose mean is
+        silence.
     """
     is_path = isinstance(source, str | os.PathLike)
     name = source if is_path else getattr(source, "name", "the recording")

@@ -29,6 +29,7 @@ LIBSNDFILE = (
     "nist",
     "voc",
     "rf64",
+    "avr",
 )
 # Suffix -> FFmpeg's format, codec and sample rate in Hz.
 FFMPEG = {
@@ -46,6 +47,7 @@ FFMPEG = {
     "tta": ("tta", "tta", 16_000),
     "avi": ("avi", "pcm_s16le", 16_000),
     "flv": ("flv", "libmp3lame", 44_100),
+    "nut": ("nut", "pcm_s16le", 16_000),
 }
 FORMATS = (*LIBSNDFILE, *FFMPEG)
 
@@ -99,7 +101,12 @@ def stereo_noise(seconds=0.3):
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_every_format_is_read(tmp_path, suffix):
     path = recording(tmp_path, suffix)
-    assert path.suffix in (*SUFFIXES, ".avi", ".flv")  # Videos are read, but not searched for.
+    assert path.suffix in (
+        *SUFFIXES,
+        ".avi",
+        ".flv",
+        ".nut",
+    )  # Videos are read, but not searched for.
     wav, of_open_file = load_audio(path), load_audio(io.BytesIO(path.read_bytes()))
     assert wav.dtype == np.float32 and wav.ndim == 1
     # Encoders add a little at both ends.
@@ -141,6 +148,36 @@ def test_channels_of_wav_are_averaged_exactly(tmp_path, subtype):
     np.testing.assert_allclose(load_audio(tmp_path / "a.wav"), wav.mean(axis=0), atol=2**-8)
 
 
+@pytest.mark.parametrize("container", ["wav", "flac", "matroska"])
+def test_channels_that_cancel_each_other_out_are_refused(tmp_path, container):
+    wav = stereo_noise()
+    path = tmp_path / f"a.{container}"
+
+    def write(first, second):
+        channels = np.stack([first, second])
+        if container == "matroska":
+            write_ffmpeg(path, container, "pcm_s16le", 16_000, channels)
+        else:
+            soundfile.write(path, channels.T, 16_000)
+
+    for second in (-wav[0], -0.95 * wav[0]):
+        write(wav[0], second)
+        with pytest.raises(UserError, match=r"channels that cancel each other out.*Give one"):
+            load_audio(path)
+    for second in (wav[1], 0 * wav[0], -0.5 * wav[0]):
+        write(wav[0], second)
+        assert np.abs(load_audio(path)).max() > 0.2
+    write(0 * wav[0], 0 * wav[0])
+    assert not load_audio(path).any()
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "m4a"])
+def test_a_name_that_is_no_utf_8(tmp_path, suffix):
+    path = f"{tmp_path}/caf\udce9.{suffix}"
+    recording(tmp_path, suffix).rename(path)
+    assert abs(len(load_audio(path)) - 2 * SAMPLE_RATE) < 0.1 * SAMPLE_RATE
+
+
 @pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
 def test_resampling_in_blocks_is_resampling_the_whole(tmp_path, monkeypatch, rate):
     monkeypatch.setattr(decoders, "BLOCK", 10_000)
@@ -160,7 +197,7 @@ def test_joined_recordings_of_two_formats_are_read_or_refused(tmp_path):
     for first in FORMATS:
         for second in MARKED:
             data = io.BytesIO(recordings[first] + recordings[second])
-            if first in ("wv", "ac3"):
+            if first == "wv":
                 with pytest.raises(UserError, match="damaged"):
                     load_audio(data)
             elif first != second:
@@ -325,7 +362,7 @@ def test_joined_mp3_with_tags_between(tmp_path):
     assert abs(len(load_audio(joined(first, first))) - 4 * SAMPLE_RATE) < 0.2 * SAMPLE_RATE
 
 
-CUT = sorted({*FORMATS} - {"voc", "wv", "tta", "ac3", "aac", "amr"})
+CUT = sorted({*FORMATS} - {"wv", "tta", "ac3", "aac", "amr"})
 
 
 @pytest.mark.parametrize("share", [0.4, 0.7])
@@ -337,6 +374,49 @@ def test_a_recording_that_is_cut_off_is_refused(tmp_path, suffix, share):
     for source in (path, io.BytesIO(path.read_bytes())):
         with pytest.raises(UserError, match=r"cut off|damaged|not readable"):
             load_audio(source)
+
+
+@pytest.mark.parametrize("name", ["MAT4", "MAT5", "WVE", "MPC2K"])
+def test_rarer_formats_that_are_cut_off_are_refused(name):
+    file = io.BytesIO()
+    rate = {"WVE": 8_000, "MPC2K": 44_100}.get(name, 16_000)
+    soundfile.write(file, tone(1, rate), rate, format=name)
+    file.seek(0)
+    assert len(load_audio(file)) > 0
+    with pytest.raises(UserError, match=rf"is cut off: its header states {rate} samples of sound"):
+        load_audio(io.BytesIO(file.getvalue()[: len(file.getvalue()) // 2]))
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"),
+    [("matroska", "flac"), ("matroska", "pcm_s16le"), ("asf", "ac3"), ("asf", "aac")],
+)
+def test_one_of_two_streams_that_are_cut_off_is_refused(tmp_path, container, codec):
+    path = tmp_path / "a"
+    with av.open(path, "w", format=container) as output:
+        streams = [output.add_stream(codec, rate=48_000, layout="mono") for _ in range(2)]
+        for i in range(94):  # The first stream has half the length of the second.
+            for stream in streams[i // 47 :]:
+                stream.codec_context.open(strict=False)
+                frame = av.AudioFrame.from_ndarray(
+                    tone(1024 / 48_000, 48_000)[None], format="fltp", layout="mono"
+                )
+                frame.sample_rate, frame.pts = 48_000, i * 1024
+                for piece in av.AudioResampler(stream.format, "mono", 48_000).resample(frame):
+                    output.mux(stream.encode(piece))
+        for stream in streams:
+            output.mux(stream.encode(None))
+    data = path.read_bytes()
+    assert abs(len(load_audio(path)) - SAMPLE_RATE) < 0.1 * SAMPLE_RATE
+    for share in (0.3, 0.8):
+        with pytest.raises(UserError, match="cut off"):
+            load_audio(io.BytesIO(data[: round(share * len(data))]))
+
+
+def test_a_voc_of_several_blocks_has_no_clicks(tmp_path):
+    wav = stereo_noise()[:1]
+    path = write_ffmpeg(tmp_path / "a.voc", "voc", "pcm_s16le", 16_000, wav)
+    np.testing.assert_array_equal(load_audio(path), wav[0])
 
 
 @pytest.mark.parametrize("suffix", ["wv", "aac", "amr", "tta"])

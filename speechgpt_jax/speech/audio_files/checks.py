@@ -45,11 +45,58 @@ def check_stated_size(sound: soundfile.SoundFile, data: Data) -> None:
         r"^ *(?:data|SSND|BODY|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", log, re.M
     )
     sizes = [(int(stated), int(present), "bytes") for stated, present in found]
-    if data[:7] == b"NIST_1A":
+    counts: list[str] | list[bytes] = []
+    if sound.format == "NIST":
         counts = re.findall(rb"sample_count -i (\d+)", data[:1024])
-        sizes += [(int(count), sound.frames, "samples") for count in counts]
+    elif sound.format in ("AVR", "MPC2K"):
+        counts = re.findall(r"^  Frames +: (\d+)$", log, re.M)
+    elif sound.format in ("MAT4", "MAT5"):
+        matrices = r"^ *Cols +: (\d+)" if sound.format == "MAT4" else r" Cols : (\d+)$"
+        counts = re.findall(matrices, log, re.M)[-1:]
+    elif sound.format == "WVE":
+        counts = re.findall(r"^Data length (\d+) should be", log, re.M)
+    sizes += [(int(count), sound.frames, "samples") for count in counts]
     for stated, present, unit in sizes:
         check_size(stated, present, unit)
+
+
+def check_container_size(data: Data) -> None:
+    """Refuses an AVI, ASF, VOC or NUT that ends before the size or the end that it states."""
+    if data[:4] == b"RIFF":  # AVI, whose stated duration may be an estimate.
+        check_size(int.from_bytes(data[4:8], "little"), len(data) - 8, "bytes")
+    elif data[:16] == _ASF:
+        _check_asf(data)
+    elif data[:19] == b"Creative Voice File":
+        _check_voc(data)
+    elif data[:4] == b"nut/":
+        # The last packet of a NUT is its index. Before its check sum of 4 bytes it has its size.
+        start = len(data) - int.from_bytes(data[-12:-4])
+        if start < 0 or data[start : start + 8] != _NUT_INDEX:
+            raise Unreadable("is cut off: the index at its end is missing. Copy it again.")
+
+
+# Identifiers of an ASF file and of its object of properties; the mark of a NUT's index.
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_NUT_INDEX = bytes.fromhex("4e58dd672f23e64e")
+
+
+def _check_asf(data: Data) -> None:
+    # FFmpeg doesn't believe a duration if the size beside it is another one than the file's.
+    start = data.find(_ASF_PROPERTIES, 0, 2**16)
+    properties = data[start : start + 96] if start >= 0 else b""
+    is_broadcast = len(properties) < 96 or properties[88] & 1  # Its writer knew no size.
+    if not is_broadcast:
+        check_size(int.from_bytes(properties[40:48], "little"), len(data), "bytes")
+
+
+def _check_voc(data: Data) -> None:
+    place = int.from_bytes(data[20:22], "little")
+    while place < len(data) and data[place]:  # A block of type 0 is the last.
+        stated = int.from_bytes(data[place + 1 : place + 4], "little")
+        place += 4
+        check_size(stated, max(len(data) - place, 0), "bytes")
+        place += stated
 
 
 def check_length(decoded_seconds: float, stated_seconds: float) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import os
 import re
 from collections.abc import Iterator
 
@@ -13,9 +14,9 @@ import soundfile
 from speechgpt_jax.speech.audio_files.checks import (
     TOLERANCE_SECONDS,
     Unreadable,
+    check_container_size,
     check_length,
     check_ogg_pages,
-    check_size,
     check_stated_size,
     xing_header,
 )
@@ -37,8 +38,39 @@ class Recording:
         self.data = _without_tags(data) if self.is_mp3 else data
         self._path = None if self.is_mp3 else path
 
-    def open(self) -> str | io.BytesIO:
-        return self._path or io.BytesIO(self.data)
+    def open(self) -> bytes | io.BytesIO:
+        # Names need not be UTF-8.
+        return os.fsencode(self._path) if self._path else io.BytesIO(self.data)
+
+
+class Mixer:
+    """Averages the channels of a recording, and notices if they cancel each other out."""
+
+    # Lowest power of the mean, relative to the power that it has if the channels are independent.
+    FAINTEST = 0.02
+
+    def __init__(self):
+        self._mixed, self._expected = 0.0, 0.0
+
+    def mix(self, channels: np.ndarray) -> np.ndarray:
+        """[channels, samples] -> their mean, float32 [samples]."""
+        if len(channels) == 1:
+            return channels[0].astype(np.float32)
+        mono = channels.mean(axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):  # `check_samples` reports such samples.
+            self._mixed += float(np.square(mono, dtype=np.float64).sum())
+            self._expected += (
+                float(np.square(channels, dtype=np.float64).sum()) / len(channels) ** 2
+            )
+        return mono.astype(np.float32)
+
+    def check(self) -> None:
+        """Raises Unreadable if the mean of all blocks has far less power than the channels."""
+        if self._mixed < self.FAINTEST * self._expected:
+            raise Unreadable(
+                "has channels that cancel each other out, such as two in opposite phase: their mean"
+                " is silence. Give one of them alone."
+            )
 
 
 def decoded(recording: Recording) -> Blocks:
@@ -60,6 +92,9 @@ _MALFORMED = 3
 
 def _decoded_one(recording: Recording) -> Blocks:
     check_ogg_pages(recording.data)
+    # libsndfile takes the heads of a VOC's further blocks for sound.
+    if recording.data[:19] == b"Creative Voice File":
+        return _ffmpeg_blocks(recording)
     try:
         sound = soundfile.SoundFile(recording.open())
     except soundfile.LibsndfileError as error:
@@ -89,7 +124,7 @@ def _is_joined_mp3(sound: soundfile.SoundFile, recording: Recording) -> bool:
 
 
 def _libsndfile_blocks(sound: soundfile.SoundFile, data: Data) -> Blocks:
-    frames = 0
+    frames, mixer = 0, Mixer()
     with sound:
         check_stated_size(sound, data)
         while True:
@@ -100,14 +135,17 @@ def _libsndfile_blocks(sound: soundfile.SoundFile, data: Data) -> Blocks:
             frames += len(wav)
             if not len(wav):
                 break
-            yield wav.mean(axis=1), sound.samplerate
+            yield mixer.mix(wav.T), sound.samplerate
         check_length(frames / sound.samplerate, sound.frames / sound.samplerate)
+    mixer.check()
 
 
 # ---- FFmpeg --------------------------------------------------------------------------------------
 
 # Containers whose duration is stated, not estimated from the size of the file.
 _STATE_DURATION = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "asf", "tta", "caf", "aiff", "flv"}
+# Those that state one for all streams, which may be that of the pictures.
+_OF_LONGEST_STREAM = {"matroska,webm", "asf", "flv"}
 
 
 @contextlib.contextmanager
@@ -133,9 +171,7 @@ def _opened_by_ffmpeg(recording: Recording) -> av.container.InputContainer:
 
 
 def _ffmpeg_blocks(recording: Recording) -> Blocks:
-    if recording.data[:4] == b"RIFF":  # AVI, whose stated duration may be an estimate.
-        stated = int.from_bytes(recording.data[4:8], "little")
-        check_size(stated, len(recording.data) - 8, "bytes")
+    check_container_size(recording.data)
     with _ffmpeg_errors():
         container = _opened_by_ffmpeg(recording)
     with container:
@@ -145,14 +181,17 @@ def _ffmpeg_blocks(recording: Recording) -> Blocks:
             raise Unreadable("holds sound of a codec that FFmpeg doesn't know; convert it to wav.")
         if stream.codec_context.name in ("wavpack", "tta"):  # Damage would be decoded as noise.
             stream.codec_context.options = {"err_detect": "crccheck+explode"}
-        seconds = 0.0
+        seconds, mixer, packets = 0.0, Mixer(), _Packets(container)
         for rate, frames in itertools.groupby(
-            _ffmpeg_frames(container, stream), key=lambda frame: frame.sample_rate
+            _ffmpeg_frames(packets, stream), key=lambda frame: frame.sample_rate
         ):
-            for wav in _gathered(map(_mono, frames)):
+            for wav in _gathered(mixer.mix(_channels(frame)) for frame in frames):
                 seconds += len(wav) / rate
                 yield wav, rate
+        if len(container.streams) > 1 and container.format.name in _OF_LONGEST_STREAM:
+            seconds = max(seconds, packets.seconds)
         check_length(seconds, _stated_seconds(container, stream))
+    mixer.check()
 
 
 def _gathered(wavs: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
@@ -168,10 +207,30 @@ def _gathered(wavs: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         yield np.concatenate(waiting)
 
 
-def _ffmpeg_frames(container, stream) -> Iterator[av.AudioFrame]:
+class _Packets:
+    """Packets of all streams of a container.
+
+    Attributes:
+      seconds: time at which the last one of those that were read ends.
+    """
+
+    def __init__(self, container: av.container.InputContainer):
+        self._container, self.seconds = container, 0.0
+
+    def of(self, stream: av.AudioStream) -> Iterator[av.Packet]:
+        """The packets of one stream."""
+        for packet in self._container.demux():
+            if packet.pts is not None and packet.time_base:
+                end = (packet.pts + (packet.duration or 0)) * packet.time_base
+                self.seconds = max(self.seconds, float(end))
+            if packet.stream_index == stream.index:
+                yield packet
+
+
+def _ffmpeg_frames(packets: _Packets, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
     seconds = 0.0
     try:
-        for packet in container.demux(stream):
+        for packet in packets.of(stream):
             # The last packet of uncompressed samples may be shorter.
             if packet.is_corrupt and not stream.codec_context.name.startswith("pcm_"):
                 raise av.error.InvalidDataError(0, "a packet is not complete")
@@ -190,21 +249,20 @@ def _stated_seconds(container, stream) -> float:
         return 0.0
     if stream.duration:
         return float(stream.duration * stream.time_base)
-    # The duration of a container with other streams may be that of its pictures.
-    if len(container.streams) > 1 or not container.duration:
+    if len(container.streams) > 1 and container.format.name not in _OF_LONGEST_STREAM:
         return 0.0
-    return container.duration / av.time_base
+    return (container.duration or 0) / av.time_base
 
 
-def _mono(frame: av.AudioFrame) -> np.ndarray:
-    """Mean over the channels of a frame of any sample format: float32 [samples]."""
+def _channels(frame: av.AudioFrame) -> np.ndarray:
+    """A frame of any sample format: float32 or float64 [channels, samples]."""
     values = frame.to_ndarray()  # [channels, samples], or interleaved [1, samples * channels]
     channels = values if frame.format.is_planar else values.reshape(frame.samples, -1).T
     if values.dtype.kind == "u":
         channels = (channels.astype(np.float32) - 128) / 128
     elif values.dtype.kind == "i":
         channels = channels.astype(np.float64) / -float(np.iinfo(values.dtype).min)
-    return channels.mean(axis=0).astype(np.float32)
+    return channels
 
 
 def _without_tags(data: Data) -> bytes:

@@ -15,6 +15,7 @@ _HEAD = re.compile(
     | OggS\x00\x02\x00{8} | \.snd\x00\x00.{6}\x00\x00\x00[\x01-\x1b] | caff\x00\x01\x00\x00desc
     | NIST_1A\n | \x30\x26\xb2\x75\x8e\x66\xcf\x11 | TTA1\x01\x00 | \#!AMR(?:-WB)?\n
     | Creative[ ]Voice[ ]File | FLV\x01[\x01\x04\x05]\x00\x00\x00\x09
+    | 2BIT.{8}(?:\0\0|\xff\xff)\0[\x08\x10](?:\0\0|\xff\xff) | nut/multimedia[ ]container\0
     | \x1a\x45\xdf\xa3.{1,8}\x42[\x82\x86\x87\xf2\xf3\xf7] | \x00\x00\x00.ftyp"""
 )
 # Types of a wav's samples that are no frames of MP3, AAC or AC-3.
@@ -34,7 +35,8 @@ def starts(data: Data) -> list[int]:
 def _signatures(data: Data) -> list[int]:
     """0, and the offsets of signatures."""
     # Others, such as WavPack, may keep the head of the file that they were made from.
-    if not _HEAD.match(data) and data[:1] != b"\xff":
+    is_ac3 = kind_at(data, 0) == "AC-3"
+    if not (_HEAD.match(data) or data[:1] == b"\xff" or is_ac3):
         return [0]
     found = [0, *(head.start() for head in _HEAD.finditer(data, 1))]
     # An Ogg recording may have several streams, whose first pages follow each other.
