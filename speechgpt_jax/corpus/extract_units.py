@@ -115,6 +115,7 @@ def find_recordings(folder: str, output: str) -> tuple[list[dict], str]:
         else:
             others[name.suffix.lower() or "without a suffix"] += 1
     kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common())
+    kinds = kinds.encode(errors="backslashreplace").decode()  # Names need not be UTF-8.
     if not rows:
         held = f" (it has {kinds})" if kinds else ""
         raise UserError(

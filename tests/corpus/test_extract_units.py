@@ -241,6 +241,21 @@ def test_links_that_are_not_followed_are_counted(tmp_path):
     assert "1 broken link" in skipped
 
 
+@pytest.mark.slow
+def test_names_that_are_no_utf_8(recordings, small_hubert, tmp_path, capsys):
+    wav, folder = sorted(recordings.glob("*.wav"))[0], tmp_path / "in"
+    folder.mkdir()
+    for name, data in ((b"a\xe9.wav", wav.read_bytes()), (b"b\xe9.wav", b"x"), (b"c.\xe9", b"x")):
+        with open(os.fsencode(folder) + b"/" + name, "wb") as file:
+            file.write(data)
+    extract(folder, small_hubert, tmp_path / "units")
+    shown = capsys.readouterr().out
+    assert r"1 file skipped: 1 .\udce9." in shown and r"in/b\udce9.wav is not readable" in shown
+    [row] = rows_of(tmp_path / "units")
+    assert row["path"] == f"{folder}/a\udce9.wav" and row["units"]
+    np.testing.assert_array_equal(load_audio(row["path"]), load_audio(wav))
+
+
 def test_a_pipe_is_rejected_unread(tmp_path):
     os.mkfifo(tmp_path / "a.wav")
     assert "a.wav is a folder, a pipe or a device; expected a file" in load(f"{tmp_path}/a.wav")
