@@ -15,7 +15,7 @@ from speechgpt_jax.decoding.events import Event, Sound, Text, Transcript
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import SAMPLE_RATE, check_output, save_audio
 from speechgpt_jax.speech.recordings import load_recording
-from speechgpt_jax.speech.sound_devices import open_player, record
+from speechgpt_jax.speech.sound_devices import Player, open_player, record
 
 HELP = """\
 Type a question, or the name of a recording of one. Commands:
@@ -40,6 +40,36 @@ def _last_number(folder: Path | None) -> int:
         [path.stem.removeprefix("reply-") for path in folder.glob("reply-*.wav")] if folder else []
     )
     return max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+
+class _Loudspeaker:
+    """Plays the sound of a reply, as long as this machine can.
+
+    Attributes:
+      player: None before the first sound, and if this machine can't play any.
+      problem: why the sound was not played to its end.
+    """
+
+    def __init__(self):
+        self.player: Player | None = None
+        self.problem: UserError | None = None
+
+    def play(self, wav: np.ndarray) -> None:
+        """Plays float32 [samples] after those before; the first problem ends the sound."""
+        self.player = self.player or open_player()
+        if self.player and not self.problem:
+            self._try(lambda player: player.write(wav))
+
+    def close(self) -> None:
+        """Waits for the end of the sound."""
+        self._try(lambda player: player.close())
+
+    def _try(self, action: Callable[[Player], None]) -> None:
+        try:
+            if self.player:
+                action(self.player)
+        except UserError as error:
+            self.problem = self.problem or error
 
 
 class Chat:
@@ -110,8 +140,8 @@ class Chat:
             self._reply(line, self.conversation.transcribing(load_recording(argument)))
         elif command == "/listen":
             seconds = arguments.positive_float(argument)
-            self._show(f"Speak now, {seconds:g} seconds ...\n")
-            self._ask(line, record(seconds))
+            say = f"Speak now, {seconds:g} seconds ...\n"
+            self._ask(line, record(seconds, lambda: self._show(say)))
         elif command == "/voice":
             self.conversation.model.vocoder.config.speaker_index(argument)
             self.conversation.speaker = argument
@@ -140,7 +170,8 @@ class Chat:
     def _reply(self, line: str, events: Generator[Event]) -> None:
         """Shows, plays or saves, and logs a reply while it is written."""
         self._number += 1
-        start, first_times, received, player = time.monotonic(), {}, [], None
+        start, first_times, received = time.monotonic(), {}, []
+        loudspeaker, is_stopped = _Loudspeaker(), False
         try:
             for event in events:
                 received.append(event)
@@ -151,22 +182,22 @@ class Chat:
                 if isinstance(event, Transcript | Text):
                     self._show(event.text)
                 elif isinstance(event, Sound) and self._output_dir is None:
-                    player = player or open_player()
-                    if player:
-                        player.write(event.wav)
+                    loudspeaker.play(event.wav)
         except KeyboardInterrupt:
             self._show(" (stopped)")
+            is_stopped = True
         finally:
             events.close()
-            if player:
-                player.close()
+            loudspeaker.close()
         reply = Reply.of(received)
         self._show("\n")
         if reply.units:
             self._sound = reply.wav
-            self._save(is_played=player is not None)
+            self._save(is_played=loudspeaker.player is not None)
         if self._log:
             self._write_log(self._log, line, reply, first_times)
+        if loudspeaker.problem and not is_stopped:
+            raise UserError(f"{loudspeaker.problem} /save FILE keeps it.")
 
     def _save(self, *, is_played: bool) -> None:
         seconds = f"{len(self._sound) / SAMPLE_RATE:.1f} s of sound"

@@ -6,6 +6,7 @@ Sound goes through PortAudio (the Python package sounddevice) or to a player suc
 import contextlib
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Protocol
 
@@ -26,7 +27,7 @@ PLAYERS = (
 
 
 class Player(Protocol):
-    """Plays sound while it arrives."""
+    """Plays sound while it arrives; a UserError says that the sound device fails."""
 
     def write(self, wav: np.ndarray) -> None:
         """Plays samples, float32 [samples] at 16 kHz, after those written before."""
@@ -46,8 +47,12 @@ def open_player() -> Player | None:
     return None
 
 
-def record(seconds: float) -> np.ndarray:
+def record(seconds: float, on_start: Callable[[], object]) -> np.ndarray:
     """Sound from the microphone, float32 [samples] at 16 kHz.
+
+    Args:
+      seconds: length of the recording.
+      on_start: called when the recording has begun.
 
     Raises:
       UserError: there is no microphone, or `seconds` is not above 0 and at most 600.
@@ -61,6 +66,7 @@ def record(seconds: float) -> np.ndarray:
         )
     try:
         wav = device.rec(round(seconds * SAMPLE_RATE), samplerate=SAMPLE_RATE, channels=1)
+        on_start()
         device.wait()
     except (device.PortAudioError, ValueError) as error:
         raise UserError(f"no microphone can be recorded: {error}; give a file instead.") from error
@@ -77,19 +83,32 @@ def _sounddevice() -> ModuleType | None:
 
 class _DevicePlayer:
     def __init__(self, device: ModuleType):
+        self._device = device
         self._stream = device.OutputStream(samplerate=SAMPLE_RATE, channels=1, dtype="float32")
         self._stream.start()
 
     def write(self, wav: np.ndarray) -> None:
-        self._stream.write(np.ascontiguousarray(wav, np.float32)[:, None])
+        with self._errors():
+            self._stream.write(np.ascontiguousarray(wav, np.float32)[:, None])
 
     def close(self) -> None:
-        self._stream.stop()
-        self._stream.close()
+        with self._errors():
+            try:
+                self._stream.stop()
+            finally:
+                self._stream.close()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self._device.PortAudioError as error:
+            raise UserError(f"the sound was not played to its end: {error}.") from error
 
 
 class _ProgramPlayer:
     def __init__(self, command: tuple[str, ...]):
+        self._name = command[0]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -97,11 +116,20 @@ class _ProgramPlayer:
     def write(self, wav: np.ndarray) -> None:
         assert self._process.stdin
         samples = np.rint(np.clip(wav, -1, 1) * 32767).astype("<i2").tobytes()
-        # A program that finds no sound card ends.
-        with contextlib.suppress(BrokenPipeError):
+        try:
             self._process.stdin.write(samples)
             self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise UserError(self._problem()) from error
 
     def close(self) -> None:
         with contextlib.suppress(BrokenPipeError):
             self._process.communicate()
+        if self._process.wait():
+            raise UserError(self._problem())
+
+    def _problem(self) -> str:
+        return (
+            f"the sound was not played to its end: {self._name} failed with exit code"
+            f" {self._process.wait()}, perhaps for want of a sound device."
+        )

@@ -79,6 +79,7 @@ def test_commands(chat, question, tmp_path):
         ("/voice eve", "no speaker 'eve'"),
         ("/save x.wav", "there is no sound yet"),
         ("/listen long", "expected a number"),
+        ("/listen 7200", "7200.0 must be above 0 and at most 600"),
     ],
 )
 def test_mistakes_are_shown_and_the_chat_goes_on(chat, line, message):
@@ -99,7 +100,7 @@ def test_files_in_the_home_folder(chat, question, monkeypatch):
 
 
 def test_ctrl_c_stops_a_recording_and_not_the_chat(chat, monkeypatch):
-    def interrupted(seconds):
+    def interrupted(seconds, on_start):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("speechgpt_jax.decoding.chat.record", interrupted)
@@ -109,7 +110,53 @@ def test_ctrl_c_stops_a_recording_and_not_the_chat(chat, monkeypatch):
 
 def test_no_microphone(chat, monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", None)  # It can't be imported.
-    assert "Error: no microphone: recording needs PortAudio" in run(chat, "/listen 1")
+    assert run(chat, "/listen 1").startswith("Error: no microphone: recording needs PortAudio")
+
+
+class PortAudioError(Exception):
+    pass
+
+
+class Unplugged:
+    """The sounddevice of a loudspeaker that is unplugged during the first sound."""
+
+    PortAudioError = PortAudioError
+
+    def __init__(self, **options):
+        pass
+
+    OutputStream = classmethod(lambda cls, **options: cls())
+
+    def start(self):
+        pass
+
+    def write(self, wav):
+        raise PortAudioError("Device unavailable")
+
+    stop = close = lambda self: self.write(None)
+
+
+def test_an_unplugged_loudspeaker_ends_the_sound_and_not_the_chat(chat, question, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sounddevice", Unplugged)
+    folder, chat._output_dir = chat._output_dir, None
+    shown = run(chat, str(CLIPS / question["file"]), f"/save {folder}/reply.wav", "/help")
+    message = "Error: the sound was not played to its end: Device unavailable. /save FILE keeps it."
+    assert shown.count(message) == 1 and f"answer:   {question['answer']}" in shown
+    assert "/transcribe FILE" in shown and len(load_audio(folder / "reply.wav"))
+    assert len((folder / "chat.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_player_that_fails_is_named(chat, question, tmp_path, monkeypatch):
+    """As aplay does where there is no sound card."""
+    player = tmp_path / "bin" / "aplay"
+    player.parent.mkdir()
+    player.write_text("#!/bin/sh\nexit 1\n")
+    player.chmod(player.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", f"{player.parent}:{os.environ['PATH']}")
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    chat._output_dir = None
+    shown = run(chat, str(CLIPS / question["file"]))
+    assert "aplay failed with exit code 1, perhaps for want of a sound device. /save" in shown
 
 
 def test_sound_goes_to_a_player(chat, question, tmp_path, monkeypatch):
