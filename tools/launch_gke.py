@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
         print(text, end="")
         return 0
     apply = ["kubectl", "apply", "-f", "-"]
-    return programs.run(apply, input=text)
+    return programs.run(apply, text, "--dry_run prints the manifest without it")
 
 
 def parser() -> Parser:

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     if args.dry_run:
         print(script, end="")
         return 0
-    return programs.run(["sbatch"], input=script)
+    return programs.run(["sbatch"], script, "--dry_run prints the script without it")
 
 
 def parser() -> Parser:

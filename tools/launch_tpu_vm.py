@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     if args.dry_run:
         print(shlex.join(words))
         return 0
-    return programs.run(words)
+    return programs.run(words, remedy="--dry_run prints the command without it")
 
 
 def parser() -> Parser:

@@ -199,8 +199,13 @@ def test_illegal_tpu_vm_commands(arguments):
 
 def test_a_missing_program_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="sbatch is not installed"):
-        launch_slurm.main(["--name=a", "--nodes=4", "--", *TRAIN])
+    for module, arguments, message in (
+        (launch_slurm, ["--name=a", "--nodes=4"], "sbatch is .*; --dry_run prints the script with"),
+        (launch_gke, [x for x in GKE if x != "--dry_run"], "kubectl is .*; --dry_run prints the m"),
+        (launch_tpu_vm, ["train", "--name=a", "--zone=z"], "gcloud is .*; --dry_run prints the c"),
+    ):
+        with pytest.raises(UserError, match=message):
+            module.main([*arguments, "--", *TRAIN])
 
 
 def test_slurm(capsys):
