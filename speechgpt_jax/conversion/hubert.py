@@ -293,8 +293,9 @@ def _read_hugging_face(folder: pathlib.Path, feature_layer: int) -> _Checkpoint:
         value = fields.get(theirs, kinds[ours], default, at_most=weights.MAX_AXIS)
         sizes[ours] = tuple(value) if isinstance(value, list) else value
     _check_layer(fields.source, feature_layer, sizes["num_layers"])
+    normalize = _normalizes(folder)
     with naming(path):
-        config = HubertConfig(**sizes, feature_layer=feature_layer, normalize=_normalizes(folder))
+        config = HubertConfig(**sizes, feature_layer=feature_layer, normalize=normalize)
     source = weights.from_folder(folder, ("model.safetensors", "pytorch_model.bin"))
     # Models with a head hold the HuBERT's weights under this name.
     arrays = {name.removeprefix("hubert."): x for name, x in source.read_float32().items()}

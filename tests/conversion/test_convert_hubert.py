@@ -389,7 +389,7 @@ def test_other_feature_extractors_are_refused(theirs, tmp_path, name, field, mes
     fields = json.loads(path.read_text())
     (fields if name.startswith("pre") else fields["feature_extractor"]).update(field)
     path.write_text(json.dumps(fields))
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=rf"^{path}.*{message}"):
         hubert.convert(tmp_path / "in", tmp_path / "out", SMALL.feature_layer)
 
 
