@@ -267,16 +267,25 @@ def restore(run: epath.Path, name: str, shapes: Mapping[str, jax.ShapeDtypeStruc
 
 
 def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """`array` in another dtype; raises a UserError if a number is too large for it."""
+    """`array` in another dtype.
+
+    Raises:
+      UserError: a number is too large for it, or all numbers are so small that they become 0.
+    """
     with np.errstate(over="ignore"):
         result = array.astype(dtype, copy=False)
-    if not np.isfinite(result).all():
-        raise UserError(
-            f"{name} holds {np.abs(np.float32(array)).max():g}, too large for"
-            f" {np.dtype(dtype).name} (at most {float(ml_dtypes.finfo(dtype).max):g}): export with"
-            " --dtype=bfloat16 or --dtype=float32."
-        )
-    return result
+    is_finite = np.isfinite(result).all()
+    if is_finite and (result.any() or not array.any()):
+        return result
+    limits, given = ml_dtypes.finfo(dtype), np.dtype(dtype).name
+    largest = f"{np.abs(np.float32(array)).max():g}"
+    if is_finite:
+        least = float(limits.smallest_subnormal)
+        problem = f"at most {largest}, all of it too small for {given} (at least {least:g})"
+    else:
+        problem = f"{largest}, too large for {given} (at most {float(limits.max):g})"
+    others = " or ".join(f"--dtype={name}" for name in ("bfloat16", "float32") if name != given)
+    raise UserError(f"{name} holds {problem}: export with {others}.")
 
 
 def _merged_parameters(

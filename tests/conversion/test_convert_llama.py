@@ -277,6 +277,25 @@ def test_numbers_too_large_for_a_dtype_are_refused(dtype, value, fits, tmp_path)
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("dtype", "largest"), [("float16", 2e-8), ("bfloat16", 4e-41)])
+def test_a_tensor_that_would_become_0_is_refused(dtype, largest, tmp_path):
+    model = reference(CONFIG)
+    name = "model.layers.1.mlp.up_proj.weight"
+    weight = model.get_parameter(name)
+    with torch.no_grad():
+        weight.copy_(torch.linspace(-1, 1, weight.numel()).view_as(weight) * largest)
+        model.get_parameter("model.layers.0.mlp.up_proj.weight").zero_()
+    model.save_pretrained(tmp_path / "in")
+    llama.from_hf(tmp_path / "in", tmp_path / "run")
+    message = (
+        rf"{name} holds at most {str(largest)[:1]}.*, all of it too small for {dtype} .*=float32"
+    )
+    with pytest.raises(UserError, match=message):
+        llama.to_hf(tmp_path / "run", tmp_path / "out", dtype)
+    llama.to_hf(tmp_path / "run", tmp_path / "out", "float32")
+    assert read_tensors(tmp_path / "out")[name].equal(weight)
+
+
 def test_float64_weights_become_float32(tmp_path):
     model = reference(CONFIG)
     model.double().save_pretrained(tmp_path / "in")
