@@ -167,6 +167,7 @@ def lora_config(
     alpha_of = _by_module(fields, "alpha_pattern", fields.require("lora_alpha", float), float)
     stated_rank = fields.get("r", int | None)
     rank_of = _by_module(fields, "rank_pattern", stated_rank, int)
+    is_target = _target_of_config(fields)
     layers, scales = {}, {}
     for name, shape in shapes.items():
         if name in (_NEW_EMBEDDINGS, _NEW_OUTPUTS):
@@ -183,6 +184,12 @@ def lora_config(
             raise UserError(
                 f"{source}: {name} has shape {shape}; expected a matrix: get the file again."
             )
+        if not is_target(module):
+            raise UserError(
+                f"{source} leaves {module} without an adapter (target_modules, exclude_modules,"
+                " layers_to_transform), but the weights have one: take both files from the same"
+                " adapter."
+            )
         if matrix == "A":
             if stated_rank is not None and shape[0] != rank_of(module):
                 raise UserError(
@@ -190,6 +197,7 @@ def lora_config(
                     f" {shape[0]}: take both files from the same adapter."
                 )
             scales[module] = shape[0], alpha_of(module)
+    _check_targets(is_target, layers, base.num_layers, source)
     for projection, present in layers.items():
         if missing := set(range(base.num_layers)) - present:
             raise UserError(
@@ -295,6 +303,63 @@ def _check_init(init: str, source: str) -> None:
         f"{source} has init_lora_weights {init!r}, which changed the base or is not known here:"
         f" {_MERGE}."
     )
+
+
+def _target_of_config(fields: Fields) -> Callable[[str], bool]:
+    """Whether adapter_config.json gives a module of the base an adapter, as PEFT decides it."""
+    names = str | list[str] | None
+    targets = fields.get("target_modules", names)
+    excluded = fields.get("exclude_modules", names) or []
+    stated = fields.get("layers_to_transform", int | list[int] | None)
+    layers = {stated} if isinstance(stated, int) else set(stated or ())
+    patterns = fields.get("layers_pattern", names) or []
+    prefixes = [patterns] if isinstance(patterns, str) else patterns
+    # PEFT searches a layer's number behind one of the patterns, or behind any name.
+    numbers = [rf"(?:.*?\.)?{prefix}\.(\d+)\." for prefix in prefixes] or [r".*?\.[^.]*\.(\d+)\."]
+    regexes = [*numbers, *(x for x in (targets, excluded) if isinstance(x, str))]
+    for pattern in regexes:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(
+                f"{fields.source} has {pattern!r} among target_modules, exclude_modules and"
+                f" layers_pattern; expected names or regular expressions ({error}): correct it, or"
+                " get the file again."
+            ) from error
+
+    def is_target(module: str) -> bool:
+        if _matches(excluded, module):
+            return False
+        if targets is None or targets == "all-linear":
+            return True
+        if not _matches(targets, module):
+            return False
+        if isinstance(targets, str) or not layers:
+            return True
+        found = next(filter(None, (re.match(number, module) for number in numbers)), None)
+        return found is not None and int(found[1]) in layers
+
+    return is_target
+
+
+def _matches(names: str | list[str], module: str) -> bool:
+    """Whether a module is among full names or suffixes, or matches a regular expression."""
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(f".{module}".endswith(f".{name}") for name in names)
+
+
+def _check_targets(
+    is_target: Callable[[str], bool], layers: Mapping[str, set[int]], num_layers: int, source: str
+) -> None:
+    """Raises a UserError if a module that the config names has no weights, in any layer."""
+    for projection, part in PART_OF.items():
+        modules = [f"model.layers.{layer}.{part}.{projection}" for layer in range(num_layers)]
+        if projection not in layers and (lost := [*filter(is_target, modules)]):
+            raise UserError(
+                f"{source} gives {lost[0]} an adapter, but the weights have none: take both files"
+                " from the same adapter."
+            )
 
 
 def _by_module(fields: Fields, name: str, default: Any, kind: Any) -> Callable[[str], Any]:

@@ -109,6 +109,10 @@ SAME_IN_ALL_LAYERS = {
         {"target_modules": "all-linear", "exclude_modules": ["q_proj"]},
         tuple(name for name in ALL_PROJECTIONS if name != "q_proj"),
     ),
+    "one_pattern_of_layers": (
+        {"layers_to_transform": [0, 1], "layers_pattern": ["h", "layers"]},
+        ("q_proj", "v_proj"),
+    ),
     "all_layers_named": ({"layers_to_transform": [0, 1]}, ("q_proj", "v_proj")),
     "rslora": ({"use_rslora": True}, ("q_proj", "v_proj")),
     "one_rank_in_patterns": (
@@ -346,6 +350,22 @@ REFUSED = {
         set_field(rank_pattern={"v_proj": 3}),
         r"gives model\S+v_proj rank 3, but its weights have 4",
     ),
+    "one_layer": (
+        set_field(layers_to_transform=[0]),
+        r"leaves model.layers.1\S+_proj without an adapter .*, but the weights have one: take both",
+    ),
+    "layer_as_number": (
+        set_field(layers_to_transform=1, layers_pattern="layers"),
+        r"leaves model.layers.0\S+_proj without",
+    ),
+    "fewer_modules": (set_field(target_modules=["q_proj"]), r"leaves model\S+v_proj without"),
+    "excluded_module": (set_field(exclude_modules=["q_proj"]), r"leaves model\S+q_proj without"),
+    "excluded_by_regex": (set_field(exclude_modules=".*v_proj"), r"leaves model\S+v_proj without"),
+    "more_modules": (
+        set_field(target_modules=["q_proj", "v_proj", "up_proj"]),
+        r"gives model.layers.0.mlp.up_proj an adapter, but the weights have none: take both",
+    ),
+    "regex": (set_field(target_modules="(q"), r"has '\(q' among target_modules.*correct it"),
     "two_alphas": (set_field(alpha_pattern={"q_proj": 3}), f"4 and 3, 4 and 8.*{MERGE}"),
 }
 
@@ -367,6 +387,10 @@ WRONG_FIELDS = {
     "r": ("4", 4.0, [4], True),
     "rank_pattern": (["q_proj"], "q_proj", {"q_proj(": 4}, {"*": 4}, {"q_proj": "4"}),
     "alpha_pattern": (["q_proj"], "q_proj", {"q_proj(": 3}, {"*": 3}, {"q_proj": "8"}),
+    "target_modules": (5, [1], {"q_proj": True}),
+    "exclude_modules": (5, [1]),
+    "layers_to_transform": ("0", [0.5], True),
+    "layers_pattern": (5, [1]),
     "trainable_token_indices": (5, "abc", ["a"], [599.0], {"embed_tokens": 5}),
 }
 
