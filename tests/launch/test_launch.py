@@ -201,7 +201,7 @@ def test_a_missing_program_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     for module, arguments, message in (
         (launch_slurm, ["--name=a", "--nodes=4"], "sbatch is .*; --dry_run prints the script with"),
-        (launch_gke, [x for x in GKE if x != "--dry_run"], "kubectl is .*; --dry_run prints the m"),
+        (launch_gke, [*GKE[:-1], "--topology=2x2"], "kubectl is .*; --dry_run prints the man"),
         (launch_tpu_vm, ["train", "--name=a", "--zone=z"], "gcloud is .*; --dry_run prints the c"),
     ):
         with pytest.raises(UserError, match=message):
