@@ -11,6 +11,7 @@ number above 0 must be so in float32.
 
 import math
 import operator
+import os
 from collections.abc import Collection, Mapping, Sequence
 
 from speechgpt_jax.errors import UserError
@@ -83,6 +84,22 @@ def check_lengths(**lists: Sequence) -> None:
     if len({len(values) for values in lists.values()} - {0}) != 1 or not all(lists.values()):
         given = ", ".join(f"{name} {values}" for name, values in lists.items())
         raise UserError(f"{given} must be of one length, at least 1.")
+
+
+def check_memory(name: str, size: int, num_bytes: int) -> None:
+    """Raises a UserError if `size` items of a batch, `num_bytes` in all, don't fit in memory."""
+    memory = host_memory()
+    if num_bytes > memory:
+        raise UserError(
+            f"{name} {size}: the data of one batch would take {num_bytes / 2**30:,.0f} GiB, and"
+            f" this computer has {memory / 2**30:,.0f}; take at most {size * memory // num_bytes},"
+            " and far less with the model beside it."
+        )
+
+
+def host_memory() -> int:
+    """Bytes of this computer's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:

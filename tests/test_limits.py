@@ -11,7 +11,7 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_choice, check_number, is_within
 from speechgpt_jax.models.layers import LinearRopeScaling, Llama3RopeScaling, LoraConfig
 from speechgpt_jax.sharding import MeshConfig
-from speechgpt_jax.training.inputs import load_host_batches
+from speechgpt_jax.training.inputs import load_host_batches, load_host_held_out
 from speechgpt_jax.training.optimizer import AdamW, Guard
 from speechgpt_jax.training.stage import Stage
 from tests.sizes import llama
@@ -106,6 +106,16 @@ def test_illegal_values(make, name, values):
         with pytest.raises(UserError, match=name) as error:
             make(**{name: value})
         assert str(value) in str(error.value)
+
+
+@pytest.mark.parametrize("load", [load_host_batches, load_host_held_out])
+def test_a_batch_beyond_the_memory_is_refused_before_the_data_is_read(load):
+    message = r"^batch_size 1000000000: the data of one batch would take 38,147 GiB, and this comp"
+    with pytest.raises(UserError, match=message) as error:
+        load("none", batch_size=10**9, sequence_length=2**11)
+    largest = int(str(error.value).partition("at most ")[2].partition(",")[0])
+    with pytest.raises(UserError, match="none"):  # It fits.
+        load("none", batch_size=largest // 8 * 8, sequence_length=2**11)
 
 
 def test_limits():

@@ -43,10 +43,15 @@ class Batches(Iterator[Batch]):
 
     All readers together give the same batches and positions, however the readers are distributed
     over the processes.
+
+    Attributes:
+      shape: rows and tokens per row of each batch, without those of other processes.
     """
 
     def __init__(self, readers: Mapping[str, "Reader"]):
         self._readers = dict(readers)
+        shapes = [reader.shape for reader in self._readers.values()]
+        self.shape = sum(rows for rows, _ in shapes), shapes[0][1]
 
     def __next__(self) -> Batch:
         parts = [next(reader) for reader in self._readers.values()]
@@ -92,6 +97,7 @@ class Reader(Iterator[Batch]):
     ):
         self._load_examples = load_examples
         self._batch_size = batch_size
+        self.shape = batch_size, sequence_length
         self._bos_id, self._unk_id = bos_id, unk_id
         self._packer = Packer(sequence_length)
         self._waiting: list[Example] = []

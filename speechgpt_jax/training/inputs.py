@@ -7,7 +7,7 @@ import numpy as np
 from speechgpt_jax import sharding
 from speechgpt_jax.data.pipeline import Batch, Batches, load_batches, load_held_out
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.limits import check_number
+from speechgpt_jax.limits import check_memory, check_number
 from speechgpt_jax.sharding import MeshConfig
 
 
@@ -36,9 +36,9 @@ def load_host_batches(
       mesh: mesh of the run, which determines the rows of this process.
 
     Raises:
-      UserError: a number is not positive, the batch does not divide over the mesh, `batch_size` is
-        not a multiple of the number of readers, or that is not a multiple of the number of
-        processes.
+      UserError: a number is not positive or a batch larger than the memory, the batch does not
+        divide over the mesh, `batch_size` is not a multiple of the number of readers, or that is
+        not a multiple of the number of processes.
     """
     check_number("batch_size", batch_size, at_least=1)
     check_number("sequence_length", sequence_length, at_least=1)
@@ -56,6 +56,9 @@ def load_host_batches(
             f"batch_size {batch_size} must be a multiple of the {num_readers} readers of the data,"
             f" by default one per process; try {-(-batch_size // num_readers) * num_readers}."
         )
+    check_memory(
+        "batch_size", batch_size, batch_size // shares * sequence_length * _BYTES_PER_TOKEN
+    )
     own = num_readers // shares
     return load_batches(
         mixture,
@@ -67,6 +70,10 @@ def load_host_batches(
         readers=range(index * own, (index + 1) * own),
         num_readers=num_readers,
     )
+
+
+# SeqIO's five features of a token, int32 each.
+_BYTES_PER_TOKEN = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +113,8 @@ def load_host_held_out(
       seed: for mixing and the choice of task descriptions.
 
     Raises:
-      UserError: a number is not positive, the batch does not divide over the mesh, or the split is
-        unknown, or has no example that fits into a row.
+      UserError: a number is not positive or a batch larger than the memory, the batch does not
+        divide over the mesh, or the split is unknown, or has no example that fits into a row.
     """
     check_number("batch_size", batch_size, at_least=1)
     check_number("sequence_length", sequence_length, at_least=1)
@@ -115,6 +122,8 @@ def load_host_held_out(
     devices = sharding.create_mesh(mesh)
     sharding.check_batch((batch_size, sequence_length), devices)
     index, shares = sharding.process_share(devices)
+    # Each process reads the rows of all.
+    check_memory("batch_size", batch_size, batch_size * sequence_length * _BYTES_PER_TOKEN)
     batches = load_held_out(
         mixture,
         split,

@@ -23,6 +23,7 @@ from etils import epath
 
 from speechgpt_jax import checkpoints, sharding
 from speechgpt_jax.checkpoints import Checkpoints, Keep, read_metadata
+from speechgpt_jax.data import pipeline
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import best_effort, check_writable_folder, write_text
 from speechgpt_jax.limits import check_number
@@ -34,6 +35,7 @@ from speechgpt_jax.training import held_out as held_out_losses
 from speechgpt_jax.training import utilization
 from speechgpt_jax.training.inputs import HeldOut
 from speechgpt_jax.training.loop import LOG_EVERY, Batches, check_profile_steps, fit
+from speechgpt_jax.training.memory import check_activations, out_of_memory
 from speechgpt_jax.training.optimizer import AdamW, Guard
 from speechgpt_jax.training.phases import Phases
 from speechgpt_jax.training.progress import draw_losses, print_once
@@ -132,11 +134,13 @@ def train(
     with watched(phases, watchdog, output_dir):
         devices = sharding.create_mesh(mesh)
         check_mesh(model, devices, SHARDED_SIZES)
+        if isinstance(batches, pipeline.Batches):
+            check_activations(model, *batches.shape, accumulation, devices)
         parameters = initial_parameters(model, devices, start_from=start_from, seed=seed)
         parameters = prepare_parameters(stage, parameters, devices)
         state, frozen = split(stage, parameters, devices)
         del parameters
-        step = jit_train_step(stage, state, devices, tokenizer.unit_ids)
+        step = out_of_memory()(jit_train_step(stage, state, devices, tokenizer.unit_ids))
         evaluation_step = jit_evaluation_step(stage, devices, tokenizer.unit_ids)
 
         metadata: dict[str, Any] = {"config": config_text(), "model": dataclasses.asdict(model)}

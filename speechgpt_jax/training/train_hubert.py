@@ -17,7 +17,7 @@ from flax import nnx
 from speechgpt_jax import checkpoints, sharding
 from speechgpt_jax.checkpoints import Checkpoints, Keep
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.limits import check_number
+from speechgpt_jax.limits import check_memory, check_number
 from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.encoder.config import HubertConfig
@@ -87,6 +87,10 @@ def train(
         raise UserError(
             f"crop_seconds {crop_seconds} is shorter than a frame of the model (25 ms)."
         )
+    samples = batch_size * round(crop_seconds * SAMPLE_RATE)
+    check_memory(
+        "train_hubert.train.batch_size", batch_size, samples * np.dtype("float32").itemsize
+    )
     clips, clip_targets = load_targets(targets)
     start = nnx.state(load_hubert(start_from)) if start_from else None
     devices = sharding.create_mesh(mesh)

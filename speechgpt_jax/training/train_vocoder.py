@@ -14,7 +14,7 @@ from flax import nnx
 
 from speechgpt_jax.checkpoints import Checkpoints
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.limits import check_number
+from speechgpt_jax.limits import check_memory, check_number
 from speechgpt_jax.speech.vocoder.discriminators import (
     DiscriminatorConfig,
     Discriminators,
@@ -85,6 +85,7 @@ def train(
     for name, size in sizes.items():
         check_number(name, size, at_least=1)
     samples = segment_codes * model.code_hop_size
+    check_memory("batch_size", batch_size, batch_size * samples * np.dtype(np.float32).itemsize)
     for hop in (MEL_HOP, *(size // 4 for size in objective.stft_sizes)):
         if samples % hop:
             raise UserError(

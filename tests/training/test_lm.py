@@ -13,13 +13,16 @@ import pytest
 from flax import nnx
 from toy import CONFIG, RandomBatches, random_batch
 
+import tasks  # noqa: F401 (registers them)
 from speechgpt_jax import checkpoints, sharding
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.limits import host_memory
 from speechgpt_jax.models.layers import LoraConfig
 from speechgpt_jax.models.llama import Llama, LlamaConfig
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, SentencePieceTokenizer, Tokenizer
-from speechgpt_jax.training.inputs import HeldOut
+from speechgpt_jax.training.inputs import HeldOut, load_host_batches
 from speechgpt_jax.training.lm import train
+from speechgpt_jax.training.memory import out_of_memory
 from speechgpt_jax.training.optimizer import AdamW
 from speechgpt_jax.training.progress import read_metrics
 from speechgpt_jax.training.start import initial_parameters
@@ -256,6 +259,23 @@ def test_illegal_numbers(message, kwargs, tmp_path):
     with pytest.raises(UserError, match=message):
         run(tmp_path / "run", **kwargs)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_beyond_the_devices_memory_is_refused_before_it_is_read(tmp_path):
+    rows = host_memory() // (20 * 64) // 64 * 64  # The data itself would fit.
+    batches = load_host_batches("demo_asr", batch_size=rows, sequence_length=64)
+    message = rf"^batch_size {rows}, with 64 tokens in a row and accumulation 1: the inputs of the"
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, batches=batches)
+
+
+def test_a_step_that_does_not_fit_in_memory_is_one_line():
+    step = out_of_memory()(jax.jit(lambda x: jnp.full((2**22, 2**22), x)))
+    with pytest.raises(UserError, match=r"^a step doesn't fit in memory .*take a smaller batch_si"):
+        step(1.0)
+    broken = out_of_memory()(jax.jit(lambda x: jax.pure_callback(lambda x: 1 / 0, x, x)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="division by zero"):
+        jax.block_until_ready(broken(1.0))
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

@@ -165,6 +165,7 @@ def test_the_written_hubert_may_keep_a_share_of_the_start(clusters, tmp_path):
         ({"steps": 0}, r"train_hubert.train.steps 0 must be at least 1"),
         ({"seed": -1}, r"train_hubert.train.seed -1 must be at least 0"),
         ({"batch_size": -1}, r"train_hubert.train.batch_size -1 must be at least 1"),
+        ({"batch_size": 10**9}, r"train.batch_size 1000000000: the data of one batch would take"),
         (
             {"crop_seconds": float("nan")},
             r"train_hubert.train.crop_seconds nan must be finite and above 0",

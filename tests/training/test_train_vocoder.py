@@ -121,6 +121,12 @@ def test_refuses_sizes_below_one(rows, tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
+def test_refuses_batches_beyond_the_memory(rows, tmp_path):
+    with pytest.raises(UserError, match=r"batch_size 1000000000: the data of one batch would take"):
+        train(rows=rows, output_dir=tmp_path, steps=1, **SETTINGS | {"batch_size": 10**9})
+    assert not list(tmp_path.iterdir())
+
+
 def test_refuses_segments_that_do_not_fit_the_losses(rows, tmp_path):
     with pytest.raises(
         UserError, match=r"50 are 16000 samples, no multiple of 256.* multiple of 4"
