@@ -11,7 +11,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import rich
 import rich.markup
@@ -37,6 +37,14 @@ EVALUATIONS = (
     (2, ("demo_asr",), "unheard_voice", 64),
     (3, ("demo_speech_to_speech", "demo_text_to_text"), "test", 64),
 )
+# Shorter names of metrics, for a terminal of 80 columns.
+METRICS = {
+    "wer": "words wrong",
+    "question_wer": "question's words wrong",
+    "answer_accuracy": "answers right",
+    "unit_error_rate": "units wrong",
+    "form_error": "other form",
+}
 CLIPS = DEMO_CORPUS / "clips"
 # A held-out question.
 QUESTION = "question-06291-rms.flac"
@@ -78,21 +86,31 @@ def losses(output_dir: pathlib.Path) -> Table:
 
 def evaluation(output_dir: pathlib.Path) -> Table:
     """Evaluates the runs on held-out examples; returns their metrics beside the shipped model's."""
-    table = Table(title="Error rates and accuracies on held-out examples, with 95 % intervals")
-    for column in ("task", "split", "metric"):
-        table.add_column(column)
-    for column in ("trained now", "shipped model"):
-        table.add_column(column, justify="right")
-    shipped = read_json(pathlib.Path(SHIPPED_MODEL) / "evaluation.json")
+    trained: dict[str, dict] = {}
     for stage, tasks, split, num_examples in EVALUATIONS:
         run = run_folder(output_dir, stage)
         metrics = evaluate_run(
             run, tasks=tasks, split=split, num_examples=num_examples, output_dir=run
         )
-        for task, figures in metrics.items():
+        trained.setdefault(split, {}).update(metrics)
+    return comparison(trained, read_json(pathlib.Path(SHIPPED_MODEL) / "evaluation.json"))
+
+
+def comparison(trained: Mapping[str, Mapping], shipped: Mapping[str, Mapping]) -> Table:
+    """Table of two models' metrics, {split: {task: {metric: value}}}, in at most 80 columns."""
+    table = Table(title="On held-out examples, in % with 95 % intervals")
+    table.add_column("task: figure", no_wrap=True)
+    for column in ("trained now", "shipped model"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for split, tasks in trained.items():
+        for task, figures in tasks.items():
             of_shipped = with_intervals(shipped[split][task])
+            title = task.removeprefix("demo_") + ("" if split == "test" else f", {split}")
+            table.add_section()
+            table.add_row(f"[bold]{title.replace('_', ' ')}[/]")
             for name, text in with_intervals(figures).items():
-                table.add_row(task, split, name.replace("_", " "), text, of_shipped[name])
+                if name in METRICS:  # The others are controls.
+                    table.add_row(f"  {METRICS[name]}", text, of_shipped[name])
     return table
 
 

@@ -1,13 +1,17 @@
 """The lines that the demo prints about its answer."""
 
+import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from speechgpt_jax import demo
 from speechgpt_jax.decoding.conversation import Reply
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import SHIPPED_MODEL, read_json
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +46,22 @@ def test_losses_before_and_after_each_stage(tmp_path):
     cells = [list(column.cells) for column in table.columns]
     assert [cell[0] for cell in cells[1:]] == ["6.50", "-", "7.25", "1.50"]
     assert cells[0] == [f"{n} {name}" for n, name in enumerate(demo.STAGES, 1)]
+
+
+def test_the_comparison_is_legible_in_80_columns():
+    shipped = read_json(Path(SHIPPED_MODEL) / "evaluation.json")
+    trained = {"test": {}, "unheard_voice": {}}
+    for _, tasks, split, _ in demo.EVALUATIONS:
+        trained[split] |= {task: shipped[split][task] for task in tasks}
+    worst = dict.fromkeys(trained["test"]["demo_speech_to_speech"], 1.0)
+    trained["test"]["demo_speech_to_speech"] = worst
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(demo.comparison(trained, shipped))
+    text = console.export_text()
+    assert "\u2026" not in text and max(map(len, text.splitlines())) <= 80
+    for words in ("asr, unheard voice", "speech to speech", "answers right", "100.0 to 100.0"):
+        assert words in text
+    assert "another sentence" not in text and "demo" not in text
 
 
 @pytest.mark.parametrize(
