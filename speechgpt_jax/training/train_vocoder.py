@@ -32,6 +32,7 @@ from speechgpt_jax.speech.vocoder.training import (
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig, load_vocoder
 from speechgpt_jax.training.loop import fit
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
+from speechgpt_jax.training.progress import print_once
 from speechgpt_jax.training.train_step import TrainState
 
 
@@ -96,6 +97,8 @@ def train(
     check_number("duration_factor", factor, at_least=0.5, at_most=2)
     check_number("seed", seed, at_least=0, below=2**32)
     prepared = prepare_rows(rows, model)
+    if left_out := len(rows) - len(prepared):
+        print_once(f"{left_out} of {len(rows)} rows are left out: the model lacks their speakers.")
     batches = VocoderBatches(
         prepared,
         model,

@@ -4,6 +4,7 @@ Shapes: B batch, T codes after repeating, N reduced units, S = T * code_hop_size
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -17,6 +18,7 @@ from speechgpt_jax.errors import UserError, naming
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.manifests import check_fields
 from speechgpt_jax.speech import mel
+from speechgpt_jax.speech.audio import check_samples
 from speechgpt_jax.speech.batches import NumberedBatches
 from speechgpt_jax.speech.pitch import track_pitch
 from speechgpt_jax.speech.vocoder.config import VocoderConfig, whole_durations
@@ -31,6 +33,8 @@ from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 MEL_HOP = 256
 # Recordings whose durations are compared with the predicted ones.
 CALIBRATION_ROWS = 500
+# Seconds of a recording without units at its end: a frame of units needs 25 ms.
+LONGEST_REST = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +207,7 @@ class VocoderBatches(NumberedBatches):
         codes = np.repeat(row["units"], row["durations"])
         start = rng.integers(max(len(codes) - size, 0) + 1)
         codes = codes[start : start + size]
-        wav, _ = soundfile.read(row["path"], len(codes) * hop, start * hop, dtype="float32")
+        wav = _read(row["path"], start * hop, len(codes) * hop)
         hz, voiced = track_pitch(wav, self._config.sampling_rate, hop)
         # The duration predictor gets up to `segment_codes` reduced units from anywhere.
         first = rng.integers(max(len(row["units"]) - size, 0) + 1)
@@ -219,6 +223,16 @@ class VocoderBatches(NumberedBatches):
         }
 
 
+def _read(path: str, start: int, samples: int) -> np.ndarray:
+    """The samples of a recording from `start` on, fewer at its end."""
+    try:
+        wav, _ = soundfile.read(os.fsencode(path), samples, start, dtype="float32")
+    except soundfile.LibsndfileError as error:
+        raise UserError(f"{path} is damaged or cut off ({error.error_string}).") from error
+    check_samples(wav, path)
+    return wav
+
+
 def _padded(values, size: int, dtype) -> np.ndarray:
     out = np.zeros(size, dtype)
     out[: len(values)] = values
@@ -232,7 +246,7 @@ def prepare_rows(rows: Sequence[Mapping], config: VocoderConfig) -> list[dict]:
 
     Raises:
       UserError: a recording can't be read, or has another sampling rate, units that the vocoder
-        doesn't have or durations that don't fit; or no row is left.
+        doesn't have or durations that don't fit its length; or no row is left.
     """
     check_fields(rows, ("path", "units", "durations", "speaker"))
     if config.speakers:
@@ -256,11 +270,12 @@ def _checked_durations(
 ) -> list[int]:
     """The durations of a row, all of which is checked."""
     try:
-        info = soundfile.info(path)
-    except (soundfile.LibsndfileError, OSError) as error:
+        info = soundfile.info(os.fsencode(path))  # Names need not be UTF-8.
+    except (soundfile.LibsndfileError, OSError, ValueError) as error:
+        reason = getattr(error, "error_string", error)
         raise UserError(
-            f"{path} can't be read ({error}); expected a wav, flac or other recording that "
-            "libsndfile reads."
+            f"{path} can't be read ({reason}); expected a wav, flac or other recording that"
+            " libsndfile reads."
         ) from error
     if info.samplerate != config.sampling_rate:
         raise UserError(
@@ -275,5 +290,10 @@ def _checked_durations(
     if missing >= config.code_hop_size:
         raise UserError(
             f"{path}: durations reach {missing} samples beyond its end; extract its units again."
+        )
+    if -missing > LONGEST_REST * config.sampling_rate:
+        raise UserError(
+            f"{path} goes on for {-missing / config.sampling_rate:.2f} s after the end of its"
+            " durations; extract its units again."
         )
     return whole

@@ -1,6 +1,7 @@
 """Losses, batches and discriminators of a tiny vocoder on synthetic recordings."""
 
 import dataclasses
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -124,6 +125,37 @@ def test_refuses_two_channels(tmp_path, rows):
     soundfile.write(tmp_path / "a.wav", np.zeros((8000, 2)), 16000)
     with pytest.raises(ValueError, match="has 2 channels; expected mono"):
         prepare_rows([rows[0] | {"path": str(tmp_path / "a.wav")}], CONFIG)
+
+
+def test_refuses_recordings_much_longer_than_their_durations(tmp_path, rows):
+    wav, rate = soundfile.read(rows[0]["path"])
+    for seconds in (0.3, 0.7):
+        soundfile.write(tmp_path / f"{seconds}.wav", np.pad(wav, (0, round(seconds * rate))), rate)
+    prepare_rows([rows[0] | {"path": str(tmp_path / "0.3.wav")}], CONFIG)
+    with pytest.raises(UserError, match=r"0\.7\.wav goes on for 0\.70 s after the end of its dura"):
+        prepare_rows([rows[0] | {"path": str(tmp_path / "0.7.wav")}], CONFIG)
+
+
+@pytest.mark.parametrize("damage", ["nan", "huge", "cut.flac"])
+def test_damage_is_named_when_it_is_read(tmp_path, rows, damage):
+    wav, rate = soundfile.read(rows[0]["path"])
+    path = str(tmp_path / damage)
+    if damage == "cut.flac":
+        soundfile.write(path, wav, rate)
+        data = (tmp_path / damage).read_bytes()
+        (tmp_path / damage).write_bytes(data[: len(data) // 2])
+    else:
+        soundfile.write(
+            path, wav * {"nan": np.nan, "huge": 1e20}[damage], rate, "FLOAT", format="WAV"
+        )
+    with pytest.raises(UserError, match=f"^{path} (is damaged or cut off|holds NaN, infinite or)"):
+        next(batches([rows[0] | {"path": path}]))
+
+
+def test_names_that_are_no_utf_8(tmp_path, rows):
+    path = f"{tmp_path}/\udce9.wav"
+    shutil.copy(rows[0]["path"], path)
+    assert np.isfinite(next(batches([rows[0] | {"path": path}]))["wav"]).all()
 
 
 @pytest.mark.parametrize("factor", [0.8, 1.5])
