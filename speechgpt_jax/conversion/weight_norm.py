@@ -17,7 +17,7 @@ def fold(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """{"conv.weight_g": g, "conv.weight_v": v, ...} -> {"conv.weight": w, ...}.
 
     Raises:
-      UserError: a tensor has a g but no v.
+      UserError: a tensor has a g but no v, or one of another shape.
     """
     folded = dict(tensors)
     for g_name, v_name in NAMES:
@@ -27,9 +27,16 @@ def fold(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
                 raise UserError(
                     f"the checkpoint has {name}{g_name} but no {name}{v_name}; get it again."
                 )
+            if g.ndim != v.ndim or any(a not in (1, b) for a, b in zip(g.shape, v.shape)):
+                raise UserError(
+                    f"the checkpoint has {name}{g_name} of shape {g.shape} and {name}{v_name} of"
+                    f" shape {v.shape}, which don't belong together; get it again."
+                )
             # The norm is taken over the axes along which g has size 1.
             axes = tuple(axis for axis, size in enumerate(g.shape) if size == 1)
-            folded[name + "weight"] = g * v / np.sqrt(np.square(v).sum(axes, keepdims=True))
+            norms = np.sqrt(np.square(v, dtype=np.float64).sum(axes, keepdims=True))
+            with np.errstate(invalid="ignore"):  # NaN of a v of zeros is reported when it is read.
+                folded[name + "weight"] = (g * (v / norms)).astype(v.dtype)
     return folded
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.nn.utils import parametrizations
 
-from speechgpt_jax.conversion import fairseq
+from speechgpt_jax.conversion import fairseq, weight_norm
 from speechgpt_jax.conversion import vocoder as convert_vocoder
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import SHIPPED_VOCODER
 from speechgpt_jax.speech.vocoder.config import VocoderConfig
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
@@ -205,6 +206,19 @@ def test_mismatches_are_user_errors(tmp_path):
     torch.save(saved, tmp_path / "more")
     with pytest.raises(ValueError, match=r"unexpected f0_quantizer.weight"):
         convert_vocoder.convert(tmp_path / "more", config_file, out)
+    del saved["generator"]["f0_quantizer.weight"]
+    g, v = "conv_pre.weight_g", "conv_pre.weight_v"
+    tensors = dict(saved["generator"])
+    for name, tensor in (
+        *((g, torch.ones(shape)) for shape in ((), (3,), (0,), (3, 1, 1))),
+        *((v, torch.ones(shape)) for shape in ((), (7,), (8, 32, 7))),
+    ):
+        torch.save({"generator": tensors | {name: tensor}}, tmp_path / "shape")
+        with pytest.raises(UserError, match=rf"{g} of shape .* and {v} of shape .*; get it again"):
+            convert_vocoder.convert(tmp_path / "shape", config_file, out)
+    torch.save({"generator": tensors | {v: 0 * tensors[v]}}, tmp_path / "zero")
+    with pytest.raises(UserError, match=r"conv_pre.weight holds NaN"):
+        convert_vocoder.convert(tmp_path / "zero", config_file, out)
     for dtype in (torch.complex64, torch.bool):
         saved["generator"]["dict.weight"] = torch.ones(20, 8, dtype=dtype)
         torch.save(saved, tmp_path / "kind")
@@ -214,6 +228,14 @@ def test_mismatches_are_user_errors(tmp_path):
     with pytest.raises(ValueError, match=r"no weights under 'generator'"):
         convert_vocoder.convert(tmp_path / "bare", config_file, out)
     assert not out.exists()
+
+
+def test_large_directions_of_a_normalised_weight_keep_their_norm():
+    v = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32)
+    g = np.full((4, 1, 1), 2, np.float32)
+    expected = weight_norm.fold({"conv.weight_g": g, "conv.weight_v": v})["conv.weight"]
+    large = weight_norm.fold({"conv.weight_g": g, "conv.weight_v": v * 1e25})["conv.weight"]
+    np.testing.assert_allclose(large, expected, rtol=1e-6)
 
 
 def test_a_head_that_fairseq_lacks_is_refused(tmp_path):
