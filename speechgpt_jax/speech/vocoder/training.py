@@ -205,7 +205,7 @@ class VocoderBatches(NumberedBatches):
     def _segment(self, row: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
         hop, size = self._config.code_hop_size, self._segment_codes
         codes = np.repeat(row["units"], row["durations"])
-        start = rng.integers(max(len(codes) - size, 0) + 1)
+        start = int(rng.integers(max(len(codes) - size, 0) + 1))
         codes = codes[start : start + size]
         wav = _read(row["path"], start * hop, len(codes) * hop)
         hz, voiced = track_pitch(wav, self._config.sampling_rate, hop)
