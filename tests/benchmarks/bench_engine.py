@@ -5,8 +5,8 @@
 
 Every client sends one request after the other: prompts of 20 to 400 tokens, answers of 10 to 120
 tokens, drawn from the client's own seed. First tokens are timed from `submit`, except for each
-client's first request: these all come at once. A second table has prompts that begin alike, with and
-without the prefix cache.
+client's first request: these all come at once. A second table has prompts that begin alike, with
+and without the prefix cache.
 """
 
 import concurrent.futures
