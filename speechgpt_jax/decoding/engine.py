@@ -15,7 +15,6 @@ a program of its own: too little is computed for a token to keep several cores b
 """
 
 import dataclasses
-import os
 import threading
 from collections.abc import Sequence
 
@@ -29,7 +28,7 @@ from speechgpt_jax.decoding.prefixes import Prefixes
 from speechgpt_jax.decoding.requests import Answer, Request
 from speechgpt_jax.decoding.worker import Job, Worker, cache_sizes, on_mesh
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.limits import check_number
+from speechgpt_jax.limits import check_number, host_memory
 from speechgpt_jax.models.collectives import target_platform
 from speechgpt_jax.models.decoder import make_decoder
 from speechgpt_jax.models.llama import Llama
@@ -46,7 +45,7 @@ def _check_memory(config: LlamaConfig, num_slots: int, context: int, size: int) 
     """Raises a UserError if this machine can't hold a cache of `size` tokens per slot."""
     per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
     needed = per_token * np.dtype(config.dtype).itemsize * num_slots * size
-    present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    present = host_memory()
     if needed > present:
         raise UserError(
             f"{num_slots} requests of a context of {context} tokens take {needed / 2**30:,.0f} GiB"

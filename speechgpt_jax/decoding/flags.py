@@ -140,11 +140,10 @@ def load_speech_model(**kwargs: Any) -> SpeechModel:
         )
     compilation_cache.use(by_default=True)
     from speechgpt_jax.decoding.conversation import SpeechModel
-    from speechgpt_jax.speech import pretrained
-    from speechgpt_jax.speech.vocoder.config import VocoderConfig
+    from speechgpt_jax.speech.vocoder.vocoder import load_config
 
     # A wrong speaker is reported before the model is loaded, which may take minutes.
-    VocoderConfig.from_json(pretrained.load_fields(VOCODER_FOLDER.value)).speaker_index(_speaker())
+    load_config(VOCODER_FOLDER.value).speaker_index(_speaker())
     if ENGINE.value:
         kwargs["api_key"] = os.environ.get("SPEECHGPT_ENGINE_KEY") or None
     else:

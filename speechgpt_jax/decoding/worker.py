@@ -158,10 +158,8 @@ class Worker:
         """Reads the next chunks of prompts, READ_AT_ONCE tokens in all."""
         budget = READ_AT_ONCE
         for slot, job in self._jobs.items():
-            # The last token is read by the step that writes the first of the answer.
-            prompt = np.asarray(job.answer.request.prompt[:-1], np.int32)
             while not job.is_read and budget > 0:
-                tokens = prompt[job.length :]
+                tokens = job.to_read[job.length :]
                 if not len(tokens):
                     self._slots = self._fill(self._slots, slot, job.length, job.row)
                     job.is_read = True
@@ -169,10 +167,10 @@ class Worker:
                 size = SMALL_CHUNK if len(tokens) <= SMALL_CHUNK else self._large_chunk
                 # Free slots and those that are still read write behind their tokens (see `step`),
                 # so there must be room for one more.
-                self._make_room(max(job.length + size, len(prompt) + 1))
+                self._make_room(max(job.length + size, len(job.to_read) + 1))
                 chunk = tokens[:size]
                 is_kept = len(chunk) == self._large_chunk and self._prefixes.most_bytes
-                prefix = prompt[: job.length + len(chunk)]
+                prefix = job.to_read[: job.length + len(chunk)]
                 if is_kept and (kept := self._prefixes.get(prefix)):
                     self._slots = self._paste(self._slots, slot, job.length, kept)
                     job.answer.num_cached += len(chunk)
@@ -274,6 +272,8 @@ class Job:
     Attributes:
       answer: its answer.
       row: the request as arrays.
+      to_read: its prompt without the last token, which the step reads that writes the first of the
+        answer; int32 [N].
       stop_ids: its tokens that end the answer.
       length: number of its tokens in the cache.
       num_written: number of tokens of the answer, the stop token included.
@@ -298,6 +298,7 @@ class Job:
             seen=mask(request.prompt),
             sampling=request.sampling.arrays(),
         )
+        self.to_read = np.asarray(request.prompt[:-1], np.int32)
         self.stop_ids = frozenset(map(int, request.stop_ids))
         self.length = self.num_written = 0
         self.is_read = False

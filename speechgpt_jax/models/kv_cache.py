@@ -49,7 +49,7 @@ def write_cache(
 
     Those of all rows, B = R, or of one `row`, B = 1.
     """
-    if target_platform() != "cpu" and new.shape[1] == 1:
+    if target_platform() != "cpu" and new.shape[1] == 1 and row is None:
         # One kernel for all rows; TPUs would update one slice after the other.
         cached = cached.at[jnp.arange(len(new)), :, first].set(new[:, 0])
     else:

@@ -276,9 +276,9 @@ class NumTokens(NamedTuple):
     """Numbers of tokens of a turn.
 
     Attributes:
-      prompt: of all that the model read.
-      reply: of what it wrote.
-      cached: those of the prompt that an earlier request had read.
+      prompt: tokens of the prompt.
+      reply: tokens that the model wrote.
+      cached: tokens of the prompt that an earlier request had read.
     """
 
     prompt: int

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 Data = bytes | mmap.mmap
 
-# Sound of this length takes at least so many frames: a shorter stream is not looked for.
-_FEWEST = 10  # 0.2 to 0.4 s
+# Frames of the shortest stream that is found, 0.2 to 0.4 s of sound: fewer may be there by chance.
+_FEWEST = 10
 
 # Bytes of a header that are read.
 _HEADER = 10
@@ -30,14 +30,7 @@ _MPEG_2 = {
     3: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _MPEG_HZ = (44_100, 48_000, 32_000)
-_AC3_KBITS = (
-    *(32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    384,
-    448,
-    512,
-    576,
-    640,
-)
+_AC3_KBITS = (*_MPEG_1[3], 384, 448, 512, 576, 640)
 
 
 class Frame(NamedTuple):

@@ -11,11 +11,8 @@ import numpy as np
 from speechgpt_jax.annotations import annotations
 from speechgpt_jax.errors import UserError, naming
 from speechgpt_jax.fields import Fields, as_tuples
-from speechgpt_jax.limits import check_number, check_sizes
+from speechgpt_jax.limits import LARGEST_INT, check_number, check_sizes
 from speechgpt_jax.speech.recordings import HOP
-
-# Limit of a config.json: JAX raises other errors for longer axes.
-_LARGEST = 2**31 - 1
 
 Samples = TypeVar("Samples", int, np.ndarray, jax.Array)
 
@@ -172,7 +169,7 @@ class HubertConfig:
             )
         values = {}
         for name in fields:
-            limits = {} if kinds[name] is str else {"at_most": _LARGEST}
+            limits = {} if kinds[name] is str else {"at_most": LARGEST_INT}
             values[name] = as_tuples(read.require(name, kinds[name], **limits))
         with naming(source):
             return cls(**values)

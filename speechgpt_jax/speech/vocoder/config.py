@@ -13,15 +13,14 @@ import numpy as np
 from speechgpt_jax.annotations import annotations
 from speechgpt_jax.errors import UserError, naming
 from speechgpt_jax.fields import Fields, as_tuples
-from speechgpt_jax.limits import check_lengths, check_number, check_sizes
+from speechgpt_jax.limits import LARGEST_INT, check_lengths, check_number, check_sizes
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.mel import check_hop
 
 # Most codes of 20 ms that are synthesized at once: half an hour.
 MAX_CODES = 90_000
-# Limits of a config.json: JAX raises other errors for longer axes, and a name for each of a billion
-# speakers would fill the memory.
-_LARGEST, _MOST_SPEAKERS = 2**31 - 1, 1_000_000
+# A name for each of a billion speakers would fill the memory.
+_MOST_SPEAKERS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +213,7 @@ class VocoderConfig:
             raise UserError(f'{source} has resblock {fields["resblock"]}; only "1" is supported.')
         read = Fields(fields, source)
         duration = read.inner("dur_predictor_params")
-        kinds, limits = annotations(cls), {"at_most": _LARGEST}
+        kinds, limits = annotations(cls), {"at_most": LARGEST_INT}
         with naming(source):
             return cls(
                 **{n: as_tuples(read.require(n, kinds[n], **limits)) for n in _SAME if n in fields},
