@@ -14,6 +14,7 @@ from speechgpt_jax.conversion import key_table, pickles, weight_norm, weights
 from speechgpt_jax.conversion.key_table import AS_IS, Row
 from speechgpt_jax.errors import UserError, naming
 from speechgpt_jax.fields import Fields
+from speechgpt_jax.limits import LARGEST_INT
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.hubert import Hubert
@@ -290,7 +291,7 @@ def _read_hugging_face(folder: pathlib.Path, feature_layer: int) -> _Checkpoint:
     sizes: dict[str, Any] = {}
     for ours, theirs in _FIELDS.items():
         default = getattr(HubertConfig, ours)
-        value = fields.get(theirs, kinds[ours], default, at_most=weights.MAX_AXIS)
+        value = fields.get(theirs, kinds[ours], default, at_most=LARGEST_INT)
         sizes[ours] = tuple(value) if isinstance(value, list) else value
     _check_layer(fields.source, feature_layer, sizes["num_layers"])
     normalize = _normalizes(folder)

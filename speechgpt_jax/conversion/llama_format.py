@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from speechgpt_jax.conversion.key_table import AS_IS, Row
-from speechgpt_jax.conversion.weights import MAX_AXIS
 from speechgpt_jax.decoding.sampling import Sampling
 from speechgpt_jax.errors import UserError, naming
 from speechgpt_jax.fields import Fields
+from speechgpt_jax.limits import LARGEST_INT
 from speechgpt_jax.models.layers import PROJECTIONS, LinearRopeScaling, Llama3RopeScaling
 from speechgpt_jax.models.llama_config import LlamaConfig
 from speechgpt_jax.tokenizer import Tokenizer
@@ -71,7 +71,7 @@ _SIZES = {
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
 }
-_LIMITS = {"at_least": 1, "at_most": MAX_AXIS}
+_LIMITS = {"at_least": 1, "at_most": LARGEST_INT}
 # transformers 5 writes `rope_parameters`, earlier versions `rope_theta` and `rope_scaling`.
 _ROPE_FIELDS = ("rope_parameters", "rope_theta", "rope_scaling")
 # Not exported: it names Python files of the source, which are not copied.

@@ -19,8 +19,6 @@ from speechgpt_jax.fields import Fields
 # Dtypes of weights that are not quantised.
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 _OF_SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-# No axis of a weight is longer; JAX raises other errors for much longer ones.
-MAX_AXIS = 2**31 - 1
 # Endings of names of quantised weights and scales (GPTQ, AWQ, bitsandbytes, ...).
 _QUANTIZED = ("qweight", "qzeros", "SCB", "absmax", "quant_map", "weight_scale", "weight_scale_inv")
 
@@ -138,7 +136,12 @@ def from_folder(folder: pathlib.Path, names: Iterable[str]) -> Weights:
 
 
 def from_torch(source: str | pathlib.Path, tensors: Mapping[str, torch.Tensor]) -> Weights:
-    """Weights that `pickles.load_torch` read; raises a UserError if they are not named tensors."""
+    """Weights that `pickles.load_torch` read.
+
+    Raises:
+      UserError: they are not named tensors, or one repeats its numbers (`torch.Tensor.expand`), and
+        few bytes of a file could fill the memory.
+    """
     if not (
         isinstance(tensors, Mapping)
         and all(isinstance(n, str) and isinstance(x, torch.Tensor) for n, x in tensors.items())
@@ -147,6 +150,12 @@ def from_torch(source: str | pathlib.Path, tensors: Mapping[str, torch.Tensor]) 
             f"{source} holds other objects than named tensors; expected a state_dict saved by"
             " torch.save."
         )
+    for name, tensor in tensors.items():
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise UserError(
+                f"{source}: {name} of shape {tuple(tensor.shape)} repeats fewer numbers; save"
+                " tensor.contiguous()."
+            )
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
     return Weights(str(source), shapes, dtypes, lambda name: _to_numpy(tensors[name]))

@@ -134,8 +134,7 @@ class Transcription:
             async for piece in pieces:
                 yield sse({"type": "transcript.text.delta", "delta": piece})
         prompt, reply, _ = num_tokens(self._conversation)
-        usage = {"type": "tokens", "input_tokens": prompt, "output_tokens": reply}
-        usage["total_tokens"] = prompt + reply
+        usage = {"type": "tokens", **protocol.audio_usage(prompt, reply)}
         yield sse({"type": "transcript.text.done", "text": self._text, "usage": usage})
 
     def words(self) -> dict[str, str]:
@@ -217,7 +216,7 @@ class Speech:
             return
         yield _audio_delta(last)
         prompt, reply, _ = num_tokens(conversation)
-        usage = {"input_tokens": prompt, "output_tokens": reply, "total_tokens": prompt + reply}
+        usage = protocol.audio_usage(prompt, reply)
         yield sse({"type": "speech.audio.done", "usage": usage})
 
     def words(self) -> dict[str, str]:

@@ -329,6 +329,12 @@ def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dic
     }
 
 
+def audio_usage(input_tokens: int, output_tokens: int) -> dict[str, int]:
+    """Numbers of tokens as the APIs of audio and Realtime name them."""
+    total = input_tokens + output_tokens
+    return {"input_tokens": input_tokens, "output_tokens": output_tokens, "total_tokens": total}
+
+
 def models(name: str, created: int) -> dict[str, Any]:
     """Reply of GET /v1/models."""
     return {"object": "list", "data": [model(name, created)]}

@@ -9,6 +9,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from speechgpt_jax.decoding.conversation import Conversation, Question
 from speechgpt_jax.decoding.events import Sound, Text, Transcript
+from speechgpt_jax.serving import protocol
 from speechgpt_jax.serving.http import explain
 from speechgpt_jax.serving.realtime_channel import Channel, message, new_id
 from speechgpt_jax.serving.sound import Encoder
@@ -144,7 +145,7 @@ class Response:
                 item_id=self.asked,
                 content_index=0,
                 transcript=self._transcript,
-                usage={"type": "tokens", "input_tokens": 0, "output_tokens": 0, "total_tokens": 0},
+                usage={"type": "tokens", **protocol.audio_usage(0, 0)},
             )
         self._transcript = ""
 
@@ -159,12 +160,8 @@ class Response:
 
     def _described(self, status: str, details: dict | None = None) -> dict[str, Any]:
         prompt, reply, cached = num_tokens(self._conversation)
-        usage = {
-            "input_tokens": prompt,
-            "output_tokens": reply,
-            "total_tokens": prompt + reply,
-            "input_token_details": {"cached_tokens": cached},
-        }
+        details_of_input = {"input_token_details": {"cached_tokens": cached}}
+        usage = {**protocol.audio_usage(prompt, reply), **details_of_input}
         is_over = status != "in_progress"
         return {
             "id": self._id,
