@@ -55,7 +55,7 @@ class Worker:
         Args:
           leaves, structure: the flattened decoder.
           masks: int8 [states, padded V].
-          device: where all arrays are; None: where they are now.
+          device: device of all arrays; None leaves them where they are.
           num_slots, context, cache_size, mesh: see `Engine`.
           prefixes: beginnings of prompts that any worker of the engine has read.
           workers: all workers of the engine, of whose waiting requests a free one takes some.
@@ -73,6 +73,7 @@ class Worker:
             self._large_chunk = LARGE_CHUNK_CPU if target_platform() == "cpu" else LARGE_CHUNK
             self._programs = programs(structure, TOKENS_PER_CALL)
             self._slots = self._empty()
+        self._has_failed = False  # Then the slots may be lost: a program takes them.
         self._is_running = False
         self.waiting: collections.deque[Job] = collections.deque()
         self._jobs: dict[int, Job] = {}  # By slot.
@@ -109,6 +110,7 @@ class Worker:
     def _run(self):
         try:
             with on_mesh(self._mesh):
+                self._renew_lost_slots()
                 while self._has_work():
                     self._drop_cancelled()
                     self._take_waiting()
@@ -117,13 +119,19 @@ class Worker:
         except BaseException as error:
             with self._lock:
                 unfinished = [*self._jobs.values(), *self.waiting]
-                self._jobs, self._is_running = {}, False
+                self._jobs, self._is_running, self._has_failed = {}, False, True
                 self.waiting.clear()
-                with on_mesh(self._mesh):  # The old slots may have been given away.
-                    self._slots = self._empty()
             for job in unfinished:
                 job.answer.fail(error)
             raise
+
+    def _renew_lost_slots(self):
+        """Makes new slots after an error; if that fails too, the next requests get its error."""
+        if self._has_failed:
+            for array in jax.tree.leaves(self._slots):
+                array.delete()  # There may be no memory for both.
+            self._slots = self._empty()
+            self._has_failed = False
 
     def _has_work(self) -> bool:
         with self._lock:
@@ -131,7 +139,7 @@ class Worker:
             return self._is_running
 
     def _longest_queue(self) -> collections.deque["Job"]:
-        """Where the next request waits: here, or with the worker that has most."""
+        """The queue of the next request: this worker's own, else the longest of all workers."""
         return self.waiting or max((worker.waiting for worker in self._workers), key=len)
 
     def _drop_cancelled(self):

@@ -242,6 +242,26 @@ def test_an_error_reaches_every_reader(model, monkeypatch):
             list(answer)
 
 
+def test_an_engine_without_memory_for_new_slots_hangs_nobody(model, monkeypatch):
+    """All readers get the error, later ones that of the new slots, until there is memory again."""
+    engine = Engine(model, num_slots=1, context=256)
+    (expected,) = engine.generate([greedy([1], 5)])
+
+    def fail(*_, **__):
+        raise MemoryError("the device is full")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading, "excepthook", lambda _: None)
+        full.setattr(engine._workers[0], "_write", lambda *_, **__: 1 / 0)
+        full.setattr(engine._workers[0], "_empty", fail)
+        for answer in [engine.submit(greedy([1], 5)) for _ in range(3)]:
+            with pytest.raises((ZeroDivisionError, MemoryError)):
+                list(answer)
+        with pytest.raises(MemoryError, match="the device is full"):
+            list(engine.submit(greedy([1], 5)))
+    assert engine.generate([greedy([1], 5)]) == [expected]
+
+
 def test_a_context_that_no_memory_holds_is_refused(model):
     with pytest.raises(
         ValueError, match=r"4 requests of a context of 1000000000 tokens take .* GiB"
