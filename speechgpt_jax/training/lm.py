@@ -145,7 +145,6 @@ def train(
 
         metadata: dict[str, Any] = {"config": config_text(), "model": dataclasses.asdict(model)}
         metadata |= _kept_fields(start_from)
-        _describe(output_dir, tokenizer, metadata["config"])
         base = start_from if trainable != "all" else None
         with (
             sharding.use_mesh(devices),
@@ -172,6 +171,7 @@ def train(
                 peak_flops=utilization.peak_flops(devices.devices.flat),
                 name=epath.Path(output_dir).name,
                 phases=phases,
+                describe=lambda: _describe(output_dir, tokenizer, metadata["config"]),
             )
     _print_next_steps(output_dir)
     return state

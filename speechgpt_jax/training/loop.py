@@ -72,6 +72,7 @@ def fit(
     rate: str = "tokens",
     name: str = "training",
     phases: Phases | None = None,
+    describe: Callable[[], None] | None = None,
 ) -> Any:
     """Trains up to `steps` steps, resuming from the newest checkpoint if there is one.
 
@@ -103,6 +104,8 @@ def fit(
       rate: name of the metric that is also reported per second.
       name: title of the progress bar.
       phases: records what the run is doing; for a watchdog around the call.
+      describe: writes what the run's folder holds besides, when it is sure that its checkpoints are
+        those of this run.
 
     Returns:
       The state after the last step.
@@ -111,6 +114,8 @@ def fit(
     phases = phases or Phases()
     phases.enter(RESTORE)
     state, first_step = resume(state, batches, checkpoints)
+    if describe:
+        describe()
     phases.finish_step(first_step)
     clock = SaveClock(save_minutes, log_every)
     profile_first, profile_last = profile_steps or (0, 0)  # Step 0 is never run.
@@ -145,8 +150,8 @@ def fit(
                 reporter.catch_up()
                 profile.close()
             checkpoints.check()
-            # Counted from the start of this process: at a SIGTERM before its first step JAX expects
-            # the first.
+            # JAX counts the steps of this process: after a SIGTERM before the first step it expects
+            # step 1.
             stopping = bool(received) or reached_preemption_sync_point(step - first_step)
             scores = None
             if evaluate and evaluate_every and (step % evaluate_every == 0 or step == steps):
@@ -194,15 +199,21 @@ def trace(folder: epath.Path) -> Iterator[None]:
 
 
 def resume(state: Any, batches: Batches, checkpoints: Checkpoints) -> tuple[Any, int]:
-    """State and step of the newest checkpoint; `state` and 0 if there is none."""
-    names = set(batches.position_names)
-    restored = checkpoints.restore_latest(state, names)
-    if restored is None:
+    """State and step of the newest checkpoint; `state` and 0 if there is none.
+
+    The arrays of `state` are deleted before those of a checkpoint are read: there may be no memory
+    for two states, and the caller may still hold a reference.
+    """
+    if checkpoints.latest_step() is None:
         return state, 0
+    names = set(batches.position_names)
+    targets = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
     for array in jax.tree.leaves(state):
-        # The caller may still hold a reference, and there may be no memory for two states.
-        if isinstance(array, jax.Array):
-            array.delete()
+        array.delete()
+    restored = checkpoints.restore_latest(targets, names)
+    assert restored is not None, f"{checkpoints.folder} has lost its checkpoints"
     if restored.input_positions.keys() == names:
         batches.restore(restored.input_positions)
     else:

@@ -315,9 +315,17 @@ def test_mistakes_are_one_line(message, kwargs, tmp_path, stage1, stage3):
 
 @pytest.mark.slow
 def test_another_model_in_the_same_folder(stage1):
-    model = dataclasses.replace(CONFIG, hidden_size=64)
+    """Nothing of the older run is changed."""
+    tokenizer = SentencePieceTokenizer.from_files(
+        DEMO_TOKENIZER / "tokenizer.model", ["<0>", "<1>", "<2>", "<sosp>"]
+    )
+    model = dataclasses.replace(CONFIG, hidden_size=64, vocab_size=tokenizer.vocab_size)
+    kept = [stage1[0] / "config.gin", *sorted((stage1[0] / "tokenizer").iterdir())]
+    before = [file.read_bytes() for file in kept]
     with pytest.raises(ValueError, match=r"has params.embed_tokens of shape .*, this run"):
-        run(stage1[0], model=model)
+        run(stage1[0], model=model, tokenizer=tokenizer, config_text=lambda: "another")
+    assert [file.read_bytes() for file in kept] == before
+    assert sorted((stage1[0] / "tokenizer").iterdir()) == kept[1:]
 
 
 @pytest.mark.slow
@@ -326,8 +334,10 @@ def test_another_base_in_the_same_folder(stage1, stage3, tmp_path):
     again = (
         rf"was trained on {stage1[0]}/checkpoints/(\d+), not on .*start_from to {stage1[0]}/c.*/\1 "
     )
+    other = {"start_from": str(tmp_path), "config_text": lambda: "another"}
     with pytest.raises(ValueError, match=again):
-        run(stage3[0], model=LORA, start_from=str(tmp_path), trainable="lora")
+        run(stage3[0], model=LORA, trainable="lora", **other)
+    assert (stage3[0] / "config.gin").read_text() != "another"
 
 
 def held_out_of(batches, shares=1, index=0):

@@ -91,6 +91,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     assert [step for step, _ in losses[0]] == [2, 4, 6, 8, 9]
 
 
+def test_resuming_needs_no_memory_for_two_states(tmp_path, monkeypatch):
+    """The arrays of the initial state are gone before those of the checkpoint are read."""
+    restore_latest, calls = Checkpoints.restore_latest, []
+
+    def restore(self, targets, names):
+        calls.append(start["w"].is_deleted())
+        return restore_latest(self, targets, names)
+
+    monkeypatch.setattr(Checkpoints, "restore_latest", restore)
+    start = {"w": jnp.zeros(4)}
+    run(tmp_path, 2, state=start)
+    assert not calls and not start["w"].is_deleted()
+    run(tmp_path, 4, state=start)
+    assert calls == [True]
+
+
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_exits(tmp_path, stop, code):
     def kill_at_six(count):
