@@ -76,7 +76,8 @@ def main() -> None:
             keep_freed_memory()
             # `call` reads the data, which may take long, before `train` checks its arguments.
             names = ["model", "tokenizer", "start_from", "trainable"]
-            lm.check(**gin_utils.arguments(lm.train, names))
+            arguments = gin_utils.arguments(lm.train, names)
+            lm.check(**arguments, output_dir=OUTPUT_DIR.value)
             gin_utils.call(
                 lm.train,
                 output_dir=OUTPUT_DIR.value,

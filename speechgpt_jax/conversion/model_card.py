@@ -117,13 +117,18 @@ def stages(run: epath.Path) -> list[tuple[str, str, int | str, str]]:
 def _ancestors(run: epath.Path | str | None) -> Iterator[tuple[epath.Path, dict]]:
     """Folder and gin bindings of the run and of the runs it started from, newest first.
 
-    Ends at the first run whose checkpoint is gone or damaged.
+    Ends at the first run whose checkpoint is gone or damaged, or that came before: a run may have
+    been continued in place.
     """
+    seen: set[epath.Path] = set()
     while run is not None:
         try:
             folder, config = checkpoints.run_folder(run), checkpoints.read_metadata(run)["config"]
         except UserError:
             return
+        if folder in seen:
+            return
+        seen.add(folder)
         bindings = _bindings(config)
         yield folder, bindings
         run = checkpoints.base_of(run) or bindings.get("train.start_from")

@@ -8,7 +8,9 @@ If one of them dies the others stop, so that a scheduler can restart all of them
 
 import contextlib
 import os
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -19,6 +21,8 @@ from speechgpt_jax.errors import UserError
 
 # A process without a heartbeat for this long counts as dead, and the others stop.
 HEARTBEAT_SECONDS = 30
+# How long the processes wait for one another at the start.
+CONNECT_SECONDS = 300
 # How long the other processes wait at the end, while the first one draws the loss curves.
 SHUTDOWN_SECONDS = 60
 
@@ -42,7 +46,8 @@ def connected(
       num_processes, process_id: required with `coordinator_address`.
 
     Raises:
-      UserError: the three are not given together, or the environment names no other processes.
+      UserError: the three are not given together, the environment names no other processes, or
+        process 0 can't be reached or can't listen at its address.
     """
     explicit = {
         "coordinator_address": coordinator_address,
@@ -53,6 +58,8 @@ def connected(
         raise UserError(f"process_id {process_id} must be below num_processes {num_processes}.")
     missing = [name for name, value in explicit.items() if value is None]
     if not missing:
+        if process_id:
+            _wait_for_first_process(coordinator_address or "", num_processes or 0)
         _initialize(**explicit)
     elif len(missing) < len(explicit):
         raise UserError(f"{', '.join(missing)} must be given too: the three belong together.")
@@ -76,10 +83,29 @@ def scheduled_processes() -> int:
     return slices * len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(","))
 
 
+def _wait_for_first_process(address: str, num_processes: int) -> None:
+    """Waits until process 0 listens at HOST:PORT; without it JAX would abort this process."""
+    host, _, port = address.rpartition(":")
+    end = time.monotonic() + CONNECT_SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise UserError(
+                    f"process 0 of {num_processes} doesn't listen at --coordinator_address="
+                    f"{address} ({error.strerror or error}): give its address, and start all"
+                    f" processes within {CONNECT_SECONDS} s."
+                ) from error
+        time.sleep(0.5)
+
+
 def _initialize(**explicit: Any) -> None:
     try:
         jax.distributed.initialize(
             **explicit,
+            initialization_timeout=CONNECT_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
@@ -88,6 +114,13 @@ def _initialize(**explicit: Any) -> None:
             f"the other processes can't be found: {error} On a TPU pod, GKE or under srun"
             " the environment names them; elsewhere give --coordinator_address, --num_processes and"
             " --process_id."
+        ) from error
+    except jax.errors.JaxRuntimeError as error:
+        address = explicit.get("coordinator_address", "its address")
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"the processes can't be connected ({reason}): process 0 must be able to listen at"
+            f" {address}, so give a free port of its host."
         ) from error
 
 

@@ -22,7 +22,7 @@ import jax
 from etils import epath
 
 from speechgpt_jax import checkpoints, sharding
-from speechgpt_jax.checkpoints import Checkpoints, Keep, read_metadata
+from speechgpt_jax.checkpoints import Checkpoints, Keep, read_metadata, run_folder
 from speechgpt_jax.data import pipeline
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import best_effort, check_writable_folder, write_text
@@ -129,7 +129,7 @@ def train(
     check_number("save_minutes", 1 if save_minutes is None else save_minutes, above=0)
     check_writable_folder(output_dir)
     check_profile_steps(profile_steps, checkpoints.latest_step(output_dir), steps)
-    check(model, tokenizer, start_from, trainable)
+    check(model, tokenizer, start_from, trainable, output_dir)
     phases = Phases()
     with watched(phases, watchdog, output_dir):
         devices = sharding.create_mesh(mesh)
@@ -177,13 +177,20 @@ def train(
     return state
 
 
-def check(model: LlamaConfig, tokenizer: Tokenizer, start_from: str | None, trainable: str) -> None:
+def check(
+    model: LlamaConfig,
+    tokenizer: Tokenizer,
+    start_from: str | None,
+    trainable: str,
+    output_dir: str,
+) -> None:
     """Raises a UserError if these arguments of `train` contradict one another.
 
     It is fast; `train` does it too.
     """
     if start_from is not None:
         checkpoints.latest(start_from)
+        _check_other_run(start_from, output_dir)
     if model.vocab_size != tokenizer.vocab_size:
         raise UserError(
             f"the model has vocab_size {model.vocab_size} and the tokenizer"
@@ -198,6 +205,17 @@ def check(model: LlamaConfig, tokenizer: Tokenizer, start_from: str | None, trai
         raise UserError("trainable 'lora' needs a model with adapters: set LlamaConfig.lora.")
     if trainable == "lora" and start_from:
         _check_base(model, start_from)
+
+
+def _check_other_run(start_from: str, output_dir: str) -> None:
+    """Raises a UserError if a run would start from itself."""
+    if checkpoints.latest_step(output_dir) is None:
+        return
+    if run_folder(start_from).resolve() == run_folder(output_dir).resolve():
+        raise UserError(
+            f"start_from {start_from} is the output folder itself, whose run resumes from its"
+            " newest checkpoint: leave start_from out, or name the run from which it was started."
+        )
 
 
 def _check_base(model: LlamaConfig, start_from: str) -> None:

@@ -96,6 +96,12 @@ def _check_numerics(config: LlamaConfig, start_from: str) -> None:
                 f"{name} is {getattr(config, name)} in this run and {getattr(saved, name)} in"
                 f" {start_from}; is that meant?"
             )
+    if saved.lora and config.lora and saved.lora.scale != config.lora.scale:
+        print_once(
+            f"The adapter's output is multiplied by {config.lora.scale:g} in this run and by"
+            f" {saved.lora.scale:g} in {start_from} (alpha and rank_stabilized of LoraConfig); is"
+            " that meant?"
+        )
 
 
 def _stored(name, saved, target, start_from) -> jax.ShapeDtypeStruct:

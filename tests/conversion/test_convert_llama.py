@@ -388,3 +388,9 @@ def test_the_card_ends_at_a_stage_without_checkpoints(tmp_path):
     shutil.rmtree(tmp_path / "stage1" / "checkpoints" / "3")
     last = [name for name, *_ in model_card.stages(tmp_path / "stage2")]
     assert (both, last) == (["stage1", "stage2"], ["stage2"])
+
+
+def test_the_card_of_a_run_that_was_continued_in_place(tmp_path):
+    itself = f"train.start_from = '{tmp_path / 'stage1'}'"
+    save_run(tmp_path / "stage1", Llama(SMALL, rngs=nnx.Rngs(0)), itself)
+    assert [name for name, *_ in model_card.stages(tmp_path / "stage1")] == ["stage1"]

@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import threading
 import time
 
@@ -21,6 +22,7 @@ from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.training import hosts, progress
 from speechgpt_jax.training.inputs import HeldOut
 from speechgpt_jax.training.watchdog import HUNG_EXIT_CODE, Watchdog
+from tests import processes
 from tests.processes import CONTEXT, free_port
 
 STEPS = 12
@@ -237,6 +239,29 @@ def test_a_full_memory_is_not_taken_for_a_lost_process(tmp_path):
     assert process.exitcode == 1
     assert "Error: the memory of a device is full; take a smaller batch" in log(tmp_path)
     assert "another process" not in log(tmp_path)
+
+
+def connect(num_processes, process_id, port):
+    """The start of train.main in one of several processes."""
+    with one_line_errors(), hosts.connected(False, f"localhost:{port}", num_processes, process_id):
+        pass
+
+
+def test_nobody_listens_at_the_address_of_process_0(monkeypatch):
+    monkeypatch.setattr(hosts, "CONNECT_SECONDS", 0)
+    with pytest.raises(SystemExit, match=r"process 0 of 2 doesn't listen at --coordinator_address"):
+        connect(2, 1, free_port())
+
+
+@pytest.mark.slow
+def test_the_port_of_process_0_is_taken():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        done = processes.run(connect, 2, 0, taken.getsockname()[1])
+    assert done.returncode == 1
+    assert re.search(r"^Error: the processes can't be connected .* a free port", done.stderr, re.M)
+    assert "Traceback" not in done.stderr
 
 
 def test_flags_belong_together():

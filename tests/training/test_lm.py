@@ -340,6 +340,30 @@ def test_another_base_in_the_same_folder(stage1, stage3, tmp_path):
     assert (stage3[0] / "config.gin").read_text() != "another"
 
 
+@pytest.mark.slow
+def test_a_run_does_not_start_from_itself(stage1, stage3, tmp_path):
+    with pytest.raises(UserError, match="is the output folder itself.* leave start_from out"):
+        run(stage1[0], 4, start_from=str(stage1[0]))
+    (tmp_path / "link").symlink_to(stage3[0])
+    itself = str(tmp_path / "link" / "checkpoints" / "3")
+    with pytest.raises(UserError, match="or name the run from which it was started"):
+        run(stage3[0], 4, model=LORA, start_from=itself, trainable="lora")
+    lora = {"model": LORA, "start_from": str(stage1[0]), "trainable": "lora"}
+    run(tmp_path / "run", 1, **lora)
+    assert run(tmp_path / "run", 2, **lora).step == 2  # Its own start is no mistake.
+
+
+@pytest.mark.slow
+def test_another_strength_of_the_adapter_is_said(stage3, tmp_path, capsys):
+    lora = {"start_from": str(stage3[0]), "trainable": "lora"}
+    run(tmp_path / "same", 1, LORA, **lora)
+    assert "is that meant?" not in capsys.readouterr().out
+    stronger = dataclasses.replace(LORA, lora=dataclasses.replace(LORA.lora, alpha=32))
+    run(tmp_path / "stronger", 1, stronger, **lora)
+    out = capsys.readouterr().out
+    assert f"multiplied by 16 in this run and by 8 in {stage3[0]} (alpha and rank_stabil" in out
+
+
 def held_out_of(batches, shares=1, index=0):
     own = [{k: np.split(x, shares)[index] for k, x in batch.items()} for batch in batches]
     return (HeldOut("test", own),)
