@@ -78,6 +78,8 @@ class Options:
 def create_app(settings: Conversation, options: Options) -> Starlette:
     """The application that answers with one model.
 
+    Its `state.failure` is a UserError if the warm-up has failed, else None.
+
     Args:
       settings: a conversation whose fields all replies start from.
       options: how the server is run.
@@ -125,6 +127,7 @@ class _Server:
             },
             lifespan=self._lifespan,
         )
+        self.app.state.failure = None
 
     def _call(self, path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
         """A route whose requests are admitted before anything of them is read."""
@@ -143,8 +146,8 @@ class _Server:
         try:
             self._talker.warm_up()
         except Exception as error:
-            LOG.error("warm-up failed", exc_info=error)
-            raise
+            self.app.state.failure = _failure(error)
+            return
         log("ready", model=self._options.name, seconds=round(time.monotonic() - start, 2))
 
     # ---- page, health, models --------------------------------------------------------------------
@@ -303,6 +306,20 @@ class _Server:
     def seconds(self) -> float:
         """Time limit of a request, in seconds."""
         return self._options.limits.seconds
+
+
+def _failure(error: Exception) -> UserError:
+    """The error of a failed warm-up, as the user sees it; bugs are logged with their traceback."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason:
+        return UserError(
+            f"the model can't be warmed up, the memory is full ({reason}): choose a smaller"
+            " --context or --num_slots."
+        )
+    LOG.error("bug", exc_info=error)
+    return UserError(f"the model can't be warmed up ({reason}); the traceback is in the log above.")
 
 
 def log(event: str, **fields: object) -> None:

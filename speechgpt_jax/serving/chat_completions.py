@@ -1,5 +1,6 @@
 """POST /v1/chat/completions: text and recordings in, text and sound out."""
 
+import asyncio
 import base64
 import binascii
 import contextlib
@@ -61,6 +62,7 @@ class Completion:
         self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
         self._audio_id = f"audio_{secrets.token_hex(12)}"
         self._question: Question = ""
+        self._turns: list[tuple[Question, str, list[int]]] = []  # Arguments of `remember`.
         self._parts: dict[type, list] = {Transcript: [], Text: [], Units: [], Sound: []}
 
     def _configured(self) -> Conversation:
@@ -98,7 +100,7 @@ class Completion:
             answer = self._talker.remembered(message.audio.id) if message.audio else None
             text = _text_of(message.content) or (answer.text if answer else "")
             if question is not None and self._conversation.history_tokens:
-                self._conversation.remember(question, text, answer.units if answer else [])
+                self._turns.append((question, text, answer.units if answer else []))
             question = None
 
     async def _read(self, message: UserMessage) -> Question:
@@ -122,6 +124,8 @@ class Completion:
         task = prompts.split_request(_text_of(self._asked.content))
         if isinstance(self._question, np.ndarray) and task:
             return self._conversation.transcribing(self._question, task[0] or prompts.TRANSCRIBE)
+        for turn in self._turns:  # In this thread, since the recordings are encoded.
+            self._conversation.remember(*turn)
         return self._conversation.ask(self._question, aloud=self._request.is_aloud)
 
     async def _events(self) -> AsyncGenerator[Event, None]:
@@ -158,7 +162,8 @@ class Completion:
         if self._parts[Transcript]:
             message["question"] = "".join(self._parts[Transcript])
         if self._request.is_aloud:
-            data = encode_whole(self._request.audio_format, self._parts[Sound])
+            sound = self._parts[Sound]
+            data = await asyncio.to_thread(encode_whole, self._request.audio_format, sound)
             message["audio"] = {
                 "id": self._audio_id,
                 "data": base64.b64encode(data).decode(),

@@ -58,7 +58,7 @@ class TokenCompletion:
     """A prompt and the tokens that follow it.
 
     Attributes:
-      in_progress: what the engine answers.
+      in_progress: the answer in progress, or the finished one.
     """
 
     def __init__(self, talker: Talker, name: str, request: CompletionRequest):
@@ -78,9 +78,9 @@ class TokenCompletion:
         self._tokenizer = talker.model.tokenizer
         self._id, self._created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
         self._stop_ids = request.stop_token_ids or list(self._tokenizer.stop_ids)
-        self._engine_request = self._checked()
+        self._state = self._state_of_form()
 
-    def _checked(self) -> Request:
+    def _for_engine(self) -> Request:
         request, prompt = self._request, self._request.prompt
         return Request(
             self._tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else prompt,
@@ -94,11 +94,11 @@ class TokenCompletion:
                 request.min_p,
                 request.repetition_penalty,
             ),
-            None if request.seed is None else request.seed % 2**31,
-            self._state(),
+            None if request.seed is None else request.seed % 2**32,
+            self._state,
         )
 
-    def _state(self) -> int:
+    def _state_of_form(self) -> int:
         masks, given = self._talker.model.masks, self._request.structured_outputs
         if given is None:
             return masks.start(ANY)
@@ -111,7 +111,8 @@ class TokenCompletion:
         )
 
     def _begin(self) -> Generator[list[Token]]:
-        self.in_progress = self._talker.model.engine.submit(self._engine_request)
+        # Made in this thread, since a long text is tokenized.
+        self.in_progress = self._talker.model.engine.submit(self._for_engine())
         yield from self.in_progress.bursts()
 
     async def _bursts(self) -> AsyncGenerator[list[Token], None]:

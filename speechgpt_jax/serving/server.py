@@ -33,26 +33,40 @@ class Protocol(H11Protocol):
             self.transport.abort()
 
 
-def config(
-    app: Starlette, host: str, port: int, certificate: str | None = None, key: str | None = None
-) -> uvicorn.Config:
-    """How uvicorn runs the application."""
-    return uvicorn.Config(
-        app,
-        host,
-        port,
-        http=Protocol,
-        ws="websockets-sansio",
-        ws_max_size=MAX_EVENT_BYTES,
-        ssl_certfile=certificate,
-        ssl_keyfile=key,
-        access_log=False,  # The application logs requests.
-        log_level="warning",
-        server_header=False,
-        timeout_keep_alive=15,
-        timeout_graceful_shutdown=STOP_SECONDS,
-        limit_concurrency=1000,
-    )
+class Server(uvicorn.Server):
+    """uvicorn with our settings; it ends if the warm-up of the application fails."""
+
+    def __init__(
+        self,
+        app: Starlette,
+        host: str,
+        port: int,
+        certificate: str | None = None,
+        key: str | None = None,
+    ):
+        """The arguments are those of `run`."""
+        self._app = app
+        settings = uvicorn.Config(
+            app,
+            host,
+            port,
+            http=Protocol,
+            ws="websockets-sansio",
+            ws_max_size=MAX_EVENT_BYTES,
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
+            access_log=False,  # The application logs requests.
+            log_level="warning",
+            server_header=False,
+            timeout_keep_alive=15,
+            timeout_graceful_shutdown=STOP_SECONDS,
+            limit_concurrency=1000,
+        )
+        super().__init__(settings)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop; uvicorn asks ten times a second."""
+        return await super().on_tick(counter) or self._app.state.failure is not None
 
 
 def run(app: Starlette, *, host: str, port: int, certificate: str | None, key: str | None) -> None:
@@ -63,11 +77,14 @@ def run(app: Starlette, *, host: str, port: int, certificate: str | None, key: s
       host, port: where to listen.
       certificate, key: files for https; None: http.
 
+    Raises:
+      UserError: the warm-up of the application has failed.
     """
-    settings = config(app, host, port, certificate, key)
     scheme = "https" if certificate else "http"
     print(f"Serving at {scheme}://{host}:{port}/ while it warms up.", file=sys.stderr, flush=True)
-    uvicorn.Server(settings).run()
+    Server(app, host, port, certificate, key).run()
+    if app.state.failure is not None:
+        raise app.state.failure
 
 
 def check_certificate(certificate: str | None, key: str | None) -> None:

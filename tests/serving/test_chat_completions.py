@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import threading
 
 import numpy as np
 import openai
@@ -133,6 +134,26 @@ def test_history_may_name_earlier_replies(client):
     turns[1] = {"role": "assistant", "content": "five"}
     system = {"role": "system", "content": "Be brief."}
     assert ask(client, [system, *turns]).choices[0].message.content == CLIP["answer"]
+
+
+def test_recordings_of_a_history_are_encoded_in_the_thread_of_the_reply(monkeypatch):
+    """Meanwhile the event loop goes on with other requests."""
+    model, threads = tiny.speech_model(), []
+    unit_text = model.unit_text
+
+    def recorded(wav):
+        threads.append(threading.current_thread().name)
+        return unit_text(wav)
+
+    with (
+        tiny.serving(history_tokens=100) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
+    ):
+        monkeypatch.setattr(model, "unit_text", recorded)
+        alone = ask(client, TEXT).usage.prompt_tokens
+        turns = [*SPOKEN, {"role": "assistant", "content": "five"}, *TEXT]
+        assert ask(client, turns).usage.prompt_tokens > alone
+    assert len(threads) == 1 and threads[0].startswith("reply")
 
 
 def test_a_task_is_recognised(client):

@@ -16,9 +16,13 @@ import openai
 import pytest
 import websockets.exceptions
 
+from speechgpt_jax.decoding.conversation import Conversation
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.serving import server, sound
+from speechgpt_jax.serving.app import Options, create_app
 from speechgpt_jax.serving.limits import Limits
 from tests.compilations import compiled_programs
+from tests.processes import free_port
 from tests.serving import tiny
 from tests.serving.clips import CLIP, QUESTION, input_audio
 
@@ -208,6 +212,29 @@ def test_readiness_follows_the_warm_up():
             assert reply.status_code == 200 or reply.headers["retry-after"]
         tiny.wait_for(lambda: tiny.status(address, "/readyz") == 200, seconds=180)
         assert post(address, json=BODY).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("RESOURCE_EXHAUSTED: 9 GB\n more"), r"memory is full \(RESOURCE_\w+: 9 GB\)"),
+        (ZeroDivisionError("by zero"), r"can't be warmed up \(by zero\); the traceback is in"),
+        (UserError("the engine's server is gone"), "^the engine's server is gone$"),
+    ],
+)
+def test_a_failed_warm_up_ends_the_server(error, message, monkeypatch, caplog):
+    """Its command then ends with this line and code 1, so that it can be restarted."""
+
+    def fail(seconds):
+        raise error
+
+    model = tiny.speech_model()
+    monkeypatch.setattr(model, "warm_up", fail)
+    app = create_app(Conversation(model), Options("tiny"))
+    with pytest.raises(UserError, match=message):
+        server.run(app, host="127.0.0.1", port=free_port(), certificate=None, key=None)
+    has_traceback = [record for record in caplog.records if record.exc_info]
+    assert bool(has_traceback) == isinstance(error, ZeroDivisionError)
 
 
 def test_a_spoken_question_after_the_warm_up_compiles_nothing(address):

@@ -175,6 +175,51 @@ def likeness_of_a_take(page) -> float:
     return float(np.max(products / np.sqrt(energies * np.sum(clip**2))))
 
 
+# Counts the microphones that are asked for in window.asked, and keeps them in window.streams.
+MICROPHONES = """
+window.asked = 0, window.streams = [];
+const real = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+navigator.mediaDevices.getUserMedia = async (options) => {
+  window.asked++;
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  const stream = await real(options);
+  window.streams.push(stream);
+  return stream;
+};
+"""
+IS_ON = "return window.streams.some((s) => s.getTracks().some((t) => t.readyState === 'live'))"
+
+
+def test_a_second_click_starts_no_second_recording(page):
+    page.execute_script(MICROPHONES)
+    button = find(page, "microphone")
+    page.execute_script("arguments[0].click(), arguments[0].click()", button)
+    tiny.wait_for(lambda: button.get_attribute("aria-pressed") == "true")
+    assert page.execute_script("return window.asked") == 1
+    assert page.execute_script(IS_ON)
+    button.click()
+    turn(page)
+    assert not page.execute_script(IS_ON)
+
+
+def test_a_recording_that_cannot_start_leaves_no_microphone_on(page):
+    page.execute_script(
+        MICROPHONES + "window.AudioContext.prototype.createMediaStreamSource = () => {"
+        " throw new Error('no source'); };"
+    )
+    find(page, "microphone").click()
+    tiny.wait_for(lambda: find(page, "status").text == "No microphone: no source")
+    assert page.execute_script("return window.streams.length") == 1
+    assert not page.execute_script(IS_ON)
+    # Without its module the microphone isn't even asked for.
+    page.execute_script(
+        "window.AudioWorklet.prototype.addModule = async () => { throw new Error('no module'); };"
+    )
+    find(page, "microphone").click()
+    tiny.wait_for(lambda: find(page, "status").text == "No microphone: no module")
+    assert page.execute_script("return window.asked") == 1
+
+
 def test_transcribing_and_reading_aloud(page):
     Select(find(page, "task")).select_by_value("transcribe")
     find(page, "file").send_keys(str(QUESTION))

@@ -49,9 +49,10 @@ def test_a_conversation_is_the_same(address):
 
 def test_tokens_seeds_and_logprobs_are_those_of_the_engine(engine):
     drawn = Sampling(temperature=1.5, top_k=20, top_p=0.9, min_p=0.01, repetition_penalty=1.1)
-    for form, sampling in (("units", drawn), ("any", drawn), ("text", GREEDY)):
+    requests = [("units", drawn, 7), ("any", drawn, 3_000_000_000), ("text", GREEDY, 7)]
+    for form, sampling, seed in requests:
         request = Request(
-            PROMPT, 40, tiny.TOKENIZER.stop_ids, 5, sampling, 7, state=MASKS.start(form)
+            PROMPT, 40, tiny.TOKENIZER.stop_ids, 5, sampling, seed, state=MASKS.start(form)
         )
         expected = tiny.speech_model().engine.submit(request)
         answer = engine.submit(request)
@@ -86,6 +87,23 @@ def test_impossible_completions(address, change, message):
     reply = httpx2.post(f"{address}/v1/completions", json=body)
     assert reply.status_code in (400, 404)
     assert message in reply.json()["error"]["message"]
+
+
+def test_a_long_prompt_is_tokenized_in_the_thread_of_the_reply(address, monkeypatch):
+    """Meanwhile the event loop goes on with other requests."""
+    threads, kind = [], type(tiny.TOKENIZER)
+    encode_prompt = kind.encode_prompt
+
+    def recorded(self, text):
+        threads.append(threading.current_thread().name)
+        return encode_prompt(self, text)
+
+    monkeypatch.setattr(kind, "encode_prompt", recorded)
+    body = {"model": "tiny", "prompt": "good morning, " * 1000, "max_tokens": 3}
+    for stream in (False, True):
+        reply = httpx2.post(f"{address}/v1/completions", json=body | {"stream": stream})
+        assert reply.status_code == 400 and "longer than the context" in reply.text
+    assert len(threads) == 2 and all(name.startswith("reply") for name in threads)
 
 
 def test_a_whole_completion(address):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import httpx2
 import numpy as np
-import uvicorn
 from flax import nnx
 
 from speechgpt_jax import checkpoints, prompts
@@ -19,7 +18,7 @@ from speechgpt_jax.decoding.conversation import Conversation, SpeechModel
 from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.serving.app import Options, create_app
 from speechgpt_jax.serving.limits import Limits
-from speechgpt_jax.serving.server import config
+from speechgpt_jax.serving.server import Server
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
@@ -92,15 +91,18 @@ def serving(
     limits: Limits | None = None,
     wait: bool = True,
     model: SpeechModel | None = None,
+    history_tokens: int = 0,
     **options,
 ) -> Iterator[str]:
     """Address of a server in a thread, which stops at the end; by default of `speech_model`."""
     limits = limits or Limits(audio_seconds=5, body_bytes=2**20, seconds=60)
-    settings = Conversation(model or speech_model(), speaker="slt", max_new_tokens=96)
+    settings = Conversation(
+        model or speech_model(), speaker="slt", max_new_tokens=96, history_tokens=history_tokens
+    )
     app = create_app(settings, Options("tiny", limits=limits, **options))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(config(app, "127.0.0.1", 0))
+        server = Server(app, "127.0.0.1", 0)
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"

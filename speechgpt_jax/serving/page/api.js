@@ -15,7 +15,7 @@ export async function models(key) {
   return response.json();
 }
 
-// Answer of a question, a text or a recording.
+// Answer to a question, a text or a recording.
 export async function* answer({ model, voice, text, recording, aloud, key, signal }) {
   const part = recording && { data: await base64(recording), format: "wav" };
   const content = part ? [{ type: "input_audio", input_audio: part }] : text;

@@ -8,6 +8,7 @@ const find = (id) => document.getElementById(id);
 const form = find("form");
 let model;
 let recording; // In progress.
+let isAskingForMicrophone = false; // A second click meanwhile would start a second recording.
 let stopping; // AbortController of the answer in progress.
 
 async function connect() {
@@ -131,13 +132,17 @@ function stop() {
 
 async function toggleMicrophone() {
   const button = find("microphone");
+  if (isAskingForMicrophone) return;
   if (!recording) {
     stop();
+    isAskingForMicrophone = true;
     try {
       await sound.openSound();
       recording = await sound.record();
     } catch (error) {
       return setStatus(`No microphone: ${error.message}`);
+    } finally {
+      isAskingForMicrophone = false;
     }
     button.textContent = "Stop and send";
     button.setAttribute("aria-pressed", "true");

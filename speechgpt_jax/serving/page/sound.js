@@ -56,20 +56,27 @@ export function encodeWav(samples, rate = RATE) {
 
 // Records until `stop` of the returned object is called, which gives the recording as a wav.
 export async function record() {
+  // First, since a microphone that is on must be stopped if anything fails.
+  await context.audioWorklet.addModule("page/recorder.js");
   // What browsers do to speech for calls changes its units.
   const raw = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
   const stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1, ...raw } });
+  const stopTracks = () => stream.getTracks().forEach((track) => track.stop());
   const chunks = [];
-  await context.audioWorklet.addModule("page/recorder.js");
-  const source = context.createMediaStreamSource(stream);
-  const recorder = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0 });
-  recorder.port.onmessage = ({ data }) => chunks.push(data);
-  source.connect(recorder);
-  return {
-    stop() {
-      source.disconnect();
-      stream.getTracks().forEach((track) => track.stop());
-      return encodeWav(concatenate(chunks));
-    },
-  };
+  try {
+    const source = context.createMediaStreamSource(stream);
+    const recorder = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0 });
+    recorder.port.onmessage = ({ data }) => chunks.push(data);
+    source.connect(recorder);
+    return {
+      stop() {
+        source.disconnect();
+        stopTracks();
+        return encodeWav(concatenate(chunks));
+      },
+    };
+  } catch (error) {
+    stopTracks();
+    throw error;
+  }
 }
