@@ -374,13 +374,14 @@ def _next_examples(iterator) -> list[Example]:
     """Examples of the next ragged batch; [] at the end of the dataset.
 
     Raises:
-      UserError: a preprocessor refused a record; the message leaves out TensorFlow's graph nodes.
+      UserError: a file can't be read, or a preprocessor refused a record; the message leaves out
+        TensorFlow's graph nodes.
     """
     try:
         group = next(iterator)
     except StopIteration:
         return []
-    except (tf.errors.InvalidArgumentError, tf.errors.UnknownError) as error:
+    except tf.errors.OpError as error:
         message = re.sub(r"\{\{.*?\}\} ?", "", error.message)
         raise UserError(f"The data can't be read: {message.splitlines()[0]}") from error
     arrays = {}

@@ -91,7 +91,9 @@ def _fields_and_problem(texts_of, record: bytes, fields: Sequence[str]) -> tuple
 def _json_texts(line: bytes, fields: Sequence[str]) -> list[bytes]:
     try:
         record = _parsed(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except UnicodeError:
+        raise
+    except (ValueError, RecursionError) as error:  # Such as an integer that is too long for Python.
         raise UserError(f"not JSON: {error}") from error
     if not isinstance(record, dict):
         raise UserError("not a JSON object")

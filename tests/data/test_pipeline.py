@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import seqio
+import tensorflow as tf
 
 from speechgpt_jax.data.pipeline import load_batches, load_held_out
 from speechgpt_jax.errors import UserError
@@ -217,6 +218,17 @@ def test_mistakes_are_named(corpus):
         )
     with pytest.raises(ValueError, match="demo_tts has no split 'human'; it has test, train"):
         load_batches("demo_tts", "human", batch_size=1, sequence_length=64)
+
+
+def test_a_damaged_file_of_another_source_is_one_line(task, tmp_path):
+    file = tmp_path / "d.tfrecord"
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        writer.write(tf.train.Example().SerializeToString())
+    file.write_bytes(file.read_bytes()[:-2])
+    features = {"plain_text": tf.io.FixedLenFeature([], tf.string, "")}
+    damaged = task.replace(source=seqio.TFExampleDataSource({"train": str(file)}, features))
+    with pytest.raises(UserError, match=r"^The data can't be read: truncated record"):
+        next(batches_of(damaged))
 
 
 def write_dialogues(file, count):
