@@ -24,6 +24,7 @@ from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.models.llama import Llama
 from tests.benchmarks import docs_table
 from tests.benchmarks.bench_llama import LARGE, SMALL
+from tests.benchmarks.timing import percentile
 
 CLIENTS, CONTEXT = 16, 1024
 # Prompts that begin alike: tokens in common and of their own; prompts of each kind.
@@ -55,9 +56,9 @@ def main(argv: list[str]) -> None:
         engine.warm_up()
         # One client has an engine of its own, with one slot: what it would have without the others.
         alone = Engine(model, num_slots=1, context=CONTEXT)
-        forgetful = Engine(model, num_slots=1, context=CONTEXT, prefix_cache=0)
+        uncached = Engine(model, num_slots=1, context=CONTEXT, prefix_cache=0)
         alone.warm_up()
-        forgetful.warm_up()
+        uncached.warm_up()
         one_rate, one_delay = measure(alone, 1, args.seconds)
         rate, delay = measure(engine, CLIENTS, args.seconds)
         table.add(
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> None:
             f"{1000 * one_delay:.0f}",
             f"{1000 * delay:.0f}",
         )
-        read, known = first_tokens(forgetful, alone)
+        read, known = first_tokens(uncached, alone)
         prefixes.add(name, f"{1000 * read:.1f}", f"{1000 * known:.1f}", f"{read / known:.1f}")
     if args.update_docs:
         table.update_docs()
@@ -96,7 +97,7 @@ def measure(engine: Engine, num_clients: int, seconds: float) -> tuple[float, fl
         results = list(pool.map(client, range(num_clients)))
     rate = sum(num_tokens for num_tokens, _ in results) / (time.monotonic() - start)
     delays = [delay for _, delays in results for delay in delays[1:]]
-    return rate, statistics.quantiles(delays, n=20)[-1]
+    return rate, percentile(delays, 0.95)
 
 
 def first_tokens(*engines: Engine) -> list[float]:

@@ -19,7 +19,6 @@ import itertools
 import json
 import multiprocessing
 import random
-import statistics
 import time
 from collections.abc import Iterator
 
@@ -29,6 +28,7 @@ import psutil
 from speechgpt_jax import arguments
 from speechgpt_jax.arguments import positive_float, positive_int
 from tests.benchmarks import docs_table
+from tests.benchmarks.timing import percentile
 from tests.serving import tiny
 from tests.serving.clips import CLIP, QUESTION, input_audio
 
@@ -60,7 +60,7 @@ class Counts:
     """Counts of replies and errors of one run's clients."""
 
     def __init__(self):
-        self.tokens = self.replies = self.errors = self.mixed_up = 0
+        self.tokens = self.replies = self.errors = self.wrong_answers = 0
         self.first_text: list[float] = []
         self.first_sound: list[float] = []
 
@@ -92,7 +92,7 @@ async def client(address: str, number: int, end: float, counts: Counts) -> None:
                 counts.errors += 1
                 continue
             counts.replies += 1
-            counts.mixed_up += answer is not None and text != answer
+            counts.wrong_answers += answer is not None and text != answer
 
 
 async def _ask(http, address, body, counts) -> str:
@@ -132,22 +132,18 @@ def measure_load(args: argparse.Namespace) -> None:
             start = time.monotonic()
             counts = asyncio.run(load(address, clients, args.seconds))
             wall = time.monotonic() - start
-            p95 = functools.partial(_percentile, share=0.95)
+            p95 = functools.partial(percentile, share=0.95)
             table.add(
                 str(clients),
                 f"{counts.tokens / wall:,.0f}",
                 f"{1000 * p95(counts.first_text):.0f}",
                 f"{1000 * p95(counts.first_sound):.0f}",
-                str(counts.errors + counts.mixed_up),
+                str(counts.errors + counts.wrong_answers),
                 f"{before / 2**20:,.0f}",
                 f"{process.memory_info().rss / 2**20:,.0f}",
             )
     if args.update_docs:
         table.update_docs()
-
-
-def _percentile(values: list[float], share: float) -> float:
-    return statistics.quantiles(values, n=100)[round(100 * share) - 1]
 
 
 def measure_soak(args: argparse.Namespace) -> None:
@@ -162,7 +158,7 @@ def measure_soak(args: argparse.Namespace) -> None:
         for _ in range(2):
             counts = asyncio.run(load(address, 8, 30 * args.soak_minutes))
             replies += counts.replies
-            errors += counts.errors + counts.mixed_up
+            errors += counts.errors + counts.wrong_answers
             memory.append(process.memory_info().rss)
     sizes = [f"{size / 2**20:,.0f}" for size in memory]
     table.add(f"{args.soak_minutes:g} min, 8 clients", f"{replies:,}", str(errors), *sizes)
@@ -174,7 +170,7 @@ def measure_soak(args: argparse.Namespace) -> None:
 
 
 def hostile(rng: random.Random) -> dict:
-    """Arguments of a request that no server should do more than refuse."""
+    """Arguments of a request that a server must refuse."""
     chat = {"model": "tiny", "messages": [{"role": "user", "content": "a"}]}
     noise = rng.randbytes(rng.choice([0, 1, 100, 10_000, 900_000]))
     recording = bytearray(QUESTION.read_bytes())
@@ -225,7 +221,7 @@ def measure_hostile(args: argparse.Namespace) -> None:
         seconds = asyncio.run(attack(address, args.requests))
         after = process.memory_info().rss
         counts = asyncio.run(load(address, 4, 1))
-        assert counts.replies and not counts.errors and not counts.mixed_up
+        assert counts.replies and not counts.errors and not counts.wrong_answers
         sizes = f"{before / 2**20:,.0f}", f"{after / 2**20:,.0f}"
         table.add(f"{len(seconds)}, then good ones answered", f"{max(seconds):.2f}", *sizes)
     if args.update_docs:

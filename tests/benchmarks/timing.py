@@ -8,9 +8,10 @@ import multiprocessing
 import statistics
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from speechgpt_jax.arguments import positive_int
+from speechgpt_jax.errors import UserError
 
 # glibc returns large buffers to the kernel at first; its heap needs some rounds to settle.
 WARM_UP = 8
@@ -39,6 +40,17 @@ def medians(args: Namespace, *make_runs: Callable[[], Callable[[], object]]) -> 
     with contextlib.ExitStack() as stack:
         sides = [stack.enter_context(own_process(make_run)) for make_run in make_runs]
         return [seconds[clock] for seconds in _medians(args.rounds, sides)]
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that a share of at least two `values`, such as 0.95, doesn't exceed.
+
+    Raises:
+      UserError: there are fewer values.
+    """
+    if len(values) < 2:
+        raise UserError(f"{len(values)} replies are too few for a percentile; give more --seconds.")
+    return statistics.quantiles(values, n=100)[round(100 * share) - 1]
 
 
 def wall_and_cpu(rounds: int, *runs: Callable[[], object]) -> list[tuple[float, float]]:

@@ -342,7 +342,7 @@ def test_another_base_in_the_same_folder(stage1, stage3, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_does_not_start_from_itself(stage1, stage3, tmp_path):
-    with pytest.raises(UserError, match="is the output folder itself.* leave start_from out"):
+    with pytest.raises(UserError, match=r"is the output folder itself.* leave start_from out"):
         run(stage1[0], 4, start_from=str(stage1[0]))
     (tmp_path / "link").symlink_to(stage3[0])
     itself = str(tmp_path / "link" / "checkpoints" / "3")
