@@ -24,12 +24,12 @@ from speechgpt_jax.checkpoints.models import (
     restore_parameters,
     save_parameters,
 )
-from speechgpt_jax.checkpoints.problems import LOST_PROCESS, Damaged, NotSaved, Unreadable
+from speechgpt_jax.checkpoints.problems import RUNTIME_ERRORS, Damaged, NotSaved, Unreadable
 from speechgpt_jax.checkpoints.steps import base_of, latest, run_folder
 
 __all__ = [
     "FOLDER",
-    "LOST_PROCESS",
+    "RUNTIME_ERRORS",
     "Checkpoints",
     "Damaged",
     "Keep",

@@ -11,9 +11,9 @@ from etils import epath
 from speechgpt_jax.checkpoints.folders import latest_step_in
 from speechgpt_jax.errors import UserError
 
-# Exceptions of JAX and Orbax when another process of the run is gone, or the memory of a device is
-# full; no file is damaged then.
-LOST_PROCESS = (jax.errors.JaxRuntimeError, TimeoutError)
+# Errors of JAX and Orbax for which no file is to blame: another process of the run is gone, or the
+# memory of a device is full.
+RUNTIME_ERRORS = (jax.errors.JaxRuntimeError, TimeoutError)
 
 # Libraries whose exceptions tell of the network.
 NETWORK = ("google.api_core", "google.auth", "google.cloud", "requests", "urllib3")
@@ -65,7 +65,7 @@ def reading(folder: epath.Path) -> Iterator[None]:
     """Turns exceptions of Orbax, TensorStore and JSON into Damaged or Unreadable."""
     try:
         yield
-    except (MemoryError, *LOST_PROCESS):
+    except (MemoryError, *RUNTIME_ERRORS):
         raise
     except Exception as error:
         kind = Unreadable if _is_refused(error) else Damaged
@@ -93,7 +93,7 @@ def writing(folder: epath.Path) -> Iterator[None]:
     """Turns exceptions of Orbax, such as those of a full disk, into NotSaved."""
     try:
         yield
-    except (NotSaved, *LOST_PROCESS):
+    except (NotSaved, *RUNTIME_ERRORS):
         raise
     except Exception as error:
         step = latest_step_in(folder)

@@ -198,7 +198,10 @@ class _Walk:
         return 2 * math.prod(shape(dot.type)) * math.prod(left[i] for i in contracted)
 
     def _convolution_flops(self, convolution) -> int:
-        """Flops of a convolution; TPUs also express matrix products so, with batch axes spatial."""
+        """Flops of a convolution.
+
+        TPUs also express matrix products this way, with batch axes as spatial ones.
+        """
         left, kernel = (shape(self.types[name]) for name in convolution.operands)
         in_labels, rest = convolution.attribute("dim_labels").split("_")
         kernel_labels, out_labels = rest.split("->")

@@ -36,8 +36,8 @@ class Report:
       argument_gib: parameters, optimizer state and batch; None if it doesn't fit.
       collectives: one row per kind; empty if it doesn't fit.
       compile_seconds: time of tracing and compilation; None if it doesn't fit.
-      available_gib: memory of a chip, of a GPU what JAX lets a program use; None if the program
-        fits, since libtpu reports it only of programs that don't.
+      available_gib: memory of a chip; for a GPU, the part that JAX lets a program use; None if the
+        program fits, since libtpu reports it only of programs that don't.
     """
 
     fits: bool

@@ -81,7 +81,7 @@ class Gpu:
     """A GPU as XLA's compiler describes it; the source is XLA's list of targets.
 
     Attributes:
-      product: the driver's name of it.
+      product: its name in the driver.
       capability: major compute capability.
       cores: streaming multiprocessors.
       lanes: float32 units of a core.

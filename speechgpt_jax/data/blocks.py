@@ -51,9 +51,14 @@ class Format:
     gz: bool
 
     @property
-    def unit(self) -> str:
+    def is_lines(self) -> bool:
+        """Whether a record is a line of text."""
+        return self.name in ("jsonl", "txt")
+
+    @property
+    def record_noun(self) -> str:
         """Noun for a record in messages."""
-        return "line" if self.name in ("jsonl", "txt") else "record"
+        return "line" if self.is_lines else "record"
 
 
 class Block(NamedTuple):
@@ -185,7 +190,7 @@ def read(block: Block, format_: Format, part: Callable[[str, int, int], bytes]) 
             records = ArrayRecordReader(block.file).read(block.start, block.end)
         else:
             data = part(block.file, block.start, block.end)
-            records = _cut_lines(data) if format_.unit == "line" else _cut_tfrecord(data)
+            records = _cut_lines(data) if format_.is_lines else _cut_tfrecord(data)
     except (RuntimeError, ValueError, struct.error) as error:
         raise UserError(f"{block.file} can't be read: {error}; was it replaced?") from error
     if len(records) != block.num_records:

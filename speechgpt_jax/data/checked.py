@@ -1,6 +1,6 @@
-"""Where the blocks of record files are, and which records are bad.
+"""Index of record files: their blocks and their bad records.
 
-Finding out means reading every file, so the result is kept in a folder `.checked` beside them. It
+Making it means reading every file, so the result is kept in a folder `.checked` beside them. It
 is used again while a file's size and time, or on gs:// its generation and check sum, are the same.
 """
 
@@ -113,7 +113,7 @@ def _check(
                 continue
             num_bad += 1
             if len(problems) < LISTED:
-                problems.append(f"{format_.unit} {total + i + 1}: {found[i].decode()}")
+                problems.append(f"{format_.record_noun} {total + i + 1}: {found[i].decode()}")
         blocks.append(Block(file, start, end, len(records)))
         start = end
         total += len(records)

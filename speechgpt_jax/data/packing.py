@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 # Feature -> tokens [N], as in SeqIO's tasks: optional `inputs`, without loss, then `targets`.
 Example = Mapping[str, np.ndarray]
 
-# A pool is full at so many examples, or so many tokens: with long rows a position, which holds the
-# pool, would otherwise take more than 1 MB.
+# A pool is full at POOL_SIZE examples or POOL_TOKENS tokens: a saved position holds the pool, and
+# with long rows would otherwise exceed 1 MB.
 POOL_SIZE, POOL_TOKENS = 256, 200_000
 
 FEATURES = ("inputs", "targets")

@@ -283,7 +283,10 @@ def _tokenize(
     mark: str,
     start_of_targets: Callable[[tf.Tensor, int], tf.Tensor],
 ) -> tf.data.Dataset:
-    """Cuts each dialogue where `start_of_targets` says, from the places and length of a mark."""
+    """Splits each dialogue at the index that `start_of_targets(starts, length)` returns.
+
+    `starts` are the places of `mark` in the dialogue, `length` is its number of tokens.
+    """
     vocabulary = output_features["targets"].vocabulary
     template = vocabulary.tokenizer.template
     for token in template.special_tokens or (mark,):

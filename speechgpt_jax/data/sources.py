@@ -144,7 +144,7 @@ class RecordFiles(_Files):
     def _parse(self, batch: tf.Tensor, format_: Format) -> tuple[Texts, tf.Tensor]:
         """Fields and problems of a batch of records [B]."""
         blank = tf.zeros_like(batch)
-        if format_.unit == "line":
+        if format_.is_lines:
             batch, blank = records.skip_blank(batch)
         texts, problems = _PARSERS[format_.name](batch, self._fields)
         found = self._check.find_problems(texts)

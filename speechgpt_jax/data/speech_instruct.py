@@ -25,7 +25,7 @@ class SpeechInstructConfig(tfds.core.BuilderConfig):
     """One of SpeechInstruct's datasets.
 
     Attributes:
-      num_units: number of units; a dialogue with a larger one stops the build.
+      num_units: number of units; a dialogue with any other unit stops the build.
     """
 
     num_units: int = 1000

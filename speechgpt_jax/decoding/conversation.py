@@ -43,8 +43,8 @@ from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.unit_text import START, units_to_text
 
-# Frames for each token of the context: of a longer recording the beginning is encoded first. Speech
-# has a unit for every second or third frame.
+# A recording with more frames than this per token of the context is checked by its beginning before
+# all of it is encoded. Speech has a unit for every second or third frame.
 _BEGINNING = 4
 
 Question = str | np.ndarray  # A text, or a recording: float32 [samples] at 16 kHz.
@@ -214,8 +214,7 @@ class Conversation:
       history: the earlier turns, as text.
       speed: rate of speech, relative to that of the vocoder.
       has_sound: whether units are synthesized.
-      in_progress: what the engine answers, or has answered last; it can be cancelled from any
-        thread.
+      in_progress: the answer in progress, or the last one; it can be cancelled from any thread.
     """
 
     model: SpeechModel
@@ -302,10 +301,10 @@ class Conversation:
         return self._events(self._encode(prompt + START)[:-1], "units", [])
 
     def instruct(self, text: str) -> Reply:
-        """The answer to a written instruction, in the form of stage 2's: without chain of modality.
+        """The answer to a written instruction, in the form of stage 2's data: no chain of modality.
 
-        A base that was taught to chat, and nothing else yet, answers in this form. The turn is not
-        remembered.
+        An instruction-tuned base model without speech training answers in this form. The turn is
+        not remembered.
         """
         prompt = prompts.TEXT_INSTRUCTION_PROMPT.format(question=text)
         return Reply.of(self._events(self._encode(prompt), "text", []))

@@ -46,7 +46,7 @@ ANY = "any"
 
 
 def marker_after(parts: Parts) -> str:
-    """The marker that ends the first of `parts`, a text: that of the next one or of the answer."""
+    """Marker that ends the text `parts[0]`: start of the next part, or end of the answer."""
     markers = {Part.TEXT: prompts.TEXT_ANSWER, Part.UNITS: prompts.UNIT_ANSWER}
     return markers[parts[1]] if len(parts) > 1 else prompts.END_OF_ANSWER
 

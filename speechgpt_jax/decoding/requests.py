@@ -1,4 +1,4 @@
-"""What an engine is asked and what it answers: requests, tokens, answers while they are written."""
+"""Requests to an engine, and their answers as streams of tokens."""
 
 import dataclasses
 import queue

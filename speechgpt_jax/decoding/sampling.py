@@ -87,7 +87,7 @@ def sample(
     likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     is_greedy = (sampling.temperature == 0) | (sampling.top_k == 1)
     is_few = is_greedy | ((sampling.top_k > 0) & (sampling.top_k <= FEW))
-    # A row draws the same token in each branch that the other rows of the batch may need.
+    # All branches draw the same token for a row, so the other rows of the batch can't change it.
     drawn = jax.lax.switch(
         2 - jnp.all(is_greedy).astype(int) - jnp.all(is_few).astype(int),
         (

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.launch.command import GRACE_SECONDS, STOPPED_EXIT_CODE, train_command
 
-# What GKE gives the pods of a spot node before it takes the node.
+# Seconds between GKE's notice and the loss of a spot node.
 SPOT_GRACE_SECONDS = 15
 
 

@@ -35,9 +35,9 @@ def attention(
 ) -> jax.Array:
     """Causal attention within each segment, [B, T, N, H].
 
-    Each device attends with its own heads (`llama.check_mesh`: their number divides equally). Where
-    the rows of a batch are sharded along their length, the devices exchange parts of the rows for
-    heads, attend to whole rows, and exchange them back.
+    Each device attends with its own heads (`llama.check_mesh` ensures that they divide equally).
+    Where the rows of a batch are sharded along their length, the devices exchange parts of the rows
+    for heads, attend to whole rows, and exchange them back.
     """
     # Each device needs a key head: if there are fewer, they are repeated.
     shards = shard_count("attention_heads")

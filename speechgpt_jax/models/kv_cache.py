@@ -47,7 +47,7 @@ def write_cache(
 ) -> jax.Array:
     """Writes each row's next keys (or values) from its index `first` on, [R, K, S, H].
 
-    Those of all rows, B = R, or of one `row`, B = 1.
+    `new` belongs to all rows (B = R), or to one `row` (B = 1).
     """
     if target_platform() != "cpu" and new.shape[1] == 1 and row is None:
         # One kernel for all rows; TPUs would update one slice after the other.

@@ -37,7 +37,7 @@ REMAT_POLICIES = {
 # Logical axes of the output layer's kernel.
 OUTPUT_AXES = ("embed", "vocab")
 
-# Sizes of a model that the product of these axes of a mesh has to divide.
+# Size of a model -> axes of a mesh; the product of their sizes must divide it.
 SHARDED_SIZES = {
     "num_heads": ("context", "model"),
     "hidden_size": ("fsdp", "context"),
@@ -168,7 +168,10 @@ class Block(nnx.Module):
 
 
 class Llama(nnx.Module):
-    """The decoder: tokens -> hidden states -> logits."""
+    """LLaMA for training: tokens -> hidden states -> logits.
+
+    `decoder.Decoder` is its form for generation.
+    """
 
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -237,8 +240,8 @@ class Llama(nnx.Module):
     def output_kernels(self) -> list[tuple[jax.Array, range]]:
         """Parts [D, V] of the output layer, not gathered, and the token ids of their columns.
 
-        Those of the base, then those of the adapter's new tokens, which have the only gradient if
-        the base is frozen. Columns beyond the ids are padding.
+        The base's kernel comes first, then the kernel of the adapter's new tokens: with a frozen
+        base only the second one has a gradient. Columns beyond the ids are padding.
         """
         config, new = self.config, self.config.new_tokens
         base = self.embed_tokens.T if config.tie_embeddings else self.lm_head.kernel[...]

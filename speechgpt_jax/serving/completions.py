@@ -58,7 +58,7 @@ class TokenCompletion:
     """A prompt and the tokens that follow it.
 
     Attributes:
-      in_progress: the answer in progress, or the finished one.
+      in_progress: the answer in progress, or the last one.
     """
 
     def __init__(self, talker: Talker, name: str, request: CompletionRequest):

@@ -20,7 +20,7 @@ LOG = logging.getLogger("speechgpt_jax.serving")
 EVENT_STREAM = "text/event-stream"  # Media type of server-sent events.
 # Time for a body to arrive: meanwhile its request has a place among the replies.
 BODY_SECONDS = 20
-# What is read of a body beyond its limit.
+# Bytes of a body beyond its limit that are read and dropped.
 DROPPED_BYTES = 32 * 2**20
 
 Result = TypeVar("Result")
@@ -29,8 +29,8 @@ Result = TypeVar("Result")
 async def read_body(request: Request, most_bytes: int) -> bytes:
     """The body of a request.
 
-    Of a larger body up to DROPPED_BYTES more are read and dropped: a client that still sends while
-    the connection is closed gets a reset instead of the error.
+    If the body is larger, up to DROPPED_BYTES more are read and dropped: a client that is still
+    sending when the connection closes would see a reset instead of the error.
 
     Raises:
       ApiError: status 413, it has more than `most_bytes`; 408, it did not arrive in time.

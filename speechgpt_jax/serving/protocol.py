@@ -119,7 +119,7 @@ def from_json(text: str) -> Any:
 
 
 def _explained(error: pydantic.ValidationError, name: str) -> ApiError:
-    # Of a union, the attempt that came furthest is the one that the client meant.
+    # A union reports a problem per alternative; the deepest one is of the one that was meant.
     problem = max(error.errors(include_url=False), key=_progress)
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "json_invalid":

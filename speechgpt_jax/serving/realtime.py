@@ -109,7 +109,7 @@ class Session:
             "session.audio.output.voice", settings.audio.output.voice, self._talker.voices
         )
         before, self._settings = self._settings, settings
-        # Restarting it within a turn would lose the turn's begin.
+        # Restarting it within a turn would lose the start of the turn.
         if settings.audio.input.turn_detection != before.audio.input.turn_detection:
             self._start_vad()
         await self._channel.send("session.updated", session=self._described())
@@ -151,7 +151,7 @@ class Session:
         self._buffer = np.concatenate([self._buffer, wav])
         self._received += len(wav)
         for change in self._vad.add(wav) if self._vad else ():
-            await self._change(change.is_begin, self._vad_first + change.sample)
+            await self._change(change.is_start, self._vad_first + change.sample)
         self._drop_silence()
 
     def _drop_silence(self) -> None:
@@ -163,10 +163,10 @@ class Session:
         if (surplus := len(self._buffer) - keep) > 0:
             self._buffer, self._first = self._buffer[surplus:], self._first + surplus
 
-    async def _change(self, is_begin: bool, sample: int) -> None:
+    async def _change(self, is_start: bool, sample: int) -> None:
         detection = self._settings.audio.input.turn_detection
         assert detection is not None
-        if is_begin:
+        if is_start:
             start = max(self._first, sample - detection.prefix_padding_ms * _MILLISECOND)
             self._buffer, self._first = self._buffer[start - self._first :], start
             await self._channel.send(

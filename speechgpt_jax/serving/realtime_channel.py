@@ -1,4 +1,4 @@
-"""What a Realtime session and its response send to the client: events, and items in their order."""
+"""Events and items that a Realtime session and its responses send to the client, in order."""
 
 import json
 import secrets
@@ -33,7 +33,7 @@ class Channel:
         await self.end_item(item, previous)
 
     async def begin_item(self, item: dict[str, Any]) -> str | None:
-        """Sends the begin of an item; returns the id of the item before it."""
+        """Sends an item that has no content yet; returns the id of the item before it."""
         previous, self.last_item = self.last_item, item["id"]
         await self.send("conversation.item.added", item=item, previous_item_id=previous)
         return previous

@@ -1,4 +1,4 @@
-"""What a client of /v1/realtime may send: settings of a session, messages, options."""
+"""Events that a client of /v1/realtime may send: settings of a session, messages, options."""
 
 from typing import Annotated, Literal
 

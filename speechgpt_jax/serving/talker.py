@@ -43,7 +43,7 @@ class EngineClient(Protocol):
     """A conversation or a completion: it submits requests to the engine.
 
     Attributes:
-      in_progress: what the engine answers, or has answered last.
+      in_progress: the answer in progress, or the last one.
     """
 
     in_progress: Answer | None

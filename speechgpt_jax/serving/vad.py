@@ -1,7 +1,7 @@
 """Voice activity by energy: where speech begins and ends in sound that arrives in pieces.
 
 The level of every 20 ms is compared with that of the background, which follows the quietest frames.
-It needs no model; beside a loud, changing background one would be better.
+No model is needed; for loud, changing noise a neural detector would be better.
 """
 
 from typing import NamedTuple
@@ -22,9 +22,9 @@ _BEGIN = 4
 
 
 class Change(NamedTuple):
-    """Begin or end of speech, at a sample since the start of the sound."""
+    """Start or end of speech, at a sample since the start of the sound."""
 
-    is_begin: bool
+    is_start: bool
     sample: int
 
 
@@ -48,7 +48,7 @@ class VoiceActivity:
     def add(self, wav: np.ndarray) -> list[Change]:
         """Changes within the next samples, float32 [samples] at 16 kHz.
 
-        A begin is found 80 ms late, an end after `silence_seconds`.
+        A start is found 80 ms late, an end after `silence_seconds`.
         """
         wav = np.concatenate([self._rest, wav])
         number = len(wav) // FRAME

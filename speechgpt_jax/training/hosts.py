@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from speechgpt_jax.checkpoints import LOST_PROCESS
+from speechgpt_jax.checkpoints import RUNTIME_ERRORS
 from speechgpt_jax.errors import UserError
 
 # A process without a heartbeat for this long counts as dead, and the others stop.
@@ -133,7 +133,7 @@ def _leave_at_once() -> Iterator[None]:
         if isinstance(stop.code, str):  # A message, which `sys.exit` would print.
             _exit(stop.code)
         raise
-    except LOST_PROCESS as error:
+    except RUNTIME_ERRORS as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             sys.excepthook(*sys.exc_info())
             _exit("Error: the memory of a device is full; take a smaller batch, or a larger mesh.")

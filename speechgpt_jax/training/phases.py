@@ -29,6 +29,7 @@ class Phases:
       current: name of the current phase, and when it began, in seconds of time.monotonic.
       step: number of the last finished step; 0 before the first.
       step_ended: when that was, or when the run started.
+      began: when the run started.
     """
 
     def __init__(self):

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.bench_check
 
 Writes a file of dialogues like those of SpeechInstruct, in JSONL, and checks it as stage 2 does.
-Then the data of a restarted run are as many links to that file as have --checked_gb together, each
-with what is remembered of it; the time is that until the data can be read, in a new process.
+Then a restarted run is measured: hard links to that file, --checked_gb in all, each with its entry
+in `.checked`. The time is until a new process can read the data.
 """
 
 import functools

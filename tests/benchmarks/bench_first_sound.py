@@ -1,8 +1,8 @@
-"""How long people wait: from start to prompt, and from a spoken question to the first sound.
+"""Latency of the shipped model: from start to prompt, from a spoken question to the first sound.
 
     python -m tests.benchmarks.bench_first_sound --rounds=10
 
-Both with the shipped model, in processes of their own: the chat in a terminal, and the server,
+Both in processes of their own: the chat in a terminal, and the server,
 asked by one client after its warm-up. A piece of sound is late if it arrives after all sound before
 it has been played.
 """
@@ -96,7 +96,7 @@ def server() -> Iterator[str]:
 
 
 def listen(address: str) -> tuple[float, float]:
-    """Seconds to the first sound of a reply, and of its piece of sound that was late the most."""
+    """Seconds to the first sound, and the largest lateness of a later piece."""
     body = {
         "model": "tiny",
         "messages": [{"role": "user", "content": [input_audio(QUESTION.read_bytes())]}],

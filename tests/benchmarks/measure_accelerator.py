@@ -8,7 +8,7 @@ stages (the last one of LoRA on int8), attention within segments, HuBERT and the
 largest differences are relative to the largest value. Then speed: train steps of 110 M and 1 B
 parameters in bfloat16 with their MFU, decoding, HuBERT base and the published vocoder. Every part
 is written to --output as it ends; one that fails leaves its error there, and the next one begins.
-What doesn't fit into --minutes is left out, and said so.
+Parts for which --minutes don't suffice are skipped, and the output says so.
 """
 
 import dataclasses

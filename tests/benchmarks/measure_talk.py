@@ -1,11 +1,11 @@
-"""What the shipped model, or another run, understands and says, on all held-out examples.
+"""Accuracy of the shipped model, or of another run, on all held-out examples.
 
     python -m tests.benchmarks.measure_talk --update_docs
     python -m tests.benchmarks.measure_talk --run=runs/tiny/stage3 --examples=32
 
 Word error rates and accuracies, each with its 95 % interval, by split; answers are forced into
-the form of the task, as chat and server do. Form errors are those of answers that are not. Spoken
-answers are judged by two recognisers. A second table has the questions by topic. With
+the form of the task, as chat and server do. Form errors are counted on answers without masks.
+Spoken answers are judged by two recognisers. A second table has the questions by topic. With
 --update_docs the figures of free answers are saved beside the model too, for `make demo`.
 """
 
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
 
 
 class Topics:
-    """Collects the tasks from speech to text of all splits, and tells by topic what is right."""
+    """Metric that counts right transcripts and answers of spoken questions by topic."""
 
     def __init__(self):
         self._topic_of = {normalize(d.answer): d.topic for d in world.questions()}

@@ -30,7 +30,7 @@ def chat(model, tmp_path):
 
 
 def run(chat, *lines):
-    """What the chat shows for the lines."""
+    """Output of the chat for the lines."""
     chat.shown.clear()
     chat.run(lines)
     return "".join(chat.shown)
@@ -147,7 +147,7 @@ def test_an_unplugged_loudspeaker_ends_the_sound_and_not_the_chat(chat, question
 
 
 def test_a_player_that_fails_is_named(chat, question, tmp_path, monkeypatch):
-    """As aplay does where there is no sound card."""
+    """Fails like aplay without a sound card."""
     player = tmp_path / "bin" / "aplay"
     player.parent.mkdir()
     player.write_text("#!/bin/sh\nexit 1\n")

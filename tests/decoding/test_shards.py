@@ -74,7 +74,7 @@ def test_other_files_among_the_shards(tmp_path):
 
 
 def infer(run, *arguments):
-    """What the command prints, with two devices."""
+    """Output of the command, with two devices."""
     done = start_infer(run, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout

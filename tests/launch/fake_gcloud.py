@@ -45,7 +45,7 @@ def main(words):
 
 
 def advance():
-    """What happens after a look at the state."""
+    """Changes after a look at the state."""
     if STATE.read_text() == "WAITING_FOR_RESOURCES":
         for host in "01":
             uv = HOSTS / host / ".local/bin/uv"

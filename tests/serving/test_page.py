@@ -92,7 +92,7 @@ def part(element, name):
 
 
 def played(page, element):
-    """What was played, after its end: samples at 24 kHz without the silence around them."""
+    """Samples that were played, after their end, at 24 kHz without the silence around them."""
     tiny.wait_for(lambda: element.get_attribute("data-player") == "finished", 20)
     time.sleep(0.2)
     wav = np.array(page.execute_script("return window.played"))
@@ -146,7 +146,7 @@ def test_an_uploaded_recording_is_answered(page):
 
 
 def test_the_microphone(page):
-    """What the page sends is what the microphone has taken up."""
+    """The page sends the sound that the microphone has taken up."""
     page.execute_script(
         "const send = window.fetch;"
         "window.fetch = (path, options) => (window.sent = options.body, send(path, options));"

@@ -230,7 +230,7 @@ def test_the_session_survives_errors(connection):
     assert connection.recv().type == "input_audio_buffer.cleared"
 
 
-def test_a_new_voice_within_a_turn_keeps_its_begin(connection):
+def test_a_new_voice_within_a_turn_keeps_its_start(connection):
     """Other settings than those of the turn detection leave it running."""
     wav = np.concatenate([load_audio(QUESTION), np.zeros(16_000, np.float32)])
     half = len(wav) // 3

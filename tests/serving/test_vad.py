@@ -35,9 +35,9 @@ def found(wav, size=480, **options):
 def test_speech_is_found_in_silence_and_noise(speech, level, size):
     wav = np.concatenate([noise(1), speech, noise(1)]) * 0.999
     wav += noise(len(wav) / RATE, level)[: len(wav)]
-    begin, end = found(wav, size)
-    assert begin.is_begin and not end.is_begin
-    assert begin.sample / RATE == pytest.approx(1, abs=0.25)
+    start, end = found(wav, size)
+    assert start.is_start and not end.is_start
+    assert start.sample / RATE == pytest.approx(1, abs=0.25)
     # The end is found after half a second of silence.
     assert end.sample / RATE == pytest.approx(1.5 + len(speech) / RATE, abs=0.3)
 
@@ -52,8 +52,8 @@ def test_silence_noise_and_clicks_are_no_speech():
 
 def test_a_pause_ends_speech_only_if_it_is_long(speech):
     wav = np.concatenate([noise(1), speech, noise(0.3), speech, noise(1.5)])
-    assert [change.is_begin for change in found(wav)] == [True, False]
-    assert [change.is_begin for change in found(wav, silence_seconds=0.2)].count(True) >= 2
+    assert [change.is_start for change in found(wav)] == [True, False]
+    assert [change.is_start for change in found(wav, silence_seconds=0.2)].count(True) >= 2
 
 
 def test_changes_do_not_depend_on_the_pieces(speech):

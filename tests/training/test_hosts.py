@@ -124,7 +124,7 @@ def start(folder, num_processes, *, mesh=MeshConfig(), steps=8, stop=None, **kwa
 
 
 def write_log(folder, process_id):
-    """What this process prints goes to log_<process_id>."""
+    """Sends the output of this process to log_<process_id>."""
     log = os.open(folder / f"log_{process_id}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
