@@ -168,7 +168,45 @@ def lora_config(
     stated_rank = fields.get("r", int | None)
     rank_of = _by_module(fields, "rank_pattern", stated_rank, int)
     is_target = _target_of_config(fields)
-    layers, scales = {}, {}
+    layers, scales = _modules_in_weights(shapes, is_target, alpha_of, rank_of, source)
+    _check_targets(is_target, layers, base.num_layers, source)
+    for projection, present in layers.items():
+        if missing := set(range(base.num_layers)) - present:
+            raise UserError(
+                f"{source} leaves {projection} of layer {min(missing)} without an adapter; only the"
+                f" same adapter in all {base.num_layers} layers is built here: {_MERGE}."
+            )
+    if len(scales) != 1:
+        found = ", ".join(f"{rank} and {alpha:g}" for rank, alpha in sorted(scales))
+        raise UserError(
+            f"{source} must have one rank and one alpha, but has {found or 'none'}: {_MERGE}."
+        )
+    ((rank, alpha),) = scales
+    with naming(source):
+        return LoraConfig(
+            rank=rank,
+            alpha=alpha,
+            dropout=fields.get("lora_dropout", float, 0.0),
+            targets=tuple(sorted(layers)),
+            rank_stabilized=fields.get("use_rslora", bool, False),
+            new_tokens_from=_new_tokens_from(fields, base),
+        )
+
+
+def _modules_in_weights(
+    shapes: Mapping[str, tuple[int, ...]],
+    is_target: Callable[[str], bool],
+    alpha_of: Callable[[str], float],
+    rank_of: Callable[[str], int | None],
+    source: object,
+) -> tuple[dict[str, set[int]], set[tuple[int, float]]]:
+    """Projection -> its layers with an adapter, and all pairs of rank and alpha.
+
+    Raises:
+      UserError: the weights are not those of a LoRA that the config describes.
+    """
+    layers: dict[str, set[int]] = {}
+    scales = set()
     for name, shape in shapes.items():
         if name in (_NEW_EMBEDDINGS, _NEW_OUTPUTS):
             continue
@@ -191,34 +229,13 @@ def lora_config(
                 " adapter."
             )
         if matrix == "A":
-            if stated_rank is not None and shape[0] != rank_of(module):
+            if rank_of(module) not in (None, shape[0]):
                 raise UserError(
                     f"{source} gives {module} rank {rank_of(module)}, but its weights have"
                     f" {shape[0]}: take both files from the same adapter."
                 )
-            scales[module] = shape[0], alpha_of(module)
-    _check_targets(is_target, layers, base.num_layers, source)
-    for projection, present in layers.items():
-        if missing := set(range(base.num_layers)) - present:
-            raise UserError(
-                f"{source} leaves {projection} of layer {min(missing)} without an adapter; only the"
-                f" same adapter in all {base.num_layers} layers is built here: {_MERGE}."
-            )
-    if len(set(scales.values())) != 1:
-        found = ", ".join(f"{rank} and {alpha:g}" for rank, alpha in sorted(set(scales.values())))
-        raise UserError(
-            f"{source} must have one rank and one alpha, but has {found or 'none'}: {_MERGE}."
-        )
-    rank, alpha = next(iter(scales.values()))
-    with naming(source):
-        return LoraConfig(
-            rank=rank,
-            alpha=alpha,
-            dropout=fields.get("lora_dropout", float, 0.0),
-            targets=tuple(sorted(layers)),
-            rank_stabilized=fields.get("use_rslora", bool, False),
-            new_tokens_from=_new_tokens_from(fields, base),
-        )
+            scales.add((shape[0], alpha_of(module)))
+    return layers, scales
 
 
 def adapter_config(config: LlamaConfig, base: str) -> dict:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from speechgpt_jax.models.collectives import (
     constrain,
+    float32_einsum,
     logical_spec,
     shard_count,
     target_platform,
@@ -100,12 +101,12 @@ def _blockwise_forward(query, key, value, segment_ids):
         visible &= positions[sources, None] <= positions[targets]
         queries = _rows(query[:, targets], key.shape[2])
         visible = jnp.tile(visible[:, None], queries.shape[2] // visible.shape[2])
-        scores = _product("bksh,bkth->bkst", keys[:, :, sources], queries)
+        scores = float32_einsum("bksh,bkth->bkst", keys[:, :, sources], queries)
         scores = jnp.where(visible, scores, -1e9)
         weights = jnp.exp(scores - scores.max(axis=2, keepdims=True))
         sums = weights.sum(axis=2)[..., None]
         weights = weights.astype(value.dtype)
-        mean = _product("bkst,bksh->bkth", weights, values[:, :, sources]) / sums
+        mean = float32_einsum("bkst,bksh->bkth", weights, values[:, :, sources]) / sums
         heads.append(_heads(mean, targets))
         blocks.append((queries, weights, sums, mean))
     heads = jnp.concatenate(heads, axis=1).astype(query.dtype)
@@ -122,20 +123,20 @@ def _blockwise_backward(residuals, grad):  # BTNH
         rows = _rows(grad[:, targets], keys.shape[1]) / sums
         shift = jnp.sum(rows * mean, axis=-1)[:, :, None]
         rows = rows.astype(grad.dtype)
-        d_weights = _product("bksh,bkth->bkst", values[:, :, sources], rows)
+        d_weights = float32_einsum("bksh,bkth->bkst", values[:, :, sources], rows)
         d_scores = (weights * (d_weights - shift)).astype(grad.dtype)
-        d_query.append(_heads(_product("bkst,bksh->bkth", d_scores, keys[:, :, sources]), targets))
+        d_query.append(
+            _heads(float32_einsum("bkst,bksh->bkth", d_scores, keys[:, :, sources]), targets)
+        )
         padding = [(0, 0), (0, 0), (0, keys.shape[2] - sources.stop), (0, 0)]
-        d_keys += jnp.pad(_product("bkst,bkth->bksh", d_scores, queries), padding)
-        d_values += jnp.pad(_product("bkst,bkth->bksh", weights, rows), padding)
+        d_keys += jnp.pad(float32_einsum("bkst,bkth->bksh", d_scores, queries), padding)
+        d_values += jnp.pad(float32_einsum("bkst,bkth->bksh", weights, rows), padding)
     d_query = jnp.concatenate(d_query, axis=1) * grad.shape[-1] ** -0.5
     grads = d_query, d_keys.swapaxes(1, 2), d_values.swapaxes(1, 2)
     return *(x.astype(grad.dtype) for x in grads), None
 
 
 blockwise_attention.defvjp(_blockwise_forward, _blockwise_backward)
-
-_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def _blocks(length):

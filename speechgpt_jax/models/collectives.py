@@ -126,6 +126,10 @@ def _product(spec: str, x: jax.Array, y: jax.Array, dtype: DTypeLike | None = No
     return jnp.einsum(spec, x, y, preferred_element_type=dtype)
 
 
+# An einsum of arrays of any dtype that sums and returns float32.
+float32_einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
 def reduce_scatter(x: jax.Array, axis: str, size: int) -> jax.Array:  # [D, F] -> [D / size, F]
     """Sum of `x` over a mesh axis of `size` devices; each device keeps D / size rows.
 

@@ -30,7 +30,7 @@ class Decoder(nnx.Module):
         self.embed_tokens = parameter(embedding, ("vocab", "embed"))
         self.output_kernel = parameter(kernel, OUTPUT_AXES)
         graphdef, stacked = nnx.split(model.layers)
-        states = unstack(nnx.map_state(_without_layers_axis, stacked), config.num_layers)
+        states = unstack(nnx.map_state(_without_layers_axis, stacked))
         self.blocks = nnx.List(_for_decoding(nnx.merge(graphdef, s), int8) for s in states)
         self.norm = model.norm
         nnx.update(self, jax.tree.map(_cast(config.dtype), nnx.state(self)))

@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from speechgpt_jax.models.collectives import constrain, target_platform
+from speechgpt_jax.models.collectives import constrain, float32_einsum, target_platform
 
 CACHE_AXES = ("batch", "kv_heads", None, "head_dim")
 
@@ -85,49 +85,60 @@ def cached_attention(
     last = jnp.tile(positions, grouped.shape[2])[:, None, :, None]  # [B, 1, G T, 1]
     size = keys.shape[2]
     block = CPU_BLOCK if target_platform() == "cpu" and size % CPU_BLOCK == 0 else size
-
-    def attend(read: int) -> jax.Array:
-        """Attention to the first `read` keys."""
-
-        def blocks(cached: jax.Array) -> jax.Array:  # [R, K, S, H] -> [B, K, blocks, block, H]
-            # Of one row no more is copied than is read.
-            start = (0 if row is None else row, 0, 0, 0)
-            heads = cached.shape[1]
-            cut = jax.lax.dynamic_slice(cached, start, (batch, heads, read, head_dim))
-            return cut.reshape(batch, heads, read // block, block, head_dim)
-
-        scores = _product("bkth,bknsh->bknts", flat, blocks(keys))
-
-        # Exponentials are computed block by block: their rounding depends on an array's shape.
-        def weigh(maximum, of_block):
-            scores, first = of_block
-            scores = jnp.where(first + jnp.arange(block) <= last, scores, -1e9)
-            new_maximum = jnp.maximum(maximum, scores.max(axis=-1, keepdims=True))
-            weights, scale = jnp.exp(scores - new_maximum), jnp.exp(maximum - new_maximum)
-            return new_maximum, (weights, scale, weights.sum(axis=-1, keepdims=True))
-
-        def add(carry, of_block):
-            total, heads = carry
-            scale, new_total, new_heads = of_block
-            return (total * scale + new_total, heads * scale + new_heads), None
-
-        zeros = jnp.zeros((*flat.shape[:3], 1))
-        starts = jnp.arange(0, read, block)
-        blockwise = jnp.moveaxis(scores, 2, 0), starts
-        _, (weights, scales, sums) = jax.lax.scan(weigh, zeros - 1e9, blockwise)
-        weights = jnp.moveaxis(weights, 0, 2).astype(query.dtype)
-        means = _product("bknts,bknsh->bknth", weights, blocks(values))
-        blockwise = scales, sums, jnp.moveaxis(means, 2, 0)
-        (total, heads), _ = jax.lax.scan(add, (zeros, jnp.zeros(flat.shape)), blockwise)
-        return heads / total
-
-    sizes = [size]
-    while sizes[-1] % (2 * block) == 0:
-        sizes.append(sizes[-1] // 2)
-    spare = jnp.sum(jnp.array(sizes[1:], int) > jnp.max(positions))
-    heads = jax.lax.switch(spare, [functools.partial(attend, read) for read in sizes])
+    sizes = _prefix_sizes(size, block)
+    num_halvings = jnp.sum(jnp.array(sizes[1:], int) > jnp.max(positions))
+    attend = functools.partial(_attend_to_prefix, flat, keys, values, last, row, block=block)
+    heads = jax.lax.switch(num_halvings, [functools.partial(attend, read=read) for read in sizes])
     heads = heads.astype(query.dtype).reshape(grouped.shape)
     return heads.transpose(0, 3, 1, 2, 4).reshape(query.shape)
 
 
-_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+def _prefix_sizes(size: int, block: int) -> list[int]:
+    """[S, S/2, S/4, ...], as long as they are multiples of `block`."""
+    sizes = [size]
+    while sizes[-1] % (2 * block) == 0:
+        sizes.append(sizes[-1] // 2)
+    return sizes
+
+
+def _attend_to_prefix(
+    query: jax.Array,  # [B, K, G T, H], scaled
+    keys: jax.Array,  # [R, K, S, H]
+    values: jax.Array,  # [R, K, S, H]
+    last: jax.Array,  # int32 [B, 1, G T, 1]
+    row: jax.Array | None,  # int32 []
+    *,
+    block: int,
+    read: int,
+) -> jax.Array:
+    """Attention to the first `read` keys, up to index `last`: float32 [B, K, G T, H]."""
+
+    def blocks(cached: jax.Array) -> jax.Array:  # [R, K, S, H] -> [B, K, blocks, block, H]
+        # For a single row, only the keys that are read are copied.
+        start = (0 if row is None else row, 0, 0, 0)
+        batch, heads, _, head_dim = query.shape
+        cut = jax.lax.dynamic_slice(cached, start, (batch, heads, read, head_dim))
+        return cut.reshape(batch, heads, read // block, block, head_dim)
+
+    # Exponentials are computed block by block: their rounding depends on an array's shape.
+    def weigh(maximum, block_inputs):
+        scores, first = block_inputs
+        scores = jnp.where(first + jnp.arange(block) <= last, scores, -1e9)
+        new_maximum = jnp.maximum(maximum, scores.max(axis=-1, keepdims=True))
+        weights, scale = jnp.exp(scores - new_maximum), jnp.exp(maximum - new_maximum)
+        return new_maximum, (weights, scale, weights.sum(axis=-1, keepdims=True))
+
+    def add(carry, block_inputs):
+        total, heads = carry
+        scale, new_total, new_heads = block_inputs
+        return (total * scale + new_total, heads * scale + new_heads), None
+
+    scores = float32_einsum("bkth,bknsh->bknts", query, blocks(keys))
+    zeros = jnp.zeros((*query.shape[:3], 1))
+    blockwise = jnp.moveaxis(scores, 2, 0), jnp.arange(0, read, block)
+    _, (weights, scales, sums) = jax.lax.scan(weigh, zeros - 1e9, blockwise)
+    weights = jnp.moveaxis(weights, 0, 2).astype(query.dtype)
+    means = float32_einsum("bknts,bknsh->bknth", weights, blocks(values))
+    blockwise = scales, sums, jnp.moveaxis(means, 2, 0)
+    (total, heads), _ = jax.lax.scan(add, (zeros, jnp.zeros(query.shape)), blockwise)
+    return heads / total

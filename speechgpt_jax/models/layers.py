@@ -232,10 +232,13 @@ def rope_angles(
     )
 
 
-def rope(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:  # [B, T, N, H]
+def rope(
+    x: jax.Array,  # [B, T, N, H]
+    angles: tuple[jax.Array, jax.Array],  # 2 x float32 [B, T, 1, H / 2]
+) -> jax.Array:
     """Rotates the pair (i, i + H / 2) of each head by its angle, as in Hugging Face's layout.
 
-    `angles` are those of `rope_angles`.
+    `angles` are those of `rope_angles`; the result is [B, T, N, H].
     """
     sin, cos = (a.astype(x.dtype) for a in angles)
     first, second = jnp.split(x, 2, axis=-1)

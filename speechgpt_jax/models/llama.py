@@ -73,7 +73,7 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: jax.Array,  # [B, T, D]
-        angles: tuple[jax.Array, jax.Array],  # sines and cosines, `rope_angles`
+        angles: tuple[jax.Array, jax.Array],  # 2 x float32 [B, T, 1, H / 2]
         segment_ids: jax.Array | None,  # [B, T]
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
@@ -85,7 +85,7 @@ class Attention(nnx.Module):
     def decode(
         self,
         x: jax.Array,  # [B, T, D]
-        angles: tuple[jax.Array, jax.Array],  # sines and cosines, `rope_angles`
+        angles: tuple[jax.Array, jax.Array],  # 2 x float32 [B, T, 1, H / 2]
         positions: jax.Array,  # int32 [B, T]
         keys: jax.Array,  # [R, K, S, H]
         values: jax.Array,  # [R, K, S, H]
@@ -141,7 +141,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: jax.Array,  # [B, T, D]
-        angles: tuple[jax.Array, jax.Array],  # sines and cosines, `rope_angles`
+        angles: tuple[jax.Array, jax.Array],  # 2 x float32 [B, T, 1, H / 2]
         segment_ids: jax.Array | None,  # [B, T]
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
@@ -153,7 +153,7 @@ class Block(nnx.Module):
     def decode(
         self,
         x: jax.Array,  # [B, T, D]
-        angles: tuple[jax.Array, jax.Array],  # sines and cosines, `rope_angles`
+        angles: tuple[jax.Array, jax.Array],  # 2 x float32 [B, T, 1, H / 2]
         positions: jax.Array,  # int32 [B, T]
         keys: jax.Array,  # [R, K, S, H]
         values: jax.Array,  # [R, K, S, H]
@@ -224,7 +224,7 @@ class Llama(nnx.Module):
         if self.config.scan_layers:
             x, _ = jax.lax.scan(apply, x, (stacked, keys))
         else:
-            for layer in unstack((stacked, keys), self.config.num_layers):
+            for layer in unstack((stacked, keys)):
                 x, _ = apply(x, layer)
         return self.norm(x)
 
@@ -291,7 +291,10 @@ def unembed(config: LlamaConfig, hidden: jax.Array, kernel: jax.Array) -> jax.Ar
 def rotary_angles(
     config: LlamaConfig, positions: jax.Array, length: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Sines and cosines of `layers.rope` for positions int32 [B, T] below `length`."""
+    """Sines and cosines of `layers.rope` for positions int32 [B, T] below `length`.
+
+    Each is float32 [B, T, 1, H / 2].
+    """
     frequencies = layers.rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
     return layers.rope_angles(positions, frequencies, length)
 
@@ -327,6 +330,12 @@ def check_mesh(config: LlamaConfig, mesh: Mesh, sizes: Mapping[str, Sequence[str
             )
 
 
+def unstack(tree: Any) -> list[Any]:
+    """A tree of arrays [L, ...] -> L trees of arrays [...]; the gradient is one stack."""
+    leaves, structure = jax.tree.flatten(tree)
+    return [structure.unflatten(layer) for layer in zip(*map(jnp.unstack, leaves), strict=True)]
+
+
 def _dense(config, rngs, name, in_features, out_features, axes, bias=False):
     lora = config.lora if config.lora and name in config.lora.targets else None
     return Dense(in_features, out_features, axes, bias=bias, lora=lora, rngs=rngs)
@@ -341,10 +350,3 @@ def _stacked_blocks(config, rngs):
         return Block(config, rngs)
 
     return build(rngs)
-
-
-def unstack(tree: Any, length: int) -> list[Any]:
-    """A tree of arrays [L, ...] -> L trees of arrays [...]; the gradient is one stack."""
-    leaves, structure = jax.tree.flatten(tree)
-    columns = [jnp.unstack(leaf) for leaf in leaves]
-    return [structure.unflatten([column[i] for column in columns]) for i in range(length)]

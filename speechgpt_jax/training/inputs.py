@@ -10,6 +10,9 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_memory, check_number
 from speechgpt_jax.sharding import MeshConfig
 
+# SeqIO's five features of a token, int32 each.
+_BYTES_PER_TOKEN = 20
+
 
 def load_host_batches(
     mixture: str,
@@ -70,10 +73,6 @@ def load_host_batches(
         readers=range(index * own, (index + 1) * own),
         num_readers=num_readers,
     )
-
-
-# SeqIO's five features of a token, int32 each.
-_BYTES_PER_TOKEN = 20
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ they resume, so an interrupted command can be given again.
 import pathlib
 
 from speechgpt_jax import arguments
+from speechgpt_jax.training.progress import read_metrics
 from tests.benchmarks import docs_table, training_runs
 
 RATES = (3e-3, 1e-3, 3e-4)
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
 
 def losses(run: pathlib.Path) -> list[float]:
     """Mean text loss, in nats per token, of the AVERAGED steps up to each of STEPS."""
-    rows = training_runs.metrics(run)
+    rows = read_metrics(run)
     means = []
     for step in STEPS:
         near = [r["text_loss"] for r in rows if step - AVERAGED < r["step"] <= step]

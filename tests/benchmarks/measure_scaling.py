@@ -24,6 +24,7 @@ import tasks  # noqa: F401 (registers them)
 from speechgpt_jax import arguments
 from speechgpt_jax.evaluation.evaluate import evaluate_run
 from speechgpt_jax.evaluation.metrics import with_intervals
+from speechgpt_jax.training.progress import read_metrics
 from tests.benchmarks import docs_table, training_runs
 
 PLOT = docs_table.ROOT / "speechgpt_jax/demo_world/scaling.png"
@@ -136,7 +137,7 @@ def curve(run: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     """Tokens seen and held-out loss at each evaluation, float [evaluations]."""
     tokens = 0.0
     points, last_step = [], 0
-    for row in training_runs.metrics(run):
+    for row in read_metrics(run):
         if "tokens" in row:
             tokens += row["tokens"] * (row["step"] - last_step)
             last_step = row["step"]

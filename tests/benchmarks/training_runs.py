@@ -1,7 +1,6 @@
 """Training runs of benchmarks: each a command of its own, which resumes if it was interrupted."""
 
 import argparse
-import json
 import pathlib
 import subprocess
 import sys
@@ -26,8 +25,3 @@ def train(gin_file: str, run: pathlib.Path, settings: Mapping[str, object]) -> N
     command += [f"--gin_file={gin_file}"]
     command += [f"--gin.{key}={value}" for key, value in settings.items()]
     subprocess.run(command, check=True)
-
-
-def metrics(run: pathlib.Path) -> list[dict]:
-    """The metrics that a run has logged, in the order of its steps."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
