@@ -1,4 +1,4 @@
-"""Every public function of the package says the types of its parameters and of its result."""
+"""Every public function of the package and the benchmarks states its types."""
 
 import ast
 from collections.abc import Iterator
@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(f for d in ("speechgpt_jax", "tasks") for f in (ROOT / d).rglob("*.py"))
+FOLDERS = ("speechgpt_jax", "tasks", "tests/benchmarks")
+FILES = sorted(
+    f for d in FOLDERS for f in (ROOT / d).rglob("*.py") if not f.name.startswith("test_")
+)
 CALLED = ("__init__", "__call__")
 
 
@@ -16,7 +19,7 @@ def public_functions(node: ast.AST, inside_class: bool = False) -> Iterator[tupl
     for child in getattr(node, "body", []):
         if isinstance(child, ast.ClassDef) and not child.name.startswith("_"):
             yield from public_functions(child, inside_class=True)
-        elif isinstance(child, ast.FunctionDef) and (
+        elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) and (
             not child.name.startswith("_") or child.name in CALLED
         ):
             yield child, inside_class

@@ -83,7 +83,7 @@ def measure(*args) -> tuple[int, float, float]:
     return int(done.stdout.split()[-1]), cpu, time.time() - start
 
 
-def assert_same(a: pathlib.Path, b: pathlib.Path):
+def assert_same(a: pathlib.Path, b: pathlib.Path) -> None:
     """Compares every tensor of both folders, one at a time."""
     maps = [
         json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]

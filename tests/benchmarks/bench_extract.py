@@ -15,10 +15,12 @@ in float32, the number of programs we compiled (over all cores) and the peak mem
 --cpu_time measures CPU time instead of wall time, for a busy machine.
 """
 
+import argparse
 import contextlib
 import functools
 import resource
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -32,6 +34,7 @@ from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio, save_audio
 from speechgpt_jax.speech.cpu.inference import for_inference
+from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from tests.benchmarks import docs_table, timing
 from tests.benchmarks.bench_hubert import models, torch_features
@@ -39,6 +42,8 @@ from tests.benchmarks.bench_hubert import models, torch_features
 # A shard of a small corpus; ours fills the last row of each round with silence.
 CLIPS_PER_ROUND = 100
 COMPILED = "/jax/core/compile/backend_compile_duration"
+
+ClusterIds = list[np.ndarray]  # int [frames] of each clip.
 
 
 def main(argv: list[str]) -> None:
@@ -84,7 +89,7 @@ def main(argv: list[str]) -> None:
         table.update_docs()
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = arguments.Parser(__doc__)
     parser.add_argument("--clips", type=arguments.positive_int, default=60)
     parser.add_argument(
@@ -103,7 +108,9 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-def our_side(dtype, batch_seconds):
+def our_side(
+    dtype: str, batch_seconds: int
+) -> Callable[[Sequence[str]], tuple[ClusterIds, int, float]]:
     """Returns a function: paths -> cluster ids of each, programs compiled and peak GiB so far."""
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -123,7 +130,7 @@ def our_side(dtype, batch_seconds):
     return run
 
 
-def torch_side(dtype):
+def torch_side(dtype: str) -> Callable[[Sequence[str]], ClusterIds]:
     """Returns a function: paths -> cluster ids of each."""
     model, hubert = models()
     layer, clusters = hubert.config.feature_layer, torch.tensor(centroids(hubert.config))
@@ -138,12 +145,12 @@ def torch_side(dtype):
     return run
 
 
-def centroids(config) -> np.ndarray:
+def centroids(config: HubertConfig) -> np.ndarray:
     rng = np.random.default_rng(0)
     return rng.standard_normal((1000, config.hidden_size), np.float32)
 
 
-def write_clips(folder, count):
+def write_clips(folder: Path, count: int) -> list[tuple[str, int]]:
     """Writes `count` clips cut from the shipped recordings; returns (path, samples) of each."""
     files = sorted((DEMO_CORPUS / "clips").glob("*.flac"))
     sound = np.concatenate([load_audio(file) for file in files])

@@ -47,7 +47,7 @@ def torch_features(model: transformers.HubertModel, wav: np.ndarray, layer: int)
     return states[layer][0].float().numpy()
 
 
-def models():
+def models() -> tuple[transformers.HubertModel, Hubert]:
     """(torch's, ours) with the same weights and the 11 layers up to the features."""
     config = dataclasses.replace(HubertConfig.base(), num_layers=11)
     theirs, hubert = oracle(config), Hubert(config, rngs=nnx.Rngs(0))

@@ -15,8 +15,10 @@ them in batches of 8 rows padded to the longest, as in the published code; ours 
 rows of 512. Padding is not counted as tokens.
 """
 
+import argparse
 import dataclasses
 import functools
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
@@ -33,6 +35,7 @@ from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.host_memory import keep_freed_memory
 from speechgpt_jax.models.layers import PROJECTIONS, LoraConfig
 from speechgpt_jax.models.llama import Llama
+from speechgpt_jax.models.llama_config import LlamaConfig
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
 from speechgpt_jax.training.train_step import TRAINABLE, TrainState, make_train_step
 from tests.benchmarks import docs_table, timing
@@ -58,6 +61,9 @@ ADAPTERS = dataclasses.replace(
 NEW_TOKENS, PROMPT_LENGTH = 64, 32
 DIALOGUES, ROWS, LENGTH = 128, 8, LONGEST
 
+Batch = dict[str, np.ndarray]
+TorchBatch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
@@ -77,7 +83,7 @@ def main(argv: list[str]) -> None:
             table.update_docs()
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = arguments.Parser(__doc__)
     parser.add_argument("--only", choices=["train", "generate"], help="what to measure")
     timing.add_arguments(parser, rounds=7)
@@ -86,11 +92,11 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-def shape(config) -> str:
+def shape(config: LlamaConfig) -> str:
     return f"{config.hidden_size} wide, {config.num_layers} layers"
 
 
-def add_training(args, table, config):
+def add_training(args: argparse.Namespace, table: docs_table.Table, config: LlamaConfig) -> None:
     """Adds rows for training: name -> (examples, rows per batch, row length)."""
     if config is SMALL:
         work = {
@@ -119,7 +125,7 @@ def add_training(args, table, config):
         )
 
 
-def add_generation(args, table, config):
+def add_generation(args: argparse.Namespace, table: docs_table.Table, config: LlamaConfig) -> None:
     """Adds rows for greedy generation by one and by eight requests at once."""
     for rows in (1, 8):
         seconds = timing.medians(
@@ -132,11 +138,11 @@ def add_generation(args, table, config):
         table.add(work, f"{theirs:,.0f}", f"{ours:,.0f}", f"{ours / theirs:.2f}")
 
 
-def dialogues(config) -> list[np.ndarray]:
+def dialogues(config: LlamaConfig) -> list[np.ndarray]:
     return [random_tokens(config, length) for length in dialogue_lengths(DIALOGUES)]
 
 
-def packed(examples, rows, length) -> list[dict[str, np.ndarray]]:
+def packed(examples: Iterable[np.ndarray], rows: int, length: int) -> list[Batch]:
     """Packed batches for our step; empty rows fill the last one."""
     packer, full = Packer(length), []
     for example in examples:
@@ -148,7 +154,7 @@ def packed(examples, rows, length) -> list[dict[str, np.ndarray]]:
     return [{key: np.stack([row[key] for row in batch]) for key in batch[0]} for batch in batches]
 
 
-def padded(examples, rows) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def padded(examples: Sequence[np.ndarray], rows: int) -> list[TorchBatch]:
     """Padded batches for PyTorch: tokens, mask and labels."""
     batches = []
     for start in range(0, len(examples), rows):
@@ -159,7 +165,7 @@ def padded(examples, rows) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tenso
     return batches
 
 
-def our_training(config, batches):
+def our_training(config: LlamaConfig, batches: Sequence[Batch]) -> Callable[[], None]:
     """Returns a function that takes one step on each batch."""
     keep_freed_memory()
     optimizer = make_optimizer(AdamW(learning_rate=1e-4), total_steps=1000)
@@ -182,13 +188,13 @@ def our_training(config, batches):
     return run
 
 
-def our_generation(config, batch):
+def our_generation(config: LlamaConfig, batch: int) -> Callable[[], list[list[int]]]:
     engine = Engine(Llama(config, rngs=nnx.Rngs(0)), num_slots=batch)
     request = Request([1] * PROMPT_LENGTH, NEW_TOKENS, sampling=GREEDY)
     return functools.partial(engine.generate, [request] * batch)
 
 
-def torch_model(config):
+def torch_model(config: LlamaConfig) -> transformers.LlamaForCausalLM:
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=config.vocab_size,
@@ -203,7 +209,7 @@ def torch_model(config):
     )
 
 
-def torch_training(config, batches):
+def torch_training(config: LlamaConfig, batches: Sequence[TorchBatch]) -> Callable[[], None]:
     model = torch_model(config)
     if lora := config.lora:
         adapters = peft.LoraConfig(
@@ -224,7 +230,7 @@ def torch_training(config, batches):
     return run
 
 
-def torch_generation(config, batch):
+def torch_generation(config: LlamaConfig, batch: int) -> Callable[[], None]:
     model = torch_model(config).eval()
     tokens = torch.ones(batch, PROMPT_LENGTH, dtype=torch.long)
 
@@ -241,7 +247,7 @@ def torch_generation(config, batch):
     return run
 
 
-def random_tokens(config, length) -> np.ndarray:
+def random_tokens(config: LlamaConfig, length: int) -> np.ndarray:
     return np.random.default_rng(length).integers(3, config.vocab_size, length, dtype=np.int32)
 
 

@@ -81,7 +81,9 @@ def compile_run(run: str, topology: str, *flags: str) -> dict:
         return json.loads(report.read_text())
 
 
-def add_rows(run: str, reports: list[dict], memory: docs_table.Table, collectives) -> None:
+def add_rows(
+    run: str, reports: list[dict], memory: docs_table.Table, collectives: docs_table.Table
+) -> None:
     on_v5e, on_others = RUNS[run]
     flops, own_flops = (reports[-1][f"{key}_per_chip"] for key in ("flops", "model_flops"))
     name = run_title(run)

@@ -9,6 +9,7 @@ one batch at a time, which for a tokenizer.json is spread over all cores.
 """
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def byte_level(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def encode_all(texts: list[str], vocabulary: Vocabulary, threads: int):
+def encode_all(texts: list[str], vocabulary: Vocabulary, threads: int) -> Callable[[], None]:
     dataset = tf.data.Dataset.from_tensor_slices(texts).repeat().batch(BATCH)
     # One iterator for all rounds, because making one optimizes the graph of the dataset.
     batches = iter(dataset.map(vocabulary.encode_tf, num_parallel_calls=threads))
