@@ -120,7 +120,7 @@ def _ancestors(run: epath.Path | str | None) -> Iterator[tuple[epath.Path, dict]
     Ends at the first run whose checkpoint is gone or damaged, or that came before: a run may have
     been continued in place.
     """
-    seen: set[epath.Path] = set()
+    seen = set()
     while run is not None:
         try:
             folder, config = checkpoints.run_folder(run), checkpoints.read_metadata(run)["config"]

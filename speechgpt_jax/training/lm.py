@@ -15,6 +15,7 @@ The next stage gets this one's folder as `start_from`.
 import contextlib
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -211,7 +212,7 @@ def _check_other_run(start_from: str, output_dir: str) -> None:
     """Raises a UserError if a run would start from itself."""
     if checkpoints.latest_step(output_dir) is None:
         return
-    if run_folder(start_from).resolve() == run_folder(output_dir).resolve():
+    if os.path.realpath(run_folder(start_from)) == os.path.realpath(run_folder(output_dir)):
         raise UserError(
             f"start_from {start_from} is the output folder itself, whose run resumes from its"
             " newest checkpoint: leave start_from out, or name the run from which it was started."

@@ -225,8 +225,8 @@ def test_a_damaged_file_of_another_source_is_one_line(task, tmp_path):
     with tf.io.TFRecordWriter(str(file)) as writer:
         writer.write(tf.train.Example().SerializeToString())
     file.write_bytes(file.read_bytes()[:-2])
-    features = {"plain_text": tf.io.FixedLenFeature([], tf.string, "")}
-    damaged = task.replace(source=seqio.TFExampleDataSource({"train": str(file)}, features))
+    source = seqio.TFExampleDataSource({"train": str(file)}, task.source.feature_description)
+    damaged = task.replace(source=source, shuffle_buffer_size=1)
     with pytest.raises(UserError, match=r"^The data can't be read: truncated record"):
         next(batches_of(damaged))
 

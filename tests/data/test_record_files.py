@@ -134,7 +134,6 @@ def test_no_good_record_is_an_error_also_when_bad_ones_are_skipped(tmp_path):
 BAD = {
     "too deep": ("[" * 100_000 + "\n", "not JSON: "),
     "no JSON": ("oops\n", "not JSON: Expecting value"),
-    "a long integer": ("9" * 5000 + "\n", "not JSON: Exceeds the limit"),
     "a list": ("[1]\n", "not a JSON object"),
     "no plain_text": ('{"prefix": ""}\n', "no `plain_text`"),
     "a number": ('{"prefix": "", "plain_text": 5}\n', "`plain_text` is 5, not text"),
@@ -143,6 +142,7 @@ BAD = {
     "out of range": (rows("[Human] <sosp><5><1000><eosp>"), "a unit that is none of <0> to <999>"),
     "unclosed": (rows("[Human] <sosp><5><eoh>"), "<sosp> unclosed"),
     "text in speech": (rows("[Human] <sosp><5> a<eosp>"), "<sosp> unclosed, or followed by"),
+    "a long integer": ("9" * 5000 + "\n", "not JSON: Exceeds the limit"),
 }
 
 
