@@ -252,6 +252,23 @@ def refuse_existing(folder: Path, *names: str) -> None:
             raise UserError(f"{folder}/{name} exists; name another folder or remove it.")
 
 
+def refuse_foreign(folder: Path, settings: str, *names: str) -> None:
+    """Raises a UserError if `folder` holds one of `names` that no earlier run wrote.
+
+    Args:
+      folder: folder that a run writes to.
+      settings: name of the file that a run writes first, such as "plan.json".
+      names: names of files that the run would replace.
+    """
+    if (epath.Path(folder) / settings).exists():
+        return
+    for name in names:
+        if (epath.Path(folder) / name).exists():
+            raise UserError(
+                f"{folder}/{name} exists and is not of an earlier run; name another folder."
+            )
+
+
 def check_writable_folder(path: Path) -> None:
     """Raises a UserError if a local folder `path` can neither be written to nor made.
 

@@ -68,7 +68,7 @@ def extract_units(
         rows = (manifests.with_full_paths(row.fields, source) for row in table)
     else:
         rows, skipped = find_recordings(source, output)
-    work = plan.cut(rows, source, output, shard_size, {"hubert": hubert, "dtype": dtype})
+    work = plan.write_plan(rows, source, output, shard_size, {"hubert": hubert, "dtype": dtype})
     if skipped:
         print(skipped)
     job = shards.Job(
@@ -92,7 +92,7 @@ def check_hubert(folder: str) -> None:
 
 
 def find_recordings(folder: str, output: str) -> tuple[list[dict], str]:
-    """Finds the recordings under `folder`, except in `output`.
+    """Finds the recordings under `folder`, except in a folder `output` within it.
 
     Returns:
       a row for each recording, sorted by path, and a sentence that counts the other files by
@@ -103,7 +103,9 @@ def find_recordings(folder: str, output: str) -> tuple[list[dict], str]:
     """
     if not files.is_remote(folder) and not os.path.exists(folder):
         raise UserError(f"--input={folder} does not exist; expected a folder or a manifest.")
-    paths = [path for path in find_files(folder, "**") if not path.startswith(f"{output}/")]
+    paths = find_files(folder, "**")
+    if output.startswith(f"{folder}/"):
+        paths = [path for path in paths if not path.startswith(f"{output}/")]
     others = collections.Counter() if files.is_remote(folder) else _links(folder)
     rows = []
     for path in paths:

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -37,6 +38,8 @@ PITCHED = (
 )
 ESPEAK = "espeak-ng -v en-us+{speaker} -s %d -p %d -w {wav} -- {text}"
 MANIFEST = "manifest.jsonl"
+# A recording's file: kind, number, digest of what it is made of.
+_FILE = re.compile(r"(plain|pitched|espeak|kokoro)-\d{5}-[0-9a-f]{8}\.wav")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,9 +153,11 @@ def record(
     """Writes the recordings that don't exist yet, and the manifest; returns its rows.
 
     Raises:
-      UserError: a text-to-speech program is missing or fails.
+      UserError: a text-to-speech program is missing or fails, or the folder has a manifest of other
+        recordings.
     """
     output = pathlib.Path(output)
+    _refuse_foreign(output / MANIFEST)
     paths = {recording.name: output / f"{recording.name}.wav" for recording in recordings}
     missing = [recording for recording in recordings if not paths[recording.name].exists()]
     for template in {recording.template for recording in missing if recording.template}:
@@ -183,3 +188,12 @@ def record(
     ]
     manifests.write_jsonl(output / MANIFEST, rows)
     return rows
+
+
+def _refuse_foreign(manifest: pathlib.Path) -> None:
+    """Raises a UserError if the manifest exists and isn't one of `record`."""
+    rows = manifests.read_rows(manifest) if manifest.exists() else []
+    if not all(_FILE.fullmatch(str(row.fields.get("path"))) for row in rows):
+        raise UserError(
+            f"{manifest} exists and is not of an earlier run; name another folder as --output."
+        )

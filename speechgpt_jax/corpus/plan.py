@@ -1,6 +1,6 @@
 """The plan of a run: its rows cut into numbered shards, and its settings.
 
-    shards = cut(rows, source, output, rows_per_shard=250, settings={"hubert": hubert})
+    shards = write_plan(rows, source, output, rows_per_shard=250, settings={"hubert": hubert})
 
 The rows of a shard do not depend on the number of workers. OUTPUT/manifest.jsonl holds the rows,
 OUTPUT/plan.json the settings and a digest of the rows: a run resumes only if neither has changed.
@@ -16,7 +16,10 @@ import numpy as np
 
 from speechgpt_jax.corpus.beam_files import FileSystems, whole_file
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import keep_settings
+from speechgpt_jax.files import keep_settings, refuse_foreign
+
+# The first file that a run writes.
+PLAN = "plan.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +59,14 @@ def number_of_shards(file: str) -> int:
     return int(file.rpartition("-of-")[2].partition(".")[0])
 
 
-def cut(
+def write_plan(
     rows: Iterable[dict], source: str, output: str, rows_per_shard: int, settings: dict
 ) -> list[Shard]:
     """Writes OUTPUT/manifest.jsonl and plan.json, and returns the shards of the rows of `source`.
 
     Raises:
-      UserError: there are no rows, `source` would be overwritten, or `output` was begun with other
-        rows or settings.
+      UserError: there are no rows, `source` or another table that is not of an earlier run would be
+        overwritten, or `output` was begun with other rows or settings.
     """
     if rows_per_shard < 1:
         raise UserError(f"--shard_size must be at least 1, got {rows_per_shard}.")
@@ -73,6 +76,7 @@ def cut(
             f"{source} is the input, and the run's own manifest.jsonl would replace it; name"
             " another folder as --output."
         )
+    refuse_foreign(output, PLAN, "manifest.jsonl", "summary.tsv")
     sizes, digest = [], hashlib.sha256()
     with whole_file(file) as manifest:
         for row in rows:
@@ -83,7 +87,7 @@ def cut(
         if not sizes:
             raise UserError(f"{source} has no rows; give a file that has some.")
         settings = settings | {"rows": digest.hexdigest(), "shard_size": rows_per_shard}
-        keep_settings(FileSystems.join(output, "plan.json"), settings)
+        keep_settings(FileSystems.join(output, PLAN), settings)
     starts = range(0, len(sizes), rows_per_shard)
     offsets = [0, *np.cumsum(sizes).tolist()]
     return [

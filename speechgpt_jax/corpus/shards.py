@@ -1,7 +1,7 @@
 """Rows -> numbered shards of output, by Apache Beam.
 
     job = Job("extract_units", kinds=("units",), make_worker=make_worker, measure=measure)
-    shards = plan.cut(rows, source, output, rows_per_shard=250, settings={"hubert": hubert})
+    shards = plan.write_plan(rows, source, output, rows_per_shard=250, settings={"hubert": hubert})
     totals = run(job, shards, output, pipeline_options(beam_arguments))
 
 An output file gets its name once it is complete, and a complete shard is not made again: a killed

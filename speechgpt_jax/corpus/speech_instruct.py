@@ -136,7 +136,7 @@ def chain_of_modality(
         raise UserError(f"--text_to_unit={settings.text_to_unit}: there is no such folder.")
     dialogues = absolute(dialogues)
     rows = (row.fields for row in read_table(dialogues, ("question", "answer")))
-    work = plan.cut(rows, dialogues, output, shard_size, dataclasses.asdict(settings))
+    work = plan.write_plan(rows, dialogues, output, shard_size, dataclasses.asdict(settings))
     job = shards.Job("chain_of_modality", tuple(CHAIN_FORMS), settings.make_writer, count_units)
     print_summary(shards.run(job, work, output, options), output)
 
@@ -149,7 +149,8 @@ def _run_on_units(
     files.check_writable_folder(output)
     unit_files = _unit_files(absolute(units))
     settings = settings | {"step": job.name, "files": unit_files} | _made_with(absolute(units))
-    files.keep_settings(epath.Path(output) / "plan.json", settings)
+    files.refuse_foreign(output, plan.PLAN, "summary.tsv")
+    files.keep_settings(epath.Path(output) / plan.PLAN, settings)
     work = [plan.Shard(file, i, len(unit_files)) for i, file in enumerate(unit_files)]
     print_summary(shards.run(job, work, output, options), output)
 
@@ -167,7 +168,7 @@ def _unit_files(folder: str) -> list[str]:
 
 def _made_with(folder: str) -> dict[str, str]:
     """Digest of the plan of `extract_units`: the same files may be made again from other sound."""
-    path = FileSystems.join(folder, "plan.json")
+    path = FileSystems.join(folder, plan.PLAN)
     if not FileSystems.exists(path):
         return {}
     return {"units": hashlib.sha256("\n".join(read_lines(path)).encode()).hexdigest()}

@@ -40,7 +40,7 @@ def synthesize(
       UserError: a row doesn't fit the vocoder; all rows are checked before any is synthesized.
     """
     check_number("duration_scale", duration_scale, above=0, at_most=100)
-    rows = read_units(units, load_config(vocoder), duration_scale)
+    rows = read_units(units, output, load_config(vocoder), duration_scale)
     model = UnitVocoder.from_pretrained(vocoder)
     samples = 0
     for batch in track(batches(rows), "synthesizing"):
@@ -57,21 +57,33 @@ def synthesize(
     return len(rows), samples / SAMPLE_RATE
 
 
-def read_units(path: str | os.PathLike, config: VocoderConfig, duration_scale: float) -> list[dict]:
+def read_units(
+    path: str | os.PathLike, output: str | os.PathLike, config: VocoderConfig, duration_scale: float
+) -> list[dict]:
     """Rows of a manifest, each {id, units, speaker} and perhaps durations.
 
     Raises:
-      UserError: a vocoder of this config can't synthesize a row, which the message names.
+      UserError: a vocoder of this config can't synthesize a row, which the message names, or a wav
+        in the folder `output` would replace a recording of the manifest.
     """
-    rows = {}
+    rows, recordings = {}, set()
     for place, fields in manifests.read_rows(path):
         with naming(place):
             row = checked_row(fields, config, duration_scale)
         if row["id"] in rows:
             raise UserError(f"{place}: an earlier row has the id {row['id']!r} too.")
         rows[row["id"]] = row
+        if isinstance(fields.get("path"), str):
+            recordings.add(os.path.realpath(manifests.resolve(fields["path"], path)))
     if not rows:
         raise UserError(f"{path} has no rows; expected JSONL of id and units.")
+    for name in rows:
+        wav = os.path.join(output, f"{name}.wav")
+        if os.path.realpath(wav) in recordings:
+            raise UserError(
+                f"{wav} is a recording of the manifest and would be replaced; name another folder"
+                " as --output."
+            )
     return list(rows.values())
 
 

@@ -43,6 +43,8 @@ SHIPPED_CLIPS = {
     ("human", "prompt"): 15,
 }
 ENCODE_BATCH = 256  # clips
+# The first file that `synthesize` writes.
+SETTINGS = "settings.json"
 # Topic of recordings whose text is not of the demo's world.
 QUOTATIONS = "quotations"
 # Speeds of perturbed clips are drawn from [1 / MAX_SPEED, MAX_SPEED].
@@ -110,9 +112,11 @@ def synthesize(
       more_sentences, short_sentences, answer_voice_sentences: see `planned_clips`.
 
     Raises:
-      UserError: the command fails, or `work_dir` was begun with other arguments.
+      UserError: the command fails, or `work_dir` was begun with other arguments or has a manifest
+        that `synthesize` didn't write.
     """
     text_to_speech.check_command(tts)
+    files.refuse_foreign(work_dir, SETTINGS, "manifest.jsonl")
     prompts = human_prompts(human, HUMAN_PROMPTS) if human else []
     (work_dir / "wavs").mkdir(parents=True, exist_ok=True)
     # Clips of the same id have other texts then.
@@ -122,7 +126,7 @@ def synthesize(
         "short_sentences": short_sentences,
         "answer_voice_sentences": answer_voice_sentences,
     }
-    files.keep_settings(work_dir / "settings.json", settings)
+    files.keep_settings(work_dir / SETTINGS, settings)
     planned = planned_clips(more_sentences, short_sentences, answer_voice_sentences)
     with ThreadPoolExecutor(processes) as pool:  # Threads suffice: they wait for the commands.
         synthesized = pool.map(lambda c: synthesize_clip(c, tts, work_dir), planned)
@@ -214,19 +218,48 @@ def write_records(path: Path, rows: list[Fields]) -> None:
 
 
 def copy_clips(clips: list[Clip], work_dir: Path, folder: Path) -> None:
-    """Writes SHIPPED_CLIPS as FLAC, and clips.json with their texts."""
+    """Writes SHIPPED_CLIPS as FLAC, in place of those of an earlier call, and clips.json."""
+    old = copied_clips(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.flac"):
-        old.unlink()
+    for path in old:
+        path.unlink(missing_ok=True)
     rng = random.Random(demo_world.SEED)
-    rows = []
+    chosen = []
     for (split, kind), count in SHIPPED_CLIPS.items():
         members = [c for c in clips if (c.split, c.kind) == (split, kind) and c.seconds <= 5]
-        for clip in sorted(rng.sample(members, min(count, len(members))), key=lambda c: c.id):
-            audio.save_audio(folder / f"{clip.id}.flac", audio.load_audio(work_dir / clip.path))
-            row = {name: getattr(clip, name) for name in ("text", "speaker", "kind", "answer")}
-            rows.append({"file": f"{clip.id}.flac"} | row)
+        chosen += sorted(rng.sample(members, min(count, len(members))), key=lambda c: c.id)
+    rows = [
+        {"file": f"{clip.id}.flac"}
+        | {name: getattr(clip, name) for name in ("text", "speaker", "kind", "answer")}
+        for clip in chosen
+    ]
+    # Before the recordings: after a kill they are known to be ours.
     files.write_text(folder / "clips.json", json.dumps(rows, indent=1) + "\n")
+    for clip, row in zip(chosen, rows):
+        audio.save_audio(folder / row["file"], audio.load_audio(work_dir / clip.path))
+
+
+def copied_clips(folder: Path) -> list[Path]:
+    """Recordings that an earlier call of `copy_clips` wrote: those that clips.json names.
+
+    Raises:
+      UserError: the folder has other FLAC files or another clips.json, which might be replaced.
+    """
+    table, recordings = folder / "clips.json", sorted(folder.glob("*.flac"))
+    named = set()
+    if table.exists():
+        try:
+            rows = json.loads(table.read_bytes())
+            named = {row["file"] for row in rows}
+            is_ours = isinstance(rows, list)
+        except (ValueError, KeyError, TypeError):
+            is_ours = False
+        if not is_ours:
+            raise UserError(f"{table} is not of an earlier run; name another folder as --output.")
+    foreign = [path for path in recordings if path.name not in named]
+    if foreign:
+        raise UserError(f"{foreign[0]} is not of an earlier run; name another folder as --output.")
+    return recordings
 
 
 def voices_clips(folder: Path) -> list[Clip]:
@@ -263,8 +296,9 @@ def encode(
       voices: folder of further recordings for training, see `voices_clips`.
 
     Raises:
-      UserError: a manifest or a recording is missing, a manifest is malformed, or a text of the
-        test would be in the training data; raised before anything is encoded.
+      UserError: a manifest or a recording is missing, a manifest is malformed, a text of the test
+        would be in the training data, or a file that is not of an earlier run would be replaced;
+        raised before anything is encoded.
     """
     clips = read_clips(work_dir / "manifest.jsonl")
     more = voices_clips(voices) if voices else []
@@ -273,6 +307,8 @@ def encode(
     if len(by_id.keys() | {clip.id for clip in more}) < len(clips + more):
         raise UserError("two recordings have the same name; name each once in the manifests.")
     manifests.check_recordings({"path": str(work_dir / clip.path)} for clip in clips + more)
+    files.refuse_foreign(work_dir, SETTINGS, "units.jsonl")
+    copied_clips(output / "clips")
     encoded = encode_clips(clips + more, work_dir, speech2unit)
     # The vocoder is to speak with the corpus's voices only.
     write_units(clips, encoded, work_dir / "units.jsonl")

@@ -188,6 +188,26 @@ def test_a_manifest_in_the_output_folder_is_not_replaced(small_hubert, tmp_path)
     assert os.listdir(tmp_path) == ["manifest.jsonl"]
 
 
+@pytest.mark.parametrize("table", ["manifest.jsonl", "summary.tsv"])
+def test_a_table_of_no_earlier_run_is_not_replaced(small_hubert, tmp_path, table):
+    for name in (table, "subset.jsonl"):
+        (tmp_path / name).write_text('{"path": "a.wav"}\n')
+    with pytest.raises(UserError, match=rf"{table} exists and is not of an earlier run; name"):
+        extract(tmp_path / "subset.jsonl", small_hubert, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted([table, "subset.jsonl"])
+    assert (tmp_path / table).read_text() == '{"path": "a.wav"}\n'
+
+
+@pytest.mark.parametrize("output", [".", "in", "in/units"])
+def test_recordings_are_found_wherever_the_output_is(tmp_path, output):
+    for name in ("in/a.wav", "in/units/b.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    rows, _ = find_recordings(f"{tmp_path}/in", os.path.normpath(tmp_path / output))
+    found = ["a.wav"] if output == "in/units" else ["a.wav", "units/b.wav"]
+    assert [row["path"] for row in rows] == [f"{tmp_path}/in/{name}" for name in found]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -367,7 +387,7 @@ def test_a_workers_bug_is_no_user_error(tmp_path):
 
 def run(make_worker, folder):
     job = shards.Job("test", ("units",), make_worker, len)
-    work = plan.cut([{"path": "a"}], "rows.jsonl", str(folder), 1, {})
+    work = plan.write_plan([{"path": "a"}], "rows.jsonl", str(folder), 1, {})
     shards.run(job, work, str(folder), shards.pipeline_options([]))
 
 
@@ -380,9 +400,9 @@ def test_batches_keep_the_order_and_hold_no_more_than_asked():
 
 
 @pytest.mark.parametrize(("num_rows", "size"), [(1, 1), (7, 3), (6, 3), (2, 9)])
-def test_cut(tmp_path, num_rows, size):
+def test_a_plan_gives_every_row_to_one_shard(tmp_path, num_rows, size):
     rows = [{"text": "é" * i} for i in range(num_rows)]
-    cut = plan.cut(rows, "rows.jsonl", str(tmp_path), size, {})
-    assert [row for shard in cut for row in shard.read()] == rows
-    assert [len(shard.read()) for shard in cut[:-1]] == [size] * (len(cut) - 1)
-    assert [shard.index for shard in cut] == list(range(-(-num_rows // size)))
+    work = plan.write_plan(rows, "rows.jsonl", str(tmp_path), size, {})
+    assert [row for shard in work for row in shard.read()] == rows
+    assert [len(shard.read()) for shard in work[:-1]] == [size] * (len(work) - 1)
+    assert [shard.index for shard in work] == list(range(-(-num_rows // size)))

@@ -99,27 +99,39 @@ def test_recordings_are_made_once_and_name_their_references(voice, tmp_path):
         spoken.append((text, weights, speed))
         return 2 * np.ones(3_200, np.float32)
 
+    ref, other, mixed, plain = (
+        f"{kind}-0000{i}-01234567" for i, kind in enumerate(["ref", "espeak", "kokoro", "plain"])
+    )
     recordings = [
-        Recording("ref", "two plus two", "slt", "slt", voice),
-        Recording("other", "two plus two", "espeak-f1", "f1", voice, reference="ref"),
-        Recording("mixed", "two plus two", "kokoro", {"jm_kumo": 1.0}, None, 1.2, "ref"),
-        Recording("plain", "good morning", "rms", "rms", voice),
+        Recording(ref, "two plus two", "slt", "slt", voice),
+        Recording(other, "two plus two", "espeak-f1", "f1", voice, reference=ref),
+        Recording(mixed, "two plus two", "kokoro", {"jm_kumo": 1.0}, None, 1.2, ref),
+        Recording(plain, "good morning", "rms", "rms", voice),
     ]
     rows = record(recordings, tmp_path, kokoro, 2)
     assert [(row["speaker"], row.get("reference")) for row in rows] == [
-        ("espeak-f1", "ref.wav"),
-        ("kokoro", "ref.wav"),
+        ("espeak-f1", f"{ref}.wav"),
+        ("kokoro", f"{ref}.wav"),
         ("rms", None),
     ]
     assert rows == record(recordings, tmp_path, kokoro, 2)
     assert spoken == [("two plus two", {"jm_kumo": 1.0}, 1.2)]
-    (tmp_path / "mixed.wav").unlink()
+    (tmp_path / f"{mixed}.wav").unlink()
     record(recordings, tmp_path, kokoro, 2)
     assert len(spoken) == 2
 
     read = read_manifest(tmp_path / many_voices.MANIFEST, "train")
     assert load_audio(read[1]["reference"]).shape == (3 * 4_000,)
     assert load_audio(read[1]["path"]).max() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_manifest_of_other_recordings_is_not_replaced(voice, tmp_path):
+    manifest = tmp_path / many_voices.MANIFEST
+    row = '{"path": "mine.wav", "text": "a", "speaker": "me"}\n'
+    manifest.write_text(row)
+    with pytest.raises(UserError, match=r"manifest\.jsonl exists and is not of an earlier run"):
+        record([Recording("plain-00000-01234567", "a", "rms", "rms", voice)], tmp_path, None, 1)
+    assert manifest.read_text() == row and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_missing_program_is_one_clear_line(tmp_path, monkeypatch):

@@ -63,6 +63,21 @@ def test_writes_a_wav_for_each_row(run):
     assert len(load_audio(wavs / "c.wav")) == 12 * 320
 
 
+def test_recordings_of_the_manifest_are_not_replaced(run, tmp_path):
+    (tmp_path / "wavs").mkdir()
+    rows = [{"path": "wavs/a.wav", "units": [1]}, {"id": "b", "path": "wavs/b.flac", "units": [1]}]
+    with pytest.raises(SystemExit, match=r"wavs/a\.wav is a recording of the manifest and would"):
+        run(rows)
+    with pytest.raises(SystemExit, match=r"wavs/b\.wav is a recording of the manifest and would"):
+        run(
+            [
+                {"id": "b", "path": "c.wav", "units": [1]},
+                {"path": "wavs/b.wav", "id": 3, "units": [1]},
+            ]
+        )
+    assert not list((tmp_path / "wavs").iterdir())
+
+
 @pytest.mark.slow
 def test_lines_end_only_at_newlines(run):
     """U+2028 and U+0085 within a text, a byte order mark, blank lines, CRLF."""

@@ -156,6 +156,38 @@ def test_other_sentences_need_another_folder(tmp_path):
         build.synthesize(tmp_path, f"{sys.executable} {{speaker}} {{text}} {{wav}}", None, 1, 3, 5)
 
 
+def test_a_manifest_of_no_earlier_run_is_not_replaced(tmp_path):
+    (tmp_path / "manifest.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"manifest\.jsonl exists and is not of an earlier run"):
+        build.synthesize(tmp_path, f"{sys.executable} {{speaker}} {{text}} {{wav}}", None, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.flac", ""), ("clips.json", "{}"), ("clips.json", '["a.flac"]')]
+)
+def test_clips_of_no_earlier_run_are_not_replaced(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"{name} is not of an earlier run; name another folder"):
+        build.copy_clips([], tmp_path, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_clips_of_an_earlier_run_are_replaced(tmp_path):
+    clip = next(c for c in planned_clips() if (c.split, c.kind) == ("test", "plain"))
+    audio.save_audio(tmp_path / "other.wav", np.zeros(800, np.float32))
+    clip = dataclasses.replace(clip, path="other.wav", seconds=0.05)
+    build.copy_clips([clip], tmp_path, tmp_path / "clips")
+    (tmp_path / "clips" / f"{clip.id}.flac").rename(tmp_path / "clips" / "old.flac")
+    rows = (tmp_path / "clips" / "clips.json").read_text().replace(clip.id, "old")
+    (tmp_path / "clips" / "clips.json").write_text(rows)
+    build.copy_clips([clip], tmp_path, tmp_path / "clips")
+    assert {path.name for path in (tmp_path / "clips").iterdir()} == {
+        "clips.json",
+        f"{clip.id}.flac",
+    }
+
+
 @pytest.mark.parametrize("kind", ["more", "short", "answer_voice"])
 def test_too_many_sentences_are_refused(tmp_path, kind):
     message = "expected a whole number, at least 0 and at most 1000000, got '1000000000'"
