@@ -38,6 +38,7 @@ from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.recordings import HOP
+from speechgpt_jax.speech.same_units import check_same_units
 from speechgpt_jax.speech.vocoder.streaming import READY, stream
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from speechgpt_jax.tokenizer import Tokenizer
@@ -72,7 +73,7 @@ class SpeechModel:
         Raises:
           UserError: their numbers of units differ, or the server can't be reached.
         """
-        _check_units(tokenizer, speech2unit, vocoder)
+        check_same_units(speech2unit, vocoder, tokenizer=len(tokenizer.unit_ids))
         self.tokenizer, self.speech2unit, self.vocoder = tokenizer, speech2unit, vocoder
         self.masks = Masks(tokenizer)
         self.engine: Engine | RemoteEngine = (
@@ -108,7 +109,8 @@ class SpeechModel:
         tokenizer = Tokenizer.from_pretrained(epath.Path(path) / "tokenizer")
         speech2unit = Speech2Unit.from_pretrained(hubert)
         vocoder = UnitVocoder.from_pretrained(vocoder)
-        _check_units(tokenizer, speech2unit, vocoder)  # Loading the model may take minutes.
+        # Loading the model may take minutes.
+        check_same_units(speech2unit, vocoder, tokenizer=len(tokenizer.unit_ids))
         if server is not None:
             return cls(server, tokenizer, speech2unit, vocoder, **kwargs)
         model, mesh = load_llama(path, devices)
@@ -148,20 +150,6 @@ class SpeechModel:
                 f" {samples / SAMPLE_RATE:.0f} s are longer than the context, {context} tokens:"
                 " give a shorter recording."
             )
-
-
-def _check_units(tokenizer: Tokenizer, speech2unit: Speech2Unit, vocoder: UnitVocoder) -> None:
-    """Raises a UserError unless all three have the same number of units."""
-    counts = {
-        "tokenizer": len(tokenizer.unit_ids),
-        "HuBERT": speech2unit.num_units,
-        "vocoder": vocoder.config.num_embeddings,
-    }
-    if len(set(counts.values())) > 1:
-        raise UserError(
-            f"tokenizer, HuBERT and vocoder must have the same number of units, got {counts}:"
-            " give the HuBERT and vocoder with which the run's units were made."
-        )
 
 
 @dataclasses.dataclass(frozen=True)

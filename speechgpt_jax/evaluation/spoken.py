@@ -27,8 +27,8 @@ class SpokenAnswers:
     - `NAME_understood`: share of examples whose transcript equals the right answer, or the text to
       be read aloud.
 
-    An answer without units is understood as silence. If any target has no units, there are no
-    figures: the task is not one of speech.
+    An answer without units is understood as silence. There are no figures if any target has no
+    units, since the task is then not one of speech, or if no target has words to compare with.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class SpokenAnswers:
 
     @classmethod
     def by_default(cls) -> "SpokenAnswers":
-        """With the shipped vocoder, Whisper, and PocketSphinx that knows the texts' words alone."""
+        """Uses the shipped vocoder, Whisper, and PocketSphinx that knows the texts' words alone."""
         whisper = WhisperRecogniser()
         return cls(
             UnitVocoder.from_pretrained(SHIPPED_VOCODER),
@@ -63,16 +63,18 @@ class SpokenAnswers:
         self, targets: Sequence[Response], predictions: Sequence[Response]
     ) -> dict[str, float]:
         """Figures of the predictions."""
-        if not all(target.units for target in targets):
+        right = [normalize(target.text or target.source) for target in targets]
+        if not all(target.units for target in targets) or not any(right):
             return {}
         wavs = self._synthesized([prediction.units for prediction in predictions])
-        right = [normalize(target.text or target.source) for target in targets]
         # Silence is compared with the right text: an empty reference has no error rate.
-        said = [normalize(p.text) or text for p, text in zip(predictions, right, strict=True)]
+        model_texts = [
+            normalize(p.text) or text for p, text in zip(predictions, right, strict=True)
+        ]
         figures: dict[str, float] = {}
-        for name, recognise in self._recognisers([*right, *said]).items():
+        for name, recognise in self._recognisers([*right, *model_texts]).items():
             transcripts = [normalize(recognise(wav)) if len(wav) else "" for wav in wavs]
-            figures |= wer(said, transcripts, f"{name}_wer")
+            figures |= wer(model_texts, transcripts, f"{name}_wer")
             figures |= wer(right, transcripts, f"{name}_answer_wer")
             understood = [a == b for a, b in zip(right, transcripts, strict=True)]
             figures |= rate(f"{name}_understood", understood, np.ones(len(understood)))
@@ -81,7 +83,7 @@ class SpokenAnswers:
     def _synthesized(self, units: Sequence[list[int]]) -> list[np.ndarray]:
         """Speech of each answer, float32 [samples] at 16 kHz; [0] where there are no units."""
         wavs = [np.zeros(0, np.float32)] * len(units)
-        spoken = [i for i, of_answer in enumerate(units) if of_answer]
+        spoken = [i for i, answer_units in enumerate(units) if answer_units]
         for start in range(0, len(spoken), BATCH):
             batch = spoken[start : start + BATCH]
             synthesized = self._vocoder.synthesize(

@@ -63,36 +63,40 @@ def evaluate_vocoder(
     check_recordings(rows)
     for row in rows:
         by_speaker[row["speaker"]].append(row)
-    if speaker or vocoder.config.speakers:
-        for name in [speaker] if speaker else by_speaker:
+    if speaker is not None or vocoder.config.speakers:
+        for name in by_speaker if speaker is None else [speaker]:
             vocoder.config.speaker_index(name)
-    by_speaker = {name: of_speaker[:sentences] for name, of_speaker in sorted(by_speaker.items())}
-    chosen = [row for of_speaker in by_speaker.values() for row in of_speaker]
+    by_speaker = {name: by_speaker[name][:sentences] for name in sorted(by_speaker)}
+    chosen = [row for speaker_rows in by_speaker.values() for row in speaker_rows]
     check_references(chosen)
     for row in chosen:
         with naming(row["path"]):
             vocoder.config.check_units(row["units"])
             check_durations(row["durations"], len(row["units"]))
-    for name, of_speaker in by_speaker.items():
-        texts = [row["text"] for row in of_speaker]
-        for source, wavs in synthesized(vocoder, of_speaker, speaker).items():
+    for name, speaker_rows in by_speaker.items():
+        texts = [row["text"] for row in speaker_rows]
+        originals = [load_recording(row["path"]) for row in speaker_rows]
+        sources = {"original": originals} | synthesized(vocoder, speaker_rows, speaker)
+        for source, wavs in sources.items():
             transcripts = [recognise(wav) for wav in wavs]
             rate = wer(texts, transcripts)["wer"]
             yield VocoderScore(name, source, rate, naturalness(wavs))
 
 
 def synthesized(
-    vocoder: UnitVocoder, rows: Sequence[Mapping], speaker: str | None
+    vocoder: UnitVocoder, rows: Sequence[Mapping], speaker: str | int | None
 ) -> dict[str, list[np.ndarray]]:
-    """Recordings of the rows and speech synthesized from their units, by source."""
-    originals = [load_recording(row["path"]) for row in rows]
-    wavs = {"original": originals, "units": [], "reduced units": []}
+    """Speech from the units of the rows, with their durations and with predicted ones, by source.
+
+    The speaker is each row's own if `speaker` is None.
+    """
+    wavs = {"units": [], "reduced units": []}
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
         units = [row["units"] for row in batch]
         speakers = None
         if vocoder.config.speakers:
-            speakers = [speaker or row["speaker"] for row in batch]
+            speakers = [row["speaker"] if speaker is None else speaker for row in batch]
         durations = [row["durations"] for row in batch]
         wavs["units"] += vocoder.synthesize(units, durations, speakers)
         wavs["reduced units"] += vocoder.synthesize(units, None, speakers)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.evaluation import recognisers
+from speechgpt_jax.evaluation import encoder, recognisers
 from speechgpt_jax.evaluation.encoder import encoded, evaluate_encoder, scores
 from speechgpt_jax.evaluation.metrics import word_errors
 from speechgpt_jax.files import ASSETS
@@ -75,8 +75,9 @@ def test_each_clip_is_recognised_alone_and_compared_with_its_recording(monkeypat
 @pytest.mark.slow
 def test_units_and_durations_are_those_of_the_recordings():
     row, speech2unit = clips()[2], Speech2Unit.from_pretrained()
-    (new,) = encoded([row], speech2unit)
-    units, durations = speech2unit(load_audio(row["path"]))
+    wav = load_audio(row["path"])
+    (new,) = encoded([row], [wav], speech2unit)
+    units, durations = speech2unit(wav)
     assert new == row | {"units": units.tolist(), "durations": durations.tolist()}
 
 
@@ -92,6 +93,33 @@ def test_unusable_rows_are_refused_before_anything_is_encoded():
     ):
         with pytest.raises(UserError, match=message):
             next(evaluate_encoder(None, vocoder, [row], str, voice=voice))
+
+
+@pytest.mark.slow
+def test_the_encoder_of_another_vocoder_is_refused_before_anything_is_encoded():
+    speech2unit = Speech2Unit(None, np.zeros((100, 2)))
+    message = r"same number of units, got {'HuBERT': 100, 'vocoder': 200}: give the HuBERT with"
+    with pytest.raises(UserError, match=message):
+        next(
+            evaluate_encoder(speech2unit, UnitVocoder.from_pretrained(), clips(), str, voice="slt")
+        )
+
+
+@pytest.mark.slow
+def test_the_default_voice_of_another_vocoder_is_its_first_speaker(tmp_path, monkeypatch):
+    UnitVocoder.from_pretrained().save_pretrained(tmp_path / "vocoder")
+    voices = []
+
+    def evaluate(speech2unit, vocoder, rows, recognise, *, voice, sentences):
+        voices.append(voice)
+        return []
+
+    monkeypatch.setattr(encoder, "evaluate_encoder", evaluate)
+    monkeypatch.setattr(recognisers, "WhisperRecogniser", lambda: str)
+    (tmp_path / "m.jsonl").write_text(json.dumps(clips()[0]) + "\n")
+    for more in ([], [f"--vocoder={tmp_path}/vocoder"], ["--voice=rms"]):
+        eval_encoder.main([f"--manifest={tmp_path}/m.jsonl", *more])
+    assert voices == ["slt", 0, "rms"]
 
 
 @pytest.mark.slow

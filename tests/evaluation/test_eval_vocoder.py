@@ -27,8 +27,8 @@ CLIPS = ASSETS / "corpus" / "clips"
 def rows():
     """Two sentences of each of two speakers."""
     clips = json.loads((CLIPS / "clips.json").read_text())
-    of_speaker = ([clip for clip in clips if clip["speaker"] == name] for name in ("slt", "rms"))
-    chosen = [clip for clips_of_one in of_speaker for clip in clips_of_one[:2]]
+    by_speaker = ([clip for clip in clips if clip["speaker"] == name] for name in ("slt", "rms"))
+    chosen = [clip for clips_of_one in by_speaker for clip in clips_of_one[:2]]
     speech2unit = Speech2Unit.from_pretrained()
     rows = []
     for clip in chosen:

@@ -44,4 +44,6 @@ def test_figures_of_right_wrong_and_silent_answers(recordings):
     assert figures["judge_understood"] == pytest.approx(1 / 3)
     assert figures["judge_wer_low"] + figures["judge_wer"] > 0.3
     assert metric([Response("", "a", [])], predictions[:1]) == {}
+    # Directly spoken answers: there is no text to compare with.
+    assert metric([Response("", "", units), Response("", "...", units)], predictions[:2]) == {}
     assert SpokenAnswers.by_default()(targets[:1], predictions[:1])["whisper_wer"] < 0.5
