@@ -15,7 +15,7 @@ import soundfile
 from flax import nnx
 
 from speechgpt_jax.errors import UserError, naming
-from speechgpt_jax.limits import check_number
+from speechgpt_jax.limits import check_number, check_sizes
 from speechgpt_jax.manifests import check_fields
 from speechgpt_jax.speech import mel
 from speechgpt_jax.speech.audio import check_samples
@@ -42,7 +42,8 @@ class VocoderObjective:
     """Weights of the losses.
 
     Attributes:
-      stft_sizes: FFT sizes of the multi-resolution STFT loss; hops are a quarter of them.
+      stft_sizes: FFT sizes of the multi-resolution STFT loss, at least one; hops are a quarter of
+        them.
       stft, duration, pitch: weights of `stft_loss`, `duration_loss` and `pitch_loss`.
       mel, adversarial, feature: weights of HiFi-GAN's losses; the last two need discriminators.
     """
@@ -56,6 +57,7 @@ class VocoderObjective:
     feature: float = 2.0
 
     def __post_init__(self):
+        check_sizes(stft_sizes=self.stft_sizes)
         for size in self.stft_sizes:
             check_number("stft_sizes", size, at_least=4)
             mel.check_hop(size, size // 4)

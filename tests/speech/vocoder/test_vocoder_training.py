@@ -227,6 +227,11 @@ def test_discriminators_that_can_not_be_built_are_refused(changes, message):
         dataclasses.replace(DISCRIMINATORS, **changes)
 
 
+def test_an_stft_loss_without_sizes_is_refused():
+    with pytest.raises(UserError, match=r"stft_sizes \(\) must be of one length, at least 1"):
+        VocoderObjective(stft_sizes=())
+
+
 def test_an_stft_of_an_odd_size_is_refused():
     with pytest.raises(UserError, match="n_fft 255 must be even"):
         VocoderObjective(stft_sizes=(512, 255))
