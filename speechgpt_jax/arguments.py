@@ -219,16 +219,6 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message.rstrip('.')}. {self.prog} --help shows what can be given.")
 
 
-def add_hubert(parser: argparse.ArgumentParser) -> None:
-    """Adds --hubert, the folder of an encoder that exists; by default the shipped one."""
-    parser.add_argument(
-        "--hubert",
-        type=existing_folder,
-        default=files.SHIPPED_HUBERT,
-        help="folder of HuBERT and centroids; default: the shipped one",
-    )
-
-
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Exits with the code that `main(sys.argv[1:])` returns; prints a UserError as one line.
 

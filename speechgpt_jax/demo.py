@@ -22,7 +22,8 @@ from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.decoding.conversation import Conversation, Reply, SpeechModel
 from speechgpt_jax.evaluation.evaluate import evaluate_run
 from speechgpt_jax.evaluation.metrics import normalize, with_intervals
-from speechgpt_jax.files import SHIPPED_MODEL, SHIPPED_VOICE, read_json
+from speechgpt_jax.files import read_json
+from speechgpt_jax.shipped import SHIPPED_MODEL, SHIPPED_VOICE
 from speechgpt_jax.speech.audio import SAMPLE_RATE, check_output, load_audio, save_audio
 from speechgpt_jax.speech.recordings import load_recording
 from speechgpt_jax.training import lm

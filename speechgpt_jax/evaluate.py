@@ -24,7 +24,8 @@ from speechgpt_jax.arguments import (
 )
 from speechgpt_jax.decoding.shards import SETTINGS, read_answers
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import SHIPPED_MODEL, read_json
+from speechgpt_jax.files import read_json
+from speechgpt_jax.shipped import SHIPPED_MODEL
 
 flags.adopt_module_key_flags(compilation_cache)
 flags.adopt_module_key_flags(task_modules)

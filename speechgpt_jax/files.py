@@ -26,27 +26,7 @@ from speechgpt_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Files of the package: tokenizer, encoder, vocoder, language model and corpus of the demo.
-ASSETS = epath.resource_path("speechgpt_jax") / "assets"
-# The shipped language model: an adapter on assets/model/base, as packed runs.
-SHIPPED_MODEL = str(ASSETS / "model" / "chat")
-# The shipped HuBERT with its centroids, and the shipped unit vocoder with its clearest voice.
-SHIPPED_HUBERT = str(ASSETS / "hubert_tiny")
-SHIPPED_VOCODER = str(ASSETS / "vocoder")
-SHIPPED_VOICE = "jm_kumo"
-
 Path = str | os.PathLike
-
-
-def find(path: Path) -> epath.Path:
-    """`path`, or, if it does not exist, the file of that name in the installed package.
-
-    Thus `speechgpt_jax/assets/tokenizer` is found from every working folder.
-    """
-    found = epath.Path(path)
-    if found.parts[:2] == ("speechgpt_jax", "assets") and not found.exists():
-        return ASSETS.joinpath(*found.parts[2:])
-    return found
 
 
 def is_remote(path: Path) -> bool:

@@ -11,7 +11,8 @@ from rich.console import Console
 from speechgpt_jax import demo
 from speechgpt_jax.decoding.conversation import Reply
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import SHIPPED_MODEL, read_json
+from speechgpt_jax.files import read_json
+from speechgpt_jax.shipped import SHIPPED_MODEL
 
 pytestmark = pytest.mark.slow
 

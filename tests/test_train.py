@@ -7,7 +7,7 @@ import time
 import pytest
 
 from speechgpt_jax import checkpoints
-from speechgpt_jax.files import SHIPPED_MODEL
+from speechgpt_jax.shipped import SHIPPED_MODEL
 from tests import processes
 
 pytestmark = pytest.mark.slow

@@ -22,6 +22,7 @@ from speechgpt_jax import arguments
 from speechgpt_jax.corpus import text_to_speech
 from speechgpt_jax.demo_world import build
 from speechgpt_jax.demo_world.world import MOST_FURTHER
+from speechgpt_jax.speech import flags
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 
 STEPS = {"synthesize": "synthesizes the demo world", "encode": "writes units and texts as records"}
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="parallel --tts commands",
     )
     add = encode.add_argument
-    arguments.add_hubert(encode)
+    flags.add_hubert(encode)
     add(
         "--voices",
         type=arguments.existing_local_folder,

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from speechgpt_jax import arguments, prompts
 from speechgpt_jax.arguments import at_least, nonempty, output_folder, positive_int, utf8
 from speechgpt_jax.corpus import speech_instruct
-from speechgpt_jax.files import SHIPPED_HUBERT
+from speechgpt_jax.shipped import SHIPPED_HUBERT
 
 
 def main(argv: Sequence[str] | None = None) -> None:

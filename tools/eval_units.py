@@ -15,6 +15,7 @@ by PocketSphinx. Groups without clips in the manifest are left out.
 
 from speechgpt_jax import arguments, manifests
 from speechgpt_jax.arguments import existing_file, positive_int
+from speechgpt_jax.speech import flags
 
 
 def main(argv: list[str]) -> None:
@@ -25,7 +26,7 @@ def main(argv: list[str]) -> None:
         type=existing_file,
         help="rows with `path`, `text`, `speaker` and `split`, as of tools.build_demo_corpus",
     )
-    arguments.add_hubert(parser)
+    flags.add_hubert(parser)
     parser.add_argument("--clips", type=positive_int, default=300, help="most clips of a group")
     args = parser.parse_args(argv)
     # Imported now that the arguments are right: it takes seconds.

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from speechgpt_jax import arguments
 from speechgpt_jax.arguments import nonempty, positive_int
 from speechgpt_jax.corpus.extract_units import extract_units
-from speechgpt_jax.files import SHIPPED_HUBERT
+from speechgpt_jax.shipped import SHIPPED_HUBERT
 
 
 def main(argv: Sequence[str] | None = None) -> None:

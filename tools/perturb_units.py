@@ -11,6 +11,7 @@ durations of the perturbed recordings.
 
 from speechgpt_jax import arguments, files, manifests
 from speechgpt_jax.arguments import existing_file, finite_float, output_file, seed
+from speechgpt_jax.speech import flags
 
 
 def main(argv: list[str]) -> None:
@@ -18,7 +19,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--manifest", required=True, type=existing_file)
     parser.add_argument("--split", help="only the manifest's rows of this split")
     parser.add_argument("--output", required=True, type=output_file)
-    arguments.add_hubert(parser)
+    flags.add_hubert(parser)
     parser.add_argument(
         "--max_speed",
         type=finite_float(at_least=1, at_most=4),

@@ -10,13 +10,14 @@ speaker, ...}: with the units of the recording, and with those of the reference,
 from speechgpt_jax import arguments, files, manifests
 from speechgpt_jax.arguments import existing_file, output_file
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.speech import flags
 
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
     parser.add_argument("--manifest", required=True, type=existing_file)
     parser.add_argument("--output", required=True, type=output_file)
-    arguments.add_hubert(parser)
+    flags.add_hubert(parser)
     args = parser.parse_args(argv)
     files.check_other_file(args.output, args.manifest)
 

@@ -7,19 +7,15 @@ Rows are {"id": "a", "units": [5, 9]}, optionally with "durations" (in codes of 
 tools.extract_units, is named like its recording.
 """
 
-from speechgpt_jax import arguments, files
-from speechgpt_jax.arguments import existing_file, existing_folder, output_folder, positive_float
+from speechgpt_jax import arguments
+from speechgpt_jax.arguments import existing_file, output_folder, positive_float
+from speechgpt_jax.speech import flags
 
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
     parser.add_argument("--units", required=True, type=existing_file, help="JSONL")
-    parser.add_argument(
-        "--vocoder",
-        default=files.SHIPPED_VOCODER,
-        type=existing_folder,
-        help="folder of the vocoder; default: the shipped one",
-    )
+    flags.add_vocoder(parser)
     parser.add_argument("--output", required=True, type=output_folder)
     parser.add_argument(
         "--duration_scale", type=positive_float, default=1.0, help="2: half the speed"

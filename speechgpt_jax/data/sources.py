@@ -18,7 +18,8 @@ from speechgpt_jax.data.blocks import IN_ORDER, Format, Windows, file_format
 from speechgpt_jax.data.checked import FOLDER, LISTED, CheckedFile, check_files
 from speechgpt_jax.data.records import Check, Texts
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import ASSETS, read_json
+from speechgpt_jax.files import read_json
+from speechgpt_jax.shipped import ASSETS
 
 logger = logging.getLogger(__name__)
 

@@ -32,9 +32,9 @@ from speechgpt_jax.decoding.remote import RemoteEngine
 from speechgpt_jax.decoding.requests import Answer, Request
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import SHIPPED_HUBERT, SHIPPED_VOCODER
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.models.llama import Llama
+from speechgpt_jax.shipped import SHIPPED_HUBERT, SHIPPED_VOCODER
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.recordings import HOP

@@ -24,7 +24,13 @@ from speechgpt_jax.arguments import (
 )
 from speechgpt_jax.decoding import defaults
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import SHIPPED_HUBERT, SHIPPED_MODEL, SHIPPED_VOCODER, SHIPPED_VOICE
+from speechgpt_jax.shipped import (
+    SHIPPED_HUBERT,
+    SHIPPED_MODEL,
+    SHIPPED_VOCODER,
+    SHIPPED_VOICE,
+    default_speaker,
+)
 
 if TYPE_CHECKING:
     from speechgpt_jax.decoding.conversation import Conversation, SpeechModel
@@ -186,5 +192,4 @@ def start_conversation(model: SpeechModel, **kwargs: Any) -> Conversation:
 
 def _speaker() -> int | str:
     """The speaker of --speaker, or the default one of the vocoder."""
-    first = SHIPPED_VOICE if VOCODER_FOLDER.value == SHIPPED_VOCODER else 0
-    return SPEAKER.value or first
+    return SPEAKER.value or default_speaker(VOCODER_FOLDER.value)

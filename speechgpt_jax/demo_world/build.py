@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 from rich.progress import track
 
-from speechgpt_jax import files, manifests
+from speechgpt_jax import files, manifests, shipped
 from speechgpt_jax.corpus import many_voices, text_to_speech
 from speechgpt_jax.corpus.perturb_units import perturb
 from speechgpt_jax.demo_world import world as demo_world
@@ -33,7 +33,7 @@ from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.unit_text import reduce_units
 
-SHIPPED_CORPUS = files.ASSETS / "corpus"
+SHIPPED_CORPUS = shipped.ASSETS / "corpus"
 # (split, kind) -> number of recordings shipped as FLAC.
 SHIPPED_CLIPS = {
     ("test", "question"): 12,

@@ -6,8 +6,8 @@ import numpy as np
 
 from speechgpt_jax.evaluation.metrics import normalize, rate, wer
 from speechgpt_jax.evaluation.recognisers import VocabularyRecogniser, WhisperRecogniser
-from speechgpt_jax.files import SHIPPED_VOCODER, SHIPPED_VOICE
 from speechgpt_jax.prompts import Response
+from speechgpt_jax.shipped import SHIPPED_VOCODER, SHIPPED_VOICE
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 
 # Answers synthesized at a time.

@@ -20,7 +20,7 @@ from typing import Any
 import tokenizers
 from etils import epath
 
-from speechgpt_jax import files, prompts
+from speechgpt_jax import files, prompts, shipped
 from speechgpt_jax.errors import UserError, naming
 from speechgpt_jax.fields import Fields
 from speechgpt_jax.tokenizer.interface import Tokenizer
@@ -91,7 +91,7 @@ class HuggingFaceTokenizer(Tokenizer):
         Raises:
           UserError: a file is missing or damaged.
         """
-        folder = files.find(folder)
+        folder = shipped.find(folder)
         model = files.read_bytes(folder / "tokenizer.json", "a tokenizer.json")
         config = _read_json(folder / "special_tokens_map.json")
         config |= _read_json(folder / "tokenizer_config.json")

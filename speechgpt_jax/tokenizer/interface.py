@@ -4,7 +4,7 @@ import abc
 import os
 from collections.abc import Iterable, Sequence
 
-from speechgpt_jax import files, prompts
+from speechgpt_jax import prompts, shipped
 from speechgpt_jax.errors import UserError
 
 
@@ -56,7 +56,7 @@ class Tokenizer(abc.ABC):
         from speechgpt_jax.tokenizer.hugging_face import HuggingFaceTokenizer
         from speechgpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 
-        folder = files.find(folder)
+        folder = shipped.find(folder)
         if (folder / "tokenizer.model").exists():
             tokenizer: Tokenizer = SentencePieceTokenizer.from_folder(folder)
         elif (folder / "tokenizer.json").exists():

@@ -18,13 +18,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import sentencepiece
 from etils import epath
 
-from speechgpt_jax import files, prompts
+from speechgpt_jax import files, prompts, shipped
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.fields import Fields
 from speechgpt_jax.tokenizer.interface import Tokenizer
 from speechgpt_jax.tokenizer.patterns import any_of
 
-DEMO_TOKENIZER = files.ASSETS / "tokenizer"
+DEMO_TOKENIZER = shipped.ASSETS / "tokenizer"
 
 _SPACE = "▁"
 
@@ -74,7 +74,7 @@ class SentencePieceTokenizer(Tokenizer):
         Raises:
           UserError: a file is missing or damaged.
         """
-        folder = files.find(folder)
+        folder = shipped.find(folder)
         model = _read_model(folder / "tokenizer.model")
         return cls(model, read_added_tokens(folder))
 

@@ -23,7 +23,7 @@ import httpx2
 
 from speechgpt_jax import arguments
 from speechgpt_jax.arguments import positive_int
-from speechgpt_jax.files import ASSETS
+from speechgpt_jax.shipped import ASSETS
 from tests import processes
 from tests.benchmarks import docs_table
 from tests.serving import tiny

@@ -20,8 +20,8 @@ import transformers
 from flax import nnx
 
 from speechgpt_jax import arguments
-from speechgpt_jax.files import ASSETS
 from speechgpt_jax.host_memory import keep_freed_memory
+from speechgpt_jax.shipped import ASSETS
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.encoder import kmeans

@@ -1,7 +1,7 @@
 """Words that are lost from recording to units and back, by speaker, for one or several encoders.
 
     python -m tests.benchmarks.measure_encoder --manifest=voices.jsonl \\
-        --hubert runs/hubert_tiny/hubert runs/hubert/hubert
+        --hubert runs/hubert_from_whisper/hubert runs/hubert/hubert
 
 `python -m tools.eval_encoder --help` explains the figures; it measures one encoder.
 """

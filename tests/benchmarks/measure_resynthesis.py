@@ -12,8 +12,8 @@ import itertools
 from speechgpt_jax import arguments
 from speechgpt_jax.evaluation.recognisers import WhisperRecogniser
 from speechgpt_jax.evaluation.vocoder import evaluate_vocoder
-from speechgpt_jax.files import SHIPPED_VOCODER
 from speechgpt_jax.manifests import read_manifest
+from speechgpt_jax.speech import flags
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from tests.benchmarks import docs_table
 
@@ -28,12 +28,7 @@ def main(argv: list[str]) -> None:
         type=arguments.existing_file,
         help="JSONL of held-out sentences",
     )
-    parser.add_argument(
-        "--vocoder",
-        type=arguments.existing_folder,
-        default=SHIPPED_VOCODER,
-        help="folder of the vocoder; default: the shipped one",
-    )
+    flags.add_vocoder(parser)
     parser.add_argument(
         "--voices",
         nargs="+",

@@ -20,8 +20,8 @@ from speechgpt_jax.demo_world import world
 from speechgpt_jax.evaluation.evaluate import evaluate_run
 from speechgpt_jax.evaluation.metrics import normalize, rate, with_intervals
 from speechgpt_jax.evaluation.spoken import SpokenAnswers
-from speechgpt_jax.files import SHIPPED_MODEL
 from speechgpt_jax.prompts import Response
+from speechgpt_jax.shipped import SHIPPED_MODEL
 from tests.benchmarks import docs_table
 
 TASKS = {

@@ -1,15 +1,15 @@
 """Agreement of units and phones: the shipped encoder, k-means of MFCCs, and other encoders.
 
     python -m tests.benchmarks.measure_units --manifest=corpus/manifest.jsonl --clips=200 \\
-        --hubert speechgpt_jax/assets/hubert_tiny runs/hubert_1/hubert
+        --hubert speechgpt_jax/assets/hubert runs/hubert_1/hubert
 
 `python -m tools.eval_units --help` explains the figures; it measures one encoder.
 """
 
 from speechgpt_jax import arguments
 from speechgpt_jax.evaluation import units
-from speechgpt_jax.files import SHIPPED_HUBERT
 from speechgpt_jax.manifests import read_manifest
+from speechgpt_jax.shipped import SHIPPED_HUBERT
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from tests.benchmarks import docs_table
 

@@ -7,7 +7,7 @@ import time
 
 from google.cloud.storage import retry
 
-from speechgpt_jax.files import ASSETS
+from speechgpt_jax.shipped import ASSETS
 from tests import processes
 from tests.bucket.stand_in import Bucket
 

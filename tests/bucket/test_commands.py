@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from speechgpt_jax import prompts
-from speechgpt_jax.files import ASSETS
+from speechgpt_jax.shipped import ASSETS
 from tests.bucket import stand_in
 from tests.bucket.commands import (
     STAGE_2,
@@ -34,7 +34,7 @@ CLIPS = ("plain-02415-kal16", "plain-02431-awb", "plain-02457-awb")
 @pytest.fixture(scope="module")
 def bucket():
     with stand_in.served() as bucket:
-        for name in ("vocoder", "hubert_tiny"):
+        for name in ("vocoder", "hubert"):
             bucket.put_folder(ASSETS / name, name)
         for clip in CLIPS:
             data = (ASSETS / "corpus" / "clips" / f"{clip}.flac").read_bytes()
@@ -52,7 +52,7 @@ def shell(bucket, tmp_path_factory):
 
 
 def test_recordings_become_units_sound_and_training_data(bucket, shell):
-    hubert = "--hubert=gs://bucket/hubert_tiny"
+    hubert = "--hubert=gs://bucket/hubert"
     shell.run(
         "tools.extract_units", "--input=gs://bucket/recordings.jsonl", "--output=gs://bucket/units",
         hubert, "--shard_size=2",
@@ -107,7 +107,7 @@ def test_stage_2_is_evaluated_asked_and_exported(bucket, shell):
 
     shell.run(
         "speechgpt_jax.infer", run, f"--audio=gs://bucket/recordings/{CLIPS[0]}.flac",
-        "--hubert=gs://bucket/hubert_tiny", "--vocoder=gs://bucket/vocoder",
+        "--hubert=gs://bucket/hubert", "--vocoder=gs://bucket/vocoder",
         "--output=gs://bucket/answer.wav", "--max_new_tokens=8",
     )  # fmt: skip
 
@@ -142,11 +142,11 @@ def tensors(bucket, folder):
 
 
 def test_centroids_go_to_fairseq_and_back(bucket, shell):
-    folder = "gs://bucket/hubert_tiny"
+    folder = "gs://bucket/hubert"
     shell.run("tools.convert_to_fairseq", "kmeans", folder, "gs://bucket/fairseq")
     shell.run("tools.convert_kmeans", "gs://bucket/fairseq/kmeans.bin", "gs://bucket/centroids")
     assert bucket.objects["centroids/kmeans.safetensors"].data == (
-        bucket.objects["hubert_tiny/kmeans.safetensors"].data
+        bucket.objects["hubert/kmeans.safetensors"].data
     )
 
 

@@ -21,7 +21,7 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from speechgpt_jax.conversion import fairseq, hubert, kmeans, pickles, weights
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import SHIPPED_HUBERT
+from speechgpt_jax.shipped import SHIPPED_HUBERT
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, load_hubert
 from tests.conversion.released import change_json
 from tests.speech.encoder.test_hubert import SMALL, oracle

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 from speechgpt_jax.conversion import fairseq, weight_norm
 from speechgpt_jax.conversion import vocoder as convert_vocoder
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import SHIPPED_VOCODER
+from speechgpt_jax.shipped import SHIPPED_VOCODER
 from speechgpt_jax.speech.vocoder.config import VocoderConfig
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 

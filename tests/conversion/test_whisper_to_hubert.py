@@ -7,7 +7,7 @@ import pytest
 
 from speechgpt_jax.conversion.whisper import IGNORED, build, fit_projection, split_attention
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import ASSETS
+from speechgpt_jax.shipped import ASSETS
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit

@@ -9,8 +9,8 @@ from flax import nnx
 
 from speechgpt_jax import checkpoints, prompts
 from speechgpt_jax.decoding.conversation import SpeechModel
-from speechgpt_jax.files import ASSETS, SHIPPED_VOCODER
 from speechgpt_jax.models.llama import Llama
+from speechgpt_jax.shipped import ASSETS, SHIPPED_VOCODER
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder

@@ -8,7 +8,7 @@ import pytest
 from speechgpt_jax import checkpoints
 from speechgpt_jax.decoding.conversation import Conversation, SpeechModel
 from speechgpt_jax.evaluation.metrics import normalize, wer
-from speechgpt_jax.files import ASSETS, SHIPPED_MODEL
+from speechgpt_jax.shipped import ASSETS, SHIPPED_MODEL
 from speechgpt_jax.speech.audio import load_audio
 from tests.serving import tiny
 from tools import pack_run

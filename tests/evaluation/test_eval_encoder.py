@@ -9,7 +9,7 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation import encoder, recognisers
 from speechgpt_jax.evaluation.encoder import encoded, evaluate_encoder, scores
 from speechgpt_jax.evaluation.metrics import word_errors
-from speechgpt_jax.files import ASSETS
+from speechgpt_jax.shipped import ASSETS
 from speechgpt_jax.speech.audio import load_audio, save_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder

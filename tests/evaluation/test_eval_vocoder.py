@@ -12,7 +12,7 @@ from speechgpt_jax.evaluation import recognisers
 from speechgpt_jax.evaluation.metrics import check_references, normalize, wer
 from speechgpt_jax.evaluation.recognisers import WhisperRecogniser
 from speechgpt_jax.evaluation.vocoder import evaluate_vocoder, naturalness
-from speechgpt_jax.files import ASSETS
+from speechgpt_jax.shipped import ASSETS
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder

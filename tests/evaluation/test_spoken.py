@@ -6,8 +6,8 @@ import pytest
 
 from speechgpt_jax.evaluation.recognisers import VocabularyRecogniser
 from speechgpt_jax.evaluation.spoken import SpokenAnswers
-from speechgpt_jax.files import ASSETS
 from speechgpt_jax.prompts import Response
+from speechgpt_jax.shipped import ASSETS
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
@@ -32,7 +32,7 @@ def test_a_recogniser_that_knows_few_words(recordings):
 
 @pytest.mark.slow
 def test_figures_of_right_wrong_and_silent_answers(recordings):
-    encoder = Speech2Unit.from_pretrained(ASSETS / "hubert_tiny")
+    encoder = Speech2Unit.from_pretrained(ASSETS / "hubert")
     (text, path), (another, _) = recordings
     units = encoder(load_audio(path))[0].tolist()
     targets = [Response("", "", units, source) for source in (text, another, text)]

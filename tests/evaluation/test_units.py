@@ -12,7 +12,7 @@ from flax import nnx
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.evaluation import units
-from speechgpt_jax.files import ASSETS
+from speechgpt_jax.shipped import ASSETS
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.hubert import Hubert
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, save_hubert

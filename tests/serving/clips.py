@@ -3,7 +3,7 @@
 import base64
 import json
 
-from speechgpt_jax.files import ASSETS
+from speechgpt_jax.shipped import ASSETS
 
 _CLIPS = ASSETS / "corpus" / "clips"
 CLIP = next(

@@ -184,8 +184,8 @@ def test_values_that_make_no_sense_are_one_clear_line(clusters, tmp_path, change
     ("recipe", "objective"),
     [
         ("hubert_base", MaskedPrediction()),
-        ("hubert_tiny", Distillation()),
-        ("hubert_tiny_masked", MaskedPrediction(unmasked_weight=0.5)),
+        ("hubert_from_whisper", Distillation()),
+        ("hubert_masked", MaskedPrediction(unmasked_weight=0.5)),
     ],
 )
 def test_recipes_bind_the_names_that_they_always_had(recipe, objective):

@@ -11,7 +11,7 @@ import safetensors.numpy
 from etils import epath
 from flax import nnx
 
-from speechgpt_jax import files
+from speechgpt_jax import files, shipped
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech import pretrained
 from speechgpt_jax.speech.audio import SAMPLE_RATE, check_samples
@@ -50,7 +50,7 @@ class Speech2Unit:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | os.PathLike = files.SHIPPED_HUBERT, dtype: str = "float32"
+        cls, folder: str | os.PathLike = shipped.SHIPPED_HUBERT, dtype: str = "float32"
     ) -> "Speech2Unit":
         """Reads a folder of `config.json`, `model.safetensors` and `kmeans.safetensors`.
 

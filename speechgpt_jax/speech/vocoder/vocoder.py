@@ -18,8 +18,8 @@ from flax import nnx
 from numpy.typing import DTypeLike
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import SHIPPED_VOCODER
 from speechgpt_jax.limits import check_number
+from speechgpt_jax.shipped import SHIPPED_VOCODER
 from speechgpt_jax.speech import pretrained
 from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.pitch import pulse_train

@@ -10,7 +10,7 @@ import safetensors.numpy
 from flax import nnx
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import ASSETS, SHIPPED_HUBERT
+from speechgpt_jax.shipped import ASSETS, SHIPPED_HUBERT
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.cpu import devices
 from speechgpt_jax.speech.cpu.inference import for_inference
@@ -183,7 +183,7 @@ def test_damaged_folders_are_refused_in_one_line(tmp_path):
     (folder / "kmeans.safetensors").write_bytes(safetensors.numpy.save({"a": np.zeros(3)}))
     with pytest.raises(UserError, match=r"holds \['a'\]; expected cluster_centers"):
         Speech2Unit.from_pretrained(folder)
-    config = json.loads((ASSETS / "hubert_tiny" / "config.json").read_text())
+    config = json.loads((ASSETS / "hubert" / "config.json").read_text())
     for changes, message in (
         ({"conv_kernal": [1]}, "config.json has conv_kernal: it is not that of a HuBERT"),
         ({"num_heads": 5}, "config.json: hidden_size 384 must be a multiple of num_heads 5"),
