@@ -1,7 +1,8 @@
 """Converts Whisper tiny.en's encoder into a HuBERT, from which the shipped one was trained.
 
     python -m tools.whisper_to_hubert hubert_start --targets=targets
-    python -m tools.train_hubert --start_from=hubert_start --targets=targets ...
+    python -m tools.train_hubert --gin_file=gin/runs/hubert_from_whisper.gin --targets=targets \\
+        --gin.train_hubert.train.start_from=hubert_start ...
 
 All weights are Whisper's, but a frame attends to `attention_frames` frames on either side only; a
 short training makes up for the difference. The projection to the targets of tools.hubert_targets is
