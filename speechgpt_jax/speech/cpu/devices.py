@@ -7,6 +7,7 @@ cores' caches. On a device with a single thread a program keeps one core to itse
 
 import functools
 import os
+import threading
 from typing import NamedTuple
 
 import jax
@@ -55,9 +56,18 @@ def compiler_options(dtype: DTypeLike, *, single_core: bool) -> dict[str, bool |
     return xla_options.for_speech_on_cpu(jnp.dtype(dtype).name, single_core=single_core)
 
 
-@functools.cache
+# Held while a device is created: that changes the environment of the whole process.
+_CREATING = threading.Lock()
+
+
 def single_core_device(number: int) -> jax.Device:
-    """CPU device number `number` with a single thread, created on first use."""
+    """CPU device number `number` with a single thread, created on first use, in any thread."""
+    with _CREATING:
+        return _create_device(number)
+
+
+@functools.cache
+def _create_device(number: int) -> jax.Device:
     before = os.environ.get("PJRT_NPROC")
     os.environ["PJRT_NPROC"] = "1"  # The number of threads that XLA gives the device.
     try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
@@ -16,6 +17,9 @@ from speechgpt_jax.speech.encoder.hubert import Hubert
 
 Item = TypeVar("Item")
 Arrays = tuple[Any, ...]  # NumPy arrays, or trees of them.
+
+# Held while the HuBERTs of a runner are copied to their devices.
+_CREATING = threading.Lock()
 
 
 @functools.cache
@@ -59,7 +63,7 @@ class Runner:
           layer: index of the layer that `function` is called with; None: the HuBERT.
         """
         workers = self.parallelism.num_workers
-        huberts = self._single_core_huberts if self.uses_single_cores(len(items)) else None
+        huberts = self._shared_huberts() if self.uses_single_cores(len(items)) else None
 
         def run(item: Item) -> Any:
             hubert = huberts.get() if huberts else self.hubert
@@ -85,6 +89,11 @@ class Runner:
         with jax.default_matmul_precision("highest"):
             result = _jit(function, tuple(options.items()))(model, *arrays)
             return jax.tree.map(np.asarray, result)
+
+    def _shared_huberts(self) -> SimpleQueue:
+        """`_single_core_huberts`, made by the first of several threads that need them."""
+        with _CREATING:
+            return self._single_core_huberts
 
     @functools.cached_property
     def _single_core_huberts(self) -> SimpleQueue:

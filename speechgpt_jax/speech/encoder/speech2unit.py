@@ -1,7 +1,6 @@
 """Sound -> units: HuBERT features, nearest centroid of k-means, repeats removed."""
 
 import dataclasses
-import functools
 import math
 import os
 from typing import Any
@@ -47,6 +46,11 @@ class Speech2Unit:
     hubert: Hubert
     centroids: np.ndarray | None
     whole_seconds: float = ROW_SECONDS
+    _runner: Runner = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        # One for all threads that encode.
+        object.__setattr__(self, "_runner", Runner(self.hubert))
 
     @classmethod
     def from_pretrained(
@@ -111,7 +115,8 @@ class Speech2Unit:
         for whole in range(1, math.ceil(seconds) + 1):
             needed = stages.programs(self._runner, whole, self.whole_seconds)
             if not needed <= compiled:
-                # The last frame of a whole second would be in another piece.
+                # A whole second would need a second piece: padding and overlap of windows reach
+                # beyond it.
                 self(np.zeros(whole * SAMPLE_RATE - SAMPLE_RATE // 10, np.float32))
                 compiled |= needed
 
@@ -121,10 +126,6 @@ class Speech2Unit:
         frames = stages.project(self._runner, wavs)
         frames = stages.add_positions(self._runner, frames)
         return stages.transform(self._runner, frames, centroids, self.whole_seconds)
-
-    @functools.cached_property
-    def _runner(self) -> Runner:
-        return Runner(self.hubert)
 
 
 def check_sound(wav: Any) -> None:

@@ -1,6 +1,10 @@
 """Devices of one core: each has one thread, and units do not depend on how programs run."""
 
+import functools
 import os
+import time
+import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +23,7 @@ def num_xla_threads() -> int:
 
 def test_a_device_has_one_thread():
     before = num_xla_threads()
-    made = [devices.single_core_device.__wrapped__(number) for number in range(2)]
+    made = [devices._create_device.__wrapped__(number) for number in range(2)]
     assert num_xla_threads() - before == 2
     assert made[0] is not made[1]
 
@@ -35,8 +39,26 @@ def test_making_a_device_leaves_the_environment_unchanged(given, monkeypatch):
     if given:
         monkeypatch.setenv("PJRT_NPROC", given)
     before = dict(os.environ)
-    assert devices.single_core_device.__wrapped__(0).platform == "cpu"
+    assert devices._create_device.__wrapped__(0).platform == "cpu"
     assert dict(os.environ) == before
+
+
+def test_threads_make_one_device_after_another(monkeypatch):
+    def make_cpu_client(asynchronous):
+        threads = os.environ["PJRT_NPROC"]
+        time.sleep(0.02)
+        assert os.environ["PJRT_NPROC"] == threads == "1"
+        return types.SimpleNamespace(devices=lambda: [object()])
+
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
+    monkeypatch.setattr(devices.xla_client, "make_cpu_client", make_cpu_client)
+    monkeypatch.setattr(
+        devices, "_create_device", functools.cache(devices._create_device.__wrapped__)
+    )
+    with ThreadPoolExecutor(4) as pool:
+        first, second, again, _ = pool.map(devices.single_core_device, (0, 1, 0, 1))
+    assert first is again is not second
+    assert "PJRT_NPROC" not in os.environ
 
 
 @pytest.mark.slow

@@ -1,5 +1,8 @@
 """Programs get the model, or a layer of it, and arrays, in the precision of the model."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import numpy as np
 import pytest
@@ -45,6 +48,21 @@ def test_map_keeps_the_order_and_uses_single_cores_if_there_is_work_for_all(
     results = runner.map(lambda hubert, x: 2 * x, lambda i: (np.float32(i),), range(items))
     assert results == [2 * i for i in range(items)]
     assert used == [items >= workers > 1] * items
+
+
+def test_threads_share_the_copies_of_the_model(hubert, monkeypatch):
+    copied = []
+
+    def single_core_device(number):
+        copied.append(number)
+        time.sleep(0.02)
+
+    monkeypatch.setattr(devices, "single_core_device", single_core_device)
+    runner = Runner(hubert, Parallelism(2, rows=1))
+    with ThreadPoolExecutor(4) as pool:
+        queues = list(pool.map(lambda _: runner._shared_huberts(), range(4)))
+    assert copied == [0, 1]
+    assert all(queue is queues[0] for queue in queues)
 
 
 def test_a_layer_instead_of_the_model(hubert):
