@@ -24,9 +24,11 @@ HUMAN, SPEECHGPT, END_OF_HUMAN, END_OF_ANSWER = "[Human]", "[SpeechGPT]", "<eoh>
 
 # What precedes the answer in text and the answer in units in chain of modality.
 TEXT_ANSWER, UNIT_ANSWER = "[ta]", "[ua]"
+# The released models may write this before a transcript.
+TRANSCRIPT = "[tq]"
 
-# The added tokens after the units; <eoa>, [ta] and [ua] are ordinary text.
-ROLE_TOKENS = (START, END, HUMAN, SPEECHGPT, END_OF_HUMAN, "<eos>")
+# The added tokens after the units; <eoa>, [tq], [ta] and [ua] are ordinary text.
+MARKERS = (START, END, HUMAN, SPEECHGPT, END_OF_HUMAN, "<eos>")
 
 # Our own system prompt. SpeechInstruct records bring another; released checkpoints need the one
 # that they were trained with.
@@ -61,6 +63,11 @@ TEXT_TO_TEXT = TEXT_TO_TEXT_PROMPT + " [ta] {answer}<eoa>."
 
 # What a request says before the input of a task; a recording without it is a question.
 INPUT_FOLLOWS = re.compile(r"[.,:;]?\s*this is (?:the )?input:\s*", re.IGNORECASE)
+
+
+def added_tokens(num_units: int) -> list[str]:
+    """Tokens that a vocabulary gets: `<0>`, `<1>`, ..., then MARKERS."""
+    return [*(f"<{unit}>" for unit in range(num_units)), *MARKERS]
 
 
 def split_request(text: str) -> tuple[str, str] | None:
@@ -99,7 +106,7 @@ _SPACE = r"[ \t\r\n]*"
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """How the text that a model reads marks the turns of a dialogue.
+    """Marks of the turns of a dialogue in the text that a model reads.
 
     Attributes:
       name: in gin files and in the files of a tokenizer.
@@ -183,7 +190,7 @@ class Template:
         if not chained:
             question, answer = "", question
         _, source = split_request(dialogue.rpartition(_mark(self.human.end))[0]) or ("", "")
-        return Response(_clean(question.removeprefix("[tq]")), _clean(answer), units, source)
+        return Response(_clean(question.removeprefix(TRANSCRIPT)), _clean(answer), units, source)
 
     def jinja(self, with_bos: bool) -> str:
         """The template as Hugging Face's `chat_template`, with bos in front or without."""

@@ -56,7 +56,7 @@ FORMS = {
 def test_every_form_of_response_is_parsed(form, decoded):
     text, response = FORMS[form]
     if decoded:  # A tokenizer puts spaces around added tokens.
-        for token in ("<7>", "<8>", *prompts.ROLE_TOKENS):
+        for token in ("<7>", "<8>", *prompts.MARKERS):
             text = text.replace(token, f" {token} ")
     assert SPEECHGPT_TEMPLATE.parse(text) == response
 

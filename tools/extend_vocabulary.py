@@ -1,4 +1,4 @@
-"""Adds units and role tokens to a run: to its tokenizer, its embedding and its output layer.
+"""Adds units and markers to a run: to its tokenizer, its embedding and its output layer.
 
     python -m tools.convert_llama from_hf Qwen2.5-0.5B runs/qwen
     python -m tools.extend_vocabulary runs/qwen runs/qwen_units --units=1000
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
         default=0.1,
         help="standard deviation of the new rows, relative to that of the old ones",
     )
-    parser.add_argument("--seed", type=arguments.seed, default=0, help="of the noise")
+    parser.add_argument("--seed", type=arguments.seed, default=0, help="seed of the noise")
     parser.add_argument(
         "--template",
         choices=tuple(prompts.TEMPLATES),
@@ -39,8 +39,7 @@ def main(argv: list[str]) -> None:
     hush_libraries()
     # Orbax logs errors that it also raises.
     logging.set_verbosity(logging.FATAL)
-    units = [f"<{unit}>" for unit in range(args.units)]
-    tokens = [*units, *prompts.ROLE_TOKENS]
+    tokens = prompts.added_tokens(args.units)
     ids = extend_vocabulary.extend(
         args.base, args.out, tokens, args.noise, args.seed, args.template
     )

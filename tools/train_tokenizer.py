@@ -1,4 +1,4 @@
-"""Trains a SentencePiece model with LLaMA's settings and adds units and role tokens to it.
+"""Trains a SentencePiece model with LLaMA's settings and adds units and markers to it.
 
     python -m tools.train_tokenizer --text=FILE --output=FOLDER --vocab_size=32000 --num_units=1000
     python -m tools.train_tokenizer --model=llama/tokenizer.model --output=FOLDER --num_units=1000
@@ -14,7 +14,7 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.tokenizer import SentencePieceTokenizer
 from speechgpt_jax.tokenizer.training import train_sentencepiece
 
-# Of the shipped tokenizer.
+# Pieces of the shipped tokenizer.
 NUM_PIECES = 1500
 # More than any tokenizer has.
 MOST_IDS = 1_000_000
@@ -47,8 +47,9 @@ def main(argv: list[str]) -> None:
     if args.model and (args.text or args.vocab_size):
         raise UserError("--text and --vocab_size train a model; leave them out with --model.")
     files.refuse_existing(args.output, "tokenizer.model", "added_tokens.json")
-    markers = (unit_text.START, unit_text.END) if args.no_roles else prompts.ROLE_TOKENS
-    tokens = [*(f"<{unit}>" for unit in range(args.num_units)), *markers]
+    tokens = prompts.added_tokens(args.num_units)
+    if args.no_roles:
+        tokens = [*tokens[: args.num_units], unit_text.START, unit_text.END]
     if args.model:
         tokenizer = SentencePieceTokenizer.from_files(args.model, tokens)
         tokenizer.save_pretrained(args.output)

@@ -1,4 +1,4 @@
-"""More tokens for a run: units and role tokens, in its tokenizer and in its embedding."""
+"""More tokens for a run: units and markers, in its tokenizer and in its embedding."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ def extend(
       out: the new run.
       tokens: the new tokens, in the order of their ids.
       noise: standard deviation of the noise, relative to that of the old rows.
-      seed: of the noise.
+      seed: seed of the noise.
       template: name of one of `prompts.TEMPLATES`, saved with the tokenizer; None: as in the base.
 
     Returns:

@@ -209,7 +209,7 @@ def write(tokenizer: Tokenizer, folder: epath.Path, max_length: int) -> None:
         tokenizer.save_pretrained(folder)
         (folder / "tokenizer.json").write_text(build(tokenizer).to_str(pretty=True))
         fields = dict(_SENTENCEPIECE_CONFIG)
-        if tokenizer.added_tokens.keys() >= {*prompts.ROLE_TOKENS}:
+        if tokenizer.added_tokens.keys() >= {*prompts.MARKERS}:
             # Without bos, whose text is no token: `tokenizer(text)` puts it in front.
             fields["chat_template"] = tokenizer.template.jinja(with_bos=False)
     else:

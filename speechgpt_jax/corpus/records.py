@@ -7,7 +7,7 @@ from speechgpt_jax import prompts
 from speechgpt_jax.unit_text import UNIT
 
 # In a text, these would be read as units or as the tokens between a dialogue's turns.
-_MARKERS = re.compile("|".join([*map(re.escape, prompts.ROLE_TOKENS), UNIT.pattern]))
+_MARKERS = re.compile("|".join([*map(re.escape, prompts.MARKERS), UNIT.pattern]))
 
 
 def record(prefix: str, template: str, values: dict[str, str]) -> str:

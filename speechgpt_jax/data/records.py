@@ -145,7 +145,7 @@ def skip_blank(lines: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def check_dialogues(num_units: int) -> Check:
-    """A check of SpeechInstruct dialogues: closed speech, known units, a role token."""
+    """A check of SpeechInstruct dialogues: closed speech, known units, a marker."""
 
     def check(texts: Texts) -> tf.Tensor:
         has_role = tf.strings.regex_full_match(texts["plain_text"], r"(?s).*\[Human\].*")

@@ -7,7 +7,7 @@ import numpy as np
 
 from speechgpt_jax.decoding.masks import FORMS, Masks, Part, marker_after
 from speechgpt_jax.decoding.requests import Token
-from speechgpt_jax.prompts import END_OF_ANSWER
+from speechgpt_jax.prompts import END_OF_ANSWER, TRANSCRIPT
 from speechgpt_jax.speech.vocoder.streaming import stream
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from speechgpt_jax.tokenizer import TextStream, Tokenizer
@@ -42,9 +42,6 @@ class Sound:
 
 
 Event = Transcript | Text | Units | Sound
-
-# The released models may write this marker before a transcript.
-_TRANSCRIPT_MARKER = "[tq]"
 
 
 def text_and_unit_events(
@@ -128,7 +125,7 @@ class _TextPart:
     def settled(self) -> str:
         """New text that is final; an end that may begin the marker is held back."""
         text, _, _ = self._text.partition(self._marker)
-        if _TRANSCRIPT_MARKER.startswith(text.strip()):
+        if TRANSCRIPT.startswith(text.strip()):
             return ""
         return self._new(self._without_begun_marker(text))
 
@@ -145,7 +142,7 @@ class _TextPart:
 
     def _new(self, text):
         # The marker follows a semicolon.
-        text = text.lstrip().removeprefix(_TRANSCRIPT_MARKER).strip().removesuffix(";").rstrip()
+        text = text.lstrip().removeprefix(TRANSCRIPT).strip().removesuffix(";").rstrip()
         new = text[self._returned :]
         self._returned = max(self._returned, len(text))
         return new

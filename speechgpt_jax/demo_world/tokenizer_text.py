@@ -20,7 +20,7 @@ def sentences() -> list[str]:
         prompts.CROSS_MODAL.format(description=description, source="<sosp>", target="<sosp>")
         for description in descriptions.ASR + descriptions.TTS
     ] + [prompts.SPEECH_TO_SPEECH, prompts.SPEECH_TO_TEXT, prompts.TEXT_TO_SPEECH]
-    cut = re.compile(any_of(prompts.ROLE_TOKENS) + r"|\{\w+\}").split
+    cut = re.compile(any_of(prompts.MARKERS) + r"|\{\w+\}").split
     pieces = [piece.strip() for template in templates for piece in cut(template)]
     pieces.append(prompts.DEFAULT_PREFIX.strip())
     texts = [sentence.text for sentence in world.all_sentences() if sentence.split == "train"]

@@ -43,7 +43,7 @@ def dialogues(count: int) -> list[str]:
 
 
 def hugging_face(tokenizer: Tokenizer) -> dict:
-    """The same tokenizer in transformers; its ids differ from ours at role tokens."""
+    """The same tokenizer in transformers; its ids differ from ours at markers."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         made = {
@@ -60,7 +60,7 @@ def byte_level(folder: Path) -> Tokenizer:
     """A tokenizer of Qwen's kind with 1,000 units."""
     units = [f"<{unit}>" for unit in range(1000)]
     plain = Tokenizer.from_pretrained(write(folder / "source", QWEN))
-    tokenizer = plain.with_tokens([*units, *prompts.ROLE_TOKENS])
+    tokenizer = plain.with_tokens([*units, *prompts.MARKERS])
     tokenizer_format.write(tokenizer, folder, max_length=2048)
     return tokenizer
 

@@ -130,7 +130,7 @@ def test_a_base_of_hugging_face_gets_units_and_goes_back(bucket, shell, tmp_path
     extend = "tools.extend_vocabulary", "gs://bucket/packed", "gs://bucket/runs/with_units"
     printed = shell.run(*extend, "--units=200")
     first, last = map(int, re.findall(r"new ids (\d+) to (\d+)", printed)[0])
-    assert last - first + 1 == 200 + len(prompts.ROLE_TOKENS)
+    assert last - first + 1 == 200 + len(prompts.MARKERS)
     shell.run("tools.convert_llama", "to_hf", extend[-1], "gs://bucket/with_units")
     rows = tensors(bucket, "with_units")["model.embed_tokens.weight"]
     assert len(rows) == last + 1

@@ -69,7 +69,7 @@ def test_tokenizer_and_rows_grow_together(base, run):
     before, after = (Tokenizer.from_pretrained(folder / "tokenizer") for folder in (base, run))
     first = before.vocab_size
     assert after.unit_ids == range(first, first + 200)
-    markers = [after.token_to_id(token) for token in prompts.ROLE_TOKENS]
+    markers = [after.token_to_id(token) for token in prompts.MARKERS]
     assert markers == [*range(first + 200, first + 206)]
     assert model_config(run).vocab_size == after.vocab_size == first + 206
     for name in ("embed_tokens", "lm_head.kernel"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from speechgpt_jax.conversion import tokenizer_format
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.prompts import ROLE_TOKENS
+from speechgpt_jax.prompts import MARKERS, added_tokens
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, HuggingFaceTokenizer, SentencePieceTokenizer
 from tests.conversion.released import GOLDEN, PROMPTS, TOKENIZER, change_json
 from tests.tokenizer.byte_level import KINDS, QWEN, mix, write
@@ -45,7 +45,7 @@ def test_the_exported_tokenizer_gives_the_golden_ids(fast):
 
 # U+001C..U+001F beside an added token is the one difference; surrogates are no text.
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x1c\x1d\x1e\x1f"))
-PARTS = st.one_of(TEXT, st.sampled_from([" ", "\n", "<s>", "<5>", "<999>", *ROLE_TOKENS]))
+PARTS = st.one_of(TEXT, st.sampled_from([" ", "\n", "<s>", "<5>", "<999>", *MARKERS]))
 
 
 @settings(max_examples=300, deadline=None)
@@ -202,7 +202,7 @@ def test_without_files_there_is_no_tokenizer(tmp_path, capsys):
 def test_an_exported_tokenizer_json_gives_our_ids(kind, tmp_path):
     """Whatever class the source names, and with units."""
     source = tokenizer_format.read(write(tmp_path / "in", kind), 700)
-    tokenizer = source.with_tokens([*(f"<{unit}>" for unit in range(200)), *ROLE_TOKENS])
+    tokenizer = source.with_tokens(added_tokens(200))
     (tmp_path / "out").mkdir()
     tokenizer_format.write(tokenizer, tmp_path / "out", max_length=512)
     fast = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")

@@ -126,7 +126,7 @@ def test_a_question_longer_than_the_context(conversation):
 
 def test_the_number_of_units_is_checked_before_the_model_is_loaded(model, tmp_path):
     """The folder has a tokenizer, but no checkpoint."""
-    tokens = [*(f"<{unit}>" for unit in range(300)), *prompts.ROLE_TOKENS]
+    tokens = prompts.added_tokens(300)
     bare = SentencePieceTokenizer.from_files(DEMO_TOKENIZER / "tokenizer.model", tokens)
     bare.save_pretrained(tmp_path / "tokenizer")
     with pytest.raises(UserError, match="'tokenizer': 300, 'HuBERT': 200, 'vocoder': 200"):

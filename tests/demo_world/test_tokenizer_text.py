@@ -12,4 +12,4 @@ def test_it_holds_training_sentences_and_templates_without_role_tokens():
     assert train <= set(texts)
     assert held_out and not held_out & set(texts)
     assert texts.count(prompts.DEFAULT_PREFIX.strip()) == TEMPLATE_REPEATS
-    assert not any(token in text for text in texts for token in prompts.ROLE_TOKENS)
+    assert not any(token in text for text in texts for token in prompts.MARKERS)

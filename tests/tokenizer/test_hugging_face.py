@@ -9,11 +9,11 @@ import pytest
 from hypothesis import strategies as st
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.prompts import ROLE_TOKENS
+from speechgpt_jax.prompts import added_tokens
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, HuggingFaceTokenizer, TextStream, Tokenizer
 from tests.tokenizer.byte_level import GPT2, KINDS, LLAMA3, QWEN, mix, write
 
-UNITS = [*(f"<{unit}>" for unit in range(200)), *ROLE_TOKENS]
+UNITS = added_tokens(200)
 # Surrogates are no text.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.prompts import ROLE_TOKENS
+from speechgpt_jax.prompts import MARKERS
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, SentencePieceTokenizer, Tokenizer
 
 GOLDEN = Path(__file__).parent.parent / "testdata" / "golden"
@@ -98,7 +98,7 @@ def test_shipped_tokenizer():
     shipped = Tokenizer.from_pretrained(DEMO_TOKENIZER)
     assert len(shipped.unit_ids) == 200
     first = shipped.unit_ids.stop
-    assert [shipped.token_to_id(token) for token in ROLE_TOKENS] == [*range(first, first + 6)]
+    assert [shipped.token_to_id(token) for token in MARKERS] == [*range(first, first + 6)]
     assert len(shipped.encode("what is two plus three")) == 5
 
 
