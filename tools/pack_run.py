@@ -23,9 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         choices=["float32", "bfloat16", "int8"],
         help="default: as the run stores them; int8 has a scale for each row",
     )
-    parser.add_argument(
-        "--base", type=arguments.existing_folder, help="of an adapter: its packed base"
-    )
+    parser.add_argument("--base", type=arguments.existing_folder, help="packed base of an adapter")
     args = parser.parse_args(argv)
 
     from speechgpt_jax import checkpoints, files, gin_utils
@@ -34,8 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     gin_utils.hush_libraries()
     files.refuse_existing(args.output, "parameters.safetensors", "tokenizer", "checkpoints")
     tokenizer = Tokenizer.from_pretrained(checkpoints.run_folder(args.run) / "tokenizer")
-    checkpoints.pack(args.run, args.output, args.dtype, args.base)
-    tokenizer.save_pretrained(f"{args.output}/tokenizer")
+    with files.whole_folder(args.output) as unfinished:
+        checkpoints.pack(args.run, unfinished, args.dtype, args.base)
+        tokenizer.save_pretrained(unfinished / "tokenizer")
 
 
 if __name__ == "__main__":

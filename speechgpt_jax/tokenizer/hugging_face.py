@@ -105,14 +105,14 @@ class HuggingFaceTokenizer(Tokenizer):
             return cls(model.decode(errors="replace"), config, stop_ids)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes tokenizer.json, tokenizer_config.json and generation_config.json."""
+        """Writes two configs, then tokenizer.json, which completes the folder."""
         folder = epath.Path(folder)
-        files.write_text(folder / "tokenizer.json", self.model + "\n")
         for name, fields in {
             "tokenizer_config": self.config,
             "generation_config": {"eos_token_id": list(self.stop_ids)},
         }.items():
             files.write_text(folder / f"{name}.json", json.dumps(fields, indent=2) + "\n")
+        files.write_text(folder / "tokenizer.json", self.model + "\n")
 
     def with_tokens(self, tokens: Sequence[str]) -> "HuggingFaceTokenizer":
         if known := [token for token in tokens if self._fast.token_to_id(token) is not None]:

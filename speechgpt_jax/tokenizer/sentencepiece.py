@@ -1,4 +1,4 @@
-"""A SentencePiece model of the LLaMA family plus added tokens (units and role tokens).
+"""A SentencePiece model of the LLaMA family plus added tokens (units and markers).
 
 The ids are those with which the released SpeechGPT checkpoints were trained (transformers 4.33.1,
 slow tokenizer):
@@ -39,15 +39,19 @@ class SentencePieceTokenizer(Tokenizer):
           added_tokens: token -> id; it may be the id of a piece only if the token is that piece.
 
         Raises:
-          UserError: two tokens have the same id, or one has the id of another piece.
+          UserError: two tokens have the same id, one has the id of another piece, or the model has
+            no eos.
         """
         self.model = model
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.added_tokens = {t: i for t, i in added_tokens.items() if not self._is_control(t, i)}
         self._strings = {id_: token for token, id_ in self.added_tokens.items()}
         self._check_ids()
-        self.bos_id = self._pieces.bos_id()
-        self.eos_id = self._pieces.eos_id()
+        self.bos_id = _existing(self._pieces.bos_id())
+        eos_id = _existing(self._pieces.eos_id())
+        if eos_id is None:
+            raise UserError("the SentencePiece model has no eos, such as </s>; take another one.")
+        self.eos_id = eos_id
         self.stop_ids = (self.eos_id,)
         self.pad_id = 0
         self.unk_id = self._pieces.unk_id()
@@ -79,10 +83,10 @@ class SentencePieceTokenizer(Tokenizer):
         return cls(model, read_added_tokens(folder))
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes `tokenizer.model` and `added_tokens.json`."""
+        """Writes `added_tokens.json`, then `tokenizer.model`, which completes the folder."""
         folder = epath.Path(folder)
-        files.write_bytes(folder / "tokenizer.model", self.model)
         files.write_text(folder / "added_tokens.json", json.dumps(self.added_tokens) + "\n")
+        files.write_bytes(folder / "tokenizer.model", self.model)
 
     def with_tokens(self, tokens: Sequence[str]) -> "SentencePieceTokenizer":
         if known := [token for token in tokens if token in self.added_tokens]:
@@ -179,6 +183,11 @@ class SentencePieceTokenizer(Tokenizer):
     def _check_id(self, id_: int) -> None:
         if not (0 <= id_ < self._pieces.vocab_size() or id_ in self._strings):
             raise UserError(f"No token has id {id_}; this tokenizer has {self.vocab_size} ids.")
+
+
+def _existing(id_: int) -> int | None:
+    """An id, or None for that of a token that the model lacks: SentencePiece's is -1."""
+    return None if id_ < 0 else id_
 
 
 def _read_model(path: str | os.PathLike) -> bytes:

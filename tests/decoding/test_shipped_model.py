@@ -10,6 +10,7 @@ from speechgpt_jax.decoding.conversation import Conversation, SpeechModel
 from speechgpt_jax.evaluation.metrics import normalize, wer
 from speechgpt_jax.shipped import ASSETS, SHIPPED_MODEL
 from speechgpt_jax.speech.audio import load_audio
+from speechgpt_jax.tokenizer import SentencePieceTokenizer
 from tests.serving import tiny
 from tools import pack_run
 
@@ -43,6 +44,18 @@ def test_it_reads_aloud_and_transcribes(conversation):
     assert reply.units and not reply.text
     row = clips("plain")[0]
     assert conversation.transcribe(load_audio(CLIPS / row["file"]))
+
+
+def test_a_run_that_is_not_packed_to_the_end_leaves_nothing(tmp_path, monkeypatch):
+    tiny.save_run(tmp_path / "run")
+
+    def fail(tokenizer, folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SentencePieceTokenizer, "save_pretrained", fail)
+    with pytest.raises(KeyboardInterrupt):
+        pack_run.main([str(tmp_path / "run"), str(tmp_path / "packed")])
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_packed_run_answers_like_the_run(tmp_path):

@@ -8,6 +8,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+from speechgpt_jax import files
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.prompts import added_tokens
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, HuggingFaceTokenizer, TextStream, Tokenizer
@@ -89,6 +90,19 @@ def test_save_load_and_pickle(tokenizer, tmp_path):
         assert again == extended != tokenizer
         assert again.encode("a <5> b") == extended.encode("a <5> b")
         assert again.stop_ids == extended.stop_ids
+
+
+def test_a_folder_that_is_not_complete_has_no_tokenizer(tokenizer, tmp_path, monkeypatch):
+    def write(path, text):
+        if path.name == "generation_config.json":
+            raise KeyboardInterrupt
+        path.write_text(text)
+
+    monkeypatch.setattr(files, "write_text", write)
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.save_pretrained(tmp_path / "out")
+    with pytest.raises(UserError, match="has no tokenizer"):
+        Tokenizer.from_pretrained(tmp_path / "out")
 
 
 STREAMED = {kind: lambda tmp, kind=kind: write(tmp / kind, kind) for kind in KINDS} | {

@@ -1,10 +1,13 @@
 """Ids, compared with those of transformers 4.33.1."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+import sentencepiece
 
+from speechgpt_jax import files
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.prompts import MARKERS
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, SentencePieceTokenizer, Tokenizer
@@ -92,6 +95,45 @@ def test_save_and_load(tmp_path, tokenizer):
     again = Tokenizer.from_pretrained(tmp_path)
     assert again.model == tokenizer.model
     assert again.added_tokens == tokenizer.added_tokens
+
+
+def trained_without(**ids: int) -> bytes:
+    """A small model whose bos or eos is switched off by the id -1."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a cat sat", "the dog ran"] * 9),
+        model_writer=model,
+        vocab_size=20,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **ids,
+    )
+    return model.getvalue()
+
+
+def test_a_model_without_bos_has_none():
+    tokenizer = SentencePieceTokenizer(trained_without(bos_id=-1, eos_id=1), {})
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (None, 1)
+    assert tokenizer.encode_prompt("cat") == tokenizer.encode("cat")
+
+
+def test_a_model_without_eos_is_refused():
+    with pytest.raises(UserError, match="the SentencePiece model has no eos"):
+        SentencePieceTokenizer(trained_without(eos_id=-1), {})
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.model", "added_tokens.json"])
+def test_a_folder_that_is_not_complete_has_no_tokenizer(tmp_path, tokenizer, monkeypatch, missing):
+    def write(path, data):
+        if path.name == missing:
+            raise KeyboardInterrupt
+        path.write_bytes(data)
+
+    monkeypatch.setattr(files, "write_bytes", write)
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has no tokenizer"):
+        Tokenizer.from_pretrained(tmp_path)
 
 
 def test_shipped_tokenizer():
