@@ -10,7 +10,7 @@ import numpy as np
 from rich.progress import track
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.manifests import check_fields, is_perturbed
+from speechgpt_jax.manifests import check_fields, check_recordings, is_perturbed
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.encoder import kmeans
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
@@ -109,11 +109,11 @@ def choose_rows(rows: list[dict], count: int) -> dict[str, list[dict]]:
                 f"the manifest has no rows of split {GROUPS[group]!r}; eval_units needs some."
             )
     rng, chosen = np.random.default_rng(0), {}
-    for group, of_group in by_group.items():
-        if of_group:
-            chosen[group] = [of_group[i] for i in rng.permutation(len(of_group))[:count]]
-    for of_group in chosen.values():
-        check_fields(of_group, ("text", "speaker"))
+    for group, group_rows in by_group.items():
+        if group_rows:
+            chosen[group] = [group_rows[i] for i in rng.permutation(len(group_rows))[:count]]
+    for group_rows in chosen.values():
+        check_fields(group_rows, ("text", "speaker"))
     return chosen
 
 
@@ -129,8 +129,10 @@ def load_labelled(rows: Mapping[str, list[dict]]) -> tuple[ByGroup, ByGroup, int
       Recordings whose phones are not found are left out.
 
     Raises:
-      UserError: no recording of a group is left.
+      UserError: a recording is missing, or none of a group is left.
     """
+    for group_rows in rows.values():
+        check_recordings(group_rows)
     numbers, clips, phones = {}, {}, {}
     # Made first: PocketSphinx may not be installed.
     align = PocketsphinxAligner() if HUMAN_GROUP in rows else None
@@ -166,8 +168,8 @@ def mfcc_units(num_units: int) -> Callable[[ByGroup], ByGroup]:
         vectors = {group: [mfcc(wav) for wav in wavs] for group, wavs in clips.items()}
         centroids = kmeans.fit(np.concatenate(vectors[FIT]), num_units, steps=30, seed=0)
         return {
-            group: [np.asarray(kmeans.assign(rows, centroids)) for rows in of_clips]
-            for group, of_clips in vectors.items()
+            group: [np.asarray(kmeans.assign(rows, centroids)) for rows in vectors_per_clip]
+            for group, vectors_per_clip in vectors.items()
         }
 
     return encode

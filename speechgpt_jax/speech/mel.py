@@ -176,3 +176,12 @@ def log_mel(
         sample_rate, n_fft, num_mels, 0.0, fmax
     )
     return jnp.log(jnp.maximum(mel, 1e-5))
+
+
+def log10_mel(frames: jax.Array, sample_rate: int, num_mels: int) -> jax.Array:
+    """Log-mel spectrogram of Whisper: frames [..., N] -> [..., num_mels].
+
+    The decimal logarithm of mel powers, which are at least 1e-10; mels up to half the sample rate.
+    """
+    filters = mel_filterbank(sample_rate, frames.shape[-1], num_mels, 0.0, sample_rate / 2)
+    return jnp.log10(jnp.maximum(power(frames) @ filters, 1e-10))

@@ -185,13 +185,22 @@ def test_a_manifest_without_clips_to_measure_on_is_one_clear_line(tmp_path):
         eval_units.main([f"--manifest={tmp_path}/m.jsonl", "--clips=0"])
 
 
+def test_a_missing_recording_is_named_before_phones_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(units, "flite_phones", None)
+    (tmp_path / "a.wav").touch()
+    row = {"text": "a", "speaker": "slt"}
+    rows = {units.FIT: [row | {"path": f"{tmp_path}/a.wav"}], units.SEEN: [row | {"path": "b.wav"}]}
+    with pytest.raises(UserError, match=r"b.wav of the manifest isn't there"):
+        units.load_labelled(rows)
+
+
 def test_phones_are_not_those_of_perturbed_recordings():
     rows = [
         {"path": f"{i}.wav", "text": "a", "speaker": "slt", "split": split, "perturbation": seed}
         for i, (split, seed) in enumerate([("train", None), ("train", 7), ("test", None)])
     ]
     chosen = units.choose_rows(rows, 9)
-    assert {group: [row["path"] for row in of_group] for group, of_group in chosen.items()} == {
+    assert {group: [row["path"] for row in group_rows] for group, group_rows in chosen.items()} == {
         units.FIT: ["0.wav"],
         units.SEEN: ["2.wav"],
     }

@@ -21,7 +21,7 @@ from jax import lax
 
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.encoder.config import HubertConfig
-from speechgpt_jax.speech.mel import frames_of, mel_filterbank, power
+from speechgpt_jax.speech.mel import frames_of, log10_mel
 
 gelu = functools.partial(jax.nn.gelu, approximate=False)
 
@@ -190,9 +190,7 @@ class MelFrontEnd(nnx.Module):
         return x
 
     def _log_mel(self, wav: jax.Array) -> jax.Array:  # BS -> BT'C
-        filters = mel_filterbank(SAMPLE_RATE, self.window, self.num_mels, 0.0, SAMPLE_RATE / 2)
-        mel = power(frames_of(wav, self.window, self.hop)) @ filters
-        return jnp.log10(jnp.maximum(mel, 1e-10))
+        return log10_mel(frames_of(wav, self.window, self.hop), SAMPLE_RATE, self.num_mels)
 
 
 FrontEnd = WaveFrontEnd | MelFrontEnd

@@ -247,10 +247,18 @@ class Hubert(nnx.Module):
         return x if self.projection is None else self.projection(x)
 
 
-def standardize(wav: jax.Array | np.ndarray, **reduction) -> jax.Array | np.ndarray:
-    """wav at mean 0 and variance 1, computed as in `transformers.Wav2Vec2FeatureExtractor`.
+def standardize(
+    wav: jax.Array | np.ndarray, axis: int | None = None, where: jax.Array | bool = True
+) -> jax.Array | np.ndarray:
+    """wav [S] or [B, S] -> the same shape, at mean 0 and variance 1.
 
-    `reduction`: `axis` and `where` of the mean and the variance.
+    Computed as in `transformers.Wav2Vec2FeatureExtractor`.
+
+    Args:
+      wav: float32 samples.
+      axis: axis of the mean and the variance; None: all.
+      where: the samples that count for the mean and the variance, of the shape of wav.
     """
-    mean, variance = wav.mean(keepdims=True, **reduction), wav.var(keepdims=True, **reduction)
+    mean = wav.mean(axis=axis, where=where, keepdims=True)
+    variance = wav.var(axis=axis, where=where, keepdims=True)
     return (wav - mean) / (variance + 1e-7) ** 0.5

