@@ -67,7 +67,7 @@ STOPPED_EXIT_CODE = define(
 
 def main() -> None:
     # Importing JAX and TensorFlow takes seconds; wrong flags are reported before.
-    from speechgpt_jax.host_memory import keep_freed_memory
+    from speechgpt_jax.malloc import keep_freed_memory
     from speechgpt_jax.training import lm
 
     compilation_cache.use()

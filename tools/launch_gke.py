@@ -15,7 +15,7 @@ import re
 
 import yaml
 
-from speechgpt_jax import arguments, programs
+from speechgpt_jax import arguments, processes
 from speechgpt_jax.arguments import (
     IllegalValue,
     Parser,
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
         print(text, end="")
         return 0
     apply = ["kubectl", "apply", "-f", "-"]
-    return programs.run(apply, text, "--dry_run prints the manifest without it")
+    return processes.run(apply, text, "--dry_run prints the manifest without it")
 
 
 def parser() -> Parser:

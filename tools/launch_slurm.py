@@ -8,7 +8,7 @@ script instead of submitting it. Shortly before its time limit, or when its node
 job saves a checkpoint and requeues itself; after a crash it requeues itself too.
 """
 
-from speechgpt_jax import arguments, programs
+from speechgpt_jax import arguments, processes
 from speechgpt_jax.arguments import IllegalValue, Parser, at_least, name, nonempty, positive_int
 from speechgpt_jax.launch.slurm import batch_script
 
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     if args.dry_run:
         print(script, end="")
         return 0
-    return programs.run(["sbatch"], script, "--dry_run prints the script without it")
+    return processes.run(["sbatch"], script, "--dry_run prints the script without it")
 
 
 def parser() -> Parser:

@@ -26,7 +26,7 @@ import argparse
 import dataclasses
 import shlex
 
-from speechgpt_jax import arguments, programs
+from speechgpt_jax import arguments, processes
 from speechgpt_jax.arguments import Parser, at_least, name, nonempty, positive_float, positive_int
 from speechgpt_jax.launch import tpu_vm
 from speechgpt_jax.launch.watch import watch
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     if args.dry_run:
         print(shlex.join(words))
         return 0
-    return programs.run(words, remedy="--dry_run prints the command without it")
+    return processes.run(words, remedy="--dry_run prints the command without it")
 
 
 def parser() -> Parser:

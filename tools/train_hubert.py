@@ -30,7 +30,7 @@ OUTPUT_DIR = arguments.define(
 
 
 def main() -> None:
-    from speechgpt_jax.host_memory import keep_freed_memory
+    from speechgpt_jax.malloc import keep_freed_memory
     from speechgpt_jax.training import train_hubert
 
     keep_freed_memory()

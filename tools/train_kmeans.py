@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     import numpy as np
 
     from speechgpt_jax.gin_utils import hush_libraries
-    from speechgpt_jax.host_memory import keep_freed_memory
+    from speechgpt_jax.malloc import keep_freed_memory
     from speechgpt_jax.speech.encoder.speech2unit import save_centroids
     from speechgpt_jax.training import train_kmeans
 

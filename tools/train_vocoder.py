@@ -24,7 +24,7 @@ OUTPUT_DIR = arguments.define(
 
 
 def main() -> None:
-    from speechgpt_jax.host_memory import keep_freed_memory
+    from speechgpt_jax.malloc import keep_freed_memory
     from speechgpt_jax.manifests import read_manifest
     from speechgpt_jax.training import train_vocoder
 

@@ -30,7 +30,7 @@ def warp(features: np.ndarray, reference: np.ndarray) -> np.ndarray:
             "a recording or its reference is shorter than a frame of 25 ms; leave both out."
         )
     distances = squared_distances(features, reference) ** 0.5
-    frames, references = path(distances)
+    frames, references = least_cost_path(distances)
     first = np.searchsorted(frames, np.arange(len(features)), "left")
     last = np.searchsorted(frames, np.arange(len(features)), "right") - 1
     return references[(first + last) // 2]
@@ -42,7 +42,7 @@ def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * products, 0)
 
 
-def path(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def least_cost_path(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Row and column of each step of the path of least total distance through distances [T, R]."""
     rows, columns = distances.shape
     total = np.full((rows + 1, columns + 1), np.inf)

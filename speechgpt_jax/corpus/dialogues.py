@@ -16,7 +16,7 @@ from speechgpt_jax import checkpoints, prompts
 from speechgpt_jax.corpus import text_to_speech
 from speechgpt_jax.corpus.extract_units import Extractor
 from speechgpt_jax.corpus.records import one_line, reason_against, record, rejected
-from speechgpt_jax.corpus.sound import Sound, in_advance, load
+from speechgpt_jax.corpus.sound import SoundOrReason, in_advance, load
 from speechgpt_jax.corpus.summary import REJECTS
 from speechgpt_jax.decoding.engine import Engine
 from speechgpt_jax.decoding.loading import build_llama
@@ -105,7 +105,7 @@ class CommandSynthesizer:
         encoded = self.extractor.encode(sound)
         return [item if isinstance(item, str) else item[0].tolist() for item in encoded]
 
-    def _sound(self, utterance: Utterance) -> Sound:
+    def _sound(self, utterance: Utterance) -> SoundOrReason:
         text, voice = utterance
         with tempfile.TemporaryDirectory() as folder:
             wav = Path(folder) / "speech.wav"

@@ -19,10 +19,10 @@ from speechgpt_jax.corpus.beam_files import (
     read_table,
     reading,
 )
-from speechgpt_jax.corpus.sound import Sound, in_advance, load
+from speechgpt_jax.corpus.sound import SoundOrReason, in_advance, load
 from speechgpt_jax.corpus.summary import REJECTS, print_summary
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.host_memory import keep_freed_memory
+from speechgpt_jax.malloc import keep_freed_memory
 from speechgpt_jax.speech.audio import SAMPLE_RATE, SUFFIXES
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit
 from speechgpt_jax.unit_text import reduce_units
@@ -50,7 +50,7 @@ def extract_units(
       output: folder; what an earlier run finished there is kept.
       hubert: folder of a HuBERT and its centroids.
       shard_size: recordings per shard.
-      dtype: of matrix products, "float32" or "bfloat16".
+      dtype: type of the factors of matrix products, "float32" or "bfloat16".
       batch_seconds: seconds of sound encoded together.
       beam_arguments: Beam's own flags.
 
@@ -172,14 +172,14 @@ class Extractor:
                 lines["units"].append(json.dumps(manifests.with_units(row, *encoded)))
         return lines
 
-    def encode(self, sound: Iterable[Sound]) -> list[Encoded]:
+    def encode(self, sound: Iterable[SoundOrReason]) -> list[Encoded]:
         """Units of each item, while the next batch is loaded."""
         batches = in_batches(sound, self.batch_seconds * SAMPLE_RATE)
         encode = functools.partial(encode_batch, self.speech2unit)
         return [item for batch in in_advance(encode, batches, 1, ahead=1) for item in batch]
 
 
-def in_batches(sound: Iterable[Sound], samples: int) -> Iterator[list[Sound]]:
+def in_batches(sound: Iterable[SoundOrReason], samples: int) -> Iterator[list[SoundOrReason]]:
     """The items in their order, in batches of at most `samples` or of a single longer item."""
     batch, filled = [], 0
     for item in sound:
@@ -193,7 +193,7 @@ def in_batches(sound: Iterable[Sound], samples: int) -> Iterator[list[Sound]]:
         yield batch
 
 
-def encode_batch(speech2unit: Speech2Unit, batch: list[Sound]) -> list[Encoded]:
+def encode_batch(speech2unit: Speech2Unit, batch: list[SoundOrReason]) -> list[Encoded]:
     """Units of each item; an item that is a reason is returned as it is."""
     cluster_ids = iter(speech2unit.cluster_ids([x for x in batch if not isinstance(x, str)]))
     return [x if isinstance(x, str) else _reduce(x, next(cluster_ids)) for x in batch]

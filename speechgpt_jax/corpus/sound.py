@@ -16,10 +16,10 @@ from speechgpt_jax.speech.audio import load_audio
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Sound = np.ndarray | str  # float32 [samples] at 16 kHz, or why there is none
+SoundOrReason = np.ndarray | str  # float32 [samples] at 16 kHz, or why there is none
 
 
-def load(path: str) -> Sound:
+def load(path: str) -> SoundOrReason:
     """float32 [samples] at 16 kHz, or why the file can't be read.
 
     Raises:

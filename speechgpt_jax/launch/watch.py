@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
-from speechgpt_jax import programs
+from speechgpt_jax import processes
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.launch import tpu_vm
 from speechgpt_jax.launch.command import STOPPED_EXIT_CODE
@@ -42,7 +42,7 @@ def watch(
     crashes, before = 0, None
     is_counted = False  # The last crash, whose exit codes stay until the next start.
     while True:
-        state = programs.output(tpu_vm.state(pod))
+        state = processes.output(tpu_vm.state(pod))
         state = state if state is None else state.strip() or "not requested"
         if state != before:
             log(f"{pod.name}: {state or 'Google Cloud does not answer'}")
@@ -52,7 +52,7 @@ def watch(
         elif state == "not requested":
             _run(tpu_vm.create(pod, request))
         elif state == "ACTIVE":
-            runs = tpu_vm.read_status(programs.output(tpu_vm.status(pod)) or "")
+            runs = tpu_vm.read_status(processes.output(tpu_vm.status(pod)) or "")
             codes = [int(run.rpartition(" ")[2]) for run in runs if "ended" in run]
             if runs and codes == [0] * len(runs):
                 log(f"{pod.name}: the run has finished")
@@ -70,7 +70,7 @@ def watch(
                 log(f"{pod.name}: starting the run on {len(runs)} hosts")
                 # If a host goes away meanwhile, the next look finds out.
                 for words in (tpu_vm.setup(pod, source), tpu_vm.train(pod, train_arguments)):
-                    if programs.run(words):
+                    if processes.run(words):
                         log(f"{pod.name}: that failed; trying again")
                         break
                 else:
@@ -79,6 +79,6 @@ def watch(
 
 
 def _run(words: Sequence[str]) -> None:
-    code = programs.run(words)
+    code = processes.run(words)
     if code:
         raise UserError(f"{' '.join(words[:6])} ended with exit code {code}; its output is above.")

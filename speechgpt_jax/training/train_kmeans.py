@@ -109,10 +109,10 @@ def train(
     sample = next(kmeans.FeatureBatches(features, kmeans.INIT_SAMPLE, seed=seed))["features"]
     clusters = kmeans.init_clusters(sample, num_clusters, seed=seed, tries=tries)
     # Lloyd's algorithm forgets the previous assignment; mini-batches accumulate theirs.
-    memory = 1.0 if frames < total // mesh.size * mesh.size else 0.0
+    decay = 1.0 if frames < total // mesh.size * mesh.size else 0.0
 
     def train_step(clusters, batch):
-        clusters, inertia = kmeans.update(clusters, batch["features"], memory=memory)
+        clusters, inertia = kmeans.update(clusters, batch["features"], decay=decay)
         return clusters, {"inertia": inertia, "frames": jnp.float32(len(batch["features"]))}
 
     clusters = fit(

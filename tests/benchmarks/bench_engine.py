@@ -20,7 +20,7 @@ from speechgpt_jax import arguments
 from speechgpt_jax.decoding.engine import Engine
 from speechgpt_jax.decoding.requests import Request
 from speechgpt_jax.decoding.sampling import GREEDY
-from speechgpt_jax.host_memory import keep_freed_memory
+from speechgpt_jax.malloc import keep_freed_memory
 from speechgpt_jax.models.llama import Llama
 from tests.benchmarks import docs_table
 from tests.benchmarks.bench_llama import LARGE, SMALL
@@ -107,11 +107,11 @@ def first_tokens(*engines: Engine) -> list[float]:
     seconds: list[list[float]] = [[] for _ in engines]
     for _ in range(PROMPTS):
         prompt = [*common, *rng.integers(3, engines[0].vocab_size, OWN)]
-        for engine, of_engine in zip(engines, seconds, strict=True):
+        for engine, delays in zip(engines, seconds, strict=True):
             start = time.monotonic()
             assert len(list(engine.submit(Request(prompt, 1, sampling=GREEDY)))) == 1
-            of_engine.append(time.monotonic() - start)
-    return [statistics.median(of_engine) for of_engine in seconds]
+            delays.append(time.monotonic() - start)
+    return [statistics.median(delays) for delays in seconds]
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from speechgpt_jax import arguments
 from speechgpt_jax.corpus.extract_units import Extractor
 from speechgpt_jax.corpus.sound import in_advance, load
 from speechgpt_jax.data.sources import DEMO_CORPUS
-from speechgpt_jax.host_memory import keep_freed_memory
+from speechgpt_jax.malloc import keep_freed_memory
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio, save_audio
 from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.encoder.config import HubertConfig

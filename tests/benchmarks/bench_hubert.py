@@ -20,7 +20,7 @@ import transformers
 from flax import nnx
 
 from speechgpt_jax import arguments
-from speechgpt_jax.host_memory import keep_freed_memory
+from speechgpt_jax.malloc import keep_freed_memory
 from speechgpt_jax.shipped import ASSETS
 from speechgpt_jax.speech.audio import SAMPLE_RATE, load_audio
 from speechgpt_jax.speech.cpu.inference import for_inference

@@ -32,7 +32,7 @@ from speechgpt_jax.data.packing import Packer, pack
 from speechgpt_jax.decoding.engine import Engine
 from speechgpt_jax.decoding.requests import Request
 from speechgpt_jax.decoding.sampling import GREEDY
-from speechgpt_jax.host_memory import keep_freed_memory
+from speechgpt_jax.malloc import keep_freed_memory
 from speechgpt_jax.models.layers import PROJECTIONS, LoraConfig
 from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.models.llama_config import LlamaConfig

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from speechgpt_jax.corpus.alignment import path, squared_distances, warp
+from speechgpt_jax.corpus.alignment import least_cost_path, squared_distances, warp
 
 
 def test_the_example_of_the_docstring():
@@ -24,7 +24,7 @@ def test_the_path_is_the_shortest():
     a, b = rng.standard_normal((30, 4)), rng.standard_normal((41, 4))
     distances = squared_distances(a, b)
     np.testing.assert_allclose(distances, ((a[:, None] - b) ** 2).sum(-1), atol=1e-9)
-    rows, columns = path(distances)
+    rows, columns = least_cost_path(distances)
     assert (rows[0], columns[0], rows[-1], columns[-1]) == (0, 0, 29, 40)
     steps = np.stack([np.diff(rows), np.diff(columns)])
     assert steps.min() == 0 and steps.max() == 1 and (steps.sum(0) > 0).all()

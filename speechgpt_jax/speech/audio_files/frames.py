@@ -137,15 +137,15 @@ def begins_stream(data: Data, start: int, end: int) -> bool:
     return False
 
 
-def last_stream(data: Data, start: int, end: int, but: str | None) -> int | None:
+def last_stream(data: Data, start: int, end: int, excluded: str | None) -> int | None:
     """First byte of the stream of frames with which the bytes from `start` to `end` end.
 
     An ID3 tag in front of the stream belongs to it. None if they end with something else, or with a
-    stream of the format `but`.
+    stream of the format `excluded`.
     """
     stop = _before_tags(data, start, end)
     for name, kind in _KINDS.items():
-        if name == but:
+        if name == excluded:
             continue
         first, count, frame = stop, 0, None
         while found := _frame_before(data, start, first, kind, frame):

@@ -85,8 +85,8 @@ def inertia(features: jax.Array, centroids: jax.Array) -> jax.Array:
     return jnp.square(features - centroids[assign(features, centroids)]).sum(-1).mean()
 
 
-@functools.partial(jax.jit, static_argnames="memory")
-def update(clusters: Clusters, features: jax.Array, memory: float) -> tuple[Clusters, jax.Array]:
+@functools.partial(jax.jit, static_argnames="decay")
+def update(clusters: Clusters, features: jax.Array, decay: float) -> tuple[Clusters, jax.Array]:
     """Moves each centroid to the mean of its features in this batch and in earlier ones.
 
     A cluster without features stays where it is.
@@ -94,14 +94,14 @@ def update(clusters: Clusters, features: jax.Array, memory: float) -> tuple[Clus
     Args:
       clusters: state before this step.
       features: a batch [M, D].
-      memory: weight of features of earlier batches. 0 is Lloyd's iteration on the batch, 1 is
+      decay: weight of the features of earlier batches. 0 is Lloyd's iteration on the batch, 1 is
         mini-batch k-means (Sculley 2010).
 
     Returns:
       the state after this step, and the batch's inertia by the centroids before it.
     """
     old = clusters.centroids
-    ids, before = assign(features, old), memory * clusters.counts
+    ids, before = assign(features, old), decay * clusters.counts
     counts = before + jax.ops.segment_sum(jnp.ones(len(features)), ids, len(old))
     sums = before[:, None] * old + jax.ops.segment_sum(features, ids, len(old))
     empty = (counts == 0)[:, None]
@@ -126,7 +126,7 @@ def fit(features: np.ndarray, num_clusters: int, *, steps: int, seed: int) -> np
     clusters = init_clusters(sample, num_clusters, seed=seed)
     features = jnp.asarray(features)
     for _ in range(steps):
-        clusters, _ = update(clusters, features, memory=0.0)
+        clusters, _ = update(clusters, features, decay=0.0)
     return np.asarray(clusters.centroids)
 
 

@@ -34,7 +34,7 @@ def test_without_memory_it_is_lloyd(features, start):
     oracle = sklearn.cluster.KMeans(12, init=init, n_init=1, max_iter=25, tol=0).fit(features)
     clusters = start
     for _ in range(25):
-        clusters, _ = kmeans.update(clusters, features, memory=0.0)
+        clusters, _ = kmeans.update(clusters, features, decay=0.0)
     np.testing.assert_allclose(clusters.centroids, oracle.cluster_centers_, rtol=1e-3, atol=1e-3)
 
 
@@ -47,7 +47,7 @@ def test_with_memory_it_is_mini_batch_k_means(features, start):
     clusters = start
     for batch in features.reshape(10, 300, 8):
         oracle.partial_fit(batch)
-        clusters, _ = kmeans.update(clusters, batch, memory=1.0)
+        clusters, _ = kmeans.update(clusters, batch, decay=1.0)
     np.testing.assert_allclose(clusters.centroids, oracle.cluster_centers_, rtol=1e-3, atol=1e-3)
     assert clusters.step == 10 and clusters.counts.sum() == 3_000
 
@@ -57,8 +57,8 @@ def test_a_cluster_without_features_stays(features, start):
     far = np.array(start.centroids)
     far[3] = 1e3
     clusters = kmeans.Clusters(start.step, far, start.counts)
-    for memory in (0.0, 1.0):
-        moved, _ = kmeans.update(clusters, features, memory=memory)
+    for decay in (0.0, 1.0):
+        moved, _ = kmeans.update(clusters, features, decay=decay)
         np.testing.assert_array_equal(moved.centroids[3], far[3])
 
 

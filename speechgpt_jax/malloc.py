@@ -1,4 +1,4 @@
-"""Settings of glibc's allocator that keep the memory of one train step for the next."""
+"""Settings of glibc's allocator that keep freed memory for the next train step or batch."""
 
 import ctypes
 import logging
@@ -10,7 +10,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
 OPTIONS = {
     M_MMAP_MAX: 0,  # Large buffers come from the heap too.
     M_TRIM_THRESHOLD: -1,  # The heap never shrinks.
-    M_ARENA_MAX: 1,  # Later threads share one heap; by default each grows its own.
+    M_ARENA_MAX: 1,  # Threads that start later share this heap; by default each grows its own.
 }
 
 logger = logging.getLogger(__name__)
@@ -21,9 +21,11 @@ def keep_freed_memory() -> None:
 
     A jitted CPU step allocates its temporary buffer anew each time. By default glibc maps and
     unmaps it, and the kernel clears every page again. Peak memory rises a little. Must be called
-    before JAX's first computation, and after `jax.distributed.initialize`.
+    before JAX's first computation, before the threads start that compute, and after
+    `jax.distributed.initialize`.
     """
-    # glibc keeps only the main thread's memory, so computations must not run in another thread.
+    # JAX's own threads, which may have heaps already, must not run computations: of those heaps
+    # glibc returns freed memory.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if jax.default_backend() != "cpu" or not sys.platform.startswith("linux"):
         return

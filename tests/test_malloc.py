@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 PROGRAM = """
 import resource, statistics, sys
 import jax, jax.numpy as jnp
-from speechgpt_jax.host_memory import keep_freed_memory
+from speechgpt_jax.malloc import keep_freed_memory
 
 rows, *keep = sys.argv[1:]
 if keep:
