@@ -9,6 +9,9 @@ class NumberedBatches:
     """Endless batches; batch n depends on (seed, n) only, so training resumes at any step.
 
     Subclasses define `draw(rng)`, which makes a batch from random numbers.
+
+    Attributes:
+      position_names: names of the entries of `state()`.
     """
 
     position_names: Collection[str] = ("number",)

@@ -174,8 +174,8 @@ def test_the_published_recipe_takes_a_step_at_a_small_size(rows, tmp_path):
     sizes = {"vocoder.VocoderConfig": config, "discriminators.DiscriminatorConfig": discriminators}
     bindings = [
         f"{name}.{field} = {value!r}\n"
-        for name, of_name in sizes.items()
-        for field, value in dataclasses.asdict(of_name).items()
+        for name, small in sizes.items()
+        for field, value in dataclasses.asdict(small).items()
     ]
     (tmp_path / "small.gin").write_text(SMALL + "".join(bindings))
     gin_utils.parse(["gin/runs/vocoder_unit_hifigan.gin", str(tmp_path / "small.gin")], [])

@@ -58,37 +58,6 @@ class DiscriminatorConfig:
                 )
 
 
-class StridedConv(nnx.Module):
-    """A padded 1-D convolution [B, T, in] -> [B, ceil(T / stride), out], optionally in groups."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int,
-        groups: int,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        shape = (kernel_size, in_channels // groups, out_channels)
-        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), shape))
-        self.bias = nnx.Param(jnp.zeros(out_channels))
-        self.stride, self.groups = stride, groups
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        pad = (self.kernel.shape[0] - 1) // 2
-        y = jax.lax.conv_general_dilated(
-            x,
-            self.kernel[...],
-            window_strides=(self.stride,),
-            padding=[(pad, pad)],
-            dimension_numbers=("NWC", "WIO", "NWC"),
-            feature_group_count=self.groups,
-        )
-        return y + self.bias[...]
-
-
 class ConvStack(nnx.Module):
     """Convolutions with LeakyReLU 0.1 and a last one with a single channel."""
 
@@ -103,8 +72,8 @@ class ConvStack(nnx.Module):
     ):
         inputs = (1, *channels[:-1])
         rows = zip(inputs, channels, kernel_sizes, strides, groups, strict=True)
-        self.convs = nnx.List([StridedConv(*row, rngs=rngs) for row in rows])
-        self.conv_post = StridedConv(channels[-1], 1, 3, 1, 1, rngs=rngs)
+        self.convs = nnx.List([_conv(*row, rngs) for row in rows])
+        self.conv_post = _conv(channels[-1], 1, 3, 1, 1, rngs)
 
     def __call__(self, x: jax.Array) -> list[jax.Array]:
         """[B, T, 1] -> output of every layer; the last is the score: 1 real, 0 synthesized."""
@@ -115,8 +84,26 @@ class ConvStack(nnx.Module):
         return [*features, self.conv_post(x)]
 
 
+def _conv(
+    inputs: int, outputs: int, kernel_size: int, stride: int, groups: int, rngs: nnx.Rngs
+) -> nnx.Conv:
+    """A convolution [B, T, inputs] -> [B, ceil(T / stride), outputs], for odd kernels."""
+    return nnx.Conv(
+        inputs,
+        outputs,
+        kernel_size,
+        stride,
+        padding=(kernel_size - 1) // 2,
+        feature_group_count=groups,
+        rngs=rngs,
+    )
+
+
 class Discriminators(nnx.Module):
-    """Multi-period and multi-scale discriminators."""
+    """Multi-period and multi-scale discriminators.
+
+    Checkpoints name the parameters by these attributes.
+    """
 
     def __init__(self, config: DiscriminatorConfig, *, rngs: nnx.Rngs):
         self.periods = config.periods

@@ -153,7 +153,7 @@ class PitchPredictor(nnx.Module):
         return y[..., 0] + math.log(TYPICAL_HZ), y[..., 1]
 
 
-def _delayed(x, steps):  # BT... -> B(steps + T)...
+def _delayed(x: jax.Array, steps: int) -> jax.Array:  # BT... -> B(steps + T)...
     return jnp.pad(x, [(0, 0), (steps, 0), *[(0, 0)] * (x.ndim - 2)])
 
 
@@ -216,11 +216,18 @@ class Generator(nnx.Module):
         wav = self._samples(x, mask, pulses, first_code + kept[0])
         return narrowed(kept, only, 0, wav)[1]
 
-    def _blocks_by_stage(self):
+    def _blocks_by_stage(self) -> list[Sequence["ResidualBlock"]]:
+        """The residual blocks that follow each transposed convolution."""
         size = len(self.resblocks) // len(self.ups)
         return [self.resblocks[i * size : (i + 1) * size] for i in range(len(self.ups))]
 
-    def _samples(self, x, mask, pulses, first_code):
+    def _samples(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,  # BT
+        pulses: jax.Array | None,  # BS
+        first_code: jax.Array | int,
+    ) -> jax.Array:
         """Activations of the last stage [B, T, C] -> wav [B, S]."""
         if not self.n_fft:
             return jnp.tanh(self.conv_post(x))[..., 0]
@@ -230,7 +237,13 @@ class Generator(nnx.Module):
         frames = None if mask is None else jnp.pad(mask, ((0, 0), (1, 0)), constant_values=1)
         return mel.istft(real, imaginary, self.n_fft, self.hop, frames)
 
-    def _spectrum(self, x, mask, pulses, first_code):
+    def _spectrum(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,  # BT
+        pulses: jax.Array | None,  # BS
+        first_code: jax.Array | int,
+    ) -> tuple[jax.Array, jax.Array]:
         """Output of conv_post [B, F, parts * bins] -> real and imaginary parts [B, F, bins]."""
         if pulses is None:
             return spectrum_of(x)

@@ -12,6 +12,7 @@ from those of `vocoder(units)` by less than 1 % (-52 dB), each code more halves 
 without a limit of the lookahead they are the same.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import numpy.typing as npt
 
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.speech.pitch import phases
@@ -32,9 +34,35 @@ UNITS, PITCH_CODES = 32, 64
 # Chunks of one size follow without a gap if units come at least as fast as their sound.
 LOOKAHEAD, READY = 8, 7
 
-# Rows [n, F] that are added to a sequence, and a guess of the rows that follow, replaced with the
-# next piece.
+# (rows, expected): rows [n, F] to append, and rows [m, F] that probably follow. Values near the end
+# are computed with the expected rows as their context; the next piece replaces them.
 Pieces = Iterable[tuple[np.ndarray, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Part of a sequence, of which a function computes values.
+
+    Attributes:
+      rows: [size, F]; those from `number` on are zeros. All windows of a sequence have one size.
+      number: number of rows that are known or expected.
+      first: index of the first row in the sequence.
+      place: position in the window of the first value wanted.
+    """
+
+    rows: np.ndarray
+    number: int
+    first: int
+    place: int
+
+    @property
+    def mask(self) -> np.ndarray:
+        """float32 [1, size]: 1 for the first `number` rows, else 0."""
+        return (np.arange(len(self.rows)) < self.number).astype(np.float32)[None]
+
+
+# A window [size, F] -> values [n, ...] from its `place` on.
+WindowFunction = Callable[[Window], np.ndarray]
 
 
 def stream(
@@ -69,16 +97,17 @@ def stream(
     config = vocoder.config
     speakers = np.array([config.speaker_index(speaker)], np.int32)
 
-    def durations_of(rows, number, _, place):
-        units = rows[:number, 0].astype(np.int32)
+    def with_durations(window: Window) -> np.ndarray:
+        """Rows (unit) -> rows (unit, duration)."""
+        units = window.rows[: window.number, 0].astype(np.int32)
         (durations,) = vocoder.predict_durations([units], speakers, duration_scale)
-        return np.stack([units, durations], axis=1)[place:]
+        return np.stack([units, durations], axis=1)[window.place :]
 
     expect = lookahead is not None
     units = (_column(config.check_units(u)) for u in map(_without_negative, pieces) if len(u))
     reach = config.duration_kernel_size - 1
     timed = sliding(
-        durations_of,
+        with_durations,
         ((rows, rows[:0]) for rows in units),
         before=reach,
         after=reach,
@@ -110,7 +139,7 @@ def stream(
 
 
 def sliding(
-    function: Callable,
+    function: WindowFunction,
     pieces: Pieces,
     *,
     before: int,
@@ -123,12 +152,8 @@ def sliding(
     """Values of a function with a bounded receptive field over a sequence that arrives in pieces.
 
     Args:
-      function: called with a window of the sequence: rows [size, F], their number, the index of the
-        first row in the sequence, and the position in the window of the first value wanted. Rows
-        from `number` on are zeros; `size` is the same in all calls. Returns the values from that
-        position on.
-      pieces: the sequence. Expected rows count as known until the next piece replaces them, but
-        have no values of their own.
+      function: computes values of a window of the sequence, from its `place` on.
+      pieces: the sequence. Of the expected rows themselves no values are returned.
       before, after: rows before and after a row that its value depends on.
       wait: rows after a row, expected ones included, that must be known before its value is
         returned; by default `after` rows that are not only expected.
@@ -142,10 +167,10 @@ def sliding(
     known: Any = None
     rows: Any = None
 
-    def values(count):
-        window = rows[:size]
-        padded = np.pad(window, ((0, size - len(window)), (0, 0)))
-        return function(padded, len(window), first, done - first)[:count]
+    def values(count: int) -> np.ndarray:
+        number = min(size, len(rows))
+        padded = np.pad(rows[:size], ((0, size - number), (0, 0)))
+        return function(Window(padded, number, first, done - first))[:count]
 
     for piece in itertools.chain(pieces, [None]):
         if piece is None:
@@ -175,41 +200,64 @@ def sliding(
 class _Pitch:
     """Rows (code) -> rows (code, pitch in Hz, 1 where voiced)."""
 
-    def __init__(self, vocoder, speakers):
+    def __init__(self, vocoder: UnitVocoder, speakers: np.ndarray):
         self._vocoder, self._speakers = vocoder, speakers
 
-    def __call__(self, rows, number, _, place):
-        codes = rows[None, :, 0].astype(np.int32)
-        hz, voiced = _predict_pitch(self._vocoder, codes, self._speakers, _mask(rows, number))
-        return np.stack([codes[0], hz[0], voiced[0]], axis=1)[place:]
+    def __call__(self, window: Window) -> np.ndarray:
+        codes = window.rows[None, :, 0].astype(np.int32)
+        hz, voiced = _predict_pitch(self._vocoder, codes, self._speakers, window.mask)
+        return np.stack([codes[0], hz[0], voiced[0]], axis=1)[window.place :]
 
 
 class _Samples:
-    """Rows (code) or (code, pitch in Hz, 1 where voiced) -> samples of each code."""
+    """Rows (code) or (code, pitch in Hz, 1 where voiced) -> samples [at_most, hop] of each code."""
 
-    def __init__(self, vocoder, speakers, at_most):
+    def __init__(self, vocoder: UnitVocoder, speakers: np.ndarray, at_most: int):
         self._vocoder, self._speakers, self._at_most = vocoder, speakers, at_most
         # Phase of the pulses at each code of the last window, and index of its first code.
         self._phases, self._first = np.zeros(1, np.float32), 0
 
-    def __call__(self, rows, number, first, place):
-        code, *pitch = rows.T[:, None].astype(np.float32)
-        start = self._phases[first - self._first] if pitch else 0.0
-        mask = _mask(rows, number)
-        arguments = code.astype(np.int32), self._speakers, mask, pitch, start, first, place
-        wav, following = _generate(self._vocoder, *arguments, self._at_most)
+    def __call__(self, window: Window) -> np.ndarray:
+        code, *pitch = window.rows.T[:, None].astype(np.float32)
+        wav, following = _generate(
+            self._vocoder,
+            code.astype(np.int32),
+            self._speakers,
+            window.mask,
+            pitch,
+            self._phases[window.first - self._first] if pitch else 0.0,
+            window.first,
+            window.place,
+            self._at_most,
+        )
         if pitch:
-            self._phases, self._first = np.asarray(following)[0], first
+            self._phases, self._first = np.asarray(following)[0], window.first
         return np.asarray(wav).reshape(self._at_most, -1)
 
 
 @jax.jit
-def _predict_pitch(vocoder, codes, speakers, mask):
+def _predict_pitch(
+    vocoder: UnitVocoder,
+    codes: jax.Array,  # BT
+    speakers: jax.Array,  # B
+    mask: jax.Array,  # BT
+) -> tuple[jax.Array, jax.Array]:  # BT, BT
     return vocoder.predict_pitch(codes, speakers, mask)
 
 
 @functools.partial(jax.jit, static_argnames="number")
-def _generate(vocoder, codes, speakers, mask, pitch, start, first_code, place, number):
+def _generate(
+    vocoder: UnitVocoder,
+    codes: jax.Array,  # BT
+    speakers: jax.Array,  # B
+    mask: jax.Array,  # BT
+    pitch: Sequence[jax.Array],  # pitch in Hz and voicing, both BT, or nothing
+    start: jax.Array | float,  # phase of the pulses at the first code
+    first_code: jax.Array | int,
+    place: jax.Array | int,
+    number: int,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Samples [B, number * hop] of `number` codes from `place` on, and the pulses' phase [B, T]."""
     x, config, only = vocoder.embed(codes, speakers), vocoder.config, (place, number)
     if not pitch:
         return vocoder.generator(x, mask, only=only), None
@@ -229,9 +277,6 @@ def _repeated(timed: np.ndarray) -> np.ndarray:
     return _column(np.repeat(units, durations))
 
 
-def _column(values) -> np.ndarray:
+def _column(values: npt.ArrayLike) -> np.ndarray:
+    """[n] -> [n, 1]."""
     return np.asarray(values)[:, None]
-
-
-def _mask(rows, number) -> np.ndarray:
-    return (np.arange(len(rows)) < number).astype(np.float32)[None]

@@ -197,12 +197,23 @@ def load_vocoder(folder: str | os.PathLike) -> UnitVocoder:
 
 # nnx.jit takes 25 ms per call to visit all modules of the published sizes, jax.jit takes 3 ms.
 @jax.jit
-def _generate(vocoder, codes, speakers, mask):
+def _generate(
+    vocoder: UnitVocoder,
+    codes: jax.Array,  # BT
+    speakers: jax.Array,  # B
+    mask: jax.Array,  # BT
+) -> jax.Array:  # BS
     return vocoder.generate(codes, speakers, mask)
 
 
 @jax.jit
-def _predict_durations(vocoder, codes, speakers, mask, duration_scale):
+def _predict_durations(
+    vocoder: UnitVocoder,
+    codes: jax.Array,  # BN
+    speakers: jax.Array,  # B
+    mask: jax.Array,  # BN
+    duration_scale: jax.Array | float,
+) -> jax.Array:  # BN
     durations = (jnp.exp(vocoder.log_durations(codes, speakers, mask)) - 1) * duration_scale
     return jnp.maximum(jnp.round(durations), 1).astype(jnp.int32)
 

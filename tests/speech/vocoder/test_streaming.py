@@ -123,11 +123,13 @@ def test_sliding_windows_give_the_values_of_the_whole(sizes, before, after, at_m
     at_least = data.draw(st.integers(1, at_most))
     x = np.random.default_rng(0).integers(100, size=(sum(sizes), 1))
 
-    def sums_around(rows, number, first, place):
+    def sums_around(window):
+        rows, number = window.rows, window.number
         assert len(rows) == before + at_most + after and not rows[number:].any()
-        assert (rows[:number] == x[first : first + number]).all()
+        assert (rows[:number] == x[window.first :][:number]).all()
+        assert window.mask.tolist() == [[1.0] * number + [0.0] * (len(rows) - number)]
         padded = np.pad(rows, ((before, after), (0, 0)))
-        return sum(padded[i : i + len(rows)] for i in range(before + after + 1))[place:]
+        return sum(padded[i : i + len(rows)] for i in range(before + after + 1))[window.place :]
 
     pieces = [x[end - size : end] for size, end in zip(sizes, np.cumsum(sizes))]
     arguments = {"before": before, "after": after, "at_most": at_most, "at_least": at_least}
