@@ -1,45 +1,20 @@
 """The shipped corpus of a small world of everyday talk, for all three stages.
 
-demo_modality_adaptation      units only, concatenated and cut
-demo_asr                      units -> text
-demo_asr_free_order           the part of demo_asr in free word order
-demo_words                    units of short recordings -> text, without a dialogue around them
-demo_asr_short                short recordings -> text
-demo_asr_joined               short recordings of a speaker joined -> text
-demo_tts                      text -> units of one voice
-demo_tts_short                short texts -> units of that voice
-demo_tts_joined               short texts joined -> units of that voice
-demo_repetition, demo_repetition_joined
-                              the same texts -> themselves
-demo_text_instruction         written question -> written answer
-demo_speech_to_speech, demo_speech_to_text, demo_text_to_speech, demo_text_to_text
-                              the four forms of chain of modality
-demo_asr_varied, demo_asr_free_order_varied, demo_speech_to_speech_varied,
-demo_speech_to_text_varied    the same with units changed at random
-demo_direct_speech            spoken question -> spoken answer, without the texts in between
-demo_cross_modal_instruction  mixture of demo_asr, demo_asr_free_order (so that a model can't guess
-                              words from their neighbours), demo_tts, demo_text_instruction,
-                              demo_text_to_text and demo_text_to_speech
-demo_chain_of_modality        mixture of the four forms
-demo_word_by_word             mixture of demo_words, the short tasks, both repetitions and
-                              demo_text_to_text
-demo_all_tasks                the four forms, all tasks of transcribing and reading aloud, and
-                              demo_repetition_joined; units of questions are varied
-
-demo_with_chain, demo_without_chain
-                              mixtures that differ in demo_speech_to_speech, demo_direct_speech
+The tables _UTTERANCE_TASKS, _DIALOGUE_TASKS and _MIXTURES list the tasks and mixtures, such as
+demo_asr. Two more tasks are not dialogues: demo_modality_adaptation, units only, concatenated and
+cut, and demo_words, units of short recordings -> text.
 
 All of them also exist as demo_answers_asr etc., with a loss on the model's turns only instead of
 on every token after the prefix. `add_tasks` adds the same tasks and mixtures for a corpus in
 another folder.
 
-Splits: train; test (other texts); unheard_voice (a voice that is not in train), except for
-demo_tts; human (a person; all other voices are synthetic) for demo_modality_adaptation and
-demo_asr. Short, joined and varied tasks, demo_words and the repetitions have train only.
+Splits: train; test (other texts); unheard_voice (a voice that is not in train); human (a person;
+all other voices are synthetic).
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import seqio
 import tensorflow as tf
@@ -71,74 +46,136 @@ _DIALOGUE = {
     "targets": seqio.Feature(VOCABULARY, add_eos=True),
 }
 
-_TASKS_OF_INSTRUCTION = {
-    "asr": 0.3,
-    "asr_free_order": 0.12,
-    "tts": 0.13,
-    "text_instruction": 0.2,
-    # A model trained from scratch has to learn the chain markers here: in stage 3 the embedding
-    # is frozen.
-    "text_to_text": 0.2,
-    "text_to_speech": 0.05,
-}
-_TASKS_OF_CHAIN = {
-    "speech_to_speech": 0.4,
-    "speech_to_text": 0.2,
-    "text_to_speech": 0.2,
-    "text_to_text": 0.2,
-}
-# All that the shipped model does.
-_ALL_TASKS = {
-    "speech_to_speech_varied": 0.1,
-    "speech_to_text_varied": 0.07,
-    "text_to_speech": 0.08,
-    "text_to_text": 0.12,
-    "asr_varied": 0.16,
-    "asr_short": 0.04,
-    "asr_joined": 0.1,
-    "asr_free_order_varied": 0.08,
-    "tts": 0.16,
-    "tts_short": 0.03,
-    "tts_joined": 0.05,
-    "repetition_joined": 0.01,
-}
-# A model trained from scratch first has to learn to find its place in the text or the units. It
-# does so soonest in short strings of words.
-_WORD_BY_WORD = {
-    "repetition": 0.15,
-    "words": 0.1,
-    "asr_short": 0.3,
-    "tts_short": 0.25,
-    "repetition_joined": 0.1,
-    "text_to_text": 0.1,
-}
-# What chain of modality is worth: two mixtures that differ in one task.
-_DIRECT_SPEECH = prompts.SPEECH_TO_SPEECH_PROMPT + " [ua] {answer_units}<eoa>."
-_BESIDE_ANSWERS = {"asr": 0.2, "tts": 0.15, "text_to_text": 0.15}
-_WITH_CHAIN = {"speech_to_speech": 0.5, **_BESIDE_ANSWERS}
-_WITHOUT_CHAIN = {"direct_speech": 0.5, **_BESIDE_ANSWERS}
-# Template and metrics of each task of questions and answers.
-_DIALOGUE_TASKS = {
-    "text_instruction": (prompts.TEXT_INSTRUCTION, [metrics.answer_accuracy]),
-    "speech_to_speech": (
-        prompts.SPEECH_TO_SPEECH,
-        [metrics.question_word_error_rate, metrics.answer_accuracy, metrics.unit_error_rate],
-    ),
-    "speech_to_text": (
-        prompts.SPEECH_TO_TEXT,
-        [metrics.question_word_error_rate, metrics.answer_accuracy],
-    ),
-    "text_to_speech": (
-        prompts.TEXT_TO_SPEECH,
-        [metrics.answer_accuracy, metrics.unit_error_rate],
-    ),
-    "text_to_text": (prompts.TEXT_TO_TEXT, [metrics.answer_accuracy]),
-    "direct_speech": (_DIRECT_SPEECH, [metrics.unit_error_rate]),
-}
-# Share of the units that varied tasks replace, and of those that they drop.
+_TRAIN = ("train",)
+_KNOWN_VOICES = ("train", "test")
+_SYNTHETIC = ("train", "test", "unheard_voice")
+_ALL = ("train", "test", "unheard_voice", "human")
+
+# In free word order a model can't guess a word from its neighbours; it has to recognise it.
+_FREE_ORDER = preprocessors.only("topic", "free_order")
+_SHORT = (_FREE_ORDER, preprocessors.at_most_words(4))
+_JOINED = (*_SHORT, preprocessors.join_recordings(3, edge=2))
+_TARGET_VOICE_ONLY = preprocessors.only("speaker", TARGET_VOICE)
+# Units that are replaced, and as many that are dropped: each time others, so that nothing can be
+# learned by heart.
 _VARIED = 0.05
-# Tasks of questions and answers that have a varied one: their question is spoken.
-_SPOKEN_QUESTIONS = ("speech_to_speech", "speech_to_text")
+_VARY = preprocessors.vary_units(_VARIED)
+_VARY_QUESTION = preprocessors.vary_units(_VARIED, "question_units")
+
+_ASR, _TTS = preprocessors.speech_recognition, preprocessors.speech_synthesis
+_REPEAT = preprocessors.repetition
+_ANSWER = preprocessors.question_and_answer
+# What chain of modality is worth: an answer without the texts in between.
+_DIRECT_SPEECH = prompts.SPEECH_TO_SPEECH_PROMPT + " [ua] {answer_units}<eoa>."
+
+_WER, _UNITS_WRONG = (metrics.word_error_rate,), (metrics.unit_error_rate,)
+_ANSWERS = (metrics.answer_accuracy,)
+_SPOKEN_QUESTIONS = (metrics.question_word_error_rate, metrics.answer_accuracy)
+_ANSWERS_ALOUD = (metrics.answer_accuracy, metrics.unit_error_rate)
+
+
+class _Task(NamedTuple):
+    """A task of dialogues; `steps` make one from a record."""
+
+    name: str
+    splits: tuple[str, ...]
+    steps: Sequence[Callable]
+    metric_fns: Sequence[Callable]
+
+
+_UTTERANCE_TASKS = (
+    # Units -> text.
+    _Task("asr", _ALL, [_ASR], _WER),
+    _Task("asr_free_order", _SYNTHETIC, [_FREE_ORDER, _ASR], _WER),
+    _Task("asr_varied", _TRAIN, [_VARY, _ASR], _WER),
+    _Task("asr_free_order_varied", _TRAIN, [_FREE_ORDER, _VARY, _ASR], _WER),
+    # Short recordings, alone and several of a speaker joined.
+    _Task("asr_short", _TRAIN, [*_SHORT, _VARY, _ASR], _WER),
+    _Task("asr_joined", _TRAIN, [*_JOINED, _VARY, _ASR], _WER),
+    # Text -> units of one voice.
+    _Task("tts", _KNOWN_VOICES, [_TARGET_VOICE_ONLY, _TTS], _UNITS_WRONG),
+    _Task("tts_short", _TRAIN, [_TARGET_VOICE_ONLY, *_SHORT, _TTS], _UNITS_WRONG),
+    _Task("tts_joined", _TRAIN, [_TARGET_VOICE_ONLY, *_JOINED, _TTS], _UNITS_WRONG),
+    # Text -> the same text.
+    _Task("repetition", _TRAIN, [*_SHORT, _REPEAT], _WER),
+    _Task("repetition_joined", _TRAIN, [*_JOINED, _REPEAT], _WER),
+)
+_DIALOGUE_TASKS = (
+    # Written question -> written answer, as in cross-modal instruction.
+    _Task("text_instruction", _SYNTHETIC, [_ANSWER(prompts.TEXT_INSTRUCTION)], _ANSWERS),
+    # The four forms of chain of modality.
+    _Task(
+        "speech_to_speech",
+        _SYNTHETIC,
+        [_ANSWER(prompts.SPEECH_TO_SPEECH)],
+        (*_SPOKEN_QUESTIONS, metrics.unit_error_rate),
+    ),
+    _Task("speech_to_text", _SYNTHETIC, [_ANSWER(prompts.SPEECH_TO_TEXT)], _SPOKEN_QUESTIONS),
+    _Task("text_to_speech", _SYNTHETIC, [_ANSWER(prompts.TEXT_TO_SPEECH)], _ANSWERS_ALOUD),
+    _Task("text_to_text", _SYNTHETIC, [_ANSWER(prompts.TEXT_TO_TEXT)], _ANSWERS),
+    _Task(
+        "speech_to_speech_varied",
+        _TRAIN,
+        [_VARY_QUESTION, _ANSWER(prompts.SPEECH_TO_SPEECH)],
+        (*_SPOKEN_QUESTIONS, metrics.unit_error_rate),
+    ),
+    _Task(
+        "speech_to_text_varied",
+        _TRAIN,
+        [_VARY_QUESTION, _ANSWER(prompts.SPEECH_TO_TEXT)],
+        _SPOKEN_QUESTIONS,
+    ),
+    _Task("direct_speech", _SYNTHETIC, [_ANSWER(_DIRECT_SPEECH)], _UNITS_WRONG),
+)
+
+_BESIDE_ANSWERS = {"asr": 0.2, "tts": 0.15, "text_to_text": 0.15}
+# Mixture -> tasks and their rates.
+_MIXTURES = {
+    "cross_modal_instruction": {
+        "asr": 0.3,
+        "asr_free_order": 0.12,
+        "tts": 0.13,
+        "text_instruction": 0.2,
+        # A model trained from scratch has to learn the chain markers here: in stage 3 the embedding
+        # is frozen.
+        "text_to_text": 0.2,
+        "text_to_speech": 0.05,
+    },
+    "chain_of_modality": {
+        "speech_to_speech": 0.4,
+        "speech_to_text": 0.2,
+        "text_to_speech": 0.2,
+        "text_to_text": 0.2,
+    },
+    # A model trained from scratch first has to learn to find its place in the text or the units. It
+    # does so soonest in short strings of words.
+    "word_by_word": {
+        "repetition": 0.15,
+        "words": 0.1,
+        "asr_short": 0.3,
+        "tts_short": 0.25,
+        "repetition_joined": 0.1,
+        "text_to_text": 0.1,
+    },
+    # All that the shipped model does.
+    "all_tasks": {
+        "speech_to_speech_varied": 0.1,
+        "speech_to_text_varied": 0.07,
+        "text_to_speech": 0.08,
+        "text_to_text": 0.12,
+        "asr_varied": 0.16,
+        "asr_short": 0.04,
+        "asr_joined": 0.1,
+        "asr_free_order_varied": 0.08,
+        "tts": 0.16,
+        "tts_short": 0.03,
+        "tts_joined": 0.05,
+        "repetition_joined": 0.01,
+    },
+    # Two mixtures that differ in one task.
+    "with_chain": {"speech_to_speech": 0.5, **_BESIDE_ANSWERS},
+    "without_chain": {"direct_speech": 0.5, **_BESIDE_ANSWERS},
+}
 
 
 def add_tasks(
@@ -153,13 +190,9 @@ def add_tasks(
       folder: records that tools.build_demo_corpus wrote.
       tokenize: the preprocessor of dialogues; it decides which tokens have a loss.
     """
-
-    def utterances(*splits: str) -> RecordsInMemory:
-        return _source(folder, "utterances", _UTTERANCE, splits)
-
     seqio.TaskRegistry.add(
         f"{prefix}_modality_adaptation",
-        source=utterances("train", "test", "unheard_voice", "human"),
+        source=_source(folder, "utterances", _UTTERANCE, _ALL),
         preprocessors=[
             preprocessors.utterance_to_unit_text,
             preprocessors.tokenize_unit_text,
@@ -168,77 +201,12 @@ def add_tasks(
         output_features=_TARGETS,
         shuffle_buffer_size=None,
     )
-
-    def add(name: str, source: RecordsInMemory, steps: list, metric_fns: list) -> None:
-        seqio.TaskRegistry.add(
-            f"{prefix}_{name}",
-            source=source,
-            preprocessors=[*steps, tokenize, seqio.preprocessors.append_eos],
-            output_features=_DIALOGUE,
-            shuffle_buffer_size=None,
-            postprocess_fn=metrics.response_parser(VOCABULARY.tokenizer.template),
-            metric_fns=[*metric_fns, metrics.form_errors],
-        )
-
-    add(
-        "asr",
-        utterances("train", "test", "unheard_voice", "human"),
-        [preprocessors.speech_recognition],
-        [metrics.word_error_rate],
-    )
-    free_order = preprocessors.only("topic", "free_order")
-    # In free word order a model can't guess a word from its neighbours; it has to recognise it.
-    add(
-        "asr_free_order",
-        utterances("train", "test", "unheard_voice"),
-        [free_order, preprocessors.speech_recognition],
-        [metrics.word_error_rate],
-    )
-    # Each time other units: nothing can be learned by heart.
-    vary = preprocessors.vary_units(_VARIED)
-    for name, steps in (
-        ("asr", []),
-        ("asr_free_order", [free_order]),
-    ):
-        add(
-            f"{name}_varied",
-            utterances("train"),
-            [*steps, vary, preprocessors.speech_recognition],
-            [metrics.word_error_rate],
-        )
-    # Short recordings, alone and joined.
-    short = [free_order, preprocessors.at_most_words(4)]
-    joined = [*short, preprocessors.join_recordings(3, edge=2)]
-    for name, steps in (("short", short), ("joined", joined)):
-        add(
-            f"asr_{name}",
-            utterances("train"),
-            [*steps, vary, preprocessors.speech_recognition],
-            [metrics.word_error_rate],
-        )
-        add(
-            f"tts_{name}",
-            utterances("train"),
-            [
-                preprocessors.only("speaker", TARGET_VOICE),
-                *steps,
-                preprocessors.speech_synthesis,
-            ],
-            [metrics.unit_error_rate],
-        )
-    for name, steps in (("repetition", short), ("repetition_joined", joined)):
-        add(
-            name,
-            utterances("train"),
-            [*steps, preprocessors.repetition],
-            [metrics.word_error_rate],
-        )
     seqio.TaskRegistry.add(
         f"{prefix}_words",
-        source=utterances("train"),
+        source=_source(folder, "utterances", _UTTERANCE, _TRAIN),
         preprocessors=[
-            *short,
-            vary,
+            *_SHORT,
+            _VARY,
             preprocessors.speech_and_text,
             preprocessors.tokenize_texts,
             seqio.preprocessors.append_eos,
@@ -246,33 +214,21 @@ def add_tasks(
         output_features=_DIALOGUE,
         shuffle_buffer_size=None,
     )
-    add(
-        "tts",
-        utterances("train", "test"),
-        [preprocessors.only("speaker", TARGET_VOICE), preprocessors.speech_synthesis],
-        [metrics.unit_error_rate],
-    )
-    for name, (template, metric_fns) in _DIALOGUE_TASKS.items():
-        source = _source(
-            folder, "dialogues", _QUESTION_AND_ANSWER, ("train", "test", "unheard_voice")
-        )
-        add(name, source, [preprocessors.question_and_answer(template)], metric_fns)
-        if name in _SPOKEN_QUESTIONS:
-            varied = [
-                preprocessors.vary_units(_VARIED, "question_units"),
-                preprocessors.question_and_answer(template),
-            ]
-            train = _source(folder, "dialogues", _QUESTION_AND_ANSWER, ("train",))
-            add(f"{name}_varied", train, varied, metric_fns)
-
-    for name, rates in (
-        ("cross_modal_instruction", _TASKS_OF_INSTRUCTION),
-        ("chain_of_modality", _TASKS_OF_CHAIN),
-        ("word_by_word", _WORD_BY_WORD),
-        ("all_tasks", _ALL_TASKS),
-        ("with_chain", _WITH_CHAIN),
-        ("without_chain", _WITHOUT_CHAIN),
+    for kind, features, tasks in (
+        ("utterances", _UTTERANCE, _UTTERANCE_TASKS),
+        ("dialogues", _QUESTION_AND_ANSWER, _DIALOGUE_TASKS),
     ):
+        for task in tasks:
+            seqio.TaskRegistry.add(
+                f"{prefix}_{task.name}",
+                source=_source(folder, kind, features, task.splits),
+                preprocessors=[*task.steps, tokenize, seqio.preprocessors.append_eos],
+                output_features=_DIALOGUE,
+                shuffle_buffer_size=None,
+                postprocess_fn=metrics.response_parser(VOCABULARY.tokenizer.template),
+                metric_fns=[*task.metric_fns, metrics.form_errors],
+            )
+    for name, rates in _MIXTURES.items():
         seqio.MixtureRegistry.add(
             f"{prefix}_{name}", [(f"{prefix}_{task}", rate) for task, rate in rates.items()]
         )

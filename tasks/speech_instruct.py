@@ -93,10 +93,10 @@ def tfds_dialogues(
       dataset: e.g. "speech_instruct/cross_modal_instruction:1.0.0".
       tokenizer: folder with the tokenizer.
       data_dir: where `tfds build` wrote it.
-      direction, metric_fns, template: as in `dialogue_lines`.
+      direction, metric_fns, template: see `dialogue_lines`.
 
     Raises:
-      UserError: as `dialogue_lines`, or the dataset was not built in `data_dir`.
+      UserError: see `dialogue_lines`, or the dataset was not built in `data_dir`.
     """
     arguments = {
         "dataset": dataset,
@@ -165,7 +165,14 @@ def text_instructions(
     return registry.register_once(name, arguments, register)
 
 
-def _add_task(name, source, to_dialogues, vocabulary, metric_fns, shuffle_buffer_size=None) -> None:
+def _add_task(
+    name: str,
+    source: seqio.DataSource,
+    to_dialogues: Sequence[Callable],
+    vocabulary: Vocabulary,
+    metric_fns: Sequence[Callable],
+    shuffle_buffer_size: int | None = None,
+) -> None:
     seqio.TaskRegistry.add(
         name,
         source=source,

@@ -79,7 +79,7 @@ def evaluate_run(
     model, mesh = load_llama(run, devices)
     metrics: Metrics = {}
     for task in tasks:
-        of_task = evaluate(
+        task_metrics = evaluate(
             model,
             tokenizer,
             task,
@@ -91,9 +91,9 @@ def evaluate_run(
             more_metrics=more_metrics,
             mesh=mesh,
         )
-        metrics |= of_task
+        metrics |= task_metrics
         if output_dir:  # At once: the next task may take long.
-            save(output_dir, f"{split}, forced" if forced else split, of_task)
+            save(output_dir, f"{split}, forced" if forced else split, task_metrics)
     return metrics
 
 
@@ -200,8 +200,8 @@ def evaluate_answers(rows: Sequence[dict], more_metrics: Sequence[MetricFunction
         )
         pairs.setdefault(row["task"], []).append((target, prediction))
     metrics: Metrics = {}
-    for task, of_task in pairs.items():
-        targets, predictions = zip(*of_task)
+    for task, task_pairs in pairs.items():
+        targets, predictions = zip(*task_pairs)
         metrics[task] = {}
         for metric in (*registry.find(task).metric_fns, *more_metrics):
             metrics[task] |= metric(targets, predictions)
@@ -217,7 +217,15 @@ def form_of(response: prompts.Response) -> str:
     return "speech_to_text" if response.question else "text"
 
 
-def _generate_all(model, tokenizer, references, forms, batch_size, sampling, mesh) -> np.ndarray:
+def _generate_all(
+    model: Llama,
+    tokenizer: Tokenizer,
+    references: Sequence[tuple[list[int], list[int]]],  # prompts and right answers, as tokens
+    forms: Sequence[str] | None,
+    batch_size: int,
+    sampling: Sampling,
+    mesh: Mesh | None,
+) -> np.ndarray:
     """Token ids of the answers, int32 [N, T], in the order of `references`, padded with eos."""
     masks = Masks(tokenizer) if forms else None
     states = [masks.start(form) for form in forms] if masks else [0] * len(references)
