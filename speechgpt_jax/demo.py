@@ -105,13 +105,13 @@ def comparison(trained: Mapping[str, Mapping], shipped: Mapping[str, Mapping]) -
         table.add_column(column, justify="right", no_wrap=True)
     for split, tasks in trained.items():
         for task, figures in tasks.items():
-            of_shipped = with_intervals(shipped[split][task])
+            shipped_figures = with_intervals(shipped[split][task])
             title = task.removeprefix("demo_") + ("" if split == "test" else f", {split}")
             table.add_section()
             table.add_row(f"[bold]{title.replace('_', ' ')}[/]")
             for name, text in with_intervals(figures).items():
                 if name in METRICS:  # The others are controls.
-                    table.add_row(f"  {METRICS[name]}", text, of_shipped[name])
+                    table.add_row(f"  {METRICS[name]}", text, shipped_figures[name])
     return table
 
 

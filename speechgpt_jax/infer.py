@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def check_flags() -> None:
-    """Raises a UserError if a flag is missing, or says nothing together with the others."""
+    """Raises a UserError if a flag is missing or has no effect beside the others."""
     if [AUDIO.value, TEXT.value, PROMPTS.value, PROMPTS_TASK.value].count(None) != 3:
         raise UserError("Give one of --audio, --text, --prompts and --prompts_task.")
     if PROMPTS.value or PROMPTS_TASK.value:
@@ -121,9 +121,9 @@ def check_flags() -> None:
             raise UserError("All prompts are answered into a folder; give --answers.")
         refuse([OUTPUT, PLAY], "is for one question; tools.synthesize makes sound of --answers.")
     else:
-        of_tables = [ANSWERS, ROWS_PER_SHARD, AT_ONCE]
-        of_tables += [process_flags.MULTIHOST, process_flags.NUM_PROCESSES]
-        refuse(of_tables, "goes with --prompts or --prompts_task.")
+        table_flags = [ANSWERS, ROWS_PER_SHARD, AT_ONCE]
+        table_flags += [process_flags.MULTIHOST, process_flags.NUM_PROCESSES]
+        refuse(table_flags, "goes with --prompts or --prompts_task.")
     if PROMPTS_TASK.value:
         refuse([TASK, WRITTEN, talk.PREFIX], "is part of the prompts of --prompts_task.")
     else:

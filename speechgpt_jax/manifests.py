@@ -116,8 +116,10 @@ def check_fields(rows: Iterable[Mapping], fields: Sequence[str]) -> None:
     for row in rows:
         name = row.get("path", "a row")
         if missing := set(fields) - row.keys():
-            of_tool = missing & {"units", "durations"}
-            remedy = " Units and durations come from tools.extract_units." if of_tool else ""
+            from_extraction = missing & {"units", "durations"}
+            remedy = (
+                " Units and durations come from tools.extract_units." if from_extraction else ""
+            )
             raise UserError(
                 f"{name} has no {', '.join(sorted(missing))}; expected {', '.join(fields)}.{remedy}"
             )

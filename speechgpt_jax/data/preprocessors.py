@@ -161,9 +161,9 @@ def join_recordings(number: int, edge: int) -> Callable[[tf.data.Dataset], tf.da
         start = tf.where(row > 0, edge, 0)
         stop = tf.cast(units.row_lengths(), tf.int32) - tf.where(row < number - 1, edge, 0)
         position = tf.ragged.range(units.row_lengths(), row_splits_dtype=tf.int64).flat_values
-        of_row = tf.cast(units.value_rowids(), tf.int32)
+        rows = tf.cast(units.value_rowids(), tf.int32)
         position = tf.cast(position, tf.int32)
-        kept = (position >= tf.gather(start, of_row)) & (position < tf.gather(stop, of_row))
+        kept = (position >= tf.gather(start, rows)) & (position < tf.gather(stop, rows))
         units = tf.boolean_mask(units.flat_values, kept)
         changes = tf.concat([[True], units[1:] != units[:-1]], axis=0)[: tf.size(units)]
         before = tf.strings.regex_replace(utterances["text"][:-1], r"\.$", "")

@@ -118,12 +118,12 @@ def _opened(source: str | os.PathLike | BinaryIO) -> Iterator[Recording]:
 def _resampled(blocks: Blocks) -> np.ndarray:
     """All blocks at 16 kHz, one after the other: float32 [samples]."""
     wavs = []
-    for rate, of_rate in itertools.groupby(blocks, key=lambda block: block[1]):
+    for rate, same_rate in itertools.groupby(blocks, key=lambda block: block[1]):
         if rate == SAMPLE_RATE:
-            wavs += [wav for wav, _ in of_rate]
+            wavs += [wav for wav, _ in same_rate]
             continue
         stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
-        wavs += [stream.resample_chunk(wav) for wav, _ in of_rate]
+        wavs += [stream.resample_chunk(wav) for wav, _ in same_rate]
         wavs.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
     return wavs[0] if len(wavs) == 1 else np.concatenate([np.zeros(0, np.float32), *wavs])
 

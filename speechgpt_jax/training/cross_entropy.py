@@ -94,14 +94,14 @@ def _forward(hidden, kernel, targets, num_tokens, block):
 
 def _backward(num_tokens, block, residuals, gradients):
     hidden, kernel, targets, normalizer = residuals
-    of_normalizer, of_target, _ = gradients
+    normalizer_gradient, target_gradient, _ = gradients
 
     def add(hidden_gradient, numbered):
         first, columns = numbered
         logits = _block_logits(hidden, columns, first, num_tokens)
         is_target = jnp.arange(block) == (targets - first)[..., None]
-        logits_gradient = of_normalizer[..., None] * jnp.exp(logits - normalizer[..., None])
-        logits_gradient += of_target[..., None] * is_target
+        logits_gradient = normalizer_gradient[..., None] * jnp.exp(logits - normalizer[..., None])
+        logits_gradient += target_gradient[..., None] * is_target
         logits_gradient = logits_gradient.astype(hidden.dtype)
         gathered = gather(columns, OUTPUT_AXES)
         hidden_gradient += jnp.matmul(

@@ -30,8 +30,8 @@ def check_activations(
       mesh: of the run.
     """
     rows *= sharding.process_share(mesh)[1]
-    of_token = model.num_layers * model.hidden_size * np.dtype(model.dtype).itemsize
-    needed = rows * length * of_token // accumulation
+    bytes_per_token = model.num_layers * model.hidden_size * np.dtype(model.dtype).itemsize
+    needed = rows * length * bytes_per_token // accumulation
     memory = _device_memory()
     if needed > memory:
         raise UserError(

@@ -145,7 +145,7 @@ def create_state(
       optimizer: optimizer of each model; its state is separate for each.
     """
     params = {name: nnx.state(model, nnx.Param) for name, model in models.items()}
-    opt_state = {name: optimizer.init(of_model) for name, of_model in params.items()}
+    opt_state = {name: optimizer.init(model_params) for name, model_params in params.items()}
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
 
@@ -202,19 +202,19 @@ def make_train_step(
             trained_discriminators = nnx.merge(discriminator_graph, params["discriminators"])
 
         def compare(wav):
-            of_sound = sound_losses(
+            wav_losses = sound_losses(
                 wav,
                 batch["wav"],
                 trained_discriminators,
                 objective.stft_sizes,
                 config.sampling_rate,
             )
-            return weighted_sum(of_sound), of_sound
+            return weighted_sum(wav_losses), wav_losses
 
-        wav_gradient, of_sound = jax.grad(compare, has_aux=True)(wav)
+        wav_gradient, wav_losses = jax.grad(compare, has_aux=True)(wav)
         (gradients,) = backward((wav_gradient, jnp.ones(())))
         update("vocoder", gradients)
-        losses |= of_sound
+        losses |= wav_losses
         metrics |= {f"{name}_loss": loss for name, loss in losses.items()}
         seconds = batch["mask"].sum() * config.code_hop_size / config.sampling_rate
         metrics |= {"loss": weighted_sum(losses), "seconds": seconds}

@@ -47,7 +47,7 @@ def table(name: str, runs: list[pathlib.Path]) -> docs_table.Table:
         ]
         for task, figures in texts[0].items():
             for figure in figures:
-                cells = [of_split.get(task, {}).get(figure, "") for of_split in texts]
+                cells = [split_texts.get(task, {}).get(figure, "") for split_texts in texts]
                 result.add(f"{task}: {figure.replace('_', ' ')}", *cells)
     return result
 

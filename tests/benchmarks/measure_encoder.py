@@ -43,8 +43,8 @@ def main(argv: list[str]) -> None:
         by_speaker: dict[str, list[EncoderScore]] = {}
         for score in scores:
             by_speaker.setdefault(score.speaker, []).append(score)
-        for speaker, of_speaker in by_speaker.items():
-            table.add(f"{speaker}, {folder}", *map(cell, of_speaker))
+        for speaker, speaker_scores in by_speaker.items():
+            table.add(f"{speaker}, {folder}", *map(cell, speaker_scores))
     if args.update_docs:
         table.update_docs()
 

@@ -49,12 +49,12 @@ def main(argv: list[str]) -> None:
     table = docs_table.Table(args.table, ["sentences", *columns])
     for voice in args.voices:
         scores = evaluate_vocoder(vocoder, rows, recognise, sentences=args.sentences, speaker=voice)
-        for speaker, of_speaker in itertools.groupby(scores, lambda score: score.speaker):
-            of_speaker = list(of_speaker)
+        for speaker, group in itertools.groupby(scores, lambda score: score.speaker):
+            speaker_scores = list(group)
             table.add(
                 f"{speaker}, voice {voice}" if voice else speaker,
-                *(f"{100 * score.word_error_rate:.1f}" for score in of_speaker),
-                *(f"{score.naturalness:.2f}" for score in of_speaker),
+                *(f"{100 * score.word_error_rate:.1f}" for score in speaker_scores),
+                *(f"{score.naturalness:.2f}" for score in speaker_scores),
             )
     if args.update_docs:
         table.update_docs()

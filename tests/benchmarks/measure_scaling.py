@@ -73,19 +73,19 @@ SIZES = (Size(96, 2), Size(160, 3), Size(256, 4), Size(448, 6))
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """loss = irreducible + of_parameters / N**alpha + of_tokens / D**beta, in nats per token."""
+    """Loss in nats per token: irreducible + parameter_scale / N**alpha + token_scale / D**beta."""
 
     irreducible: float
-    of_parameters: float
+    parameter_scale: float
     alpha: float
-    of_tokens: float
+    token_scale: float
     beta: float
 
     def loss(self, parameters: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         return (
             self.irreducible
-            + self.of_parameters / parameters**self.alpha
-            + self.of_tokens / tokens**self.beta
+            + self.parameter_scale / parameters**self.alpha
+            + self.token_scale / tokens**self.beta
         )
 
 

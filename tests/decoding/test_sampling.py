@@ -98,10 +98,10 @@ def test_a_draw_does_not_depend_on_the_settings_of_other_rows():
     """The others decide whether all tokens are sorted, the FEW most likely ones or none."""
     logits = jax.random.normal(jax.random.key(1), (200, 300))
     keys = jax.random.split(jax.random.key(2), 200)
-    of_few = Sampling(temperature=2.0, top_k=40, top_p=0.9)
-    expected = sample(logits, batch([of_few] * 200), keys)
+    few = Sampling(temperature=2.0, top_k=40, top_p=0.9)
+    expected = sample(logits, batch([few] * 200), keys)
     for other in (GREEDY, Sampling(top_k=0)):
-        mixed = sample(logits, batch([of_few, other] * 100), keys)
+        mixed = sample(logits, batch([few, other] * 100), keys)
         np.testing.assert_array_equal(mixed[::2], expected[::2])
 
 

@@ -128,8 +128,8 @@ def test_the_command_answers_the_prompts_of_a_task(untrained_run, tmp_path):
         right = tokenizer.template.parse(row["target"]).text
         row["answer"] = {"text": right if row["example"] else f"not {right}"}
     shards = sorted(tmp_path.glob("answers-*"))
-    for shard, of_shard in zip(shards, (rows[:2], rows[2:]), strict=True):
-        write_jsonl(shard, of_shard)
+    for shard, answered in zip(shards, (rows[:2], rows[2:]), strict=True):
+        write_jsonl(shard, answered)
     done = processes.run(processes.run_module, "speechgpt_jax.evaluate", f"--answers={tmp_path}")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "evaluation.json").read_text())["test"]["demo_text_to_text"]

@@ -57,8 +57,8 @@ def _statistics(runner: Runner, wavs: list[np.ndarray]) -> list[Any]:
     counts = [-(-max(len(wav) - overlap, 0) // hop) for wav in wavs]
     by_recording = batching.map_pieces(runner, _piece_statistics, counts, piece)
     return [
-        runner.hubert.front_end.pool_statistics(*of_pieces) if count else None
-        for count, of_pieces in zip(counts, by_recording)
+        runner.hubert.front_end.pool_statistics(*pieces) if count else None
+        for count, pieces in zip(counts, by_recording)
     ]
 
 

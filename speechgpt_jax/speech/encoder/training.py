@@ -254,9 +254,9 @@ class HubertBatches(NumberedBatches):
         targets = np.zeros(shape, np.float32) if size else np.full(shape, -1, np.int32)
         lengths = np.zeros(self._rows, np.int32)
         for row, i in enumerate(rng.choice(len(self._clips), self._rows)):
-            crop, of_crop = self._crop(rng, self._clips[i], self._targets[i])
+            crop, crop_targets = self._crop(rng, self._clips[i], self._targets[i])
             wav[row, : len(crop)] = distort(rng, crop) if self._distorted else crop
-            targets[row, : len(of_crop)] = of_crop
+            targets[row, : len(crop_targets)] = crop_targets
             lengths[row] = len(crop)
         return {"wav": wav, "lengths": lengths, "targets": targets}
 

@@ -20,12 +20,12 @@ def test_every_format_is_read(tmp_path, suffix):
         ".flv",
         ".nut",
     )  # Videos are read, but not searched for.
-    wav, of_open_file = load_audio(path), load_audio(io.BytesIO(path.read_bytes()))
+    wav, from_open_file = load_audio(path), load_audio(io.BytesIO(path.read_bytes()))
     assert wav.dtype == np.float32 and wav.ndim == 1
     # Encoders add a little at both ends.
     assert abs(len(wav) - 2 * SAMPLE_RATE) < 0.1 * SAMPLE_RATE
     assert np.abs(np.fft.rfft(wav[:SAMPLE_RATE])).argmax() == 440
-    np.testing.assert_allclose(of_open_file, wav, atol=1e-6)
+    np.testing.assert_allclose(from_open_file, wav, atol=1e-6)
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "m4a"])
