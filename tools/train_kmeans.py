@@ -12,7 +12,6 @@ settings than a larger --steps give another --work_dir. Writes FOLDER/kmeans.saf
 
 from speechgpt_jax import arguments, files, manifests
 from speechgpt_jax.arguments import existing_file, existing_folder, positive_int, seed
-from speechgpt_jax.errors import UserError
 
 
 def main(argv: list[str]) -> None:
@@ -40,26 +39,18 @@ def main(argv: list[str]) -> None:
     )
     args = parser.parse_args(argv)
     work_dir = args.work_dir or f"{args.hubert}/kmeans"
-    if files.is_remote(work_dir):
-        raise UserError(
-            f"{work_dir} is not on this machine, and features are read from it at random: give"
-            " --work_dir a local folder."
-        )
     files.refuse_existing(args.hubert, "kmeans.safetensors")
     # Imported now that the arguments are right: it takes seconds.
-    import numpy as np
-
     from speechgpt_jax.gin_utils import hush_libraries
     from speechgpt_jax.malloc import keep_freed_memory
     from speechgpt_jax.speech.encoder.speech2unit import save_centroids
     from speechgpt_jax.training import train_kmeans
 
+    train_kmeans.check_work_dir(work_dir)
     keep_freed_memory()
     hush_libraries()
     rows = manifests.read_manifest(args.manifest, "train")
-    manifests.check_recordings(rows)
-    paths = [row["path"] for row in rows]
-    paths = [*np.random.default_rng(args.seed).permutation(paths)][: args.clips]
+    paths = train_kmeans.choose_recordings(rows, args.clips, args.seed)
     centroids = train_kmeans.train(
         train_kmeans.extract_features(args.hubert, paths, work_dir),
         work_dir,

@@ -29,7 +29,6 @@ the sentence instead of recognising them.
 import itertools
 import random
 import re
-from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 
@@ -172,7 +171,9 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def is_free_order(text: str) -> bool:
-    """Whether a text that is none of `all_sentences()` has the form of a further one.
+    """Whether a text consists of the world's words and a final dot.
+
+    So do the sentences that `free_order_sentences(more=...)` adds.
 
     "red seven feet." -> True. "red seven feet", without the dot, and "red psalms.", with a word
     that the world doesn't have -> False.
@@ -195,7 +196,8 @@ def free_order_sentences(
     rng = random.Random(SEED + 2)
     deck: list[str] = []
     sentences = []
-    questions_of_test = {d.question for d in questions() if d.split == "test"}  # One is a word.
+    # One of them is a single word, which a short string could repeat.
+    questions_of_test = {d.question for d in questions() if d.split == "test"}
     always = [(split, count, 4, 9, ALWAYS) for split, count in FREE_SENTENCES.items()]
     further = [
         ("train", more, 4, 9, MORE),
@@ -215,14 +217,14 @@ def free_order_sentences(
 
 
 def plain_sentences(more: int = 0, short: int = 0, answer_voice: int = 0) -> tuple[Sentence, ...]:
-    """The sentences for ASR and TTS; arguments as of `free_order_sentences`."""
+    """The sentences for ASR and TTS; arguments: see `free_order_sentences`."""
     return templated_sentences() + free_order_sentences(more, short, answer_voice)
 
 
 def all_sentences(more: int = 0, short: int = 0) -> tuple[Sentence, ...]:
     """Distinct texts of questions, answers and plain sentences; a text in both splits is train.
 
-    Arguments as of `free_order_sentences`.
+    Arguments: see `free_order_sentences`.
     """
     found: dict[str, Sentence] = {}
     for d in questions():
@@ -231,22 +233,3 @@ def all_sentences(more: int = 0, short: int = 0) -> tuple[Sentence, ...]:
     for sentence in plain_sentences(more, short):
         found.setdefault(sentence.text, sentence)
     return tuple(found.values())
-
-
-def main() -> None:
-    """Prints the size of the world."""
-    dialogues, plain = questions(), plain_sentences()
-    print(f"questions        {Counter(d.held_out or d.split for d in dialogues)}")
-    print(f"question-answers {len({(d.fact, d.answer) for d in dialogues})}")
-    print(f"distinct answers {len({d.answer for d in dialogues})}")
-    print(f"plain sentences  {Counter((s.split, s.topic == FREE_ORDER) for s in plain)}")
-    print(f"vocabulary       {len(vocabulary())} words")
-    for topic in sorted({d.topic for d in dialogues}):
-        members = [d for d in dialogues if d.topic == topic]
-        used = {word for d in members for word in words(f"{d.question} {d.answer}")}
-        facts = len({d.fact for d in members})
-        print(f"  {topic:18} {len(members):5} questions {facts:5} facts {len(used):4} words")
-
-
-if __name__ == "__main__":
-    main()

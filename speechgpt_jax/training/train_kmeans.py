@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.progress import track
 
-from speechgpt_jax import files, sharding
+from speechgpt_jax import files, manifests, sharding
 from speechgpt_jax.checkpoints import Checkpoints
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.sharding import MeshConfig
@@ -28,6 +29,26 @@ from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, load_hubert
 from speechgpt_jax.training.loop import fit
 
 CLIPS_PER_FILE = 512
+
+
+def check_work_dir(work_dir: str | os.PathLike) -> None:
+    """Raises a UserError if the folder is not on this machine."""
+    if files.is_remote(work_dir):
+        raise UserError(
+            f"{work_dir} is not on this machine, and features are read from it at random: give"
+            " --work_dir a local folder."
+        )
+
+
+def choose_recordings(rows: Sequence[Mapping], count: int, seed: int) -> list[str]:
+    """Paths of at most `count` recordings of a manifest's rows, drawn at random.
+
+    Raises:
+      UserError: a recording is missing.
+    """
+    manifests.check_recordings(rows)
+    paths = [row["path"] for row in rows]
+    return [*np.random.default_rng(seed).permutation(paths)][:count]
 
 
 def extract_features(
