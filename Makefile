@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: talk demo check test types pytest browser lint lock clean
 
-# The shipped model answers a recorded question that it never heard.
+# The shipped model answers a recorded question that is not in its training data.
 talk: $(VENV)/core.stamp
 	$(RUN) -m speechgpt_jax.infer --audio=speechgpt_jax/assets/corpus/clips/question-06291-rms.flac --play
 	@echo "Talk on: $(RUN) -m speechgpt_jax.chat, or in a browser: $(RUN) -m speechgpt_jax.serve"
@@ -25,7 +25,7 @@ test: $(VENV)/test.stamp
 	$(RUN) -m ruff check .
 	@$(if $(FAST),true,$(BROWSER) || $(MAKE) -s browser || true)
 	@$(MAKE) --no-print-directory -j 2 types pytest FAST='$(FAST)'
-	@$(if $(FAST),true,$(BROWSER)) || echo "NOT RUN for want of a browser: the tests of the page; apt-get install chromium chromium-driver"
+	@$(if $(FAST),true,$(BROWSER)) || echo "NOT RUN because there is no browser: the tests of the page; apt-get install chromium chromium-driver"
 
 # Together, since mypy uses one core.
 types:

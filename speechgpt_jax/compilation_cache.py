@@ -7,7 +7,8 @@ COMPILATION_CACHE = define(
     "compilation_cache",
     output_folder,
     None,
-    "Folder, local or gs://, that keeps compiled programs: another start compiles nothing anew.",
+    "Folder, local or gs://, that keeps compiled programs: the next start doesn't compile them"
+    " again.",
 )
 
 

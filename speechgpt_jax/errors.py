@@ -57,7 +57,7 @@ def one_line_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def naming(source: object) -> Iterator[None]:
-    """Lets a UserError name `source`, such as the file that is being read, unless it does so."""
+    """Puts `source`, such as the file being read, before a UserError that doesn't name it."""
     try:
         yield
     except UserError as error:

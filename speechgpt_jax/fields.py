@@ -36,7 +36,7 @@ class Fields:
         """The value of a field, or `default` if there is no such field.
 
         Args:
-          name: of the field.
+          name: name of the field.
           kind: type annotation that the value must fit; null fits only those with None.
           default: need not fit.
           **limits: of a number, or of all numbers in a list, as in `limits.check_number`.
@@ -73,7 +73,7 @@ class Fields:
 
         Args:
           expected: value by name; a field may be missing.
-          reason: of the expectation, the end of the message.
+          reason: reason for the expectation, the end of the message.
         """
         for name, value in expected.items():
             if (given := self.get(name, Any, value)) != value:

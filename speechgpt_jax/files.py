@@ -423,7 +423,7 @@ def numbered_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, str
 
     Args:
       lines: a binary file.
-      name: of the file, for messages.
+      name: name of the file, for messages.
 
     Raises:
       UserError: a line is not UTF-8.

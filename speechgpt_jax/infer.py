@@ -73,7 +73,7 @@ PROMPTS = define(
     "prompts",
     existing_file,
     None,
-    "Table with a `text` or an `audio` in each row; answers all.",
+    "Table with a `text` or an `audio` in each row; all are answered.",
 )
 PROMPTS_TASK = define(
     "prompts_task", nonempty, None, "SeqIO task or mixture whose prompts are answered."
@@ -224,7 +224,7 @@ def read_examples() -> list[tuple[dict, list[int]]]:
 
 
 def name_of(row: dict) -> str:
-    """What messages call a row of --prompts or --prompts_task."""
+    """Name of a row of --prompts or --prompts_task in messages."""
     if PROMPTS_TASK.value:
         return f"example {row['example']}"
     question = row["text"] if "text" in row else row["audio"]

@@ -63,7 +63,7 @@ def read_rows(path: Path, required: Sequence[str] = ()) -> list[Row]:
     others        JSONL: one object per line
 
     Args:
-      path: of the table.
+      path: path of the table.
       required: fields that every row must have as text.
 
     Raises:
@@ -148,7 +148,7 @@ def parse_rows(lines: Iterable[bytes], name: str, required: Sequence[str] = ()) 
 
     Args:
       lines: a binary file.
-      name: of the file, for its suffix and for messages.
+      name: name of the file, for its suffix and for messages.
       required: fields that every row must have as text.
     """
     texts = numbered_lines(lines, name)

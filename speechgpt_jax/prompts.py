@@ -109,7 +109,7 @@ class Template:
     """Marks of the turns of a dialogue in the text that a model reads.
 
     Attributes:
-      name: in gin files and in the files of a tokenizer.
+      name: its name in gin files and in the files of a tokenizer.
       system, human, answer: what stands around the system prompt, a user's turn and an answer.
       special_tokens: tokens that the tokenizer must have. The last one ends a turn, and with it
         the model's answer; without any, the tokenizer's own eos does.

@@ -245,7 +245,7 @@ def mixture(name: str, folder: str, loss_on_answers: bool = False) -> str:
     """Registers the tasks of a corpus, and returns the full name of one of them; for gin.
 
     Args:
-      name: of a task or mixture without the prefix, e.g. "all_tasks".
+      name: name of a task or mixture without the prefix, e.g. "all_tasks".
       folder: records that tools.build_demo_corpus wrote.
       loss_on_answers: a loss on the model's turns only, instead of on every token after the prefix;
         then training needs fewer tokens.

@@ -94,8 +94,13 @@ def make_parser() -> arguments.Parser:
         help="folder; encodes the sound of --tts; must be the encoder of extract_units; default:"
         " the shipped one",
     )
-    add("--question_voices", type=voices, default=["slt"], help="for {speaker}, comma-separated")
-    add("--answer_voice", type=nonempty, default="slt", help="for {speaker} of every answer")
+    add(
+        "--question_voices",
+        type=voices,
+        default=["slt"],
+        help="values of {speaker} for questions, comma-separated",
+    )
+    add("--answer_voice", type=nonempty, default="slt", help="value of {speaker} for every answer")
     add("--max_answer_words", type=at_least(0), default=35, help="longer answers are rejected")
     add("--max_new_tokens", type=positive_int, default=512, help="limit of --text_to_unit")
     add("--shard_size", type=positive_int, default=250, help="dialogues per shard")

@@ -30,15 +30,19 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "folder", type=arguments.location, help="Hugging Face folder, GGUF file, or PEFT adapter"
     )
     command.add_argument("out", type=arguments.new_folder, help="the new run")
-    command.add_argument("--base", type=arguments.location, help="for an adapter: run of its base")
+    command.add_argument("--base", type=arguments.location, help="run of an adapter's base")
     command.add_argument(
-        "--compute_dtype", choices=("bfloat16", "float32"), help="of a model; default: bfloat16"
+        "--compute_dtype",
+        choices=("bfloat16", "float32"),
+        help="type of a model's activations; default: bfloat16",
     )
     command.add_argument("--dtype", choices=gguf.DTYPES, help="weights of a GGUF; default: float32")
     command = commands.add_parser("to_hf", help="a run -> a Hugging Face folder")
     command.add_argument("run", type=arguments.location, help="a run, or one of its checkpoints")
     command.add_argument("out", type=arguments.new_folder, help="the new folder")
-    command.add_argument("--dtype", choices=llama.DTYPES, help="of the weights; default: as stored")
+    command.add_argument(
+        "--dtype", choices=llama.DTYPES, help="type of the weights; default: as stored"
+    )
     command.add_argument("--merge", action="store_true", help="merge the adapter into the weights")
     command.add_argument(
         "--base",
@@ -48,7 +52,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     command.add_argument(
         "--context_length",
         type=arguments.positive_int,
-        help="in tokens, for the configs; default: that of the source, or 2048",
+        help="context in tokens, written to the configs; default: that of the source, or 2048",
     )
     return parser.parse_args(argv)
 

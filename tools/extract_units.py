@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="of matrix products; bfloat16 is faster where the hardware has it, and changes at most"
-        " about one unit in a hundred",
+        help="type of the factors of matrix products; bfloat16 is faster where the hardware has it,"
+        " and changes at most about one unit in a hundred",
     )
     parser.add_argument(
         "--batch_seconds", type=positive_int, default=1800, help="seconds encoded together"

@@ -75,7 +75,7 @@ def parser() -> Parser:
     common = Parser(add_help=False)
     common.add_argument("--name", type=name, required=True, help="name of the queued resource")
     common.add_argument("--zone", type=name, required=True, help="such as us-west4-a")
-    common.add_argument("--project", type=nonempty, help="by default gcloud's default project")
+    common.add_argument("--project", type=nonempty, help="Google Cloud project; default: gcloud's")
     dry = Parser(add_help=False)
     dry.add_argument("--dry_run", action="store_true", help="only print the command")
     slices = Parser(add_help=False)
@@ -85,10 +85,12 @@ def parser() -> Parser:
     add("--slices", type=positive_int, default=1, help="number of slices (default: 1)")
     kind = slices.add_mutually_exclusive_group()
     kind.add_argument("--spot", action="store_true", help="cheaper, may be preempted")
-    kind.add_argument("--reserved", action="store_true", help="from the project's reservation")
-    add("--service_account", type=nonempty, help="with which the hosts reach buckets")
-    add("--network", type=nonempty, help="of the hosts (default: default)")
-    add("--subnetwork", type=nonempty, help="of the hosts")
+    kind.add_argument(
+        "--reserved", action="store_true", help="take chips of the project's reservation"
+    )
+    add("--service_account", type=nonempty, help="account with which the hosts reach buckets")
+    add("--network", type=nonempty, help="network of the hosts (default: default)")
+    add("--subnetwork", type=nonempty, help="subnetwork of the hosts")
     add("--labels", type=nonempty, help="such as team=speech,run=stage1")
     source = Parser(add_help=False)
     source.add_argument("--source", type=nonempty, required=True, help="git URL of this repository")
@@ -117,7 +119,10 @@ def parser() -> Parser:
         "--max_restarts", type=at_least(0), default=5, help="restarts after crashes (default: 5)"
     )
     keep.add_argument(
-        "--seconds", type=positive_float, default=60.0, help="between two checks (default: 60)"
+        "--seconds",
+        type=positive_float,
+        default=60.0,
+        help="seconds between two checks (default: 60)",
     )
     return parser
 

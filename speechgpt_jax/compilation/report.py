@@ -73,7 +73,7 @@ def compile_and_report(
     Args:
       lower: traces the program.
       mesh: its devices.
-      batch_per_chip: as in `Report`.
+      batch_per_chip: see `Report`.
       model_flops: `Report.model_flops_per_chip`.
     """
     usable = usable_memory(mesh.devices.flat[0])

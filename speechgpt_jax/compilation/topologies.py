@@ -87,7 +87,7 @@ class Gpu:
       lanes: float32 units of a core.
       clock: GHz.
       memory: bytes of memory that programs see.
-      bandwidth: of the memory, bytes/s.
+      bandwidth: bandwidth of the memory, bytes/s.
       cache: bytes of the L2 cache.
       shared_memory: bytes of shared memory of a core; a block gets 1 KiB less.
     """

@@ -121,7 +121,7 @@ def to_peft(run: epath.Path, out: epath.Path, base: str, context_length: int | N
       out: the new folder.
       base: base model for PEFT: the folder to which `llama.to_hf` exported the run's base, or a
         name on the hub.
-      context_length: in tokens, for tokenizer_config.json; None keeps the source's.
+      context_length: tokens, written to tokenizer_config.json; None keeps the source's.
 
     Raises:
       UserError: the run has no adapter apart from its base.
@@ -242,7 +242,7 @@ def adapter_config(config: LlamaConfig, base: str) -> dict:
     """Our config -> the fields of adapter_config.json.
 
     Args:
-      config: of a run with an adapter.
+      config: sizes of a run with an adapter.
       base: base model for PEFT, a folder or a name on the hub.
     """
     lora = config.lora

@@ -30,8 +30,8 @@ class _Splitting:
     """How text is cut into words before byte-level BPE.
 
     Attributes:
-      pattern: of the words; None is GPT-2's.
-      single_digits: with GPT-2's words, every digit is a word.
+      pattern: regular expression of the words; None is GPT-2's.
+      single_digits: every digit is a word; for GPT-2's words.
       composes: accents are joined to their letters first (NFC).
       whole_words: words in the vocabulary are not merged from their parts.
       has_bos: a text starts with bos unless the file says otherwise.

@@ -60,7 +60,8 @@ def from_hf(
         or a GGUF file, or a folder with one, which holds all three.
       out: the new run.
       compute_dtype: dtype of the model's arithmetic, "bfloat16" or "float32"; weights keep theirs.
-      dtype: of the weights of a GGUF file, "float32" or "bfloat16"; None is float32. Only for GGUF.
+      dtype: type of the weights of a GGUF file, "float32" or "bfloat16"; None is float32. Only for
+        GGUF.
 
     Raises:
       UserError: the folder is damaged, incomplete or of another kind, or `out` can't be written.
@@ -209,8 +210,9 @@ def to_hf(
     Args:
       run: a run, or one of its checkpoints.
       out: the new folder.
-      dtype: of the exported weights, a key of `DTYPES`; None keeps the stored dtypes.
-      context_length: in tokens, for config.json and tokenizer_config.json; None keeps the source's.
+      dtype: type of the exported weights, a key of `DTYPES`; None keeps the stored dtypes.
+      context_length: tokens, written to config.json and tokenizer_config.json; None keeps the
+        source's.
 
     Raises:
       UserError: the checkpoint is damaged, a weight doesn't fit `dtype`, or `out` can't be written.

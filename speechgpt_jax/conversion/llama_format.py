@@ -135,11 +135,11 @@ def config_to(
     """Our config -> the fields of config.json, as every version of transformers reads them.
 
     Args:
-      config: of the run.
-      dtype: of the exported weights.
+      config: sizes of the run.
+      dtype: type of the exported weights.
       source: fields of the config.json that the run was converted from, or {}.
       tokenizer: the run's; gives the ids of bos, eos and pad if the source doesn't.
-      context_length: in tokens; None takes the source's, or DEFAULT_CONTEXT_LENGTH.
+      context_length: tokens; None takes the source's, or DEFAULT_CONTEXT_LENGTH.
 
     Raises:
       UserError: no family of transformers has this combination of fields.

@@ -73,7 +73,7 @@ def write(
 
     Args:
       run: a run, or one of its checkpoints.
-      config: of the exported model.
+      config: sizes of the exported model.
       tokenizer: the run's, or None.
       folder: folder for README.md.
       name: name of the model.

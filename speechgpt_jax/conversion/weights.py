@@ -18,7 +18,7 @@ from speechgpt_jax.fields import Fields
 
 # Dtypes of weights that are not quantised.
 FLOATS = ("float64", "float32", "float16", "bfloat16")
-_OF_SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # Endings of names of quantised weights and scales (GPTQ, AWQ, bitsandbytes, ...).
 _QUANTIZED = ("qweight", "qzeros", "SCB", "absmax", "quant_map", "weight_scale", "weight_scale_inv")
 
@@ -200,7 +200,7 @@ def _open_safetensors(path: pathlib.Path) -> Weights:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         shapes = {name: tuple(x.get_shape()) for name, x in slices.items()}
         stored = {name: x.get_dtype() for name, x in slices.items()}
-    dtypes = {name: _OF_SAFETENSORS.get(dtype, dtype) for name, dtype in stored.items()}
+    dtypes = {name: _SAFETENSORS_DTYPES.get(dtype, dtype) for name, dtype in stored.items()}
 
     def fetch(name):
         # Opened again for each tensor, as in `_open_torch`.

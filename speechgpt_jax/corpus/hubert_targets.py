@@ -66,7 +66,7 @@ def prepare(
     """Writes a folder of clips and targets (`speech.encoder.targets`).
 
     Args:
-      rows: of a manifest: `path`, for `directions` also `text` and `speaker`, and if wanted
+      rows: rows of a manifest: `path`, for `directions` also `text` and `speaker`, and if wanted
         `reference`, the path of a recording of the same text by another speaker, whose features
         become this recording's targets.
       output: the folder.

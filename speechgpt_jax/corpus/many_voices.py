@@ -47,12 +47,12 @@ class Recording:
     """A recording to be made.
 
     Attributes:
-      name: of its file.
+      name: name of its file, without the suffix.
       text: what is said.
       speaker: name in the manifest.
-      voice: of the command or, as weights of Kokoro's voices, of the mixture.
-      template: of the text-to-speech command; None: Kokoro.
-      speed: of Kokoro.
+      voice: name of the command's voice, or {voice of Kokoro: weight} of a mixture.
+      template: template of the text-to-speech command; None: Kokoro.
+      speed: Kokoro's speed; 1 is its own.
       reference: name of the recording of the same text whose features are the targets.
     """
 

@@ -66,7 +66,7 @@ def perturb_units(
 
 
 def perturb(wav: np.ndarray, speed: float, rng: np.random.Generator) -> np.ndarray:
-    """The recording [S] at another speed, in another room and by another microphone [S / speed]."""
+    """wav [S] -> [S / speed]: played `speed` times as fast, in another room and microphone."""
     return distort(rng, soxr.resample(wav, SAMPLE_RATE * speed, SAMPLE_RATE))
 
 

@@ -56,10 +56,10 @@ def sample_phones(
     """Phones of randomly chosen recordings, SAMPLE_FRAMES frames together, by their index.
 
     Args:
-      rows: of the recordings.
+      rows: rows of the recordings in the manifest.
       wavs: [S] of each.
       count: number of directions that are to be found.
-      rng: of the choice.
+      rng: makes the choice.
 
     Raises:
       UserError: none of the recordings has phones, or there are too few for `count` directions.
@@ -88,8 +88,8 @@ def project(
     """Features [T, D] of each recording -> float16 [T, count].
 
     Args:
-      features: of all recordings.
-      phones: of some of them, by their index.
+      features: features of all recordings.
+      phones: phones of some of them, by their index.
       count: number of directions.
     """
     sampled = [with_context(features[i].astype(np.float32)) for i in phones]

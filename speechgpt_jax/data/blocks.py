@@ -240,9 +240,9 @@ class Windows:
     current one, and the next, which is read in the background.
 
     Args:
-      blocks: of files of one format.
-      format_: of the files. Compressed ones can't be read from the middle: they are unpacked into
-        temporary files.
+      blocks: blocks of files of one format.
+      format_: format of the files. Compressed ones can't be read from the middle: they are unpacked
+        into temporary files.
     """
 
     def __init__(self, blocks: Sequence[Block], format_: Format):

@@ -48,7 +48,7 @@ class CheckedFile:
       num_records: number of records, without blank lines.
       num_bad: number of bad ones among them.
       problems: the first of them, such as "line 3: not JSON".
-      version: of the file that was read, see `files.version`.
+      version: version of the file that was read, see `files.version`.
     """
 
     file: str

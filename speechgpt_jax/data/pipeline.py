@@ -185,7 +185,7 @@ def load_batches(
       split: e.g. "train".
       batch_size: rows per batch of each reader.
       sequence_length: tokens per row. Longer examples are dropped and counted in the log.
-      seed: for shuffling, mixing and the choice of task descriptions.
+      seed: seed of shuffling, mixing and the choice of task descriptions.
       readers: numbers of this process's readers.
       num_readers: number of readers of all processes.
       cache_dir: where `seqio_cache_tasks` wrote the tasks; by default they are not cached.
@@ -234,10 +234,10 @@ def load_held_out(
     The last batch is filled with rows of padding, which have no loss.
 
     Args:
-      mixture_or_task, split, sequence_length, cache_dir: as in `load_batches`.
+      mixture_or_task, split, sequence_length, cache_dir: see `load_batches`.
       batch_size: rows per batch.
       num_batches: number of batches, the first ones; by default all.
-      seed: for mixing and the choice of task descriptions.
+      seed: seed of mixing and of the choice of task descriptions.
 
     Raises:
       UserError: there is no such task or split, or no example of it fits into a row.

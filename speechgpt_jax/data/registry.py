@@ -20,7 +20,7 @@ def register_once(name: str, arguments: Mapping[str, Any], register: Callable[[]
     batches, then again for the held-out ones.
 
     Args:
-      name: of the task or mixture.
+      name: name of the task or mixture.
       arguments: values that determine it, by name.
       register: adds the task or mixture to SeqIO's registry.
 

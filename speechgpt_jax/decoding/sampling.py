@@ -22,7 +22,7 @@ class Sampling:
     Attributes:
       temperature: divides the logits; 0 always takes the most likely token.
       top_k: number of most likely tokens that are kept; 0 keeps all.
-      top_p: of those, the fewest whose probabilities add up to this (Holtzman et al. 2020).
+      top_p: the fewest of those whose probabilities add up to this (Holtzman et al. 2020).
       min_p: tokens less likely than this times the most likely one are dropped (Nguyen et
         al. 2024).
       repetition_penalty: divides positive logits of tokens in the prompt or the answer, and

@@ -90,7 +90,7 @@ class Programs:
     def __init__(self, structure: jax.tree_util.PyTreeDef, most_tokens: int):
         """
         Args:
-          structure: of the decoder, from `jax.tree.flatten`.
+          structure: structure of the decoder, from `jax.tree.flatten`.
           most_tokens: most tokens per slot and call of `write`, N.
         """
 
@@ -212,7 +212,7 @@ def _write(
     """Writes up to `steps` tokens into every slot that holds a request.
 
     Args:
-      next_state: as in `step`.
+      next_state: see `step`.
       steps: number of tokens, int32 [], at most `most_tokens`.
       until_free: return as soon as a slot becomes free, bool [].
     """

@@ -59,7 +59,7 @@ class Worker:
           num_slots, context, cache_size, mesh: see `Engine`.
           prefixes: beginnings of prompts that any worker of the engine has read.
           workers: all workers of the engine, of whose waiting requests a free one takes some.
-          lock: for `waiting` of all workers.
+          lock: lock of `waiting`, which all workers share.
         """
         self.num_slots, self._mesh = num_slots, mesh
         self._prefixes = prefixes

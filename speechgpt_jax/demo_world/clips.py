@@ -14,8 +14,8 @@ ANSWER_VOICE = "slt"
 UNHEARD_VOICE = "awb"
 SECOND_VOICE_SHARE = 0.05  # share of training texts synthesized with two voices
 SPLITS = ("train", "test", "unheard_voice", "human")
-# Follows the voice in the speaker's name of a perturbed clip: what chooses a speaker's clips, such
-# as the training of a vocoder, must not get it.
+# Suffix of the speaker of a perturbed clip: whatever selects the clips of `slt`, such as the
+# training of a vocoder, then leaves the perturbed ones out.
 PERTURBED = " perturbed"
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from speechgpt_jax.demo_world import words as w
 
-# Of the draw of pairs that are compared.
+# Seed of the draw of pairs that are compared.
 SEED = 7
 
 

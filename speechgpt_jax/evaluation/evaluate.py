@@ -172,7 +172,7 @@ def evaluate_answers(rows: Sequence[dict], more_metrics: Sequence[MetricFunction
     """Scores the answers that `infer --prompts_task` wrote, on any number of hosts.
 
     Args:
-      rows: of all shards.
+      rows: rows of all shards.
       more_metrics: metrics besides those of the tasks.
 
     Raises:

@@ -101,9 +101,9 @@ class Cluster:
     """How pods run in a cluster.
 
     Attributes:
-      namespace: by default that of kubectl's context.
+      namespace: Kubernetes namespace; by default that of kubectl's context.
       queue: name of a local queue of Kueue, which starts the JobSet when there are nodes for it.
-      service_account: as which the pods read and write buckets.
+      service_account: account with which the pods read and write buckets.
       host_network: use the network of the node: a little faster between slices.
       environment: further variables.
     """
@@ -145,7 +145,7 @@ def job_set(
     Args:
       name: name of the JobSet, a DNS label.
       image: container image with this package installed.
-      nodes: of each slice.
+      nodes: number of nodes of each slice.
       train_arguments: arguments of `speechgpt_jax.train`.
       cluster: how its pods run.
       slices: number of slices; GKE tells libtpu which slice a pod belongs to.

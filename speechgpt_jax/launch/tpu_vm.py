@@ -22,8 +22,8 @@ class Pod:
     """A queued resource: one or several TPU slices.
 
     Attributes:
-      name, zone: of the queued resource.
-      project: by default gcloud's default project.
+      name, zone: name and zone of the queued resource.
+      project: Google Cloud project; by default gcloud's default project.
     """
 
     name: str
@@ -50,8 +50,8 @@ class Request:
       slices: number of slices, joined by the data-centre network.
       spot: cheaper, may be preempted.
       reserved: taken from the project's reservation.
-      service_account: as which the hosts read and write buckets.
-      network, subnetwork: of the hosts; by default the project's `default`.
+      service_account: account with which the hosts read and write buckets.
+      network, subnetwork: networks of the hosts; by default the project's `default`.
       labels: such as "team=speech,run=stage1".
     """
 

@@ -31,9 +31,9 @@ def watch(
     Args:
       pod, request: the slices; requested if there are none, or if they were preempted.
       source: git URL of this repository.
-      train_arguments: of `speechgpt_jax.train`.
+      train_arguments: arguments of `speechgpt_jax.train`.
       max_restarts: restarts after crashes; those after preemptions don't count.
-      seconds: between two looks.
+      seconds: seconds between two looks.
       log: called with a line at each change.
 
     Raises:

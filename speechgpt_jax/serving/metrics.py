@@ -13,7 +13,7 @@ class Metrics:
     Attributes:
       requests: finished requests, by route and status.
       seconds: their durations, by route.
-      first_token_seconds, first_sound_seconds: from the start of a reply, when its request has
+      first_token_seconds, first_sound_seconds: time from the start of a reply, when its request has
         arrived and the recordings are decoded, to its first part, and to the first sound.
       tokens: tokens of prompts and replies, by kind; cached_prompt are those of prompts that an
         earlier request had read.

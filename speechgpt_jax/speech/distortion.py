@@ -1,4 +1,4 @@
-"""Simulated rooms and microphones, which train an encoder and a vocoder for other recordings."""
+"""Augmentation: simulated rooms and microphones."""
 
 import numpy as np
 import scipy.signal

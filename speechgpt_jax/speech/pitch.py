@@ -17,14 +17,14 @@ OCTAVE_COST = 2.0
 def track_pitch(wav: np.ndarray, sampling_rate: int, hop: int) -> tuple[np.ndarray, np.ndarray]:
     """Pitch of each frame of clean speech: wav [S] -> pitch in Hz [T], voiced [T] (bool).
 
-    Normalised cross-correlation of 30 ms, centred near the frame's start, with the 30 ms one lag
-    later; both together, at the longest lag, are centred on the frame. Then the best path through
-    the lags over the whole recording (RAPT, Talkin 1995). Between voiced frames the pitch is
-    interpolated; in a recording without voiced frames it is 120 Hz.
+    Normalised cross-correlation of a 30 ms window with the window one lag later; the span of the
+    two at the longest lag is centred on the frame. Then the best path through the lags over the
+    whole recording (RAPT, Talkin 1995). Between voiced frames the pitch is interpolated; in a
+    recording without voiced frames it is 120 Hz.
 
     Args:
       wav: samples in [-1, 1].
-      sampling_rate: in Hz.
+      sampling_rate: samples per second, in Hz.
       hop: samples per frame.
     """
     similarity = _similarity(wav, sampling_rate, hop)
@@ -97,7 +97,7 @@ def pulse_train(
     Args:
       hz: pitch at the start of each frame [B, T].
       voiced: 1 where voiced, 0 elsewhere [B, T].
-      sampling_rate: in Hz.
+      sampling_rate: samples per second, in Hz.
       hop: samples per frame.
       start: phase at the start of the first frame, in periods.
     """

@@ -131,5 +131,5 @@ class _ProgramPlayer:
     def _problem(self) -> str:
         return (
             f"the sound was not played to its end: {self._name} failed with exit code"
-            f" {self._process.wait()}, perhaps for want of a sound device."
+            f" {self._process.wait()}, perhaps because there is no sound device."
         )

@@ -17,13 +17,13 @@ class Tokenizer(abc.ABC):
     Tokenizers can be pickled; two are equal if their files are.
 
     Attributes:
-      added_tokens: token -> id of units, role tokens and others at which text is split.
+      added_tokens: token -> id of units, markers and others at which text is split.
       bos_id: id in front of every text that a model reads; None for models that read none, such as
         Qwen.
       eos_id: id at the end of every text that a model learns to write.
       stop_ids: ids that end an answer; `eos_id` is one of them.
-      pad_id: for the configs of exported models: `<unk>` with SentencePiece, otherwise the padding
-        token, or eos if there is none.
+      pad_id: padding in the configs of exported models: `<unk>` with SentencePiece, otherwise the
+        padding token, or eos if there is none.
       unk_id: id of the unknown piece; None if every text has ids of its own.
       template: marks the turns of the dialogues that the model reads; saved with the tokenizer.
     """

@@ -30,7 +30,7 @@ def evaluate(
       step: the function that `stage.jit_evaluation_step` returns.
       params, frozen: the trained and the other parameters.
       held_out: the splits.
-      mesh: of the parameters.
+      mesh: mesh of the parameters.
       best: metric by which checkpoints are compared, or None.
 
     Raises:

@@ -32,7 +32,7 @@ def load_host_batches(
       batch_size: rows over all processes.
       sequence_length: tokens per row.
       split: e.g. "train".
-      seed: of shuffling and mixing.
+      seed: seed of shuffling and mixing.
       cache_dir: where `seqio_cache_tasks` wrote the tasks; by default they are not cached.
       num_readers: number of parts in which the data is read, by default the number of processes. A
         run resumes with the next batch on any number of processes that divides it.
@@ -80,7 +80,7 @@ class HeldOut:
     """Batches of a split that a run is evaluated on.
 
     Attributes:
-      name: in front of the names of its metrics, as in "test/unit_loss".
+      name: put before the names of its metrics, such as "test/unit_loss".
       batches: this process's rows of each batch, with SeqIO's decoder_* keys.
     """
 
@@ -103,13 +103,13 @@ def load_host_held_out(
     """The first batches of a split, each example once; the same on any number of processes.
 
     Args:
-      mixture, cache_dir, mesh: as in `load_host_batches`.
+      mixture, cache_dir, mesh: see `load_host_batches`.
       batch_size: rows over all processes.
       sequence_length: tokens per row; longer examples are left out.
       split: e.g. "test".
-      name: of its metrics; by default that of the split.
+      name: name of its metrics; by default that of the split.
       num_batches: number of batches, the first ones; None: all.
-      seed: for mixing and the choice of task descriptions.
+      seed: seed of mixing and of the choice of task descriptions.
 
     Raises:
       UserError: a number is not positive or a batch larger than the memory, the batch does not

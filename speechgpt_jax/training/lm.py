@@ -101,12 +101,12 @@ def train(
       held_out: splits whose losses are measured on the whole mesh.
       evaluate_every: steps between two evaluations; the last step is evaluated too.
       keep: which checkpoints stay on disk.
-      save_every, log_every: in steps.
+      save_every, log_every: steps from one checkpoint, or line of metrics, to the next.
       save_minutes: minutes after which a checkpoint is saved too, at the next step that is logged.
       profile_steps: first and last step of a jax.profiler trace, written to profile/.
       prometheus_file: gets the newest metrics for Prometheus's node exporter.
       watchdog: ends a run that hangs.
-      seed: of the initial parameters and of dropout.
+      seed: seed of the initial parameters and of dropout.
       config_text: returns the text of config.gin; called once.
 
     Raises:

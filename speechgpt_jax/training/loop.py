@@ -90,11 +90,11 @@ def fit(
       steps: number of the last step, counted from 1.
       checkpoints: where states are saved.
       output_dir: where metrics, rejected batches and the profile are written.
-      save_every: in steps.
+      save_every: steps from one checkpoint to the next.
       place_batch: copies a batch of host arrays to the devices.
       evaluate: state -> metrics, which are logged and saved with a checkpoint of the same step.
       evaluate_every: steps between two evaluations; the last step is evaluated too. None: none are.
-      log_every: in steps.
+      log_every: steps from one line of metrics to the next.
       save_minutes: minutes after which a checkpoint is saved too, at the next step that is logged.
       patience: number of rejected batches in a row that don't stop the run.
       profile_steps: first and last step of a jax.profiler trace, written to `profile`.
@@ -231,7 +231,7 @@ class SaveClock:
     """Tells when a checkpoint is due by time; all processes follow the clock of the first.
 
     Args:
-      minutes: between two saves; None: never due.
+      minutes: minutes between two saves; None: never due.
       every: the clock is read at steps that are multiples of this.
     """
 

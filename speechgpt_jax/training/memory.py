@@ -24,10 +24,10 @@ def check_activations(
 
     Args:
       model: its sizes.
-      rows: of a batch that one process reads.
+      rows: rows of a batch that one process reads.
       length: tokens per row.
       accumulation: microbatches per step.
-      mesh: of the run.
+      mesh: mesh of the run.
     """
     rows *= sharding.process_share(mesh)[1]
     bytes_per_token = model.num_layers * model.hidden_size * np.dtype(model.dtype).itemsize

@@ -22,7 +22,7 @@ class AdamW:
       warmup: share of all steps, below 1, during which the rate rises linearly from 0: the first
         step has rate 0.
       b1, b2, eps: moment decay rates and the denominator's floor.
-      weight_decay: of all matrices, embeddings included; norms and biases are never decayed
+      weight_decay: decay of all matrices, embeddings included; norms and biases are never decayed
         (the convention of GPT-3 and of the LLaMA trainers after it).
       clip_norm: gradients are scaled down to this global norm.
       moments_dtype: "float32", or "bfloat16" to store both moments in half the memory. They are

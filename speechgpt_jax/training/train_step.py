@@ -113,7 +113,7 @@ def make_evaluation_step(graphdef: nnx.GraphDef, *, unit_ids: range, loss_column
     """A function (params, frozen, batch) -> sums of the batch's metrics, without dropout.
 
     Args:
-      graphdef, unit_ids, loss_columns: as in `make_train_step`.
+      graphdef, unit_ids, loss_columns: see `make_train_step`.
     """
 
     def evaluation_step(params: Any, frozen: Any, batch: Mapping[str, jax.Array]) -> dict:
@@ -160,7 +160,7 @@ def make_train_step(
       unit_ids: token ids of the units, whose loss is also a metric of its own.
       accumulation: number of microbatches.
       loss_columns: tokens of the vocabulary whose logits are in memory at the same time.
-      seed: of dropout.
+      seed: seed of dropout.
     """
 
     def weighted_sum(params, frozen, batch, key):

@@ -87,11 +87,11 @@ class Scale:
 
     Attributes:
       models: sizes of the language model, by name.
-      rows: of a train step, for each model.
+      rows: rows of a train step, for each model.
       length: tokens of a row.
       slots: numbers of requests that are decoded at once.
-      new_tokens: of each request.
-      seconds: of sound.
+      new_tokens: new tokens of each request.
+      seconds: seconds of sound.
     """
 
     models: Mapping[str, LlamaConfig]

@@ -29,7 +29,7 @@ from tests.bucket.commands import (
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
     parser.add_argument("--kills", type=arguments.positive_int, default=20)
-    parser.add_argument("--seed", type=arguments.at_least(0), default=0, help="of the moments")
+    parser.add_argument("--seed", type=arguments.at_least(0), default=0, help="seed of the moments")
     docs_table.add_argument(parser)
     args = parser.parse_args(argv)
     with stand_in.served() as bucket, tempfile.TemporaryDirectory() as folder:

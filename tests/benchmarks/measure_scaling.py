@@ -166,7 +166,9 @@ def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
     parser.add_argument("--runs", default="runs/scaling", help="folder of the runs")
     parser.add_argument("--steps", type=arguments.positive_int, default=2400)
-    parser.add_argument("--examples", type=arguments.positive_int, default=64, help="for the WER")
+    parser.add_argument(
+        "--examples", type=arguments.positive_int, default=64, help="examples of the WER"
+    )
     docs_table.add_argument(parser)
     args = parser.parse_args(argv)
     curves, rates, intervals = [], [], []

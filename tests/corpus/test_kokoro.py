@@ -43,7 +43,7 @@ def test_espeak_is_asked_for(tmp_path, monkeypatch):
 
 
 def test_other_files_are_refused_before_they_run(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"part.bin can't be read .* expected a folder that pip"):
+    with pytest.raises(UserError, match=r"part.bin can't be read .* the folder of `pip install"):
         kokoro.Kokoro(tmp_path)
     for name in (*kokoro.MODEL_PARTS, kokoro.STYLES):
         file = tmp_path / name

@@ -156,7 +156,7 @@ def test_a_player_that_fails_is_named(chat, question, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     chat._output_dir = None
     shown = run(chat, str(CLIPS / question["file"]))
-    assert "aplay failed with exit code 1, perhaps for want of a sound device. /save" in shown
+    assert "aplay failed with exit code 1, perhaps because there is no sound device. /save" in shown
 
 
 def test_sound_goes_to_a_player(chat, question, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ class Unreadable(Exception):
 
 
 def is_size(stated: int) -> bool:
-    """Whether a header's number is a size: a writer to a pipe states the largest, or 0."""
+    """False for 0 and the largest numbers: programs that write to a pipe don't know the size."""
     return stated != 0 and stated >> 16 not in (0x7FFF, 0x8000, 0xFFFF)
 
 

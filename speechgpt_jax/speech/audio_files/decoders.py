@@ -144,8 +144,8 @@ def _libsndfile_blocks(sound: soundfile.SoundFile, data: Data) -> Blocks:
 
 # Containers whose duration is stated, not estimated from the size of the file.
 _STATE_DURATION = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "asf", "tta", "caf", "aiff", "flv"}
-# Those that state one for all streams, which may be that of the pictures.
-_OF_LONGEST_STREAM = {"matroska,webm", "asf", "flv"}
+# Of these, containers with one duration for all streams: with video it may be the video's.
+_ONE_DURATION = {"matroska,webm", "asf", "flv"}
 
 
 @contextlib.contextmanager
@@ -188,7 +188,7 @@ def _ffmpeg_blocks(recording: Recording) -> Blocks:
             for wav in _gathered(mixer.mix(_channels(frame)) for frame in frames):
                 seconds += len(wav) / rate
                 yield wav, rate
-        if len(container.streams) > 1 and container.format.name in _OF_LONGEST_STREAM:
+        if len(container.streams) > 1 and container.format.name in _ONE_DURATION:
             seconds = max(seconds, packets.seconds)
         check_length(seconds, _stated_seconds(container, stream))
     mixer.check()
@@ -249,7 +249,7 @@ def _stated_seconds(container, stream) -> float:
         return 0.0
     if stream.duration:
         return float(stream.duration * stream.time_base)
-    if len(container.streams) > 1 and container.format.name not in _OF_LONGEST_STREAM:
+    if len(container.streams) > 1 and container.format.name not in _ONE_DURATION:
         return 0.0
     return (container.duration or 0) / av.time_base
 

@@ -34,10 +34,10 @@ _AC3_KBITS = (*_MPEG_1[3], 384, 448, 512, 576, 640)
 
 
 class Frame(NamedTuple):
-    """What the header of a frame states.
+    """Size and format of a frame, as its header states them.
 
     Attributes:
-      size: in bytes, header included.
+      size: bytes, header included.
       stream: bits of the header that are the same in all frames of a stream.
     """
 
@@ -87,7 +87,7 @@ class _Kind(NamedTuple):
     """A format.
 
     Attributes:
-      mark: with which a header begins.
+      mark: bytes with which a header begins.
       read: reader of a header, of which it gets _HEADER bytes; None if it is illegal.
       longest: size of the largest frame in bytes.
       fewest: number of frames of the shortest stream that is found.

@@ -1,4 +1,4 @@
-"""Where the recordings of a file begin that were joined byte by byte (`cat a.wav b.flac`)."""
+"""Finds where each recording begins in a file of several, joined byte by byte (`cat a b`)."""
 
 import itertools
 import re
@@ -18,7 +18,7 @@ _HEAD = re.compile(
     | 2BIT.{8}(?:\0\0|\xff\xff)\0[\x08\x10](?:\0\0|\xff\xff) | nut/multimedia[ ]container\0
     | \x1a\x45\xdf\xa3.{1,8}\x42[\x82\x86\x87\xf2\xf3\xf7] | \x00\x00\x00.ftyp"""
 )
-# Types of a wav's samples that are no frames of MP3, AAC or AC-3.
+# WAV format tags of uncompressed samples: PCM, float, extensible.
 _UNCOMPRESSED = (b"\x01\0", b"\x03\0", b"\xfe\xff")
 
 

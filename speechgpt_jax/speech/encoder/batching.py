@@ -115,7 +115,7 @@ class Batch(NamedTuple):
 
     Attributes:
       shape: B, T.
-      places: for each segment its index, its row and its frames in that row.
+      places: index, row and frames in that row of each segment.
     """
 
     shape: tuple[int, int]

@@ -27,9 +27,9 @@ class HubertConfig:
       front_end: "wave", or "mel": its first layer is then no convolution but a log-mel spectrogram
         of `conv_dim[0]` bands, windows of `conv_kernel[0]` samples and hops of `conv_stride[0]`.
       conv_dim, conv_kernel, conv_stride: channels, taps and stride of each front-end layer.
-      hidden_size, num_layers, num_heads, intermediate_size: of the Transformer.
-      position_kernel, position_groups: taps and groups of the convolution that adds positions.
+      hidden_size, num_layers, num_heads, intermediate_size: sizes of the Transformer.
       layer_norm_eps: added to the variance in every normalisation layer.
+      position_kernel, position_groups: taps and groups of the convolution that adds positions.
       position_period: if not 0, sinusoids that repeat after this many frames replace that
         convolution, so a recording may have any length.
       norm_first: LayerNorm stands before attention and MLP, as in the large HuBERT, and once at the
@@ -155,7 +155,7 @@ class HubertConfig:
         """Config from the fields of a config.json that `speech2unit.save_hubert` wrote.
 
         Args:
-          fields: of the file; those that are missing have their defaults.
+          fields: fields of the file; those that are missing have their defaults.
           source: its path, for messages.
 
         Raises:

@@ -117,7 +117,7 @@ def fit(features: np.ndarray, num_clusters: int, *, steps: int, seed: int) -> np
       features: [M, D].
       num_clusters: K.
       steps: iterations of Lloyd's algorithm.
-      seed: of the sample and of k-means++.
+      seed: seed of the sample and of k-means++.
 
     Raises:
       UserError: fewer feature vectors than clusters.

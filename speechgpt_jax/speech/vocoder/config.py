@@ -40,7 +40,7 @@ class VocoderConfig:
         model_in_dim for code and speaker.
       duration_hidden_dim, duration_kernel_size, duration_dropout: sizes and dropout rate of the
         duration predictor.
-      sampling_rate: in Hz; only 16 kHz is supported.
+      sampling_rate: samples per second, in Hz; only 16 kHz is supported.
       code_hop_size: samples per code.
       istft_n_fft, istft_hop_size: FFT size and hop, in samples, of the inverse STFT that makes the
         samples. 0 and 1: no inverse STFT, the convolutions reach the sampling rate.
@@ -203,7 +203,7 @@ class VocoderConfig:
         """Config from the fields of fairseq's config.json; fields of its training are ignored.
 
         Args:
-          fields: of the file.
+          fields: fields of the file.
           source: its path, for messages.
 
         Raises:

@@ -153,7 +153,7 @@ def calibrate_durations(vocoder: UnitVocoder, rows: Sequence[Mapping], factor: f
 
     Args:
       vocoder: is changed.
-      rows: as `prepare_rows` returns them; up to CALIBRATION_ROWS of them are compared.
+      rows: rows of `prepare_rows`; up to CALIBRATION_ROWS of them are compared.
       factor: 1.1 for speech that is 10 % slower than the recordings.
     """
     rows = rows[:: -(-len(rows) // CALIBRATION_ROWS)]
@@ -176,11 +176,11 @@ class VocoderBatches(NumberedBatches):
     `durations` [B, T], reduced units of the same recordings that need not be those of the segment.
 
     Args:
-      rows: as `prepare_rows` returns them.
+      rows: rows of `prepare_rows`.
       config: sizes of the vocoder.
       batch_size: number of segments B.
       segment_codes: length T of a segment; a shorter recording is padded and masked.
-      seed: of the draws.
+      seed: seed of the draws.
     """
 
     def __init__(
