@@ -228,7 +228,7 @@ def _generate_all(
 ) -> np.ndarray:
     """Token ids of the answers, int32 [N, T], in the order of `references`, padded with eos."""
     masks = Masks(tokenizer) if forms else None
-    states = [masks.start(form) for form in forms] if masks else [0] * len(references)
+    states = [masks.start(form) for form in forms] if masks and forms else [0] * len(references)
     # Answers longer than 1.5 times the longest reference are wrong anyway.
     longest = int(1.5 * max(len(answer) for _, answer in references))
     requests = [

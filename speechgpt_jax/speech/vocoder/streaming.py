@@ -261,8 +261,8 @@ def _generate(
     x, config, only = vocoder.embed(codes, speakers), vocoder.config, (place, number)
     if not pitch:
         return vocoder.generator(x, mask, only=only), None
-    wav = vocoder.generator(x, mask, vocoder.pulses(*pitch, start), first_code, only)
     hz, voiced = pitch
+    wav = vocoder.generator(x, mask, vocoder.pulses(hz, voiced, start), first_code, only)
     return wav, phases(hz, voiced, config.sampling_rate, config.code_hop_size, start)
 
 
