@@ -10,7 +10,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
 OPTIONS = {
     M_MMAP_MAX: 0,  # Large buffers come from the heap too.
     M_TRIM_THRESHOLD: -1,  # The heap never shrinks.
-    M_ARENA_MAX: 1,  # Threads that start later share this heap; by default each grows its own.
+    M_ARENA_MAX: 1,  # New threads share the heaps that exist; by default each grows its own.
 }
 
 logger = logging.getLogger(__name__)
@@ -23,9 +23,11 @@ def keep_freed_memory() -> None:
     unmaps it, and the kernel clears every page again. Peak memory rises a little. Must be called
     before JAX's first computation, before the threads start that compute, and after
     `jax.distributed.initialize`.
+
+    Buffers of any size are kept in the main thread; in another thread those below 64 MB, and larger
+    ones only if it shares the main thread's heap.
     """
-    # JAX's own threads, which may have heaps already, must not run computations: of those heaps
-    # glibc returns freed memory.
+    # JAX's own threads have other heaps, so each computation runs in the thread that calls it.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if jax.default_backend() != "cpu" or not sys.platform.startswith("linux"):
         return
