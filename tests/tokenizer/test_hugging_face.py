@@ -98,6 +98,7 @@ def test_a_folder_that_is_not_complete_has_no_tokenizer(tokenizer, tmp_path, mon
             raise KeyboardInterrupt
         path.write_text(text)
 
+    (tmp_path / "out").mkdir()
     monkeypatch.setattr(files, "write_text", write)
     with pytest.raises(KeyboardInterrupt):
         tokenizer.save_pretrained(tmp_path / "out")
