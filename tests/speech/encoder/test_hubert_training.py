@@ -230,7 +230,7 @@ def run(mesh, params):
         state, metrics = step(TrainState.create(params, tx), sharding.place_batch(batch, mesh))
         placed = sharding.place_batch({"features": features}, mesh)["features"]
         clusters = kmeans.Clusters(jnp.zeros((), int), features[:5], jnp.zeros(5))
-        clusters, inertia = kmeans.update(clusters, placed, memory=1.0)
+        clusters, inertia = kmeans.update(clusters, placed, decay=1.0)
     return jax.device_get((state.params, metrics, clusters, inertia))
 
 mesh = sharding.create_mesh(sharding.MeshConfig(data=2, fsdp=2, model=2))
