@@ -39,7 +39,6 @@ def main(argv: list[str]) -> None:
     )
     args = parser.parse_args(argv)
     work_dir = args.work_dir or f"{args.hubert}/kmeans"
-    files.refuse_existing(args.hubert, "kmeans.safetensors")
     # Imported now that the arguments are right: it takes seconds.
     from speechgpt_jax.gin_utils import hush_libraries
     from speechgpt_jax.malloc import keep_freed_memory
@@ -47,6 +46,7 @@ def main(argv: list[str]) -> None:
     from speechgpt_jax.training import train_kmeans
 
     train_kmeans.check_work_dir(work_dir)
+    files.refuse_existing(args.hubert, "kmeans.safetensors")
     keep_freed_memory()
     hush_libraries()
     rows = manifests.read_manifest(args.manifest, "train")
