@@ -35,8 +35,8 @@ from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.models.llama_config import DType, LlamaConfig
 from speechgpt_jax.speech.cpu.devices import parallelism, single_core_device
 
-# Room in the cache, in tokens per slot; it is doubled when the longest request needs more.
-SMALLEST_CACHE = 256
+# Room in the cache at first, in tokens per slot.
+SMALLEST_CACHE = 128
 # Bytes of weights of which each core of a CPU may have a copy.
 SMALL_MODEL = 64 * 2**20
 
@@ -76,9 +76,8 @@ class Engine:
           model: the language model.
           num_slots: number of requests that are answered at the same time.
           context: most tokens of a prompt and its answer together.
-          cache_size: room in the cache at first, in tokens per slot; it is doubled when the longest
-            request needs more. Decoding reads all of it for every token, and every size has
-            programs of its own.
+          cache_size: room in the cache at first, in tokens per slot; it is doubled while the
+            longest request needs more. Every size has programs of its own.
           dtype: dtype of weights, activations and cache; by default that of the model, on a CPU
             float32: a CPU takes up to ten times longer for a token in bfloat16.
           int8: rounds the projections of all layers to int8.

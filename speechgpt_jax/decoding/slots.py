@@ -135,10 +135,13 @@ def empty(decoder: Decoder, num_slots: int, size: int) -> Slots:
 
 
 def _resized(slots: Slots, size: int) -> Slots:
-    """The slots with room for `size` tokens each, more than before."""
-    padding = [(0, 0), (0, 0), (0, size - slots.cache.size), (0, 0)]
-    grow = lambda arrays: tuple(jnp.pad(array, padding) for array in arrays)  # noqa: E731
-    cache = KVCache(grow(slots.cache.keys), grow(slots.cache.values), slots.cache.lengths)
+    """The slots with room for `size` tokens each; no slot may hold more."""
+    padding = [(0, 0, 0), (0, 0, 0), (0, size - slots.cache.size, 0), (0, 0, 0)]
+
+    def resize(arrays):
+        return tuple(jax.lax.pad(array, jnp.zeros((), array.dtype), padding) for array in arrays)
+
+    cache = KVCache(resize(slots.cache.keys), resize(slots.cache.values), slots.cache.lengths)
     return _placed(Slots(cache, slots.rows))
 
 

@@ -68,9 +68,9 @@ class Worker:
         if device is not None:
             leaves, masks = jax.device_put((leaves, masks), device)
         self._leaves, self._masks = leaves, masks
-        self._cache_sizes = cache_sizes(cache_size, context)
         with on_mesh(mesh):
-            self._large_chunk = LARGE_CHUNK_CPU if target_platform() == "cpu" else LARGE_CHUNK
+            self._large_chunk = large_chunk()
+            self._cache_sizes = cache_sizes(cache_size, context)
             self._programs = programs(structure, TOKENS_PER_CALL)
             self._slots = self._empty()
         self._has_failed = False  # Then the slots may be lost: a program takes them.
@@ -95,8 +95,9 @@ class Worker:
         with on_mesh(self._mesh):
             slots = self._empty()
             for size in self._cache_sizes:
-                if size > slots.cache.size:
+                if size > (smaller := slots.cache.size):
                     slots = self._programs.resized(slots, size)
+                    self._programs.resized(slots, smaller)
                 for length in (SMALL_CHUNK, self._large_chunk):
                     slots = self._read(slots, 0, 0, np.zeros(length, np.int32), length)
                 slots = self._paste(slots, 0, 0, self._cut(slots, 0, 0))
@@ -155,8 +156,6 @@ class Worker:
             job.answer.finish("cancelled")
 
     def _take_waiting(self):
-        if not self._jobs and self._slots.cache.size > self._cache_sizes[0]:
-            self._slots = self._empty()
         with self._lock:
             for slot in range(self.num_slots):
                 if slot not in self._jobs and (queue := self._longest_queue()):
@@ -173,9 +172,7 @@ class Worker:
                     job.is_read = True
                     break
                 size = SMALL_CHUNK if len(tokens) <= SMALL_CHUNK else self._large_chunk
-                # Free slots and those that are still read write behind their tokens (see `step`),
-                # so there must be room for one more.
-                self._make_room(max(job.length + size, len(job.to_read) + 1))
+                self._resize(job.length + size)
                 chunk = tokens[:size]
                 is_kept = len(chunk) == self._large_chunk and self._prefixes.most_bytes
                 prefix = job.to_read[: job.length + len(chunk)]
@@ -198,7 +195,7 @@ class Worker:
         is_awaited = not all(job.num_written for job in self._jobs.values())
         seconds = SECONDS_TO_FIRST if is_awaited else SECONDS_PER_CALL
         steps = int(np.clip(seconds / self._seconds_per_token, 1, TOKENS_PER_CALL))
-        self._make_room(max(job.length_after(steps) for job in writing.values()))
+        self._resize(max(job.length_after(steps) for job in writing.values()))
         start = time.perf_counter()
         self._slots, written = self._write(
             self._slots, steps, until_free=bool(self._longest_queue())
@@ -249,11 +246,24 @@ class Worker:
         arguments = self._masks, np.int32(steps), np.bool_(until_free)
         return self._programs.write(self._leaves, slots, *arguments)
 
-    def _make_room(self, length: int):
-        # Size by size, as in `warm_up`: there is a program for each pair of sizes.
+    def _resize(self, length: int):
+        """Gives the cache room for `length` tokens, and no more than all jobs will need soon."""
+        # Free slots and those that are still read write behind their tokens (see `step`), so there
+        # must be room for one more.
+        at_least = max(length, *(len(job.to_read) + 1 for job in self._jobs.values()))
+        soon = max(at_least, *(job.length_after(TOKENS_PER_CALL) for job in self._jobs.values()))
+        # Size by size, as in `warm_up`: there is a program for each pair of neighbours.
         for size in self._cache_sizes:
-            if self._slots.cache.size < min(size, length):
+            if self._slots.cache.size < min(size, at_least):
                 self._slots = self._programs.resized(self._slots, size)
+        for size in reversed(self._cache_sizes):
+            if self._slots.cache.size > size >= soon:
+                self._slots = self._programs.resized(self._slots, size)
+
+
+def large_chunk() -> int:
+    """Tokens of the large chunks on the platform in use."""
+    return LARGE_CHUNK_CPU if target_platform() == "cpu" else LARGE_CHUNK
 
 
 def cache_sizes(first: int, context: int) -> list[int]:
@@ -261,7 +271,7 @@ def cache_sizes(first: int, context: int) -> list[int]:
 
     It is rounded up, so that the last chunk of a prompt has room.
     """
-    sizes = [-(-first // LARGE_CHUNK) * LARGE_CHUNK]
+    sizes = [-(-first // large_chunk()) * large_chunk()]
     while sizes[-1] < context:
         sizes.append(2 * sizes[-1])
     return sizes
