@@ -119,7 +119,7 @@ def fit(
     phases.finish_step(first_step)
     clock = SaveClock(save_minutes, log_every)
     profile_first, profile_last = profile_steps or (0, 0)  # Step 0 is never run.
-    stopping = False
+    stopping, metrics = False, None
     with (
         contextlib.closing(MetricsLog(output_dir, first_step, prometheus_file)) as log,
         contextlib.closing(Progress(name, first_step, steps, rate)) as progress,
@@ -139,6 +139,8 @@ def fit(
                     f"the input ended after {step - 1} of {steps} steps: make it repeat, or train"
                     " fewer steps."
                 )
+            if not is_computed(metrics):  # The devices didn't wait for the batch.
+                phases.rename(STEP)
             if step == profile_first:
                 profile.enter_context(trace(epath.Path(output_dir) / "profile"))
             phases.enter(COMPILE if step == first_step + 1 else STEP)
@@ -249,6 +251,11 @@ class SaveClock:
             return False
         due = np.bool_(time.monotonic() - self._saved >= self._seconds)
         return bool(due if jax.process_count() == 1 else broadcast_one_to_all(due))
+
+
+def is_computed(arrays: Any) -> bool:
+    """Whether all arrays of a tree have their values; those of a running step don't have them."""
+    return all(x.is_ready() for x in jax.tree.leaves(arrays) if hasattr(x, "is_ready"))
 
 
 def summary(phases: Phases, first_step: int) -> str:

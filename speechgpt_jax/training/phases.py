@@ -4,8 +4,8 @@ import collections
 import statistics
 import time
 
-# Phases of `loop.fit`. Steps are computed while the next batch is read, so `input` is the time in
-# which a step waited for its batch.
+# Phases of `loop.fit`. Steps are computed while the next batch is read, so `input` is only the time
+# of reading at whose end the step before was finished.
 START = "start"
 RESTORE = "restore"
 COMPILE = "compile"
@@ -47,6 +47,10 @@ class Phases:
         recent = self._recent.setdefault(ended, collections.deque(maxlen=RECENT))
         recent.append(now - since)
         self.current = name, now
+
+    def rename(self, name: str) -> None:
+        """Counts the current phase, from its beginning, as another."""
+        self.current = name, self.current[1]
 
     def finish_step(self, step: int) -> None:
         """Notes that `step` is finished."""

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,10 @@ import pytest
 
 from speechgpt_jax.checkpoints import Checkpoints
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.training import loop
 from speechgpt_jax.training.loop import fit
 from speechgpt_jax.training.optimizer import Guard, guarded
+from speechgpt_jax.training.phases import INPUT, Phases
 from speechgpt_jax.training.progress import draw_losses, duration_text, read_metrics
 from speechgpt_jax.training.review import REJECTED
 
@@ -184,6 +187,21 @@ def test_a_run_of_two_steps_reports_what_the_second_took(tmp_path):
     run(tmp_path, 2, step=step)
     (line,) = read_metrics(tmp_path)
     assert line["seconds_per_step"] >= 0.05
+
+
+@pytest.mark.parametrize("is_computed", [True, False])
+def test_a_batch_that_comes_during_a_step_was_not_waited_for(tmp_path, monkeypatch, is_computed):
+    monkeypatch.setattr(loop, "is_computed", lambda metrics: is_computed)
+    phases = Phases()
+    run(tmp_path, 3, phases=phases)
+    assert (INPUT in phases.shares()) == is_computed
+
+
+def test_metrics_of_a_running_step_are_not_computed():
+    finished = jnp.zeros(2).block_until_ready()
+    running = types.SimpleNamespace(is_ready=lambda: False)
+    assert loop.is_computed({"loss": (finished, 1.0), "tokens": np.zeros(2)})
+    assert not loop.is_computed({"loss": (finished, running)})
 
 
 @pytest.mark.slow
