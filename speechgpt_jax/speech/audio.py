@@ -12,7 +12,7 @@ import itertools
 import mmap
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -46,7 +46,9 @@ WRITE_BLOCK = 2**16
 
 
 def load_audio(
-    source: str | os.PathLike | BinaryIO, max_seconds: float | None = None
+    source: str | os.PathLike | BinaryIO,
+    max_seconds: float | None = None,
+    checkpoint: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Reads a recording of any format, sample rate and channel count.
 
@@ -56,22 +58,24 @@ def load_audio(
     (`cat a.mp3 b.mp3`) are read to the end of the last one, also if their formats differ. A later
     recording is overlooked if it is of APE or DTS, or an MP3, AAC or AC-3 of less than 0.4 s; and,
     behind a format that states no size (flac, ogg, webm, amr, ...), if its last frame is cut off.
+    A file may hold 64 recordings of 32 channels.
 
     Args:
       source: a path, or an open binary file.
       max_seconds: length of the longest recording that is accepted; None: any length.
+      checkpoint: called again and again while the file is decoded; it may raise to end that.
 
     Returns:
       float32 [samples], mono, 16 kHz. At least one sample.
 
     Raises:
       UserError: the file is missing, empty, not audio, damaged or cut off, longer than
-        `max_seconds`, or holds samples that `check_samples` refuses, or channels whose mean is
-        silence.
+        `max_seconds`, of too many recordings or channels, or holds samples that `check_samples`
+        refuses, or channels whose mean is silence.
     """
     is_path = isinstance(source, str | os.PathLike)
     name = source if is_path else getattr(source, "name", "the recording")
-    with _opened(source) as recording:
+    with _opened(source, checkpoint) as recording:
         try:
             stated_seconds = xing_header(recording.data)[0] if recording.is_mp3 else 0.0
             wav = _resampled(_limited(decoded(recording), max_seconds, stated_seconds))
@@ -94,13 +98,15 @@ def check_samples(wav: np.ndarray, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _opened(source: str | os.PathLike | BinaryIO) -> Iterator[Recording]:
+def _opened(
+    source: str | os.PathLike | BinaryIO, checkpoint: Callable[[], None]
+) -> Iterator[Recording]:
     if not isinstance(source, str | os.PathLike):
-        yield Recording(source.read(), None)
+        yield Recording(source.read(), None, checkpoint)
         return
     path = os.fspath(source)
     if files.is_remote(path):
-        yield Recording(files.read_bytes(path, "a recording"), None)
+        yield Recording(files.read_bytes(path, "a recording"), None, checkpoint)
         return
     if not os.path.isfile(path):
         raise UserError(f"No audio file at {path}; expected a recording.")
@@ -112,7 +118,7 @@ def _opened(source: str | os.PathLike | BinaryIO) -> Iterator[Recording]:
     except OSError as error:
         raise UserError(f"{path} can't be read: {error}.") from error
     with contextlib.nullcontext(b"") if data is None else data as mapped:
-        yield Recording(mapped, path)
+        yield Recording(mapped, path, checkpoint)
 
 
 def _resampled(blocks: Blocks) -> np.ndarray:

@@ -5,7 +5,7 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import av
 import numpy as np
@@ -23,16 +23,25 @@ from speechgpt_jax.speech.audio_files.checks import (
 from speechgpt_jax.speech.audio_files.frames import Data, id3_size
 from speechgpt_jax.speech.audio_files.joined import starts
 
-# Samples decoded at a time: memory grows with a file's content, not with the length in its header.
+# Samples, of all channels together, that are decoded at a time: memory grows with a file's content,
+# not with the length in its header.
 BLOCK = 2**20
+# Most channels that are read; formats allow hundreds, of which silence takes next to no bytes.
+MOST_CHANNELS = 32
 
 Blocks = Iterator[tuple[np.ndarray, int]]  # float32 [samples], mono, and their rate in Hz
 
 
 class Recording:
-    """Bytes of a recording, which several decoders may open; ID3 tags of an MP3 are removed."""
+    """Bytes of a recording, which several decoders may open; ID3 tags of an MP3 are removed.
 
-    def __init__(self, data: Data, path: str | None):
+    Attributes:
+      checkpoint: called before each recording of a file, and again and again while it is decoded;
+        what it raises ends the decoding.
+    """
+
+    def __init__(self, data: Data, path: str | None, checkpoint: Callable[[], None] = lambda: None):
+        self.checkpoint = checkpoint
         # AAC begins like an MP3 too, but has no such tags.
         self.is_mp3 = data[:3] == b"ID3" or data[:1] == b"\xff"
         self.data = _without_tags(data) if self.is_mp3 else data
@@ -83,7 +92,13 @@ def decoded(recording: Recording) -> Blocks:
         yield from _decoded_one(recording)
         return
     for start, end in itertools.pairwise([*begins, len(data)]):
-        yield from _decoded_one(Recording(data[start:end], None))
+        recording.checkpoint()
+        yield from _decoded_one(Recording(data[start:end], None, recording.checkpoint))
+
+
+def _check_channels(number: int) -> None:
+    if number > MOST_CHANNELS:
+        raise Unreadable(f"has {number} channels; expected at most {MOST_CHANNELS}. Mix them down.")
 
 
 # libsndfile's error SF_ERR_MALFORMED_FILE: a format that it knows.
@@ -105,7 +120,7 @@ def _decoded_one(recording: Recording) -> Blocks:
     if not 0 < sound.frames < 2**48 or (sound.format == "MP3" and _is_joined_mp3(sound, recording)):
         sound.close()
         return _ffmpeg_blocks(recording)
-    return _libsndfile_blocks(sound, recording.data)
+    return _libsndfile_blocks(sound, recording)
 
 
 def _is_joined_mp3(sound: soundfile.SoundFile, recording: Recording) -> bool:
@@ -123,13 +138,16 @@ def _is_joined_mp3(sound: soundfile.SoundFile, recording: Recording) -> bool:
 # ---- libsndfile ----------------------------------------------------------------------------------
 
 
-def _libsndfile_blocks(sound: soundfile.SoundFile, data: Data) -> Blocks:
+def _libsndfile_blocks(sound: soundfile.SoundFile, recording: Recording) -> Blocks:
     frames, mixer = 0, Mixer()
     with sound:
-        check_stated_size(sound, data)
+        _check_channels(sound.channels)
+        check_stated_size(sound, recording.data)
+        most = max(1, BLOCK // sound.channels)
         while True:
+            recording.checkpoint()
             try:
-                wav = sound.read(BLOCK, dtype="float32", always_2d=True)  # [samples, channels]
+                wav = sound.read(most, dtype="float32", always_2d=True)  # [samples, channels]
             except soundfile.LibsndfileError as error:
                 raise Unreadable(f"is damaged or cut off: {error.error_string}") from error
             frames += len(wav)
@@ -181,7 +199,7 @@ def _ffmpeg_blocks(recording: Recording) -> Blocks:
             raise Unreadable("holds sound of a codec that FFmpeg doesn't know; convert it to wav.")
         if stream.codec_context.name in ("wavpack", "tta"):  # Damage would be decoded as noise.
             stream.codec_context.options = {"err_detect": "crccheck+explode"}
-        seconds, mixer, packets = 0.0, Mixer(), _Packets(container)
+        seconds, mixer, packets = 0.0, Mixer(), _Packets(container, recording.checkpoint)
         for rate, frames in itertools.groupby(
             _ffmpeg_frames(packets, stream), key=lambda frame: frame.sample_rate
         ):
@@ -214,12 +232,13 @@ class _Packets:
       seconds: time at which the last one of those that were read ends.
     """
 
-    def __init__(self, container: av.container.InputContainer):
-        self._container, self.seconds = container, 0.0
+    def __init__(self, container: av.container.InputContainer, checkpoint: Callable[[], None]):
+        self._container, self._checkpoint, self.seconds = container, checkpoint, 0.0
 
     def of(self, stream: av.AudioStream) -> Iterator[av.Packet]:
         """The packets of one stream."""
         for packet in self._container.demux():
+            self._checkpoint()
             if packet.pts is not None and packet.time_base:
                 end = (packet.pts + (packet.duration or 0)) * packet.time_base
                 self.seconds = max(self.seconds, float(end))
@@ -235,6 +254,7 @@ def _ffmpeg_frames(packets: _Packets, stream: av.AudioStream) -> Iterator[av.Aud
             if packet.is_corrupt and not stream.codec_context.name.startswith("pcm_"):
                 raise av.error.InvalidDataError(0, "a packet is not complete")
             for frame in packet.decode():
+                _check_channels(frame.layout.nb_channels)
                 seconds += frame.samples / frame.sample_rate
                 yield frame
     except av.error.FFmpegError as error:

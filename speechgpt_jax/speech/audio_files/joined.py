@@ -3,7 +3,7 @@
 import itertools
 import re
 
-from speechgpt_jax.speech.audio_files.checks import is_size
+from speechgpt_jax.speech.audio_files.checks import Unreadable, is_size
 from speechgpt_jax.speech.audio_files.frames import Data, begins_stream, kind_at, last_stream
 
 # Signatures with which recordings begin, of the formats whose signature is long enough to search
@@ -18,18 +18,27 @@ _HEAD = re.compile(
     | 2BIT.{8}(?:\0\0|\xff\xff)\0[\x08\x10](?:\0\0|\xff\xff) | nut/multimedia[ ]container\0
     | \x1a\x45\xdf\xa3.{1,8}\x42[\x82\x86\x87\xf2\xf3\xf7] | \x00\x00\x00.ftyp"""
 )
+# Most recordings that are read from one file; each costs a decoder, however short it is.
+MOST_RECORDINGS = 64
 # WAV format tags of uncompressed samples: PCM, float, extensible.
 _UNCOMPRESSED = (b"\x01\0", b"\x03\0", b"\xfe\xff")
 
 
 def starts(data: Data) -> list[int]:
-    """Offsets at which recordings begin, [0] unless several are joined byte by byte."""
-    found = _signatures(data)
-    return [
-        start
-        for begin, end in itertools.pairwise([*found, len(data)])
-        for start in _with_streams(data, begin, end)
-    ]
+    """Offsets at which recordings begin, [0] unless several are joined byte by byte.
+
+    Raises:
+      Unreadable: there are more than MOST_RECORDINGS.
+    """
+    found: list[int] = []
+    for begin, end in itertools.pairwise([*_signatures(data), len(data)]):
+        found += _with_streams(data, begin, end)
+        if len(found) > MOST_RECORDINGS:
+            raise Unreadable(
+                f"holds more than {MOST_RECORDINGS} recordings, joined byte by byte; give them as "
+                "several files."
+            )
+    return found
 
 
 def _signatures(data: Data) -> list[int]:
@@ -61,6 +70,8 @@ def _with_streams(data: Data, begin: int, end: int) -> list[int]:
     while (first := last_stream(data, begin, end, own_kind)) and first > max(begin, stated_end - 1):
         streams.insert(0, first)
         end = first
+        if len(streams) > MOST_RECORDINGS:  # `starts` refuses them.
+            break
     return [begin, *streams]
 
 

@@ -5,10 +5,19 @@ import io
 import av
 import numpy as np
 import pytest
+import soundfile
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import SAMPLE_RATE, SUFFIXES, load_audio
-from tests.speech.audio_files.recordings import FORMATS, recording, stereo_noise, tone, write_ffmpeg
+from speechgpt_jax.speech.audio_files import decoders
+from tests.speech.audio_files.recordings import (
+    FORMATS,
+    recording,
+    stereo_noise,
+    tone,
+    wav_with,
+    write_ffmpeg,
+)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -71,3 +80,54 @@ def test_an_unknown_codec_is_named(tmp_path):
     data = recording(tmp_path, "mka").read_bytes().replace(b"A_FLAC", b"A_OURS")
     with pytest.raises(UserError, match="holds sound of a codec that FFmpeg doesn't know"):
         load_audio(io.BytesIO(data))
+
+
+def _many_channels(path, channels):
+    """Noise in so many channels, the same in each."""
+    wav = np.repeat(stereo_noise()[0][:, None], channels, axis=1)
+    if path.suffix == ".mka":
+        layout, samples = f"{channels} channels", np.rint(wav * 2**15).astype(np.int16)
+        with av.open(path, "w", format="matroska") as output:
+            stream = output.add_stream("pcm_s16le", rate=16_000, layout=layout)
+            frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout=layout)
+            frame.sample_rate, frame.pts = 16_000, 0
+            for piece in (frame, None):
+                output.mux(stream.encode(piece))
+    else:
+        soundfile.write(path, wav, 16_000)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["wav", "mka"])
+def test_32_channels_are_read_and_more_are_refused(tmp_path, suffix):
+    path = _many_channels(tmp_path / f"a.{suffix}", 24)
+    np.testing.assert_allclose(load_audio(path), stereo_noise()[0], atol=1e-4)
+    with pytest.raises(UserError, match="has 33 channels; expected at most 32"):
+        load_audio(_many_channels(path, 33))
+
+
+def test_a_block_has_as_many_samples_whatever_the_channels(tmp_path, monkeypatch):
+    """Silence in hundreds of channels takes few bytes of a file, and took gigabytes of memory."""
+    monkeypatch.setattr(decoders, "BLOCK", 1_000)
+    data = _many_channels(tmp_path / "a.wav", 10).read_bytes()
+    blocks = [wav for wav, _ in decoders.decoded(decoders.Recording(data, None))]
+    assert {len(wav) for wav in blocks} == {100}
+    np.testing.assert_allclose(np.concatenate(blocks), stereo_noise()[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_decoding_ends_when_its_checkpoint_raises(tmp_path, suffix):
+    path, calls = recording(tmp_path, suffix), []
+    load_audio(path, checkpoint=lambda: calls.append(1))
+    assert calls
+    with pytest.raises(ZeroDivisionError):
+        load_audio(path, checkpoint=lambda: 1 / 0)
+
+
+def test_the_checkpoint_is_passed_before_each_recording():
+    calls = []
+    with pytest.raises(UserError):
+        load_audio(io.BytesIO(60 * b"#!AMR\n"), checkpoint=lambda: calls.append(1))
+    wavs = io.BytesIO(9 * wav_with(2_000, bytes(2_000)).getvalue())
+    load_audio(wavs, checkpoint=lambda: calls.append(1))
+    assert len(calls) >= 1 + 2 * 9

@@ -37,6 +37,23 @@ def test_joined_recordings_of_two_formats_are_read_or_refused(tmp_path):
                 assert abs(len(load_audio(data)) - expected) < 0.1 * SAMPLE_RATE, (first, second)
 
 
+def test_there_may_be_64_of_them():
+    second = wav_with(32_000, bytes(32_000)).getvalue()
+    assert len(load_audio(io.BytesIO(64 * second))) == 64 * SAMPLE_RATE
+    many = [65 * second, 10_000 * b"#!AMR\n", 10_000 * (b"fLaC\0\0\0\x22" + bytes(9))]
+    for data in many:
+        with pytest.raises(UserError, match="the recording holds more than 64 recordings, joined"):
+            load_audio(io.BytesIO(data))
+
+
+def test_there_may_be_64_streams(tmp_path):
+    first = recording(tmp_path, "amr", 1.0).read_bytes()
+    pair = b"".join(recording(tmp_path, suffix, 1.0).read_bytes() for suffix in ("aac", "ac3"))
+    assert 7 * SAMPLE_RATE < len(load_audio(io.BytesIO(first + 3 * pair))) < 8 * SAMPLE_RATE
+    with pytest.raises(UserError, match="holds more than 64 recordings"):
+        load_audio(io.BytesIO(first + 32 * pair))
+
+
 @pytest.mark.parametrize("codec", ["mp3", "lame", "aac", "ac3", "eac3", "mp2", "wv"])
 def test_frames_behind_any_format_are_read(tmp_path, codec):
     """MP3, AAC, AC-3 and WavPack have no signature; their frames are followed from the end."""
