@@ -205,7 +205,7 @@ class _Server:
         fields = protocol.parse_json(ChatRequest, body)
         completion = Completion(self._talker, self._options.name, fields)
         request.state.words = completion.words
-        await completion.read_messages()
+        await until_gone(request.receive, completion.read_messages())
         if fields.stream:
             return Stream(with_errors(completion.stream()), EVENT_STREAM)
         return JSONResponse(await until_gone(request.receive, completion.whole()))
@@ -220,7 +220,7 @@ class _Server:
     async def _transcribe(self, request: Request) -> Response:
         body = await self._body(request)
         fields, recording = await parse_form(request.headers, body)
-        wav = await self._talker.decode(recording)
+        wav = await until_gone(request.receive, self._talker.decode(recording))
         transcription = Transcription(self._talker, self._options.name, fields, wav)
         request.state.words = transcription.words
         if fields.stream:

@@ -10,7 +10,7 @@ The API's sound has 24 kHz, as its clients expect; ours is resampled (soxr).
 
 import io
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import av
 import numpy as np
@@ -42,17 +42,20 @@ FORMATS = tuple(MEDIA_TYPES)
 _UNKNOWN = 0xFFFFFFFF
 
 
-def decode(data: bytes, max_seconds: float) -> np.ndarray:
+def decode(
+    data: bytes, max_seconds: float, checkpoint: Callable[[], None] = lambda: None
+) -> np.ndarray:
     """A recording of any format -> float32 [samples], mono, 16 kHz.
 
-    Decoding stops at `max_seconds`, whatever length the data claim.
+    Decoding stops at `max_seconds`, whatever length the data claim, and if `checkpoint` raises,
+    which is called again and again.
 
     Raises:
       UserError: it is not audio, damaged, or longer than `max_seconds`.
     """
     recording = io.BytesIO(data)
     recording.name = "the recording"  # In messages; what a client calls its file is not used.
-    return load_audio(recording, max_seconds)
+    return load_audio(recording, max_seconds, checkpoint)
 
 
 def decode_pcm16(data: bytes) -> np.ndarray:

@@ -39,6 +39,10 @@ _REMEMBERED, _REMEMBERED_SECONDS = 1000, 3600
 Part = TypeVar("Part")
 
 
+class _NotWanted(Exception):
+    """Nobody waits any more for a recording that is being decoded."""
+
+
 class EngineClient(Protocol):
     """A conversation or a completion: it submits requests to the engine.
 
@@ -133,13 +137,26 @@ class Talker:
     async def decode(self, data: bytes, format: str | None = None) -> np.ndarray:
         """A recording of a request as float32 [samples] at 16 kHz; format "pcm16" has no header.
 
+        If the caller is cancelled, since the client went away or the time is over, decoding ends.
+
         Raises:
           UserError: it is not audio, or too long.
         """
         limit = self.limits.audio_seconds
         loop = asyncio.get_running_loop()
         if format != "pcm16":
-            return await loop.run_in_executor(self._decoders, sound.decode, data, limit)
+            is_left = threading.Event()
+
+            def checkpoint():
+                if is_left.is_set():
+                    raise _NotWanted
+
+            try:
+                return await loop.run_in_executor(
+                    self._decoders, sound.decode, data, limit, checkpoint
+                )
+            finally:
+                is_left.set()
         if len(data) > 2 * sound.API_RATE * limit:
             raise UserError(f"the recording is longer than {limit:g} s; send a shorter one.")
         return await loop.run_in_executor(self._decoders, sound.decode_pcm16, data)

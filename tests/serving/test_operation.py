@@ -3,17 +3,21 @@
 import concurrent.futures
 import contextlib
 import http.client
+import io
 import json
 import logging
 import random
 import socket
 import subprocess
+import threading
 import time
 from urllib.parse import urlsplit
 
 import httpx2
+import numpy as np
 import openai
 import pytest
+import soundfile
 import websockets.exceptions
 
 from speechgpt_jax.decoding.conversation import Conversation
@@ -48,7 +52,8 @@ def client(address):
 
 def post(address, path="/v1/chat/completions", key="secret", **options):
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx2.post(f"{address}{path}", headers=headers, timeout=30, **options)
+    options = {"timeout": 30, **options}
+    return httpx2.post(f"{address}{path}", headers=headers, **options)
 
 
 def answer(client):
@@ -292,6 +297,46 @@ def test_random_bytes_as_recordings(address, client):
         with pytest.raises(openai.BadRequestError):
             client.audio.transcriptions.create(model="tiny", file=random.randbytes(size))
     assert answer(client) == tiny.SUM_ANSWER
+
+
+def test_recordings_that_are_much_work_are_refused_at_once(address, client):
+    """Thousands of recordings in one file, and silence in hundreds of channels."""
+    silence = io.BytesIO()
+    soundfile.write(silence, np.zeros((48_000, 255)), 48_000, "VORBIS", format="OGG")
+    for data, message in [
+        (b"#!AMR\n" * 30_000, "holds more than 64 recordings"),
+        (silence.getvalue(), "has 255 channels; expected at most 32"),
+    ]:
+        start = time.monotonic()
+        with pytest.raises(openai.BadRequestError, match=message):
+            client.audio.transcriptions.create(model="tiny", file=data)
+        assert time.monotonic() - start < 2
+    assert answer(client) == tiny.SUM_ANSWER
+
+
+@pytest.mark.parametrize("route", ["transcriptions", "completions"])
+def test_a_client_that_leaves_while_its_recording_is_decoded(address, monkeypatch, route):
+    """Its place among the replies and the thread that decodes are free soon after."""
+    ended = threading.Event()
+
+    def decode(data, max_seconds, checkpoint):
+        try:
+            while True:
+                checkpoint()
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(sound, "decode", decode)
+    content = [{"role": "user", "content": [input_audio(b"a")]}]
+    with pytest.raises(httpx2.ReadTimeout):
+        if route == "transcriptions":
+            form = {"data": {"model": "tiny"}, "files": {"file": b"a"}}
+            post(address, "/v1/audio/transcriptions", timeout=0.5, **form)
+        else:
+            post(address, timeout=0.5, json={"model": "tiny", "messages": content})
+    tiny.wait_for(lambda: tiny.metric(address, "speechgpt_replies") == 0, seconds=2)
+    assert ended.wait(2)
 
 
 def test_forms_that_are_cut_off(address):
