@@ -360,7 +360,9 @@ class _Watch:
             if not status:
                 await error_response(error)(scope, receive, send_with_id)
             elif has_events:
-                await send({"type": "http.response.body", "body": sse(error.body())})
+                with contextlib.suppress(TimeoutError):  # The client doesn't read.
+                    async with asyncio.timeout(1):
+                        await send({"type": "http.response.body", "body": sse(error.body())})
             # Else the server cuts the reply off: the client must not take it for whole.
         except Exception as error:
             if status:

@@ -7,12 +7,17 @@ import sys
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.serving.http import BODY_SECONDS, error_response
+from speechgpt_jax.serving.protocol import ApiError
 
-# Time for a connection to send the head of its first request.
+# Time for a connection to send the head of a request.
 HEAD_SECONDS = 10
+# Connections at a time; requests on further ones are told to come again.
+MOST_CONNECTIONS = 1000
 # Time for replies in progress after SIGTERM or Ctrl-C.
 STOP_SECONDS = 30
 # Largest event of a Realtime session in bytes: about a minute of sound as base64.
@@ -20,16 +25,53 @@ MAX_EVENT_BYTES = 4 * 2**20
 
 
 class Protocol(H11Protocol):
-    """HTTP that closes connections on which no complete head of a request arrives in time."""
+    """HTTP that closes connections on which no complete head of a request arrives in time.
+
+    uvicorn only closes those on which nothing at all arrives after a reply.
+    """
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self._whole_app, self.app = self.app, self._answer
+        self._deadline: asyncio.TimerHandle | None = None
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if len(self.connections) < MOST_CONNECTIONS:
+            await self._whole_app(scope, receive, send)
+            return
+        busy = ApiError(503, "The server has too many connections; try again.", retry_after=5)
+        response = error_response(busy)
+        response.headers["Connection"] = "close"
+        await response(scope, receive, send)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(HEAD_SECONDS, self._close_if_silent)
+        self._expect_head(HEAD_SECONDS)
 
-    def _close_if_silent(self) -> None:
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle and not self.cycle.response_complete:
+            self._expect_nothing()
+        elif self._deadline is None:
+            # What arrives may be the rest of a body whose request was refused.
+            is_body = self.cycle and self.cycle.more_body
+            self._expect_head(BODY_SECONDS if is_body else HEAD_SECONDS)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._expect_nothing()
+        super().connection_lost(exc)
+
+    def _expect_head(self, seconds: float) -> None:
+        self._deadline = self.loop.call_later(seconds, self._close)
+
+    def _expect_nothing(self) -> None:
+        if self._deadline:
+            self._deadline.cancel()
+        self._deadline = None
+
+    def _close(self) -> None:
         # A WebSocket has its own protocol by then.
-        is_http = self.transport.get_protocol() is self
-        if self.cycle is None and is_http and not self.transport.is_closing():
+        if self.transport.get_protocol() is self and not self.transport.is_closing():
             self.transport.abort()
 
 
@@ -60,7 +102,6 @@ class Server(uvicorn.Server):
             server_header=False,
             timeout_keep_alive=15,
             timeout_graceful_shutdown=STOP_SECONDS,
-            limit_concurrency=1000,
         )
         super().__init__(settings)
 

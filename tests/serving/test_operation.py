@@ -361,6 +361,57 @@ def test_connections_that_send_nothing_are_closed(address, monkeypatch):
             assert _is_closed(connection)
 
 
+def test_the_time_for_a_head_begins_with_every_request(address, monkeypatch):
+    """One that comes byte by byte after a first request held its connection for good."""
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.5)
+    place = urlsplit(address)
+    whole = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
+    with socket.create_connection((place.hostname, place.port), timeout=5) as connection:
+        for half in (len(whole), len(whole) // 2, 1):  # Heads that end in time are answered.
+            connection.sendall(whole[:half])
+            time.sleep(0.1)
+            connection.sendall(whole[half:])
+            assert b"200 OK" in connection.recv(4096)
+        time.sleep(0.7)  # Nothing at all may take longer.
+        connection.sendall(whole[:-2])
+        start = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() - start < 5:
+                connection.sendall(b"A: b\r\n")
+                time.sleep(0.05)
+        assert time.monotonic() - start < 2
+
+
+def test_the_rest_of_a_refused_body_has_its_time(address, monkeypatch):
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(server, "BODY_SECONDS", 1.0)
+    place = urlsplit(address)
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n"
+    with socket.create_connection((place.hostname, place.port), timeout=5) as connection:
+        connection.sendall(head)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 401")
+        for _ in range(5):
+            connection.sendall(b"a")
+            time.sleep(0.1)
+        assert _is_closed(connection)
+
+
+def test_too_many_connections(address, monkeypatch):
+    """The refusal is one that clients understand and heed."""
+    monkeypatch.setattr(server, "MOST_CONNECTIONS", 2)
+    place = urlsplit(address)
+    tiny.wait_for(lambda: tiny.status(address, "/healthz") == 200)
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(socket.create_connection((place.hostname, place.port)))
+        reply = post(address, json=BODY)
+    assert reply.status_code == 503 and reply.headers["retry-after"] == "5"
+    assert reply.headers["connection"] == "close"
+    error = reply.json()["error"]
+    assert error["type"] == "server_error" and "too many connections" in error["message"]
+    tiny.wait_for(lambda: tiny.status(address, "/healthz") == 200)
+
+
 def _is_closed(connection) -> bool:
     try:
         return connection.recv(1) == b""
