@@ -3,11 +3,14 @@
 The events are the smallest set of OpenAI's Realtime API with which its client holds a conversation.
 """
 
+import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import soxr
+from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from speechgpt_jax.decoding.conversation import Question
@@ -15,7 +18,7 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.serving import protocol
 from speechgpt_jax.serving.chat_completions import decode_base64
 from speechgpt_jax.serving.http import explain
-from speechgpt_jax.serving.protocol import invalid
+from speechgpt_jax.serving.protocol import ApiError, invalid
 from speechgpt_jax.serving.realtime_channel import Channel, message, new_id
 from speechgpt_jax.serving.realtime_response import Response
 from speechgpt_jax.serving.realtime_types import Audio, Item, Output, ResponseOptions, Settings
@@ -25,6 +28,10 @@ from speechgpt_jax.serving.vad import VoiceActivity
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 
 _MILLISECOND = SAMPLE_RATE // 1000
+# Longest time without an event of the client, while nothing is being answered.
+IDLE_SECONDS = 300
+# Code with which a session ends that was silent for longer, registered as "Timeout".
+IDLE_CODE = 3008
 
 
 class Session:
@@ -55,12 +62,31 @@ class Session:
         """Answers events until the client goes away."""
         await self._channel.send("session.created", session=self._described())
         try:
-            while (frame := await self._socket.receive())["type"] == "websocket.receive":
+            while (frame := await self._next_frame())["type"] == "websocket.receive":
                 await self._receive(frame.get("text"))
+        except TimeoutError:
+            await self._end_idle()
         except WebSocketDisconnect:
             pass
         finally:
             await self._cancel("client_cancelled")
+
+    async def _next_frame(self) -> Message:
+        """Raises TimeoutError if there is none for IDLE_SECONDS and no response is in progress."""
+        while True:
+            try:
+                async with asyncio.timeout(IDLE_SECONDS):
+                    return await self._socket.receive()
+            except TimeoutError:
+                if not (self._response and self._response.is_in_progress):
+                    raise
+
+    async def _end_idle(self) -> None:
+        text = f"The session ends: no event came for {IDLE_SECONDS:g} s."
+        error = ApiError(408, text, code="session_expired")
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            await self._channel.send("error", error={**error.body()["error"], "event_id": None})
+            await self._socket.close(IDLE_CODE, text)
 
     async def _receive(self, text: str | None) -> None:
         event_id = None

@@ -4,13 +4,16 @@ import asyncio
 import base64
 import json
 import threading
+import time
 
 import numpy as np
 import openai
 import pytest
+import websockets.exceptions
 import websockets.sync.client
 
-from speechgpt_jax.serving import sound
+from speechgpt_jax.decoding.conversation import Conversation
+from speechgpt_jax.serving import realtime, sound
 from speechgpt_jax.serving.protocol import ApiError
 from speechgpt_jax.serving.talker import Talker
 from speechgpt_jax.speech.audio import load_audio
@@ -326,3 +329,35 @@ def test_sessions_before_the_warm_up_are_told_to_come_again(monkeypatch):
     response = refused.value.response
     assert response.status_code == 503 and response.headers["Retry-After"] == "5"
     assert "still being loaded" in json.loads(response.body)["error"]["message"]
+
+
+def test_a_silent_session_ends(address, monkeypatch):
+    """It has a place that others wait for."""
+    monkeypatch.setattr(realtime, "IDLE_SECONDS", 0.5)
+    with websockets.sync.client.connect(f"{address.replace('http', 'ws')}/v1/realtime") as session:
+        assert json.loads(session.recv())["type"] == "session.created"
+        for _ in range(3):  # Any event counts.
+            time.sleep(0.3)
+            session.send('{"type": "input_audio_buffer.clear"}')
+            assert json.loads(session.recv())["type"] == "input_audio_buffer.cleared"
+        event = json.loads(session.recv(timeout=5))
+        assert event["type"] == "error" and event["error"]["code"] == "session_expired"
+        with pytest.raises(websockets.exceptions.ConnectionClosedError) as closed:
+            session.recv(timeout=5)
+    assert closed.value.rcvd.code == realtime.IDLE_CODE
+
+
+def test_a_session_that_answers_is_not_silent(connection, monkeypatch):
+    monkeypatch.setattr(realtime, "IDLE_SECONDS", 0.2)
+    ask = Conversation.ask
+
+    def slow(self, *args, **options):
+        time.sleep(0.7)
+        yield from ask(self, *args, **options)
+
+    monkeypatch.setattr(Conversation, "ask", slow)
+    content = [{"type": "input_text", "text": tiny.SUM}]
+    item = {"type": "message", "role": "user", "content": content}
+    connection.conversation.item.create(item=item)
+    connection.response.create()
+    assert until(connection, DONE)[-1].response.status == "completed"
