@@ -4,12 +4,14 @@ vLLM, SGLang, tpu-inference and our own server complete prompts given as token i
 `/v1/completions` and return token ids, so that nothing is turned into text and back.
 """
 
+import contextlib
 import http.client
 import json
+import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from speechgpt_jax.decoding.defaults import CONTEXT
@@ -69,6 +71,7 @@ class RemoteEngine:
         self.num_slots, self.context = num_slots, context
         self.num_busy = self.num_waiting = 0
         self._url, self._api_key = url.rstrip("/"), api_key
+        self._opener = urllib.request.build_opener(_Http, _Https)
         self._tokenizer, self._masks = tokenizer, masks
         self._free_slots, self._lock = threading.BoundedSemaphore(num_slots), threading.Lock()
         try:
@@ -87,7 +90,7 @@ class RemoteEngine:
         """
         length = len(request.prompt) + request.max_new_tokens
         check_number("tokens of prompt and answer", length, at_most=self.context)
-        answer = Answer(request)
+        answer = _RemoteAnswer(request)
         self._count(waiting=1)
         threading.Thread(target=self._run, args=(answer,), name="remote", daemon=True).start()
         return answer
@@ -95,13 +98,14 @@ class RemoteEngine:
     def warm_up(self) -> None:
         """Nothing to do: the server is warm."""
 
-    def _run(self, answer: Answer) -> None:
+    def _run(self, answer: "_RemoteAnswer") -> None:
         with self._free_slots:
             self._count(waiting=-1, busy=1)
             try:
                 answer.finish(self._answer(answer))
             except BaseException as error:
-                answer.fail(error)
+                # `cancel` cuts the connection.
+                answer.finish("cancelled") if answer.is_cancelled else answer.fail(error)
             finally:
                 self._count(busy=-1)
 
@@ -110,14 +114,14 @@ class RemoteEngine:
             self.num_waiting += waiting
             self.num_busy += busy
 
-    def _answer(self, answer: Answer) -> FinishReason:
+    def _answer(self, answer: "_RemoteAnswer") -> FinishReason:
         if answer.is_cancelled:
             return "cancelled"
         state, stop_ids = answer.request.state, set(answer.request.stop_ids)
-        with self._open("completions", self._body(answer.request)) as reply:
+        with self._open("completions", self._body(answer.request), answer.use) as reply:
             for event in _events(reply):
                 if answer.is_cancelled:
-                    return "cancelled"  # Closing the connection ends it there too.
+                    return "cancelled"
                 for choice in event.get("choices", ()):
                     for token in _tokens(choice):
                         if token.id >= self._masks.table.shape[1]:
@@ -157,22 +161,91 @@ class RemoteEngine:
             "structured_outputs": {"grammar": grammar(form, self._tokenizer)},
         }
 
-    def _open(self, path: str, body: dict | None = None) -> http.client.HTTPResponse:
+    def _open(
+        self,
+        path: str,
+        body: dict | None = None,
+        use: Callable[[socket.socket], None] = lambda connection: None,
+    ) -> http.client.HTTPResponse:
+        """The reply to a request; `use` gets its connection before the request is sent."""
         key = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
         url = f"{self._url}/{path}"
         try:
-            request = urllib.request.Request(
+            request = _Request(
                 url,
                 data=None if body is None else json.dumps(body).encode(),
                 headers={"Content-Type": "application/json", **key},
             )
-            return urllib.request.urlopen(request, timeout=_SECONDS)
+            request.use = use
+            return self._opener.open(request, timeout=_SECONDS)
         except urllib.error.HTTPError as error:
             message = error.read(500).decode(errors="replace")
             kind = UserError if error.code == 400 else EngineFailed
             raise kind(f"{url} answers {error.code}: {message}") from error
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise EngineFailed(f"{url} can't be reached ({error}); {_EXPECTED}") from error
+
+
+class _RemoteAnswer(Answer):
+    """An answer whose connection is cut when it is cancelled, which ends it at the server too.
+
+    A thread that waits for the server's next event sees nothing else.
+    """
+
+    def __init__(self, request: Request):
+        super().__init__(request)
+        self._connection: socket.socket | None = None
+
+    def use(self, connection: socket.socket) -> None:
+        """Names the connection on which the answer comes."""
+        self._connection = connection
+        if self.is_cancelled:
+            self._cut()
+
+    def cancel(self) -> None:
+        super().cancel()
+        self._cut()
+
+    def _cut(self) -> None:
+        if self._connection:
+            with contextlib.suppress(OSError):  # It has ended.
+                # That of an SSLSocket would change how the reading thread reads.
+                socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
+
+
+class _Shown:
+    """Shows the connection of a request to the request's function `use`."""
+
+    def do_open(self, http_class, req, **options):
+        use = getattr(req, "use", None)  # A redirection has none.
+
+        def connection(*args, **kwargs):
+            opened = http_class(*args, **kwargs)
+            connect = opened.connect
+
+            def connect_and_show():
+                connect()
+                if use:
+                    use(opened.sock)
+
+            opened.connect = connect_and_show
+            return opened
+
+        return super().do_open(connection, req, **options)  # type: ignore[misc]
+
+
+class _Http(_Shown, urllib.request.HTTPHandler):
+    pass
+
+
+class _Https(_Shown, urllib.request.HTTPSHandler):
+    pass
+
+
+class _Request(urllib.request.Request):
+    """A request, and the function that gets its connection."""
+
+    use: Callable[[socket.socket], None]
 
 
 def _events(reply: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:

@@ -116,8 +116,13 @@ def test_a_whole_completion(address):
 
 
 @contextlib.contextmanager
-def foreign_server(*choices):
-    """Address of a server that knows no masks and streams the given choices."""
+def foreign_server(*choices, silent=None):
+    """Address of a server that knows no masks and streams the given choices.
+
+    Args:
+      silent: "reply", it says nothing after them; "head", it says nothing at all; None: it ends.
+    """
+    stopped = threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -125,13 +130,19 @@ def foreign_server(*choices):
 
         def do_POST(self):
             self.rfile.read(int(self.headers["Content-Length"]))
+            if silent == "head":
+                stopped.wait()
             events = [json.dumps({"choices": [choice]}) for choice in choices]
-            self._answer("".join(f"data: {event}\n\n" for event in [*events, "[DONE]"]))
+            ends = [] if silent else ["[DONE]"]
+            self._answer("".join(f"data: {event}\n\n" for event in [*events, *ends]))
 
         def _answer(self, text):
             self.send_response(200)
             self.end_headers()
             self.wfile.write(text.encode())
+            if silent and self.command == "POST":
+                self.wfile.flush()
+                stopped.wait()
 
         def log_message(self, *_):
             pass
@@ -142,6 +153,7 @@ def foreign_server(*choices):
     try:
         yield f"http://127.0.0.1:{server.server_port}/v1"
     finally:
+        stopped.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -179,6 +191,31 @@ def test_clients_may_try_again_if_the_engine_fails():
     assert reply.status_code == 503 and reply.headers["retry-after"] == "5"
     error = reply.json()["error"]
     assert error["type"] == "server_error" and "broke off after 0 tokens" in error["message"]
+
+
+@pytest.mark.parametrize("silent", ["head", "reply"])
+def test_a_cancelled_answer_of_a_silent_server_ends_at_once(silent):
+    """Its thread waits for the server, which may take a minute to be given up."""
+    word = tiny.TOKENIZER.encode("hello")[0]
+    with foreign_server({"token_ids": [word]}, silent=silent) as url:
+        engine = RemoteEngine(url, tiny.TOKENIZER, MASKS, num_slots=1)
+        answers = [engine.submit(Request([1], 9, state=MASKS.start("text"))) for _ in range(3)]
+        tiny.wait_for(lambda: engine.num_busy == 1 and engine.num_waiting == 2)
+        if silent == "reply":
+            tiny.wait_for(lambda: any(answer.num_tokens for answer in answers))
+        for answer in answers:
+            answer.cancel()
+        tiny.wait_for(lambda: engine.num_busy == engine.num_waiting == 0, seconds=1)
+        assert [answer.finish_reason for answer in answers] == 3 * ["cancelled"]
+
+
+def test_a_client_that_leaves_a_silent_server_frees_the_slot():
+    here = tiny.speech_model()
+    with foreign_server(silent="reply") as url:
+        there = SpeechModel(url, here.tokenizer, here.speech2unit, here.vocoder, context=256)
+        answer = there.engine.submit(Request([1], 9, state=MASKS.start("text")))
+        threading.Timer(0.2, answer.cancel).start()
+        assert list(answer) == [] and answer.finish_reason == "cancelled"
 
 
 def test_no_server():
