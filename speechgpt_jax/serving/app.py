@@ -139,6 +139,9 @@ class _Server:
         """Warms up while /healthz is answered already."""
         warm_up = asyncio.create_task(asyncio.to_thread(self._warm_up))
         yield
+        while not warm_up.done():
+            self._talker.stop()
+            await asyncio.wait([warm_up], timeout=0.05)
         await warm_up
 
     def _warm_up(self) -> None:
@@ -148,7 +151,8 @@ class _Server:
         except Exception as error:
             self.app.state.failure = _failure(error)
             return
-        log("ready", model=self._options.name, seconds=round(time.monotonic() - start, 2))
+        if self._talker.is_ready:
+            log("ready", model=self._options.name, seconds=round(time.monotonic() - start, 2))
 
     # ---- page, health, models --------------------------------------------------------------------
 

@@ -23,9 +23,11 @@ import numpy as np
 
 from speechgpt_jax.decoding.conversation import Conversation, SpeechModel
 from speechgpt_jax.decoding.events import Sound
+from speechgpt_jax.decoding.remote import EngineFailed
 from speechgpt_jax.decoding.requests import Answer
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.serving import sound
+from speechgpt_jax.serving.http import LOG
 from speechgpt_jax.serving.limits import Limits
 from speechgpt_jax.serving.metrics import Metrics
 from speechgpt_jax.serving.protocol import ApiError, check_choice, invalid, still_loading
@@ -33,6 +35,8 @@ from speechgpt_jax.speech.audio import SAMPLE_RATE
 
 # Seconds between two attempts to cancel a reply that nobody reads any more.
 _CANCEL_SECONDS = 0.05
+# Seconds between two attempts to get a first answer of another server.
+_RETRY_SECONDS = 5.0
 # Earlier replies with sound, to which a history may refer.
 _REMEMBERED, _REMEMBERED_SECONDS = 1000, 3600
 
@@ -67,13 +71,15 @@ class Talker:
 
     Attributes:
       settings: the conversation whose fields all replies start from; it is not used itself.
-      is_ready: everything is compiled.
+      is_ready: everything is compiled, and the server that writes the tokens has answered.
       most_replies: replies that may be in progress or wait.
     """
 
     def __init__(self, settings: Conversation, limits: Limits, metrics: Metrics):
         self.settings, self.limits, self.metrics = settings, limits, metrics
         self.is_ready = False
+        self._is_stopped = threading.Event()
+        self._warming_up: Conversation | None = None
         engine = self.model.engine
         most = engine.num_slots + limits.waiting
         self._threads = ThreadPoolExecutor(most, "reply")
@@ -103,15 +109,33 @@ class Talker:
         return self.voices[self.model.vocoder.config.speaker_index(self.settings.speaker)]
 
     def warm_up(self) -> None:
-        """Compiles what requests use, so that none of them waits for it."""
+        """Compiles what requests use, so that none of them waits for it.
+
+        If another server writes the tokens, waits until it has answered.
+        """
         self.model.warm_up(self.limits.audio_seconds)
         # A spoken question, for what is imported or computed at the first one.
         recording = sound.encode_whole("wav", [np.zeros(SAMPLE_RATE // 2, np.float32)])
         question = sound.decode(recording, self.limits.audio_seconds)
         conversation = self.conversation(max_new_tokens=min(32, self.settings.max_new_tokens))
-        with contextlib.suppress(UserError):  # The context is too small: every client is told so.
-            conversation.answer(question)
-        self.is_ready = True
+        while not self._is_stopped.is_set():
+            self._warming_up = conversation
+            try:
+                conversation.answer(question)
+            except EngineFailed as error:  # Of another server, which may still be loading.
+                LOG.error("%s", error)
+                self._is_stopped.wait(_RETRY_SECONDS)
+                continue
+            except UserError:
+                pass  # The context is too small: every client is told so.
+            self.is_ready = not self._is_stopped.is_set()
+            return
+
+    def stop(self) -> None:
+        """Ends a warm-up that waits for another server; call it until the warm-up has ended."""
+        self._is_stopped.set()
+        if self._warming_up and self._warming_up.in_progress:
+            self._warming_up.in_progress.cancel()
 
     def conversation(self, *, voice: str | None = None, **fields) -> Conversation:
         """A new conversation with the server's settings and the given fields.

@@ -4,6 +4,7 @@ import contextlib
 import http.server
 import json
 import threading
+import time
 
 import httpx2
 import numpy as np
@@ -15,6 +16,7 @@ from speechgpt_jax.decoding.remote import RemoteEngine
 from speechgpt_jax.decoding.requests import Request
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.serving import talker
 from speechgpt_jax.speech.audio import load_audio
 from tests.serving import tiny
 from tests.serving.clips import QUESTION
@@ -116,11 +118,12 @@ def test_a_whole_completion(address):
 
 
 @contextlib.contextmanager
-def foreign_server(*choices, silent=None):
+def foreign_server(*choices, silent=None, is_good=lambda: True):
     """Address of a server that knows no masks and streams the given choices.
 
     Args:
       silent: "reply", it says nothing after them; "head", it says nothing at all; None: it ends.
+      is_good: whether it streams the choices, else nothing.
     """
     stopped = threading.Event()
 
@@ -132,7 +135,7 @@ def foreign_server(*choices, silent=None):
             self.rfile.read(int(self.headers["Content-Length"]))
             if silent == "head":
                 stopped.wait()
-            events = [json.dumps({"choices": [choice]}) for choice in choices]
+            events = [json.dumps({"choices": [choice]}) for choice in choices * is_good()]
             ends = [] if silent else ["[DONE]"]
             self._answer("".join(f"data: {event}\n\n" for event in [*events, *ends]))
 
@@ -184,9 +187,11 @@ def test_clients_may_try_again_if_the_engine_fails():
     """Its failure is not theirs: OpenAI's clients repeat what is answered by 503."""
     here = tiny.speech_model()
     body = {"model": "tiny", "messages": [{"role": "user", "content": tiny.SUM}]}
-    with foreign_server() as url:
+    is_good = True
+    with foreign_server({"finish_reason": "stop"}, is_good=lambda: is_good) as url:
         there = SpeechModel(url, here.tokenizer, here.speech2unit, here.vocoder, context=256)
         with tiny.serving(model=there) as address:
+            is_good = False
             reply = httpx2.post(f"{address}/v1/chat/completions", json=body, timeout=30)
     assert reply.status_code == 503 and reply.headers["retry-after"] == "5"
     error = reply.json()["error"]
@@ -216,6 +221,29 @@ def test_a_client_that_leaves_a_silent_server_frees_the_slot():
         answer = there.engine.submit(Request([1], 9, state=MASKS.start("text")))
         threading.Timer(0.2, answer.cancel).start()
         assert list(answer) == [] and answer.finish_reason == "cancelled"
+
+
+def test_the_server_is_ready_when_the_other_one_has_answered(monkeypatch, caplog):
+    monkeypatch.setattr(talker, "_RETRY_SECONDS", 0.1)
+    here, is_good = tiny.speech_model(), False
+    with foreign_server({"finish_reason": "stop"}, is_good=lambda: is_good) as url:
+        there = SpeechModel(url, here.tokenizer, here.speech2unit, here.vocoder, context=256)
+        with tiny.serving(model=there, wait=False) as address:
+            tiny.wait_for(lambda: "broke off after 0 tokens" in caplog.text)
+            assert tiny.status(address, "/readyz") == 503
+            is_good = True
+            tiny.wait_for(lambda: tiny.is_ready(address))
+
+
+def test_a_server_that_waits_for_the_other_one_stops_at_once():
+    here = tiny.speech_model()
+    with foreign_server(silent="head") as url:
+        there = SpeechModel(url, here.tokenizer, here.speech2unit, here.vocoder, context=256)
+        with tiny.serving(model=there, wait=False) as address:
+            tiny.wait_for(lambda: there.engine.num_busy == 1)
+            assert tiny.status(address, "/readyz") == 503
+            start = time.monotonic()
+        assert time.monotonic() - start < 3
 
 
 def test_no_server():
