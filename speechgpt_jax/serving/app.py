@@ -48,7 +48,7 @@ from speechgpt_jax.serving.http import (
 from speechgpt_jax.serving.limits import Limits
 from speechgpt_jax.serving.metrics import Metrics
 from speechgpt_jax.serving.protocol import ApiError, ChatRequest, SpeechRequest, still_loading
-from speechgpt_jax.serving.realtime import Session
+from speechgpt_jax.serving.realtime import IDLE_CODE, Session
 from speechgpt_jax.serving.sound import MEDIA_TYPES
 from speechgpt_jax.serving.talker import Talker
 
@@ -211,14 +211,14 @@ class _Server:
         request.state.words = completion.words
         await until_gone(request.receive, completion.read_messages())
         if fields.stream:
-            return Stream(with_errors(completion.stream()), EVENT_STREAM)
+            return Stream(with_errors(completion.stream(), request), EVENT_STREAM)
         return JSONResponse(await until_gone(request.receive, completion.whole()))
 
     async def _complete(self, request: Request) -> Response:
         fields = protocol.parse_json(CompletionRequest, await self._body(request))
         completion = TokenCompletion(self._talker, self._options.name, fields)
         if fields.stream:
-            return Stream(with_errors(completion.stream()), EVENT_STREAM)
+            return Stream(with_errors(completion.stream(), request), EVENT_STREAM)
         return JSONResponse(await until_gone(request.receive, completion.whole()))
 
     async def _transcribe(self, request: Request) -> Response:
@@ -228,7 +228,7 @@ class _Server:
         transcription = Transcription(self._talker, self._options.name, fields, wav)
         request.state.words = transcription.words
         if fields.stream:
-            return Stream(with_errors(transcription.stream()), EVENT_STREAM)
+            return Stream(with_errors(transcription.stream(), request), EVENT_STREAM)
         whole = await until_gone(request.receive, transcription.whole())
         return PlainTextResponse(whole) if isinstance(whole, str) else JSONResponse(whole)
 
@@ -238,7 +238,7 @@ class _Server:
         speech = Speech(self._talker, self._options.name, fields)
         request.state.words = speech.words
         if fields.stream_format == "sse":
-            return Stream(with_errors(speech.stream()), EVENT_STREAM)
+            return Stream(with_errors(speech.stream(), request), EVENT_STREAM)
         return Stream(speech.stream(), MEDIA_TYPES[speech.format])
 
     async def _body(self, request: Request) -> bytes:
@@ -252,8 +252,10 @@ class _Server:
             return
         await socket.accept("realtime" if "realtime" in protocols else None)
         self._num_sessions += 1
+        session = Session(socket, self._talker, self._options.name)
+        socket.state.words, socket.state.counts = session.words, session.counts
         try:
-            await Session(socket, self._talker, self._options.name).run()
+            await session.run()
         finally:
             self._num_sessions -= 1
 
@@ -289,12 +291,13 @@ class _Server:
     # ---- one request -----------------------------------------------------------------------------
 
     def finished(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
-        """Logs and counts a request."""
-        route = getattr(scope.get("route"), "path", "none")
+        """Logs and counts a request, or a Realtime session."""
+        route, state = getattr(scope.get("route"), "path", "none"), scope.get("state", {})
+        status = state.get("failed", status)
         self._metrics.requests.labels(route, str(status)).inc()
         self._metrics.seconds.labels(route).observe(seconds)
-        words = scope.get("state", {}).get("words")
-        said = words() if self._options.log_words and words else {}
+        counts, words = state.get("counts", dict), state.get("words", dict)
+        said = words() if self._options.log_words else {}
         client = (scope.get("client") or ("", 0))[0]
         log(
             "request",
@@ -303,6 +306,7 @@ class _Server:
             seconds=round(seconds, 4),
             request_id=request_id,
             client=client,
+            **counts(),
             **said,
         )
 
@@ -338,6 +342,9 @@ class _Watch:
         self._app, self._server = app, server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._watch_session(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -361,7 +368,8 @@ class _Watch:
         except TimeoutError:
             limit = self._server.seconds
             error = ApiError(408, f"The request took longer than {limit:g} s.", code="timeout")
-            if not status:
+            has_begun, status = bool(status), error.status
+            if not has_begun:
                 await error_response(error)(scope, receive, send_with_id)
             elif has_events:
                 with contextlib.suppress(TimeoutError):  # The client doesn't read.
@@ -369,9 +377,37 @@ class _Watch:
                         await send({"type": "http.response.body", "body": sse(error.body())})
             # Else the server cuts the reply off: the client must not take it for whole.
         except Exception as error:
-            if status:
-                raise
-            await error_response(explain(error))(scope, receive, send_with_id)
+            # Starlette wraps errors that it has a handler for, if the reply has begun.
+            cause = error.__cause__
+            explained = explain(cause if status and isinstance(cause, UserError) else error)
+            has_begun, status = bool(status), explained.status
+            if not has_begun:
+                await error_response(explained)(scope, receive, send_with_id)
+            # Else it is cut off, too.
+        finally:
+            self._server.finished(scope, status, time.monotonic() - start, request_id)
+
+    async def _watch_session(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Logs a session at its end, with 101, 408 if it was idle, or the status of a refusal."""
+        request_id, start = f"req_{secrets.token_hex(12)}", time.monotonic()
+        status = 0
+
+        async def send_with_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "websocket.accept":
+                status = 101
+            elif message["type"] == "websocket.http.response.start":
+                status = message["status"]
+            elif message["type"] == "websocket.close":
+                # Before it is accepted, this is a refusal.
+                status = 408 if message.get("code") == IDLE_CODE else status or 403
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_status)
+        except Exception:
+            status = 500
+            raise
         finally:
             self._server.finished(scope, status, time.monotonic() - start, request_id)
 

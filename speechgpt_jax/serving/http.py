@@ -151,8 +151,13 @@ async def until_gone(receive: Receive, result: Awaitable[Result]) -> Result:
         await asyncio.gather(work, watch, return_exceptions=True)
 
 
-async def with_errors(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """The same server-sent events; an error after the first one becomes the last event."""
+async def with_errors(
+    pieces: AsyncGenerator[bytes, None], request: Request
+) -> AsyncGenerator[bytes, None]:
+    """The same server-sent events; an error after the first one becomes the last event.
+
+    Its status, which the client no longer gets, becomes the request's `state.failed`.
+    """
     begun = False
     async with contextlib.aclosing(pieces):
         try:
@@ -162,4 +167,6 @@ async def with_errors(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[byt
         except Exception as error:
             if not begun:
                 raise
-            yield sse(explain(error).body())
+            explained = explain(error)
+            request.state.failed = explained.status
+            yield sse(explained.body())

@@ -11,7 +11,8 @@ class Metrics:
     """Counters and times of one server.
 
     Attributes:
-      requests: finished requests, by route and status.
+      requests: finished requests and Realtime sessions, by route and status; an error within a
+        stream counts by its own status, though its client has got 200.
       seconds: their durations, by route.
       first_token_seconds, first_sound_seconds: time from the start of a reply, when its request has
         arrived and the recordings are decoded, to its first part, and to the first sound.

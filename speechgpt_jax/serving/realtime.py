@@ -4,6 +4,7 @@ The events are the smallest set of OpenAI's Realtime API with which its client h
 """
 
 import asyncio
+import collections
 import contextlib
 from collections.abc import Callable
 from typing import Any
@@ -54,6 +55,9 @@ class Session:
         # What the next response answers, and the id of its item.
         self._asked: tuple[Question, str] | None = None
         self._response: Response | None = None
+        # Statuses of the responses that have ended, and the last turns, for the log.
+        self._statuses: collections.Counter[str] = collections.Counter()
+        self._turns: collections.deque[dict[str, str]] = collections.deque(maxlen=100)
         self._received = 0  # Samples at 16 kHz since the session's start.
         self._item_id = new_id("item")
         self._start_buffer()
@@ -70,6 +74,21 @@ class Session:
             pass
         finally:
             await self._cancel("client_cancelled")
+            self._note()
+
+    def counts(self) -> dict[str, Any]:
+        """Numbers of responses by status, for the log."""
+        return {"responses": dict(self._statuses)}
+
+    def words(self) -> dict[str, Any]:
+        """The last turns, for the log, with --log_words."""
+        return {"turns": [*self._turns]}
+
+    def _note(self) -> None:
+        """Notes the response that has ended, if there was one."""
+        if self._response:
+            self._statuses[self._response.status] += 1
+            self._turns.append(self._response.words())
 
     async def _next_frame(self) -> Message:
         """Raises TimeoutError if there is none for IDLE_SECONDS and no response is in progress."""
@@ -287,6 +306,7 @@ class Session:
         conversation.history = self._history
         question, item_id = self._asked
         self._asked = None
+        self._note()
         self._response = Response(
             self._talker, self._channel, conversation, modalities[0], question, item_id
         )

@@ -22,6 +22,7 @@ class Response:
     Attributes:
       question: what is answered.
       asked: id of its item.
+      status: how it ended, one of OpenAI's; "in_progress" before.
       has_failed: it ended by an error, and the question can be asked again.
     """
 
@@ -45,6 +46,7 @@ class Response:
         self._talker, self._channel, self._conversation = talker, channel, conversation
         self._modality = modality
         self.question, self.asked, self.has_failed = question, asked, False
+        self.status, self._heard = "in_progress", ""
         self._id, self._item_id = new_id("resp"), new_id("item")
         self._transcript = self._text = ""
         self._task: asyncio.Task | None = None
@@ -84,10 +86,12 @@ class Response:
         except asyncio.CancelledError:
             status, details = "cancelled", {"reason": self._reason}
         except WebSocketDisconnect:
+            self.status = "cancelled"
             return
         except Exception as error:
             status, details = "failed", {"error": explain(error).body()["error"]}
             self.has_failed = True
+        self.status = status
         if self._is_begun:
             item = self._item(status)
             await self._channel.send(
@@ -120,6 +124,7 @@ class Response:
                 match event:
                     case Transcript(text):
                         self._transcript += text
+                        self._heard += text
                     case Text(text):
                         self._text += text
                         await self._channel.send(f"{words}.delta", delta=text, **inside)
@@ -148,6 +153,11 @@ class Response:
                 usage={"type": "tokens", **protocol.audio_usage(0, 0)},
             )
         self._transcript = ""
+
+    def words(self) -> dict[str, str]:
+        """Texts of the turn, for the log."""
+        question = self.question if isinstance(self.question, str) else self._heard
+        return {"question": question, "answer": self._text}
 
     def _item(self, status: str) -> dict[str, Any]:
         """The item of the answer; `status` is the response's."""

@@ -21,8 +21,9 @@ import soundfile
 import websockets.exceptions
 
 from speechgpt_jax.decoding.conversation import Conversation
+from speechgpt_jax.decoding.remote import EngineFailed
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.serving import server, sound
+from speechgpt_jax.serving import audio_api, chat_completions, realtime, server, sound
 from speechgpt_jax.serving.app import Options, create_app
 from speechgpt_jax.serving.limits import Limits
 from tests.compilations import compiled_programs
@@ -205,6 +206,82 @@ def test_logs_hold_no_words(client, caplog):
     assert line["route"] == "/v1/chat/completions" and line["status"] == 200
     assert line["request_id"].startswith("req_") and line["seconds"] > 0
     assert "five" not in caplog.text and "two" not in caplog.text
+
+
+@contextlib.contextmanager
+def logged(caplog):
+    """The JSON lines of the server's log, once there is one."""
+    lines = []
+    with caplog.at_level(logging.INFO, "speechgpt_jax.serving"):
+        yield lines
+        tiny.wait_for(lambda: any('"request"' in line for line in caplog.messages))
+    lines += [json.loads(line) for line in caplog.messages if '"request"' in line]
+
+
+def session_with_an_answer(address, **options):
+    with (
+        openai.OpenAI(base_url=f"{address}/v1", api_key="secret", max_retries=0) as client,
+        client.realtime.connect(model="tiny") as connection,
+    ):
+        content = [{"type": "input_text", "text": tiny.SUM}]
+        item = {"type": "message", "role": "user", "content": content}
+        connection.conversation.item.create(item=item)
+        connection.response.create()
+        while connection.recv().type != "response.done":
+            pass
+
+
+def test_realtime_sessions_are_counted_and_logged(address, caplog):
+    before = tiny.metric(address, "speechgpt_replies")
+    with logged(caplog) as lines:
+        session_with_an_answer(address)
+    (line,) = lines
+    assert line["route"] == "/v1/realtime" and line["status"] == 101 and line["seconds"] > 0
+    assert line["responses"] == {"completed": 1} and "five" not in caplog.text
+    name = 'speechgpt_requests_total{route="/v1/realtime",status="101"}'
+    assert tiny.metric(address, name) >= 1 and tiny.metric(address, "speechgpt_replies") == before
+
+
+def test_refused_and_idle_sessions_are_logged(address, client, caplog, monkeypatch):
+    with (
+        logged(caplog) as lines,
+        pytest.raises(websockets.exceptions.InvalidStatus),
+        client.with_options(api_key="wrong").realtime.connect(model="tiny"),
+    ):
+        pass
+    assert [line["status"] for line in lines] == [401]
+    caplog.clear()
+    monkeypatch.setattr(realtime, "IDLE_SECONDS", 0.1)
+    with logged(caplog) as lines, client.realtime.connect(model="tiny") as connection:
+        assert [connection.recv().type for _ in range(2)] == ["session.created", "error"]
+    assert [line["status"] for line in lines] == [408]
+
+
+def test_the_words_of_a_session_are_logged_if_asked_for(caplog):
+    with tiny.serving(log_words=True) as address, logged(caplog) as lines:
+        caplog.clear()
+        session_with_an_answer(address)
+        tiny.wait_for(lambda: "/v1/realtime" in caplog.text)
+    line = next(line for line in lines if line["route"] == "/v1/realtime")
+    assert line["turns"] == [{"question": tiny.SUM, "answer": tiny.SUM_ANSWER}]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/audio/speech"])
+def test_an_error_within_a_stream_is_counted_and_logged_as_one(address, monkeypatch, caplog, path):
+    class Broken(sound.Encoder):
+        def finish(self):
+            raise EngineFailed("the engine is gone")
+
+    monkeypatch.setattr(chat_completions, "Encoder", Broken)
+    monkeypatch.setattr(audio_api, "Encoder", Broken)
+    body = BODY | {"modalities": ["text", "audio"], "audio": {"voice": "slt", "format": "pcm16"}}
+    if path == "/v1/audio/speech":
+        body = {"model": "tiny", "voice": "slt", "input": tiny.GREETING, "response_format": "wav"}
+    name = f'speechgpt_requests_total{{route="{path}",status="503"}}'
+    with logged(caplog) as lines, contextlib.suppress(httpx2.RemoteProtocolError):
+        assert post(address, path, json=body | {"stream": True}).status_code == 200
+    assert [line["status"] for line in lines] == [503]
+    assert tiny.metric(address, name) == 1
 
 
 def test_readiness_follows_the_warm_up():
@@ -471,6 +548,7 @@ def test_a_stream_that_takes_too_long(monkeypatch, caplog):
             write()
         time.sleep(0.01)
 
+    caplog.set_level(logging.INFO, "speechgpt_jax.serving")
     with tiny.serving(limits=Limits(audio_seconds=5, seconds=2)) as address:
         monkeypatch.setattr(worker, "_seconds_per_token", 1.0)  # So that it writes one token.
         monkeypatch.setattr(worker, "_write_tokens", write_once)
@@ -478,6 +556,7 @@ def test_a_stream_that_takes_too_long(monkeypatch, caplog):
         with httpx2.stream("POST", url, json=BODY | {"stream": True}, timeout=20) as reply:
             assert reply.status_code == 200
             events = [line for line in reply.iter_lines() if line]
+        tiny.wait_for(lambda: '"status": 408' in caplog.text)
     assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "timeout"
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
