@@ -15,18 +15,23 @@ import argparse
 import asyncio
 import contextlib
 import functools
+import io
 import itertools
 import json
 import multiprocessing
 import random
 import time
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import httpx2
+import numpy as np
 import psutil
+import soundfile
 
 from speechgpt_jax import arguments
 from speechgpt_jax.arguments import positive_float, positive_int
+from speechgpt_jax.serving.server import HEAD_SECONDS
 from tests.benchmarks import docs_table
 from tests.benchmarks.timing import percentile
 from tests.serving import tiny
@@ -169,6 +174,16 @@ def measure_soak(args: argparse.Namespace) -> None:
 # ---- hostile requests ----------------------------------------------------------------------------
 
 
+@functools.cache
+def much_work() -> list[bytes]:
+    """Uploads that cost far more work or memory than bytes, unless they are refused."""
+    silence = io.BytesIO()
+    soundfile.write(silence, np.zeros((48_000, 255)), 48_000, "VORBIS", format="OGG")
+    sun = b".snd\0\0\0\x18" + bytes(7) + b"\x03\0\0\x3e\x80\0\0\0\x01"
+    signatures = b"#!AMR\n", b"fLaC\0\0\0\x22", b"RIFF\4\0\0\0WAVE", sun
+    return [silence.getvalue(), *(500_000 // len(mark) * mark for mark in signatures)]
+
+
 def hostile(rng: random.Random) -> dict:
     """Arguments of a request that a server must refuse."""
     chat = {"model": "tiny", "messages": [{"role": "user", "content": "a"}]}
@@ -176,7 +191,8 @@ def hostile(rng: random.Random) -> dict:
     recording = bytearray(QUESTION.read_bytes())
     for _ in range(30):
         recording[rng.randrange(len(recording))] = rng.randrange(256)
-    part = input_audio(recording)
+    upload = rng.choice(much_work())
+    part = input_audio(rng.choice([recording, upload]))
     bodies = [
         noise,
         b"[" * rng.randrange(1, 10**6),
@@ -191,6 +207,7 @@ def hostile(rng: random.Random) -> dict:
         [
             *({"url": "/v1/chat/completions", "content": body} for body in bodies),
             {"url": "/v1/audio/transcriptions", **form},
+            {"url": "/v1/audio/transcriptions", **form, "files": {"file": upload}},
             {"url": "/v1/audio/transcriptions", "content": noise},
             {"url": "/v1/audio/speech", "json": {"model": "tiny", "voice": "slt", "input": ""}},
             {"url": f"/v1/{'../' * 9}etc/passwd", "content": b""},
@@ -198,8 +215,37 @@ def hostile(rng: random.Random) -> dict:
     )
 
 
+async def cut(address: str, body: dict) -> None:
+    """A client that leaves after the first bytes of its stream."""
+    async with (
+        httpx2.AsyncClient(base_url=address, timeout=30) as http,
+        http.stream("POST", "/v1/chat/completions", json=body) as reply,
+    ):
+        async for _ in reply.aiter_bytes():
+            break
+
+
+async def dribble(address: str) -> None:
+    """A client whose second request comes byte by byte, until its connection is closed."""
+    place = urlsplit(address)
+    reader, writer = await asyncio.open_connection(place.hostname, place.port)
+    with contextlib.closing(writer), contextlib.suppress(OSError):
+        head = b"GET /healthz HTTP/1.1\r\nHost: a\r\n"
+        writer.write(head + b"\r\n")
+        await reader.readuntil(b"ok\n")
+        writer.write(head)
+        async with asyncio.timeout(HEAD_SECONDS + 5):
+            while not reader.at_eof():
+                writer.write(b"A: b\r\n")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(reader.read(1), 0.5)
+
+
 async def attack(address: str, requests: int) -> list[float]:
-    """Sends hostile requests, sixteen at a time; returns the seconds until each was refused."""
+    """Sends hostile requests, sixteen at a time; returns the seconds until each was refused.
+
+    Meanwhile a tenth as many streams are cut, and as many connections dribble.
+    """
     rng, gate = random.Random(0), asyncio.Semaphore(16)
 
     async def one(arguments):
@@ -210,7 +256,18 @@ async def attack(address: str, requests: int) -> list[float]:
                 assert 400 <= reply.status_code < 500, (arguments["url"], reply.status_code)
             return time.monotonic() - start
 
-    return await asyncio.gather(*(one(hostile(rng)) for _ in range(requests)))
+    few = requests // 10
+    streams = [body for body, _ in itertools.islice(bodies(), few)]
+    dribbling = asyncio.gather(*(dribble(address) for _ in range(few)))
+    refused = [one(hostile(rng)) for _ in range(requests)]
+    seconds, _ = await asyncio.gather(asyncio.gather(*refused), _in_turn(address, streams))
+    await dribbling
+    return seconds
+
+
+async def _in_turn(address: str, streams: list[dict]) -> None:
+    for body in streams:
+        await cut(address, body)
 
 
 def measure_hostile(args: argparse.Namespace) -> None:
