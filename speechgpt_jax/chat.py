@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
 
 HISTORY_TOKENS = talk.define_history_tokens()
+MESH = talk.define_mesh()
 flags.adopt_module_key_flags(talk)
 flags.adopt_module_key_flags(compilation_cache)
 OUTPUT_DIR = define(
@@ -48,7 +49,7 @@ def main() -> None:
     from speechgpt_jax.decoding.chat import Chat
 
     print("Loading the model ...", file=sys.stderr, flush=True)
-    model = talk.load_speech_model(num_slots=1)
+    model = talk.load_speech_model(num_slots=1, devices=MESH.value)
     conversation = talk.start_conversation(model, history_tokens=HISTORY_TOKENS.value)
     chat = Chat(
         conversation,

@@ -85,12 +85,7 @@ NUM_EXAMPLES = define(
 ANSWERS = define("answers", output_folder, None, "Folder for the answers to all prompts.")
 ROWS_PER_SHARD = define("rows_per_shard", positive_int, 256, "Rows of a shard of --answers.")
 AT_ONCE = define("at_once", positive_int, 32, "Prompts that are answered at once.")
-MESH = define(
-    "mesh",
-    positive_int,
-    None,
-    "Number of this process's devices over which the model is sharded; by default one.",
-)
+MESH = talk.define_mesh()
 
 
 def main() -> None:

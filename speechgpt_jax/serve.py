@@ -32,6 +32,7 @@ from speechgpt_jax.gin_utils import hush_libraries
 from speechgpt_jax.serving.limits import LONGEST_AUDIO, Limits
 
 HISTORY_TOKENS = talk.define_history_tokens()
+MESH = talk.define_mesh()
 flags.adopt_module_key_flags(talk)
 flags.adopt_module_key_flags(compilation_cache)
 HOST = define("host", nonempty, "127.0.0.1", "Address to listen at; 0.0.0.0: all of this host.")
@@ -87,7 +88,7 @@ def main() -> None:
     # Loads JAX, which takes seconds; wrong flags are reported before.
     from speechgpt_jax.serving.app import Options, create_app
 
-    model = talk.load_speech_model(num_slots=NUM_SLOTS.value)
+    model = talk.load_speech_model(num_slots=NUM_SLOTS.value, devices=MESH.value)
     settings = talk.start_conversation(model, history_tokens=HISTORY_TOKENS.value)
     limits = Limits(
         body_bytes=int(MAX_BODY_MB.value * 2**20),

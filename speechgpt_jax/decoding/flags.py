@@ -127,6 +127,16 @@ def define_history_tokens() -> flags.FlagHolder:
     )
 
 
+def define_mesh() -> flags.FlagHolder:
+    """Defines --mesh, for the `devices` of `load_speech_model`."""
+    return define(
+        "mesh",
+        positive_int,
+        None,
+        "Number of this process's devices over which the model is sharded; by default one.",
+    )
+
+
 def load_speech_model(**kwargs: Any) -> SpeechModel:
     """The model that the flags name; kwargs are other arguments of `SpeechModel.from_run`."""
     if MAX_NEW_TOKENS.value >= CONTEXT.value:

@@ -172,6 +172,26 @@ def test_sound_goes_to_a_player(chat, question, tmp_path, monkeypatch):
     np.testing.assert_allclose(played, load_audio(tmp_path / "reply.wav"), atol=1e-4)
 
 
+def test_the_model_is_sharded_over_two_devices(untrained_run, tmp_path):
+    flags = [f"--run={untrained_run}", "--max_new_tokens=12", "--context=512", "--written"]
+    replies = []
+    for mesh in ([], ["--mesh=2"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "speechgpt_jax.chat", *flags, *mesh],
+            input=b"what is it?\n",
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            },
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        replies.append(done.stdout.decode())
+    assert replies[0] == replies[1] and replies[0].startswith("answer:")
+
+
 def test_piped_lines_without_tensorflow(untrained_run, tmp_path):
     """The command itself, with a run that was never trained."""
     program = (

@@ -68,6 +68,29 @@ def test_a_server_from_start_to_stop(run, certificate, tmp_path):
     ]
 
 
+def test_a_server_whose_model_is_sharded_over_two_devices(run, tmp_path):
+    """It answers like the model on one device."""
+    port = processes.free_port()
+    flags = [f"--run={run}", f"--port={port}", "--mesh=2", "--num_slots=1", "--context=128"]
+    flags += ["--max_new_tokens=32", "--max_audio_seconds=1"]
+    command = [processes.run_module, "speechgpt_jax.serve", *flags]
+    devices = "--xla_force_host_platform_device_count=2"
+    process = processes.start(*command, output=tmp_path, XLA_FLAGS=devices)
+    address = f"http://127.0.0.1:{port}"
+
+    def is_ready():
+        assert process.is_alive(), (tmp_path / "stderr").read_text()
+        return tiny.is_ready(address)
+
+    tiny.wait_for(is_ready, seconds=120)
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="none") as client:
+        messages = [{"role": "user", "content": tiny.SUM}]
+        reply = client.chat.completions.create(model="answers", messages=messages)
+    assert reply.choices[0].message.content == tiny.SUM_ANSWER
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(30)
+
+
 def errors_of(*flags):
     done = processes.run(processes.run_module, "speechgpt_jax.serve", *flags)
     assert done.returncode == 1
@@ -81,6 +104,8 @@ def test_mistakes_are_one_line(run, certificate):
         port = taken.getsockname()[1]
         errors = errors_of(f"--run={run}", f"--port={port}")
     assert errors.startswith(f"Error: --host=127.0.0.1 --port={port}: can't listen there")
+    errors = errors_of(f"--run={run}", f"--port={processes.free_port()}", "--mesh=99")
+    assert "Error: the number of devices (--mesh) 99 must be" in errors
     files = [f"--ssl_{name}file={certificate}/cert.pem" for name in ("cert", "key")]
     errors = errors_of(f"--run={run}", f"--port={processes.free_port()}", *files)
     assert "Error: --ssl_certfile, --ssl_keyfile: " in errors.splitlines()[-1]
