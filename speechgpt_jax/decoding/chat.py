@@ -135,7 +135,10 @@ class Chat:
         elif not argument:
             raise UserError(f"{command} needs an argument; /help shows which.")
         elif command == "/say":
-            self._reply(line, self.conversation.speaking(argument))
+            self._reply(line, self.conversation.reading(argument))
+            for sentence in self.conversation.cut_sentences(argument):
+                most = self.conversation.max_new_tokens
+                self._show(f"(cut off after --max_new_tokens={most}: {sentence})\n")
         elif command == "/transcribe":
             self._reply(line, self.conversation.transcribing(load_recording(argument)))
         elif command == "/listen":

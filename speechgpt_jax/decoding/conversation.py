@@ -31,6 +31,7 @@ from speechgpt_jax.decoding.masks import ANY, Masks
 from speechgpt_jax.decoding.remote import RemoteEngine
 from speechgpt_jax.decoding.requests import Answer, Request
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
+from speechgpt_jax.decoding.sentences import sentences
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.models.llama import Llama
@@ -202,7 +203,8 @@ class Conversation:
       history: the earlier turns, as text.
       speed: rate of speech, relative to that of the vocoder.
       has_sound: whether units are synthesized.
-      in_progress: the answer in progress, or the last one; it can be cancelled from any thread.
+      answers: answers of the engine that the last reply consists of: one, or one for each sentence
+        of a text that was read aloud.
     """
 
     model: SpeechModel
@@ -215,7 +217,7 @@ class Conversation:
     history: list[str] = dataclasses.field(default_factory=list)
     speed: float = 1.0
     has_sound: bool = True
-    in_progress: Answer | None = dataclasses.field(default=None, init=False)
+    answers: list[Answer] = dataclasses.field(default_factory=list, init=False)
 
     def __post_init__(self):
         check_number("max_new_tokens", self.max_new_tokens, at_least=1)
@@ -223,6 +225,11 @@ class Conversation:
         check_number("speed", self.speed, above=0)
         # Raises a UserError for an unknown speaker.
         self.model.vocoder.config.speaker_index(self.speaker)
+
+    @property
+    def in_progress(self) -> Answer | None:
+        """The answer in progress, or the last one; it can be cancelled from any thread."""
+        return self.answers[-1] if self.answers else None
 
     def ask(self, question: Question, *, aloud: bool = True) -> Generator[Event]:
         """Events of the reply to a question, written or spoken; the turn is remembered.
@@ -287,6 +294,24 @@ class Conversation:
         prompt = prompts.CROSS_MODAL_PROMPT.format(description=description, source=text)
         # White space before <sosp> has no tokens.
         return self._events(self._encode(prompt + START)[:-1], "units", [])
+
+    def reading(self, text: str) -> Generator[Event]:
+        """Events of reading a text of any length aloud, one sentence after the other.
+
+        Models learn to read sentences, and an answer has at most `max_new_tokens`.
+        """
+        earlier: list[Answer] = []
+        for sentence in sentences(text):
+            events = self.speaking(sentence)
+            self.answers = earlier = [*earlier, *self.answers]
+            yield from events
+            if self.answers[-1].finish_reason == "cancelled":
+                return
+
+    def cut_sentences(self, text: str) -> list[str]:
+        """Sentences of a text just read aloud that `max_new_tokens` has cut off."""
+        pairs = zip(sentences(text), self.answers)
+        return [sentence for sentence, answer in pairs if answer.finish_reason == "length"]
 
     def instruct(self, text: str) -> Reply:
         """The answer to a written instruction, in the form of stage 2's data: no chain of modality.
@@ -353,7 +378,7 @@ class Conversation:
         """The answer to a prompt, while it is written."""
         model = self.model
         seed = None if self.seed is None else (self.seed + len(self.history)) % 2**32
-        self.in_progress = model.engine.submit(
+        answer = model.engine.submit(
             Request(
                 prompt,
                 self.max_new_tokens,
@@ -363,7 +388,8 @@ class Conversation:
                 state=model.masks.start(form),
             )
         )
-        return self.in_progress
+        self.answers = [answer]
+        return answer
 
 
 def _collected(answer: Answer, tokens: list[int]) -> Iterator[list]:

@@ -3,6 +3,8 @@
 import base64
 import contextlib
 import dataclasses
+import json
+import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -12,7 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from speechgpt_jax.decoding.events import Sound, Text, Units
 from speechgpt_jax.serving import protocol
-from speechgpt_jax.serving.http import sse
+from speechgpt_jax.serving.http import LOG, sse
 from speechgpt_jax.serving.protocol import SpeechRequest, TranscriptionRequest, invalid
 from speechgpt_jax.serving.sound import Encoder
 from speechgpt_jax.serving.talker import Talker, num_tokens
@@ -203,7 +205,7 @@ class Speech:
         is_sse = self._request.stream_format == "sse"
         encoder = Encoder(self.format)
         conversation, text = self._conversation, self._request.input
-        events = self._talker.reply(conversation, lambda: conversation.speaking(text))
+        events = self._talker.reply(conversation, lambda: conversation.reading(text))
         async with contextlib.aclosing(events):
             async for event in events:
                 if isinstance(event, Units) and is_sse and self._request.include_units:
@@ -211,17 +213,30 @@ class Speech:
                 if isinstance(event, Sound) and (data := encoder.encode(event.wav)):
                     yield _audio_delta(data) if is_sse else data
         last = encoder.finish()
+        cut = conversation.cut_sentences(text)
         if not is_sse:
+            if cut:  # Bytes can't tell the client.
+                _log_cut(len(cut), len(conversation.answers))
             yield last
             return
         yield _audio_delta(last)
         prompt, reply, _ = num_tokens(conversation)
-        usage = protocol.audio_usage(prompt, reply)
-        yield sse({"type": "speech.audio.done", "usage": usage})
+        done = {"type": "speech.audio.done", "usage": protocol.audio_usage(prompt, reply)}
+        if cut:
+            # The name and the reason are those of OpenAI's responses.
+            details = {"reason": "max_output_tokens", "sentences": cut}
+            done["incomplete_details"] = details
+        yield sse(done)
 
     def words(self) -> dict[str, str]:
         """Texts for the log, with --log_words."""
         return {"input": self._request.input}
+
+
+def _log_cut(cut: int, read: int) -> None:
+    """Logs how many of the sentences that were read are cut off."""
+    row = {"time": round(time.time(), 3), "event": "speech_cut", "cut": cut, "sentences": read}
+    LOG.warning(json.dumps(row))
 
 
 def _audio_delta(data: bytes, **fields: Any) -> bytes:

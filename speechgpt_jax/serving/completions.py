@@ -58,7 +58,7 @@ class TokenCompletion:
     """A prompt and the tokens that follow it.
 
     Attributes:
-      in_progress: the answer in progress, or the last one.
+      answers: the answer, once it has begun.
     """
 
     def __init__(self, talker: Talker, name: str, request: CompletionRequest):
@@ -73,7 +73,7 @@ class TokenCompletion:
         """
         protocol.check_choice("model", request.model, [name], status=404)
         talker.check_length("max_tokens", request.max_tokens)
-        self.in_progress: Answer | None = None
+        self.answers: list[Answer] = []
         self._talker, self._request, self._name = talker, request, name
         self._tokenizer = talker.model.tokenizer
         self._id, self._created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
@@ -112,8 +112,9 @@ class TokenCompletion:
 
     def _begin(self) -> Generator[list[Token]]:
         # Made in this thread, since a long text is tokenized.
-        self.in_progress = self._talker.model.engine.submit(self._for_engine())
-        yield from self.in_progress.bursts()
+        answer = self._talker.model.engine.submit(self._for_engine())
+        self.answers = [answer]
+        yield from answer.bursts()
 
     async def _bursts(self) -> AsyncGenerator[list[Token], None]:
         bursts = self._talker.reply(self, self._begin)
@@ -134,7 +135,7 @@ class TokenCompletion:
 
     @property
     def _finish_reason(self) -> str:
-        is_long = self.in_progress and self.in_progress.finish_reason == "length"
+        is_long = any(answer.finish_reason == "length" for answer in self.answers)
         return "length" if is_long else "stop"
 
     async def whole(self) -> dict[str, Any]:

@@ -51,10 +51,10 @@ class EngineClient(Protocol):
     """A conversation or a completion: it submits requests to the engine.
 
     Attributes:
-      in_progress: the answer in progress, or the last one.
+      answers: answers that its reply consists of; the last one is in progress or was the last.
     """
 
-    in_progress: Answer | None
+    answers: list[Answer]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,8 +308,8 @@ class _End:
 async def _cancel_until(thread: asyncio.Future, conversation: EngineClient) -> None:
     """Cancels a reply until its thread has ended; it may not have reached the engine yet."""
     while not thread.done():
-        if conversation.in_progress:
-            conversation.in_progress.cancel()
+        for answer in conversation.answers:
+            answer.cancel()
         await asyncio.wait([thread], timeout=_CANCEL_SECONDS)
 
 
@@ -329,6 +329,9 @@ class NumTokens(NamedTuple):
 
 def num_tokens(conversation: EngineClient) -> NumTokens:
     """Numbers of tokens of a conversation's last turn."""
-    if (answer := conversation.in_progress) is None:
-        return NumTokens(0, 0, 0)
-    return NumTokens(len(answer.request.prompt), answer.num_tokens, answer.num_cached)
+    answers = conversation.answers
+    return NumTokens(
+        sum(len(answer.request.prompt) for answer in answers),
+        sum(answer.num_tokens for answer in answers),
+        sum(answer.num_cached for answer in answers),
+    )

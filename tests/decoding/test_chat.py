@@ -70,6 +70,16 @@ def test_commands(chat, question, tmp_path):
     assert all(command in run(chat, "/help") for command in COMMANDS)
 
 
+def test_a_long_text_is_read_and_what_is_cut_is_shown(chat):
+    whole = len(run(chat, "/say good day") and chat._sound)
+    assert "cut off" not in run(chat, "/say good day! good day!")
+    assert len(chat._sound) > whole
+    chat.conversation.max_new_tokens = 2
+    shown = run(chat, "/say good day! good night")
+    assert "(cut off after --max_new_tokens=2: good day!)\n" in shown
+    assert "(cut off after --max_new_tokens=2: good night)\n" in shown
+
+
 @pytest.mark.parametrize(
     "line, message",
     [

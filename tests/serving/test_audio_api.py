@@ -151,6 +151,43 @@ def test_speech_is_streamed_as_events(client):
     assert data == speak(client, response_format="pcm").content
 
 
+def events_of_speech(client, **options):
+    reply = speak(client, response_format="pcm", stream_format="sse", **options)
+    lines = [line for line in reply.text.split("\n\n") if line]
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def test_a_long_text_is_read_sentence_by_sentence(client):
+    """The sound of all is one recording; a request to the engine reads each."""
+    alone = events_of_speech(client)[-1]["usage"]
+    events = events_of_speech(client, input="\n\n".join([tiny.GREETING] * 3))
+    assert events[-1]["usage"] == {name: 3 * number for name, number in alone.items()}
+    assert "incomplete_details" not in events[-1]
+    wav = sound.decode_pcm16(b"".join(base64.b64decode(e["audio"]) for e in events[:-1]))
+    one = tiny.speech_model().vocoder(tiny.GREETING_UNITS, speaker="slt")
+    assert abs(len(wav) - 3 * len(one)) < 800
+    # Each has the sound that it has alone.
+    for part in (wav[: len(one)], wav[len(one) : 2 * len(one)]):
+        assert np.corrcoef(part, one)[0, 1] > 0.95
+
+
+def test_a_client_is_told_of_sentences_that_are_cut_off(caplog):
+    text = f"{tiny.GREETING}\n\n{tiny.GREETING}"
+    with (
+        tiny.serving(max_new_tokens=3) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
+    ):
+        done = events_of_speech(client, input=text)[-1]
+        assert done["incomplete_details"] == {
+            "reason": "max_output_tokens",
+            "sentences": [tiny.GREETING] * 2,
+        }
+        assert speak(client, input=text).content
+    (row,) = [json.loads(line) for line in caplog.messages if "speech_cut" in line]
+    assert (row["cut"], row["sentences"]) == (2, 2)
+    assert tiny.GREETING not in caplog.text
+
+
 def test_speed_changes_the_length(client):
     lengths = [
         len(speak(client, response_format="pcm", speed=speed).content) for speed in (0.5, 1, 2)

@@ -91,13 +91,18 @@ def serving(
     limits: Limits | None = None,
     wait: bool = True,
     model: SpeechModel | None = None,
+    speaker: str = "slt",
+    max_new_tokens: int = 96,
     history_tokens: int = 0,
     **options,
 ) -> Iterator[str]:
     """Address of a server in a thread, which stops at the end; by default of `speech_model`."""
     limits = limits or Limits(audio_seconds=5, body_bytes=2**20, seconds=60)
     settings = Conversation(
-        model or speech_model(), speaker="slt", max_new_tokens=96, history_tokens=history_tokens
+        model or speech_model(),
+        speaker=speaker,
+        max_new_tokens=max_new_tokens,
+        history_tokens=history_tokens,
     )
     app = create_app(settings, Options("tiny", limits=limits, **options))
     with socket.socket() as listening:

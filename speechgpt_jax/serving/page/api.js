@@ -1,4 +1,4 @@
-// Calls of the API as streams of {question, answer, units, samples}.
+// Calls of the API as streams of {question, answer, units, samples, cut}.
 
 import { decodePcm16 } from "./sound.js";
 
@@ -48,7 +48,10 @@ export async function* speak({ model, voice, text, key, signal }) {
     model, voice, input: text, response_format: "pcm", stream_format: "sse", include_units: true,
   };
   for await (const event of post("v1/audio/speech", JSON.stringify(body), key, signal)) {
-    yield { units: event.units, samples: event.audio && decodePcm16(event.audio) };
+    yield {
+      units: event.units, samples: event.audio && decodePcm16(event.audio),
+      cut: event.incomplete_details?.sentences,
+    };
   }
 }
 

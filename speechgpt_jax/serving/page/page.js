@@ -70,7 +70,7 @@ class Turn {
 
   part(name) { return this.element.querySelector(`.${name}`); }
 
-  add({ question, answer, units, samples }) {
+  add({ question, answer, units, samples, cut }) {
     if (question) {
       this.question = (this.question ?? "") + question;
       this.part("asked").textContent = this.question;
@@ -82,6 +82,7 @@ class Turn {
       sound.play(samples);
     }
     if (units || samples) this.draw();
+    if (cut) this.showProblem(`Cut off at the longest reply: ${cut.join(" ")}`);
   }
 
   showTime() {
@@ -117,9 +118,13 @@ class Turn {
     replay.hidden = false;
   }
 
-  fail(message) {
+  showProblem(message) {
     this.part("error").textContent = message;
     this.part("error").hidden = false;
+  }
+
+  fail(message) {
+    this.showProblem(message);
     this.part("picture").hidden = true;
     this.element.dataset.done = "true";
   }
