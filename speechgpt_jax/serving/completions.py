@@ -16,7 +16,7 @@ from speechgpt_jax.decoding.requests import Answer, Request, Token
 from speechgpt_jax.decoding.sampling import Sampling
 from speechgpt_jax.serving import protocol
 from speechgpt_jax.serving.http import sse
-from speechgpt_jax.serving.protocol import StreamOptions, Strict, TopK, invalid
+from speechgpt_jax.serving.protocol import StreamOptions, Strict, TopK, Unsupported, invalid
 from speechgpt_jax.serving.talker import Talker, num_tokens
 
 Ids = list[Annotated[int, Field(ge=0)]]
@@ -28,14 +28,13 @@ class StructuredOutputs(Strict):
     grammar: str
 
 
-class CompletionRequest(Strict):
+class CompletionRequest(Unsupported):
     """Body of POST /v1/completions."""
 
     model: str
     prompt: Annotated[str, Field(min_length=1)] | Annotated[Ids, Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] = 16
     min_tokens: Annotated[int, Field(ge=0)] = 0
-    n: Literal[1] | None = None
     best_of: Literal[1] | None = None
     echo: Literal[False] | None = None
     suffix: Literal[""] | None = None

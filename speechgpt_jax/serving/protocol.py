@@ -1,8 +1,9 @@
 """Requests, replies and errors of the API: those that OpenAI's clients send and expect.
 
-Chat completions refuse `n`, `logprobs`, `tools` and `functions`, completions `n`, `best_of`,
-`echo`, `suffix` and `stop`, Realtime sessions `tools`, which would change the answer; other fields
-that the server doesn't know are ignored.
+Fields that would change the answer and that the server lacks are refused unless they have their
+default: `Unsupported`, for chat completions also `logprobs`, `top_logprobs`, `response_format`,
+`tools` and `functions`, for completions `best_of`, `echo`, `suffix` and `stop`, for Realtime
+sessions `tools`. Other fields that the server doesn't know are ignored.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import pydantic_core
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
 
 from speechgpt_jax.decoding.defaults import LARGEST_TOP_K
 
@@ -166,11 +174,38 @@ VoiceName = Annotated[str, BeforeValidator(_name_of_voice), StringConstraints(ma
 TopK = Annotated[int, Field(ge=0, le=LARGEST_TOP_K)]
 
 
-class _Refused(Strict):
-    """Fields of OpenAI's API that would change the answer."""
+def _is_zero(value: float) -> float:
+    if value:
+        raise ValueError("0")
+    return value
+
+
+def _is_empty(value: dict) -> dict:
+    if value:
+        raise ValueError("{}")
+    return value
+
+
+_Zero = Annotated[float, AfterValidator(_is_zero)]
+
+
+class Unsupported(Strict):
+    """Fields of OpenAI's API that would change the answer, with the values that don't."""
 
     n: Literal[1] | None = None
+    frequency_penalty: _Zero | None = None
+    presence_penalty: _Zero | None = None
+    logit_bias: Annotated[dict, AfterValidator(_is_empty)] | None = None
+
+
+class _TextFormat(Strict):
+    type: Literal["text"]
+
+
+class _UnsupportedInChat(Unsupported):
     logprobs: Literal[False] | None = None
+    top_logprobs: _Zero | None = None
+    response_format: _TextFormat | None = None
     tools: Annotated[list, Field(max_length=0)] | None = None
     functions: Annotated[list, Field(max_length=0)] | None = None
 
@@ -259,7 +294,7 @@ class StreamOptions(Strict):
 # ---- requests ------------------------------------------------------------------------------------
 
 
-class ChatRequest(_Refused):
+class ChatRequest(_UnsupportedInChat):
     """Body of POST /v1/chat/completions."""
 
     model: str

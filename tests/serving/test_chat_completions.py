@@ -192,6 +192,16 @@ def test_length_and_seed(client):
         ({"top_p": 0}, "top_p: expected greater than 0", "top_p"),
         ({"n": 2}, "n: expected 1, got 2", "n"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools: ", "tools"),
+        ({"frequency_penalty": 2}, "frequency_penalty: expected 0, got 2", "frequency_penalty"),
+        ({"presence_penalty": 0.5}, "presence_penalty: expected 0, got 0.5", "presence_penalty"),
+        ({"logit_bias": {"5": 100}}, "logit_bias: expected {}, got {'5': 100}", "logit_bias"),
+        ({"logprobs": True}, "logprobs: expected False, got True", "logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs: expected 0, got 2", "top_logprobs"),
+        (
+            {"response_format": {"type": "json_object"}},
+            "response_format.type: expected 'text', got 'json_object'",
+            "response_format.type",
+        ),
         ({"stop": [""]}, "stop.0: ", "stop.0"),
         ({"stop": ["a"] * 5}, "stop: ", "stop"),
         ({**ALOUD, "stop": "a"}, "stop is only allowed for replies without audio", "stop"),
@@ -239,6 +249,17 @@ def test_bad_recordings(client, data, message):
         with pytest.raises(openai.BadRequestError) as raised:
             ask(client, [{"role": "user", "content": [part]}], stream=stream)
         assert message in raised.value.body["message"]
+
+
+def test_defaults_of_fields_that_the_server_lacks(client):
+    defaults = {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "n": 1}
+    more = {"logprobs": False, "response_format": {"type": "text"}, "tools": []}
+    assert ask(client, **defaults, **more).choices[0].message.content == tiny.SUM_ANSWER
+
+
+def test_penalties_of_completions_are_refused(client):
+    with pytest.raises(openai.BadRequestError, match="frequency_penalty: expected 0, got 1"):
+        client.completions.create(model="tiny", prompt=[1], frequency_penalty=1)
 
 
 def test_unknown_things_are_not_found(client):

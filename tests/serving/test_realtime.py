@@ -158,6 +158,17 @@ def test_speaking_interrupts_the_reply(connection):
     assert until(connection, DONE)[-1].response.status in ("completed", "incomplete")
 
 
+def test_instructions_of_a_session_are_ignored(connection):
+    by_hand(connection, instructions="Be brief.", output_modalities=["text"])
+    content = [{"type": "input_text", "text": tiny.SUM}]
+    connection.conversation.item.create(
+        item={"type": "message", "role": "user", "content": content}
+    )
+    connection.response.create(response={"instructions": "Be kind."})
+    (text,) = of_kind(until(connection, DONE), "response.output_text.done")
+    assert text.text == tiny.SUM_ANSWER
+
+
 def test_cancel(address, connection):
     by_hand(connection)
     append(connection, pcm(load_audio(QUESTION)))
