@@ -187,7 +187,9 @@ class _Server:
     async def _models(self, request: Request) -> Response:
         reply = protocol.models(self._options.name, self._created)
         # Additions of this server, for its page.
-        return JSONResponse({**reply, "voices": self._talker.voices})
+        talker = self._talker
+        voices = {"voices": talker.voices, "default_voice": talker.default_voice}
+        return JSONResponse({**reply, **voices})
 
     async def _model(self, request: Request) -> Response:
         name = request.path_params["name"]

@@ -239,6 +239,12 @@ def test_illegal_speech(client, options, message, param):
     assert raised.value.param == param
 
 
+def test_the_voices_are_named(address):
+    reply = httpx2.get(f"{address}/v1/models").json()
+    assert reply["voices"] == ["slt", "rms", "kal16", "jm_kumo"]
+    assert reply["default_voice"] == "slt"
+
+
 def test_models(client):
     (model,) = client.models.list()
     assert (model.id, model.object) == ("tiny", "model") and model.owned_by

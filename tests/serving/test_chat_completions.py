@@ -136,6 +136,23 @@ def test_history_may_name_earlier_replies(client):
     assert ask(client, [system, *turns]).choices[0].message.content == CLIP["answer"]
 
 
+def test_earlier_turns_are_read_up_to_the_tokens_that_are_allowed():
+    with (
+        tiny.serving(history_tokens=60) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
+    ):
+        first = ask(client, TEXT, **ALOUD).choices[0].message
+        by_text = [*TEXT, {"role": "assistant", "content": first.content}]
+        by_id = [*TEXT, {"role": "assistant", "audio": {"id": first.audio.id}}]
+        histories = [[], by_text, by_id, by_text * 20]
+        replies = [ask(client, [*history, *TEXT], max_tokens=8) for history in histories]
+    alone, *after = (reply.usage.prompt_tokens for reply in replies)
+    # An earlier answer by its id has units too.
+    assert alone < after[0] < after[1]
+    # The oldest of many turns go.
+    assert after[0] <= after[2] <= alone + 60
+
+
 def test_recordings_of_a_history_are_encoded_in_the_thread_of_the_reply(monkeypatch):
     """Meanwhile the event loop goes on with other requests."""
     model, threads = tiny.speech_model(), []

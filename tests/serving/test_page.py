@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 
+import httpx2
 import numpy as np
 import pytest
 import scipy.signal
@@ -231,6 +232,56 @@ def test_transcribing_and_reading_aloud(page):
     find(page, "text").send_keys(tiny.GREETING, Keys.ENTER)
     sound, whole = played(page, turn(page)), expected(tiny.GREETING_UNITS, "rms")
     assert max(similarity(sound, whole), similarity(whole, sound)) > 0.98
+
+
+def test_the_earlier_turns_are_sent_until_a_new_conversation(browser):
+    """The model reads them, and the server's own voice is selected."""
+    with tiny.serving(speaker="rms", history_tokens=60) as address:
+        browser.get(address)
+        tiny.wait_for(lambda: find(browser, "status").text == "Model tiny")
+        assert find(browser, "voice").get_property("value") == "rms"
+        browser.execute_script(
+            "const send = window.fetch; window.sent = [];"
+            "window.fetch = (path, options) => (sent.push(options.body), send(path, options));"
+        )
+        find(browser, "aloud").click()
+        # The answer to the second may be any text: the model has learnt single questions.
+        for _ in range(2):
+            ask_and_wait(browser, tiny.SUM)
+        find(browser, "new").click()
+        assert not browser.find_elements(By.CSS_SELECTOR, ".turn")
+        ask_and_wait(browser, tiny.SUM)
+        bodies = [json.loads(body) for body in browser.execute_script("return window.sent")]
+        question = {"role": "user", "content": tiny.SUM}
+        answer = {"role": "assistant", "content": tiny.SUM_ANSWER}
+        expected = [[question], [question, answer, question], [question]]
+        assert [body["messages"] for body in bodies] == expected
+        counts = [
+            httpx2.post(f"{address}/v1/chat/completions", json=body | PLAIN, timeout=30).json()
+            for body in bodies
+        ]
+        alone, after, anew = (count["usage"]["prompt_tokens"] for count in counts)
+        assert alone == anew < after
+
+
+# A reply at once, for its numbers of tokens.
+PLAIN = {"stream": False, "stream_options": None}
+
+
+def ask_and_wait(page, text):
+    number = len(page.find_elements(By.CSS_SELECTOR, ".turn[data-done]"))
+    find(page, "text").send_keys(text, Keys.ENTER)
+    tiny.wait_for(lambda: len(page.find_elements(By.CSS_SELECTOR, ".turn[data-done]")) > number, 20)
+
+
+def test_a_long_text_is_read_aloud_and_what_is_cut_is_shown(browser):
+    with tiny.serving(max_new_tokens=3) as address:
+        browser.get(address)
+        tiny.wait_for(lambda: find(browser, "status").text == "Model tiny")
+        Select(find(browser, "task")).select_by_value("speak")
+        find(browser, "text").send_keys(f"{tiny.GREETING}! {tiny.GREETING}", Keys.ENTER)
+        message = part(turn(browser), "error").text
+    assert message == f"Cut off at the longest reply: {tiny.GREETING}! {tiny.GREETING}"
 
 
 def test_errors_are_shown(page):

@@ -158,6 +158,24 @@ def test_speaking_interrupts_the_reply(connection):
     assert until(connection, DONE)[-1].response.status in ("completed", "incomplete")
 
 
+def test_earlier_turns_of_a_session_are_read():
+    with (
+        tiny.serving(history_tokens=60) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
+        client.realtime.connect(model="tiny") as connection,
+    ):
+        assert connection.recv().type == "session.created"
+        by_hand(connection, output_modalities=["text"])
+        content = [{"type": "input_text", "text": tiny.SUM}]
+        item = {"type": "message", "role": "user", "content": content}
+        numbers = []
+        for _ in range(2):
+            connection.conversation.item.create(item=item)
+            connection.response.create()
+            numbers.append(until(connection, DONE)[-1].response.usage.input_tokens)
+    assert numbers[0] < numbers[1] <= numbers[0] + 60
+
+
 def test_instructions_of_a_session_are_ignored(connection):
     by_hand(connection, instructions="Be brief.", output_modalities=["text"])
     content = [{"type": "input_text", "text": tiny.SUM}]

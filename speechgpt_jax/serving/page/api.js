@@ -15,13 +15,13 @@ export async function models(key) {
   return response.json();
 }
 
-// Answer to a question, a text or a recording.
-export async function* answer({ model, voice, text, recording, aloud, key, signal }) {
+// Answer to a question, a text or a recording, after the messages of `history`.
+export async function* answer({ model, voice, text, recording, history, aloud, key, signal }) {
   const part = recording && { data: await base64(recording), format: "wav" };
   const content = part ? [{ type: "input_audio", input_audio: part }] : text;
   const sound = aloud ? { modalities: ["text", "audio"], audio: { voice, format: "pcm16" } } : {};
   const body = {
-    model, messages: [{ role: "user", content }], stream: true,
+    model, messages: [...history, { role: "user", content }], stream: true,
     stream_options: { include_units: true }, ...sound,
   };
   for await (const event of post("v1/chat/completions", JSON.stringify(body), key, signal)) {

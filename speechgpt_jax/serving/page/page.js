@@ -10,12 +10,15 @@ let model;
 let recording; // In progress.
 let isAskingForMicrophone = false; // A second click meanwhile would start a second recording.
 let stopping; // AbortController of the answer in progress.
+const TURNS = 50; // That are sent with a question; the server reads the last of them, if any.
+let history = []; // Messages of the conversation: questions and their answers, as texts.
 
 async function connect() {
   try {
-    const { data, voices } = await api.models(find("key").value);
+    const { data, voices, default_voice } = await api.models(find("key").value);
     model = data[0].id;
     find("voice").replaceChildren(...voices.map((name) => new Option(name, name)));
+    find("voice").value = default_voice;
     setStatus(`Model ${model}`);
   } catch (error) {
     if (error.status === 401) find("key-field").hidden = false;
@@ -39,12 +42,13 @@ async function ask({ text, file }) {
     await sound.openSound();
     sound.onPlayer((state) => turn.player(state));
     const options = {
-      model, text, recording: file, signal, key: find("key").value,
+      model, text, recording: file, history, signal, key: find("key").value,
       voice: find("voice").value, aloud: find("aloud").checked,
     };
     const start = { answer: api.answer, transcribe: api.transcribe, speak: api.speak }[task];
     for await (const piece of start(options)) turn.add(piece);
     turn.end();
+    if (task === "answer") remember(turn.question ?? text, turn.part("answer").textContent);
     setStatus(`Model ${model}`);
   } catch (error) {
     if (error.name === "AbortError") {
@@ -55,6 +59,19 @@ async function ask({ text, file }) {
   } finally {
     if (stopping?.signal === signal) find("stop").disabled = true;
   }
+}
+
+function remember(question, answer) {
+  if (!question || !answer) return;
+  history.push({ role: "user", content: question }, { role: "assistant", content: answer });
+  history = history.slice(-2 * TURNS);
+}
+
+function beginAnew() {
+  stop();
+  history = [];
+  find("turns").replaceChildren();
+  find("text").focus();
 }
 
 class Turn {
@@ -171,6 +188,7 @@ find("text").addEventListener("keydown", (event) => {
 });
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") stop(); });
 find("stop").addEventListener("click", stop);
+find("new").addEventListener("click", beginAnew);
 find("microphone").addEventListener("click", toggleMicrophone);
 find("file").addEventListener("change", ({ target }) => {
   const [file] = target.files;
