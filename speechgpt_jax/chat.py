@@ -15,18 +15,13 @@ import io
 import sys
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from absl import flags
 
 from speechgpt_jax import arguments, compilation_cache
 from speechgpt_jax.arguments import define, local_output_file, local_output_folder
 from speechgpt_jax.decoding import flags as talk
-from speechgpt_jax.files import user_cache
 from speechgpt_jax.gin_utils import hush_libraries
-
-if TYPE_CHECKING:
-    from prompt_toolkit import PromptSession
 
 HISTORY_TOKENS = talk.define_history_tokens()
 MESH = talk.define_mesh()
@@ -44,7 +39,7 @@ QUESTION_SECONDS = 10
 def main() -> None:
     hush_libraries()
     print("Loading JAX ...", file=sys.stderr, flush=True)
-    session = start_session() if sys.stdin.isatty() else None
+    lines = begin_typing() if sys.stdin.isatty() else None
 
     from speechgpt_jax.decoding.chat import Chat
 
@@ -58,43 +53,21 @@ def main() -> None:
         log=LOG.value,
         show=functools.partial(print, end="", flush=True),
     )
-    if session is None:
+    if lines is None:
         chat.run(io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace"))
         return
     # While the first line is typed.
     threading.Thread(target=model.warm_up, args=(QUESTION_SECONDS,), daemon=True).start()
     print("Ready; /help shows the commands.", file=sys.stderr)
-    chat.run(typed_lines(session))
+    chat.run(lines)
 
 
-def start_session() -> PromptSession[str]:
-    """A prompt with a history, and completion of commands and files."""
-    import prompt_toolkit
-    from prompt_toolkit import completion, history
+def begin_typing() -> Iterator[str]:
+    """Lines typed at a prompt, which completes the vocoder's voices too."""
+    from speechgpt_jax.decoding.line_editor import start_session, typed_lines
+    from speechgpt_jax.speech.vocoder.vocoder import load_config
 
-    from speechgpt_jax.decoding.chat import COMMANDS, WITH_FILE
-
-    files = completion.PathCompleter(expanduser=True)
-    completer = completion.NestedCompleter(
-        {command: files if command in WITH_FILE else None for command in COMMANDS}
-    )
-    folder = user_cache()
-    return prompt_toolkit.PromptSession(
-        "> ",
-        history=history.FileHistory(str(folder / "chat_history")) if folder else None,
-        completer=completer,
-    )
-
-
-def typed_lines(session: PromptSession[str]) -> Iterator[str]:
-    """Lines typed at a prompt."""
-    while True:
-        try:
-            yield session.prompt()
-        except KeyboardInterrupt:
-            continue
-        except EOFError:
-            return
+    return typed_lines(start_session(load_config(talk.VOCODER_FOLDER.value).speakers))
 
 
 if __name__ == "__main__":

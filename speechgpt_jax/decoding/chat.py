@@ -22,7 +22,7 @@ Type a question, or the name of a recording of one. Commands:
   /say TEXT            read a text aloud
   /transcribe FILE     transcribe a recording
   /listen SECONDS      ask by the microphone
-  /voice NAME          change the speaker
+  /voice NAME          change the speaker; without a name, list them
   /save FILE           save the sound of the last reply
   /reset               forget the conversation
   /help                show this
@@ -130,6 +130,8 @@ class Chat:
             self._show(HELP + "\n")
         elif command == "/reset":
             self.conversation.reset()
+        elif line == "/voice":
+            self._show_voices()
         elif command not in COMMANDS:
             raise UserError(f"{command} is unknown; choose from {', '.join(COMMANDS)}.")
         elif not argument:
@@ -153,6 +155,12 @@ class Chat:
         else:
             check_output(argument)
             save_audio(argument, self._sound)
+
+    def _show_voices(self) -> None:
+        config = self.conversation.model.vocoder.config
+        current = config.speaker_index(self.conversation.speaker)
+        for number, name in enumerate(config.speakers or ("0",)):
+            self._show(f"{name} (now)\n" if number == current else f"{name}\n")
 
     def _talk(self, line: str) -> None:
         """A question or a task as text, or the name of a recording."""

@@ -5,13 +5,21 @@ import os
 import stat
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
 
 from speechgpt_jax.decoding.chat import COMMANDS, Chat
 from speechgpt_jax.decoding.conversation import Conversation
+from speechgpt_jax.decoding.line_editor import LineCompleter, start_session
 from speechgpt_jax.speech.audio import load_audio
 from tests.decoding.conftest import CLIPS
 
@@ -78,6 +86,78 @@ def test_a_long_text_is_read_and_what_is_cut_is_shown(chat):
     shown = run(chat, "/say good day! good night")
     assert "(cut off after --max_new_tokens=2: good day!)\n" in shown
     assert "(cut off after --max_new_tokens=2: good night)\n" in shown
+
+
+def test_the_voices_are_listed(chat):
+    run(chat, "/voice rms")
+    assert run(chat, "/voice") == "slt\nrms (now)\nkal16\njm_kumo\n"
+
+
+def wait_up_to(seconds, condition):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not condition():
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def completed(tmp_path, monkeypatch):
+    """Lines as they are after a Tab."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)  # The history is kept there.
+    (tmp_path / "sounds").mkdir()
+    (tmp_path / "sounds" / "a question.wav").touch()
+    # At a prompt with pipes instead of a terminal.
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        session = start_session(["slt", "jm_kumo"])
+
+        def press():
+            """Tab when completions are shown, and Enter when one is written."""
+            buffer = session.default_buffer
+            wait_up_to(1, lambda: buffer.complete_state and buffer.complete_state.completions)
+            typed = buffer.text
+            keys.send_text("\t")
+            wait_up_to(1, lambda: buffer.text != typed)
+            keys.send_text("\n")
+
+        def completed(line):
+            keys.send_text(line)
+            threading.Thread(target=press).start()
+            return session.prompt()
+
+        yield completed
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("/tr", "/transcribe"),
+        ("/res", "/reset"),
+        ("so", "sounds"),
+        ("sounds/a q", "sounds/a question.wav"),
+        ("~/sounds/a", "~/sounds/a question.wav"),
+        ("/transcribe sounds/a", "/transcribe sounds/a question.wav"),
+        ("/save so", "/save sounds"),
+        ("/voice j", "/voice jm_kumo"),
+        ("/say so", "/say so"),
+        ("/sing so", "/sing so"),
+    ],
+)
+def test_lines_are_completed(completed, line, expected):
+    assert completed(line) == expected
+
+
+def test_a_slash_begins_a_command_or_a_path(tmp_path):
+    (tmp_path / "question.wav").touch()
+    completer = LineCompleter(["slt"])
+
+    def texts(line):
+        found = completer.get_completions(Document(line), CompleteEvent())
+        return [completion.text for completion in found]
+
+    assert texts("/s")[:2] == ["/say", "/save"]
+    assert texts(f"{tmp_path}/que") == ["stion.wav"]
+    assert texts("/voice ") == ["slt"]
 
 
 @pytest.mark.parametrize(
