@@ -33,6 +33,8 @@ _MILLISECOND = SAMPLE_RATE // 1000
 IDLE_SECONDS = 300
 # Code with which a session ends that was silent for longer, registered as "Timeout".
 IDLE_CODE = 3008
+# Questions that may wait for the end of a response.
+_MOST_WAITING = 4
 
 
 class Session:
@@ -58,6 +60,9 @@ class Session:
         # Statuses of the responses that have ended, and the last turns, for the log.
         self._statuses: collections.Counter[str] = collections.Counter()
         self._turns: collections.deque[dict[str, str]] = collections.deque(maxlen=100)
+        # Questions that ended while a response was in progress, which they did not interrupt.
+        self._waiting: collections.deque[tuple[Question, str]] = collections.deque()
+        self._answering: asyncio.Task | None = None  # Of `_answer_waiting`.
         self._received = 0  # Samples at 16 kHz since the session's start.
         self._item_id = new_id("item")
         self._start_buffer()
@@ -73,6 +78,8 @@ class Session:
         except WebSocketDisconnect:
             pass
         finally:
+            if self._answering:
+                self._answering.cancel()
             await self._cancel("client_cancelled")
             self._note()
 
@@ -220,6 +227,7 @@ class Session:
                 item_id=self._item_id,
             )
             if detection.interrupt_response:
+                self._waiting.clear()
                 await self._cancel("turn_detected")
             return
         await self._channel.send(
@@ -232,7 +240,7 @@ class Session:
         self._first = sample
         await self._commit_sound(turn)
         if detection.create_response:
-            await self._begin_response(ResponseOptions())
+            await self._answer_turn()
 
     async def _commit(self, event: dict) -> None:
         if len(self._buffer) < SAMPLE_RATE // 10:
@@ -281,21 +289,46 @@ class Session:
 
     # ---- responses -------------------------------------------------------------------------------
 
+    async def _answer_turn(self) -> None:
+        """Answers a turn whose end was found, after the response in progress, if there is one."""
+        is_busy = self._response and self._response.is_in_progress
+        if self._asked and (is_busy or self._waiting) and len(self._waiting) < _MOST_WAITING:
+            self._waiting.append(self._asked)
+            self._asked = None
+            if not self._answering or self._answering.done():
+                self._answering = asyncio.create_task(self._answer_waiting())
+            return
+        await self._begin_response(ResponseOptions())
+
+    async def _answer_waiting(self) -> None:
+        """Answers the questions that wait, one after the other."""
+        while self._waiting:
+            while self._response and self._response.is_in_progress:
+                await self._response.wait()
+            if not self._waiting:  # Speech has interrupted the response.
+                return
+            try:
+                await self._begin_response(ResponseOptions(), self._waiting.popleft())
+            except WebSocketDisconnect:
+                return
+            except Exception as error:
+                fields = explain(error).body()["error"]
+                await self._channel.send("error", error={**fields, "event_id": None})
+
     async def _create_response(self, event: dict) -> None:
         await self._begin_response(
             protocol.parse(ResponseOptions, event.get("response") or {}, "response")
         )
 
-    async def _begin_response(self, options: ResponseOptions) -> None:
+    async def _begin_response(
+        self, options: ResponseOptions, asked: tuple[Question, str] | None = None
+    ) -> None:
+        """Begins to answer `asked`, by default the last message of the user."""
         if self._response and self._response.is_in_progress:
             raise invalid(
                 "A response is in progress; cancel it first.",
                 code="conversation_already_has_active_response",
             )
-        if self._asked is None and self._response and self._response.has_failed:
-            self._asked = self._response.question, self._response.asked  # It can be asked again.
-        if self._asked is None:
-            raise invalid("There is no message of the user to answer.")
         modalities = options.output_modalities or self._settings.output_modalities
         output = self._settings.audio.output
         conversation = self._talker.conversation(
@@ -304,13 +337,20 @@ class Session:
             **self._length(options.max_output_tokens or self._settings.max_output_tokens),
         )
         conversation.history = self._history
-        question, item_id = self._asked
-        self._asked = None
+        question, item_id = asked or self._take_asked()
         self._note()
         self._response = Response(
             self._talker, self._channel, conversation, modalities[0], question, item_id
         )
         await self._response.begin()
+
+    def _take_asked(self) -> tuple[Question, str]:
+        if self._asked is None and self._response and self._response.has_failed:
+            return self._response.question, self._response.asked  # It can be asked again.
+        if self._asked is None:
+            raise invalid("There is no message of the user to answer.")
+        asked, self._asked = self._asked, None
+        return asked
 
     def _length(self, most: int | str) -> dict[str, int]:
         """The field of a conversation for `max_output_tokens`: a number, or "inf" for none."""

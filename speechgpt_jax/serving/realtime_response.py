@@ -66,6 +66,11 @@ class Response:
         # A task that is cancelled before its first step would not send its end.
         await asyncio.sleep(0)
 
+    async def wait(self) -> None:
+        """Returns when it is no longer in progress."""
+        if self._task:
+            await asyncio.wait([self._task])
+
     async def cancel(self, reason: str) -> None:
         """Ends it if it is in progress; `reason` is one of OpenAI's, as "client_cancelled"."""
         if self._task and not self._task.done():

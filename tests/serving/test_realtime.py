@@ -13,6 +13,7 @@ import websockets.exceptions
 import websockets.sync.client
 
 from speechgpt_jax.decoding.conversation import Conversation
+from speechgpt_jax.decoding.requests import Answer
 from speechgpt_jax.serving import realtime, sound
 from speechgpt_jax.serving.protocol import ApiError
 from speechgpt_jax.serving.talker import Talker
@@ -145,17 +146,53 @@ def test_the_server_finds_the_end_of_a_turn(connection):
     assert of_kind(events, "response.output_audio_transcript.delta")
 
 
-def test_speaking_interrupts_the_reply(connection):
+@pytest.fixture
+def held(monkeypatch):
+    """An event before which replies stay at their first tokens, unless they are cancelled."""
+    go, bursts = threading.Event(), Answer.bursts
+
+    def held_bursts(answer):
+        for burst in bursts(answer):
+            yield burst
+            while not (go.is_set() or answer.is_cancelled):
+                go.wait(0.02)
+
+    monkeypatch.setattr(Answer, "bursts", held_bursts)
+    yield go
+    go.set()
+
+
+def test_speaking_interrupts_the_reply(connection, held):
     """The second question begins while the first is answered."""
     question = pcm(load_audio(QUESTION))
     append(connection, silence(0.5) + question + silence(0.6))
     until(connection, "response.created")
     append(connection, question + silence(1))
-    events = until(connection, DONE)
-    if events[-1].response.status != "cancelled":  # It was quicker.
-        return
-    assert events[-1].response.status_details.reason == "turn_detected"
+    response = until(connection, DONE)[-1].response
+    assert (response.status, response.status_details.reason) == ("cancelled", "turn_detected")
+    held.set()
     assert until(connection, DONE)[-1].response.status in ("completed", "incomplete")
+
+
+def test_questions_that_do_not_interrupt_are_answered_next(connection, held):
+    detection = {"type": "server_vad", "interrupt_response": False}
+    audio = {"input": {"turn_detection": detection}}
+    connection.session.update(session={"type": "realtime", "audio": audio})
+    question = pcm(load_audio(QUESTION))
+    append(connection, silence(0.5) + question + silence(0.6))
+    until(connection, "response.created")
+    asked = []
+    for _ in range(2):
+        append(connection, question + silence(1))
+        asked.append(until(connection, "input_audio_buffer.committed")[-1].item_id)
+    held.set()
+    answered = []
+    for _ in range(3):
+        events = until(connection, DONE)
+        assert events[-1].response.status in ("completed", "incomplete")
+        kind = "conversation.item.input_audio_transcription.completed"
+        answered += [event.item_id for event in of_kind(events, kind)]
+    assert answered[1:] == asked
 
 
 def test_earlier_turns_of_a_session_are_read():
