@@ -193,7 +193,7 @@ class _Server:
 
     async def _model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        protocol.check_choice("model", name, [self._options.name], status=404)
+        protocol.check_model(name, self._options.name)
         return JSONResponse(protocol.model(name, self._created))
 
     async def _no_route(self, request: Request, error: Exception) -> Response:

@@ -79,7 +79,7 @@ class Transcription:
         Raises:
           ApiError: the model is unknown.
         """
-        protocol.check_choice("model", request.model, [name], status=404)
+        protocol.check_model(request.model, name)
         fields: dict[str, Any] = {}
         if request.temperature is not None:
             sampling = talker.settings.sampling
@@ -192,7 +192,7 @@ class Speech:
         Raises:
           ApiError: the model or the voice is unknown, the text is blank.
         """
-        protocol.check_choice("model", request.model, [name], status=404)
+        protocol.check_model(request.model, name)
         if not request.input.strip():
             raise invalid("input: expected a text, got only white space.", "input")
         self.format = request.response_format or "mp3"

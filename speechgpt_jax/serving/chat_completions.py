@@ -41,7 +41,7 @@ class Completion:
         Raises:
           ApiError: fields of the request contradict each other or the server.
         """
-        protocol.check_choice("model", request.model, [name], status=404)
+        protocol.check_model(request.model, name)
         if request.is_aloud and not request.audio:
             raise invalid(
                 'audio is required with modalities ["text", "audio"]: give voice and format.',

@@ -70,7 +70,7 @@ class TokenCompletion:
         Raises:
           ApiError: the model or the grammar is unknown, or the answer would be too long.
         """
-        protocol.check_choice("model", request.model, [name], status=404)
+        protocol.check_model(request.model, name)
         talker.check_length("max_tokens", request.max_tokens)
         self.answers: list[Answer] = []
         self._talker, self._request, self._name = talker, request, name

@@ -380,11 +380,18 @@ def model(name: str, created: int) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": "speechgpt_jax"}
 
 
-def check_choice(name: str, value: str, choices: Sequence[str], status: int = 400) -> None:
+def check_model(given: str, name: str) -> None:
+    """Raises an ApiError with status 404 unless a request names the one model, `name`."""
+    if given != name:
+        raise ApiError(
+            404,
+            f"model: expected {name}, got {excerpt(given)}.",
+            param="model",
+            code="model_not_found",
+        )
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raises an ApiError unless `value` is one of `choices`."""
     if value not in choices:
-        raise ApiError(
-            status,
-            f"{name}: expected one of {', '.join(choices)}, got {excerpt(value)}.",
-            param=name,
-        )
+        raise invalid(f"{name}: expected one of {', '.join(choices)}, got {excerpt(value)}.", name)

@@ -6,13 +6,19 @@ import io
 import itertools
 import json
 import re
+import threading
 
 import httpx2
 import numpy as np
 import openai
 import pytest
 
+from speechgpt_jax.decoding.conversation import Conversation
+from speechgpt_jax.decoding.events import Sound
+from speechgpt_jax.decoding.remote import EngineFailed
+from speechgpt_jax.decoding.requests import Answer
 from speechgpt_jax.serving import sound
+from speechgpt_jax.serving.talker import Talker
 from speechgpt_jax.speech.audio import load_audio
 from tests.serving import tiny
 from tests.serving.clips import CLIP, QUESTION
@@ -251,3 +257,101 @@ def test_models(client):
     assert client.models.retrieve("tiny").id == "tiny"
     with pytest.raises(openai.NotFoundError, match="got 'other'"):
         client.models.retrieve("other")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.models.retrieve("other"),
+        lambda client: speak(client, model="other"),
+        lambda client: client.audio.transcriptions.create(model="other", file=QUESTION),
+        lambda client: client.completions.create(model="other", prompt=[1]),
+        lambda client: client.chat.completions.create(
+            model="other", messages=[{"role": "user", "content": tiny.SUM}]
+        ),
+    ],
+)
+def test_an_unknown_model_has_the_code_of_openai(client, call):
+    with pytest.raises(openai.NotFoundError) as raised:
+        call(client)
+    assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
+
+
+# ---- failures ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def breaking(monkeypatch):
+    """The engine fails after the first tokens of an answer."""
+    bursts = Answer.bursts
+
+    def broken(answer):
+        yield next(bursts(answer))
+        raise EngineFailed("the engine is gone")
+
+    monkeypatch.setattr(Answer, "bursts", broken)
+
+
+def test_an_error_within_a_stream_is_raised(client, breaking):
+    messages = [{"role": "user", "content": tiny.SUM}]
+    stream = client.chat.completions.create(model="tiny", messages=messages, stream=True)
+    with pytest.raises(openai.APIError, match="the engine is gone"):
+        list(stream)
+
+
+def test_an_error_within_a_stream_is_raised_asynchronously(address, breaking):
+    async def talk():
+        url = f"{address}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            messages = [{"role": "user", "content": tiny.SUM}]
+            create = client.chat.completions.create
+            async for _ in await create(model="tiny", messages=messages, stream=True):
+                pass
+
+    with pytest.raises(openai.APIError, match="the engine is gone"):
+        asyncio.run(talk())
+
+
+def test_sound_that_breaks_off_is_not_taken_for_whole(client, monkeypatch):
+    def first_sound(*args, **options):
+        yield Sound(np.zeros(16_000, np.float32))
+        raise EngineFailed("the engine is gone")
+
+    monkeypatch.setattr(Conversation, "reading", first_sound)
+    with pytest.raises(openai.APIConnectionError):
+        speak(client, response_format="pcm")
+
+
+def test_a_failing_engine_and_a_server_that_loads_are_internal_errors(client, monkeypatch):
+    def broken(*args, **options):
+        raise EngineFailed("the engine is gone")
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Conversation, "reading", broken)
+        with pytest.raises(openai.InternalServerError, match="the engine is gone") as raised:
+            speak(client)
+    assert raised.value.status_code == 503
+    assert raised.value.response.headers["Retry-After"] == "5"
+    warm = threading.Event()
+    monkeypatch.setattr(Talker, "warm_up", lambda self: warm.wait())
+    with tiny.serving(wait=False) as address:
+        try:
+            tiny.wait_for(lambda: tiny.status(address, "/healthz") == 200)
+            with (
+                openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as early,
+                pytest.raises(openai.InternalServerError, match="still being loaded") as raised,
+            ):
+                speak(early)
+        finally:
+            warm.set()
+    assert raised.value.status_code == 503
+
+
+def test_models_with_the_asynchronous_client(address):
+    async def models():
+        async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="none") as client:
+            names = [model.id async for model in client.models.list()]
+            return names, (await client.models.retrieve("tiny")).id
+
+    assert asyncio.run(models()) == (["tiny"], "tiny")

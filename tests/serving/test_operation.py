@@ -580,5 +580,10 @@ def test_curl(address, tmp_path):
     file = tmp_path / "speech.mp3"
     curl(f"{url}/audio/speech", "-d", json.dumps(speech), "-o", file)
     assert tiny.is_sound(sound.decode(file.read_bytes(), 60), (0.1, 4))
+    wrong = ["-d", json.dumps({**BODY, "model": "other"}), "-w", "%{http_code}"]
+    reply = curl(f"{url}/chat/completions", *wrong)
+    error = json.loads(reply[:-3])["error"]
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+    assert reply[-3:] == b"404"
     stream = curl("-N", f"{url}/chat/completions", "-d", json.dumps({**BODY, "stream": True}))
     assert stream.decode().endswith("data: [DONE]\n\n")
