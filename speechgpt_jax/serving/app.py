@@ -38,7 +38,6 @@ from speechgpt_jax.serving.http import (
     LOG,
     ClientGone,
     Stream,
-    error_response,
     explain,
     read_body,
     sse,
@@ -47,7 +46,13 @@ from speechgpt_jax.serving.http import (
 )
 from speechgpt_jax.serving.limits import Limits
 from speechgpt_jax.serving.metrics import Metrics
-from speechgpt_jax.serving.protocol import ApiError, ChatRequest, SpeechRequest, still_loading
+from speechgpt_jax.serving.protocol import (
+    ApiError,
+    ChatRequest,
+    SpeechRequest,
+    error_response,
+    still_loading,
+)
 from speechgpt_jax.serving.realtime import IDLE_CODE, Session
 from speechgpt_jax.serving.sound import MEDIA_TYPES
 from speechgpt_jax.serving.talker import Talker

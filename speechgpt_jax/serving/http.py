@@ -8,18 +8,17 @@ from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, StreamingResponse
+from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from speechgpt_jax.decoding.remote import EngineFailed
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.serving.limits import BODY_SECONDS
 from speechgpt_jax.serving.protocol import ApiError
 
 LOG = logging.getLogger("speechgpt_jax.serving")
 
 EVENT_STREAM = "text/event-stream"  # Media type of server-sent events.
-# Time for a body to arrive: meanwhile its request has a place among the replies.
-BODY_SECONDS = 20
 # Bytes of a body beyond its limit that are read and dropped.
 DROPPED_BYTES = 32 * 2**20
 
@@ -85,11 +84,6 @@ def explain(error: Exception) -> ApiError:
         return ApiError(400, str(error))
     LOG.error("bug", exc_info=error)
     return ApiError(500, "The server failed to answer this request; it has logged why.")
-
-
-def error_response(error: ApiError) -> JSONResponse:
-    """An error as the reply."""
-    return JSONResponse(error.body(), error.status, error.headers())
 
 
 def sse(event: dict[str, Any] | str) -> bytes:

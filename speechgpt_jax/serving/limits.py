@@ -6,6 +6,8 @@ from speechgpt_jax.limits import check_number
 
 # Seconds of the longest recording that may be allowed.
 LONGEST_AUDIO = 3600
+# Time for a body to arrive: meanwhile its request has a place among the replies.
+BODY_SECONDS = 20
 
 
 @dataclasses.dataclass(frozen=True)

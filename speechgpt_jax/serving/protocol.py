@@ -19,6 +19,7 @@ from pydantic import (
     Field,
     StringConstraints,
 )
+from starlette.responses import JSONResponse
 
 from speechgpt_jax.decoding.defaults import LARGEST_TOP_K
 
@@ -72,6 +73,11 @@ class ApiError(Exception):
         that was not read to its end."""
         close = {"Connection": "close"} if self.status == 413 else {}
         return close if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """An error as the reply."""
+    return JSONResponse(error.body(), error.status, error.headers())
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:

@@ -11,8 +11,8 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.serving.http import BODY_SECONDS, error_response
-from speechgpt_jax.serving.protocol import ApiError
+from speechgpt_jax.serving.limits import BODY_SECONDS
+from speechgpt_jax.serving.protocol import ApiError, error_response
 
 # Time for a connection to send the head of a request.
 HEAD_SECONDS = 10
