@@ -13,7 +13,7 @@
 `create` queues the request (queued resources); `setup` works once it is granted; `train` starts the
 run and returns; `stop` saves a checkpoint first. --slices=2 requests two slices, joined by the
 data-centre network. One command does all of it, on any machine that stays on, and requests the
-slices again after a preemption:
+slices again after a preemption; `stop` ends it too:
 
     python -m tools.launch_tpu_vm watch --name=speechgpt --zone=us-west4-a \\
         --accelerator_type=v5litepod-256 --runtime_version=v2-alpha-tpuv5-lite --spot \\
@@ -24,6 +24,7 @@ slices again after a preemption:
 
 import argparse
 import dataclasses
+import functools
 import shlex
 
 from speechgpt_jax import arguments, processes
@@ -61,7 +62,12 @@ def main(argv: list[str]) -> int:
             args.source,
             args.train_arguments,
             max_restarts=args.max_restarts,
+            max_failures=args.max_failures,
             seconds=args.seconds,
+            straggler_seconds=60 * args.straggler_minutes,
+            call_seconds=60 * args.call_minutes,
+            # At once also where the output is a file.
+            log=functools.partial(print, flush=True),
         )
         return 0
     words = command(args, pod)
@@ -117,6 +123,24 @@ def parser() -> Parser:
     )
     keep.add_argument(
         "--max_restarts", type=at_least(0), default=5, help="restarts after crashes (default: 5)"
+    )
+    keep.add_argument(
+        "--max_failures",
+        type=positive_int,
+        default=20,
+        help="failures in a row of a gcloud command, or of the request, that end it (default: 20)",
+    )
+    keep.add_argument(
+        "--straggler_minutes",
+        type=positive_float,
+        default=10.0,
+        help="minutes that the other hosts have to end after the first (default: 10)",
+    )
+    keep.add_argument(
+        "--call_minutes",
+        type=positive_float,
+        default=20.0,
+        help="minutes after which a gcloud command is given up (default: 20)",
     )
     keep.add_argument(
         "--seconds",

@@ -1,11 +1,13 @@
 """The gcloud commands that request TPU VMs, install this project on them and train there.
 
-All but `read_status` return the command as a list of words.
+All but `read_status` and `command_id` return the command as a list of words.
 """
 
 import dataclasses
+import hashlib
 import re
 import shlex
+import signal
 from collections.abc import Sequence
 
 from speechgpt_jax.launch.command import train_command
@@ -13,8 +15,11 @@ from speechgpt_jax.launch.command import train_command
 QUEUED_RESOURCES = ["gcloud", "compute", "tpus", "queued-resources"]
 CHECKOUT = "~/speechgpt_jax"
 UV = "~/.local/bin/uv"
-# Kept beside the checkout's files: process id, exit code and output of the run on a host.
-PID, CODE, LOG = "train.pid", "train.code", "train.log"
+# Kept beside the checkout's files: process id, exit code and output of the run on a host, the
+# `command_id` of its arguments, and a file that `stop` leaves.
+PID, CODE, LOG, COMMAND, STOP = (
+    f"train.{name}" for name in ("pid", "code", "log", "command", "stop")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +71,30 @@ class Request:
     labels: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class HostRun:
+    """What `status` prints about the run of a host.
+
+    Attributes:
+      state: "run in progress", "run ended with N" or "no run".
+      command: its `command_id`; None if there is no run.
+      is_stopped: `stop` was called.
+    """
+
+    state: str
+    command: str | None = None
+    is_stopped: bool = False
+
+    @property
+    def is_in_progress(self) -> bool:
+        return self.state == "run in progress"
+
+    @property
+    def code(self) -> int | None:
+        """Exit code of a run that has ended."""
+        return int(self.state.rpartition(" ")[2]) if "ended" in self.state else None
+
+
 def create(pod: Pod, request: Request) -> list[str]:
     """Requests the slices."""
     nodes = [f"--node-id={pod.name}"]
@@ -113,6 +142,11 @@ def setup(pod: Pod, source: str) -> list[str]:
     )
 
 
+def command_id(train_arguments: Sequence[str]) -> str:
+    """A name for these arguments, by which the runs of two commands can be told apart."""
+    return hashlib.sha256("\0".join(train_arguments).encode()).hexdigest()[:12]
+
+
 def train(pod: Pod, train_arguments: Sequence[str]) -> list[str]:
     """Starts `speechgpt_jax.train` on every host, where it outlives the connection."""
     train = shlex.join(train_command(".venv/bin/python", ["--multihost", *train_arguments]))
@@ -123,25 +157,33 @@ def train(pod: Pod, train_arguments: Sequence[str]) -> list[str]:
         f"cd {CHECKOUT} &&"
         f" if ! test -f {CODE} && kill -0 $(cat {PID}) 2> /dev/null;"
         " then echo 'a run is in progress'; exit 1; fi &&"
-        f" rm -f {CODE} &&"
+        f" rm -f {CODE} {STOP} && echo {command_id(train_arguments)} > {COMMAND} &&"
         f" {{ setsid nohup sh -c {script} > {LOG} 2>&1 < /dev/null & echo $! > {PID}; }}",
     )
 
 
 def status(pod: Pod) -> list[str]:
-    """Prints a line per host: "run in progress", "run ended with N" or "no run"."""
+    """Prints a line per host: "no run", or "run ended with 75, command 1a2b3c4d5e6f, stopped"."""
     return on_all_hosts(
         pod,
         f"cd {CHECKOUT} 2> /dev/null;"
-        f" if test -f {CODE}; then echo run ended with $(cat {CODE});"
-        f" elif kill -0 $(cat {PID}) 2> /dev/null; then echo run in progress;"
+        f' about=", command $(cat {COMMAND} 2> /dev/null)";'
+        f' test ! -f {STOP} || about="$about, stopped";'
+        f' if test -f {CODE}; then echo "run ended with $(cat {CODE})$about";'
+        f' elif kill -0 $(cat {PID}) 2> /dev/null; then echo "run in progress$about";'
         " else echo no run; fi",
     )
 
 
-def read_status(printed: str) -> list[str]:
-    """The lines of `status` among what gcloud prints: ["run in progress", "run ended with 1"]."""
-    return re.findall(r"run in progress|run ended with \d+|no run", printed)
+def read_status(printed: str) -> list[HostRun]:
+    """The lines of `status` among what gcloud prints."""
+    found = re.findall(
+        r"(run in progress|run ended with \d+), command (\w*)(, stopped)?|(no run)", printed
+    )
+    return [
+        HostRun(no_run) if no_run else HostRun(state, command, bool(stopped))
+        for state, command, stopped, no_run in found
+    ]
 
 
 def logs(pod: Pod, lines: int) -> list[str]:
@@ -151,8 +193,14 @@ def logs(pod: Pod, lines: int) -> list[str]:
 
 
 def stop(pod: Pod) -> list[str]:
-    """Lets the run finish its step, save a checkpoint and end."""
-    return on_all_hosts(pod, f"cd {CHECKOUT} && kill -s TERM -- -$(cat {PID})")
+    """Lets the run finish its step, save a checkpoint and end, and `watch` end with it."""
+    return on_all_hosts(pod, f"cd {CHECKOUT} && touch {STOP} && kill -s TERM -- -$(cat {PID})")
+
+
+def kill(pod: Pod) -> list[str]:
+    """Ends the run where it hasn't ended, without a checkpoint."""
+    killed = f"kill -s KILL -- -$(cat {PID}); echo {128 + signal.SIGKILL} > {CODE}"
+    return on_all_hosts(pod, f"cd {CHECKOUT} && if ! test -f {CODE}; then {killed}; fi")
 
 
 def on_all_hosts(pod: Pod, command: str) -> list[str]:

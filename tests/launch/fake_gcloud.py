@@ -1,7 +1,8 @@
 """A `gcloud` that plays two hosts in folders of this machine, and one preemption.
 
 Its folder (FAKE_CLOUD) has `calls`, a line of JSON per call; `state`, of the queued resource; and
-`hosts/0`, `hosts/1`, whose homes they are. Commands for the hosts are really run, by sh.
+`hosts/0`, `hosts/1`, whose homes they are. Commands for the hosts are really run, by sh. A verb in
+the file `failing` ends with 255, one in `hanging` doesn't end; with a file `refuse` requests fail.
 """
 
 import json
@@ -23,6 +24,11 @@ def main(words):
         calls.write(json.dumps(words) + "\n")
     assert words[:3] == ["compute", "tpus", "queued-resources"], words
     verb, flags = words[3], dict(w[2:].partition("=")[::2] for w in words if w.startswith("--"))
+    if verb in words_in("failing"):
+        return 255
+    if verb in words_in("hanging"):
+        # Its child holds the output open, as gcloud's ssh does.
+        subprocess.run(["sleep", "60"])
     if verb == "create":
         assert not STATE.exists(), "it exists"
         STATE.write_text("WAITING_FOR_RESOURCES")
@@ -44,9 +50,15 @@ def main(words):
     return 0
 
 
+def words_in(name):
+    return (CLOUD / name).read_text().split() if (CLOUD / name).exists() else []
+
+
 def advance():
     """Changes after a look at the state."""
-    if STATE.read_text() == "WAITING_FOR_RESOURCES":
+    if (CLOUD / "refuse").exists():
+        STATE.write_text("FAILED")
+    elif STATE.read_text() == "WAITING_FOR_RESOURCES":
         for host in "01":
             uv = HOSTS / host / ".local/bin/uv"
             uv.parent.mkdir(parents=True)

@@ -1,9 +1,12 @@
 """The TPU VM launcher against a fake `gcloud` whose hosts are folders of this machine."""
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -37,6 +40,14 @@ class Cloud:
         self.folder, self.hosts = folder, folder / "hosts"
         self.code = folder / "code"
 
+    def has_started(self):
+        """Whether the run writes output on both hosts."""
+        logs = [pid.parent / "train.log" for pid in self.pids()]
+        return all(log.exists() and log.read_text() for log in logs)
+
+    def pids(self):
+        return [self.hosts / host / "speechgpt_jax" / "train.pid" for host in "01"]
+
     def calls(self):
         return [json.loads(line)[3] for line in (self.folder / "calls").read_text().splitlines()]
 
@@ -68,7 +79,7 @@ def run(step, *arguments):
 def status(capfd):
     capfd.readouterr()
     assert run("status") == 0
-    return tpu_vm.read_status(capfd.readouterr().out)
+    return [run.state for run in tpu_vm.read_status(capfd.readouterr().out)]
 
 
 def wait_for(condition):
@@ -122,6 +133,7 @@ def test_watch_survives_a_preemption_and_ends_with_the_run(cloud, capfd):
     assert lines == [
         *("pod: not requested", "pod: WAITING_FOR_RESOURCES", "pod: ACTIVE"),
         "pod: starting the run on 2 hosts",
+        "pod: gcloud's status failed (1 of 20 times in a row)",
         *("pod: SUSPENDED", "pod: not requested", "pod: WAITING_FOR_RESOURCES", "pod: ACTIVE"),
         *("pod: starting the run on 2 hosts", "pod: the run has finished"),
     ]
@@ -150,3 +162,114 @@ def test_watch_gives_up_after_too_many_crashes(cloud):
     cloud.code.write_text("1")
     with pytest.raises(UserError, match=r"crashed 2 times, the last time with exit codes \[1\]"):
         watch(cloud, "--max_restarts=1")
+
+
+def test_watch_starts_a_new_command_where_an_earlier_one_has_ended(cloud, capfd):
+    cloud.code.write_text("0")
+    assert watch(cloud) == 0
+    source = f"--source={cloud.folder / 'source'}"
+    stage2 = ["--seconds=0.2", "--", "--output_dir=stage2", str(cloud.code)]
+    assert run("watch", *SLICES, source, *stage2) == 0
+    log = (cloud.hosts / "0" / "speechgpt_jax" / "train.log").read_text()
+    assert "--output_dir=stage2" in log
+    assert capfd.readouterr().out.count("pod: starting the run on 2 hosts") == 2
+
+    # Watched again, what has finished isn't started again.
+    assert run("watch", *SLICES, source, *stage2) == 0
+    assert "starting" not in capfd.readouterr().out
+
+
+@contextlib.contextmanager
+def watching(cloud, *arguments, codes=()):
+    """`watch` in a thread. The runs end at last, also where a test fails."""
+    source = f"--source={cloud.folder / 'source'}"
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(run, "watch", *SLICES, source, *arguments)
+        finally:
+            for code in codes or [cloud.code]:
+                code.write_text("0")
+
+
+def test_watch_leaves_the_run_of_another_command_alone(cloud):
+    with watching(cloud, "--seconds=0.2", "--", str(cloud.code)) as first:
+        wait_for(cloud.has_started)
+        with pytest.raises(UserError, match="a run with other arguments is in progress; wait"):
+            run(
+                *("watch", *SLICES, f"--source={cloud.folder / 'source'}", "--seconds=0.2"),
+                *("--", "--output_dir=stage2", str(cloud.code)),
+            )
+        cloud.code.write_text("0")
+        assert first.result() == 0
+
+
+def test_a_host_that_never_ends_is_ended(cloud, capfd):
+    """Each host reads its exit code from a file of its own; the second is stopped before."""
+    codes = [pid.parent / "code" for pid in cloud.pids()]
+    flags = ["--seconds=0.1", "--straggler_minutes=0.02"]
+    with watching(cloud, *flags, "--", "code", codes=codes) as watched:
+        wait_for(cloud.has_started)
+        hanging = cloud.pids()[1].read_text()
+        os.killpg(int(hanging), signal.SIGSTOP)
+        codes[0].write_text("76")
+        wait_for(lambda: cloud.pids()[1].read_text() not in ("", hanging))
+        for code in codes:
+            code.write_text("0")
+        assert watched.result() == 0
+    assert re.search(
+        r"pod: the run has ended on 1 of 2 hosts \(exit codes \[76\]\) and not on the others within"
+        r" \d+ seconds: ending it there\npod: starting the run on 2 hosts\n",
+        capfd.readouterr().out,
+    )
+
+
+def test_stop_ends_watch_and_watch_goes_on_later(cloud):
+    with watching(cloud, "--seconds=0.2", "--", str(cloud.code)) as watched:
+        wait_for(cloud.has_started)
+        assert run("stop") == 0
+        with pytest.raises(UserError, match="the run was stopped by `launch_tpu_vm stop`"):
+            watched.result()
+    assert watch(cloud) == 0
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("list", "gcloud's list failed, 3 of 3 times in a row"),
+        ("create", "gcloud's create ended with 255, 3 of 3 times"),
+        ("ssh", "gcloud's status failed, 3 of 3 times"),
+    ],
+)
+def test_watch_ends_when_gcloud_fails_again_and_again(step, message, cloud, capfd):
+    (cloud.folder / "failing").write_text(step)
+    with pytest.raises(UserError, match=message):
+        watch(cloud, "--max_failures=3")
+    out = capfd.readouterr().out
+    assert "(1 of 3 times in a row)" in out and "(3 of 3 times in a row)" in out
+
+
+def test_watch_survives_a_few_failures(cloud, capfd):
+    (cloud.folder / "failing").write_text("list")
+    cloud.code.write_text("0")
+    with watching(cloud, "--seconds=0.2", "--", str(cloud.code)) as watched:
+        calls = cloud.folder / "calls"
+        wait_for(lambda: calls.exists() and len(cloud.calls()) > 1)
+        (cloud.folder / "failing").unlink()
+        assert watched.result() == 0
+    assert "pod: gcloud's list failed (1 of 20 times in a row)" in capfd.readouterr().out
+
+
+def test_watch_gives_up_a_request_that_fails_each_time(cloud):
+    (cloud.folder / "refuse").touch()
+    with pytest.raises(UserError, match="the request ended as FAILED, 3 of 3 times in a row"):
+        watch(cloud, "--max_failures=3")
+    assert cloud.calls().count("create") == 3
+
+
+def test_a_gcloud_that_hangs_has_failed(cloud, capfd):
+    (cloud.folder / "hanging").write_text("list")
+    start = time.monotonic()
+    with pytest.raises(UserError, match="gcloud's list failed, 2 of 2 times"):
+        watch(cloud, "--max_failures=2", "--call_minutes=0.02")
+    assert time.monotonic() - start < 20
+    assert "gcloud did not end within 1.2 seconds." in capfd.readouterr().err
