@@ -182,6 +182,8 @@ def job_set(
 
 def _slice_job(image, nodes, cluster, train_arguments) -> dict:
     """Job of one slice, with one pod per host; it fails as a whole if one pod fails."""
+    # JobSet before 0.11 requires the status, though True is its default.
+    disrupted = {"type": "DisruptionTarget", "status": "True"}
     return {
         "parallelism": nodes.hosts,
         "completions": nodes.hosts,
@@ -193,7 +195,7 @@ def _slice_job(image, nodes, cluster, train_arguments) -> dict:
                     "action": "FailJob",
                     "onExitCodes": {"operator": "In", "values": [STOPPED_EXIT_CODE]},
                 },
-                {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget"}]},
+                {"action": "FailJob", "onPodConditions": [disrupted]},
             ]
         },
         "template": {"spec": _pod(image, nodes, cluster, train_arguments)},

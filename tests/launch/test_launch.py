@@ -74,6 +74,9 @@ def test_jobset(accelerator, topology, more, slices, hosts, chips, capsys):
     assert (group["replicas"], job["parallelism"], job["completions"]) == (slices, hosts, hosts)
     assert container["resources"]["limits"] == {"google.com/tpu": chips}
     assert container["command"][-2:] == TRAIN
+    # JobSet before 0.11 requires the status, too.
+    [condition] = job["podFailurePolicy"]["rules"][1]["onPodConditions"]
+    assert condition == {"type": "DisruptionTarget", "status": "True"}
     # Kubernetes requires a DNS label, and allows failure policies only if pods never restart.
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", manifest["metadata"]["name"])
     assert job["template"]["spec"]["restartPolicy"] == "Never"
