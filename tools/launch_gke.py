@@ -8,10 +8,12 @@
 a node is preempted all pods save a checkpoint if the state can be written in the time that they
 have (15 seconds on spot nodes, 5 minutes elsewhere), and the JobSet restarts all of them; only
 crashes count towards --max_restarts. A state of 7B is too large for 15 seconds: what a preemption
-costs at most is the time between two saves, --gin.train.save_minutes=10.
+costs at most is the time between two saves, --gin.train.save_minutes=10. Two slices need a mesh for
+them: --slices=2 -- --gin_file=RECIPE --gin_file=gin/meshes/two_slices.gin.
 """
 
 import re
+import sys
 
 import yaml
 
@@ -26,6 +28,7 @@ from speechgpt_jax.arguments import (
     positive_int,
 )
 from speechgpt_jax.launch import gke
+from speechgpt_jax.launch.slices import check_mesh
 
 
 def dns_name(longest: int, *, letter_first: bool = False, dots: bool = False) -> Type:
@@ -69,6 +72,8 @@ def variable(text: str) -> tuple[str, str]:
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
+    if note := check_mesh(args.slices, args.train_arguments):
+        print(note, file=sys.stderr)
     nodes = gke.Nodes(
         args.accelerator, args.topology, args.chips_per_host, args.spot, args.reservation
     )

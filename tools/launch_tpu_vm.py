@@ -12,7 +12,8 @@
 
 `create` queues the request (queued resources); `setup` works once it is granted; `train` starts the
 run and returns; `stop` saves a checkpoint first. --slices=2 requests two slices, joined by the
-data-centre network. One command does all of it, on any machine that stays on, and requests the
+data-centre network, for which `train` needs a mesh: --gin_file=gin/meshes/two_slices.gin after the
+recipe. One command does all of it, on any machine that stays on, and requests the
 slices again after a preemption; `stop` ends it too:
 
     python -m tools.launch_tpu_vm watch --name=speechgpt --zone=us-west4-a \\
@@ -26,10 +27,12 @@ import argparse
 import dataclasses
 import functools
 import shlex
+import sys
 
 from speechgpt_jax import arguments, processes
 from speechgpt_jax.arguments import Parser, at_least, name, nonempty, positive_float, positive_int
 from speechgpt_jax.launch import tpu_vm
+from speechgpt_jax.launch.slices import check_mesh
 from speechgpt_jax.launch.watch import watch
 
 
@@ -56,6 +59,8 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     pod = tpu_vm.Pod(args.name, args.zone, args.project)
     if args.step == "watch":
+        if note := check_mesh(args.slices, args.train_arguments):
+            print(note, file=sys.stderr)
         watch(
             pod,
             request(args),

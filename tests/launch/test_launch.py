@@ -13,6 +13,7 @@ import yaml
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.launch import command as launch
 from speechgpt_jax.launch import gke
+from speechgpt_jax.launch.slices import check_mesh
 from tools import launch_gke, launch_slurm, launch_tpu_vm
 
 # JobSet's own schema, from its CustomResourceDefinition of August 2026 (Apache-2.0), without its
@@ -65,7 +66,8 @@ def check(value, schema, path="manifest"):
 )
 def test_jobset(accelerator, topology, more, slices, hosts, chips, capsys):
     shape = [f"--accelerator={accelerator}", f"--topology={topology}", f"--slices={slices}"]
-    arguments = [*GKE, *shape, *more, "--", *TRAIN]
+    mesh = [f"--gin.sharding.MeshConfig.slices={slices}"]
+    arguments = [*GKE, *shape, *more, "--", *mesh, *TRAIN]
     manifest = yaml.safe_load(dry_run(launch_gke, arguments, capsys))
     check(manifest, json.loads(SCHEMA.read_text()))
     [group] = manifest["spec"]["replicatedJobs"]
@@ -112,6 +114,46 @@ def test_jobset_on_spot_nodes_of_a_shared_cluster(capsys):
 def test_slices_that_gke_does_not_have(accelerator, topology, chips, message):
     with pytest.raises(UserError, match=message):
         gke.Nodes(accelerator, topology, chips)
+
+
+TWO_SLICES = "--gin_file=gin/meshes/two_slices.gin"
+FOUR = "--gin.sharding.MeshConfig.slices=4"
+WATCH = ["watch", "--name=pod", "--zone=z", "--source=url"]
+WATCH += ["--accelerator_type=v5litepod-256", "--runtime_version=image"]
+
+
+def test_a_mesh_for_the_slices(tmp_path, capsys):
+    for slices, arguments in (
+        (1, TRAIN),
+        (2, [*TRAIN, TWO_SLICES]),
+        (2, ["--gin_file", "gin/meshes/two_slices.gin"]),
+        (4, [FOUR, *TRAIN, TWO_SLICES]),
+    ):
+        assert check_mesh(slices, arguments) is None
+    included = tmp_path / "run.gin"
+    included.write_text("include 'gin/meshes/two_slices.gin'\n")
+    assert check_mesh(2, [f"--gin_file={included}"]) is None
+    # A file of the image that isn't here can't be checked.
+    assert check_mesh(1, ["--gin_file=/image/run.gin"]) is None
+    note = "2 slices need a mesh for them, if the gin files don't bind it: " + TWO_SLICES
+    assert check_mesh(2, ["--gin_file=/image/run.gin"]) == note
+    arguments = [*GKE, "--topology=4x4", "--slices=2", "--", "--gin_file=/image/run.gin"]
+    assert launch_gke.main(arguments) == 0
+    assert capsys.readouterr().err == note + "\n"
+
+
+@pytest.mark.parametrize(
+    ("slices", "arguments", "message"),
+    [
+        (2, TRAIN, f"is for 1 of 2 slices: .* is 1; after the recipe, add {TWO_SLICES}[.]"),
+        (4, [*TRAIN, TWO_SLICES], f"2 of 4 slices: .*MeshConfig.data=4 {FOUR}[.]"),
+        (1, [*TRAIN, TWO_SLICES], "2 of 1 slices: .*MeshConfig.slices=1[.]"),
+    ],
+)
+def test_a_mesh_for_other_slices_is_refused(slices, arguments, message):
+    for module, flags in ((launch_gke, [*GKE, "--topology=4x4"]), (launch_tpu_vm, WATCH)):
+        with pytest.raises(UserError, match=message):
+            module.main([*flags, f"--slices={slices}", "--", *arguments])
 
 
 def test_the_schema_finds_mistakes():
