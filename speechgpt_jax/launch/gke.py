@@ -17,22 +17,26 @@ class Accelerator:
     """A TPU type of GKE.
 
     Attributes:
-      topologies: those that it offers; () for all of three dimensions.
+      topologies: those that it offers; of three dimensions, those of fewer than 64 chips.
       hosts_of_8: topologies that also fit on one host of eight chips.
+      most_chips: of a slice of three multiples of 4; 0 for types of two dimensions.
     """
 
-    topologies: tuple[str, ...] = ()
+    topologies: tuple[str, ...]
     hosts_of_8: tuple[str, ...] = ()
+    most_chips: int = 0
 
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_SOLID = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 # https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus
 ACCELERATORS = {
-    "tpu-v4-podslice": Accelerator(),
+    "tpu-v4-podslice": Accelerator(_SOLID, most_chips=4096),
     "tpu-v5-lite-podslice": Accelerator(_FLAT, ("2x4",)),
-    "tpu-v5p-slice": Accelerator(),
+    # The machine type ct5p-hightpu-1t has a single chip.
+    "tpu-v5p-slice": Accelerator(("1x1x1", *_SOLID), most_chips=6144),
     "tpu-v6e-slice": Accelerator(_FLAT, ("2x4",)),
-    "tpu7x": Accelerator(),
+    "tpu7x": Accelerator(_SOLID, most_chips=9216),
 }
 
 
@@ -59,15 +63,18 @@ class Nodes:
 
     def __post_init__(self):
         offered = ACCELERATORS[self.accelerator]
-        if offered.topologies and self.topology not in offered.topologies:
+        if self.topology not in offered.topologies and not _is_solid(
+            self.topology, offered.most_chips
+        ):
+            larger = ""
+            if offered.most_chips:
+                larger = (
+                    ", or three multiples of 4 in ascending order such as 4x4x8, of at most"
+                    f" {offered.most_chips} chips"
+                )
             raise UserError(
                 f"{self.accelerator} has no topology {self.topology}; expected one of"
-                f" {', '.join(offered.topologies)}."
-            )
-        if not offered.topologies and not _is_solid(self.topology):
-            raise UserError(
-                f"{self.accelerator} has no topology {self.topology}; expected 2x2x1, or three even"
-                " numbers in ascending order such as 2x2x4 or 4x4x8."
+                f" {', '.join(offered.topologies)}{larger}."
             )
         allowed = [min(num_chips(self.topology), 4)]
         if self.topology in offered.hosts_of_8:
@@ -124,11 +131,11 @@ def num_chips(topology: str) -> int:
     return math.prod(map(int, topology.split("x")))
 
 
-def _is_solid(topology: str) -> bool:
-    """Whether the topology is 2x2x1 or three even numbers in ascending order."""
+def _is_solid(topology: str, most_chips: int) -> bool:
+    """Whether the topology is three multiples of 4 in ascending order, of so many chips at most."""
     sides = [int(side) for side in topology.split("x")]
-    is_even = len(sides) == 3 and not any(side % 2 for side in sides)
-    return topology == "2x2x1" or (is_even and sides == sorted(sides))
+    fits = len(sides) == 3 and not any(side % 4 for side in sides)
+    return fits and sides == sorted(sides) and num_chips(topology) <= most_chips
 
 
 def job_set(

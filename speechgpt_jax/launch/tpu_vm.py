@@ -10,6 +10,7 @@ import shlex
 import signal
 from collections.abc import Sequence
 
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.launch.command import train_command
 
 QUEUED_RESOURCES = ["gcloud", "compute", "tpus", "queued-resources"]
@@ -58,6 +59,9 @@ class Request:
       service_account: account with which the hosts read and write buckets.
       network, subnetwork: networks of the hosts; by default the project's `default`.
       labels: such as "team=speech,run=stage1".
+
+    Raises:
+      UserError: this TPU type is on GKE only.
     """
 
     accelerator_type: str
@@ -69,6 +73,13 @@ class Request:
     network: str | None = None
     subnetwork: str | None = None
     labels: str | None = None
+
+    def __post_init__(self):
+        if self.accelerator_type.startswith(("tpu7x", "v7x")):
+            raise UserError(
+                f"accelerator_type {self.accelerator_type} can't be had as a queued resource, only"
+                " on GKE: use tools.launch_gke --accelerator=tpu7x."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

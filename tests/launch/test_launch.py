@@ -61,6 +61,9 @@ def check(value, schema, path="manifest"):
         ("tpu-v6e-slice", "2x4", ["--chips_per_host=8"], 4, 1, 8),
         ("tpu-v6e-slice", "1x1", [], 1, 1, 1),
         ("tpu-v5p-slice", "4x4x4", [], 2, 16, 4),
+        ("tpu-v5p-slice", "1x1x1", [], 1, 1, 1),
+        ("tpu-v5p-slice", "16x16x24", [], 1, 1536, 4),
+        ("tpu-v4-podslice", "2x4x4", [], 1, 8, 4),
         ("tpu7x", "2x2x1", [], 1, 1, 4),
     ],
 )
@@ -105,8 +108,20 @@ def test_jobset_on_spot_nodes_of_a_shared_cluster(capsys):
     ("accelerator", "topology", "chips", "message"),
     [
         ("tpu-v5-lite-podslice", "3x3", None, "no topology 3x3; expected one of 1x1, 2x2"),
-        ("tpu-v5p-slice", "4x2x2", None, "three even numbers in ascending order"),
-        ("tpu-v5p-slice", "16x16", None, "three even numbers in ascending order"),
+        (
+            "tpu-v5p-slice",
+            "4x2x2",
+            None,
+            "2x2x4, 2x4x4, or three multiples of 4 in ascending order",
+        ),
+        ("tpu-v5p-slice", "16x16", None, "three multiples of 4 in ascending order"),
+        ("tpu-v5p-slice", "2x2x6", None, "no topology 2x2x6"),
+        ("tpu-v4-podslice", "2x4x8", None, "no topology 2x4x8"),
+        ("tpu7x", "6x6x6", None, "no topology 6x6x6"),
+        ("tpu7x", "8x4x4", None, "no topology 8x4x4"),
+        ("tpu7x", "1x1x1", None, "no topology 1x1x1"),
+        ("tpu-v5p-slice", "4x4x4000", None, "such as 4x4x8, of at most 6144 chips"),
+        ("tpu-v6e-slice", "4x4x4", None, "8x16, 16x16[.]"),
         ("tpu-v6e-slice", "4x4", 8, "chips_per_host 8 must be 4 for tpu-v6e-slice of 4x4"),
         ("tpu-v6e-slice", "2x4", 1, "chips_per_host 1 must be 4 or 8"),
     ],
@@ -335,6 +350,14 @@ def test_tpu_vm(arguments, flags, capsys):
     assert command[:4] == ["gcloud", "compute", "tpus", "queued-resources"]
     assert command[5:7] == ["pod", "--zone=us-west4-a"]
     assert flags <= set(command[7:])
+
+
+@pytest.mark.parametrize("accelerator_type", ["tpu7x-128", "v7x-8"])
+def test_tpu7x_is_on_gke_only(accelerator_type):
+    kind = f"--accelerator_type={accelerator_type}"
+    for arguments in (["create", *TPU, *NEW, kind], [*WATCH, kind, "--", *TRAIN]):
+        with pytest.raises(UserError, match=f"{accelerator_type} .* tools.launch_gke"):
+            launch_tpu_vm.main(arguments)
 
 
 def test_all_hosts_of_a_pod_get_one_command(capsys):
