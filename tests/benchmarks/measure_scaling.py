@@ -1,9 +1,9 @@
 """Held-out loss and word errors against parameters and tokens, and a fit, extrapolated.
 
-    python -m tests.benchmarks.measure_scaling --steps=2400 --update_docs
+    python -m tests.benchmarks.measure_scaling --steps=1000 --update_docs
 
-Models of several sizes learn the demo's second stage from scratch, by a loss on the answers, at a
-constant learning rate, so that one run gives the loss for many numbers of tokens. To them is fitted
+Models of several sizes learn the demo's second stage from scratch at a constant learning rate, so
+that one run gives the loss for many numbers of tokens. To them is fitted
 
     loss = E + A / parameters**a + B / tokens**b
 
@@ -30,7 +30,7 @@ from tests.benchmarks import docs_table, training_runs
 PLOT = docs_table.ROOT / "speechgpt_jax/demo_world/scaling.png"
 HEAD_DIM = 32
 VOCABULARY = 1706
-EVALUATE_EVERY = 100
+EVALUATE_EVERY = 50
 # Points before the loss has left the first plateau say nothing about its later course.
 FIRST_STEP = 150
 
@@ -63,7 +63,7 @@ class Size:
             f"{config}.head_dim": HEAD_DIM,
             f"{config}.num_heads": self.hidden // HEAD_DIM,
             f"{config}.num_kv_heads": self.hidden // HEAD_DIM,
-            "optimizer.AdamW.learning_rate": round(1e-3 * (256 / self.hidden) ** 0.5, 6),
+            "optimizer.AdamW.learning_rate": round(2e-3 * (256 / self.hidden) ** 0.5, 6),
         }
 
 
@@ -121,11 +121,11 @@ def train(size: Size, run: pathlib.Path, steps: int) -> None:
         **size.settings,
         "optimizer.AdamW.schedule": "constant",
         "lm.train.start_from": None,
-        "inputs.load_host_batches.mixture": "demo_answers_cross_modal_instruction",
+        "inputs.load_host_batches.mixture": "demo_cross_modal_instruction",
         "lm.train.steps": steps,
         "lm.train.held_out": f"[@{held_out}()]",
         "lm.train.evaluate_every": EVALUATE_EVERY,
-        f"{held_out}.mixture": "demo_answers_cross_modal_instruction",
+        f"{held_out}.mixture": "demo_cross_modal_instruction",
         f"{held_out}.batch_size": 4,
         f"{held_out}.sequence_length": 256,
         f"{held_out}.num_batches": 24,
@@ -165,7 +165,7 @@ def plot(curves: list, law: Law, word_error_rates: list[float]) -> None:
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
     parser.add_argument("--runs", default="runs/scaling", help="folder of the runs")
-    parser.add_argument("--steps", type=arguments.positive_int, default=2400)
+    parser.add_argument("--steps", type=arguments.positive_int, default=1000)
     parser.add_argument(
         "--examples", type=arguments.positive_int, default=64, help="examples of the WER"
     )
