@@ -132,7 +132,7 @@ def num_chips(topology: str) -> int:
 
 
 def _is_solid(topology: str, most_chips: int) -> bool:
-    """Whether the topology is three multiples of 4 in ascending order, of so many chips at most."""
+    """Whether the topology is three multiples of 4 in ascending order, within `most_chips`."""
     sides = [int(side) for side in topology.split("x")]
     fits = len(sides) == 3 and not any(side % 4 for side in sides)
     return fits and sides == sorted(sides) and num_chips(topology) <= most_chips

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import dataclasses
 import hmac
-import json
 import mimetypes
 import secrets
 import time
@@ -39,6 +38,7 @@ from speechgpt_jax.serving.http import (
     ClientGone,
     Stream,
     explain,
+    log,
     read_body,
     sse,
     until_gone,
@@ -335,11 +335,6 @@ def _failure(error: Exception) -> UserError:
         )
     LOG.error("bug", exc_info=error)
     return UserError(f"the model can't be warmed up ({reason}); the traceback is in the log above.")
-
-
-def log(event: str, **fields: object) -> None:
-    """Logs one line of JSON."""
-    LOG.info(json.dumps({"time": round(time.time(), 3), "event": event, **fields}))
 
 
 class _Watch:

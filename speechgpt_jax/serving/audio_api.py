@@ -3,8 +3,7 @@
 import base64
 import contextlib
 import dataclasses
-import json
-import time
+import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -14,7 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from speechgpt_jax.decoding.events import Sound, Text, Units
 from speechgpt_jax.serving import protocol
-from speechgpt_jax.serving.http import LOG, sse
+from speechgpt_jax.serving.http import log, sse
 from speechgpt_jax.serving.protocol import SpeechRequest, TranscriptionRequest, invalid
 from speechgpt_jax.serving.sound import Encoder
 from speechgpt_jax.serving.talker import Talker, num_tokens
@@ -216,7 +215,8 @@ class Speech:
         cut = conversation.cut_sentences(text)
         if not is_sse:
             if cut:  # Bytes can't tell the client.
-                _log_cut(len(cut), len(conversation.answers))
+                sentences = len(conversation.answers)
+                log("speech_cut", level=logging.WARNING, cut=len(cut), sentences=sentences)
             yield last
             return
         yield _audio_delta(last)
@@ -231,12 +231,6 @@ class Speech:
     def words(self) -> dict[str, str]:
         """Texts for the log, with --log_words."""
         return {"input": self._request.input}
-
-
-def _log_cut(cut: int, read: int) -> None:
-    """Logs how many of the sentences that were read are cut off."""
-    row = {"time": round(time.time(), 3), "event": "speech_cut", "cut": cut, "sentences": read}
-    LOG.warning(json.dumps(row))
 
 
 def _audio_delta(data: bytes, **fields: Any) -> bytes:

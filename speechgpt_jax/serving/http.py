@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, TypeVar
 
@@ -23,6 +24,11 @@ EVENT_STREAM = "text/event-stream"  # Media type of server-sent events.
 DROPPED_BYTES = 32 * 2**20
 
 Result = TypeVar("Result")
+
+
+def log(event: str, *, level: int = logging.INFO, **fields: object) -> None:
+    """Logs one line of JSON."""
+    LOG.log(level, json.dumps({"time": round(time.time(), 3), "event": event, **fields}))
 
 
 async def read_body(request: Request, most_bytes: int) -> bytes:

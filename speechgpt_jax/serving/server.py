@@ -16,7 +16,7 @@ from speechgpt_jax.serving.protocol import ApiError, error_response
 
 # Time for a connection to send the head of a request.
 HEAD_SECONDS = 10
-# Connections at a time; requests on further ones are told to come again.
+# Connections at a time; requests on further ones get 503.
 MOST_CONNECTIONS = 1000
 # Time for replies in progress after SIGTERM or Ctrl-C.
 STOP_SECONDS = 30

@@ -22,6 +22,15 @@ PROMPTS = [
     "This is a system prompt.\n[Human]: what is a cat?<eoh> [SpeechGPT]:",
     "[Human]: <sosp><5><71><9><999><0><eosp><eoh>. [SpeechGPT]:",
 ]
+# RoPE of LLaMA 3, in the form of transformers 5.
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 def write_released(folder: Path, model: transformers.LlamaForCausalLM) -> Path:

@@ -27,7 +27,14 @@ from speechgpt_jax.models.llama import Llama, LlamaConfig
 from speechgpt_jax.tokenizer import SentencePieceTokenizer, Tokenizer
 from speechgpt_jax.training.lm import train
 from speechgpt_jax.training.optimizer import AdamW
-from tests.conversion.released import PROMPTS, SMALL, TOKENIZER, assert_same_logits, change_json
+from tests.conversion.released import (
+    LLAMA3_ROPE,
+    PROMPTS,
+    SMALL,
+    TOKENIZER,
+    assert_same_logits,
+    change_json,
+)
 from tests.models.hugging_face import CONFIG, FAMILIES, reference
 from tests.training.toy import RandomBatches
 
@@ -107,16 +114,7 @@ def test_round_trip_is_bit_exact(dtype, tmp_path, monkeypatch):
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
 
 
-NEW_LLAMA3 = {
-    "rope_parameters": {
-        "rope_type": "llama3",
-        "rope_theta": 500_000.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-}
+NEW_LLAMA3 = {"rope_parameters": LLAMA3_ROPE}
 OLD_LLAMA3 = {
     "rope_parameters": None,
     "rope_theta": 500_000.0,

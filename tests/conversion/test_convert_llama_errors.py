@@ -13,7 +13,7 @@ import torch
 from speechgpt_jax.conversion import llama, llama_format
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.fields import Fields
-from tests.conversion.released import change_json
+from tests.conversion.released import LLAMA3_ROPE, change_json
 from tests.models.hugging_face import CONFIG, reference
 from tools import convert_llama
 
@@ -267,14 +267,6 @@ def test_windows_that_hide_nothing_are_accepted(fields):
 
 
 NO_SIZES = ("600", None, 600.0, True, [600], {}, 0, -1)
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
 WRONG_FIELDS = {
     **dict.fromkeys(
         ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"],
@@ -293,10 +285,10 @@ WRONG_FIELDS = {
         *("linear", [2], {"rope_type": ["linear"]}),
         *({"rope_type": "linear", "factor": factor} for factor in (0, -1, "2", None, math.inf)),
         {"rope_type": "linear"},
-        LLAMA3 | {"low_freq_factor": 4.0},
-        LLAMA3 | {"low_freq_factor": 8.0},
-        LLAMA3 | {"original_max_position_embeddings": None},
-        LLAMA3 | {"rope_theta": None},
+        LLAMA3_ROPE | {"low_freq_factor": 4.0},
+        LLAMA3_ROPE | {"low_freq_factor": 8.0},
+        LLAMA3_ROPE | {"original_max_position_embeddings": None},
+        LLAMA3_ROPE | {"rope_theta": None},
         {"rope_theta": 1e4, "partial_rotary_factor": "1"},
     ),
     "bos_token_id": ("x", 150, -1, [150]),

@@ -83,7 +83,7 @@ def test_an_unknown_codec_is_named(tmp_path):
 
 
 def _many_channels(path, channels):
-    """Noise in so many channels, the same in each."""
+    """The same noise in every channel."""
     wav = np.repeat(stereo_noise()[0][:, None], channels, axis=1)
     if path.suffix == ".mka":
         layout, samples = f"{channels} channels", np.rint(wav * 2**15).astype(np.int16)
