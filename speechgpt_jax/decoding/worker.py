@@ -92,6 +92,8 @@ class Worker:
 
     def warm_up(self) -> None:
         """Compiles all programs; to be called before `start`."""
+        # Made as in `submit`: arrays that are made for a mesh would compile other programs.
+        job = Job(Request([0], max_new_tokens=1), self._masks.shape[1])
         with on_mesh(self._mesh):
             slots = self._empty()
             for size in self._cache_sizes:
@@ -101,7 +103,6 @@ class Worker:
                 for length in (SMALL_CHUNK, self._large_chunk):
                     slots = self._read(slots, 0, 0, np.zeros(length, np.int32), length)
                 slots = self._paste(slots, 0, 0, self._cut(slots, 0, 0))
-                job = Job(Request([0], max_new_tokens=1), self._masks.shape[1])
                 slots = self._fill(slots, 0, 0, job.row)
                 slots, _ = self._write(slots, 1, until_free=False)
                 slots = self._programs.free(slots, np.int32(0))

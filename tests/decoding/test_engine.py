@@ -17,6 +17,7 @@ from speechgpt_jax.decoding.sampling import GREEDY, Sampling
 from speechgpt_jax.decoding.slots import Chunk
 from speechgpt_jax.speech.cpu.devices import Parallelism
 from tests import processes
+from tests.compilations import compiled_programs
 from tests.models.hugging_face import CONFIG, reference, to_jax
 
 pytestmark = pytest.mark.slow
@@ -226,11 +227,10 @@ def test_a_free_worker_takes_what_waits_for_another(model, monkeypatch):
 def test_warm_up_compiles_everything(model, num_slots):
     engine = Engine(model, num_slots=num_slots, context=1024)
     engine.warm_up()
-    programs = vars(engine._workers[0]._programs)
-    compiled = {name: f._cache_size() for name, f in programs.items()}
-    engine.generate([greedy([1] * 600, 300)])
-    engine.generate([Request(p, 100) for p in PROMPTS])
-    assert {name: f._cache_size() for name, f in programs.items()} == compiled
+    with compiled_programs() as names:
+        engine.generate([greedy([1] * 600, 300)])
+        engine.generate([Request(p, 100) for p in PROMPTS])
+    assert names == []
 
 
 def test_the_cache_shrinks_when_a_long_request_ends(model):
@@ -315,6 +315,7 @@ from speechgpt_jax.decoding.engine import Engine
 from speechgpt_jax.decoding.requests import Request
 from speechgpt_jax.decoding.sampling import GREEDY
 from speechgpt_jax.models.llama import Llama
+from tests.compilations import compiled_programs
 from tests.models.hugging_face import CONFIG
 
 model = Llama(CONFIG, rngs=nnx.Rngs(0))
@@ -323,15 +324,15 @@ expected = Engine(model, num_slots=2, context=256).generate(requests)
 for sizes in [(1, 1, 1, 2), (2, 2, 1, 2)]:
     mesh = sharding.create_mesh(sharding.MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
     engine = Engine(model, num_slots=2, context=256, mesh=mesh)
-    for _ in range(2):  # A call's arguments can be known to JAX in two ways, of one program.
+    engine.warm_up()
+    with compiled_programs() as names:
         assert engine.generate(requests) == expected
-    keys = engine._workers[0]._slots.cache.keys[0]
-    assert keys.addressable_shards[0].data.size == keys.size // 2, keys.sharding
-    compiled = engine._workers[0]._programs.write._cache_size()
-    answers = [engine.submit(request) for request in requests]  # The longest prompt is known now.
-    assert [[token.id for token in answer] for answer in answers] == expected
-    assert [answer.num_cached for answer in answers] == [0, 0, 128]
-    assert engine._workers[0]._programs.write._cache_size() == compiled
+        keys = engine._workers[0]._slots.cache.keys[0]
+        assert keys.addressable_shards[0].data.size == keys.size // 2, keys.sharding
+        answers = [engine.submit(request) for request in requests]  # Now the longest is known.
+        assert [[token.id for token in answer] for answer in answers] == expected
+        assert [answer.num_cached for answer in answers] == [0, 0, 128]
+    assert names == [], names
     print("equal on", sizes)
 """
 
