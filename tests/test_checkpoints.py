@@ -91,10 +91,10 @@ def test_a_base_that_has_moved(tmp_path):
         store = Checkpoints(tmp_path / name, base=base)
         store.save(1, make_state())
         store.close()
-    assert "w" in checkpoints.parameter_shapes(tmp_path / "adapter")
+    assert "w" in checkpoints.Parameters(tmp_path / "adapter").shapes
     (tmp_path / "base").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"trained on .*/base/checkpoints/1, which is gone"):
-        checkpoints.parameter_shapes(tmp_path / "adapter")
+        checkpoints.Parameters(tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(
@@ -282,10 +282,10 @@ def test_full_disk(tmp_path, full_disk):
 
 
 def test_parameters_by_name(saved):
-    shapes = checkpoints.parameter_shapes(saved)
+    shapes = checkpoints.Parameters(saved).shapes
     assert {name: x.shape for name, x in shapes.items()} == {"b": (40,), "w": (50, 40)}
     w = jax.ShapeDtypeStruct((50, 40), jnp.bfloat16)
-    arrays = checkpoints.restore_parameters(saved / "checkpoints" / "2", {"w": w})
+    arrays = checkpoints.Parameters(saved / "checkpoints" / "2").restore({"w": w})
     np.testing.assert_array_equal(arrays["w"], make_state(2).params["w"].astype(jnp.bfloat16))
 
 
@@ -342,15 +342,15 @@ def packed(tmp_path):
 
 def test_a_packed_run_is_read_like_a_run(packed, tmp_path):
     runs, folders = packed
-    shapes = checkpoints.parameter_shapes(folders[1])
+    shapes = checkpoints.Parameters(folders[1]).shapes
     assert {(name, x.dtype.name) for name, x in shapes.items()} == {
         ("w", "bfloat16"),
         ("lora", "bfloat16"),
     }
     assert checkpoints.read_metadata(folders[1])["model"] == {"size": 9}
-    assert checkpoints.own_parameter_shapes(folders[1]).keys() == {"lora"}
-    targets = checkpoints.parameter_shapes(runs[1])
-    arrays = checkpoints.restore_parameters(folders[1], targets)
+    assert checkpoints.Parameters(folders[1], with_bases=False).shapes.keys() == {"lora"}
+    targets = checkpoints.Parameters(runs[1]).shapes
+    arrays = checkpoints.Parameters(folders[1]).restore(targets)
     np.testing.assert_array_equal(arrays["w"], np.full((9, 4), 1.001).astype(jnp.bfloat16))
     assert arrays["w"].dtype == np.float32
     assert [checkpoints.run_folder(f) for f in folders] == list(map(checkpoints.latest, folders))
@@ -370,9 +370,9 @@ def test_rows_are_packed_as_int8(tmp_path):
     }
     save(tmp_path / "run", {"w": jnp.asarray(rows)} | jax.tree.map(jnp.asarray, exact))
     checkpoints.pack(tmp_path / "run", tmp_path / "packed", "int8")
-    shapes = checkpoints.parameter_shapes(tmp_path / "packed")
-    assert shapes == checkpoints.parameter_shapes(tmp_path / "run")
-    arrays = checkpoints.restore_parameters(tmp_path / "packed", shapes)
+    shapes = checkpoints.Parameters(tmp_path / "packed").shapes
+    assert shapes == checkpoints.Parameters(tmp_path / "run").shapes
+    arrays = checkpoints.Parameters(tmp_path / "packed").restore(shapes)
     largest = np.abs(rows).max(axis=-1, keepdims=True)
     assert (np.abs(arrays["w"] - rows) <= largest / 127 * 0.501).all()
     for name, x in exact.items():
@@ -393,7 +393,7 @@ def test_a_damaged_packed_run(packed, damage, problem):
     path = packed[1][0] / "parameters.safetensors"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(checkpoints.Damaged, match=problem):
-        checkpoints.restore_parameters(packed[1][0], checkpoints.parameter_shapes(packed[0][0]))
+        checkpoints.Parameters(packed[1][0]).restore(checkpoints.Parameters(packed[0][0]).shapes)
 
 
 def test_what_cannot_be_packed(packed, tmp_path):

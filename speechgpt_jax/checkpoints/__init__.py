@@ -16,12 +16,10 @@ from speechgpt_jax.checkpoints.arrays import flatten, unflatten
 from speechgpt_jax.checkpoints.folders import FOLDER, latest_step
 from speechgpt_jax.checkpoints.manager import Checkpoints, Keep, Restored
 from speechgpt_jax.checkpoints.models import (
+    Parameters,
     load_model,
-    own_parameter_shapes,
     pack,
-    parameter_shapes,
     read_metadata,
-    restore_parameters,
     save_parameters,
 )
 from speechgpt_jax.checkpoints.problems import RUNTIME_ERRORS, Damaged, NotSaved, Unreadable
@@ -34,6 +32,7 @@ __all__ = [
     "Damaged",
     "Keep",
     "NotSaved",
+    "Parameters",
     "Restored",
     "Unreadable",
     "base_of",
@@ -41,11 +40,8 @@ __all__ = [
     "latest",
     "latest_step",
     "load_model",
-    "own_parameter_shapes",
     "pack",
-    "parameter_shapes",
     "read_metadata",
-    "restore_parameters",
     "run_folder",
     "save_parameters",
     "unflatten",

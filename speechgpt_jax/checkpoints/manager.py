@@ -17,14 +17,7 @@ from speechgpt_jax.checkpoints.arrays import checksums, flatten, unflatten
 from speechgpt_jax.checkpoints.folders import FOLDER, absolute
 from speechgpt_jax.checkpoints.input_positions import InputPositionsSave
 from speechgpt_jax.checkpoints.problems import Damaged, writing
-from speechgpt_jax.checkpoints.steps import (
-    pointer,
-    read_arrays,
-    read_input_positions,
-    read_step_metadata,
-    resolved,
-    saved_shapes,
-)
+from speechgpt_jax.checkpoints.steps import Step, pointer, resolved
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_number
 
@@ -168,19 +161,19 @@ class Checkpoints:
         """
         targets = flatten(state)
         damaged = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            folder = self.folder / str(step)
+        for number in sorted(self._manager.all_steps(), reverse=True):
+            step = Step(self.folder / str(number))
             try:
-                _check_same(saved_shapes(folder), targets, folder)
-                self._check_base(folder)
-                arrays = read_arrays(folder, targets)
-                positions = read_input_positions(folder, input_names)
+                _check_same(step.shapes, targets, step.folder)
+                self._check_base(step)
+                arrays = step.read(targets)
+                positions = step.read_input_positions(input_names)
             except Damaged as error:
                 logger.error("%s", error)
-                damaged.append(folder)
+                damaged.append(step.folder)
             else:
                 self._move_aside(damaged)
-                return Restored(step, unflatten(state, arrays), positions)
+                return Restored(number, unflatten(state, arrays), positions)
         if damaged:
             raise UserError(
                 f"all checkpoints in {self.folder} are damaged (steps"
@@ -204,13 +197,13 @@ class Checkpoints:
         with writing(self.folder):
             self._manager.close()
 
-    def _check_base(self, folder):
-        base = read_step_metadata(folder)["base"]
+    def _check_base(self, step):
+        base = step.metadata["base"]
         if base != self.metadata["base"]:
             given, trained_on = (resolved(self.folder, x) for x in (self.metadata["base"], base))
             raise UserError(
-                f"checkpoint {folder} was trained on {trained_on}, not on {given}: set start_from"
-                f" to {trained_on} again, or use another output folder."
+                f"checkpoint {step.folder} was trained on {trained_on}, not on {given}: set"
+                f" start_from to {trained_on} again, or use another output folder."
             )
 
     def _move_aside(self, folders):

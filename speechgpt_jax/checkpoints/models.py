@@ -16,14 +16,7 @@ from speechgpt_jax.checkpoints import packed
 from speechgpt_jax.checkpoints.arrays import bit_sum_on_host, flatten, unflatten
 from speechgpt_jax.checkpoints.folders import FOLDER, absolute, mark_complete
 from speechgpt_jax.checkpoints.problems import writing
-from speechgpt_jax.checkpoints.steps import (
-    latest,
-    pointer,
-    read_arrays,
-    read_step_metadata,
-    resolved,
-    saved_shapes,
-)
+from speechgpt_jax.checkpoints.steps import Step, latest, pointer, resolved
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import is_remote, written_locally
 
@@ -46,7 +39,7 @@ def save_parameters(
 
     Args:
       output_dir, metadata, base: see `Checkpoints`.
-      parameters: pairs of a name, as in `parameter_shapes`, and an array of any dtype.
+      parameters: pairs of a name, as in `Parameters`, and an array of any dtype.
 
     Returns:
       The folder of the step.
@@ -96,19 +89,18 @@ def pack(
       UserError: the checkpoint is damaged, a value is too large for `dtype`, `base` is missing or
         another run, or the file can't be written.
     """
-    folder, out = latest(path), absolute(out)
-    metadata = read_step_metadata(folder)
-    if (base is None) != (metadata["base"] is None):
+    step, out = Step(latest(path)), absolute(out)
+    if (base is None) != (step.metadata["base"] is None):
+        held = "only the trained part of a model" if base is None else "a whole model"
         raise UserError(
-            f"{folder} holds {'a whole model' if base else 'only the trained part of a model'};"
-            " give --base, the packed run of its base, for such parts and only for them."
+            f"{step.folder} holds {held}; give --base, the packed run of its base, for such parts"
+            " and only for them."
         )
     if base is not None:
-        _check_same_run(folder, base)
-    shapes = {name: x for name, x in saved_shapes(folder).items() if name.startswith(PARAMS)}
-    packed.write(
-        out, read_arrays(folder, shapes), metadata | {"base": pointer(out.parent, base)}, dtype
-    )
+        _check_same_run(step.folder, base)
+    shapes = {name: x for name, x in step.shapes.items() if name.startswith(PARAMS)}
+    metadata = step.metadata | {"base": pointer(out.parent, base)}
+    packed.write(out, step.read(shapes), metadata, dtype)
 
 
 def _check_same_run(part, base):
@@ -118,14 +110,13 @@ def _check_same_run(part, base):
     except UserError:  # The base was moved away; there is nothing to compare with.
         return
 
-    def described(step: epath.Path) -> dict:
-        metadata = read_step_metadata(step)
-        return {name: x for name, x in metadata.items() if name not in ("base", "checksums")}
+    def described(step: Step) -> dict:
+        return {name: x for name, x in step.metadata.items() if name not in ("base", "checksums")}
 
     if [*map(described, trained_on)] != [*map(described, _with_bases(base))]:
         raise UserError(
-            f"{base} was not packed from {trained_on[0]}, on which {part} was trained; pack that"
-            " run first."
+            f"{base} was not packed from {trained_on[0].folder}, on which {part} was trained; pack"
+            " that run first."
         )
 
 
@@ -135,56 +126,55 @@ def read_metadata(path: str | os.PathLike) -> dict:
     Raises:
       UserError: there is no checkpoint.
     """
-    return read_step_metadata(latest(path))
+    return Step(latest(path)).metadata
 
 
-def parameter_shapes(path: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of every parameter in `path` and in its bases.
+class Parameters:
+    """The parameters in the newest checkpoint of a run, or in one of its checkpoints.
 
-    Names start at the model: "layers.mlp.up_proj.kernel".
+    Those that a checkpoint lacks are in its base.
 
-    Raises:
-      UserError: there is no checkpoint, or its base is gone.
+    Attributes:
+      shapes: shape and dtype of each, by name: "layers.mlp.up_proj.kernel".
     """
-    shapes = {}
-    for folder in _with_bases(path):
-        shapes = _parameters(saved_shapes(folder)) | shapes
-    return shapes
 
+    def __init__(self, path: str | os.PathLike, *, with_bases: bool = True):
+        """
+        Args:
+          path: a run or one of its checkpoints.
+          with_bases: False: only the parameters of the checkpoint itself.
 
-def own_parameter_shapes(path: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of the parameters in `path` itself, without those of its bases.
+        Raises:
+          UserError: there is no checkpoint, or its base is gone.
+        """
+        self._steps = [*_with_bases(path)] if with_bases else [Step(latest(path))]
+        self.shapes: dict[str, jax.ShapeDtypeStruct] = {}
+        for step in self._steps:
+            self.shapes = _parameters(step.shapes) | self.shapes
 
-    Raises:
-      UserError: there is no checkpoint.
-    """
-    return _parameters(saved_shapes(latest(path)))
+    def restore(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        """Reads parameters by name into the dtypes and shardings of `targets`.
 
+        Args:
+          targets: their shapes must be those of `shapes`.
 
-def restore_parameters(
-    path: str | os.PathLike, targets: Mapping[str, jax.ShapeDtypeStruct]
-) -> dict[str, jax.Array]:
-    """Reads parameters by name into the dtypes and shardings of `targets`.
+        Raises:
+          Damaged: files are missing, or their content has changed since they were written.
+        """
+        arrays: dict[str, jax.Array] = {}
+        for step in self._steps:
+            names = targets.keys() & _parameters(step.shapes).keys() - arrays.keys()
+            if names:
+                arrays |= _parameters(step.read({PARAMS + name: targets[name] for name in names}))
+        return arrays
 
-    Parameters that a checkpoint lacks are read from its base.
+    def read(self, name: str) -> np.ndarray:
+        """One parameter, as it is stored.
 
-    Args:
-      path: a run or one of its checkpoints.
-      targets: their shapes must be those of `parameter_shapes`.
-
-    Raises:
-      Damaged: files are missing, or their content has changed since they were written.
-      UserError: there is no checkpoint, or its base is gone.
-    """
-    arrays = {}
-    for folder in _with_bases(path):
-        saved = _parameters(saved_shapes(folder))
-        wanted = {PARAMS + n: x for n, x in targets.items() if n in saved and n not in arrays}
-        if wanted:
-            arrays |= _parameters(read_arrays(folder, wanted))
-        if len(arrays) == len(targets):
-            break
-    return arrays
+        Raises:
+          Damaged: see `restore`.
+        """
+        return np.asarray(self.restore({name: self.shapes[name]})[name])
 
 
 def load_model(
@@ -198,32 +188,32 @@ def load_model(
       mesh: devices over which the parameters are sharded; by default they are on the first device.
 
     Raises:
-      UserError: see `restore_parameters`.
+      UserError: there is no checkpoint, its base is gone, or it is damaged.
     """
     fields = read_metadata(path)["model"]
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: build(fields)))
     if mesh is not None:
         abstract = sharding.abstract(lambda: nnx.state(build(fields)), mesh)
-    arrays = restore_parameters(path, flatten(abstract))
+    arrays = Parameters(path).restore(flatten(abstract))
     return nnx.merge(graphdef, unflatten(abstract, arrays))
 
 
-def _with_bases(path: str | os.PathLike) -> Iterator[epath.Path]:
+def _with_bases(path: str | os.PathLike) -> Iterator[Step]:
     """The checkpoint at `path`, the one it is based on, and so on."""
-    folder = None
-    while path is not None:
+    step = Step(latest(path))
+    while True:
+        yield step
+        base = resolved(step.folder.parent, step.metadata["base"])
+        if base is None:
+            return
         try:
-            folder = latest(path)
+            step = Step(latest(base))
         except UserError as error:
-            if folder is None:
-                raise
             raise UserError(
-                f"{folder} was trained on {path}, which is gone: move that run back there. An"
+                f"{step.folder} was trained on {base}, which is gone: move that run back there. An"
                 " adapter can instead be exported by `convert_llama to_hf RUN OUT --base=NAME` and"
                 " converted again by `convert_llama from_hf OUT NEW_RUN --base=MOVED_RUN`."
             ) from error
-        yield folder
-        path = resolved(folder.parent, read_step_metadata(folder)["base"])
 
 
 def _parameters(by_name: Mapping) -> dict:

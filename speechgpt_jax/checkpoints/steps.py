@@ -1,5 +1,6 @@
 """One step of a run's checkpoints on disk, or a packed run: its folder and its content."""
 
+import functools
 import os
 from collections.abc import Collection, Mapping
 
@@ -73,66 +74,72 @@ def base_of(path: str | os.PathLike) -> str | None:
       UserError: there is no checkpoint in `path`.
     """
     step = latest(path)
-    return resolved(step.parent, read_step_metadata(step)["base"])
+    return resolved(step.parent, Step(step).metadata["base"])
 
 
-def read_arrays(
-    folder: epath.Path, targets: Mapping[str, jax.ShapeDtypeStruct]
-) -> dict[str, jax.Array]:
-    """Arrays by name in the shardings and dtypes of `targets`.
+class Step:
+    """One step of a run's checkpoints, or a packed run; its description is read once.
 
-    Raises:
-      Damaged: files are missing, or their content has changed since they were written.
+    Attributes:
+      folder: its folder.
     """
-    is_packed = packed.is_packed(folder)
-    arrays = packed.read(folder, targets) if is_packed else _read_step(folder, targets)
-    expected = read_step_metadata(folder)["checksums"]
-    for name, value in checksums(arrays).items():
-        if value != expected[name]:
-            raise Damaged(folder, f"the checksum of {name} is {value}, expected {expected[name]}")
-    # NumPy casts packed arrays on the host, where nothing is compiled for it.
-    arrays = {name: x.astype(targets[name].dtype) for name, x in arrays.items()}
-    if is_packed:
-        arrays = {name: jax.device_put(x, _sharding(targets[name])) for name, x in arrays.items()}
-    return arrays
 
+    def __init__(self, folder: epath.Path):
+        self.folder = folder
+        self._is_packed = packed.is_packed(folder)
 
-def _read_step(
-    folder: epath.Path, targets: Mapping[str, jax.ShapeDtypeStruct]
-) -> dict[str, jax.Array]:
-    saved = saved_shapes(folder)
-    stored = {
-        name: jax.ShapeDtypeStruct(saved[name].shape, saved[name].dtype, sharding=_sharding(x))
-        for name, x in targets.items()
-    }
-    args = ocp.args.PyTreeRestore(
-        stored, ocp.checkpoint_utils.construct_restore_args(stored), partial_restore=True
-    )
-    with reading(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        return reader.restore(folder / "state", args=args)
+    @functools.cached_property
+    def metadata(self) -> dict:
+        """Its metadata: config, model, base, checksums."""
+        if self._is_packed:
+            return packed.read_metadata(self.folder)
+        with reading(self.folder), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            return reader.restore(self.folder / "metadata")
 
+    @functools.cached_property
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of all arrays, by name."""
+        if self._is_packed:
+            return packed.shapes(self.folder)
+        with reading(self.folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            tree = reader.metadata(self.folder / "state").item_metadata.tree
+            return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tree.items()}
 
-def saved_shapes(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of all arrays of a step, by name."""
-    if packed.is_packed(folder):
-        return packed.shapes(folder)
-    with reading(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.metadata(folder / "state").item_metadata.tree
-        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tree.items()}
+    def read(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        """Arrays by name in the shardings and dtypes of `targets`.
 
+        Raises:
+          Damaged: files are missing, or their content has changed since they were written.
+        """
+        arrays = packed.read(self.folder, targets) if self._is_packed else self._restore(targets)
+        expected = self.metadata["checksums"]
+        for name, value in checksums(arrays).items():
+            if value != expected[name]:
+                raise Damaged(
+                    self.folder, f"the checksum of {name} is {value}, expected {expected[name]}"
+                )
+        # NumPy casts packed arrays on the host, where nothing is compiled for it.
+        arrays = {name: x.astype(targets[name].dtype) for name, x in arrays.items()}
+        if self._is_packed:
+            arrays = {n: jax.device_put(x, _sharding(targets[n])) for n, x in arrays.items()}
+        return arrays
 
-def read_step_metadata(folder: epath.Path) -> dict:
-    """Metadata of one step."""
-    if packed.is_packed(folder):
-        return packed.read_metadata(folder)
-    with reading(folder), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        return reader.restore(folder / "metadata")
+    def _restore(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        """Arrays by name in the shardings of `targets`, in the dtypes in which they are stored."""
+        stored = {}
+        for name, target in targets.items():
+            x = self.shapes[name]
+            stored[name] = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_sharding(target))
+        args = ocp.args.PyTreeRestore(
+            stored, ocp.checkpoint_utils.construct_restore_args(stored), partial_restore=True
+        )
+        with reading(self.folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            return reader.restore(self.folder / "state", args=args)
 
-
-def read_input_positions(folder: epath.Path, names: Collection[str]) -> dict[str, bytes]:
-    """{name: position} of the `names` that one step holds."""
-    with reading(folder), ocp.Checkpointer(InputPositionsHandler()) as reader:
-        return reader.restore(folder / "input", args=InputPositionsRestore(names))
+    def read_input_positions(self, names: Collection[str]) -> dict[str, bytes]:
+        """{name: position} of the `names` that it holds."""
+        with reading(self.folder), ocp.Checkpointer(InputPositionsHandler()) as reader:
+            return reader.restore(self.folder / "input", args=InputPositionsRestore(names))
 
 
 def _sharding(x: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:

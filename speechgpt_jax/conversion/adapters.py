@@ -129,14 +129,15 @@ def to_peft(run: epath.Path, out: epath.Path, base: str, context_length: int | N
     files.refuse_existing(out.parent, out.name)
     saved = checkpoints.read_metadata(run)
     config = LlamaConfig.from_metadata(saved, run)
-    shapes = checkpoints.own_parameter_shapes(run)
-    if not (saved["base"] and any(name.endswith(ADAPTER) for name in shapes)):
+    trained = checkpoints.Parameters(run, with_bases=False)
+    names = [name for name in trained.shapes if name.endswith(ADAPTER)]
+    if not (saved["base"] and names):
         raise UserError(f"{run} has no adapter apart from its base; leave out --base.")
     source = saved.get("hugging_face", {})
     tokenizer = llama.run_tokenizer(run)
     with files.whole_folder(out) as unfinished:
         model_card.write(run, config, tokenizer, unfinished, name=out.name, is_adapter=True)
-        arrays = ((n, llama.restore(run, n, shapes)) for n in shapes if n.endswith(ADAPTER))
+        arrays = ((name, trained.read(name)) for name in names)
         shards.write_file(
             unfinished / "adapter_model.safetensors", dict(key_table.write(TABLE, arrays))
         )
@@ -282,7 +283,7 @@ def _new_tokens_from(fields: Fields, base: LlamaConfig) -> int | None:
 
 def _outputs_of_base(base: epath.Path, ids: range) -> Iterator[tuple[str, np.ndarray]]:
     """The base's own outputs for new tokens of which the adapter has only the embeddings."""
-    kernel = llama.restore(base, "lm_head.kernel", checkpoints.parameter_shapes(base))
+    kernel = checkpoints.Parameters(base).read("lm_head.kernel")
     yield "new_outputs", np.ascontiguousarray(kernel[:, ids.start : ids.stop])
 
 

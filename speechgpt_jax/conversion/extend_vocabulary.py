@@ -84,9 +84,9 @@ def _parameters(
     base: epath.Path, kept: int, config: LlamaConfig, noise: float, seed: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The parameters of the base, those with one row per token with their new rows."""
-    shapes = checkpoints.parameter_shapes(base)
-    for i, name in enumerate(sorted(shapes)):
-        array = llama.restore(base, name, shapes)
+    parameters = checkpoints.Parameters(base)
+    for i, name in enumerate(sorted(parameters.shapes)):
+        array = parameters.read(name)
         if name not in VOCABULARY_AXIS:
             yield name, array
             continue

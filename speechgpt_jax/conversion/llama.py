@@ -221,8 +221,8 @@ def to_hf(
     saved = checkpoints.read_metadata(run)
     source = saved.get("hugging_face", {})
     config = LlamaConfig.from_metadata(saved, run)
-    shapes = checkpoints.parameter_shapes(run)
-    stored = str(shapes["embed_tokens"].dtype)
+    parameters = checkpoints.Parameters(run)
+    stored = str(parameters.shapes["embed_tokens"].dtype)
     tokenizer = run_tokenizer(run)
     fields = llama_format.config_to(
         config, dtype or stored, source.get("config", {}), tokenizer, context_length
@@ -235,7 +235,7 @@ def to_hf(
     with files.whole_folder(out) as unfinished:
         plain = dataclasses.replace(config, lora=None)
         model_card.write(run, plain, tokenizer, unfinished, name=out.name, is_adapter=False)
-        merged = _merged_parameters(run, shapes, config, dtype)
+        merged = _merged_parameters(parameters, config, dtype)
         tensors = key_table.write(llama_format.TABLE, merged)
         if dtype:
             tensors = ((name, cast(name, x, DTYPES[dtype])) for name, x in tensors)
@@ -263,11 +263,6 @@ def run_tokenizer(run: epath.Path) -> Tokenizer | None:
     return Tokenizer.from_pretrained(folder) if folder.is_dir() else None
 
 
-def restore(run: epath.Path, name: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> np.ndarray:
-    """Reads one parameter of a run."""
-    return np.asarray(checkpoints.restore_parameters(run, {name: shapes[name]})[name])
-
-
 def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """`array` in another dtype.
 
@@ -291,30 +286,27 @@ def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _merged_parameters(
-    run: epath.Path,
-    shapes: Mapping[str, jax.ShapeDtypeStruct],
-    config: LlamaConfig,
-    dtype: str | None,
+    parameters: checkpoints.Parameters, config: LlamaConfig, dtype: str | None
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Parameters one by one, padding rows dropped and adapters added to their kernels.
 
     What an adapter changes has the dtype `dtype`, a key of `DTYPES`; all others, and all if it is
     None, keep theirs.
     """
-    for name in shapes:
+    for name in parameters.shapes:
         if name.endswith(ADAPTER):
             continue
-        array = restore(run, name, shapes)
+        array = parameters.read(name)
         target = np.dtype(DTYPES[dtype]) if dtype else array.dtype
         low_rank = [name.replace("kernel", matrix) for matrix in LOW_RANK]
-        if low_rank[0] != name and low_rank[0] in shapes:
-            a, b = (restore(run, matrix, shapes) for matrix in low_rank)
+        if low_rank[0] != name and low_rank[0] in parameters.shapes:
+            a, b = map(parameters.read, low_rank)
             assert config.lora, f"{name} has an adapter, the config has none"
             array = _add_adapter(name, array, a, b, config.lora.scale, target)
         for rows, table in NEW_ROWS.items():
-            if name == table and rows in shapes:
+            if name == table and rows in parameters.shapes:
                 array = cast(name, array, target)
-                array = _replace_rows(name, array, restore(run, rows, shapes), config.new_tokens)
+                array = _replace_rows(name, array, parameters.read(rows), config.new_tokens)
         yield name, _in_use(name, array, config)
 
 

@@ -41,12 +41,13 @@ def initial_parameters(
         return sharding.create_sharded(fresh, mesh)
     abstract = sharding.abstract(fresh, mesh)
     targets = checkpoints.flatten(abstract)
-    saved = checkpoints.parameter_shapes(start_from)
+    parameters = checkpoints.Parameters(start_from)
+    saved = parameters.shapes
     adapter = {name for name in targets if name not in saved and name.endswith(ADAPTER)}
     _check_names(saved.keys(), targets.keys() - adapter, start_from)
     _check_numerics(config, start_from)
     stored = {name: _stored(name, saved[name], targets[name], start_from) for name in saved}
-    arrays = checkpoints.restore_parameters(start_from, stored)
+    arrays = parameters.restore(stored)
     low_rank = adapter - NEW_ROWS.keys()
     arrays |= _fresh_adapter(fresh, {name: targets[name].sharding for name in low_rank}, mesh)
     num_tokens = number_of_tokens(start_from)

@@ -57,7 +57,7 @@ def run(base):
 
 
 def rows(run, name="embed_tokens"):
-    array = llama.restore(run, name, checkpoints.parameter_shapes(run))
+    array = checkpoints.Parameters(run).read(name)
     return array if name == "embed_tokens" else array.T
 
 

@@ -61,9 +61,9 @@ def test_a_run_that_is_not_packed_to_the_end_leaves_nothing(tmp_path, monkeypatc
 def test_a_packed_run_answers_like_the_run(tmp_path):
     tiny.save_run(tmp_path / "run")
     pack_run.main([str(tmp_path / "run"), str(tmp_path / "packed")])
-    shapes = checkpoints.parameter_shapes(tmp_path / "run")
+    shapes = checkpoints.Parameters(tmp_path / "run").shapes
     one, other = (
-        checkpoints.restore_parameters(tmp_path / name, shapes) for name in ("run", "packed")
+        checkpoints.Parameters(tmp_path / name).restore(shapes) for name in ("run", "packed")
     )
     assert one.keys() == other.keys()
     for name, array in one.items():

@@ -230,7 +230,7 @@ def test_an_adapter_with_new_tokens(stage1, tmp_path):
     options = {"model": model, "tokenizer": tokenizer, "trainable": "lora"}
     state = run(tmp_path, start_from=str(stage1[0]), **options)
     trained = checkpoints.flatten(state.params)
-    assert checkpoints.own_parameter_shapes(tmp_path).keys() == trained.keys()
+    assert checkpoints.Parameters(tmp_path, with_bases=False).shapes.keys() == trained.keys()
     assert {name.rpartition(".")[2] for name in trained} == {
         *("lora_a", "lora_b", "new_embeddings", "new_outputs")
     }
