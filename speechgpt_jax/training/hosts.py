@@ -58,8 +58,11 @@ def connected(
         raise UserError(f"process_id {process_id} must be below num_processes {num_processes}.")
     missing = [name for name, value in explicit.items() if value is None]
     if not missing:
+        host, port = _host_and_port(coordinator_address or "")
         if process_id:
-            _wait_for_first_process(coordinator_address or "", num_processes or 0)
+            _wait_for_first_process(host, port, num_processes or 0)
+        else:
+            _check_free(port)
         _initialize(**explicit)
     elif len(missing) < len(explicit):
         raise UserError(f"{', '.join(missing)} must be given too: the three belong together.")
@@ -83,22 +86,39 @@ def scheduled_processes() -> int:
     return slices * len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(","))
 
 
-def _wait_for_first_process(address: str, num_processes: int) -> None:
-    """Waits until process 0 listens at HOST:PORT; without it JAX would abort this process."""
+def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"--coordinator_address must be HOST:PORT of process 0, got {address!r}.")
+    return host.strip("[]"), int(port)
+
+
+def _wait_for_first_process(host: str, port: int, num_processes: int) -> None:
+    """Waits until process 0 listens; without it JAX would abort this process."""
     end = time.monotonic() + CONNECT_SECONDS
     while True:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+            socket.create_connection((host, port), timeout=10).close()
             return
         except OSError as error:
             if time.monotonic() > end:
                 raise UserError(
                     f"process 0 of {num_processes} doesn't listen at --coordinator_address="
-                    f"{address} ({error.strerror or error}): give its address, and start all"
+                    f"{host}:{port} ({error.strerror or error}): give its address, and start all"
                     f" processes within {CONNECT_SECONDS} s."
                 ) from error
         time.sleep(0.5)
+
+
+def _check_free(port: int) -> None:
+    """Raises a UserError if process 0 can't listen at a port; there JAX crashes now and then."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise UserError(
+            f"process 0 can't listen at port {port} of --coordinator_address ({error.strerror}):"
+            " give a free port of its host."
+        ) from error
 
 
 def _initialize(**explicit: Any) -> None:
@@ -116,11 +136,10 @@ def _initialize(**explicit: Any) -> None:
             " --process_id."
         ) from error
     except jax.errors.JaxRuntimeError as error:
-        address = explicit.get("coordinator_address", "its address")
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"the processes can't be connected ({reason}): process 0 must be able to listen at"
-            f" {address}, so give a free port of its host."
+            f"the processes can't be connected ({reason}): process 0 must be able to listen at a"
+            " port that all others reach."
         ) from error
 
 
