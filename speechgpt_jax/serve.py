@@ -9,7 +9,6 @@ The environment variable SPEECHGPT_API_KEY, if set, is the key that clients must
 
 from __future__ import annotations
 
-import logging
 import os
 import pathlib
 import sys
@@ -29,6 +28,7 @@ from speechgpt_jax.arguments import (
 from speechgpt_jax.decoding import flags as talk
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.gin_utils import hush_libraries
+from speechgpt_jax.serving import logs
 from speechgpt_jax.serving.limits import LONGEST_AUDIO, Limits
 
 HISTORY_TOKENS = talk.define_history_tokens()
@@ -74,10 +74,7 @@ def main() -> None:
     hush_libraries()
     if bool(SSL_CERTFILE.value) != bool(SSL_KEYFILE.value):
         raise UserError("Give both --ssl_certfile and --ssl_keyfile, or neither.")
-    log = logging.getLogger("speechgpt_jax.serving")
-    log.addHandler(logging.StreamHandler(sys.stderr))
-    log.setLevel(logging.INFO)
-    log.propagate = False  # absl's handler would add a prefix to the JSON, or drop it.
+    logs.write_to_stderr()
 
     from speechgpt_jax.serving.server import check_certificate, check_port, run
 

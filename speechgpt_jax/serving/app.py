@@ -7,23 +7,20 @@ loop. Nothing from a request is used as a path: the page's files are read at the
 import asyncio
 import contextlib
 import dataclasses
-import hmac
 import mimetypes
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 from starlette.websockets import WebSocket
 
 from speechgpt_jax.decoding.conversation import Conversation
@@ -34,18 +31,16 @@ from speechgpt_jax.serving.chat_completions import Completion
 from speechgpt_jax.serving.completions import CompletionRequest, TokenCompletion
 from speechgpt_jax.serving.http import (
     EVENT_STREAM,
-    LOG,
-    ClientGone,
     Stream,
     explain,
-    log,
     read_body,
-    sse,
     until_gone,
     with_errors,
 )
 from speechgpt_jax.serving.limits import Limits
+from speechgpt_jax.serving.logs import log, log_bug
 from speechgpt_jax.serving.metrics import Metrics
+from speechgpt_jax.serving.middleware import Admitted, Keyed, Watch
 from speechgpt_jax.serving.protocol import (
     ApiError,
     ChatRequest,
@@ -53,12 +48,11 @@ from speechgpt_jax.serving.protocol import (
     error_response,
     still_loading,
 )
-from speechgpt_jax.serving.realtime import IDLE_CODE, Session
+from speechgpt_jax.serving.realtime import Session
 from speechgpt_jax.serving.sound import MEDIA_TYPES
 from speechgpt_jax.serving.talker import Talker
 
 PAGE = Path(__file__).parent / "page"
-_KEY_IN_PROTOCOL = "openai-insecure-api-key."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,9 +115,9 @@ class _Server:
                 WebSocketRoute("/v1/realtime", self._realtime),
             ],
             middleware=[
-                Middleware(_Watch, server=self),
+                Middleware(Watch, seconds=options.limits.seconds, finished=self._finished),
                 *([cors] if options.cors_origins else []),
-                Middleware(_Keyed, api_key=options.api_key),
+                Middleware(Keyed, api_key=options.api_key),
             ],
             exception_handlers={
                 HTTPException: self._no_route,
@@ -136,7 +130,7 @@ class _Server:
 
     def _call(self, path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
         """A route whose requests are admitted before anything of them is read."""
-        admitted = Middleware(_Admitted, talker=self._talker)
+        admitted = Middleware(Admitted, talker=self._talker)
         return Route(path, endpoint, methods=["POST"], middleware=[admitted])
 
     @contextlib.asynccontextmanager
@@ -270,14 +264,12 @@ class _Server:
         """Why a session can't begin, if it can't."""
         if not self._is_allowed(socket.headers.get("origin"), socket.headers.get("host")):
             return ApiError(403, "Pages of this origin are not allowed; see --cors_origins.")
-        name, asked = self._options.name, socket.query_params.get("model")
-        if asked not in (None, "", name):
-            return ApiError(
-                404,
-                f"model: expected {name}, got {protocol.excerpt(asked)}.",
-                param="model",
-                code="model_not_found",
+        try:
+            protocol.check_model(
+                socket.query_params.get("model") or self._options.name, self._options.name
             )
+        except ApiError as error:
+            return error
         if not self._talker.is_ready:
             return still_loading()
         if self._num_sessions >= self._talker.most_replies:
@@ -297,7 +289,7 @@ class _Server:
 
     # ---- one request -----------------------------------------------------------------------------
 
-    def finished(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
+    def _finished(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
         """Logs and counts a request, or a Realtime session."""
         route, state = getattr(scope.get("route"), "path", "none"), scope.get("state", {})
         status = state.get("failed", status)
@@ -317,11 +309,6 @@ class _Server:
             **said,
         )
 
-    @property
-    def seconds(self) -> float:
-        """Time limit of a request, in seconds."""
-        return self._options.limits.seconds
-
 
 def _failure(error: Exception) -> UserError:
     """The error of a failed warm-up, as the user sees it; bugs are logged with their traceback."""
@@ -333,124 +320,5 @@ def _failure(error: Exception) -> UserError:
             f"the model can't be warmed up, the memory is full ({reason}): choose a smaller"
             " --context or --num_slots."
         )
-    LOG.error("bug", exc_info=error)
+    log_bug(error)
     return UserError(f"the model can't be warmed up ({reason}); the traceback is in the log above.")
-
-
-class _Watch:
-    """Gives each request an id and a time limit, logs it, and turns exceptions into replies."""
-
-    def __init__(self, app: ASGIApp, server: _Server):
-        self._app, self._server = app, server
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            await self._watch_session(scope, receive, send)
-            return
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request_id, start = f"req_{secrets.token_hex(12)}", time.monotonic()
-        status, has_events = 0, False
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status, has_events
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                content_type = Headers(raw=message["headers"]).get("content-type", "")
-                has_events = content_type.startswith(EVENT_STREAM)
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-            await send(message)
-
-        try:
-            async with asyncio.timeout(self._server.seconds):
-                await self._app(scope, receive, send_with_id)
-        except ClientGone:
-            status = 499  # nginx' status for a client that closed the connection.
-        except TimeoutError:
-            limit = self._server.seconds
-            error = ApiError(408, f"The request took longer than {limit:g} s.", code="timeout")
-            has_begun, status = bool(status), error.status
-            if not has_begun:
-                await error_response(error)(scope, receive, send_with_id)
-            elif has_events:
-                with contextlib.suppress(TimeoutError):  # The client doesn't read.
-                    async with asyncio.timeout(1):
-                        await send({"type": "http.response.body", "body": sse(error.body())})
-            # Else the server cuts the reply off: the client must not take it for whole.
-        except Exception as error:
-            # Starlette wraps errors that it has a handler for, if the reply has begun.
-            cause = error.__cause__
-            explained = explain(cause if status and isinstance(cause, UserError) else error)
-            has_begun, status = bool(status), explained.status
-            if not has_begun:
-                await error_response(explained)(scope, receive, send_with_id)
-            # Else it is cut off, too.
-        finally:
-            self._server.finished(scope, status, time.monotonic() - start, request_id)
-
-    async def _watch_session(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Logs a session at its end, with 101, 408 if it was idle, or the status of a refusal."""
-        request_id, start = f"req_{secrets.token_hex(12)}", time.monotonic()
-        status = 0
-
-        async def send_with_status(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "websocket.accept":
-                status = 101
-            elif message["type"] == "websocket.http.response.start":
-                status = message["status"]
-            elif message["type"] == "websocket.close":
-                # Before it is accepted, this is a refusal.
-                status = 408 if message.get("code") == IDLE_CODE else status or 403
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_with_status)
-        except Exception:
-            status = 500
-            raise
-        finally:
-            self._server.finished(scope, status, time.monotonic() - start, request_id)
-
-
-class _Keyed:
-    """Asks for the API key under /v1."""
-
-    def __init__(self, app: ASGIApp, api_key: str | None):
-        self._app, self._api_key = app, api_key
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._api_key is None or not scope.get("path", "").startswith("/v1/"):
-            await self._app(scope, receive, send)
-            return
-        given = HTTPConnection(scope).headers.get("authorization", "").removeprefix("Bearer ")
-        for name in scope.get("subprotocols") or ():
-            given = (
-                name.removeprefix(_KEY_IN_PROTOCOL) if name.startswith(_KEY_IN_PROTOCOL) else given
-            )
-        if hmac.compare_digest(given.encode(), self._api_key.encode()):
-            await self._app(scope, receive, send)
-            return
-        refusal = error_response(
-            ApiError(
-                401,
-                "The API key is wrong or missing; expected the header Authorization: Bearer KEY.",
-                code="invalid_api_key",
-            )
-        )
-        if scope["type"] == "websocket":
-            await WebSocket(scope, receive, send).send_denial_response(refusal)
-        else:
-            await refusal(scope, receive, send)
-
-
-class _Admitted:
-    """Counts a request among the replies in progress, or refuses it, until its reply is sent."""
-
-    def __init__(self, app: ASGIApp, talker: Talker):
-        self._app, self._talker = app, talker
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._talker.admitted():
-            await self._app(scope, receive, send)

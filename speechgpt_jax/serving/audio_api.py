@@ -13,7 +13,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from speechgpt_jax.decoding.events import Sound, Text, Units
 from speechgpt_jax.serving import protocol
-from speechgpt_jax.serving.http import log, sse
+from speechgpt_jax.serving.http import sse
+from speechgpt_jax.serving.logs import log
 from speechgpt_jax.serving.protocol import SpeechRequest, TranscriptionRequest, invalid
 from speechgpt_jax.serving.sound import Encoder
 from speechgpt_jax.serving.talker import Talker, num_tokens

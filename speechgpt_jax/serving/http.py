@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import time
 from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, TypeVar
 
@@ -15,20 +14,14 @@ from starlette.types import Receive, Scope, Send
 from speechgpt_jax.decoding.remote import EngineFailed
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.serving.limits import BODY_SECONDS
+from speechgpt_jax.serving.logs import log, log_bug
 from speechgpt_jax.serving.protocol import ApiError
-
-LOG = logging.getLogger("speechgpt_jax.serving")
 
 EVENT_STREAM = "text/event-stream"  # Media type of server-sent events.
 # Bytes of a body beyond its limit that are read and dropped.
 DROPPED_BYTES = 32 * 2**20
 
 Result = TypeVar("Result")
-
-
-def log(event: str, *, level: int = logging.INFO, **fields: object) -> None:
-    """Logs one line of JSON."""
-    LOG.log(level, json.dumps({"time": round(time.time(), 3), "event": event, **fields}))
 
 
 async def read_body(request: Request, most_bytes: int) -> bytes:
@@ -84,11 +77,11 @@ def explain(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, EngineFailed):
-        LOG.error("%s", error)
+        log("engine_failed", level=logging.ERROR, message=str(error))
         return ApiError(503, str(error), retry_after=5)
     if isinstance(error, UserError):
         return ApiError(400, str(error))
-    LOG.error("bug", exc_info=error)
+    log_bug(error)
     return ApiError(500, "The server failed to answer this request; it has logged why.")
 
 

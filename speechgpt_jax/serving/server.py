@@ -97,6 +97,7 @@ class Server(uvicorn.Server):
             ws_max_size=MAX_EVENT_BYTES,
             ssl_certfile=certificate,
             ssl_keyfile=key,
+            log_config=None,  # `logs` writes what uvicorn logs.
             access_log=False,  # The application logs requests.
             log_level="warning",
             server_header=False,

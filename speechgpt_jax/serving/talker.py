@@ -12,6 +12,7 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import logging
 import math
 import threading
 import time
@@ -27,8 +28,8 @@ from speechgpt_jax.decoding.remote import EngineFailed
 from speechgpt_jax.decoding.requests import Answer
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.serving import sound
-from speechgpt_jax.serving.http import LOG
 from speechgpt_jax.serving.limits import Limits
+from speechgpt_jax.serving.logs import log
 from speechgpt_jax.serving.metrics import Metrics
 from speechgpt_jax.serving.protocol import ApiError, check_choice, invalid, still_loading
 from speechgpt_jax.speech.audio import SAMPLE_RATE
@@ -123,7 +124,7 @@ class Talker:
             try:
                 conversation.answer(question)
             except EngineFailed as error:  # Of another server, which may still be loading.
-                LOG.error("%s", error)
+                log("engine_failed", level=logging.ERROR, message=str(error))
                 self._is_stopped.wait(_RETRY_SECONDS)
                 continue
             except UserError:

@@ -51,6 +51,8 @@ def test_a_server_from_start_to_stop(run, certificate, tmp_path):
     tiny.wait_for(is_ready, seconds=120)
     http = openai.DefaultHttpxClient(verify=trusted)
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="secret", http_client=http)
+    with socket.create_connection(("localhost", port)) as connection:
+        trusted.wrap_socket(connection, server_hostname="localhost").sendall(b"junk\r\n\r\n")
     messages = [{"role": "user", "content": tiny.SUM}]
     stream = client.chat.completions.create(model="answers", messages=messages, stream=True)
     first = next(iter(stream))
@@ -61,9 +63,12 @@ def test_a_server_from_start_to_stop(run, certificate, tmp_path):
     process.join(30)
     assert process.exitcode in (0, -signal.SIGTERM)
     errors = (tmp_path / "stderr").read_text()
+    plain = [line for line in errors.splitlines() if not line.startswith("{")]
+    assert [line.split()[0] for line in plain] == ["Loading", "Serving"], errors
     lines = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
     assert [line["event"] for line in lines if line.get("route") != "/readyz"] == [
         "ready",
+        "uvicorn.error",
         "request",
     ]
 
