@@ -7,10 +7,11 @@ import numpy as np
 
 from speechgpt_jax.decoding.masks import FORMS, Masks, Part, marker_after
 from speechgpt_jax.decoding.requests import Token
+from speechgpt_jax.decoding.text_tokens import TextToken, TextTokens
 from speechgpt_jax.prompts import END_OF_ANSWER, TRANSCRIPT
 from speechgpt_jax.speech.vocoder.streaming import stream
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
-from speechgpt_jax.tokenizer import TextStream, Tokenizer
+from speechgpt_jax.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +23,15 @@ class Transcript:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """The next piece of the answer as text, or of a transcription."""
+    """The next piece of the answer as text, or of a transcription.
+
+    Attributes:
+      text: the piece; it may be empty.
+      tokens: the tokens that end in it, without what is not part of the text.
+    """
 
     text: str
+    tokens: Sequence[TextToken] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,17 +75,17 @@ def text_and_unit_events(
         units = []
         for token in burst:
             if masks.part(state) is not part:
-                events += _text_events(part, text.finished())
+                events += _text_events(part, *text.finished())
                 part = masks.part(state)
                 text = _TextPart(tokenizer, _marker(form, part))
             if token.id in tokenizer.unit_ids:
                 units.append(token.id - first_unit)
             elif part in (Part.TRANSCRIPT, Part.TEXT) and token.id not in tags:
-                text.write(token.id)
+                text.write(token)
             state = int(masks.table[state, token.id])
-        events += _text_events(part, text.settled())
+        events += _text_events(part, *text.settled())
         yield [*events, Units(units)] if units else events
-    yield _text_events(part, text.finished(is_cut=was_cut()))
+    yield _text_events(part, *text.finished(is_cut=was_cut()))
 
 
 def with_sound(
@@ -115,43 +122,45 @@ class _TextPart:
     """A part of text, which grows token by token."""
 
     def __init__(self, tokenizer: Tokenizer, marker: str):
-        self._stream, self._marker = TextStream(tokenizer), marker
-        self._text, self._returned = "", 0
+        self._tokens, self._marker = TextTokens(tokenizer), marker
+        self._returned = 0
 
-    def write(self, id_: int) -> None:
+    def write(self, token: Token) -> None:
         """Adds a token."""
-        self._text += self._stream.write(id_)
+        self._tokens.write(token)
 
-    def settled(self) -> str:
-        """New text that is final; an end that may begin the marker is held back."""
-        text, _, _ = self._text.partition(self._marker)
+    def settled(self) -> tuple[str, list[TextToken]]:
+        """New text that is final, and its tokens; an end that may begin the marker is held back."""
+        text, _, _ = self._tokens.text.partition(self._marker)
         if TRANSCRIPT.startswith(text.strip()):
-            return ""
+            return "", []
         return self._new(self._without_begun_marker(text))
 
-    def finished(self, *, is_cut: bool = False) -> str:
+    def finished(self, *, is_cut: bool = False) -> tuple[str, list[TextToken]]:
         """New text at the end of the part; an answer that `is_cut` may end within the marker."""
-        self._text += self._stream.finish()
-        text, _, _ = self._text.partition(self._marker)
-        return self._new(self._without_begun_marker(text) if is_cut else text)
+        self._tokens.finish()
+        text, _, _ = self._tokens.text.partition(self._marker)
+        return self._new(self._without_begun_marker(text) if is_cut else text, is_last=True)
 
     def _without_begun_marker(self, text: str) -> str:
         lengths = range(len(self._marker) - 1, 0, -1)
         begun = next((n for n in lengths if text.endswith(self._marker[:n])), 0)
         return text[: len(text) - begun]
 
-    def _new(self, text):
+    def _new(self, text: str, *, is_last: bool = False) -> tuple[str, list[TextToken]]:
+        shown = text.lstrip().removeprefix(TRANSCRIPT).lstrip()
+        start = len(text) - len(shown)
         # The marker follows a semicolon.
-        text = text.lstrip().removeprefix(TRANSCRIPT).strip().removesuffix(";").rstrip()
-        new = text[self._returned :]
-        self._returned = max(self._returned, len(text))
-        return new
+        shown = shown.rstrip().removesuffix(";").rstrip()
+        new = shown[self._returned :]
+        self._returned = max(self._returned, len(shown))
+        return new, self._tokens.take(start, start + len(shown), is_last=is_last)
 
 
-def _text_events(part: Part | None, text: str) -> list[Event]:
-    if not text:
-        return []
-    return [Transcript(text) if part is Part.TRANSCRIPT else Text(text)]
+def _text_events(part: Part | None, text: str, tokens: list[TextToken]) -> list[Event]:
+    if part is Part.TRANSCRIPT:
+        return [Transcript(text)] if text else []
+    return [Text(text, tokens)] if text or tokens else []
 
 
 def _units(events: list[Event]) -> list[int]:

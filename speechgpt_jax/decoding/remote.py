@@ -268,8 +268,9 @@ def _events(reply: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
 
 def _tokens(choice: dict[str, Any]) -> Iterator[Token]:
     """Tokens of a choice; their log-probabilities are NaN if the server doesn't give them."""
-    ids = choice.get("token_ids") or []
-    if choice.get("text") and not ids:
+    ids = choice.get("token_ids")
+    if choice.get("text") and ids is None:
         raise EngineFailed("The engine's server returns no token_ids; vLLM does from 0.10.2 on.")
     logprobs = (choice.get("logprobs") or {}).get("token_logprobs") or []
+    ids = ids or []
     yield from map(Token, ids, [*logprobs, *[float("nan")] * (len(ids) - len(logprobs))])

@@ -4,7 +4,7 @@ import base64
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from speechgpt_jax.decoding.events import Sound, Text, Units
+from speechgpt_jax.decoding.text_tokens import TextToken
 from speechgpt_jax.serving import protocol
 from speechgpt_jax.serving.http import sse
+from speechgpt_jax.serving.logprobs import described
 from speechgpt_jax.serving.logs import log
 from speechgpt_jax.serving.protocol import SpeechRequest, TranscriptionRequest, invalid
 from speechgpt_jax.serving.sound import Encoder
@@ -22,7 +24,7 @@ from speechgpt_jax.serving.vad import speech_bounds
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 
 # Fields of a form that may come several times; clients write them with brackets.
-_LISTS = ("timestamp_granularities",)
+_LISTS = ("timestamp_granularities", "include")
 
 
 # ---- transcriptions ------------------------------------------------------------------------------
@@ -77,25 +79,32 @@ class Transcription:
           wav: the recording, float32 [samples] at 16 kHz.
 
         Raises:
-          ApiError: the model is unknown.
+          ApiError: the model is unknown, or the format has no log-probabilities.
         """
         protocol.check_model(request.model, name)
+        if request.include and request.response_format != "json":
+            raise invalid(
+                "include: logprobs need the response_format 'json', got"
+                f" {request.response_format!r}.",
+                "include",
+            )
         fields: dict[str, Any] = {}
         if request.temperature is not None:
             sampling = talker.settings.sampling
             fields["sampling"] = dataclasses.replace(sampling, temperature=request.temperature)
         self._talker, self._request, self._wav = talker, request, wav
         self._conversation = talker.conversation(**fields)
-        self._text = ""
+        self._text, self._tokens = "", list[TextToken]()
 
-    async def _pieces(self) -> AsyncGenerator[str, None]:
+    async def _pieces(self) -> AsyncGenerator[Text, None]:
         conversation = self._conversation
         events = self._talker.reply(conversation, lambda: conversation.transcribing(self._wav))
         async with contextlib.aclosing(events):
             async for event in events:
                 if isinstance(event, Text):
                     self._text += event.text
-                    yield event.text
+                    self._tokens += event.tokens
+                    yield event
 
     async def whole(self) -> dict[str, Any] | str:
         """The reply in the format that was asked for."""
@@ -105,7 +114,8 @@ class Transcription:
         if format == "text":
             return self._text + "\n"
         if format == "json":
-            return {"text": self._text, "usage": {"type": "duration", "seconds": seconds}}
+            usage = {"type": "duration", "seconds": seconds}
+            return {"text": self._text, **self._logprobs(self._tokens), "usage": usage}
         start, end = speech_bounds(self._wav)
         if format == "verbose_json":
             return self._verbose(start, end, seconds)
@@ -129,15 +139,20 @@ class Transcription:
             reply["words"] = word_times(self._text, start, end)
         return reply
 
+    def _logprobs(self, tokens: Sequence[TextToken]) -> dict[str, Any]:
+        return {"logprobs": described(tokens)} if self._request.include else {}
+
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The reply as server-sent events."""
         pieces = self._pieces()
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
-                yield sse({"type": "transcript.text.delta", "delta": piece})
+                delta = {"delta": piece.text, **self._logprobs(piece.tokens)}
+                yield sse({"type": "transcript.text.delta", **delta})
         prompt, reply, _ = num_tokens(self._conversation)
         usage = {"type": "tokens", **protocol.audio_usage(prompt, reply)}
-        yield sse({"type": "transcript.text.done", "text": self._text, "usage": usage})
+        whole = {"text": self._text, **self._logprobs(self._tokens)}
+        yield sse({"type": "transcript.text.done", **whole, "usage": usage})
 
     def words(self) -> dict[str, str]:
         """Texts for the log, with --log_words."""

@@ -5,9 +5,10 @@ import base64
 import binascii
 import contextlib
 import dataclasses
+import itertools
 import secrets
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ import numpy as np
 from speechgpt_jax import prompts
 from speechgpt_jax.decoding.conversation import Conversation, Question
 from speechgpt_jax.decoding.events import Event, Sound, Text, Transcript, Units
+from speechgpt_jax.decoding.text_tokens import TextToken, cut
 from speechgpt_jax.serving import protocol
 from speechgpt_jax.serving.http import sse
+from speechgpt_jax.serving.logprobs import described
 from speechgpt_jax.serving.protocol import (
     AudioPart,
     ChatRequest,
@@ -64,6 +67,7 @@ class Completion:
         self._question: Question = ""
         self._turns: list[tuple[Question, str, list[int]]] = []  # Arguments of `remember`.
         self._parts: dict[type, list] = {Transcript: [], Text: [], Units: [], Sound: []}
+        self._tokens: list[TextToken] = []
 
     def _configured(self) -> Conversation:
         request, settings = self._request, self._talker.settings
@@ -135,8 +139,11 @@ class Completion:
         async with contextlib.aclosing(events):
             async for event in events:
                 match event:
-                    case Transcript(piece) | Text(piece):
-                        self._parts[type(event)].append(piece)
+                    case Transcript(piece):
+                        self._parts[Transcript].append(piece)
+                    case Text(piece, tokens):
+                        self._parts[Text].append(piece)
+                        self._tokens += tokens
                     case Units(units):
                         self._parts[Units] += units
                     case Sound(wav):
@@ -174,10 +181,16 @@ class Completion:
             "index": 0,
             "message": message,
             "finish_reason": self._finish_reason,
-            "logprobs": None,
+            "logprobs": self._logprobs(self._tokens),
         }
         usage = protocol.usage(*num_tokens(self._conversation))
         return {**self._head("chat.completion"), "choices": [choice], "usage": usage}
+
+    def _logprobs(self, tokens: Sequence[TextToken]) -> dict[str, Any] | None:
+        if not self._request.logprobs:
+            return None
+        content = [{**token, "top_logprobs": []} for token in described(tokens)]
+        return {"content": content, "refusal": None}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._name}
@@ -203,9 +216,9 @@ class Completion:
                 match event:
                     case Transcript(piece):
                         yield self._chunk({"question": piece})
-                    case Text(piece):
+                    case Text(piece, tokens):
                         audio = {"audio": {"transcript": piece}} if is_aloud else {}
-                        yield self._chunk({"content": piece, **audio})
+                        yield self._chunk({"content": piece, **audio}, tokens=tokens)
                     case Units(units) if options and options.include_units:
                         yield self._chunk({"units": units})
                     case Sound(wav) if is_aloud:
@@ -222,8 +235,15 @@ class Completion:
     def _sound(self, data: bytes) -> bytes:
         return self._chunk({"audio": {"data": base64.b64encode(data).decode()}})
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
+    def _chunk(
+        self,
+        delta: dict[str, Any],
+        finish_reason: str | None = None,
+        tokens: Sequence[TextToken] = (),
+    ) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+        if tokens and (logprobs := self._logprobs(tokens)):
+            choice["logprobs"] = logprobs
         return sse({**self._head("chat.completion.chunk"), "choices": [choice]})
 
     def words(self) -> dict[str, str]:
@@ -237,22 +257,34 @@ async def _until_stop(
 ) -> AsyncGenerator[Event, None]:
     """The events of a reply until one of some texts, which may be cut by the borders of events."""
     longest, held = max(map(len, stop_texts), default=1), ""
+    tokens: list[TextToken] = []  # That were not given yet.
+    size = 0  # Bytes that were given of the first of them.
     async with contextlib.aclosing(events):
         async for event in events:
             if not isinstance(event, Text):
                 yield event
                 continue
             held += event.text
+            tokens += event.tokens
             found = [position for stop in stop_texts if (position := held.find(stop)) >= 0]
             # What is not the beginning of a stop text can go out.
             end = min(found) if found else max(0, len(held) - longest + 1)
-            if end:
-                yield Text(held[:end])
-            held = held[end:]
+            size += len(held[:end].encode())
+            ready = cut(tokens, 0, size) if found else _ended(tokens, size)
+            size -= sum(len(token.bytes) for token in ready)
+            if end or ready:
+                yield Text(held[:end], ready)
+            held, tokens = held[end:], tokens[len(ready) :]
             if found:
                 return
-    if held:
-        yield Text(held)
+    if held or tokens:
+        yield Text(held, tokens)
+
+
+def _ended(tokens: Sequence[TextToken], size: int) -> list[TextToken]:
+    """The first tokens, as many as end within `size` bytes."""
+    ends = itertools.accumulate(len(token.bytes) for token in tokens)
+    return [token for token, end in zip(tokens, ends) if end <= size]
 
 
 def _text_of(content: str | list | None) -> str:

@@ -16,8 +16,17 @@ from speechgpt_jax.decoding.requests import Answer, Request, Token
 from speechgpt_jax.decoding.sampling import Sampling
 from speechgpt_jax.serving import protocol
 from speechgpt_jax.serving.http import sse
-from speechgpt_jax.serving.protocol import StreamOptions, Strict, TopK, Unsupported, invalid
+from speechgpt_jax.serving.logprobs import checked
+from speechgpt_jax.serving.protocol import (
+    NoOthers,
+    StreamOptions,
+    Strict,
+    TopK,
+    Unsupported,
+    invalid,
+)
 from speechgpt_jax.serving.talker import Talker, num_tokens
+from speechgpt_jax.tokenizer import TextStream
 
 Ids = list[Annotated[int, Field(ge=0)]]
 
@@ -46,7 +55,7 @@ class CompletionRequest(Unsupported):
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    logprobs: NoOthers | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
@@ -75,6 +84,9 @@ class TokenCompletion:
         self.answers: list[Answer] = []
         self._talker, self._request, self._name = talker, request, name
         self._tokenizer = talker.model.tokenizer
+        self._text = TextStream(self._tokenizer)
+        self._length = 0  # Characters that were written so far.
+        self._is_begun = False  # Whether the last token's text is not complete.
         self._id, self._created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
         self._stop_ids = request.stop_token_ids or list(self._tokenizer.stop_ids)
         self._state = self._state_of_form()
@@ -121,13 +133,35 @@ class TokenCompletion:
             async for burst in bursts:
                 yield burst
 
+    def _written(self, tokens: list[Token]) -> tuple[str, list[str], list[int]]:
+        """The text that the next tokens complete, the text of each, and the place of each."""
+        text, texts, places = "", [], []
+        for token in tokens:
+            places.append(self._length + len(text))
+            piece = self._text.write(token.id)
+            is_whole = piece and not self._is_begun
+            texts.append(piece if is_whole else _shown(self._tokenizer.token_bytes(token.id)))
+            self._is_begun = not piece
+            text += piece
+        self._length += len(text)
+        return text, texts, places
+
     def _reply(self, tokens: list[Token], finish_reason: str | None) -> dict[str, Any]:
-        ids = [token.id for token in tokens]
-        choice: dict[str, Any] = {"index": 0, "text": self._tokenizer.decode(ids), "logprobs": None}
+        """A reply, or a part of it, with the given tokens; with a reason it is the last one."""
+        text, texts, places = self._written(tokens)
+        if finish_reason:
+            text += self._text.finish()
+        choice: dict[str, Any] = {"index": 0, "text": text, "logprobs": None}
         if self._request.return_token_ids:
-            choice["token_ids"] = ids
+            choice["token_ids"] = [token.id for token in tokens]
         if self._request.logprobs is not None:
-            choice["logprobs"] = {"token_logprobs": [token.logprob for token in tokens]}
+            logprobs = [checked(token.logprob) for token in tokens]
+            choice["logprobs"] = {
+                "tokens": texts,
+                "token_logprobs": logprobs,
+                "top_logprobs": [{text: value} for text, value in zip(texts, logprobs)],
+                "text_offset": places,
+            }
         head = {"id": self._id, "object": "text_completion", "created": self._created}
         choices = [{**choice, "finish_reason": finish_reason}]
         return {**head, "model": self._name, "choices": choices}
@@ -154,3 +188,11 @@ class TokenCompletion:
             usage = protocol.usage(*num_tokens(self))
             yield sse({**self._reply([], None), "choices": [], "usage": usage})
         yield sse("[DONE]")
+
+
+def _shown(data: bytes) -> str:
+    """A token as text; a part of a character as OpenAI writes it, b"\\xc3" -> "bytes:\\\\xc3"."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)

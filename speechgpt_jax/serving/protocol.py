@@ -1,9 +1,9 @@
 """Requests, replies and errors of the API: those that OpenAI's clients send and expect.
 
 Fields that would change the answer and that the server lacks are refused unless they have their
-default: `Unsupported`, for chat completions also `logprobs`, `top_logprobs`, `response_format`,
-`tools` and `functions`, for completions `best_of`, `echo`, `suffix` and `stop`, for Realtime
-sessions `tools`. Other fields that the server doesn't know are ignored.
+default: `Unsupported`, for chat completions also `top_logprobs`, `response_format`, `tools` and
+`functions`, for completions `best_of`, `echo`, `suffix` and `stop`, for Realtime sessions `tools`.
+Other fields that the server doesn't know are ignored.
 """
 
 from collections.abc import Sequence
@@ -195,6 +195,16 @@ def _is_empty(value: dict) -> dict:
 _Zero = Annotated[float, AfterValidator(_is_zero)]
 
 
+def _has_no_others(value: int) -> int:
+    if value:
+        raise ValueError("0, since only tokens of the answer have log-probabilities here")
+    return value
+
+
+# Number of other likely tokens of which log-probabilities are wanted.
+NoOthers = Annotated[int, AfterValidator(_has_no_others)]
+
+
 class Unsupported(Strict):
     """Fields of OpenAI's API that would change the answer, with the values that don't."""
 
@@ -209,8 +219,7 @@ class _TextFormat(Strict):
 
 
 class _UnsupportedInChat(Unsupported):
-    logprobs: Literal[False] | None = None
-    top_logprobs: _Zero | None = None
+    top_logprobs: NoOthers | None = None
     response_format: _TextFormat | None = None
     tools: Annotated[list, Field(max_length=0)] | None = None
     functions: Annotated[list, Field(max_length=0)] | None = None
@@ -315,6 +324,7 @@ class ChatRequest(_UnsupportedInChat):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    logprobs: bool | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -355,6 +365,7 @@ class TranscriptionRequest(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     stream: bool = False
     timestamp_granularities: list[Literal["word", "segment"]] = ["segment"]
+    include: list[Literal["logprobs"]] = []
 
 
 # ---- replies -------------------------------------------------------------------------------------

@@ -25,6 +25,20 @@ from speechgpt_jax.errors import UserError, naming
 from speechgpt_jax.fields import Fields
 from speechgpt_jax.tokenizer.interface import Tokenizer
 
+_SPACE = "▁"
+
+
+def _bytes_of_characters() -> dict[str, int]:
+    """The characters that byte-level vocabularies are written in, and the byte of each.
+
+    Bytes that Latin-1 shows stand for themselves, the others follow from U+0100 on.
+    """
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = (byte for byte in range(256) if byte not in shown)
+    return {chr(byte): byte for byte in shown} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTES_OF_CHARACTERS = _bytes_of_characters()
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
@@ -55,6 +69,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self._add_missing(self._fields.get("added_tokens_decoder", Mapping[str, Mapping], {}))
         decoder = self._fast.get_added_tokens_decoder()
         self.added_tokens = {str(token.content): id_ for id_, token in decoder.items()}
+        self._special = frozenset(id_ for id_, token in decoder.items() if token.special)
         ids = self._fast.get_vocab(with_added_tokens=True).values()
         self._ids = frozenset(ids)
         self._bytes = frozenset(
@@ -184,6 +199,19 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def is_byte(self, id_: int) -> bool:
         return id_ in self._bytes
+
+    def token_bytes(self, id_: int) -> bytes:
+        token = self._fast.id_to_token(id_)
+        if token is None:
+            raise UserError(f"No token has id {id_}; this tokenizer has {self.vocab_size} ids.")
+        if self.added_tokens.get(token) == id_:
+            is_left_out = id_ in self._special and id_ not in self._marks
+            return b"" if is_left_out else token.encode()
+        if id_ in self._bytes:  # <0x41>
+            return bytes.fromhex(token[3:5])
+        if "ByteLevel" in repr(self._fast.decoder):
+            return bytes(map(_BYTES_OF_CHARACTERS.__getitem__, token))
+        return token.replace(_SPACE, " ").encode()
 
     @property
     def vocab_size(self) -> int:

@@ -122,6 +122,11 @@ class Tokenizer(abc.ABC):
     def is_byte(self, id_: int) -> bool:
         """Whether the token is a single byte such as `<0x41>`, decoded with its neighbours."""
 
+    @abc.abstractmethod
+    def token_bytes(self, id_: int) -> bytes:
+        """UTF-8 that a token writes between others, perhaps a part of a character; none if it is a
+        control token."""
+
     @property
     @abc.abstractmethod
     def vocab_size(self) -> int:

@@ -150,6 +150,17 @@ class SentencePieceTokenizer(Tokenizer):
     def is_byte(self, id_: int) -> bool:
         return id_ < self._pieces.vocab_size() and self._pieces.is_byte(id_)
 
+    def token_bytes(self, id_: int) -> bytes:
+        self._check_id(id_)
+        if id_ in self._strings:
+            return self._strings[id_].encode()
+        if self._pieces.is_control(id_) or self._pieces.is_unknown(id_):
+            return b""
+        piece = self._pieces.id_to_piece(id_)
+        if self._pieces.is_byte(id_):  # <0x41>
+            return bytes.fromhex(piece[3:5])
+        return piece.replace(_SPACE, " ").encode()
+
     def __reduce__(self):
         return SentencePieceTokenizer, (self.model, self.added_tokens)
 

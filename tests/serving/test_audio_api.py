@@ -85,12 +85,34 @@ def test_transcripts_are_streamed(client):
     assert done.type == "transcript.text.done" and done.usage.output_tokens > 0
 
 
+def test_log_probabilities_of_a_transcript(client):
+    conversation = Conversation(tiny.speech_model(), max_new_tokens=96)
+    conversation.transcribe(load_audio(QUESTION))
+    request = conversation.in_progress.request
+    expected = [token.logprob for token in tiny.speech_model().engine.submit(request)]
+    whole = transcribe(client, include=["logprobs"])
+    *deltas, done = transcribe(client, include=["logprobs"], stream=True)
+    streamed = [token for delta in deltas for token in delta.logprobs]
+    for tokens in (whole.logprobs, streamed, done.logprobs):
+        assert "".join(token.token for token in tokens) == CLIP["text"]
+        assert bytes(int(b) for token in tokens for b in token.bytes).decode() == CLIP["text"]
+        assert [token.logprob for token in tokens] == expected[: len(tokens)]
+    assert transcribe(client).logprobs is None
+
+
 @pytest.mark.parametrize(
     ("file", "options", "message", "param"),
     [
         (b"", {}, "is empty", None),
         (b"no sound" * 99, {}, "the recording is not readable as sound", None),
         (QUESTION, {"response_format": "xml"}, "response_format: expected 'json'", None),
+        (QUESTION, {"include": ["words"]}, "include.0: expected 'logprobs'", "include.0"),
+        (
+            QUESTION,
+            {"include": ["logprobs"], "response_format": "text"},
+            "include: logprobs need the response_format 'json', got 'text'",
+            "include",
+        ),
         (QUESTION, {"temperature": 9}, "temperature: expected less", "temperature"),
         (
             QUESTION,

@@ -8,6 +8,7 @@ import numpy as np
 import openai
 import pytest
 
+from speechgpt_jax.decoding.conversation import Conversation
 from speechgpt_jax.serving import sound
 from speechgpt_jax.speech.audio import load_audio
 from tests.serving import tiny
@@ -89,6 +90,37 @@ def test_a_recording_is_answered_aloud_in_a_stream(client):
     assert [unit for d in deltas for unit in getattr(d, "units", [])] == tiny.CLIP_UNITS
     question = "".join(getattr(delta, "question", "") for delta in deltas)
     assert question == CLIP["text"]
+
+
+def of_the_engine():
+    """Tokens of the answer to the sum, as the engine gives them."""
+    conversation = Conversation(tiny.speech_model(), max_new_tokens=96)
+    conversation.answer(tiny.SUM, aloud=False)
+    request = conversation.in_progress.request
+    return list(tiny.speech_model().engine.submit(request))
+
+
+def test_log_probabilities_of_the_answers_tokens(client):
+    plain, whole = ask(client).choices[0], ask(client, logprobs=True, top_logprobs=0).choices[0]
+    assert plain.logprobs is None and whole.message.content == plain.message.content
+    chunks = [c.choices[0] for c in ask(client, logprobs=True, stream=True)]
+    streamed = [token for c in chunks if c.logprobs for token in c.logprobs.content]
+    expected = of_the_engine()
+    for tokens in (whole.logprobs.content, streamed):
+        assert "".join(token.token for token in tokens) == tiny.SUM_ANSWER
+        assert bytes(b for token in tokens for b in token.bytes).decode() == tiny.SUM_ANSWER
+        assert all(token.top_logprobs == [] for token in tokens)
+        # What follows is the mark of the end.
+        assert [t.logprob for t in tokens] == [t.logprob for t in expected[: len(tokens)]]
+        assert len(tokens) > 2 and all(token.logprob <= 0 for token in tokens)
+
+
+def test_log_probabilities_before_a_stop_text(client):
+    for stream in (False, True):
+        reply = ask(client, logprobs=True, stop=" fi", stream=stream)
+        choices = [c.choices[0] for c in reply] if stream else reply.choices
+        tokens = [token for c in choices if c.logprobs for token in c.logprobs.content]
+        assert "".join(token.token for token in tokens) == "it is"
 
 
 def test_the_clients_stream_helper(client):
@@ -212,8 +244,11 @@ def test_length_and_seed(client):
         ({"frequency_penalty": 2}, "frequency_penalty: expected 0, got 2", "frequency_penalty"),
         ({"presence_penalty": 0.5}, "presence_penalty: expected 0, got 0.5", "presence_penalty"),
         ({"logit_bias": {"5": 100}}, "logit_bias: expected {}, got {'5': 100}", "logit_bias"),
-        ({"logprobs": True}, "logprobs: expected False, got True", "logprobs"),
-        ({"top_logprobs": 2}, "top_logprobs: expected 0, got 2", "top_logprobs"),
+        (
+            {"logprobs": True, "top_logprobs": 2},
+            "top_logprobs: expected 0, since only tokens of the answer have log-probabilities here",
+            "top_logprobs",
+        ),
         (
             {"response_format": {"type": "json_object"}},
             "response_format.type: expected 'text', got 'json_object'",

@@ -8,6 +8,7 @@ import time
 
 import httpx2
 import numpy as np
+import openai
 import pytest
 
 from speechgpt_jax.decoding.conversation import Conversation, SpeechModel
@@ -83,6 +84,7 @@ def test_a_cancelled_answer_frees_the_slot_there(address, engine):
         ({"model": "gpt"}, "model: expected tiny, got 'gpt'"),
         ({"n": 2}, "n: expected 1, got 2"),
         ({"stop": ["a"]}, "stop: expected"),
+        ({"logprobs": 2}, "logprobs: expected 0, since only tokens of the answer have"),
     ],
 )
 def test_impossible_completions(address, change, message):
@@ -116,6 +118,36 @@ def test_a_whole_completion(address):
     assert reply["usage"]["completion_tokens"] == 5
     assert reply["choices"][0]["finish_reason"] == "length"
     assert reply["choices"][0]["text"].startswith("<sosp> <")
+
+
+def test_log_probabilities_of_a_completion(address):
+    """Of units, and of any tokens: parts of characters too."""
+    units = {"structured_outputs": {"grammar": grammar("units", tiny.TOKENIZER)}}
+    drawn = {"temperature": 2.0, "top_k": 0, "min_tokens": 40}
+    for options in (units, drawn):
+        body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 40, "logprobs": 0}
+        body["extra_body"] = {**options, "seed": 1, "return_token_ids": True}
+        with openai.OpenAI(base_url=f"{address}/v1", api_key="none") as client:
+            (whole,) = client.completions.create(**body).choices
+            stream = client.completions.create(**body, stream=True)
+            chunks = [chunk.choices[0] for chunk in stream]
+        assert "".join(chunk.text for chunk in chunks) == whole.text
+        assert whole.text == tiny.TOKENIZER.decode(whole.token_ids)
+        tokens, ids = whole.logprobs, whole.token_ids
+        for name in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):
+            streamed = [value for chunk in chunks for value in getattr(chunk.logprobs, name)]
+            assert streamed == getattr(tokens, name) and len(streamed) == len(ids)
+        assert tokens.top_logprobs == [
+            {text: value} for text, value in zip(tokens.tokens, tokens.token_logprobs)
+        ]
+        # Tokens that share characters with others begin where the first of them does.
+        is_byte = [tiny.TOKENIZER.is_byte(id_) for id_ in ids]
+        shares = [a or b for a, b in zip([False, *is_byte], is_byte)]
+        for text, place, is_shared in zip(tokens.tokens, tokens.text_offset, shares):
+            assert is_shared or whole.text[place : place + len(text)] == text
+        assert shares.count(False) > 5 and any(t.startswith("bytes:") for t in tokens.tokens) == (
+            options is drawn
+        )
 
 
 @contextlib.contextmanager
@@ -185,15 +217,22 @@ def test_a_server_that_runs_another_model():
 
 
 def test_clients_may_try_again_if_the_engine_fails():
-    """Its failure is not theirs: OpenAI's clients repeat what is answered by 503."""
+    """Its failure is not theirs: OpenAI's clients repeat what is answered by 503.
+
+    That it gives no log-probabilities is no failure.
+    """
     here = tiny.speech_model()
     body = {"model": "tiny", "messages": [{"role": "user", "content": tiny.SUM}]}
     is_good = True
-    with foreign_server({"finish_reason": "stop"}, is_good=lambda: is_good) as url:
+    choice = {"token_ids": tiny.TOKENIZER.encode("hello"), "finish_reason": "stop"}
+    with foreign_server(choice, is_good=lambda: is_good) as url:
         there = SpeechModel(url, here.tokenizer, here.speech2unit, here.vocoder, context=256)
         with tiny.serving(model=there) as address:
+            refusal = httpx2.post(f"{address}/v1/chat/completions", json=body | {"logprobs": True})
             is_good = False
             reply = httpx2.post(f"{address}/v1/chat/completions", json=body, timeout=30)
+    assert refusal.status_code == 400
+    assert "logprobs: the server that writes the tokens gives none" in refusal.text
     assert reply.status_code == 503 and reply.headers["retry-after"] == "5"
     error = reply.json()["error"]
     assert error["type"] == "server_error" and "broke off after 0 tokens" in error["message"]

@@ -137,6 +137,19 @@ def test_no_piece_of_a_stream_breaks_a_character(tokenizer):
     assert pieces[-1] == "!" and stream.finish() == ""
 
 
+def test_the_bytes_of_tokens_are_those_of_the_text(tokenizer):
+    text = "na\u00efve \U0001f600 caf\u00e9\x00\u00ad!"
+    pieces = [tokenizer.token_bytes(id_) for id_ in tokenizer.encode(text)]
+    assert b"".join(pieces) == text.encode()
+    assert "\U0001f600".encode() not in pieces  # It has several tokens.
+    units = tokenizer.with_tokens(UNITS)
+    assert units.token_bytes(units.token_to_id(UNITS[0])) == UNITS[0].encode()
+    if tokenizer.eos_id not in tokenizer._marks:
+        assert tokenizer.token_bytes(tokenizer.eos_id) == b""
+    with pytest.raises(UserError, match="No token has id"):
+        tokenizer.token_bytes(tokenizer.vocab_size)
+
+
 # As SmolLM2-135M-Instruct and Meta-Llama-3-8B-Instruct publish them.
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"

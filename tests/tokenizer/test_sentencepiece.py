@@ -46,6 +46,15 @@ def test_unicode_spaces_around_added_tokens_are_dropped(tokenizer):
     assert tokenizer.encode("a\u200b<5>b") != tight  # a zero-width space is none
 
 
+def test_the_bytes_of_tokens_are_those_of_the_text(tokenizer):
+    text = "na\u00efve \U0001f600 caf\u00e9"
+    pieces = [tokenizer.token_bytes(id_) for id_ in tokenizer.encode(text)]
+    assert b"".join(pieces) == f" {text}".encode()
+    assert "\U0001f600".encode() not in pieces  # It has several tokens.
+    assert tokenizer.token_bytes(tokenizer.token_to_id("<5>")) == b"<5>"
+    assert tokenizer.token_bytes(tokenizer.eos_id) == b""
+
+
 def test_sizes_and_ids(tokenizer):
     assert tokenizer.vocab_size == 3006
     assert tokenizer.unit_ids == range(2000, 3000)
