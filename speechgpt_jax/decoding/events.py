@@ -9,6 +9,7 @@ from speechgpt_jax.decoding.masks import FORMS, Masks, Part, marker_after
 from speechgpt_jax.decoding.requests import Token
 from speechgpt_jax.decoding.text_tokens import TextToken, TextTokens
 from speechgpt_jax.prompts import END_OF_ANSWER, TRANSCRIPT
+from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.vocoder.streaming import stream
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
 from speechgpt_jax.tokenizer import Tokenizer
@@ -43,9 +44,16 @@ class Units:
 
 @dataclasses.dataclass(frozen=True)
 class Sound:
-    """The next samples of the answer, float32 [samples] at 16 kHz."""
+    """The next samples of the answer.
+
+    Attributes:
+      wav: float32 [samples] at 16 kHz.
+      unit_seconds: lengths of the next units in seconds, in their order. They come before the
+        sound of their units has ended; those of all units together are the length of the sound.
+    """
 
     wav: np.ndarray
+    unit_seconds: Sequence[float] = ()
 
 
 Event = Transcript | Text | Units | Sound
@@ -110,11 +118,20 @@ def with_sound(
             later.extend(burst)
             yield _units(burst)
 
-    sound = stream(vocoder, pieces(), speaker=speaker, duration_scale=duration_scale)
+    durations: list[int] = []
+    sound = stream(
+        vocoder,
+        pieces(),
+        speaker=speaker,
+        duration_scale=duration_scale,
+        on_durations=durations.extend,
+    )
+    code_seconds = vocoder.config.code_hop_size / SAMPLE_RATE
     for wav in sound:
         yield from later
         later.clear()
-        yield Sound(wav)
+        yield Sound(wav, [round(number * code_seconds, 4) for number in durations])
+        durations.clear()
     yield from later
 
 

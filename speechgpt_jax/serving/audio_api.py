@@ -218,15 +218,20 @@ class Speech:
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Bytes of the recording, or server-sent events that hold them."""
         is_sse = self._request.stream_format == "sse"
+        has_units = is_sse and self._request.include_units
         encoder = Encoder(self.format)
         conversation, text = self._conversation, self._request.input
         events = self._talker.reply(conversation, lambda: conversation.reading(text))
         async with contextlib.aclosing(events):
             async for event in events:
-                if isinstance(event, Units) and is_sse and self._request.include_units:
-                    yield _audio_delta(b"", units=event.units)
-                if isinstance(event, Sound) and (data := encoder.encode(event.wav)):
-                    yield _audio_delta(data) if is_sse else data
+                match event:
+                    case Units(units) if has_units:
+                        yield _audio_delta(b"", units=units)
+                    case Sound(wav, seconds):
+                        data = encoder.encode(wav)
+                        lengths = {"unit_seconds": seconds} if has_units and seconds else {}
+                        if data or lengths:
+                            yield _audio_delta(data, **lengths) if is_sse else data
         last = encoder.finish()
         cut = conversation.cut_sentences(text)
         if not is_sse:

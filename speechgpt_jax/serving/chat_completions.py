@@ -203,6 +203,7 @@ class Completion:
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The reply as server-sent events."""
         options, is_aloud = self._request.stream_options, self._request.is_aloud
+        has_units = options is not None and options.include_units
         encoder = Encoder("pcm16")
         events = self._events()
         async with contextlib.aclosing(events):
@@ -219,10 +220,11 @@ class Completion:
                     case Text(piece, tokens):
                         audio = {"audio": {"transcript": piece}} if is_aloud else {}
                         yield self._chunk({"content": piece, **audio}, tokens=tokens)
-                    case Units(units) if options and options.include_units:
+                    case Units(units) if has_units:
                         yield self._chunk({"units": units})
-                    case Sound(wav) if is_aloud:
-                        yield self._sound(encoder.encode(wav))
+                    case Sound(wav, seconds) if is_aloud:
+                        lengths = {"unit_seconds": seconds} if has_units and seconds else {}
+                        yield self._sound(encoder.encode(wav), **lengths)
         if is_aloud:
             yield self._sound(encoder.finish())
             yield self._chunk({"audio": {"expires_at": self._remember()}})
@@ -232,8 +234,8 @@ class Completion:
             yield sse({**self._head("chat.completion.chunk"), "choices": [], "usage": usage})
         yield sse("[DONE]")
 
-    def _sound(self, data: bytes) -> bytes:
-        return self._chunk({"audio": {"data": base64.b64encode(data).decode()}})
+    def _sound(self, data: bytes, **fields: Any) -> bytes:
+        return self._chunk({"audio": {"data": base64.b64encode(data).decode()}, **fields})
 
     def _chunk(
         self,

@@ -299,7 +299,7 @@ class StreamOptions(Strict):
 
     Attributes:
       include_usage: the numbers of tokens in a last chunk.
-      include_units: the units of the reply; an addition of this server.
+      include_units: the units of the reply and their lengths; an addition of this server.
     """
 
     include_usage: bool | None = None

@@ -187,13 +187,19 @@ def events_of_speech(client, **options):
 
 def test_a_long_text_is_read_sentence_by_sentence(client):
     """The sound of all is one recording; a request to the engine reads each."""
-    alone = events_of_speech(client)[-1]["usage"]
-    events = events_of_speech(client, input="\n\n".join([tiny.GREETING] * 3))
+    *deltas, done = events_of_speech(client)
+    alone = done["usage"]
+    assert not any("units" in event or "unit_seconds" in event for event in deltas)
+    text, with_units = "\n\n".join([tiny.GREETING] * 3), {"include_units": True}
+    events = events_of_speech(client, input=text, extra_body=with_units)
     assert events[-1]["usage"] == {name: 3 * number for name, number in alone.items()}
     assert "incomplete_details" not in events[-1]
     wav = sound.decode_pcm16(b"".join(base64.b64decode(e["audio"]) for e in events[:-1]))
     one = tiny.speech_model().vocoder(tiny.GREETING_UNITS, speaker="slt")
     assert abs(len(wav) - 3 * len(one)) < 800
+    seconds = [length for event in events for length in event.get("unit_seconds", [])]
+    assert seconds == 3 * tiny.unit_seconds(tiny.GREETING_UNITS)
+    assert [unit for e in events for unit in e.get("units", [])] == 3 * tiny.GREETING_UNITS
     # Each has the sound that it has alone.
     for part in (wav[: len(one)], wav[len(one) : 2 * len(one)]):
         assert np.corrcoef(part, one)[0, 1] > 0.95

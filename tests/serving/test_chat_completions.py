@@ -88,6 +88,9 @@ def test_a_recording_is_answered_aloud_in_a_stream(client):
     wav = sound.decode_pcm16(b"".join(base64.b64decode(a.data or "") for a in audio))
     assert tiny.is_sound(wav, (0.1, 4))
     assert [unit for d in deltas for unit in getattr(d, "units", [])] == tiny.CLIP_UNITS
+    seconds = [length for d in deltas for length in getattr(d, "unit_seconds", [])]
+    assert seconds == tiny.unit_seconds(tiny.CLIP_UNITS)
+    assert sum(seconds) == pytest.approx(len(wav) / 16_000, abs=1e-3)
     question = "".join(getattr(delta, "question", "") for delta in deltas)
     assert question == CLIP["text"]
 

@@ -119,6 +119,18 @@ def similarity(a, b):
     return max(np.corrcoef(a[i : i + size], b[:size])[0, 1] for i in range(0, 480)) if size else 0
 
 
+def bars(page):
+    """Places at which the bars of the newest picture begin, and where its wave ends, in pixels."""
+    pixels = page.execute_script(
+        "const c = document.querySelector('.picture'), g = c.getContext('2d');"
+        "return [c.height - 16, (c.height - 36) / 2].map("
+        "(y) => [...g.getImageData(0, y, c.width, 1).data])"
+    )
+    bar, wave = (np.reshape(row, (-1, 4))[:, 3] > 127 for row in pixels)
+    starts = np.flatnonzero(np.diff(bar.astype(int), prepend=0) == 1)
+    return starts, np.flatnonzero(wave)[-1] + 1
+
+
 def test_a_text_is_answered_and_played_without_gaps(page, tmp_path):
     find(page, "text").send_keys(tiny.SUM, Keys.ENTER)
     element = turn(page)
@@ -129,11 +141,12 @@ def test_a_text_is_answered_and_played_without_gaps(page, tmp_path):
     assert abs(len(sound) - len(whole)) < 480
     assert max(similarity(sound, whole), similarity(whole, sound)) > 0.98
     assert part(element, "time").text.startswith("First sound after ")
-    picture = page.execute_script(
-        "const c = document.querySelector('.picture');"
-        "return new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
-    )
-    assert picture > 10
+    # The bar of each unit begins below the beginning of its sound.
+    seconds = tiny.unit_seconds(tiny.SUM_UNITS)
+    starts, end = bars(page)
+    assert min(seconds) < max(seconds) and len(starts) == len(seconds)
+    expected_starts = np.cumsum([0, *seconds[:-1]]) / sum(seconds) * end
+    np.testing.assert_allclose(starts, expected_starts, atol=1.5)
     page.save_screenshot(str(tmp_path / "answer.png"))
 
 

@@ -140,6 +140,14 @@ def metric(address: str, name: str) -> float:
     return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
 
 
+def unit_seconds(units: list[int], speaker: str = "slt") -> list[float]:
+    """Lengths of units in the vocoder's sound."""
+    vocoder = speech_model().vocoder
+    speakers = np.array([vocoder.config.speaker_index(speaker)])
+    (durations,) = vocoder.predict_durations([np.asarray(units)], speakers)
+    return [round(0.02 * int(number), 4) for number in durations]
+
+
 def wait_for(condition, seconds: float = 10) -> None:
     """Waits until a condition holds."""
     end = time.monotonic() + seconds

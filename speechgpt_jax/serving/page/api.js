@@ -1,4 +1,4 @@
-// Calls of the API as streams of {question, answer, units, samples, cut}.
+// Calls of the API as streams of {question, answer, units, unitSeconds, samples, cut}.
 
 import { decodePcm16 } from "./sound.js";
 
@@ -28,6 +28,7 @@ export async function* answer({ model, voice, text, recording, history, aloud, k
     const delta = event.choices[0]?.delta ?? {};
     yield {
       question: delta.question, answer: delta.content, units: delta.units,
+      unitSeconds: delta.unit_seconds,
       samples: delta.audio?.data && decodePcm16(delta.audio.data),
     };
   }
@@ -49,7 +50,8 @@ export async function* speak({ model, voice, text, key, signal }) {
   };
   for await (const event of post("v1/audio/speech", JSON.stringify(body), key, signal)) {
     yield {
-      units: event.units, samples: event.audio && decodePcm16(event.audio),
+      units: event.units, unitSeconds: event.unit_seconds,
+      samples: event.audio && decodePcm16(event.audio),
       cut: event.incomplete_details?.sentences,
     };
   }

@@ -78,6 +78,7 @@ class Turn {
   constructor(asked) {
     this.start = performance.now();
     this.units = [];
+    this.unitSeconds = []; // Lengths of the first units; those of the last ones come with their sound.
     this.chunks = [];
     this.isLate = false;
     find("turns").prepend(find("turn").content.cloneNode(true));
@@ -87,18 +88,19 @@ class Turn {
 
   part(name) { return this.element.querySelector(`.${name}`); }
 
-  add({ question, answer, units, samples, cut }) {
+  add({ question, answer, units, unitSeconds, samples, cut }) {
     if (question) {
       this.question = (this.question ?? "") + question;
       this.part("asked").textContent = this.question;
     }
     if (answer) this.part("answer").textContent += answer;
     if (units) this.units.push(...units), this.showUnits();
+    if (unitSeconds) this.unitSeconds.push(...unitSeconds);
     if (samples?.length) {
       this.chunks.push(samples);
       sound.play(samples);
     }
-    if (units || samples) this.draw();
+    if (samples) this.draw();
     if (cut) this.showProblem(`Cut off at the longest reply: ${cut.join(" ")}`);
   }
 
@@ -114,7 +116,8 @@ class Turn {
   }
 
   draw() {
-    draw(this.part("picture"), sound.concatenate(this.chunks), this.units, sound.RATE);
+    const samples = sound.concatenate(this.chunks);
+    draw(this.part("picture"), samples, sound.RATE, this.units, this.unitSeconds);
   }
 
   player(state) {

@@ -1,17 +1,17 @@
-// Picture of an answer: its waveform, and below it a bar for each unit, coloured by its number.
+// Picture of an answer: its waveform, and below its sound a bar for each unit, coloured by its number.
 
-const UNIT_SECONDS = 0.02; // One frame: the shortest time of a reduced unit.
-
-export function draw(canvas, samples, units, rate) {
+// `seconds` are the lengths of the first units; those without one are not drawn yet.
+export function draw(canvas, samples, rate, units, seconds) {
   const scale = window.devicePixelRatio || 1;
   const [width, height] = [canvas.clientWidth, canvas.clientHeight];
   canvas.width = width * scale, canvas.height = height * scale;
   const g = canvas.getContext("2d");
   g.scale(scale, scale);
   g.clearRect(0, 0, width, height);
-  const seconds = Math.max(samples.length / rate, units.length * UNIT_SECONDS, 1);
-  drawWave(g, samples, (samples.length / rate / seconds) * width, height - 36);
-  drawUnits(g, units, samples.length ? (samples.length / rate / seconds) * width : width, height);
+  const length = samples.length / rate;
+  const scaleOfTime = width / Math.max(length, seconds.reduce((a, b) => a + b, 0), 1);
+  drawWave(g, samples, length * scaleOfTime, height - 36);
+  drawUnits(g, units, seconds, scaleOfTime, height);
 }
 
 function drawWave(g, samples, width, height) {
@@ -27,10 +27,11 @@ function drawWave(g, samples, width, height) {
   }
 }
 
-function drawUnits(g, units, width, height) {
-  const size = width / Math.max(units.length, 1);
-  units.forEach((unit, i) => {
-    g.fillStyle = `hsl(${(unit * 137.5) % 360} 60% 50%)`;
-    g.fillRect(i * size, height - 28, Math.max(1, size - 1), 24);
+function drawUnits(g, units, seconds, scaleOfTime, height) {
+  let start = 0;
+  seconds.forEach((length, i) => {
+    g.fillStyle = `hsl(${(units[i] * 137.5) % 360} 60% 50%)`;
+    g.fillRect(start, height - 28, Math.max(1, length * scaleOfTime - 1), 24);
+    start += length * scaleOfTime;
   });
 }

@@ -73,6 +73,7 @@ def stream(
     duration_scale: float = 1.0,
     chunk_codes: int = 25,
     lookahead: int | None = LOOKAHEAD,
+    on_durations: Callable[[list[int]], object] = lambda durations: None,
 ) -> Iterator[np.ndarray]:
     """Synthesizes reduced units as they arrive; yields wav, float32 [samples], as soon as possible.
 
@@ -85,6 +86,8 @@ def stream(
       lookahead: number of codes after a code that must be known, the last ones by predicted
         durations, before it is synthesized; None: all that it depends on. Then the chunks together
         are the samples of `vocoder(units)`.
+      on_durations: is called with the durations in codes of the next units, as soon as they are
+        settled: before the samples of these units are yielded.
 
     Raises:
       UserError: the vocoder doesn't have the speaker or a unit (then at that unit), or a number is
@@ -114,7 +117,14 @@ def stream(
         at_most=UNITS,
         expect=expect,
     )
-    rows: Pieces = ((_repeated(known), _repeated(expected)) for known, expected in timed)
+
+    def repeated() -> Pieces:
+        for known, expected in timed:
+            if len(known):
+                on_durations(known[:, 1].tolist())
+            yield _repeated(known), _repeated(expected)
+
+    rows = repeated()
     if config.pitch_hidden_dim:
         rows = sliding(
             _Pitch(vocoder, speakers),

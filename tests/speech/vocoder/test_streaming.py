@@ -64,8 +64,15 @@ def test_chunks_are_the_samples_of_the_whole(vocoder):
 def test_chunks_have_the_length_of_the_whole(vocoder, lookahead):
     units = np.random.default_rng(1).integers(20, size=60)
     pieces = cut(units, [1, 1, 20, 0, 3])
-    chunks = list(stream(vocoder, pieces, lookahead=lookahead, **SETTINGS))
-    assert sum(map(len, chunks)) == len(vocoder(units, **SETTINGS))
+    durations, length = [], 0
+    options = {"lookahead": lookahead, "on_durations": durations.extend, **SETTINGS}
+    for chunk in stream(vocoder, pieces, **options):
+        length += len(chunk)
+        # Of a unit whose sound has begun the duration is known.
+        assert length <= 320 * sum(durations)
+    assert length == len(vocoder(units, **SETTINGS)) == 320 * sum(durations)
+    (whole,) = vocoder.predict_durations([units], np.array([1]), SETTINGS["duration_scale"])
+    assert durations == whole.tolist()
 
 
 @pytest.fixture(scope="module")
