@@ -62,6 +62,12 @@ MAX_AUDIO_SECONDS = define(
 MAX_SECONDS = define(
     "max_seconds", positive_float, Limits.seconds, "Time for a request and its reply."
 )
+MAX_SESSION_MINUTES = define(
+    "max_session_minutes",
+    positive_float,
+    Limits.session_seconds / 60,
+    "Longest Realtime session.",
+)
 CORS_ORIGINS = flags.DEFINE_list(
     "cors_origins", [], "Origins of other pages that may call the API, with commas; *: all."
 )
@@ -92,6 +98,7 @@ def main() -> None:
         audio_seconds=MAX_AUDIO_SECONDS.value,
         waiting=MAX_WAITING.value,
         seconds=MAX_SECONDS.value,
+        session_seconds=60 * MAX_SESSION_MINUTES.value,
     )
     options = Options(
         MODEL_NAME.value or pathlib.Path(talk.RUN.value).resolve().name,

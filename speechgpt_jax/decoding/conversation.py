@@ -26,6 +26,7 @@ from speechgpt_jax.decoding.events import (
     text_and_unit_events,
     with_sound,
 )
+from speechgpt_jax.decoding.history import answer_text, turn_text
 from speechgpt_jax.decoding.loading import load_llama
 from speechgpt_jax.decoding.masks import ANY, Masks
 from speechgpt_jax.decoding.remote import RemoteEngine
@@ -257,13 +258,13 @@ class Conversation:
         """
         prompt, _ = self._prompt(question, aloud=bool(units))
         is_begun = prompt.endswith(prompts.TEXT_ANSWER)
-        response = text if is_begun else f"{prompts.TEXT_ANSWER} {text}"
-        if units:
-            response += f"; {prompts.UNIT_ANSWER} {units_to_text(units)}"
-        self._remember_response(prompt, response)
+        response = answer_text(text, units)
+        self._remember_response(
+            prompt, response if is_begun else f"{prompts.TEXT_ANSWER} {response}"
+        )
 
     def _remember_response(self, prompt: str, response: str) -> None:
-        self.history.append(f"{prompt} {response.strip()}{prompts.END_OF_ANSWER}. ")
+        self.history.append(turn_text(prompt, response))
 
     def _prompt(self, question: Question, aloud: bool) -> tuple[str, str]:
         """The prompt of a question, and the form of its answer."""

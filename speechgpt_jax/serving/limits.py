@@ -19,15 +19,18 @@ class Limits:
       audio_seconds: length of a recording.
       waiting: replies that may wait for a slot; further requests are refused until one has ended.
       seconds: time for the request, its reply included.
+      session_seconds: length of a Realtime session.
     """
 
     body_bytes: int = 16 * 2**20
     audio_seconds: float = 60.0
     waiting: int = 32
     seconds: float = 120.0
+    session_seconds: float = 3600.0
 
     def __post_init__(self):
         check_number("body_bytes", self.body_bytes, at_least=1024)
         check_number("audio_seconds", self.audio_seconds, above=0, at_most=LONGEST_AUDIO)
         check_number("waiting", self.waiting, at_least=0)
         check_number("seconds", self.seconds, above=0)
+        check_number("session_seconds", self.session_seconds, above=0)

@@ -15,7 +15,7 @@ from starlette.websockets import WebSocket
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.serving.http import EVENT_STREAM, ClientGone, explain, sse
 from speechgpt_jax.serving.protocol import ApiError, error_response
-from speechgpt_jax.serving.realtime import IDLE_CODE
+from speechgpt_jax.serving.realtime import TIMEOUT_CODE
 from speechgpt_jax.serving.talker import Talker
 
 _KEY_IN_PROTOCOL = "openai-insecure-api-key."
@@ -83,7 +83,7 @@ class Watch:
             self._finished(scope, status, time.monotonic() - start, request_id)
 
     async def _watch_session(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Logs a session at its end, with 101, 408 if it was idle, or the status of a refusal."""
+        """Logs a session at its end, with 101, 408 after a time-out, or the status of a refusal."""
         request_id, start = f"req_{secrets.token_hex(12)}", time.monotonic()
         status = 0
 
@@ -95,7 +95,7 @@ class Watch:
                 status = message["status"]
             elif message["type"] == "websocket.close":
                 # Before it is accepted, this is a refusal.
-                status = 408 if message.get("code") == IDLE_CODE else status or 403
+                status = 408 if message.get("code") == TIMEOUT_CODE else status or 403
             await send(message)
 
         try:

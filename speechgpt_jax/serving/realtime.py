@@ -6,6 +6,8 @@ The events are the smallest set of OpenAI's Realtime API with which its client h
 import asyncio
 import collections
 import contextlib
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,14 +17,23 @@ from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from speechgpt_jax.decoding.conversation import Question
+from speechgpt_jax.decoding.history import shortened
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.serving import protocol
 from speechgpt_jax.serving.chat_completions import decode_base64
 from speechgpt_jax.serving.http import explain
 from speechgpt_jax.serving.protocol import ApiError, invalid
 from speechgpt_jax.serving.realtime_channel import Channel, message, new_id
-from speechgpt_jax.serving.realtime_response import Response
-from speechgpt_jax.serving.realtime_types import Audio, Item, Output, ResponseOptions, Settings
+from speechgpt_jax.serving.realtime_response import Response, Spoken
+from speechgpt_jax.serving.realtime_types import (
+    Audio,
+    Item,
+    Output,
+    ResponseOptions,
+    Settings,
+    Truncation,
+    merged,
+)
 from speechgpt_jax.serving.sound import API_RATE, pcm16_samples
 from speechgpt_jax.serving.talker import Talker
 from speechgpt_jax.serving.vad import VoiceActivity
@@ -31,10 +42,14 @@ from speechgpt_jax.speech.audio import SAMPLE_RATE
 _MILLISECOND = SAMPLE_RATE // 1000
 # Longest time without an event of the client, while nothing is being answered.
 IDLE_SECONDS = 300
-# Code with which a session ends that was silent for longer, registered as "Timeout".
-IDLE_CODE = 3008
+# Code with which a session ends that was silent or lasted for too long, registered as "Timeout".
+TIMEOUT_CODE = 3008
 # Questions that may wait for the end of a response.
 _MOST_WAITING = 4
+
+
+class _TooLong(Exception):
+    """The session was silent, or has lasted, for too long."""
 
 
 class Session:
@@ -54,6 +69,8 @@ class Session:
             model=name, audio=Audio(output=Output(voice=talker.default_voice))
         )
         self._history: list[str] = []
+        self._spoken: dict[str, Spoken] = {}  # The answers with sound, by the ids of their items.
+        self._end = time.monotonic() + talker.limits.session_seconds
         # What the next response answers, and the id of its item.
         self._asked: tuple[Question, str] | None = None
         self._response: Response | None = None
@@ -73,8 +90,8 @@ class Session:
         try:
             while (frame := await self._next_frame())["type"] == "websocket.receive":
                 await self._receive(frame.get("text"))
-        except TimeoutError:
-            await self._end_idle()
+        except _TooLong as error:
+            await self._expire(str(error))
         except WebSocketDisconnect:
             pass
         finally:
@@ -98,21 +115,25 @@ class Session:
             self._turns.append(self._response.words())
 
     async def _next_frame(self) -> Message:
-        """Raises TimeoutError if there is none for IDLE_SECONDS and no response is in progress."""
-        while True:
+        """Raises _TooLong if there is none for IDLE_SECONDS and no response is in progress, or at
+        the end of the longest session."""
+        while (left := self._end - time.monotonic()) > 0:
             try:
-                async with asyncio.timeout(IDLE_SECONDS):
+                async with asyncio.timeout(min(left, IDLE_SECONDS)):
                     return await self._socket.receive()
             except TimeoutError:
-                if not (self._response and self._response.is_in_progress):
-                    raise
+                is_answering = self._response and self._response.is_in_progress
+                if left > IDLE_SECONDS and not is_answering:
+                    raise _TooLong(f"no event came for {IDLE_SECONDS:g} s.") from None
+        minutes = self._talker.limits.session_seconds / 60
+        raise _TooLong(f"it has lasted for {minutes:g} minutes, the longest time.")
 
-    async def _end_idle(self) -> None:
-        text = f"The session ends: no event came for {IDLE_SECONDS:g} s."
+    async def _expire(self, reason: str) -> None:
+        text = f"The session ends: {reason}"
         error = ApiError(408, text, code="session_expired")
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
             await self._channel.send("error", error={**error.body()["error"], "event_id": None})
-            await self._socket.close(IDLE_CODE, text)
+            await self._socket.close(TIMEOUT_CODE, text)
 
     async def _receive(self, text: str | None) -> None:
         event_id = None
@@ -143,6 +164,7 @@ class Session:
             "input_audio_buffer.commit": self._commit,
             "input_audio_buffer.clear": self._clear,
             "conversation.item.create": self._create_item,
+            "conversation.item.truncate": self._truncate,
             "response.create": self._create_response,
             "response.cancel": self._cancel_response,
         }
@@ -153,8 +175,8 @@ class Session:
         given = event.get("session")
         if not isinstance(given, dict):
             raise invalid("session is required: the settings to change.", "session")
-        merged = _merged(self._settings.model_dump(), given)
-        settings = protocol.parse(Settings, merged, "session")
+        fields = merged(self._settings.model_dump(), given)
+        settings = protocol.parse(Settings, fields, "session")
         protocol.check_choice("session.model", settings.model, [self._name])
         self._length(settings.max_output_tokens)
         protocol.check_choice(
@@ -287,6 +309,29 @@ class Session:
         shown = part.model_dump(exclude_none=True, exclude={"audio"})
         await self._channel.add_item(message(item_id, item.role, shown))
 
+    async def _truncate(self, event: dict) -> None:
+        """Leaves of an answer in the history what the user has heard."""
+        heard = protocol.parse(Truncation, event)
+        spoken = self._spoken.get(heard.item_id)
+        if spoken is None:
+            raise invalid(
+                f"item_id: expected the id of an answer with sound, got"
+                f" {protocol.excerpt(heard.item_id)}.",
+                "item_id",
+            )
+        if self._response and self._response.spoken is spoken and self._response.is_in_progress:
+            raise invalid("The response is in progress; cancel it first.", "item_id")
+        most = math.ceil(1000 * spoken.seconds)
+        if heard.audio_end_ms > most:
+            raise invalid(
+                f"audio_end_ms: the answer has {most} ms of sound, got {heard.audio_end_ms}.",
+                "audio_end_ms",
+            )
+        if spoken.turn is not None:
+            text, units = spoken.until(heard.audio_end_ms / 1000)
+            self._history[spoken.turn] = shortened(self._history[spoken.turn], text, units)
+        await self._channel.send("conversation.item.truncated", **heard.model_dump())
+
     # ---- responses -------------------------------------------------------------------------------
 
     async def _answer_turn(self) -> None:
@@ -332,7 +377,7 @@ class Session:
         modalities = options.output_modalities or self._settings.output_modalities
         output = self._settings.audio.output
         conversation = self._talker.conversation(
-            voice=output.voice,
+            voice=options.audio.output.voice or output.voice,
             speed=output.speed,
             **self._length(options.max_output_tokens or self._settings.max_output_tokens),
         )
@@ -342,6 +387,8 @@ class Session:
         self._response = Response(
             self._talker, self._channel, conversation, modalities[0], question, item_id
         )
+        if spoken := self._response.spoken:
+            self._spoken[self._response.item_id] = spoken
         await self._response.begin()
 
     def _take_asked(self) -> tuple[Question, str]:
@@ -368,12 +415,3 @@ class Session:
         """Ends the response in progress, if there is one."""
         if self._response:
             await self._response.cancel(reason)
-
-
-def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The old settings, updated with the new ones at every depth."""
-    merged = dict(old)
-    for name, value in new.items():
-        both = isinstance(value, dict) and isinstance(old.get(name), dict)
-        merged[name] = _merged(old[name], value) if both else value
-    return merged

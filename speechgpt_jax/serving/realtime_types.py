@@ -1,6 +1,6 @@
 """Events that a client of /v1/realtime may send: settings of a session, messages, options."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -78,8 +78,45 @@ class Item(Strict):
     id: Annotated[str, Field(max_length=64)] | None = None
 
 
-class ResponseOptions(Strict):
-    """Settings of the session that one response overrides."""
+class Truncation(Strict):
+    """What the user has heard of an answer: its first `audio_end_ms`."""
 
+    item_id: str
+    content_index: Literal[0]
+    audio_end_ms: Annotated[int, Field(ge=0)]
+
+
+class ResponseOutput(Strict):
+    """Sound of one response."""
+
+    format: Pcm | None = None
+    voice: VoiceName | None = None
+
+
+class ResponseAudio(Strict):
+    """Sound of one response."""
+
+    output: ResponseOutput = ResponseOutput()
+
+
+class ResponseOptions(Strict):
+    """Settings of the session that one response overrides.
+
+    Responses that are not part of the conversation are not built here.
+    """
+
+    conversation: Literal["auto"] | None = None
+    input: None = None
+    tools: Annotated[list, Field(max_length=0)] | None = None
+    audio: ResponseAudio = ResponseAudio()
     output_modalities: Modalities | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | Literal["inf"] | None = None
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The old settings, updated with the new ones at every depth."""
+    result = dict(old)
+    for name, value in new.items():
+        both = isinstance(value, dict) and isinstance(old.get(name), dict)
+        result[name] = merged(old[name], value) if both else value
+    return result

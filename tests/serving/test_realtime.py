@@ -12,12 +12,15 @@ import pytest
 import websockets.exceptions
 import websockets.sync.client
 
+from speechgpt_jax import prompts
 from speechgpt_jax.decoding.conversation import Conversation
 from speechgpt_jax.decoding.requests import Answer
 from speechgpt_jax.serving import realtime, sound
+from speechgpt_jax.serving.limits import Limits
 from speechgpt_jax.serving.protocol import ApiError
 from speechgpt_jax.serving.talker import Talker
 from speechgpt_jax.speech.audio import load_audio
+from speechgpt_jax.unit_text import units_to_text
 from tests.serving import tiny
 from tests.serving.clips import QUESTION
 from tests.serving.conftest import FRIEND
@@ -224,6 +227,79 @@ def test_instructions_of_a_session_are_ignored(connection):
     assert text.text == tiny.SUM_ANSWER
 
 
+def ask_aloud(connection, **options):
+    """Events of the answer to the sum."""
+    content = [{"type": "input_text", "text": tiny.SUM}]
+    connection.conversation.item.create(
+        item={"type": "message", "role": "user", "content": content}
+    )
+    connection.response.create(**options)
+    return until(connection, DONE)
+
+
+def test_a_response_has_a_voice_of_its_own(connection):
+    by_hand(connection)
+    for options, voice in [
+        ({"response": {"audio": {"output": {"voice": "rms"}}}}, "rms"),
+        ({}, "slt"),
+    ]:
+        wav = wav_of(ask_aloud(connection, **options))
+        expected = tiny.speech_model().vocoder(tiny.SUM_UNITS, speaker=voice)
+        size = min(len(wav), len(expected))
+        assert np.corrcoef(wav[:size], expected[:size])[0, 1] > 0.95
+
+
+def test_an_answer_that_was_interrupted_is_shortened_in_the_history(connection, monkeypatch):
+    """The user stops listening when the answer was sent long ago."""
+    histories, ask = [], Conversation.ask
+
+    def recorded(self, *args, **options):
+        histories.append(list(self.history))
+        return ask(self, *args, **options)
+
+    monkeypatch.setattr(Conversation, "ask", recorded)
+    by_hand(connection)
+    prompt = prompts.TEXT_TO_SPEECH_PROMPT.format(question=tiny.SUM)
+    seconds = tiny.unit_seconds(tiny.SUM_UNITS)
+    expected = []
+    # All of it, its first words, nothing.
+    for words, number in [("it is five.", len(seconds)), ("it is", 7), ("", 0)]:
+        item_id = ask_aloud(connection)[-1].response.output[0].id
+        heard = round(1000 * sum(seconds[:number]))
+        connection.conversation.item.truncate(item_id=item_id, content_index=0, audio_end_ms=heard)
+        truncated = connection.recv()
+        assert truncated.type == "conversation.item.truncated"
+        assert (truncated.item_id, truncated.audio_end_ms) == (item_id, heard)
+        units = units_to_text(tiny.SUM_UNITS[:number])
+        expected.append(f"{prompt} [ta] {words}; [ua] {units}<eoa>. " if words else "")
+    ask_aloud(connection)
+    assert histories[-1] == expected
+    for wrong, message in [
+        ({"item_id": "item_1"}, "expected the id of an answer with sound, got 'item_1'"),
+        ({"audio_end_ms": 99_999}, "ms of sound, got 99999"),
+        ({"content_index": 1}, "content_index: expected 0, got 1"),
+    ]:
+        event = {"item_id": item_id, "content_index": 0, "audio_end_ms": 0} | wrong
+        connection.conversation.item.truncate(**event)
+        assert message in until(connection, "error")[-1].error.message
+
+
+def test_an_answer_in_progress_is_not_shortened(connection, held):
+    by_hand(connection)
+    content = [{"type": "input_text", "text": tiny.SUM}]
+    connection.conversation.item.create(
+        item={"type": "message", "role": "user", "content": content}
+    )
+    connection.response.create()
+    item_id = until(connection, "response.output_item.added")[-1].item.id
+    connection.conversation.item.truncate(item_id=item_id, content_index=0, audio_end_ms=0)
+    assert "cancel it first" in until(connection, "error")[-1].error.message
+    connection.response.cancel()
+    assert until(connection, DONE)[-1].response.status == "cancelled"
+    connection.conversation.item.truncate(item_id=item_id, content_index=0, audio_end_ms=0)
+    assert connection.recv().type == "conversation.item.truncated"
+
+
 def test_cancel(address, connection):
     by_hand(connection)
     append(connection, pcm(load_audio(QUESTION)))
@@ -269,6 +345,11 @@ def test_a_refused_response_leaves_the_question(connection):
         ({"type": "input_audio_buffer.commit"}, "0 ms of sound"),
         ({"type": "response.create"}, "no message of the user"),
         ({"type": "response.cancel"}, "no response in progress"),
+        ({"type": "response.create", "response": {"conversation": "none"}}, "expected 'auto'"),
+        (
+            {"type": "response.create", "response": {"audio": {"output": {"voice": "x"}}}},
+            "voice: expected one of slt, rms",
+        ),
         ({"type": "session.update"}, "session is required"),
         ({"type": "session.update", "session": {"audio": {"output": {"voice": "x"}}}}, "slt, rms"),
         ({"type": "session.update", "session": {"type": "transcription"}}, "expected 'realtime'"),
@@ -410,7 +491,26 @@ def test_a_silent_session_ends(address, monkeypatch):
         assert event["type"] == "error" and event["error"]["code"] == "session_expired"
         with pytest.raises(websockets.exceptions.ConnectionClosedError) as closed:
             session.recv(timeout=5)
-    assert closed.value.rcvd.code == realtime.IDLE_CODE
+    assert closed.value.rcvd.code == realtime.TIMEOUT_CODE
+
+
+def test_a_session_has_a_longest_time():
+    """Events don't make it longer."""
+    limits = Limits(audio_seconds=5, session_seconds=0.6)
+    with (
+        tiny.serving(limits=limits) as address,
+        websockets.sync.client.connect(f"{address.replace('http', 'ws')}/v1/realtime") as session,
+    ):
+        for _ in range(3):
+            session.send('{"type": "input_audio_buffer.clear"}')
+            event = json.loads(session.recv())
+            time.sleep(0.1)
+        with pytest.raises(websockets.exceptions.ConnectionClosedError) as closed:
+            while True:
+                event = json.loads(session.recv(timeout=5))
+    assert event["error"]["code"] == "session_expired"
+    assert "lasted for 0.01 minutes, the longest time" in event["error"]["message"]
+    assert closed.value.rcvd.code == realtime.TIMEOUT_CODE
 
 
 def test_a_session_that_answers_is_not_silent(connection, monkeypatch):
