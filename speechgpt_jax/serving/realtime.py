@@ -6,7 +6,6 @@ The events are the smallest set of OpenAI's Realtime API with which its client h
 import asyncio
 import collections
 import contextlib
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,14 +16,14 @@ from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from speechgpt_jax.decoding.conversation import Question
-from speechgpt_jax.decoding.history import shortened
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.serving import protocol
 from speechgpt_jax.serving.chat_completions import decode_base64
 from speechgpt_jax.serving.http import explain
 from speechgpt_jax.serving.protocol import ApiError, invalid
 from speechgpt_jax.serving.realtime_channel import Channel, message, new_id
-from speechgpt_jax.serving.realtime_response import Response, Spoken
+from speechgpt_jax.serving.realtime_response import Response
+from speechgpt_jax.serving.realtime_spoken import SpokenAnswers
 from speechgpt_jax.serving.realtime_types import (
     Audio,
     Item,
@@ -69,7 +68,7 @@ class Session:
             model=name, audio=Audio(output=Output(voice=talker.default_voice))
         )
         self._history: list[str] = []
-        self._spoken: dict[str, Spoken] = {}  # The answers with sound, by the ids of their items.
+        self._spoken = SpokenAnswers(self._history)
         self._end = time.monotonic() + talker.limits.session_seconds
         # What the next response answers, and the id of its item.
         self._asked: tuple[Question, str] | None = None
@@ -299,6 +298,12 @@ class Session:
         part = item.content[0]
         item_id = item.id or new_id("item")
         if item.role == "user":
+            if len(item.content) > 1:
+                raise invalid(
+                    f"item.content: expected one text or one recording, got {len(item.content)}"
+                    " parts.",
+                    "item.content",
+                )
             if part.type == "input_audio":
                 data = decode_base64(part.audio or "", "item.content.audio")
                 self._asked = await self._talker.decode(data, "pcm16"), item_id
@@ -310,26 +315,8 @@ class Session:
         await self._channel.add_item(message(item_id, item.role, shown))
 
     async def _truncate(self, event: dict) -> None:
-        """Leaves of an answer in the history what the user has heard."""
         heard = protocol.parse(Truncation, event)
-        spoken = self._spoken.get(heard.item_id)
-        if spoken is None:
-            raise invalid(
-                f"item_id: expected the id of an answer with sound, got"
-                f" {protocol.excerpt(heard.item_id)}.",
-                "item_id",
-            )
-        if self._response and self._response.spoken is spoken and self._response.is_in_progress:
-            raise invalid("The response is in progress; cancel it first.", "item_id")
-        most = math.ceil(1000 * spoken.seconds)
-        if heard.audio_end_ms > most:
-            raise invalid(
-                f"audio_end_ms: the answer has {most} ms of sound, got {heard.audio_end_ms}.",
-                "audio_end_ms",
-            )
-        if spoken.turn is not None:
-            text, units = spoken.until(heard.audio_end_ms / 1000)
-            self._history[spoken.turn] = shortened(self._history[spoken.turn], text, units)
+        self._spoken.shorten(heard)
         await self._channel.send("conversation.item.truncated", **heard.model_dump())
 
     # ---- responses -------------------------------------------------------------------------------
@@ -385,10 +372,14 @@ class Session:
         question, item_id = asked or self._take_asked()
         self._note()
         self._response = Response(
-            self._talker, self._channel, conversation, modalities[0], question, item_id
+            self._talker,
+            self._channel,
+            conversation,
+            modalities[0],
+            question,
+            item_id,
+            self._spoken,
         )
-        if spoken := self._response.spoken:
-            self._spoken[self._response.item_id] = spoken
         await self._response.begin()
 
     def _take_asked(self) -> tuple[Question, str]:

@@ -3,45 +3,18 @@
 import asyncio
 import base64
 import contextlib
-import dataclasses
 from typing import Any
 
-import numpy as np
 from starlette.websockets import WebSocketDisconnect
 
 from speechgpt_jax.decoding.conversation import Conversation, Question
-from speechgpt_jax.decoding.events import Event, Sound, Text, Transcript, Units
+from speechgpt_jax.decoding.events import Sound, Text, Transcript
 from speechgpt_jax.serving import protocol
-from speechgpt_jax.serving.audio_api import word_times
 from speechgpt_jax.serving.http import explain
 from speechgpt_jax.serving.realtime_channel import Channel, message, new_id
+from speechgpt_jax.serving.realtime_spoken import SpokenAnswers
 from speechgpt_jax.serving.sound import Encoder
 from speechgpt_jax.serving.talker import Talker, num_tokens
-from speechgpt_jax.speech.audio import SAMPLE_RATE
-
-
-@dataclasses.dataclass
-class Spoken:
-    """An answer aloud, which the user may not hear to its end.
-
-    Attributes:
-      text, units: the answer.
-      unit_seconds: lengths of the units, as far as they are known.
-      seconds: length of the sound that was sent.
-      turn: place of its turn in the conversation's history; None if it is not remembered.
-    """
-
-    text: str = ""
-    units: list[int] = dataclasses.field(default_factory=list)
-    unit_seconds: list[float] = dataclasses.field(default_factory=list)
-    seconds: float = 0.0
-    turn: int | None = None
-
-    def until(self, seconds: float) -> tuple[str, list[int]]:
-        """Text and units that end within the first `seconds`; times of words are estimated."""
-        words = [row for row in word_times(self.text, 0, self.seconds) if row["end"] <= seconds]
-        number = int(np.searchsorted(np.cumsum(self.unit_seconds), seconds + 1e-3))
-        return " ".join(row["word"] for row in words), self.units[:number]
 
 
 class Response:
@@ -51,8 +24,6 @@ class Response:
       question: what is answered.
       asked: id of its item.
       status: how it ended, one of OpenAI's; "in_progress" before.
-      item_id: id of the answer's item.
-      spoken: what is sent of an answer aloud; None if it is written.
       has_failed: it ended by an error, and the question can be asked again.
     """
 
@@ -64,6 +35,7 @@ class Response:
         modality: str,
         question: Question,
         asked: str,
+        spoken: SpokenAnswers,
     ):
         """
         Args:
@@ -72,13 +44,15 @@ class Response:
           conversation: made by `talker.conversation`; holds the earlier turns.
           modality: "audio" or "text".
           question, asked: see above.
+          spoken: the session's answers aloud.
         """
         self._talker, self._channel, self._conversation = talker, channel, conversation
         self._modality = modality
         self.question, self.asked, self.has_failed = question, asked, False
         self.status, self._heard = "in_progress", ""
-        self._id, self.item_id = new_id("resp"), new_id("item")
-        self.spoken = Spoken() if modality == "audio" else None
+        self._id, self._item_id = new_id("resp"), new_id("item")
+        # What was sent of an answer aloud; None if it is written.
+        self._spoken = spoken.begin(self._item_id) if modality == "audio" else None
         self._transcript = self._text = ""
         self._task: asyncio.Task | None = None
         self._is_begun = False
@@ -128,6 +102,8 @@ class Response:
             status, details = "failed", {"error": explain(error).body()["error"]}
             self.has_failed = True
         self.status = status
+        if self._spoken:
+            self._spoken.is_over = True
         if self._is_begun:
             item = self._item(status)
             await self._channel.send(
@@ -139,10 +115,10 @@ class Response:
 
     async def _send_reply(self) -> None:
         is_aloud = self._modality == "audio"
-        item = message(self.item_id, "assistant", None, "in_progress")
+        item = message(self._item_id, "assistant", None, "in_progress")
         part = {"type": self._modality, **({"transcript": ""} if is_aloud else {"text": ""})}
         place = {"response_id": self._id, "output_index": 0}
-        inside = {**place, "item_id": self.item_id, "content_index": 0}
+        inside = {**place, "item_id": self._item_id, "content_index": 0}
         words = "response.output_audio_transcript" if is_aloud else "response.output_text"
         await self._channel.send("response.output_item.added", item=item, **place)
         self._is_begun, self._previous = True, await self._channel.begin_item(item)
@@ -167,10 +143,10 @@ class Response:
                         await self._channel.send(f"{words}.delta", delta=text, **inside)
                     case Sound(wav) if is_aloud:
                         await self._send_sound(encoder.encode(wav), inside)
-                if self.spoken:
-                    _add(self.spoken, event)
-        if self.spoken and len(conversation.history) > turn:
-            self.spoken.turn = turn
+                if self._spoken:
+                    self._spoken.add(event)
+        if self._spoken and len(conversation.history) > turn:
+            self._spoken.turn = turn
         await self._send_transcript()
         if is_aloud:
             await self._send_sound(encoder.finish(), inside)
@@ -206,7 +182,7 @@ class Response:
         content = {"type": f"output_{self._modality}", name: self._text}
         is_whole = status == "completed"
         return message(
-            self.item_id, "assistant", content, "completed" if is_whole else "incomplete"
+            self._item_id, "assistant", content, "completed" if is_whole else "incomplete"
         )
 
     def _described(self, status: str, details: dict | None = None) -> dict[str, Any]:
@@ -223,14 +199,3 @@ class Response:
             "output": [self._item(status)] if is_over else [],
             "usage": usage if is_over else None,
         }
-
-
-def _add(spoken: Spoken, event: Event) -> None:
-    match event:
-        case Text(text):
-            spoken.text += text
-        case Units(units):
-            spoken.units += units
-        case Sound(wav, unit_seconds):
-            spoken.unit_seconds += unit_seconds
-            spoken.seconds += len(wav) / SAMPLE_RATE

@@ -127,10 +127,16 @@ def test_log_probabilities_before_a_stop_text(client):
 
 
 def test_the_clients_stream_helper(client):
-    with client.chat.completions.stream(model="tiny", messages=TEXT) as stream:
+    options = {name: value for name, value in STREAMED.items() if name != "stream"}
+    with client.chat.completions.stream(
+        model="tiny", messages=TEXT, logprobs=True, **options
+    ) as stream:
         for _ in stream:
             pass
-        assert stream.get_final_completion().choices[0].message.content == tiny.SUM_ANSWER
+        (choice,) = stream.get_final_completion().choices
+    assert choice.message.content == choice.message.audio.transcript == tiny.SUM_ANSWER
+    assert "".join(token.token for token in choice.logprobs.content) == tiny.SUM_ANSWER
+    assert choice.message.audio.id.count("audio_") == 1
 
 
 def test_all_calls_with_the_asynchronous_client(address):

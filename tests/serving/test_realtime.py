@@ -360,6 +360,17 @@ def test_a_refused_response_leaves_the_question(connection):
             "max_output_tokens: expected at most 96",
         ),
         ({"type": "conversation.item.create", "item": {"type": "message"}}, "is required"),
+        (
+            {
+                "type": "conversation.item.create",
+                "item": {
+                    "type": "message",
+                    "role": "user",
+                    "content": 2 * [{"type": "input_text", "text": "hello"}],
+                },
+            },
+            "item.content: expected one text or one recording, got 2 parts",
+        ),
         ({"type": "conversation.item.create"}, "item: expected a JSON object, got None"),
         ({"type": ["session.update"]}, "type: expected one of"),
     ],
