@@ -2,8 +2,8 @@
 
 Fields that would change the answer and that the server lacks are refused unless they have their
 default: `Unsupported`, for chat completions also `top_logprobs`, `response_format`, `tools` and
-`functions`, for completions `best_of`, `echo`, `suffix` and `stop`, for Realtime sessions `tools`.
-Other fields that the server doesn't know are ignored.
+`functions`, for completions `best_of`, `echo`, `suffix` and `stop`, for Realtime `tools`, and
+`input` and `conversation` of a response. Other fields that the server doesn't know are ignored.
 """
 
 from collections.abc import Sequence
