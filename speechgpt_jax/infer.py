@@ -243,7 +243,7 @@ def answer_prompt(conversation: Conversation, prompt: list[int]) -> dict:
 def answer_all(rows: Sequence[dict], answer: Callable[[Conversation, Any], dict]) -> None:
     """Adds the parts of an answer to all rows, in shards in the folder --answers."""
     # Each process prints its own mistakes: at an exception it would leave the others waiting.
-    with process_flags.connected(), one_line_errors():
+    with process_flags.connected(independent=True), one_line_errors():
         import jax
 
         from speechgpt_jax.decoding.shards import answer_shards

@@ -1,8 +1,12 @@
-"""Trains on TPU slices of a GKE cluster, by a JobSet like those of XPK.
+"""Trains or answers on TPU slices of a GKE cluster, by a JobSet like those of XPK.
 
     python -m tools.launch_gke --name=stage1 --image=REGISTRY/speechgpt_jax \\
         --accelerator=tpu-v5-lite-podslice --topology=16x16 --slices=1 --spot -- \\
         --gin_file=gin/runs/llama_7b_stage1.gin --output_dir=gs://BUCKET/stage1
+    python -m tools.launch_gke --name=answers --image=REGISTRY/speechgpt_jax \\
+        --accelerator=tpu-v6e-slice --topology=4x4 --module=speechgpt_jax.infer -- \\
+        --run=gs://BUCKET/stage3 --prompts=gs://BUCKET/questions.jsonl \\
+        --answers=gs://BUCKET/answers --mesh=4 --dtype=bfloat16
 
 --dry_run prints the manifest instead of applying it. The cluster needs the JobSet controller. When
 a node is preempted all pods save a checkpoint if the state can be written in the time that they
@@ -28,6 +32,7 @@ from speechgpt_jax.arguments import (
     positive_int,
 )
 from speechgpt_jax.launch import gke
+from speechgpt_jax.launch.command import add_arguments, chosen
 from speechgpt_jax.launch.slices import check_mesh
 
 
@@ -72,7 +77,8 @@ def variable(text: str) -> tuple[str, str]:
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
-    if note := check_mesh(args.slices, args.train_arguments):
+    command = chosen(args)
+    if note := check_mesh(args.slices, command):
         print(note, file=sys.stderr)
     nodes = gke.Nodes(
         args.accelerator, args.topology, args.chips_per_host, args.spot, args.reservation
@@ -84,7 +90,7 @@ def main(argv: list[str]) -> int:
         args.name,
         args.image,
         nodes,
-        args.train_arguments,
+        command,
         cluster,
         slices=args.slices,
         max_restarts=args.max_restarts,
@@ -138,7 +144,7 @@ def parser() -> Parser:
         help="number of restarts after crashes (default: 5)",
     )
     add("--dry_run", action="store_true", help="only print the manifest")
-    add("train_arguments", nargs="+", help="arguments of train, after --")
+    add_arguments(parser)
     return parser
 
 

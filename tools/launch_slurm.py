@@ -1,15 +1,19 @@
-"""Trains on GPU nodes of a SLURM cluster, one process per GPU.
+"""Trains or answers on GPU nodes of a SLURM cluster, one process per GPU.
 
     python -m tools.launch_slurm --name=stage1 --nodes=4 --gpus_per_node=8 --hours=24 -- \\
         --gin_file=gin/runs/llama_7b_stage1.gin --output_dir=/scratch/stage1
+    python -m tools.launch_slurm --name=answers --nodes=1 --module=speechgpt_jax.infer -- \\
+        --run=/scratch/stage3 --prompts=questions.jsonl --answers=/scratch/answers
 
 Run it in the folder of this repository on the cluster's file system. --dry_run prints the batch
 script instead of submitting it. Shortly before its time limit, or when its nodes are preempted, the
-job saves a checkpoint and requeues itself; after a crash it requeues itself too.
+job saves a checkpoint and requeues itself; after a crash it requeues itself too. Each process
+answers its own share of the prompts, on its own GPU.
 """
 
 from speechgpt_jax import arguments, processes
 from speechgpt_jax.arguments import IllegalValue, Parser, at_least, name, nonempty, positive_int
+from speechgpt_jax.launch.command import add_arguments, chosen
 from speechgpt_jax.launch.slurm import batch_script
 
 
@@ -28,7 +32,7 @@ def main(argv: list[str]) -> int:
         args.gpus_per_node,
         args.cpus_per_gpu,
         args.hours,
-        args.train_arguments,
+        chosen(args),
         options=args.sbatch,
         image=args.image,
         mounts=args.mounts,
@@ -70,7 +74,7 @@ def parser() -> Parser:
         help="restarts after crashes; those after stops don't count (default: 5)",
     )
     parser.add_argument("--dry_run", action="store_true", help="only print the script")
-    parser.add_argument("train_arguments", nargs="+", help="arguments of train, after --")
+    add_arguments(parser)
     return parser
 
 

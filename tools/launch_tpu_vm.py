@@ -1,4 +1,4 @@
-"""Requests TPU VMs, installs this project on them and trains on all of their hosts.
+"""Requests TPU VMs, installs this project on them and runs it on all of their hosts.
 
     python -m tools.launch_tpu_vm create --name=speechgpt --zone=us-west4-a \\
         --accelerator_type=v5litepod-256 --runtime_version=v2-alpha-tpuv5-lite --spot
@@ -9,6 +9,12 @@
     python -m tools.launch_tpu_vm logs   --name=speechgpt --zone=us-west4-a
     python -m tools.launch_tpu_vm stop   --name=speechgpt --zone=us-west4-a
     python -m tools.launch_tpu_vm delete --name=speechgpt --zone=us-west4-a
+
+Answers instead of training, on all hosts:
+
+    python -m tools.launch_tpu_vm train --name=speechgpt --zone=us-west4-a \\
+        --module=speechgpt_jax.infer -- --run=gs://BUCKET/stage3 \\
+        --prompts=gs://BUCKET/questions.jsonl --answers=gs://BUCKET/answers --mesh=4
 
 `create` queues the request (queued resources); `setup` works once it is granted; `train` starts the
 run and returns; `stop` saves a checkpoint first. --slices=2 requests two slices, joined by the
@@ -32,6 +38,7 @@ import sys
 from speechgpt_jax import arguments, processes
 from speechgpt_jax.arguments import Parser, at_least, name, nonempty, positive_float, positive_int
 from speechgpt_jax.launch import tpu_vm
+from speechgpt_jax.launch.command import add_arguments, chosen
 from speechgpt_jax.launch.slices import check_mesh
 from speechgpt_jax.launch.watch import watch
 
@@ -49,7 +56,7 @@ def command(args: argparse.Namespace, pod: tpu_vm.Pod) -> list[str]:
     if args.step == "setup":
         return tpu_vm.setup(pod, args.source)
     if args.step == "train":
-        return tpu_vm.train(pod, args.train_arguments)
+        return tpu_vm.train(pod, chosen(args))
     if args.step == "logs":
         return tpu_vm.logs(pod, args.lines)
     return {"status": tpu_vm.status, "stop": tpu_vm.stop, "delete": tpu_vm.delete}[args.step](pod)
@@ -59,13 +66,13 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     pod = tpu_vm.Pod(args.name, args.zone, args.project)
     if args.step == "watch":
-        if note := check_mesh(args.slices, args.train_arguments):
+        if note := check_mesh(args.slices, chosen(args)):
             print(note, file=sys.stderr)
         watch(
             pod,
             request(args),
             args.source,
-            args.train_arguments,
+            chosen(args),
             max_restarts=args.max_restarts,
             max_failures=args.max_failures,
             seconds=args.seconds,
@@ -106,7 +113,7 @@ def parser() -> Parser:
     source = Parser(add_help=False)
     source.add_argument("--source", type=nonempty, required=True, help="git URL of this repository")
     train = Parser(add_help=False)
-    train.add_argument("train_arguments", nargs="+", help="arguments of train, after --")
+    add_arguments(train)
 
     parser = Parser(__doc__)
     steps = parser.add_subparsers(required=True, dest="step")

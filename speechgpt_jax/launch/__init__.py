@@ -1,1 +1,1 @@
-"""Launchers of training on clusters: GKE, SLURM, TPU VM."""
+"""Launchers of training and decoding on clusters: GKE, SLURM, TPU VM."""

@@ -1,20 +1,91 @@
-"""The training command of launchers that restart a stopped run, and its exit code."""
+"""The command that launchers start on every host, and its exit codes."""
 
+import argparse
+import dataclasses
+import hashlib
+import signal
 from collections.abc import Sequence
 
-# Exit code of a run that saved a checkpoint after SIGTERM and must be restarted: EX_TEMPFAIL of
-# sysexits.h.
-STOPPED_EXIT_CODE = 75
 # Time from SIGTERM to SIGKILL, to finish the current step and to write a checkpoint.
 GRACE_SECONDS = 300
+# EX_TEMPFAIL of sysexits.h.
+SAVED_EXIT_CODE = 75
+TRAIN = "speechgpt_jax.train"
 
 
-def train_command(python: str, arguments: Sequence[str]) -> list[str]:
-    """`python -m speechgpt_jax.train --stopped_exit_code=75 ARGUMENTS` as a list of words."""
-    return [
-        python,
-        "-m",
-        "speechgpt_jax.train",
-        f"--stopped_exit_code={STOPPED_EXIT_CODE}",
-        *arguments,
-    ]
+@dataclasses.dataclass(frozen=True)
+class Main:
+    """A main that launchers can start.
+
+    Attributes:
+      flags: flags that every launcher gives it.
+      joins_by_flag: on a TPU pod it finds the other processes with --multihost.
+      stopped_exit_code: its exit code after SIGTERM, which doesn't count as a crash.
+    """
+
+    flags: tuple[str, ...] = ()
+    joins_by_flag: bool = True
+    stopped_exit_code: int = 128 + signal.SIGTERM
+
+
+MAINS = {
+    TRAIN: Main((f"--stopped_exit_code={SAVED_EXIT_CODE}",), stopped_exit_code=SAVED_EXIT_CODE),
+    "speechgpt_jax.infer": Main(),
+    "speechgpt_jax.evaluate": Main(joins_by_flag=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A main and its arguments, the same on every host.
+
+    Attributes:
+      arguments: such as ["--gin_file=RECIPE", "--output_dir=gs://BUCKET/stage1"].
+      module: a key of MAINS.
+    """
+
+    arguments: Sequence[str]
+    module: str = TRAIN
+
+    def words(self, python: str, *, joins: bool = False) -> list[str]:
+        """`python -m MODULE FLAGS ARGUMENTS` as a list of words.
+
+        Args:
+          python: the interpreter.
+          joins: add --multihost, where the main has it.
+        """
+        main = MAINS[self.module]
+        multihost = ["--multihost"] if joins and main.joins_by_flag else []
+        return [python, "-m", self.module, *main.flags, *multihost, *self.arguments]
+
+    @property
+    def name(self) -> str:
+        """ "train", "infer" or "evaluate"."""
+        return self.module.rpartition(".")[2]
+
+    @property
+    def stopped_exit_code(self) -> int:
+        """Its exit code after SIGTERM."""
+        return MAINS[self.module].stopped_exit_code
+
+    @property
+    def digest(self) -> str:
+        """A name by which the runs of two commands can be told apart."""
+        words = "\0".join([self.module, *self.arguments])
+        return hashlib.sha256(words.encode()).hexdigest()[:12]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --module and, after `--`, the main's arguments."""
+    parser.add_argument(
+        "--module",
+        choices=MAINS,
+        default=TRAIN,
+        help=f"main that runs on every host (default: {TRAIN})",
+    )
+    parser.add_argument("main_arguments", nargs="+", help="arguments of --module, after --")
+
+
+def chosen(args: argparse.Namespace) -> Command:
+    """The command in the arguments that `add_arguments` has added."""
+    return Command(args.main_arguments, args.module)

@@ -1,12 +1,12 @@
-"""The JobSet that trains on TPU slices of a GKE cluster."""
+"""The JobSet that trains or answers on TPU slices of a GKE cluster."""
 
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.launch.command import GRACE_SECONDS, STOPPED_EXIT_CODE, train_command
+from speechgpt_jax.launch.command import GRACE_SECONDS, Command
 
 # Seconds between GKE's notice and the loss of a spot node.
 SPOT_GRACE_SECONDS = 15
@@ -142,7 +142,7 @@ def job_set(
     name: str,
     image: str,
     nodes: Nodes,
-    train_arguments: Sequence[str],
+    command: Command,
     cluster: Cluster = Cluster(),
     slices: int = 1,
     max_restarts: int = 5,
@@ -153,7 +153,7 @@ def job_set(
       name: name of the JobSet, a DNS label.
       image: container image with this package installed.
       nodes: number of nodes of each slice.
-      train_arguments: arguments of `speechgpt_jax.train`.
+      command: what runs on each host.
       cluster: how its pods run.
       slices: number of slices; GKE tells libtpu which slice a pod belongs to.
       max_restarts: restarts after crashes; those after preemptions don't count.
@@ -166,7 +166,7 @@ def job_set(
     # Each slice gets a node pool of its own.
     exclusive = "alpha.jobset.sigs.k8s.io/exclusive-topology"
     metadata["annotations"] = {exclusive: "cloud.google.com/gke-nodepool"}
-    job = _slice_job(image, nodes, cluster, train_arguments)
+    job = _slice_job(image, nodes, cluster, command)
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
@@ -187,7 +187,7 @@ def job_set(
     }
 
 
-def _slice_job(image, nodes, cluster, train_arguments) -> dict:
+def _slice_job(image, nodes, cluster, command) -> dict:
     """Job of one slice, with one pod per host; it fails as a whole if one pod fails."""
     # JobSet before 0.11 requires the status, though True is its default.
     disrupted = {"type": "DisruptionTarget", "status": "True"}
@@ -200,21 +200,21 @@ def _slice_job(image, nodes, cluster, train_arguments) -> dict:
             "rules": [
                 {
                     "action": "FailJob",
-                    "onExitCodes": {"operator": "In", "values": [STOPPED_EXIT_CODE]},
+                    "onExitCodes": {"operator": "In", "values": [command.stopped_exit_code]},
                 },
                 {"action": "FailJob", "onPodConditions": [disrupted]},
             ]
         },
-        "template": {"spec": _pod(image, nodes, cluster, train_arguments)},
+        "template": {"spec": _pod(image, nodes, cluster, command)},
     }
 
 
-def _pod(image, nodes, cluster, train_arguments) -> dict:
+def _pod(image, nodes, cluster, command) -> dict:
     """Pod of one host, which gets all of the host's chips."""
     container = {
-        "name": "train",
+        "name": command.name,
         "image": image,
-        "command": train_command("python", train_arguments),
+        "command": command.words("python"),
         # The ports of libtpu and of JAX's coordinator.
         "ports": [{"containerPort": 8471}, {"containerPort": 8482}],
         # libtpu locks memory, for which a container's limit is too low.

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.launch.command import TRAIN, Command
 
 # Where relative gin files are, as for the programs that read them.
 FOLDERS = (Path(), Path(__file__).parent.parent)
@@ -12,8 +13,10 @@ _BINDING = re.compile(r"\s*([\w.]+\.)?MeshConfig\.slices\s*=\s*(?P<value>[^#\s]+
 _INCLUDE = re.compile(r"\s*include\s+['\"](?P<file>[^'\"]+)['\"]")
 
 
-def check_mesh(slices: int, train_arguments: Sequence[str]) -> str | None:
+def check_mesh(slices: int, command: Command) -> str | None:
     """Compares `MeshConfig.slices` in gin files and flags with the number of slices.
+
+    Only training has a mesh over several hosts.
 
     Returns:
       What is to be looked at where gin files are not on this machine; None if all is well.
@@ -21,7 +24,9 @@ def check_mesh(slices: int, train_arguments: Sequence[str]) -> str | None:
     Raises:
       UserError: the mesh is for another number of slices.
     """
-    values = [*_in_arguments(train_arguments)]
+    if command.module != TRAIN:
+        return None
+    values = [*_in_arguments(command.arguments)]
     known = [value for value in values if value is not None]
     value = known[-1] if known else "1"
     is_readable = len(known) == len(values) and value.isdecimal()

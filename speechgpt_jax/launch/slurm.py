@@ -1,10 +1,10 @@
-"""The batch script that trains on GPU nodes of a SLURM cluster."""
+"""The batch script that trains or answers on GPU nodes of a SLURM cluster."""
 
 import shlex
 from collections.abc import Sequence
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.launch.command import GRACE_SECONDS, STOPPED_EXIT_CODE, train_command
+from speechgpt_jax.launch.command import GRACE_SECONDS, Command
 
 SCRIPT = """\
 #!/bin/bash
@@ -41,7 +41,7 @@ def batch_script(
     gpus_per_node: int,
     cpus_per_gpu: int,
     hours: int,
-    train_arguments: Sequence[str],
+    command: Command,
     options: Sequence[str] = (),
     image: str | None = None,
     mounts: str | None = None,
@@ -53,7 +53,7 @@ def batch_script(
       name: name of the job and of its log file.
       nodes, gpus_per_node, cpus_per_gpu: the job's resources.
       hours: time limit after which the job is stopped and requeued.
-      train_arguments: arguments of `speechgpt_jax.train`.
+      command: what runs in each process.
       options: further options of sbatch, such as "--partition=gpu".
       image: container image, for clusters with pyxis; by default the checkout's `.venv`.
       mounts: folders that the container sees, such as "/scratch:/scratch".
@@ -80,7 +80,7 @@ def batch_script(
         grace=GRACE_SECONDS,
         options="".join(f"#SBATCH {option}\n" for option in options),
         container=container,
-        command=shlex.join(train_command(python, train_arguments)),
+        command=shlex.join(command.words(python)),
         max_restarts=max_restarts,
-        stopped=STOPPED_EXIT_CODE,
+        stopped=command.stopped_exit_code,
     )

@@ -1,23 +1,21 @@
-"""The gcloud commands that request TPU VMs, install this project on them and train there.
+"""The gcloud commands that request TPU VMs, install this project on them and run it there.
 
-All but `read_status` and `command_id` return the command as a list of words.
+All but `read_status` return the command as a list of words.
 """
 
 import dataclasses
-import hashlib
 import re
 import shlex
 import signal
-from collections.abc import Sequence
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.launch.command import train_command
+from speechgpt_jax.launch.command import Command
 
 QUEUED_RESOURCES = ["gcloud", "compute", "tpus", "queued-resources"]
 CHECKOUT = "~/speechgpt_jax"
 UV = "~/.local/bin/uv"
 # Kept beside the checkout's files: process id, exit code and output of the run on a host, the
-# `command_id` of its arguments, and a file that `stop` leaves.
+# digest of its command, and a file that `stop` leaves.
 PID, CODE, LOG, COMMAND, STOP = (
     f"train.{name}" for name in ("pid", "code", "log", "command", "stop")
 )
@@ -88,7 +86,7 @@ class HostRun:
 
     Attributes:
       state: "run in progress", "run ended with N" or "no run".
-      command: its `command_id`; None if there is no run.
+      command: the digest of its command; None if there is no run.
       is_stopped: `stop` was called.
     """
 
@@ -153,22 +151,17 @@ def setup(pod: Pod, source: str) -> list[str]:
     )
 
 
-def command_id(train_arguments: Sequence[str]) -> str:
-    """A name for these arguments, by which the runs of two commands can be told apart."""
-    return hashlib.sha256("\0".join(train_arguments).encode()).hexdigest()[:12]
-
-
-def train(pod: Pod, train_arguments: Sequence[str]) -> list[str]:
-    """Starts `speechgpt_jax.train` on every host, where it outlives the connection."""
-    train = shlex.join(train_command(".venv/bin/python", ["--multihost", *train_arguments]))
+def train(pod: Pod, command: Command) -> list[str]:
+    """Starts the command on every host, where it outlives the connection."""
+    words = shlex.join(command.words(".venv/bin/python", joins=True))
     # The shell waits for the run also after SIGTERM, so that the exit code is always written.
-    script = shlex.quote(f"trap : TERM; {train}; echo $? > {CODE}")
+    script = shlex.quote(f"trap : TERM; {words}; echo $? > {CODE}")
     return on_all_hosts(
         pod,
         f"cd {CHECKOUT} &&"
         f" if ! test -f {CODE} && kill -0 $(cat {PID}) 2> /dev/null;"
         " then echo 'a run is in progress'; exit 1; fi &&"
-        f" rm -f {CODE} {STOP} && echo {command_id(train_arguments)} > {COMMAND} &&"
+        f" rm -f {CODE} {STOP} && echo {command.digest} > {COMMAND} &&"
         f" {{ setsid nohup sh -c {script} > {LOG} 2>&1 < /dev/null & echo $! > {PID}; }}",
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from speechgpt_jax import processes
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.launch import tpu_vm
-from speechgpt_jax.launch.command import STOPPED_EXIT_CODE
+from speechgpt_jax.launch.command import Command
 from speechgpt_jax.launch.tpu_vm import HostRun, Pod, Request
 
 # States of a request whose slices are gone for good.
@@ -18,7 +18,7 @@ def watch(
     pod: Pod,
     request: Request,
     source: str,
-    train_arguments: Sequence[str],
+    command: Command,
     *,
     max_restarts: int,
     max_failures: int,
@@ -27,7 +27,7 @@ def watch(
     call_seconds: float,
     log: Callable[[str], None] = print,
 ) -> None:
-    """Returns when the run of these arguments has finished on all hosts.
+    """Returns when the run of this command has finished on all hosts.
 
     It looks at the pod each time, and remembers only what it counts: it may be ended and started
     anew on any machine.
@@ -35,7 +35,7 @@ def watch(
     Args:
       pod, request: the slices; requested if there are none, or if they were preempted.
       source: git URL of this repository.
-      train_arguments: arguments of `speechgpt_jax.train`.
+      command: what runs on each host.
       max_restarts: restarts after crashes; those after preemptions don't count.
       max_failures: failures in a row of one gcloud command, or of the request, that end it.
       seconds: seconds between two looks.
@@ -48,7 +48,7 @@ def watch(
         other arguments; or gcloud or the request fails again and again.
     """
     gcloud = _Gcloud(pod, max_failures, call_seconds, log)
-    run = _Run(pod, source, train_arguments, max_restarts, straggler_seconds, gcloud, log)
+    run = _Run(pod, source, command, max_restarts, straggler_seconds, gcloud, log)
     before, was_active = None, False
     while True:
         state = gcloud.output("list", tpu_vm.state(pod))
@@ -121,16 +121,15 @@ class _Run:
         self,
         pod: Pod,
         source: str,
-        train_arguments: Sequence[str],
+        command: Command,
         max_restarts: int,
         straggler_seconds: float,
         gcloud: _Gcloud,
         log: Callable[[str], None],
     ):
-        self._pod, self._source, self._arguments = pod, source, train_arguments
+        self._pod, self._source, self._command = pod, source, command
         self._max_restarts, self._straggler_seconds = max_restarts, straggler_seconds
         self._gcloud, self._log = gcloud, log
-        self._command = tpu_vm.command_id(train_arguments)
         self._crashes = 0
         self._is_counted = False  # The last crash, whose exit codes stay until the next start.
         # Who starts `watch` after `stop` wants the run to go on: None until the first look.
@@ -154,7 +153,9 @@ class _Run:
         if self._heeds_stop is None:
             self._heeds_stop = not is_stopped
         is_stopped = is_stopped and self._heeds_stop
-        if not is_stopped and any(code not in (0, STOPPED_EXIT_CODE) for code in codes):
+        if not is_stopped and any(
+            code not in (0, self._command.stopped_exit_code) for code in codes
+        ):
             self._count_crash(codes)
         if any(run.is_in_progress for run in runs):
             self._end_stragglers(runs, codes)
@@ -170,12 +171,12 @@ class _Run:
     def _of_this_command(self, runs: Sequence[HostRun]) -> list[HostRun]:
         """What earlier commands left on the hosts doesn't count."""
         for run in runs:
-            if run.is_in_progress and run.command != self._command:
+            if run.is_in_progress and run.command != self._command.digest:
                 raise UserError(
                     f"{self._pod.name}: a run with other arguments is in progress; wait for its"
                     " end, or end it by `launch_tpu_vm stop`."
                 )
-        return [run if run.command == self._command else HostRun("no run") for run in runs]
+        return [run if run.command == self._command.digest else HostRun("no run") for run in runs]
 
     def _count_crash(self, codes: Sequence[int]) -> None:
         if self._is_counted:
@@ -212,6 +213,6 @@ class _Run:
         self._first_ended = None
         # If a host goes away meanwhile, the next look finds out.
         if self._gcloud.run("setup", tpu_vm.setup(self._pod, self._source)) and self._gcloud.run(
-            "train", tpu_vm.train(self._pod, self._arguments)
+            "train", tpu_vm.train(self._pod, self._command)
         ):
             self._is_counted, self._heeds_stop = False, True

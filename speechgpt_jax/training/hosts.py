@@ -25,6 +25,8 @@ HEARTBEAT_SECONDS = 30
 CONNECT_SECONDS = 300
 # How long the other processes wait at the end, while the first one draws the loss curves.
 SHUTDOWN_SECONDS = 60
+# The same for processes with shares of different length: a month.
+UNLIMITED_SECONDS = 30 * 24 * 3600
 
 
 @contextlib.contextmanager
@@ -33,6 +35,8 @@ def connected(
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    *,
+    independent: bool = False,
 ) -> Iterator[None]:
     """Connects this process with the others of its run; does nothing if there are no others.
 
@@ -44,6 +48,8 @@ def connected(
         they are always looked for.
       coordinator_address: HOST:PORT of process 0, if the environment does not name it.
       num_processes, process_id: required with `coordinator_address`.
+      independent: the processes share nothing but the work: SIGTERM ends them as usual, and those
+        that are ready wait for the others for as long as these take.
 
     Raises:
       UserError: the three are not given together, the environment names no other processes, or
@@ -63,11 +69,11 @@ def connected(
             _wait_for_first_process(host, port, num_processes or 0)
         else:
             _check_free(port)
-        _initialize(**explicit)
+        _initialize(independent, **explicit)
     elif len(missing) < len(explicit):
         raise UserError(f"{', '.join(missing)} must be given too: the three belong together.")
     elif multihost or scheduled_processes() > 1:
-        _initialize()
+        _initialize(independent)
     else:
         yield
         return
@@ -121,13 +127,16 @@ def _check_free(port: int) -> None:
         ) from error
 
 
-def _initialize(**explicit: Any) -> None:
+def _initialize(independent: bool, **explicit: Any) -> None:
+    if independent:
+        # JAX's own handler of SIGTERM waits for a loop that asks it.
+        jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             **explicit,
             initialization_timeout=CONNECT_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+            shutdown_timeout_seconds=UNLIMITED_SECONDS if independent else SHUTDOWN_SECONDS,
         )
     except ValueError as error:
         raise UserError(

@@ -23,9 +23,13 @@ PROCESS_ID = define(
 )
 
 
-def connected() -> contextlib.AbstractContextManager[None]:
-    """Connects this process with the others that the flags or the environment name."""
+def connected(*, independent: bool = False) -> contextlib.AbstractContextManager[None]:
+    """Connects this process with the others that the flags or the environment name.
+
+    Args:
+      independent: as in `hosts.connected`.
+    """
     from speechgpt_jax.training import hosts  # Loads JAX, which takes seconds.
 
     others = (MULTIHOST.value, COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    return hosts.connected(*others)
+    return hosts.connected(*others, independent=independent)

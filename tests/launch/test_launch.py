@@ -5,20 +5,22 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.launch import command as launch
 from speechgpt_jax.launch import gke
+from speechgpt_jax.launch.command import GRACE_SECONDS, MAINS, SAVED_EXIT_CODE, Command
 from speechgpt_jax.launch.slices import check_mesh
 from tools import launch_gke, launch_slurm, launch_tpu_vm
 
 # JobSet's own schema, from its CustomResourceDefinition of August 2026 (Apache-2.0), without its
 # descriptions and without the fields of a pod that no launcher sets.
-SCHEMA = Path(__file__).parent.parent / "testdata" / "jobset_v1alpha2.json"
+ROOT = Path(__file__).parent.parent.parent
+SCHEMA = ROOT / "tests" / "testdata" / "jobset_v1alpha2.json"
 TRAIN = ["--gin_file=gin/runs/llama_7b_stage1.gin", "--gin.UNITS=gs://bucket/units-*.txt"]
 
 
@@ -144,17 +146,19 @@ def test_a_mesh_for_the_slices(tmp_path, capsys):
         (2, ["--gin_file", "gin/meshes/two_slices.gin"]),
         (4, [FOUR, *TRAIN, TWO_SLICES]),
     ):
-        assert check_mesh(slices, arguments) is None
+        assert check_mesh(slices, Command(arguments)) is None
     included = tmp_path / "run.gin"
     included.write_text("include 'gin/meshes/two_slices.gin'\n")
-    assert check_mesh(2, [f"--gin_file={included}"]) is None
+    assert check_mesh(2, Command([f"--gin_file={included}"])) is None
     # A file of the image that isn't here can't be checked.
-    assert check_mesh(1, ["--gin_file=/image/run.gin"]) is None
+    assert check_mesh(1, Command(["--gin_file=/image/run.gin"])) is None
     note = "2 slices need a mesh for them, if the gin files don't bind it: " + TWO_SLICES
-    assert check_mesh(2, ["--gin_file=/image/run.gin"]) == note
+    assert check_mesh(2, Command(["--gin_file=/image/run.gin"])) == note
     arguments = [*GKE, "--topology=4x4", "--slices=2", "--", "--gin_file=/image/run.gin"]
     assert launch_gke.main(arguments) == 0
     assert capsys.readouterr().err == note + "\n"
+    # Only training has a mesh over several slices.
+    assert check_mesh(2, Command(["--prompts=a"], "speechgpt_jax.infer")) is None
 
 
 @pytest.mark.parametrize(
@@ -179,7 +183,7 @@ def test_the_schema_finds_mistakes():
         (("spec", "replicatedJobs", 0, "template", "spec", "parallelism"), "4"),
         (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "container"), []),
     ):
-        manifest = inner = gke.job_set("a", "image", gke.Nodes("tpu7x", "2x2x1"), TRAIN)
+        manifest = inner = gke.job_set("a", "image", gke.Nodes("tpu7x", "2x2x1"), Command(TRAIN))
         for key in path[:-1]:
             inner = inner[key]
         inner[path[-1]] = value
@@ -209,6 +213,7 @@ def test_names_of_a_cluster_may_be_longer_than_that_of_a_run():
         (launch_gke, [*GKE, "--topology=2x4"], "--topology=16,16"),
         (launch_gke, [*GKE, "--topology=2x4"], "--topology=-2x-2"),
         (launch_gke, [*GKE, "--topology=2x4"], "--topology=4"),
+        (launch_gke, [*GKE, "--topology=2x4"], "--module=speechgpt_jax.serve"),
         (launch_gke, [*GKE, "--topology=2x4"], "--slices=0"),
         (launch_gke, [*GKE, "--topology=2x4"], "--accelerator=tpu-v9"),
         (launch_gke, [*GKE, "--topology=2x4"], "--env=A"),
@@ -224,6 +229,7 @@ def test_names_of_a_cluster_may_be_longer_than_that_of_a_run():
         (launch_gke, [*GKE, "--topology=2x4"], "--image="),
         (launch_slurm, SLURM, "--name=my run"),
         (launch_slurm, SLURM, "--name="),
+        (launch_slurm, SLURM, "--module=infer"),
         (launch_slurm, SLURM, "--hours=0"),
         (launch_slurm, SLURM, "--hours=nan"),
         (launch_slurm, SLURM, "--nodes=0"),
@@ -278,7 +284,7 @@ def test_slurm(capsys):
     # JAX uses one device per task, by its local id.
     assert options["ntasks-per-node"] == options["gpus-per-node"] == "8"
     assert (options["nodes"], options["partition"]) == ("4", "gpu")
-    assert options["signal"] == f"TERM@{launch.GRACE_SECONDS}"
+    assert options["signal"] == f"TERM@{GRACE_SECONDS}"
     assert re.fullmatch(r"\d+:\d\d:\d\d", options["time"])
     [srun] = [shlex.split(line) for line in lines if line.startswith("srun")]
     assert srun[-2:] == TRAIN, "the shell must not expand the pattern"
@@ -295,21 +301,26 @@ echo "scontrol $@"
 
 
 @pytest.mark.parametrize(
-    ("code", "crashes", "requeued"),
+    ("main", "code", "crashes", "requeued"),
     [
-        (0, 0, False),
-        (launch.STOPPED_EXIT_CODE, 0, True),
-        (launch.STOPPED_EXIT_CODE, 9, True),
-        (1, 0, True),
-        (137, 1, True),
-        (1, 2, False),
+        ("train", 0, 0, False),
+        ("train", SAVED_EXIT_CODE, 0, True),
+        ("train", SAVED_EXIT_CODE, 9, True),
+        ("train", 1, 0, True),
+        ("train", 137, 1, True),
+        ("train", 1, 2, False),
+        # SIGTERM ends the other mains.
+        ("infer", 143, 9, True),
+        ("infer", SAVED_EXIT_CODE, 9, False),
+        ("evaluate", 143, 9, True),
     ],
 )
-def test_the_slurm_script_requeues(code, crashes, requeued, tmp_path, capsys):
+def test_the_slurm_script_requeues(main, code, crashes, requeued, tmp_path, capsys):
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     flags = [*SLURM, "--max_restarts=2", "--image=me/image", "--mounts=/scratch:/scratch"]
+    flags += [f"--module=speechgpt_jax.{main}"]
     script = dry_run(launch_slurm, [*flags, "--", *TRAIN], capsys)
     variables = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
@@ -325,7 +336,7 @@ def test_the_slurm_script_requeues(code, crashes, requeued, tmp_path, capsys):
     lines = done.stdout.splitlines()
     assert lines[0].startswith(
         "srun, 12 cores: --kill-on-bad-exit=1 --container-image=me/image"
-        " --container-mounts=/scratch:/scratch python -m speechgpt_jax.train"
+        f" --container-mounts=/scratch:/scratch python -m speechgpt_jax.{main}"
     )
     assert lines[0].endswith(" ".join(TRAIN)), "the shell must not expand the pattern"
     assert lines[1:] == (["scontrol requeue 7"] if requeued else [])
@@ -360,17 +371,84 @@ def test_tpu7x_is_on_gke_only(accelerator_type):
             launch_tpu_vm.main(arguments)
 
 
-def test_all_hosts_of_a_pod_get_one_command(capsys):
-    command = shlex.split(dry_run(launch_tpu_vm, ["train", *TPU, "--", *TRAIN], capsys))
+def on_a_pod(module, arguments, capsys):
+    """The words that start a main on a host of a TPU VM pod."""
+    flags = ["train", *TPU, f"--module={module}", "--", *arguments]
+    command = shlex.split(dry_run(launch_tpu_vm, flags, capsys))
     [remote] = [x.removeprefix("--command=") for x in command if x.startswith("--command=")]
     script = shlex.split(remote)[shlex.split(remote).index("-c") + 1]
-    assert ["--multihost", *TRAIN] == shlex.split(script.split(";")[1])[4:]
+    return shlex.split(script.split(";")[1])
 
 
-@pytest.mark.parametrize("module", [launch_gke, launch_slurm, launch_tpu_vm])
-def test_commands_in_the_help_parse(module):
+def on_gke(module, arguments, capsys):
+    flags = [*GKE, "--topology=2x2", f"--module={module}", "--", *arguments]
+    manifest = yaml.safe_load(dry_run(launch_gke, flags, capsys))
+    check(manifest, json.loads(SCHEMA.read_text()))
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    [container] = job["template"]["spec"]["containers"]
+    [code] = job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"]
+    assert code == (SAVED_EXIT_CODE if container["name"] == "train" else 143)
+    return container["command"]
+
+
+def on_slurm(module, arguments, capsys):
+    flags = [*SLURM, f"--module={module}", "--", *arguments]
+    [srun] = re.findall(r"(?m)^srun .*", dry_run(launch_slurm, flags, capsys))
+    return shlex.split(srun)[2:]
+
+
+def in_the_help(module):
+    """The commands of the help, parsed."""
     text = module.__doc__.replace("\\\n", " ")
     commands = re.findall(r"python -m tools\.\w+ (.*)", text)
-    assert commands
-    for command in commands:
-        module.parser().parse_args(shlex.split(command))
+    return [module.parser().parse_args(shlex.split(command)) for command in commands]
+
+
+LAUNCHERS = [launch_gke, launch_slurm, launch_tpu_vm]
+# Prints the flags of a main.
+FLAGS = """
+import importlib, sys
+from absl import flags
+from speechgpt_jax import gin_utils
+importlib.import_module(sys.argv[1])
+gin_utils.define_flags()
+print(*flags.FLAGS)
+"""
+
+
+@pytest.mark.parametrize("module", [*MAINS])
+def test_each_main_gets_flags_that_it_has(module, capsys):
+    done = subprocess.run(
+        [sys.executable, "-c", FLAGS, module], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    known = {*done.stdout.split()}
+
+    def names(words):
+        given = [word for word in words if not word.startswith("--gin.")]
+        return {re.fullmatch(r"--(\w+)=?.*", word)[1] for word in given}
+
+    for start in (on_a_pod, on_gke, on_slurm):
+        python, m, started, *words = start(module, ["--output_dir=a b", "--v=1"], capsys)
+        assert m == "-m" and started == module and python.endswith("python")
+        assert words[-2:] == ["--output_dir=a b", "--v=1"]
+        given = names(words) - {"output_dir"}
+        assert given <= known
+        assert ("stopped_exit_code" in given) == ("stopped_exit_code" in known)
+        # A main that can join other processes is told to on a pod; elsewhere it looks by itself.
+        expected = "multihost" in known and start is on_a_pod
+        assert ("multihost" in given) == expected, f"set joins_by_flag of {module}"
+    shown = [args for launcher in LAUNCHERS for args in in_the_help(launcher)]
+    for args in shown:
+        if getattr(args, "module", None) == module:
+            assert names(args.main_arguments) <= known
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_commands_in_the_help(launcher):
+    modules = {getattr(args, "module", None) for args in in_the_help(launcher)}
+    assert {"speechgpt_jax.train", "speechgpt_jax.infer"} <= modules
+
+
+def test_runs_of_two_mains_are_told_apart():
+    digests = {Command(["--a"], module).digest for module in MAINS}
+    assert len(digests | {Command(["--a", "--b"]).digest}) == len(MAINS) + 1

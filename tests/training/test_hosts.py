@@ -240,6 +240,31 @@ def test_a_full_memory_is_not_taken_for_a_lost_process(tmp_path):
     assert "another process" not in log(tmp_path)
 
 
+def answer_shares(process_id, port):
+    """Two processes of which the second takes longer than processes that train would wait."""
+    hosts.SHUTDOWN_SECONDS = 1
+    with hosts.connected(False, f"localhost:{port}", 2, process_id, independent=True):
+        time.sleep(2.5 * process_id)
+
+
+def stop_alone(port):
+    with hosts.connected(False, f"localhost:{port}", 1, 0, independent=True):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(20)
+
+
+@pytest.mark.slow
+def test_independent_processes_wait_for_the_slowest_and_end_at_sigterm():
+    port = free_port()
+    started = [CONTEXT.Process(target=answer_shares, args=(i, port)) for i in range(2)]
+    started.append(CONTEXT.Process(target=stop_alone, args=(free_port(),)))
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [0, 0, -signal.SIGTERM]
+
+
 def connect(num_processes, process_id, port):
     """The start of train.main in one of several processes."""
     with one_line_errors(), hosts.connected(False, f"localhost:{port}", num_processes, process_id):
