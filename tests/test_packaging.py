@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib.metadata
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -228,11 +229,77 @@ def test_without_a_checkout_the_extra_is_that_of_the_wheel(tmp_path, monkeypatch
     assert errors.install_command("serve").startswith("pip install 'WHEEL[serve]'")
 
 
+# ---- the image -----------------------------------------------------------------------------------
+
+
+DOCKERFILE = ROOT / "tools" / "Dockerfile"
+
+
+def _copied() -> set[str]:
+    """Names that the Dockerfile copies from the checkout."""
+    lines = re.findall(r"^COPY (.+) \S+$", DOCKERFILE.read_text(), re.M)
+    return {name for line in lines for name in line.split()}
+
+
+def test_hadolint_finds_nothing():
+    hadolint = Path(sys.prefix) / "bin" / "hadolint"
+    result = subprocess.run([hadolint, DOCKERFILE], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "")
+
+
+def _is_ignored(path: str, patterns: Iterable[str]) -> bool:
+    """Whether Docker leaves a file out of the build context: the last match of it or a parent."""
+    parents = [path, *map(str, Path(path).parents)]
+    ignored = False
+    for pattern in patterns:
+        regex = re.escape(pattern.removeprefix("!")).replace(r"\*\*/", "(.*/)?")
+        regex = regex.replace(r"\*", "[^/]*")
+        if any(re.fullmatch(regex, parent) for parent in parents if parent != "."):
+            ignored = not pattern.startswith("!")
+    return ignored
+
+
+def test_the_build_context_is_what_the_image_copies():
+    lines = DOCKERFILE.with_name("Dockerfile.dockerignore").read_text().splitlines()
+    patterns = [line for line in lines if not line.startswith("#")]
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    files = listed.stdout.split() or ["pyproject.toml", "tools/__init__.py", "tests/conftest.py"]
+    for file in files:
+        assert _is_ignored(file, patterns) == (file.partition("/")[0] not in _copied()), file
+    for file in (
+        *(".venv/bin/python", ".venv-3.13/lib/a.py", ".git/HEAD", "runs/stage1/metrics.jsonl"),
+        *("tools/__pycache__/a.pyc", "speechgpt_jax/data/__pycache__/a.pyc"),
+        *("speechgpt_jax.egg-info/PKG-INFO", "build/lib/tasks/a.py"),
+    ):
+        assert _is_ignored(file, patterns), file
+
+
+@pytest.mark.slow
+def test_the_image_s_packages_resolve(tmp_path):
+    """uv finds versions of all packages for an empty environment, without installing them."""
+    uv = Path(sys.prefix) / "bin" / "uv"
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, tmp_path / "empty"], check=True)
+    given = re.findall(r"uv pip install --system --no-cache (.+)", DOCKERFILE.read_text())
+    assert len(given) == 2
+    install = [uv, "pip", "install", "--dry-run", "--python", tmp_path / "empty"]
+    started = {}
+    for accelerator in ("tpu", "gpu"):
+        words = shlex.split(" ".join(given).replace("${ACCELERATOR}", accelerator))
+        started[accelerator] = subprocess.Popen(
+            [*install, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+    found = {accelerator: process.communicate()[1] for accelerator, process in started.items()}
+    for accelerator, package in (("tpu", "libtpu"), ("gpu", "jax-cuda13-plugin")):
+        if re.search("error sending request|are you offline", found[accelerator]):
+            pytest.skip("the package index can't be reached")
+        assert started[accelerator].returncode == 0, found[accelerator]
+        assert f" + {package}==" in found[accelerator]
+
+
 def test_the_image_installs_what_the_checkout_has():
-    text = (ROOT / "tools" / "Dockerfile").read_text()
-    copied = [name for line in re.findall(r"^COPY (.+) \S+$", text, re.M) for name in line.split()]
-    assert all((ROOT / name).exists() for name in copied)
-    assert {"pyproject.toml", "speechgpt_jax", "gin", "tasks", "tools"} <= {*copied}
+    text = DOCKERFILE.read_text()
+    assert all((ROOT / name).exists() for name in _copied())
+    assert {"pyproject.toml", "speechgpt_jax", "gin", "tasks", "tools"} <= _copied()
     (version,) = re.findall(r"^FROM python:([\d.]+)", text, re.M)
     assert version in SpecifierSet(PROJECT["requires-python"])
     for accelerator in ("tpu", "gpu"):
