@@ -49,7 +49,7 @@ def code_lines(path: Path) -> list[str]:
 
 
 def commands(path: Path) -> list[Command]:
-    """All commands of a document; what a launcher passes to `train` is one of its own.
+    """All commands of a document; what a launcher passes to a main is one of its own.
 
     Lines that leave something out ("...") or name alternatives ("[--merge]") are skipped.
     """
@@ -64,7 +64,9 @@ def commands(path: Path) -> list[Command]:
             module = cli.find_programs()[module]
         if "--" in arguments:
             split = arguments.index("--")
-            found.append(Command(document, "speechgpt_jax.train", tuple(arguments[split + 1 :])))
+            launcher = Command(document, module, tuple(arguments[:split]))
+            main = launcher.flags().get("module", "speechgpt_jax.train")
+            found.append(Command(document, main, tuple(arguments[split + 1 :])))
         found.append(Command(document, module, tuple(arguments)))
     return found
 
