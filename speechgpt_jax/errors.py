@@ -18,6 +18,7 @@ EXTRAS = {
     "tensorflow": "train",
     "tensorflow_datasets": "train",
     "tensorflow_text": "train",
+    "wandb": "wandb",
     "joblib": "convert",
     "sklearn": "convert",
     "gguf": "convert",

@@ -7,6 +7,8 @@ The same command resumes a stopped run from its last checkpoint. On several host
 gets the same command, with --multihost on a TPU pod.
 """
 
+import importlib.util
+import re
 import sys
 
 from absl import flags
@@ -38,6 +40,17 @@ def two_steps(text: str) -> tuple[int, int]:
     return first, last
 
 
+def wandb_project(text: str) -> str:
+    """Type of names of projects of Weights & Biases, whose library must be installed."""
+    if not re.fullmatch(r"[^/\\#?%:\s]{1,128}", text):
+        raise IllegalValue(
+            f"expected at most 128 characters without / \\ # ? % : and blanks, got {text!r}"
+        )
+    if importlib.util.find_spec("wandb") is None:
+        raise ModuleNotFoundError("No module named 'wandb'", name="wandb")
+    return text
+
+
 OUTPUT_DIR = define(
     "output_dir",
     output_folder,
@@ -56,6 +69,12 @@ PROMETHEUS_FILE = define(
     output_file,
     None,
     "File with the newest metrics for Prometheus's node exporter; its name ends in .prom.",
+)
+WANDB = define(
+    "wandb",
+    wandb_project,
+    None,
+    "Project of Weights & Biases that gets the metrics too; needs the extra `wandb`.",
 )
 STOPPED_EXIT_CODE = define(
     "stopped_exit_code",
@@ -83,6 +102,7 @@ def main() -> None:
                 output_dir=OUTPUT_DIR.value,
                 profile_steps=PROFILE_STEPS.value,
                 prometheus_file=PROMETHEUS_FILE.value,
+                wandb_project=WANDB.value,
                 config_text=gin_utils.operative_config,
             )
     except SystemExit as stop:

@@ -82,6 +82,7 @@ FENCES = {
     "pydantic": {"serving"},
     "pydantic_core": {"serving"},
     "prometheus_client": {"serving"},
+    "wandb": {"training"},
 }
 
 

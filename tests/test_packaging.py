@@ -212,6 +212,12 @@ def test_unknown_command_is_one_line(tmp_path):
             "uvicorn",
             "serve",
         ),
+        (
+            "import runpy, sys; sys.argv += ['--wandb=project', '--output_dir=run'];"
+            "runpy.run_module('speechgpt_jax.train', run_name='__main__')",
+            "wandb",
+            "wandb",
+        ),
     ],
 )
 def test_missing_extra_is_one_line(start, missing, extra, tmp_path):
@@ -345,8 +351,10 @@ def test_wheel_holds_recipes_assets_and_programs(wheel):
 @pytest.mark.slow
 def test_wheel_trains_a_recipe_from_an_empty_folder(wheel, tmp_path):
     code = f"""
-import sys
+import atexit, sys
 sys.path.insert(0, {str(wheel)!r})
+# Nothing imports it unless it is asked for.
+atexit.register(lambda: print("wandb" in sys.modules))
 from speechgpt_jax import cli, errors
 assert cli.__file__.startswith({str(wheel)!r})
 cli.main()
@@ -355,4 +363,5 @@ cli.main()
     small = ["--gin.lm.train.steps=1", "--gin.LlamaConfig.num_layers=1"]
     result = _run(code, tmp_path, *arguments, *small)
     assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("False\n")
     assert (tmp_path / "run/checkpoints/1").exists() or list((tmp_path / "run").rglob("1"))

@@ -1,13 +1,20 @@
-"""The main in a process of its own: a gin file, a signal, mistakes."""
+"""The main in a process of its own: a gin file, SLURM's signal, what it writes, mistakes."""
 
+import json
 import os
 import signal
+import struct
+import subprocess
 import time
 
 import pytest
+from wandb.proto import wandb_internal_pb2
 
 from speechgpt_jax import checkpoints
+from speechgpt_jax.launch.command import Command
+from speechgpt_jax.launch.slurm import batch_script
 from speechgpt_jax.shipped import SHIPPED_MODEL
+from speechgpt_jax.training.progress import read_metrics
 from tests import processes
 
 pytestmark = pytest.mark.slow
@@ -49,6 +56,7 @@ class Main:
             *arguments,
             output=folder,
             PYTHONPATH="tests/training",
+            WANDB_MODE="offline",
         )
 
     def printed(self, stream="stdout"):
@@ -76,12 +84,43 @@ def start(tmp_path):
         main.process.join()
 
 
-def test_sigterm_saves_and_the_same_command_resumes(start, tmp_path):
-    # The exit code is for schedulers that restart failed jobs; it is 0 by default.
-    main = start("--stopped_exit_code=75")
-    while "step 1/" not in main.printed():
-        assert main.process.is_alive(), main.printed("stderr")
+# Plays srun: leaves its words in a file, and ends with the code in another one.
+SRUN = """#!/bin/sh
+printf '%s\\n' "$@" > words.part && mv words.part words
+while ! test -s code; do sleep 0.02; done
+exit $(cat code)
+"""
+SCONTROL = '#!/bin/sh\necho "scontrol $@"\n'
+
+
+def start_job(folder, *arguments):
+    """Starts the batch script of `launch_slurm`; its srun waits for the file `code`."""
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    script = batch_script("job", 1, 1, 1, 1, Command(arguments))
+    variables = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    job = subprocess.Popen(
+        ["bash", "-c", script], cwd=folder, env=variables, stdout=subprocess.PIPE, text=True
+    )
+    wait_for(job, (folder / "words").exists)
+    return job, (folder / "words").read_text().splitlines()
+
+
+def wait_for(process, condition):
+    while not condition():
+        assert (
+            process.poll() if isinstance(process, subprocess.Popen) else process.exitcode
+        ) is None
         time.sleep(0.05)
+
+
+def test_sigterm_saves_and_the_same_command_resumes(start, tmp_path):
+    """SLURM sends SIGTERM to the processes of srun, and is asked to start the job again."""
+    job, words = start_job(tmp_path, "--wandb=speech", f"--prometheus_file={tmp_path}/run.prom")
+    assert words[:4] == ["--kill-on-bad-exit=1", ".venv/bin/python", "-m", "speechgpt_jax.train"]
+    main = start(*words[4:])
+    wait_for(main.process, lambda: "step 1/" in main.printed())
     os.kill(main.process.pid, signal.SIGTERM)
     sent = time.monotonic()
     code, out, err = main.result()
@@ -90,13 +129,65 @@ def test_sigterm_saves_and_the_same_command_resumes(start, tmp_path):
     assert out.startswith("step 1/")
     assert "The same command resumes from there." in out
     step = int(checkpoints.latest(tmp_path / "run").name)
+    (tmp_path / "code").write_text(str(code))
+    assert job.communicate()[0] == "scontrol requeue 7\n"
+    assert job.returncode == 75
 
-    code, out, err = start(f"--gin.train.steps={step + 2}").result()
+    # What can't be written is reported.
+    (tmp_path / "run" / "loss.png").mkdir()
+    (tmp_path / "run.prom").unlink()
+    code, out, err = start(f"--gin.train.steps={step + 2}", *words[4:]).result()
     assert code == 0, err
+    assert f"{tmp_path}/run/loss.png can't be written: it is a folder." in err
     assert out.startswith(f"Resuming from step {step} ")
     assert "Next stage:  --gin.train.start_from=" in out
     assert int(checkpoints.latest(tmp_path / "run").name) == step + 2
     assert f"lm.train.steps = {step + 2}" in (tmp_path / "run" / "config.gin").read_text()
+    assert f'speechgpt_step{{run="run"}} {step + 2}' in (tmp_path / "run.prom").read_text()
+    check_wandb(tmp_path / "run", step)
+
+
+def check_wandb(folder, stopped):
+    """Both starts are one run of Weights & Biases, with all metrics."""
+    found = [
+        list(wandb_records(file)) for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+    ]
+    lines = read_metrics(folder)
+    for records, steps in zip(found, (range(1, stopped + 1), range(stopped + 1, stopped + 3))):
+        [run] = [record.run for record in records if record.HasField("run")]
+        assert (run.project, run.display_name) == ("speech", "run")
+        assert run.run_id == (folder / "wandb_id.txt").read_text()
+        config = {item.key: json.loads(item.value_json) for item in run.config.update}
+        assert config["lm.train.log_every"] == 1
+        assert config["lm.train.model"] == "@llama.LlamaConfig()"
+        assert config["model"]["num_layers"] == 1
+        history = [values(r.history.item) for r in records if r.HasField("history")]
+        assert [line["_step"] for line in history] == [*steps]
+        for line, written in zip(history, (line for line in lines if line["step"] in steps)):
+            assert written.items() <= {**line, "step": line["_step"]}.items()
+        summary = {}
+        for record in records:
+            summary |= values(record.summary.update)
+        assert summary["loss"] == history[-1]["loss"]
+        assert [r.exit.exit_code for r in records if r.HasField("exit")] == [0]
+    assert len(found) == 2
+
+
+def values(items):
+    return {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
+
+
+def wandb_records(file):
+    """The records in a file of wandb's offline mode: a log of LevelDB with protocol buffers."""
+    data, position, record = file.read_bytes(), 7, b""
+    assert len(data) <= 32768, "a block, at whose end there may be padding"
+    while position + 7 <= len(data):
+        _, size, kind = struct.unpack_from("<IHB", data, position)
+        record += data[position + 7 : position + 7 + size]
+        position += 7 + size
+        if kind in (1, 4):  # Whole, or the last part.
+            yield wandb_internal_pb2.Record.FromString(record)
+            record = b""
 
 
 @pytest.mark.parametrize(

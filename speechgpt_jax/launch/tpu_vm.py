@@ -147,7 +147,7 @@ def setup(pod: Pod, source: str) -> list[str]:
         f" cd {CHECKOUT} && git remote set-url origin {shlex.quote(source)} && git pull -q &&"
         f" (test -x {UV} || curl -LsSf https://astral.sh/uv/install.sh | sh) &&"
         f" {UV} venv -q --allow-existing --python=3.11 .venv &&"
-        f" {UV} pip install -q -e '.[train,tpu]'",
+        f" {UV} pip install -q -e '.[train,wandb,tpu]'",
     )
 
 

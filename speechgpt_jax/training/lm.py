@@ -50,6 +50,7 @@ from speechgpt_jax.training.stage import (
 from speechgpt_jax.training.start import initial_parameters, number_of_tokens
 from speechgpt_jax.training.train_step import TrainState
 from speechgpt_jax.training.watchdog import Watchdog, watched
+from speechgpt_jax.training.weights_and_biases import WandbRun, config_values
 
 
 def train(
@@ -75,6 +76,7 @@ def train(
     log_every: int = LOG_EVERY,
     profile_steps: tuple[int, int] | None = None,
     prometheus_file: str | None = None,
+    wandb_project: str | None = None,
     watchdog: Watchdog = Watchdog(),  # noqa: B008 (frozen)
     seed: int = 0,
     config_text: Callable[[], str] = lambda: "",
@@ -105,6 +107,7 @@ def train(
       save_minutes: minutes after which a checkpoint is saved too, at the next step that is logged.
       profile_steps: first and last step of a jax.profiler trace, written to profile/.
       prometheus_file: gets the newest metrics for Prometheus's node exporter.
+      wandb_project: project of Weights & Biases that gets the metrics too.
       watchdog: ends a run that hangs.
       seed: seed of the initial parameters and of dropout.
       config_text: returns the text of config.gin; called once.
@@ -169,6 +172,7 @@ def train(
                 patience=guard.patience if guard else 0,
                 profile_steps=profile_steps,
                 prometheus_file=prometheus_file,
+                start_wandb=_wandb_starter(wandb_project, output_dir, metadata),
                 peak_flops=utilization.peak_flops(devices.devices.flat),
                 name=epath.Path(output_dir).name,
                 phases=phases,
@@ -240,6 +244,15 @@ def _kept_fields(start_from: str | None) -> dict:
     """Metadata `hugging_face` of `start_from`, which each run of a converted model passes on."""
     saved = read_metadata(start_from) if start_from else {}
     return {"hugging_face": saved["hugging_face"]} if "hugging_face" in saved else {}
+
+
+def _wandb_starter(
+    project: str | None, output_dir: str, metadata: dict
+) -> Callable[[], WandbRun] | None:
+    if project is None:
+        return None
+    config = config_values(metadata["config"]) | {"model": metadata["model"]}
+    return functools.partial(WandbRun, project, output_dir, config)
 
 
 def _describe(output_dir: str, tokenizer: Tokenizer, config_text: str) -> None:

@@ -31,6 +31,7 @@ from speechgpt_jax.training.progress import MetricsLog, Progress, duration_text,
 from speechgpt_jax.training.reporter import Reporter
 from speechgpt_jax.training.review import Review
 from speechgpt_jax.training.signals import leave, stop_signals
+from speechgpt_jax.training.weights_and_biases import WandbRun
 
 # Steps between two reports.
 LOG_EVERY = 10
@@ -68,6 +69,7 @@ def fit(
     patience: int = 0,
     profile_steps: tuple[int, int] | None = None,
     prometheus_file: str | None = None,
+    start_wandb: Callable[[], WandbRun] | None = None,
     peak_flops: float | None = None,
     rate: str = "tokens",
     name: str = "training",
@@ -99,6 +101,7 @@ def fit(
       patience: number of rejected batches in a row that don't stop the run.
       profile_steps: first and last step of a jax.profiler trace, written to `profile`.
       prometheus_file: gets the newest metrics for Prometheus's node exporter.
+      start_wandb: makes a run of Weights & Biases, which gets the metrics too.
       peak_flops: peak FLOP/s summed over all devices. With it, the metric `model_flops` is
         reported as `mfu`, the share of that peak.
       rate: name of the metric that is also reported per second.
@@ -121,7 +124,7 @@ def fit(
     profile_first, profile_last = profile_steps or (0, 0)  # Step 0 is never run.
     stopping, metrics = False, None
     with (
-        contextlib.closing(MetricsLog(output_dir, first_step, prometheus_file)) as log,
+        contextlib.closing(MetricsLog(output_dir, first_step, prometheus_file, start_wandb)) as log,
         contextlib.closing(Progress(name, first_step, steps, rate)) as progress,
         contextlib.closing(
             Reporter(

@@ -7,13 +7,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import rich.progress
 from etils import epath
 
 from speechgpt_jax.files import best_effort, is_remote, write_bytes, write_text
+from speechgpt_jax.training.weights_and_biases import WandbRun
 
 METRICS_FILE = "metrics.jsonl"
 # An object of a bucket can't be extended: it is written anew at most this often, and at each save.
@@ -27,11 +28,17 @@ def print_once(text: str) -> None:
 
 
 class MetricsLog:
-    """Writes {name: value} of some steps to `metrics.jsonl` and to TensorBoard's event files.
+    """Writes {name: value} of some steps to `metrics.jsonl`, TensorBoard's event files and more.
 
     Lines of steps after `first_step` are removed: they come from a run that was killed between
     logging and saving, and those steps are repeated. What can't be written is reported and left
     out: the run goes on.
+
+    Args:
+      output_dir: the run's folder.
+      first_step: the step from which the run resumes.
+      prometheus_file: gets the newest values for Prometheus's node exporter.
+      start_wandb: called on the first process; its run gets all values too.
     """
 
     def __init__(
@@ -39,6 +46,7 @@ class MetricsLog:
         output_dir: str | os.PathLike,
         first_step: int = 0,
         prometheus_file: str | None = None,
+        start_wandb: Callable[[], WandbRun] | None = None,
     ):
         self._run = epath.Path(output_dir).name
         self._prometheus_file = prometheus_file
@@ -55,6 +63,7 @@ class MetricsLog:
             from clu import metric_writers
 
             self._events = metric_writers.SummaryWriter(str(output_dir))
+            self._wandb = start_wandb() if start_wandb else None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds the values of one step, on the first process only."""
@@ -70,6 +79,8 @@ class MetricsLog:
                 self._write_all()
         with best_effort("TensorBoard's event file"):
             self._events.write_scalars(step, values)
+        if self._wandb:
+            self._wandb.write(step, values)
         if self._prometheus_file:
             self._newest |= {"step": step, **values}
             with best_effort(self._prometheus_file):
@@ -86,6 +97,8 @@ class MetricsLog:
         if self._is_writer:
             with best_effort("TensorBoard's event file"):
                 self._events.close()
+            if self._wandb:
+                self._wandb.close()
 
     def _write_all(self):
         self._written = time.monotonic()
@@ -94,10 +107,17 @@ class MetricsLog:
 
 
 def prometheus_text(run: str, values: Mapping[str, float]) -> str:
-    """Metrics in Prometheus's text format: `speechgpt_loss{run="stage1"} 3.2`, a line each."""
-    label = run.replace("\\", r"\\").replace('"', r"\"")
-    names = {name: re.sub(r"\W", "_", name) for name in values}
-    return "".join(f'speechgpt_{names[n]}{{run="{label}"}} {x}\n' for n, x in values.items())
+    """Metrics in Prometheus's text format: `speechgpt_loss{run="stage1"} 3.2`, with their type."""
+    label = run.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    lines = []
+    for name, value in values.items():
+        metric = f"speechgpt_{re.sub(r'[^a-zA-Z0-9_]', '_', name)}"
+        lines += [
+            f"# HELP {metric} Newest {name} of a training run.",
+            f"# TYPE {metric} gauge",
+            f'{metric}{{run="{label}"}} {value}',
+        ]
+    return "\n".join([*lines, ""])
 
 
 def read_metrics(output_dir: str | os.PathLike) -> list[dict[str, float]]:

@@ -10,6 +10,9 @@ from speechgpt_jax.training.phases import INPUT, STEP, Phases
 from speechgpt_jax.training.progress import Averages, MetricsLog, Progress
 from speechgpt_jax.training.review import REJECTED, Review
 
+# Names of the shares of two phases; those of the others are called "save_share" and so on.
+NAMES = {STEP: "goodput", INPUT: "input_wait"}
+
 
 class Reporter:
     """Reads a step's metrics while the devices work on the next step, and reports their means.
@@ -90,8 +93,8 @@ class Reporter:
             means["slowest_step"] = self._slowest
             if self._peak_flops:
                 means["mfu"] = self._timed["model_flops"] / seconds / self._peak_flops
-        shares = self._phases.shares()
-        means |= {"goodput": shares.get(STEP, 0.0), "input_wait": shares.get(INPUT, 0.0)}
+        shares = {STEP: 0.0, INPUT: 0.0} | self._phases.shares()
+        means |= {NAMES.get(name, f"{name}_share"): share for name, share in shares.items()}
         if memory := jax.local_devices()[0].memory_stats():
             means["device_memory_peak_gib"] = memory["peak_bytes_in_use"] / 2**30
         self._log.write(self._step, means)

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from speechgpt_jax.checkpoints import Checkpoints
+from speechgpt_jax.checkpoints import Checkpoints, Keep
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.training import loop
 from speechgpt_jax.training.loop import fit
@@ -64,8 +65,8 @@ def guarded_step(state, batch):
     return {"w": state["w"] + updates, "opt": opt}, metrics
 
 
-def run(folder, steps, batches=None, state=None, step=train_step, **kwargs):
-    checkpoints = Checkpoints(folder)
+def run(folder, steps, batches=None, state=None, step=train_step, keep=Keep(), **kwargs):  # noqa: B008 (frozen)
+    checkpoints = Checkpoints(folder, keep)
     try:
         return fit(
             state or {"w": jnp.zeros(4)},
@@ -249,6 +250,69 @@ def test_plain_lines_without_a_terminal(tmp_path, capsys):
     assert re.match(r"Steps 1 to 4 in 0:\d\d: \w+ \d+\.\d%, ", lines[-1])
     run(tmp_path, 4)
     assert "All 4 steps are done; nothing is left to train." in capsys.readouterr().out
+
+
+def test_the_shares_of_all_phases_add_up(tmp_path, capsys):
+    def evaluate(state):
+        time.sleep(0.02)
+        return {"test/loss": 1.0}
+
+    run(tmp_path, 6, evaluate=evaluate, evaluate_every=3, save_every=2)
+    names = {"goodput", "input_wait"} | {
+        f"{phase}_share" for phase in ("start", "restore", "compile", "evaluate", "save")
+    }
+    lines = [line for line in read_metrics(tmp_path) if "goodput" in line]
+    assert names <= lines[-1].keys()
+    for line in lines:
+        shares = [line.get(name, 0.0) for name in names]
+        assert min(shares) >= 0 and sum(shares) == pytest.approx(1)
+    assert lines[-1]["evaluate_share"] > 0 and lines[-1]["save_share"] > 0
+    summary = capsys.readouterr().out.splitlines()[-1]
+    percents = dict(re.findall(r"(\w+) (\d+\.\d)%", summary))
+    assert {"step", "start", "restore", "compile", "evaluate", "save"} <= percents.keys()
+    # Each is rounded.
+    assert sum(map(float, percents.values())) == pytest.approx(100, abs=0.05 * len(percents) + 0.01)
+
+
+def test_prometheus_reads_the_newest_metrics(tmp_path):
+    folder, file = tmp_path / 'a "b"', tmp_path / "run.prom"
+    scores = {"test/loss": 2.5}
+    run(folder, 4, prometheus_file=file, evaluate=lambda state: scores, evaluate_every=2)
+    families = {x.name: x for x in text_string_to_metric_families(file.read_text())}
+    newest = {name: x for line in read_metrics(folder) for name, x in line.items()}
+    assert len(families) == len(newest)
+    for name, value in newest.items():
+        family = families[f"speechgpt_{name.replace('/', '_')}"]
+        [sample] = family.samples
+        assert (family.type, sample.labels) == ("gauge", {"run": 'a "b"'})
+        assert family.documentation == f"Newest {name} of a training run."
+        assert sample.value == pytest.approx(value)
+
+
+def test_saves_by_time(tmp_path, monkeypatch):
+    """A batch a minute; the clock is read at steps that are logged, every second one."""
+    batches = Numbers()
+    clock = types.SimpleNamespace(monotonic=lambda: 60 * batches.count)
+    monkeypatch.setattr(loop, "time", clock)
+    run(tmp_path, 9, batches, keep=Keep(last=9), save_minutes=3)
+    saved = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert saved == [4, 8, 9]
+
+
+def test_metrics_that_cannot_be_written_end_no_run(tmp_path, caplog):
+    files = [tmp_path / "run" / "metrics.jsonl", tmp_path / "run.prom"]
+
+    def spoil(count):
+        if count == 3:
+            for file in files:
+                file.unlink()
+                file.mkdir()
+
+    state = run(tmp_path / "run", 8, Numbers(spoil), prometheus_file=files[1])
+    np.testing.assert_array_equal(state["w"], run(tmp_path / "whole", 8)["w"])
+    assert Checkpoints(tmp_path / "run").latest_step() == 8
+    for file in files:
+        assert f"{file} can't be written: " in caplog.text
 
 
 def test_duration_text():
