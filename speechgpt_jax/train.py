@@ -7,6 +7,7 @@ The same command resumes a stopped run from its last checkpoint. On several host
 gets the same command, with --multihost on a TPU pod.
 """
 
+import contextlib
 import importlib.util
 import re
 import sys
@@ -88,11 +89,18 @@ def main() -> None:
     # Importing JAX and TensorFlow takes seconds; wrong flags are reported before.
     from speechgpt_jax.malloc import keep_freed_memory
     from speechgpt_jax.training import lm
+    from speechgpt_jax.training.phases import Phases
+    from speechgpt_jax.training.watchdog import watched
 
     compilation_cache.use()
     try:
-        with process_flags.connected(), one_line_errors():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(process_flags.connected())
+            stack.enter_context(one_line_errors())
             keep_freed_memory()
+            phases = Phases()
+            watchdog = gin_utils.arguments(lm.train, ["watchdog"])["watchdog"]
+            stack.enter_context(watched(phases, watchdog, OUTPUT_DIR.value))
             # `call` reads the data, which may take long, before `train` checks its arguments.
             names = ["model", "tokenizer", "start_from", "trainable"]
             arguments = gin_utils.arguments(lm.train, names)
@@ -104,6 +112,7 @@ def main() -> None:
                 prometheus_file=PROMETHEUS_FILE.value,
                 wandb_project=WANDB.value,
                 config_text=gin_utils.operative_config,
+                phases=phases,
             )
     except SystemExit as stop:
         # `train` returns when the run is finished; SystemExit(0) means that SIGTERM stopped it.

@@ -15,6 +15,7 @@ from speechgpt_jax.launch.command import Command
 from speechgpt_jax.launch.slurm import batch_script
 from speechgpt_jax.shipped import SHIPPED_MODEL
 from speechgpt_jax.training.progress import read_metrics
+from speechgpt_jax.training.watchdog import HUNG_EXIT_CODE
 from tests import processes
 
 pytestmark = pytest.mark.slow
@@ -145,6 +146,21 @@ def test_sigterm_saves_and_the_same_command_resumes(start, tmp_path):
     assert f"lm.train.steps = {step + 2}" in (tmp_path / "run" / "config.gin").read_text()
     assert f'speechgpt_step{{run="run"}} {step + 2}' in (tmp_path / "run.prom").read_text()
     check_wandb(tmp_path / "run", step)
+
+
+def test_a_run_that_hangs_while_it_reads_the_data_leaves_traces(start, tmp_path):
+    with (tmp_path / "run.gin").open("a") as file:
+        file.write(
+            "from speechgpt_jax.training import watchdog\n"
+            "lm.train.watchdog = @watchdog.Watchdog()\n"
+            "watchdog.Watchdog.first = 2\n"
+            "lm.train.batches = @toy.hanging_batches()\n"
+        )
+    code, out, err = start().result()
+    assert (code, out) == (HUNG_EXIT_CODE, "")
+    assert "Error: process 0 of 1 hangs: start after step 0 takes " in err
+    traces = (tmp_path / "run" / "hung" / "process_0.txt").read_text()
+    assert "in hanging_batches" in traces
 
 
 def check_wandb(folder, stopped):

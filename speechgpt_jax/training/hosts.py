@@ -7,6 +7,7 @@ If one of them dies the others stop, so that a scheduler can restart all of them
 """
 
 import contextlib
+import faulthandler
 import os
 import socket
 import sys
@@ -40,8 +41,10 @@ def connected(
 ) -> Iterator[None]:
     """Connects this process with the others of its run; does nothing if there are no others.
 
-    Enter it before JAX uses a device. An exception inside ends the process at once: an orderly exit
-    would wait for the others, which wait for this process in a collective operation.
+    Enter it before JAX uses a device. If one dies or is stopped, JAX aborts the others with a
+    message that names it, and they print the stack traces of all threads. An exception inside ends
+    the process at once: an orderly exit would wait for the others, which wait for this process in a
+    collective operation.
 
     Args:
       multihost: find the other processes of a TPU pod from its environment. Under GKE and SLURM
@@ -77,6 +80,9 @@ def connected(
     else:
         yield
         return
+    if not faulthandler.is_enabled():
+        # JAX aborts this process when another's heartbeat is missing: it leaves its stack traces.
+        faulthandler.enable()
     with contextlib.ExitStack() as stack:
         stack.callback(jax.distributed.shutdown)
         stack.enter_context(_leave_at_once())

@@ -80,6 +80,7 @@ def train(
     watchdog: Watchdog = Watchdog(),  # noqa: B008 (frozen)
     seed: int = 0,
     config_text: Callable[[], str] = lambda: "",
+    phases: Phases | None = None,
 ) -> TrainState:
     """Trains a LLaMA; resumes from the newest checkpoint if `output_dir` holds one.
 
@@ -111,6 +112,7 @@ def train(
       watchdog: ends a run that hangs.
       seed: seed of the initial parameters and of dropout.
       config_text: returns the text of config.gin; called once.
+      phases: records what the run is doing; given by a caller that watches it already.
 
     Raises:
       UserError: the arguments, the tokenizer and the checkpoints contradict one another.
@@ -134,8 +136,9 @@ def train(
     check_writable_folder(output_dir)
     check_profile_steps(profile_steps, checkpoints.latest_step(output_dir), steps)
     check(model, tokenizer, start_from, trainable, output_dir)
-    phases = Phases()
-    with watched(phases, watchdog, output_dir):
+    is_watched = phases is not None
+    phases = phases or Phases()
+    with contextlib.nullcontext() if is_watched else watched(phases, watchdog, output_dir):
         devices = sharding.create_mesh(mesh)
         check_mesh(model, devices, SHARDED_SIZES)
         if isinstance(batches, pipeline.Batches):

@@ -1,7 +1,8 @@
 """Ends a run that hangs, so that a scheduler can restart it from its last checkpoint.
 
-A process that is stopped, or a file system that doesn't answer, leaves all processes of a run
+A process in a deadlock, or a file system that doesn't answer, leaves all processes of a run
 waiting in a collective operation, without a message and for as long as the machines are paid for.
+A process that is stopped sends no heartbeat either, by which JAX ends the others sooner.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ class Watchdog:
       factor: limit of a phase, as a multiple of its median duration.
       at_least: the smallest such limit, in seconds.
       first: limit in seconds while fewer than three durations of the phase are known: of the start,
-        which restores and compiles, and of the first saves.
+        which reads and checks the data, restores and compiles, and of the first saves.
     """
 
     factor: float = 20.0

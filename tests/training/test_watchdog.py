@@ -7,7 +7,8 @@ import time
 import pytest
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.training.phases import INPUT, STEP, Phases
+from speechgpt_jax.training import watchdog as watchdog_module
+from speechgpt_jax.training.phases import INPUT, SAVE, STEP, Phases
 from speechgpt_jax.training.watchdog import HUNG_EXIT_CODE, Watchdog, watched
 
 HANGS = """
@@ -46,6 +47,18 @@ def test_limits_follow_the_median():
     assert watchdog.limit(2.0) == 20
     with pytest.raises(UserError, match="factor 1 must be above 1"):
         Watchdog(factor=1)
+
+
+def test_a_quiet_run_says_where_it_is(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(watchdog_module, "QUIET_SECONDS", 0.1)
+    phases = Phases()
+    with watched(phases, Watchdog(at_least=0.2), tmp_path):
+        phases.finish_step(7)
+        phases.enter(SAVE)
+        time.sleep(0.5)
+    # After 0.1, 0.2 and 0.4 seconds: each time, twice as long as before.
+    line = "Process 0: 0 s since step 7, now in: save."
+    assert capfd.readouterr().err.splitlines() == [line] * 3
 
 
 def test_a_run_that_is_alive_is_left_alone(tmp_path):

@@ -1,6 +1,7 @@
 """A LLaMA of two small layers, and random batches in SeqIO's form."""
 
 import json
+import time
 
 import numpy as np
 
@@ -55,3 +56,8 @@ class RandomBatches:
 
     def restore(self, positions: dict[str, bytes]):
         self.count = json.loads(positions["count"])
+
+
+def hanging_batches():
+    """Reads from a file system that doesn't answer."""
+    time.sleep(100)
