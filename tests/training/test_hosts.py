@@ -20,7 +20,7 @@ from toy import CONFIG, RandomBatches, random_batch
 from speechgpt_jax import checkpoints, sharding
 from speechgpt_jax.errors import one_line_errors
 from speechgpt_jax.sharding import MeshConfig
-from speechgpt_jax.training import hosts, progress
+from speechgpt_jax.training import hosts, loop, progress
 from speechgpt_jax.training.inputs import HeldOut
 from speechgpt_jax.training.watchdog import HUNG_EXIT_CODE, Watchdog
 from tests.processes import CONTEXT, free_port
@@ -178,10 +178,8 @@ def test_a_killed_run_resumes_with_the_losses_of_an_undisturbed_run(undisturbed,
 def test_two_processes_a_crash_a_preemption_and_four_processes(undisturbed, tmp_path):
     folder = tmp_path / "run"
 
-    # One process is killed: the other one prints a message and stops. Until then they save by time,
-    # by the clock of the first.
-    by_time = {"save_every": 1000, "save_minutes": 1e-6}
-    codes = start(folder, 2, stop=Signal(signal.SIGKILL, step=6), **by_time)
+    # One process is killed: the other one prints a message and stops.
+    codes = start(folder, 2, stop=Signal(signal.SIGKILL, step=6))
     assert codes[0] not in (0, None) and codes[1] == -signal.SIGKILL, log(folder)
     assert re.search("another process is gone|another task died", log(folder))
     first = losses(folder)
@@ -190,7 +188,7 @@ def test_two_processes_a_crash_a_preemption_and_four_processes(undisturbed, tmp_
     # The same command resumes exactly. One process gets SIGTERM before its first step: both save
     # the same step and exit.
     assert start(folder, 2, stop=Signal(signal.SIGTERM, step=1)) == [0, 0], log(folder)
-    assert re.search(r"Resuming from step [345] ", log(folder))
+    assert re.search(r"Resuming from step [24] ", log(folder))
     assert "SIGTERM: step" in log(folder)
     assert "SIGTERM: step" not in log(folder, 1), "only the first process prints it"
     second = losses(folder)
@@ -256,10 +254,14 @@ def test_a_full_memory_is_not_taken_for_a_lost_process(tmp_path):
     assert "another process" not in log(tmp_path)
 
 
-def answer_shares(process_id, port):
-    """Two processes of which the second takes longer than processes that train would wait."""
+def answer_shares(folder, process_id, port):
+    """One of two processes; the second takes longer than the others of a training run wait."""
+    write_log(folder, process_id)
     hosts.SHUTDOWN_SECONDS = 1
     with hosts.connected(False, f"localhost:{port}", 2, process_id, independent=True):
+        # Checkpoints are saved by the clock of the first process, here the faster one.
+        assert loop.SaveClock(1e-9 if process_id == 0 else 1000, 1).is_due(1)
+        assert not loop.SaveClock(1000 if process_id == 0 else 1e-9, 1).is_due(1)
         time.sleep(2.5 * process_id)
 
 
@@ -270,15 +272,15 @@ def stop_alone(port):
 
 
 @pytest.mark.slow
-def test_independent_processes_wait_for_the_slowest_and_end_at_sigterm():
+def test_independent_processes_wait_for_the_slowest_and_end_at_sigterm(tmp_path):
     port = free_port()
-    started = [CONTEXT.Process(target=answer_shares, args=(i, port)) for i in range(2)]
+    started = [CONTEXT.Process(target=answer_shares, args=(tmp_path, i, port)) for i in range(2)]
     started.append(CONTEXT.Process(target=stop_alone, args=(free_port(),)))
     for process in started:
         process.start()
     for process in started:
         process.join(60)
-    assert [process.exitcode for process in started] == [0, 0, -signal.SIGTERM]
+    assert [process.exitcode for process in started] == [0, 0, -signal.SIGTERM], log(tmp_path)
 
 
 def connect(num_processes, process_id, port):
