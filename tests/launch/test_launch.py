@@ -10,31 +10,22 @@ from pathlib import Path
 
 import pytest
 import yaml
+from launch_flags import GKE, NEW, SLURM, TPU, TRAIN, WATCH
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.launch import gke
 from speechgpt_jax.launch.command import GRACE_SECONDS, MAINS, SAVED_EXIT_CODE, Command
-from speechgpt_jax.launch.slices import check_mesh
 from tools import launch_gke, launch_slurm, launch_tpu_vm
 
 # JobSet's own schema, from its CustomResourceDefinition of August 2026 (Apache-2.0), without its
 # descriptions and without the fields of a pod that no launcher sets.
 ROOT = Path(__file__).parent.parent.parent
 SCHEMA = ROOT / "tests" / "testdata" / "jobset_v1alpha2.json"
-TRAIN = ["--gin_file=gin/runs/llama_7b_stage1.gin", "--gin.UNITS=gs://bucket/units-*.txt"]
 
 
 def dry_run(module, arguments, capsys):
     assert module.main(arguments) == 0
     return capsys.readouterr().out
-
-
-GKE = [
-    "--name=stage1",
-    "--image=registry/speechgpt_jax",
-    "--accelerator=tpu-v5-lite-podslice",
-    "--dry_run",
-]
 
 
 def check(value, schema, path="manifest"):
@@ -133,48 +124,6 @@ def test_slices_that_gke_does_not_have(accelerator, topology, chips, message):
         gke.Nodes(accelerator, topology, chips)
 
 
-TWO_SLICES = "--gin_file=gin/meshes/two_slices.gin"
-FOUR = "--gin.sharding.MeshConfig.slices=4"
-WATCH = ["watch", "--name=pod", "--zone=z", "--source=url"]
-WATCH += ["--accelerator_type=v5litepod-256", "--runtime_version=image"]
-
-
-def test_a_mesh_for_the_slices(tmp_path, capsys):
-    for slices, arguments in (
-        (1, TRAIN),
-        (2, [*TRAIN, TWO_SLICES]),
-        (2, ["--gin_file", "gin/meshes/two_slices.gin"]),
-        (4, [FOUR, *TRAIN, TWO_SLICES]),
-    ):
-        assert check_mesh(slices, Command(arguments)) is None
-    included = tmp_path / "run.gin"
-    included.write_text("include 'gin/meshes/two_slices.gin'\n")
-    assert check_mesh(2, Command([f"--gin_file={included}"])) is None
-    # A file of the image that isn't here can't be checked.
-    assert check_mesh(1, Command(["--gin_file=/image/run.gin"])) is None
-    note = "2 slices need a mesh for them, if the gin files don't bind it: " + TWO_SLICES
-    assert check_mesh(2, Command(["--gin_file=/image/run.gin"])) == note
-    arguments = [*GKE, "--topology=4x4", "--slices=2", "--", "--gin_file=/image/run.gin"]
-    assert launch_gke.main(arguments) == 0
-    assert capsys.readouterr().err == note + "\n"
-    # Only training has a mesh over several slices.
-    assert check_mesh(2, Command(["--prompts=a"], "speechgpt_jax.infer")) is None
-
-
-@pytest.mark.parametrize(
-    ("slices", "arguments", "message"),
-    [
-        (2, TRAIN, f"is for 1 of 2 slices: .* is 1; after the recipe, add {TWO_SLICES}[.]"),
-        (4, [*TRAIN, TWO_SLICES], f"2 of 4 slices: .*MeshConfig.data=4 {FOUR}[.]"),
-        (1, [*TRAIN, TWO_SLICES], "2 of 1 slices: .*MeshConfig.slices=1[.]"),
-    ],
-)
-def test_a_mesh_for_other_slices_is_refused(slices, arguments, message):
-    for module, flags in ((launch_gke, [*GKE, "--topology=4x4"]), (launch_tpu_vm, WATCH)):
-        with pytest.raises(UserError, match=message):
-            module.main([*flags, f"--slices={slices}", "--", *arguments])
-
-
 def test_the_schema_finds_mistakes():
     schema = json.loads(SCHEMA.read_text())
     for path, value in (
@@ -189,9 +138,6 @@ def test_the_schema_finds_mistakes():
         inner[path[-1]] = value
         with pytest.raises(AssertionError, match=r"manifest\.spec"):
             check(manifest, schema)
-
-
-SLURM = ["--name=a", "--nodes=4", "--dry_run"]
 
 
 def test_names_of_a_cluster_may_be_longer_than_that_of_a_run():
@@ -340,10 +286,6 @@ def test_the_slurm_script_requeues(main, code, crashes, requeued, tmp_path, caps
     )
     assert lines[0].endswith(" ".join(TRAIN)), "the shell must not expand the pattern"
     assert lines[1:] == (["scontrol requeue 7"] if requeued else [])
-
-
-TPU = ["--name=pod", "--zone=us-west4-a", "--dry_run"]
-NEW = ["--accelerator_type=v5litepod-256", "--runtime_version=v2-alpha-tpuv5-lite"]
 
 
 @pytest.mark.parametrize(

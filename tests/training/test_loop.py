@@ -22,6 +22,7 @@ from speechgpt_jax.training.optimizer import Guard, guarded
 from speechgpt_jax.training.phases import INPUT, Phases
 from speechgpt_jax.training.progress import draw_losses, duration_text, read_metrics
 from speechgpt_jax.training.review import REJECTED
+from speechgpt_jax.training.weights_and_biases import WandbRun
 
 
 class Numbers:
@@ -287,6 +288,31 @@ def test_prometheus_reads_the_newest_metrics(tmp_path):
         assert (family.type, sample.labels) == ("gauge", {"run": 'a "b"'})
         assert family.documentation == f"Newest {name} of a training run."
         assert sample.value == pytest.approx(value)
+
+
+@pytest.mark.slow
+def test_weights_and_biases_end_no_run(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    codes = []
+
+    def start_wandb():
+        started = WandbRun("project", tmp_path, {})
+        monkeypatch.setattr(started._run, "log", lambda values, step: {}["network"])
+        monkeypatch.setattr(started._run, "finish", lambda exit_code: codes.append(exit_code))
+        return started
+
+    def fail(count):
+        if count == 3:
+            raise UserError("no more")
+
+    run(tmp_path / "run", 4, start_wandb=start_wandb)
+    assert caplog.text.count("Weights & Biases: 'network'") == 2
+    with pytest.raises(UserError, match="no more"):
+        run(tmp_path / "failed", 4, Numbers(fail), start_wandb=start_wandb)
+    assert codes == [0, 1]
+
+    run(tmp_path / "run", 6, start_wandb=lambda: WandbRun("a/b", tmp_path, {}))
+    assert "Weights & Biases: Invalid project name 'a/b'" in caplog.text
 
 
 def test_saves_by_time(tmp_path, monkeypatch):
