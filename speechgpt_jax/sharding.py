@@ -145,6 +145,13 @@ def use_mesh(mesh: Mesh, rules: Rules = LOGICAL_AXIS_RULES) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def without_mesh() -> Iterator[None]:
+    """Ends `use_mesh` for the block, in which programs are for one device."""
+    with jax.set_mesh(Mesh(np.empty((), object), ())), nnx.logical_axis_rules(()):
+        yield
+
+
 def abstract(make: Callable, mesh: Mesh, *args: Any) -> Any:
     """Shapes, dtypes and shardings of `make(*args)`, without computing it."""
     with use_mesh(mesh):
@@ -162,6 +169,33 @@ def create_sharded(make: Callable, mesh: Mesh, *args: Any) -> Any:
     shardings = jax.tree.map(lambda x: x.sharding, abstract(make, mesh, *args))
     with use_mesh(mesh):
         return jax.jit(make, out_shardings=shardings)(*args)
+
+
+def mesh_of_processes() -> Mesh:
+    """A mesh in which each process has one replica, sharded over its own devices (`fsdp`)."""
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    grid = np.array(devices).reshape(jax.process_count(), -1, 1, 1)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def copy_to_each_process(state: nnx.State) -> nnx.State:
+    """A copy of arrays on the mesh of a run for each process, sharded over its own devices.
+
+    All processes call it together. With one process the arrays are returned as they are.
+    """
+    if jax.process_count() == 1:
+        return state
+    mesh = mesh_of_processes()
+    own = Mesh(mesh.devices[jax.process_index()][None], MESH_AXES, axis_types=mesh.axis_types)
+
+    def copy(array: jax.Array, placement: NamedSharding) -> jax.Array:
+        shards = [shard.data for shard in jax.device_put(array, placement).addressable_shards]
+        placement = NamedSharding(own, placement.spec)
+        return jax.make_array_from_single_device_arrays(array.shape, placement, shards)
+
+    with use_mesh(mesh):
+        placements = nnx.get_named_sharding(state, mesh)
+    return jax.tree.map(copy, state, placements)
 
 
 def batch_sharding(mesh: Mesh, ndim: int = 2) -> NamedSharding:

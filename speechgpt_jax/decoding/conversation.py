@@ -115,7 +115,8 @@ class SpeechModel:
         check_same_units(speech2unit, vocoder, tokenizer=len(tokenizer.unit_ids))
         if server is not None:
             return cls(server, tokenizer, speech2unit, vocoder, **kwargs)
-        model, mesh = load_llama(path, devices)
+        numerics = {name: kwargs[name] for name in ("dtype", "int8") if name in kwargs}
+        model, mesh = load_llama(path, devices, **numerics)
         return cls(model, tokenizer, speech2unit, vocoder, mesh=mesh, **kwargs)
 
     def warm_up(self, seconds: float) -> None:

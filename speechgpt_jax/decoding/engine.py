@@ -16,6 +16,7 @@ a program of its own: too little is computed for a token to keep several cores b
 
 import dataclasses
 import threading
+import weakref
 from collections.abc import Sequence
 
 import jax
@@ -24,6 +25,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from speechgpt_jax.decoding.defaults import CONTEXT, PREFIX_CACHE
+from speechgpt_jax.decoding.loading import decoding_dtype
 from speechgpt_jax.decoding.prefixes import Prefixes
 from speechgpt_jax.decoding.requests import Answer, Request
 from speechgpt_jax.decoding.worker import Job, Worker, cache_sizes, on_mesh
@@ -78,8 +80,7 @@ class Engine:
           context: most tokens of a prompt and its answer together.
           cache_size: room in the cache at first, in tokens per slot; it is doubled while the
             longest request needs more. Every size has programs of its own.
-          dtype: dtype of weights, activations and cache; by default that of the model, on a CPU
-            float32: a CPU takes up to ten times longer for a token in bfloat16.
+          dtype: dtype of weights, activations and cache; by default that of `decoding_dtype`.
           int8: rounds the projections of all layers to int8.
           masks: int8 [states, V], the state after each token; negative: the token is forbidden in
             that state. By default there is one state, in which all tokens are allowed.
@@ -98,7 +99,7 @@ class Engine:
         self.vocab_size, self.num_slots, self.context = config.vocab_size, num_slots, context
         with on_mesh(mesh):
             is_cpu = target_platform() == "cpu"
-            dtype = dtype or ("float32" if is_cpu else config.dtype)
+            dtype = decoding_dtype(config, dtype)
             if is_cpu:
                 largest = cache_sizes(cache_size, context)[-1]
                 _check_memory(dataclasses.replace(config, dtype=dtype), num_slots, context, largest)
@@ -114,6 +115,8 @@ class Engine:
         self._num_states, self._padded_vocab_size = masks.shape
         self._lock = threading.Lock()
         self._workers: list[Worker] = []
+        # Weak references: else weights would stay in memory until Python looks for circles.
+        workers = weakref.WeakSet[Worker]()
         prefixes = Prefixes(prefix_cache * 2**20)
         size = sum(leaf.nbytes for leaf in leaves)
         devices = _devices(num_slots) if is_cpu and mesh is None and size <= SMALL_MODEL else [None]
@@ -128,10 +131,11 @@ class Engine:
                 cache_size=cache_size,
                 mesh=mesh,
                 prefixes=prefixes,
-                workers=self._workers,
+                workers=workers,
                 lock=self._lock,
             )
             self._workers.append(worker)
+            workers.add(worker)
 
     def submit(self, request: Request) -> Answer:
         """Begins to answer a request as soon as a slot is free; returns at once.

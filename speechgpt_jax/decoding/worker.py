@@ -5,7 +5,7 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 import numpy as np
@@ -48,7 +48,7 @@ class Worker:
         cache_size: int,
         mesh: Mesh | None,
         prefixes: Prefixes,
-        workers: Sequence["Worker"],
+        workers: Collection["Worker"],
         lock: threading.Lock,
     ):
         """

@@ -1,8 +1,10 @@
 """The engine against `transformers`; requests that share a batch don't affect each other."""
 
 import dataclasses
+import gc
 import threading
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -90,6 +92,21 @@ def test_an_answer_is_the_same_alone_and_beside_others(model, num_slots):
     together = list(map(list, together))
     assert together[1:4] == alone
     assert together[-3:] == alone[::-1]
+
+
+@pytest.mark.parametrize("num_slots", [1, 4])  # Four are shared out to two cores.
+def test_an_engine_that_is_no_longer_used_frees_its_memory(model, num_slots):
+    """At once, before Python looks for objects that refer to one another."""
+    before = len(jax.live_arrays())
+    gc.disable()
+    try:
+        Engine(model, num_slots=num_slots, context=512).generate([greedy(PROMPTS[0], 30)])
+        for thread in threading.enumerate():
+            if thread.name == "engine":
+                thread.join()
+        assert len(jax.live_arrays()) == before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("num_slots", [1, 4])  # Four are shared out to two cores.
