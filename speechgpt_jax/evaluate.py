@@ -2,11 +2,12 @@
 
     python -m speechgpt_jax.evaluate --tasks=demo_asr,demo_tts --split=test
     python -m speechgpt_jax.evaluate --run=runs/demo/stage2 --tasks=demo_asr --recognise
+    python -m speechgpt_jax.evaluate --run=runs/7b/stage3 --tasks=demo_asr --mesh=4 --multihost
     python -m speechgpt_jax.evaluate --answers=answers
 
-The figures are printed and, if a run is named, added to its evaluation.json. The answers of
-`infer --prompts_task`, which many hosts can write, are scored without a model; evaluation.json is
-then beside them.
+The figures are printed and, if a run is named, added to its evaluation.json. With several processes
+each answers its share of the examples, on its own devices. The answers of `infer --prompts_task`,
+which resumes where it was killed, are scored without a model; evaluation.json is then beside them.
 
 Gin binds other arguments of `evaluate_run`: --gin_file=... --gin.evaluate_run.batch_size=32. It can
 also bind the tasks, as gin/stages/evaluation.gin does for files of your own.
@@ -23,11 +24,13 @@ from speechgpt_jax.arguments import (
     positive_int,
 )
 from speechgpt_jax.decoding.shards import SETTINGS, read_answers
-from speechgpt_jax.errors import UserError
+from speechgpt_jax.errors import UserError, one_line_errors
 from speechgpt_jax.files import read_json
 from speechgpt_jax.shipped import SHIPPED_MODEL
+from speechgpt_jax.training import process_flags
 
 flags.adopt_module_key_flags(compilation_cache)
+flags.adopt_module_key_flags(process_flags)
 flags.adopt_module_key_flags(task_modules)
 RUN = define(
     "run", existing_folder, SHIPPED_MODEL, "Folder of a training run; by default the shipped model."
@@ -59,8 +62,22 @@ FORCED = flags.DEFINE_bool(
     "Force answers into the form of the right one, as chat, serve and infer do with questions.",
 )
 MESH = define(
-    "mesh", positive_int, None, "Number of devices over which the model is sharded; by default one."
+    "mesh",
+    positive_int,
+    None,
+    "Number of this process's devices over which the model is sharded; by default one.",
 )
+DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["float32", "bfloat16"],
+    "dtype of weights and activations; by default the run's, on a CPU float32.",
+)
+
+
+# Of a model that answers; without effect on --answers.
+MODEL_FLAGS = (RUN, SPLIT, NUM_EXAMPLES, FORCED, MESH, DTYPE)
+MODEL_FLAGS += (process_flags.MULTIHOST, process_flags.NUM_PROCESSES)
 
 
 def main() -> None:
@@ -70,47 +87,68 @@ def main() -> None:
             "Give either --tasks or a --gin_file that binds them, to be answered and scored, or"
             " --answers."
         )
-    if ANSWERS.value and any(flag.present for flag in (RUN, SPLIT, NUM_EXAMPLES, FORCED, MESH)):
-        raise UserError(
-            "--answers are scored as they are; leave out --run, --split, --num_examples, --forced"
-            " and --mesh."
-        )
-    rows, answered_split = [], ""
+    for flag in MODEL_FLAGS if ANSWERS.value else ():
+        if flag.present:
+            raise UserError(f"--answers are scored as they are; leave out --{flag.name}.")
     if ANSWERS.value:
-        rows = read_answers(ANSWERS.value)
-        settings = read_json(f"{ANSWERS.value}/{SETTINGS}", "the settings of infer --answers")
-        answered_split = settings.get("split") or ""
-        if not answered_split:
-            raise UserError(f"{ANSWERS.value}/{SETTINGS} names no split; see infer --prompts_task.")
-    # Importing TensorFlow takes seconds; wrong flags are reported before.
+        score_answers()
+        return
+    # Importing TensorFlow and JAX takes seconds; wrong flags are reported before.
     task_modules.register()
+    compilation_cache.use()
+    # Each process prints its own mistakes: at an exception it would leave the others waiting.
+    with process_flags.connected(), one_line_errors():
+        score_run()
+
+
+def score_answers() -> None:
+    """Scores the answers of --answers."""
+    rows = read_answers(ANSWERS.value)
+    settings = read_json(f"{ANSWERS.value}/{SETTINGS}", "the settings of infer --answers")
+    split = settings.get("split") or ""
+    if not split:
+        raise UserError(f"{ANSWERS.value}/{SETTINGS} names no split; see infer --prompts_task.")
+    task_modules.register()
+    compilation_cache.use()
     from speechgpt_jax.evaluation import evaluate
 
-    compilation_cache.use()
-    more_metrics = []
-    if RECOGNISE.value:
-        from speechgpt_jax.evaluation import spoken
-
-        more_metrics.append(spoken.SpokenAnswers.by_default())
-    if ANSWERS.value:
-        folder = OUTPUT_DIR.value or ANSWERS.value
-        evaluate.read_saved(folder)  # A damaged file is reported before the work.
-        metrics = evaluate.evaluate_answers(rows, more_metrics)
-        evaluate.save(folder, answered_split, metrics)
-    else:
-        tasks_of_flag = {} if TASKS.value is None else {"tasks": TASKS.value}
-        metrics = gin_utils.call(
-            evaluate.evaluate_run,
-            run=RUN.value,
-            **tasks_of_flag,
-            split=SPLIT.value,
-            num_examples=NUM_EXAMPLES.value,
-            forced=FORCED.value,
-            more_metrics=more_metrics,
-            output_dir=OUTPUT_DIR.value or (RUN.value if RUN.present else None),
-            devices=MESH.value,
-        )
+    folder = OUTPUT_DIR.value or ANSWERS.value
+    evaluate.read_saved(folder)  # A damaged file is reported before the work.
+    metrics = evaluate.evaluate_answers(rows, more_metrics())
+    evaluate.save(folder, split, metrics)
     print(evaluate.table(metrics))
+
+
+def score_run() -> None:
+    """Scores the answers of --run to the examples of --tasks."""
+    import jax
+
+    from speechgpt_jax.evaluation import evaluate
+
+    tasks_of_flag = {} if TASKS.value is None else {"tasks": TASKS.value}
+    metrics = gin_utils.call(
+        evaluate.evaluate_run,
+        run=RUN.value,
+        **tasks_of_flag,
+        split=SPLIT.value,
+        num_examples=NUM_EXAMPLES.value,
+        forced=FORCED.value,
+        more_metrics=more_metrics(),
+        output_dir=OUTPUT_DIR.value or (RUN.value if RUN.present else None),
+        devices=MESH.value,
+        dtype=DTYPE.value,
+    )
+    if jax.process_index() == 0:
+        print(evaluate.table(metrics))
+
+
+def more_metrics() -> list:
+    """The metrics of --recognise."""
+    if not RECOGNISE.value:
+        return []
+    from speechgpt_jax.evaluation.spoken import SpokenAnswers
+
+    return [SpokenAnswers.by_default()]
 
 
 if __name__ == "__main__":

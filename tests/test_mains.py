@@ -56,7 +56,7 @@ FILE = "pyproject.toml"
         ("evaluate", ["--run=tests", "--tasks=a", "--split="], "--split="),
         ("evaluate", ["--run=tests"], "Give either --tasks"),
         ("evaluate", ["--answers=tests", "--tasks=a"], "Give either --tasks"),
-        ("evaluate", ["--answers=tests", "--split=a"], "leave out --run"),
+        ("evaluate", ["--answers=tests", "--split=a"], "leave out --split"),
         ("evaluate", ["--answers=tests"], "tests has no answers"),
         ("infer", ["--run=tests"], "Give one of --audio, --text"),
         ("infer", ["--prompts_task=a"], "give --answers"),
@@ -188,9 +188,9 @@ def test_a_mistake_of_one_of_several_processes_is_one_line(tmp_path):
         "--mesh=99",
     )
     assert process.returncode == 1
-    assert (
-        process.stderr
-        == "Error: the number of devices (--mesh) 99 must be at least 1 and at most 1.\n"
+    assert process.stderr == (
+        "Error: the number of devices (--mesh) 99 must be from 1 to 1, the devices of this host:"
+        " every host decodes on its own.\n"
     )
 
 

@@ -1,12 +1,16 @@
 """Decodes the examples of a split and scores the answers with the metrics of their SeqIO tasks."""
 
+import functools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 import seqio
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from speechgpt_jax import prompts
@@ -23,11 +27,16 @@ from speechgpt_jax.evaluation.metrics import with_intervals
 from speechgpt_jax.files import read_json, write_text
 from speechgpt_jax.limits import check_number
 from speechgpt_jax.models.llama import Llama
+from speechgpt_jax.models.llama_config import DType
 from speechgpt_jax.tokenizer import Tokenizer
 
 Metrics = dict[str, dict[str, float]]  # task -> metric -> value
 EVALUATION = "evaluation.json"
 
+# Prompts and right answers, as token ids.
+References = Sequence[tuple[list[int], list[int]]]
+# References and the forms of their answers, or None -> answers, int32 [N, T], padded with eos.
+Generate = Callable[[References, Sequence[str] | None], np.ndarray]
 # Targets and predictions -> figures, as of SeqIO's tasks.
 MetricFunction = Callable[
     [Sequence[prompts.Response], Sequence[prompts.Response]], dict[str, float]
@@ -46,8 +55,9 @@ def evaluate_run(
     more_metrics: Sequence[MetricFunction] = (),
     output_dir: str | os.PathLike | None = None,
     devices: int | None = None,
+    dtype: DType | None = None,
 ) -> Metrics:
-    """Evaluates the newest checkpoint of a training run.
+    """Evaluates the newest checkpoint of a training run, with all processes if there are several.
 
     Args:
       run: the folder that `train` wrote.
@@ -59,7 +69,9 @@ def evaluate_run(
       forced: answers are forced into the form of the target, as those of chat and server are.
       more_metrics: metrics besides those of the tasks.
       output_dir: folder to whose evaluation.json the metrics are added; None: nowhere.
-      devices: number of devices over which the model is sharded; None: it is on the first one.
+      devices: number of each process's devices over which the model is sharded; None: it is on the
+        first one.
+      dtype: dtype of weights and activations; by default that of `decoding_dtype`.
 
     Raises:
       UserError: a task or its split is unknown, a task has another template than the run, or the
@@ -76,7 +88,7 @@ def evaluate_run(
     tokenizer = Tokenizer.from_pretrained(epath.Path(run) / "tokenizer")
     for task in tasks:
         examples.check_template(tokenizer, task)
-    model, mesh = load_llama(run, devices)
+    model, mesh = load_llama(run, devices, dtype)
     metrics: Metrics = {}
     for task in tasks:
         task_metrics = evaluate(
@@ -85,14 +97,15 @@ def evaluate_run(
             task,
             split,
             num_examples=num_examples,
-            batch_size=batch_size,
-            sampling=sampling,
             forced=forced,
             more_metrics=more_metrics,
+            batch_size=batch_size,
+            sampling=sampling,
+            dtype=dtype,
             mesh=mesh,
         )
         metrics |= task_metrics
-        if output_dir:  # At once: the next task may take long.
+        if output_dir and jax.process_index() == 0:  # At once: the next task may take long.
             save(output_dir, f"{split}, forced" if forced else split, task_metrics)
     return metrics
 
@@ -113,59 +126,110 @@ def evaluate(
     split: str,
     *,
     num_examples: int | None = None,
-    batch_size: int = 16,
-    sampling: Sampling = GREEDY,
     forced: bool = False,
     more_metrics: Sequence[MetricFunction] = (),
-    mesh: Mesh | None = None,
+    **kwargs: Any,
 ) -> Metrics:
     """Scores a SeqIO task, or each task of a mixture that has metrics and this split.
 
-    The model reads everything up to `[SpeechGPT]:` or its template's mark and writes the answer.
-    Arguments are those of `evaluate_run`, with a loaded `model` and its `mesh` instead of `run` and
-    `devices`.
+    Arguments are those of `evaluate_run`, with a loaded `model` instead of `run`, and as kwargs
+    those of `generate_all`.
 
     Raises:
       UserError: the task or its split is unknown, empty or in another template.
     """
-    check_task(task, split)
-    examples.check_template(tokenizer, task)
-    evaluator = seqio.Evaluator(
-        task,
-        seqio.PrefixLMFeatureConverter(pack=False),
-        eval_split=split,
-        num_examples=num_examples,
-        async_compute_metrics=False,
-    )
-    responses: list[tuple[list[list[int]], np.ndarray]] = []  # of each task: targets, predictions
+    scorer = Scorer(tokenizer, task, split, num_examples, forced=forced)
+    generate = functools.partial(generate_all, model, tokenizer, **kwargs)
+    return scorer.score(generate, more_metrics)
 
-    def predict(dataset):
-        numbered = list(dataset.as_numpy_iterator())
-        if not numbered:
-            raise UserError(f"Split {split!r} of {task!r} has no examples; name another split.")
-        indices, decoded = zip(*numbered)
-        references = [split_prompt(tokenizer, row["decoder_target_tokens"]) for row in decoded]
-        targets = [[*prompt, *answer] for prompt, answer in references]
-        forms = [form_of(x) for x in parsed(len(responses), targets)] if forced else None
-        answers = _generate_all(model, tokenizer, references, forms, batch_size, sampling, mesh)
-        responses.append((targets, answers))
-        return list(zip(indices, answers))
 
-    def parsed(number, rows) -> list[prompts.Response]:
-        """Rows of token ids as the responses of a task, by its number."""
-        scored = evaluator.eval_tasks[number]
-        decode = scored.output_features["targets"].vocabulary.decode
-        return [scored.postprocess_fn(decode([int(token) for token in row])) for row in rows]
+class Scorer:
+    """The examples of a SeqIO task, or of the tasks of a mixture, and the metrics of answers.
 
-    computed, _ = evaluator.evaluate(compute_metrics=True, predict_fn=predict)
-    metrics = computed.result()
-    if not more_metrics:
+    The model reads everything up to `[SpeechGPT]:` or its template's mark and writes the answer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        task: str,
+        split: str,
+        num_examples: int | None = None,
+        *,
+        forced: bool = False,
+    ):
+        """Reads the examples; arguments are those of `evaluate_run`.
+
+        Raises:
+          UserError: the task or its split is unknown or in another template.
+        """
+        check_task(task, split)
+        examples.check_template(tokenizer, task)
+        self._tokenizer, self._task, self._split = tokenizer, task, split
+        self._forced = forced
+        self._evaluator = seqio.Evaluator(
+            task,
+            seqio.PrefixLMFeatureConverter(pack=False),
+            eval_split=split,
+            num_examples=num_examples,
+            async_compute_metrics=False,
+        )
+
+    def score(self, generate: Generate, more_metrics: Sequence[MetricFunction] = ()) -> Metrics:
+        """The metrics of the answers that `generate` returns.
+
+        Raises:
+          UserError: the split is empty, or has nothing that a metric compares.
+        """
+        responses: list[tuple[list[list[int]], np.ndarray]] = []  # Per task: targets, predictions.
+
+        def predict(dataset):
+            numbered = list(dataset.as_numpy_iterator())
+            if not numbered:
+                raise UserError(
+                    f"Split {self._split!r} of {self._task!r} has no examples; name another split."
+                )
+            indices, decoded = zip(*numbered)
+            references = [
+                split_prompt(self._tokenizer, row["decoder_target_tokens"]) for row in decoded
+            ]
+            targets = [[*prompt, *answer] for prompt, answer in references]
+            forms = None
+            if self._forced:
+                forms = [form_of(x) for x in self._parsed(len(responses), targets)]
+            answers = generate(references, forms)
+            responses.append((targets, answers))
+            return list(zip(indices, answers))
+
+        try:
+            computed, _ = self._evaluator.evaluate(compute_metrics=True, predict_fn=predict)
+        except ValueError as error:  # SeqIO wraps what a metric raises.
+            if isinstance(error.__cause__, UserError):
+                raise error.__cause__ from None
+            raise
+        metrics = computed.result()
+        for number, scored in enumerate(self._evaluator.eval_tasks if more_metrics else ()):
+            targets, predictions = (self._parsed(number, rows) for rows in responses[number])
+            for metric in more_metrics:
+                metrics[scored.name] |= metric(targets, predictions)
         return metrics
-    for number, scored in enumerate(evaluator.eval_tasks):
-        targets, predictions = (parsed(number, rows) for rows in responses[number])
-        for metric in more_metrics:
-            metrics[scored.name] |= metric(targets, predictions)
-    return metrics
+
+    def metric_names(self) -> list[str]:
+        """Names of the metrics, "demo_asr/wer" and so on, found with the right answers.
+
+        Raises:
+          UserError: see `score`.
+        """
+        metrics = self.score(
+            lambda references, _: _padded([answer for _, answer in references], self._tokenizer)
+        )
+        return [f"{task}/{name}" for task, figures in metrics.items() for name in figures]
+
+    def _parsed(self, number: int, rows: Iterable[Sequence[int]]) -> list[prompts.Response]:
+        """Rows of token ids as the responses of a task, by its number."""
+        task = self._evaluator.eval_tasks[number]
+        decode = task.output_features["targets"].vocabulary.decode
+        return [task.postprocess_fn(decode([int(token) for token in row])) for row in rows]
 
 
 def evaluate_answers(rows: Sequence[dict], more_metrics: Sequence[MetricFunction] = ()) -> Metrics:
@@ -217,16 +281,30 @@ def form_of(response: prompts.Response) -> str:
     return "speech_to_text" if response.question else "text"
 
 
-def _generate_all(
+def generate_all(
     model: Llama,
     tokenizer: Tokenizer,
-    references: Sequence[tuple[list[int], list[int]]],  # prompts and right answers, as tokens
+    references: References,
     forms: Sequence[str] | None,
-    batch_size: int,
-    sampling: Sampling,
-    mesh: Mesh | None,
+    *,
+    batch_size: int = 16,
+    sampling: Sampling = GREEDY,
+    dtype: DType | None = None,
+    mesh: Mesh | None = None,
 ) -> np.ndarray:
-    """Token ids of the answers, int32 [N, T], in the order of `references`, padded with eos."""
+    """Token ids of the answers, int32 [N, T], in the order of `references`, padded with eos.
+
+    If there are several processes, all call it together: each answers its share of the prompts with
+    its own model, and all get all answers.
+
+    Args:
+      model: the model.
+      tokenizer: its tokenizer.
+      references: prompts and right answers.
+      forms: form of each answer, one of masks.FORMS, into which it is forced; None: no form.
+      batch_size, sampling, dtype: see `evaluate_run`.
+      mesh: the mesh of `model`.
+    """
     masks = Masks(tokenizer) if forms else None
     states = [masks.start(form) for form in forms] if masks and forms else [0] * len(references)
     # Answers longer than 1.5 times the longest reference are wrong anyway.
@@ -242,14 +320,33 @@ def _generate_all(
         )
         for seed, ((prompt, _), state) in enumerate(zip(references, states, strict=True))
     ]
-    context = longest + max(len(prompt) for prompt, _ in references)
-    num_slots = min(batch_size, len(requests))
-    table = masks.table if masks else None
-    engine = Engine(model, num_slots=num_slots, context=context, masks=table, mesh=mesh)
+    engine = Engine(
+        model,
+        num_slots=min(batch_size, len(requests)),
+        context=longest + max(len(prompt) for prompt, _ in references),
+        dtype=dtype,
+        masks=masks.table if masks else None,
+        mesh=mesh,
+    )
+    own = slice(jax.process_index(), None, jax.process_count())
     answers = np.full((len(references), longest + 1), tokenizer.eos_id, np.int32)
-    for row, answer in zip(answers, engine.generate(requests), strict=True):
+    answers[own] = _padded(engine.generate(requests[own]), tokenizer, longest + 1)
+    if jax.process_count() == 1:
+        return answers
+    of_all = multihost_utils.process_allgather(answers)  # [processes, N, T]
+    rows = np.arange(len(references))
+    return of_all[rows % jax.process_count(), rows]
+
+
+def _padded(
+    answers: Sequence[Sequence[int]], tokenizer: Tokenizer, length: int | None = None
+) -> np.ndarray:
+    """Answers as int32 [N, length], padded with eos; by default as long as the longest."""
+    length = max(map(len, answers)) if length is None else length
+    rows = np.full((len(answers), length), tokenizer.eos_id, np.int32)
+    for row, answer in zip(rows, answers, strict=True):
         row[: len(answer)] = answer
-    return answers
+    return rows
 
 
 def save(folder: str | os.PathLike, split: str, metrics: Metrics) -> None:

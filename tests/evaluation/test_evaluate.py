@@ -18,6 +18,7 @@ from speechgpt_jax.evaluation import evaluate, metrics
 from speechgpt_jax.models.llama import Llama
 from speechgpt_jax.prompts import Response
 from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
+from tests import processes
 from tests.data.synthetic_corpus import task_on, write_corpus
 from tests.sizes import llama
 
@@ -42,6 +43,16 @@ def model(tokenizer):
         dtype="float32",
     )
     return Llama(config, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def run(model, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    arrays = checkpoints.flatten(nnx.state(model)).items()
+    metadata = {"model": dataclasses.asdict(model.config)}
+    checkpoints.save_parameters(folder, jax.device_get(list(arrays)), metadata)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +83,7 @@ def test_files_of_ones_own_are_evaluated_by_a_gin_file(model, tokenizer, tmp_pat
     spoken, text = "<sosp><1><2><eosp>", "good morning"
     pairs = [("Write it down", spoken, text), ("Say it", text, spoken)]
     with (tmp_path / "dialogues.jsonl").open("w") as file:
-        for description, source, target in pairs:
+        for description, source, target in 4 * pairs:
             prompt = f"[Human]: {description}. This is input: {source}<eoh> [SpeechGPT]:"
             row = {"prefix": "Be kind.\n", "plain_text": f"{prompt} {target}<eoa> "}
             file.write(json.dumps(row) + "\n")
@@ -160,7 +171,30 @@ def test_tasks_are_checked_before_the_model_is_loaded(names, split, message, tas
         evaluate.evaluate_run(tmp_path, tasks=names, split=split)
 
 
-def test_figures_are_saved_before_the_next_task(model, tokenizer, task, tmp_path):
+def test_two_processes_score_one_run(run, tmp_path):
+    """The figures are those of one process; the first one writes them."""
+    port = processes.free_port()
+    # First, so that the two find its programs in the compilation cache.
+    expected = evaluate.evaluate_run(run, tasks=["demo_asr"], num_examples=4)
+    flags = ["--tasks=demo_asr", "--num_examples=4", f"--run={run}"]
+    flags += [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
+    started = []
+    for number in range(2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        arguments = [*flags, f"--process_id={number}", f"--output_dir={folder}"]
+        module = (processes.run_module, "speechgpt_jax.evaluate")
+        started.append(processes.start(*module, *arguments, output=folder, JAX_PLATFORMS="cpu"))
+    for number, process in enumerate(started):
+        process.join(120)
+        assert process.exitcode == 0, (tmp_path / str(number) / "stderr").read_text()
+    assert evaluate.read_saved(tmp_path / "0") == {"test": expected}
+    assert not (tmp_path / "1" / evaluate.EVALUATION).exists()
+    printed = [(tmp_path / name / "stdout").read_text() for name in "01"]
+    assert evaluate.table(expected) in printed[0] and "demo_asr" not in printed[1]
+
+
+def test_figures_are_saved_before_the_next_task(run, task, tmp_path):
     """The second task has no examples, which shows when it is read."""
     seqio.TaskRegistry.add(
         "test_none",
@@ -173,14 +207,10 @@ def test_figures_are_saved_before_the_next_task(model, tokenizer, task, tmp_path
         output_features=task.output_features,
         metric_fns=task.metric_fns,
     )
-    arrays = checkpoints.flatten(nnx.state(model)).items()
-    metadata = {"model": dataclasses.asdict(model.config)}
-    checkpoints.save_parameters(tmp_path, jax.device_get(list(arrays)), metadata)
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
     try:
         with pytest.raises(UserError, match="'test_none' has no examples"):
             evaluate.evaluate_run(
-                tmp_path, tasks=["test_asr", "test_none"], num_examples=2, output_dir=tmp_path
+                run, tasks=["test_asr", "test_none"], num_examples=4, output_dir=tmp_path
             )
     finally:
         seqio.TaskRegistry.remove("test_none")
