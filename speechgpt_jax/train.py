@@ -102,7 +102,7 @@ def main() -> None:
             watchdog = gin_utils.arguments(lm.train, ["watchdog"])["watchdog"]
             stack.enter_context(watched(phases, watchdog, OUTPUT_DIR.value))
             # `call` reads the data, which may take long, before `train` checks its arguments.
-            names = ["model", "tokenizer", "start_from", "trainable"]
+            names = ["model", "tokenizer", "start_from", "trainable", "answered"]
             arguments = gin_utils.arguments(lm.train, names)
             lm.check(**arguments, output_dir=OUTPUT_DIR.value)
             gin_utils.call(

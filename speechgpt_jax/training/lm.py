@@ -32,8 +32,9 @@ from speechgpt_jax.models.llama import SHARDED_SIZES, check_mesh
 from speechgpt_jax.models.llama_config import LlamaConfig
 from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.tokenizer import Tokenizer
-from speechgpt_jax.training import held_out as held_out_losses
+from speechgpt_jax.training import held_out as evaluation
 from speechgpt_jax.training import utilization
+from speechgpt_jax.training.held_out import AnsweredTasks
 from speechgpt_jax.training.inputs import HeldOut
 from speechgpt_jax.training.loop import LOG_EVERY, Batches, check_profile_steps, fit
 from speechgpt_jax.training.memory import check_activations, out_of_memory
@@ -44,6 +45,7 @@ from speechgpt_jax.training.stage import (
     Stage,
     jit_evaluation_step,
     jit_train_step,
+    merge,
     prepare_parameters,
     split,
 )
@@ -69,6 +71,7 @@ def train(
     loss_columns: int = 8192,
     guard: Guard | None = None,
     held_out: Sequence[HeldOut] = (),
+    answered: AnsweredTasks | None = None,
     evaluate_every: int | None = None,
     keep: Keep = Keep(),  # noqa: B008 (frozen)
     save_every: int = 1000,
@@ -102,6 +105,7 @@ def train(
         backward pass computes them again if there are more.
       guard: rejects bad batches; without it, a loss that is not finite stops the run.
       held_out: splits whose losses are measured on the whole mesh.
+      answered: SeqIO tasks whose examples the model answers, scored by the tasks' metrics.
       evaluate_every: steps between two evaluations; the last step is evaluated too.
       keep: which checkpoints stay on disk.
       save_every, log_every: steps from one checkpoint, or line of metrics, to the next.
@@ -131,11 +135,12 @@ def train(
     check_number("save_every", save_every, at_least=1)
     check_number("log_every", log_every, at_least=1)
     check_number("evaluate_every", 1 if evaluate_every is None else evaluate_every, at_least=1)
-    held_out_losses.check(held_out, evaluate_every, save_every, keep.best)
     check_number("save_minutes", 1 if save_minutes is None else save_minutes, above=0)
     check_writable_folder(output_dir)
     check_profile_steps(profile_steps, checkpoints.latest_step(output_dir), steps)
-    check(model, tokenizer, start_from, trainable, output_dir)
+    check(model, tokenizer, start_from, trainable, answered, output_dir)
+    answers = answered.prepare(tokenizer) if answered else None
+    evaluation.check(held_out, answers, evaluate_every, save_every, keep.best)
     is_watched = phases is not None
     phases = phases or Phases()
     with contextlib.nullcontext() if is_watched else watched(phases, watchdog, output_dir):
@@ -149,6 +154,13 @@ def train(
         del parameters
         step = out_of_memory()(jit_train_step(stage, state, devices, tokenizer.unit_ids))
         evaluation_step = jit_evaluation_step(stage, devices, tokenizer.unit_ids)
+
+        def evaluate(state: TrainState) -> dict[str, float]:
+            values = evaluation.losses(evaluation_step, state.params, frozen, held_out, devices)
+            if answers:
+                values |= answers(merge(stage, state.params, frozen))
+            evaluation.check_best(keep.best, values)
+            return values
 
         metadata: dict[str, Any] = {"config": config_text(), "model": dataclasses.asdict(model)}
         metadata |= _kept_fields(start_from)
@@ -165,9 +177,7 @@ def train(
                 checkpoints=saved,
                 output_dir=output_dir,
                 place_batch=functools.partial(sharding.place_batch, mesh=devices),
-                evaluate=lambda state: held_out_losses.evaluate(
-                    evaluation_step, state.params, frozen, held_out, devices, keep.best
-                ),
+                evaluate=evaluate,
                 evaluate_every=evaluate_every,
                 save_every=save_every,
                 save_minutes=save_minutes,
@@ -190,6 +200,7 @@ def check(
     tokenizer: Tokenizer,
     start_from: str | None,
     trainable: str,
+    answered: AnsweredTasks | None,
     output_dir: str,
 ) -> None:
     """Raises a UserError if these arguments of `train` contradict one another.
@@ -213,6 +224,8 @@ def check(
         raise UserError("trainable 'lora' needs a model with adapters: set LlamaConfig.lora.")
     if trainable == "lora" and start_from:
         _check_base(model, start_from)
+    if answered:
+        answered.check(tokenizer, model)
 
 
 def _check_other_run(start_from: str, output_dir: str) -> None:

@@ -181,7 +181,7 @@ class Progress:
             self._bar.start()
 
     def report(self, step: int, means: Mapping[str, float]) -> None:
-        """Shows the losses, the speed and the time left after `step`."""
+        """Shows losses and figures with an interval, the speed and the time left after `step`."""
         text = f"step {step}/{self._steps}  {self._describe(step, means)}"
         if self._bar:
             self._bar.update(self._task, completed=step, report=text)
@@ -194,7 +194,8 @@ class Progress:
             self._bar.stop()
 
     def _describe(self, step, means) -> str:
-        losses = [f"{k.replace('_', ' ')} {v:.3f}" for k, v in means.items() if k.endswith("loss")]
+        shown = [name for name in means if name.endswith("loss") or f"{name}_low" in means]
+        losses = [f"{name.replace('_', ' ')} {means[name]:.3f}" for name in shown]
         if "seconds_per_step" not in means:
             return "  ".join(losses)
         left = duration_text((self._steps - step) * means["seconds_per_step"])

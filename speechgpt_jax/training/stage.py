@@ -106,6 +106,16 @@ def split(
     return create(start, mesh, params), frozen
 
 
+def merge(stage: Stage, params: nnx.State, frozen: nnx.State) -> Llama:
+    """The model with the trained and the frozen parameters."""
+    return nnx.merge(_graphdef(stage), params, frozen)
+
+
+def _graphdef(stage: Stage) -> nnx.GraphDef:
+    """The model's structure."""
+    return nnx.graphdef(nnx.eval_shape(lambda: build(stage)))
+
+
 def make_stage_optimizer(stage: Stage) -> optax.GradientTransformation:
     """The stage's optimizer, with its guard if it has one."""
     optimizer = make_optimizer(stage.optimizer, stage.steps)
@@ -117,7 +127,7 @@ def jit_train_step(
 ) -> jax.stages.Wrapped:
     """The jitted step (state, frozen, batch) -> (state, metrics); it donates its state."""
     step = make_train_step(
-        nnx.graphdef(nnx.eval_shape(lambda: build(stage))),
+        _graphdef(stage),
         make_stage_optimizer(stage),
         unit_ids=unit_ids,
         accumulation=stage.accumulation,
@@ -138,7 +148,7 @@ def jit_train_step(
 def jit_evaluation_step(stage: Stage, mesh: Mesh, unit_ids: range) -> jax.stages.Wrapped:
     """The jitted step (params, frozen, batch) -> metrics, which are replicated."""
     step = make_evaluation_step(
-        nnx.graphdef(nnx.eval_shape(lambda: build(stage))),
+        _graphdef(stage),
         unit_ids=unit_ids,
         loss_columns=stage.loss_columns,
     )

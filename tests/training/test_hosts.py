@@ -19,6 +19,7 @@ from toy import CONFIG, RandomBatches, random_batch
 
 from speechgpt_jax import checkpoints, sharding
 from speechgpt_jax.errors import one_line_errors
+from speechgpt_jax.evaluation.while_training import AnsweredTasks
 from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.training import hosts, loop, progress
 from speechgpt_jax.training.inputs import HeldOut
@@ -80,13 +81,13 @@ def train_in_process(
 
 
 def run(folder, mesh, steps, batches, **kwargs):
-    from speechgpt_jax.tokenizer import DEMO_TOKENIZER, SentencePieceTokenizer
+    from speechgpt_jax.tokenizer import DEMO_TOKENIZER, Tokenizer
     from speechgpt_jax.training.lm import train
     from speechgpt_jax.training.optimizer import AdamW
 
-    tokenizer = SentencePieceTokenizer.from_files(
-        DEMO_TOKENIZER / "tokenizer.model", ["<0>", "<1>", "<sosp>"]
-    )
+    if "answered" in kwargs:
+        import tasks  # noqa: F401 (registers them)
+    tokenizer = Tokenizer.from_pretrained(DEMO_TOKENIZER)
     train(
         model=dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size, num_kv_heads=4),
         tokenizer=tokenizer,
@@ -200,11 +201,14 @@ def test_two_processes_a_crash_a_preemption_and_four_processes(undisturbed, tmp_
 
     # Four processes resume the run of two, with the losses of one process that resumes it: the
     # input starts from the beginning for both. Pairs of the four processes read the same rows.
+    # Each answers its share of the examples; one of them has two.
+    answered = AnsweredTasks(["demo_text_to_text"], num_examples=5, devices=1)
     shutil.copytree(folder, tmp_path / "one")
     mesh = MeshConfig(data=1, fsdp=2, context=2)
-    assert start(folder, 4, mesh=mesh, steps=saved + 2) == [0] * 4, log(folder)
+    more = {"steps": saved + 2, "answered": answered}
+    assert start(folder, 4, mesh=mesh, **more) == [0] * 4, log(folder)
     assert f"Resuming from step {saved} " in log(folder)
-    assert start(tmp_path / "one", 1, steps=saved + 2) == [0], log(tmp_path / "one")
+    assert start(tmp_path / "one", 1, **more) == [0], log(tmp_path / "one")
     third = losses(folder)
     assert list(third) == list(range(1, saved + 3))
     np.testing.assert_allclose(
@@ -216,6 +220,8 @@ def test_two_processes_a_crash_a_preemption_and_four_processes(undisturbed, tmp_
     assert list(held_out)[-1] == saved + 2
     for step, loss in values(tmp_path / "one", "test/loss").items():
         np.testing.assert_allclose(held_out[step], loss, rtol=1e-6)
+    answers = [values(x, "test/demo_text_to_text/form_error") for x in (folder, tmp_path / "one")]
+    assert answers[0] == answers[1] and list(answers[0])[-1] == saved + 2
 
 
 @pytest.mark.slow

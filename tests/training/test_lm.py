@@ -16,6 +16,7 @@ from toy import CONFIG, RandomBatches, random_batch
 import tasks  # noqa: F401 (registers them)
 from speechgpt_jax import checkpoints, sharding
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.evaluation.while_training import AnsweredTasks
 from speechgpt_jax.limits import host_memory
 from speechgpt_jax.models.layers import LoraConfig
 from speechgpt_jax.models.llama import Llama, LlamaConfig
@@ -422,13 +423,25 @@ def test_the_best_checkpoint_by_a_metric_without_tokens(tmp_path):
     assert not checkpoints.latest_step(tmp_path)
 
 
+@pytest.mark.parametrize("fields", [{"tasks": []}, {"num_examples": 0}, {"batch_size": 0}])
+def test_illegal_numbers_of_answered_tasks(fields):
+    with pytest.raises(UserError, match=r"at least one SeqIO task|0 must be a"):
+        AnsweredTasks(**{"tasks": ["demo_asr"]} | fields)
+
+
 @pytest.mark.parametrize(
     ("message", "kwargs"),
     [
-        ("held_out and evaluate_every belong together", {"evaluate_every": 2}),
+        ("evaluate_every 2 goes with held_out or answered, of which none", {"evaluate_every": 2}),
         ("evaluate_every 0 must be at least 1", {"evaluate_every": 0}),
         ("Keep.best 'test/los' is not evaluated", {"keep": checkpoints.Keep(best="test/los")}),
         ("save_every 3 must be a multiple", {"keep": checkpoints.Keep(best="test/loss")}),
+        ("task 'demo_asrr' is unknown", {"answered": AnsweredTasks(["demo_asrr"])}),
+        ("has no split 'dev'", {"answered": AnsweredTasks(["demo_asr"], split="dev")}),
+        (
+            r"devices \(--mesh\) 99 must be from 1 to \d+, the devices of this host",
+            {"answered": AnsweredTasks(["demo_asr"], devices=99)},
+        ),
     ],
 )
 def test_mistakes_of_evaluation(message, kwargs, tmp_path):

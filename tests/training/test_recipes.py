@@ -157,3 +157,9 @@ def test_embeddings_only():
         ["UNITS = 'a'", "TOKENIZER = 'b'", "lm.train.start_from = 'c'"],
     )
     assert gin.query_parameter("lm.train.trainable") == "embeddings"
+
+
+def test_the_shipped_models_run_can_answer_its_tasks():
+    gin_utils.parse(["gin/runs/tiny_stage2.gin"], [])
+    arguments = gin_utils.arguments(lm.train, ["answered", "tokenizer", "model"])
+    arguments["answered"].check(arguments["tokenizer"], arguments["model"])
