@@ -50,7 +50,8 @@ FIND_BATCH = flags.DEFINE_bool("find_batch", False, "Find the largest batch that
 DECODE = flags.DEFINE_bool(
     "decode",
     False,
-    "Compile the decoding of one token per row instead of the train step.",
+    "Compile the engine's programs, which write a token per row and read prompts, instead of the"
+    " train step.",
 )
 JSON = define("json", output_file, None, "File to write the report to as well.")
 

@@ -117,6 +117,7 @@ def test_report_of_decoding(precompile):
     assert report["fits"] and 0 < report["peak_gib"] < 1
     expected = 2 * 2 * (LAYERS * LAYER + WIDTH * VOCAB)
     assert report["model_flops_per_chip"] == expected
+    assert report["flops_per_chip"] == pytest.approx(expected, rel=0.1), "one token for each row"
     # The weights stay where they are.
     assert moved_bytes(report)["all-gather"] < 2 * LAYERS * LAYER / 10
 

@@ -1,7 +1,8 @@
 """Flops and collectives of a compiled program, counted in its HLO text.
 
 XLA's own cost analysis counts the body of a loop once, so of a model that scans over its layers it
-counts one layer. Here an instruction counts as often as it runs:
+counts one layer. Here an instruction counts as often as it runs; those of a loop that values end,
+such as the engine's over the tokens of a call, count once:
 
     cost = program_cost(compiled.as_text())
     cost.matmul_flops, cost.collectives
@@ -166,11 +167,13 @@ class _Walk:
         if known:
             return int(known[1])
         (condition,), (body,) = loop.calls("condition"), loop.calls("body")
-        counter, limit = self._counter_and_limit(condition)
+        if (found := self._counter_and_limit(condition)) is None:
+            return 1
+        counter, limit = found
         return -(-limit // self._step(body, counter))
 
-    def _counter_and_limit(self, condition) -> tuple[int, int]:
-        """`i < 32`, where i is element 0 of the loop's state, -> 0, 32.
+    def _counter_and_limit(self, condition) -> tuple[int, int] | None:
+        """`i < 32`, where i is element 0 of the loop's state, -> 0, 32; None: no such comparison.
 
         Assumes that the loop starts at zero and ends only by this condition.
         """
@@ -180,7 +183,7 @@ class _Walk:
             if [operand.opcode for operand in operands] == ["constant", "get-tuple-element"]:
                 limit, counter = operands
                 return int(counter.attribute("index") or 0), int(limit.arguments)
-        raise ValueError(f"the loop condition {condition} has no comparison with a constant.")
+        return None
 
     def _step(self, body, counter) -> int:
         """Increment of the loop counter per iteration: 1, or more in unrolled loops."""
