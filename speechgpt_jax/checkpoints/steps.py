@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -111,18 +112,30 @@ class Step:
         Raises:
           Damaged: files are missing, or their content has changed since they were written.
         """
-        arrays = packed.read(self.folder, targets) if self._is_packed else self._restore(targets)
+        if self._is_packed:
+            packed_arrays = packed.read(self.folder, targets)
+            self._check(packed_arrays)
+            # NumPy casts them on the host, where nothing is compiled for it.
+            return {
+                name: jax.device_put(packed_arrays[name].astype(x.dtype), _sharding(x))
+                for name, x in targets.items()
+            }
+        same = {name: x for name, x in targets.items() if x.dtype == self.shapes[name].dtype}
+        arrays = self._restore(same) if same else {}
+        # One by one: the devices may have no room for all of them in both dtypes.
+        for name, target in targets.items():
+            if name not in same:
+                arrays[name] = self._restore({name: target})[name].astype(target.dtype)
+        return arrays
+
+    def _check(self, arrays: Mapping[str, Any]) -> None:
+        """Raises Damaged unless stored arrays have the checksums with which they were saved."""
         expected = self.metadata["checksums"]
         for name, value in checksums(arrays).items():
             if value != expected[name]:
                 raise Damaged(
                     self.folder, f"the checksum of {name} is {value}, expected {expected[name]}"
                 )
-        # NumPy casts packed arrays on the host, where nothing is compiled for it.
-        arrays = {name: x.astype(targets[name].dtype) for name, x in arrays.items()}
-        if self._is_packed:
-            arrays = {n: jax.device_put(x, _sharding(targets[n])) for n, x in arrays.items()}
-        return arrays
 
     def _restore(self, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """Arrays by name in the shardings of `targets`, in the dtypes in which they are stored."""
@@ -134,7 +147,9 @@ class Step:
             stored, ocp.checkpoint_utils.construct_restore_args(stored), partial_restore=True
         )
         with reading(self.folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            return reader.restore(self.folder / "state", args=args)
+            arrays = reader.restore(self.folder / "state", args=args)
+        self._check(arrays)
+        return arrays
 
     def read_input_positions(self, names: Collection[str]) -> dict[str, bytes]:
         """{name: position} of the `names` that it holds."""

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from speechgpt_jax import checkpoints
+from speechgpt_jax.checkpoints.steps import Step
 from speechgpt_jax.decoding.loading import build_llama, load_llama
 from speechgpt_jax.models.decoder import make_decoder
 from speechgpt_jax.models.layers import LoraConfig
@@ -47,6 +48,25 @@ def test_weights_are_loaded_in_the_dtype_of_decoding(lora, int8, in_float32, tmp
         nnx.state(make_decoder(model, "bfloat16", int8=int8)) for model in (loaded, as_saved)
     )
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_weights_to_be_cast_are_read_one_at_a_time(tmp_path, monkeypatch):
+    """Beside what is cast there is never more in float32 than one of them."""
+    parameters = checkpoints.flatten(nnx.state(Llama(CONFIG, rngs=nnx.Rngs(0))))
+    metadata = {"model": dataclasses.asdict(CONFIG)}
+    checkpoints.save_parameters(tmp_path, jax.device_get(list(parameters.items())), metadata)
+    largest = max(x.nbytes for x in parameters.values())
+    restore, live = Step._restore, []
+
+    def restored(step, targets):
+        arrays = restore(step, targets)
+        live.append(sum(x.nbytes for x in jax.live_arrays() if x.dtype == "float32"))
+        return arrays
+
+    monkeypatch.setattr(Step, "_restore", restored)
+    before = sum(x.nbytes for x in jax.live_arrays() if x.dtype == "float32")
+    load_llama(tmp_path, dtype="bfloat16")
+    assert len(live) == len(parameters) and max(live) - before <= largest
 
 
 def test_a_cpu_loads_float32_by_default(tmp_path):
