@@ -50,8 +50,10 @@ def write_cache(
     `new` belongs to all rows (B = R), or to one `row` (B = 1).
     """
     if target_platform() != "cpu" and new.shape[1] == 1 and row is None:
-        # One kernel for all rows; TPUs would update one slice after the other.
-        cached = cached.at[jnp.arange(len(new)), :, first].set(new[:, 0])
+        # One kernel for all rows; TPUs would update one slice after the other. Each head has an
+        # index of its own: windows of all heads would give the cache another layout, by a copy.
+        rows, heads = jnp.ogrid[: new.shape[0], : new.shape[2]]
+        cached = cached.at[rows, heads, first[:, None]].set(new[:, 0])
     else:
         # XLA's CPU backend would make a slow loop of a scatter, and TPUs would copy the cache for
         # slices of several tokens.
