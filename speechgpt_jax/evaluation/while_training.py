@@ -55,7 +55,8 @@ class AnsweredTasks:
                 f"AnsweredTasks.tasks {self.tasks!r} must be a list with at least one SeqIO task"
                 " or mixture, such as ['demo_asr']."
             )
-        check_number("num_examples", 1 if self.num_examples is None else self.num_examples, above=0)
+        examples = 1 if self.num_examples is None else self.num_examples
+        check_number("num_examples", examples, at_least=1)
         check_number("batch_size", self.batch_size, at_least=1)
 
     def check(self, tokenizer: Tokenizer, config: LlamaConfig) -> None:
