@@ -175,8 +175,8 @@ def test_two_processes_score_one_run(run, tmp_path):
     """The figures are those of one process; the first one writes them."""
     port = processes.free_port()
     # First, so that the two find its programs in the compilation cache.
-    expected = evaluate.evaluate_run(run, tasks=["demo_asr"], num_examples=4)
-    flags = ["--tasks=demo_asr", "--num_examples=4", f"--run={run}"]
+    expected = evaluate.evaluate_run(run, tasks=["demo_text_to_text"], num_examples=4)
+    flags = ["--tasks=demo_text_to_text", "--num_examples=4", f"--run={run}"]
     flags += [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
     started = []
     for number in range(2):
@@ -191,7 +191,7 @@ def test_two_processes_score_one_run(run, tmp_path):
     assert evaluate.read_saved(tmp_path / "0") == {"test": expected}
     assert not (tmp_path / "1" / evaluate.EVALUATION).exists()
     printed = [(tmp_path / name / "stdout").read_text() for name in "01"]
-    assert evaluate.table(expected) in printed[0] and "demo_asr" not in printed[1]
+    assert evaluate.table(expected) in printed[0] and "demo" not in printed[1]
 
 
 def test_figures_are_saved_before_the_next_task(run, task, tmp_path):
