@@ -97,7 +97,7 @@ def main() -> None:
     task_modules.register()
     compilation_cache.use()
     # Each process prints its own mistakes: at an exception it would leave the others waiting.
-    with process_flags.connected(), one_line_errors():
+    with process_flags.connected(independent=True), one_line_errors():
         score_run()
 
 

@@ -19,19 +19,17 @@ class Main:
 
     Attributes:
       flags: flags that every launcher gives it.
-      joins_by_flag: on a TPU pod it finds the other processes with --multihost.
       stopped_exit_code: its exit code after SIGTERM, which doesn't count as a crash.
     """
 
     flags: tuple[str, ...] = ()
-    joins_by_flag: bool = True
     stopped_exit_code: int = 128 + signal.SIGTERM
 
 
 MAINS = {
     TRAIN: Main((f"--stopped_exit_code={SAVED_EXIT_CODE}",), stopped_exit_code=SAVED_EXIT_CODE),
     "speechgpt_jax.infer": Main(),
-    "speechgpt_jax.evaluate": Main(joins_by_flag=False),
+    "speechgpt_jax.evaluate": Main(),
 }
 
 
@@ -52,10 +50,10 @@ class Command:
 
         Args:
           python: the interpreter.
-          joins: add --multihost, where the main has it.
+          joins: add --multihost, with which the main finds the other processes of a TPU pod.
         """
         main = MAINS[self.module]
-        multihost = ["--multihost"] if joins and main.joins_by_flag else []
+        multihost = ["--multihost"] if joins else []
         return [python, "-m", self.module, *main.flags, *multihost, *self.arguments]
 
     @property
