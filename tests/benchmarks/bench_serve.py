@@ -4,11 +4,11 @@
     python -m tests.benchmarks.bench_serve hostile --requests=500
     python -m tests.benchmarks.bench_serve soak --soak_minutes=30
 
-The server runs in a process of its own, with the tiny model of the tests, whose answers are known:
-every one is compared. Its clients, in this process, take turns at four requests: a written
-question, a spoken one, a written one that is answered in speech, and one whose answer is drawn at a
-temperature of 2, so that lengths differ. "first" is the time to the first text or sound of a reply,
-in ms.
+The server runs in a process of its own, with the tiny model of the tests, whose answers are known
+(every one is compared), and a slot for each of 16 clients. Its clients, in this process, take turns
+at four requests: a written question, a spoken one, a written one that is answered in speech, and
+one whose answer is drawn at a temperature of 2, so that lengths differ. "first" is the time to the
+first text or sound of a reply, in ms.
 """
 
 import argparse
@@ -31,11 +31,14 @@ import soundfile
 
 from speechgpt_jax import arguments
 from speechgpt_jax.arguments import positive_float, positive_int
+from speechgpt_jax.decoding.engine import SMALLEST_CACHE
 from speechgpt_jax.serving.server import HEAD_SECONDS
 from tests.benchmarks import docs_table
 from tests.benchmarks.timing import percentile
 from tests.serving import tiny
 from tests.serving.clips import CLIP, QUESTION, input_audio
+
+NUM_SLOTS = 16
 
 
 @contextlib.contextmanager
@@ -53,7 +56,7 @@ def server() -> Iterator[tuple[str, psutil.Process]]:
 
 
 def _serve(pipe):
-    with tiny.serving() as address:
+    with tiny.serving(model=tiny.speech_model(NUM_SLOTS, SMALLEST_CACHE)) as address:
         pipe.send(address)
         pipe.recv()
 

@@ -38,10 +38,11 @@ GREETING_UNITS = [31, 4, 15, 92, 65, 35, 89, 79]
 
 
 @functools.cache
-def speech_model() -> SpeechModel:
-    """`language_model` with the shipped encoder and vocoder, and four slots."""
+def speech_model(num_slots: int = 4, cache_size: int = 256) -> SpeechModel:
+    """`language_model` with the shipped encoder and vocoder; a cache of one size compiles fast."""
     parts = TOKENIZER, Speech2Unit.from_pretrained(), UnitVocoder.from_pretrained()
-    return SpeechModel(language_model(), *parts, num_slots=4, context=256)
+    options = {"num_slots": num_slots, "context": 256, "cache_size": cache_size}
+    return SpeechModel(language_model(), *parts, **options)
 
 
 @functools.cache
