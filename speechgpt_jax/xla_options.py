@@ -1,5 +1,13 @@
 """XLA's compiler options, where something is faster than the defaults."""
 
+from collections.abc import Mapping
+
+import jax
+
+from speechgpt_jax.errors import UserError
+
+Value = str | int | float | bool
+
 # All-gathers of weights overlap with computation: the default on v5e, not on v4 and v5p.
 _ASYNCHRONOUS_GATHERS = {
     "xla_enable_async_all_gather": "true",
@@ -15,6 +23,29 @@ def for_training(platform: str, dtype: str) -> dict[str, str]:
         # as XLA's own, but those of float32 make a step about a sixth slower.
         return _ynnpack("REDUCE") if dtype == "float32" else _ynnpack("REDUCE", "INDIVIDUAL_DOT")
     return _ASYNCHRONOUS_GATHERS if platform == "tpu" else {}
+
+
+def check(options: Mapping[str, Value], device: jax.Device) -> None:
+    """Raises a UserError if the compiler for a device doesn't know one of the options."""
+    for name, value in options.items():
+        if not (name.startswith("xla_") and isinstance(value, Value)):
+            raise UserError(
+                "xla_options must be a dict such as {'xla_tpu_scoped_vmem_limit_kib': 65536}, got"
+                f" {name!r}: {value!r}."
+            )
+        nothing = jax.jit(
+            lambda x: x,
+            in_shardings=jax.sharding.SingleDeviceSharding(device),
+            compiler_options={name: value},
+        )
+        try:
+            nothing.lower(jax.ShapeDtypeStruct((), "float32")).compile()
+        except jax.errors.JaxRuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"the compiler for {device.platform} refuses the option {name} = {value!r} of"
+                f" xla_options ({reason})."
+            ) from error
 
 
 def for_decoding(platform: str) -> dict[str, str]:

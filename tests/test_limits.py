@@ -30,6 +30,7 @@ def stage(**changes):
         "accumulation": 1,
         "loss_columns": 8192,
         "guard": None,
+        "xla_options": None,
         "seed": 0,
     }
     return Stage(**fields | changes)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from speechgpt_jax import sharding
+from speechgpt_jax import sharding, xla_options
 from speechgpt_jax.compilation.report import Report, compile_and_report
 from speechgpt_jax.models.llama import SHARDED_SIZES, check_mesh
 from speechgpt_jax.training import stage
@@ -32,6 +32,7 @@ def report_training(training: Stage, mesh: Mesh, rows: int, length: int) -> Repo
 def lower_train_step(training: Stage, mesh: Mesh, rows: int, length: int) -> jax.stages.Lowered:
     """The jitted step that `lm.train` runs, lowered for `mesh`."""
     check_mesh(training.model, mesh, SHARDED_SIZES)
+    xla_options.check(training.xla_options or {}, mesh.devices.flat[0])
     parameters = stage.abstract_parameters(training, mesh)
     state, frozen = stage.split(training, parameters, mesh, create=sharding.abstract)
     step = stage.jit_train_step(training, state, mesh, unit_ids=range(training.model.vocab_size))

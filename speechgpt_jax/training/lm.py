@@ -16,13 +16,14 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 from etils import epath
 
 from speechgpt_jax import checkpoints, sharding
+from speechgpt_jax import xla_options as xla
 from speechgpt_jax.checkpoints import Checkpoints, Keep, read_metadata, run_folder
 from speechgpt_jax.data import pipeline
 from speechgpt_jax.errors import UserError
@@ -70,6 +71,7 @@ def train(
     accumulation: int = 1,
     loss_columns: int = 8192,
     guard: Guard | None = None,
+    xla_options: Mapping[str, xla.Value] | None = None,
     held_out: Sequence[HeldOut] = (),
     answered: AnsweredTasks | None = None,
     evaluate_every: int | None = None,
@@ -104,6 +106,8 @@ def train(
       loss_columns: tokens of the vocabulary whose logits are in memory at the same time; the
         backward pass computes them again if there are more.
       guard: rejects bad batches; without it, a loss that is not finite stops the run.
+      xla_options: options of XLA's compiler for the steps, on top of those that are set anyway (see
+        `speechgpt_jax.xla_options`).
       held_out: splits whose losses are measured on the whole mesh.
       answered: SeqIO tasks whose examples the model answers, scored by the tasks' metrics.
       evaluate_every: steps between two evaluations; the last step is evaluated too.
@@ -130,6 +134,7 @@ def train(
         accumulation=accumulation,
         loss_columns=loss_columns,
         guard=guard,
+        xla_options=xla_options,
         seed=seed,
     )
     check_number("save_every", save_every, at_least=1)
@@ -146,6 +151,7 @@ def train(
     with contextlib.nullcontext() if is_watched else watched(phases, watchdog, output_dir):
         devices = sharding.create_mesh(mesh)
         check_mesh(model, devices, SHARDED_SIZES)
+        xla.check(xla_options or {}, devices.local_devices[0])
         if isinstance(batches, pipeline.Batches):
             check_activations(model, *batches.shape, accumulation, devices)
         parameters = initial_parameters(model, devices, start_from=start_from, seed=seed)

@@ -5,7 +5,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,7 @@ class Stage:
     accumulation: int
     loss_columns: int
     guard: Guard | None
+    xla_options: Mapping[str, xla_options.Value] | None
     seed: int
 
     def __post_init__(self):
@@ -141,7 +142,7 @@ def jit_train_step(
         _measured(step, stage),
         donate_argnums=0,
         out_shardings=shardings,
-        compiler_options=xla_options.for_training(mesh.devices.flat[0].platform, stage.model.dtype),
+        compiler_options=compiler_options(stage, mesh),
     )
 
 
@@ -155,8 +156,14 @@ def jit_evaluation_step(stage: Stage, mesh: Mesh, unit_ids: range) -> jax.stages
     return jax.jit(
         step,
         out_shardings=NamedSharding(mesh, PartitionSpec()),
-        compiler_options=xla_options.for_training(mesh.devices.flat[0].platform, stage.model.dtype),
+        compiler_options=compiler_options(stage, mesh),
     )
+
+
+def compiler_options(stage: Stage, mesh: Mesh) -> dict[str, xla_options.Value]:
+    """XLA's options for the steps: the stage's own, and defaults for all others."""
+    platform = mesh.devices.flat[0].platform
+    return xla_options.for_training(platform, stage.model.dtype) | dict(stage.xla_options or {})
 
 
 def _measured(step, stage):

@@ -257,6 +257,7 @@ def make_stage(model: LlamaConfig, trainable: str = "all", frozen_dtype: str = "
         accumulation=1,
         loss_columns=8192,
         guard=None,
+        xla_options=None,
         seed=0,
     )
 
