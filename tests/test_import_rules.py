@@ -42,7 +42,7 @@ ALLOWED = {
     "malloc": set(),
     "shipped": set(),
     "processes": {"errors"},
-    "xla_options": set(),
+    "xla_options": {"errors"},
     "unit_text": set(),
     "prompts": {"errors", "unit_text"},
     "tokenizer": {"errors", "files", "fields", "prompts", "shipped"},
