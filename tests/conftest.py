@@ -14,7 +14,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XLA_FLAGS"] = f"{flags} {fast} --xla_cpu_parallel_codegen_split_count=1"
     compiled = tempfile.TemporaryDirectory(prefix="compiled-")  # Removed when this process ends.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled.name)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     # A bucket that refuses a request is asked again at once, instead of after a second or two.
     os.environ.setdefault("GCS_RETRY_CONFIG_INIT_DELAY_TIME_US", "0")
     # Looking for plugins of hypothesis in all installed packages takes it two seconds.
@@ -22,6 +22,15 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 # Tracing makes many objects that live; by default Python looks through them after every 700.
 gc.set_threshold(100_000)
+
+
+# Files with tests of half a minute. Begun last, one would keep the other workers waiting.
+LONG = ("test_commands.py", "test_hosts.py", "test_measure_accelerator.py", "test_precompile.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Begins with the longest tests."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.processes import free_port
 
 pytestmark = pytest.mark.slow
@@ -22,6 +23,10 @@ atexit.register(lambda: print("imported:", [name for name in slow if name in sys
 sys.argv = sys.argv[1:]
 runpy.run_module(sys.argv[0], run_name="__main__")
 """
+
+
+# Its libraries are there already, see `processes`.
+EVALUATE = processes.run_module, "speechgpt_jax.evaluate"
 
 
 def start(*arguments):
@@ -252,13 +257,17 @@ def test_questions_that_cannot_be_asked(tmp_path, row, message):
 )
 def test_answers_that_cannot_be_scored(tmp_path, row):
     (tmp_path / "answers-00000-of-00001.jsonl").write_text(json.dumps(row) + "\n")
-    process = start("speechgpt_jax.evaluate", f"--answers={tmp_path}")
-    assert process.returncode == 1 and "settings.json" in process.stderr
     (tmp_path / "settings.json").write_text('{"split": "test"}')
-    process = start("speechgpt_jax.evaluate", f"--answers={tmp_path}")
+    process = processes.run(*EVALUATE, f"--answers={tmp_path}")
     assert process.returncode == 1
     assert "expected in each row of answers" in process.stderr.splitlines()[-1]
     assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_answers_without_settings(tmp_path):
+    (tmp_path / "answers-00000-of-00001.jsonl").write_text("{}\n")
+    process = start("speechgpt_jax.evaluate", f"--answers={tmp_path}")
+    assert process.returncode == 1 and "settings.json" in process.stderr
 
 
 def test_a_damaged_evaluation_is_reported_before_answers_are_scored(tmp_path):
@@ -266,6 +275,6 @@ def test_a_damaged_evaluation_is_reported_before_answers_are_scored(tmp_path):
     (tmp_path / "answers-00000-of-00001.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "settings.json").write_text('{"split": "test"}')
     (tmp_path / "evaluation.json").write_text('{"test": 5}')
-    process = start("speechgpt_jax.evaluate", f"--answers={tmp_path}")
+    process = processes.run(*EVALUATE, f"--answers={tmp_path}")
     assert process.returncode == 1
     assert "evaluation.json has no metrics by split" in process.stderr.splitlines()[-1]

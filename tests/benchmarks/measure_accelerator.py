@@ -72,7 +72,7 @@ SIZES = {
         num_kv_heads=16, head_dim=128, dtype="bfloat16", remat="full",
     ),
 }  # fmt: skip
-TINY = {name: dataclasses.replace(SMALL, num_layers=1, dtype="bfloat16") for name in SIZES}
+TINY = {"tiny": dataclasses.replace(SMALL, num_layers=1, dtype="bfloat16")}
 # Rows of a train step; slots and new tokens of decoding.
 ROWS, LENGTH = {"110m": 32, "1b": 16}, 1024
 SLOTS, NEW_TOKENS = (1, 8, 64), 256
@@ -103,7 +103,7 @@ class Scale:
 
 
 FULL = Scale(SIZES, ROWS, LENGTH, SLOTS, NEW_TOKENS, 60)
-SMALLEST = Scale(TINY, dict.fromkeys(ROWS, 2), 64, (2,), 8, 2)
+SMALLEST = Scale(TINY, {"tiny": 2}, 64, (2,), 8, 2)
 
 
 # ---- the same work on both sides -----------------------------------------------------------------

@@ -7,6 +7,7 @@ from speechgpt_jax.serving import logs
 
 
 def test_all_lines_are_json(caplog):
+    caplog.set_level(logging.INFO, "speechgpt_jax.serving")
     with caplog.at_level(logging.INFO):
         logs.log("ready", seconds=1.5)
         logging.getLogger("uvicorn.error").warning("Invalid %s", "request\n")
