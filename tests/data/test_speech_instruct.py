@@ -35,8 +35,11 @@ def test_rates_are_bound_from_gin(folder, tmp_path):
     )
     mixture = seqio.get_mixture_or_task(gin_utils.call(mixtures.mix))
     rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
-    assert rates == {"asr": 1.0, "tts": 2.0, "text_instruction": 1.0}
     (text,) = once("text_instruction")
+    seqio.MixtureRegistry.remove(mixture.name)
+    for name in rates:  # Other tests have tasks of these names.
+        seqio.TaskRegistry.remove(name)
+    assert rates == {"asr": 1.0, "tts": 2.0, "text_instruction": 1.0}
     assert text.endswith("[Human] : why? <eoh> [SpeechGPT] : so.<eoa> ")
 
 

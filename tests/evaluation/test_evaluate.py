@@ -197,7 +197,7 @@ def test_two_processes_score_one_run(run, tmp_path):
 def test_figures_are_saved_before_the_next_task(run, task, tmp_path):
     """The second task has no examples, which shows when it is read."""
     seqio.TaskRegistry.add(
-        "test_none",
+        "test_no_rows",
         source=seqio.FunctionDataSource(
             lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(
                 {"inputs": tf.zeros([0, 3], tf.int32), "targets": tf.zeros([0, 3], tf.int32)}
@@ -208,12 +208,12 @@ def test_figures_are_saved_before_the_next_task(run, task, tmp_path):
         metric_fns=task.metric_fns,
     )
     try:
-        with pytest.raises(UserError, match="'test_none' has no examples"):
+        with pytest.raises(UserError, match="'test_no_rows' has no examples"):
             evaluate.evaluate_run(
-                run, tasks=["test_asr", "test_none"], num_examples=4, output_dir=tmp_path
+                run, tasks=["test_asr", "test_no_rows"], num_examples=4, output_dir=tmp_path
             )
     finally:
-        seqio.TaskRegistry.remove("test_none")
+        seqio.TaskRegistry.remove("test_no_rows")
     assert evaluate.read_saved(tmp_path)["test"]["test_asr"].keys() >= {"wer"}
 
 
