@@ -136,6 +136,7 @@ class Parameters:
 
     Attributes:
       shapes: shape and dtype of each, by name: "layers.mlp.up_proj.kernel".
+      metadata: that of the checkpoint itself, see `read_metadata`.
     """
 
     def __init__(self, path: str | os.PathLike, *, with_bases: bool = True):
@@ -148,6 +149,7 @@ class Parameters:
           UserError: there is no checkpoint, or its base is gone.
         """
         self._steps = [*_with_bases(path)] if with_bases else [Step(latest(path))]
+        self.metadata = self._steps[0].metadata
         self.shapes: dict[str, jax.ShapeDtypeStruct] = {}
         for step in self._steps:
             self.shapes = _parameters(step.shapes) | self.shapes
@@ -190,11 +192,12 @@ def load_model(
     Raises:
       UserError: there is no checkpoint, its base is gone, or it is damaged.
     """
-    fields = read_metadata(path)["model"]
+    parameters = Parameters(path)
+    fields = parameters.metadata["model"]
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: build(fields)))
     if mesh is not None:
         abstract = sharding.abstract(lambda: nnx.state(build(fields)), mesh)
-    arrays = Parameters(path).restore(flatten(abstract))
+    arrays = parameters.restore(flatten(abstract))
     return nnx.merge(graphdef, unflatten(abstract, arrays))
 
 

@@ -127,9 +127,9 @@ def to_peft(run: epath.Path, out: epath.Path, base: str, context_length: int | N
       UserError: the run has no adapter apart from its base.
     """
     files.refuse_existing(out.parent, out.name)
-    saved = checkpoints.read_metadata(run)
-    config = LlamaConfig.from_metadata(saved, run)
     trained = checkpoints.Parameters(run, with_bases=False)
+    saved = trained.metadata
+    config = LlamaConfig.from_metadata(saved, run)
     names = [name for name in trained.shapes if name.endswith(ADAPTER)]
     if not (saved["base"] and names):
         raise UserError(f"{run} has no adapter apart from its base; leave out --base.")

@@ -47,7 +47,8 @@ def extend(
         of the template, or `out` can't be written.
     """
     files.refuse_existing(out.parent, out.name)
-    saved = checkpoints.read_metadata(base)
+    parameters = checkpoints.Parameters(base)
+    saved = parameters.metadata
     old = LlamaConfig.from_metadata(saved, base)
     if old.lora:
         raise UserError(
@@ -74,17 +75,16 @@ def extend(
         "model": dataclasses.asdict(config),
     }
     with files.whole_folder(out) as unfinished:
-        parameters = _parameters(base, kept, config, noise, seed)
-        checkpoints.save_parameters(unfinished, parameters, metadata)
+        grown = _with_new_rows(parameters, kept, config, noise, seed)
+        checkpoints.save_parameters(unfinished, grown, metadata)
         extended.save_pretrained(unfinished / "tokenizer")
     return range(kept, extended.vocab_size)
 
 
-def _parameters(
-    base: epath.Path, kept: int, config: LlamaConfig, noise: float, seed: int
+def _with_new_rows(
+    parameters: checkpoints.Parameters, kept: int, config: LlamaConfig, noise: float, seed: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The parameters of the base, those with one row per token with their new rows."""
-    parameters = checkpoints.Parameters(base)
     for i, name in enumerate(sorted(parameters.shapes)):
         array = parameters.read(name)
         if name not in VOCABULARY_AXIS:

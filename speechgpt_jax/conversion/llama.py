@@ -218,10 +218,10 @@ def to_hf(
       UserError: the checkpoint is damaged, a weight doesn't fit `dtype`, or `out` can't be written.
     """
     files.refuse_existing(out.parent, out.name)
-    saved = checkpoints.read_metadata(run)
+    parameters = checkpoints.Parameters(run)
+    saved = parameters.metadata
     source = saved.get("hugging_face", {})
     config = LlamaConfig.from_metadata(saved, run)
-    parameters = checkpoints.Parameters(run)
     stored = str(parameters.shapes["embed_tokens"].dtype)
     tokenizer = run_tokenizer(run)
     fields = llama_format.config_to(
