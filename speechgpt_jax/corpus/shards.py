@@ -14,6 +14,7 @@ import dataclasses
 import io
 import logging
 import re
+import shutil
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -171,7 +172,9 @@ def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
     standard = options.view_as(StandardOptions)
     standard.runner = standard.runner or LOCAL_RUNNER
     try:
-        beam.Pipeline(options=options)  # Checks the runner, and the options that it needs.
+        # Checks the runner, and the options that it needs.
+        unused = beam.Pipeline(options=options)
+        shutil.rmtree(unused.local_tempdir)
     except (ValueError, ImportError) as error:
         raise UserError(f"Beam can't start --runner={standard.runner}: {error}") from error
     return options

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -282,6 +283,12 @@ def test_a_pipe_is_rejected_unread(tmp_path):
 def test_a_flag_and_its_value_may_be_two_words():
     options = shards.pipeline_options(["--direct_num_workers", "2", "--streaming"])
     assert options.get_all_options()["direct_num_workers"] == 2
+
+
+def test_checking_beams_options_leaves_no_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shards.pipeline_options([])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
