@@ -119,17 +119,21 @@ def location(text: str) -> epath.Path:
 def existing_path(text: str) -> str:
     """Type of files and folders that exist, local or gs://."""
     checked(nonempty(text), files.check_url)
-    try:
-        exists = _path(text).exists()
-    except ImportError as error:
-        raise IllegalValue(
-            f"{text} can't be read: buckets need {install_command('train')}"
-        ) from error
-    except files.io_errors() as error:
-        raise IllegalValue(f"{text} can't be read: {error}") from error
-    if not exists:
+    if not exists(text):
         raise _illegal(text, "a path that exists")
     return text
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file or folder, local or gs://; IllegalValue if that can't be known."""
+    try:
+        return _path(path).exists()
+    except ImportError as error:
+        raise IllegalValue(
+            f"{path} can't be read: buckets need {install_command('train')}"
+        ) from error
+    except files.io_errors() as error:
+        raise IllegalValue(f"{path} can't be read: {error}") from error
 
 
 def existing_file(text: str) -> str:

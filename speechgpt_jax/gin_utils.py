@@ -15,6 +15,7 @@ import copy
 import difflib
 import functools
 import inspect
+import io
 import logging
 import os
 import re
@@ -32,6 +33,7 @@ import gin
 from speechgpt_jax import arguments as command_line
 from speechgpt_jax.annotations import annotations, describe, fits
 from speechgpt_jax.errors import UserError, one_line_errors
+from speechgpt_jax.files import read_bytes
 
 # Exceptions that gin raises for a mistake in a file or a binding.
 CONFIG_ERRORS = (
@@ -54,8 +56,22 @@ class ConfigError(UserError):
 # The installed package contains gin/, so gin/runs/demo_stage1.gin is found from every folder.
 gin.add_config_file_search_path(str(Path(__file__).parent))
 # A byte order mark at the start is skipped, as in all texts.
+_ENCODING = "utf-8-sig"
+
+
+def _is_on_bucket(path: str) -> bool:
+    return path.startswith("gs://") and command_line.exists(path)
+
+
+def _open_on_bucket(path: str) -> io.TextIOWrapper:
+    data = io.BytesIO(read_bytes(command_line.existing_file(path)))
+    data.name = path  # Gin's messages name it.
+    return io.TextIOWrapper(data, encoding=_ENCODING)
+
+
 gin.config._FILE_READERS[:] = [
-    (functools.partial(open, encoding="utf-8-sig"), os.path.isfile),
+    (functools.partial(open, encoding=_ENCODING), os.path.isfile),
+    (_open_on_bucket, _is_on_bucket),
 ]
 
 
@@ -68,10 +84,14 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         "gin_file",
         [],
-        "A gin file; later files win over earlier ones, and --gin.NAME=VALUE, which sets one value,"
-        " over all files",
+        "A gin file, local or on gs://; later files win over earlier ones, and --gin.NAME=VALUE,"
+        " which sets one value, over all files",
     )
-    flags.DEFINE_list("gin_search_paths", [], "Folders in which gin files and includes are sought.")
+    flags.DEFINE_list(
+        "gin_search_paths",
+        [],
+        "Folders, local or on gs://, in which gin files and includes are sought.",
+    )
 
 
 def run(main: Callable[[], None], *, complete: bool = True) -> NoReturn:

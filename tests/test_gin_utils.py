@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+import gin
 from speechgpt_jax import gin_utils
 from speechgpt_jax.errors import one_line_errors
 from speechgpt_jax.gin_utils import ConfigError
 from speechgpt_jax.training.optimizer import AdamW
+from tests import local_bucket
 
 ROOT = Path(__file__).parent.parent
 
@@ -135,6 +137,30 @@ def test_a_file_in_another_encoding(tmp_path, encoding):
 def test_a_folder():
     with pytest.raises(ConfigError, match=r"expected a gin file, got the folder 'gin/runs'"):
         gin_utils.parse(["gin/runs"])
+
+
+def test_files_on_a_bucket(tmp_path, monkeypatch):
+    # Gin keeps search paths.
+    monkeypatch.setattr(gin.config, "_LOCATION_PREFIXES", [*gin.config._LOCATION_PREFIXES])
+    (tmp_path / "bucket").mkdir()
+    recipe = "include 'rates.gin'\ninclude 'gs://bucket/schedules.gin'\n"
+    (tmp_path / "bucket" / "a.gin").write_text("\ufeff" + recipe)
+    head, _, schedule = FILE.rpartition("\noptimizer")
+    (tmp_path / "bucket" / "rates.gin").write_text(head)
+    (tmp_path / "bucket" / "schedules.gin").write_text(
+        FILE.partition("RATE")[0] + f"optimizer{schedule}"
+    )
+    places = {"search_paths": ["gs://bucket/no", "gs://bucket"]}
+    with local_bucket.below(tmp_path):
+        gin_utils.parse(["gs://bucket/a.gin"], **places)
+        assert gin_utils.call(AdamW) == AdamW(1e-3, "linear")
+        with pytest.raises(ConfigError, match=r"Unable to open file: gs://bucket/none\.gin"):
+            gin_utils.parse(["gs://bucket/none.gin"], **places)
+        with pytest.raises(ConfigError, match=r"expected a file, got the folder 'gs://bucket'"):
+            gin_utils.parse(["gs://bucket"], **places)
+        (tmp_path / "bucket" / "rates.gin").write_text(head + "\noptimizer.AdamV.b2 = 1")
+        with pytest.raises(ConfigError, match=r"AdamV.* In file .*gs://bucket/rates\.gin"):
+            gin_utils.parse(["gs://bucket/a.gin"], **places)
 
 
 def test_missing_file():

@@ -50,7 +50,7 @@ ALLOWED = {
     "checkpoints": {"errors", "limits", "files", "sharding"},
     "annotations": set(),
     "fields": {"errors", "annotations", "files", "limits"},
-    "gin_utils": {"errors", "arguments", "annotations"},
+    "gin_utils": {"errors", "arguments", "annotations", "files"},
     "speech": LEAVES,
     "data": LEAVES,
     "models": LEAVES | {"sharding"},
