@@ -19,6 +19,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
@@ -27,6 +28,9 @@ from speechgpt_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 Path = str | os.PathLike
+
+# Files that are copied from a bucket at a time.
+COPIES_AT_ONCE = 16
 
 
 def is_remote(path: Path) -> bool:
@@ -56,7 +60,10 @@ def check_url(path: Path) -> None:
 def check_local(path: Path) -> None:
     """Raises a UserError if `path` is a URL."""
     if is_remote(path):
-        raise UserError(f"expected a path on this machine, got {path}.")
+        raise UserError(
+            f"expected a path on this machine, got {path}; give a local one"
+            " (`gcloud storage cp` copies from and to buckets)."
+        )
 
 
 def user_cache() -> pathlib.Path | None:
@@ -311,14 +318,38 @@ def local_copy(path: Path) -> Iterator[pathlib.Path]:
     remote = epath.Path(path)
     with tempfile.TemporaryDirectory() as folder:
         local = pathlib.Path(folder) / remote.name
-        if remote.is_dir():
-            local.mkdir()
-            for file in remote.iterdir():
-                if not file.is_dir():
-                    file.copy(local / file.name)
-        elif remote.exists():
-            remote.copy(local)
+        try:
+            if remote.is_dir():
+                local.mkdir()
+                for file in remote.iterdir():
+                    if not file.is_dir():
+                        file.copy(local / file.name)
+            elif remote.exists():
+                remote.copy(local)
+        except io_errors() as error:
+            raise UserError(f"{path} can't be copied to {folder} (TMPDIR): {error}.") from error
         yield local
+
+
+@contextlib.contextmanager
+def local_copies(paths: Iterable[str]) -> Iterator[dict[str, str]]:
+    """{path: path of its local copy} of all files on gs://; several are copied at a time."""
+    remote = sorted({path for path in paths if is_remote(path)})
+    with contextlib.ExitStack() as stack:
+        with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
+            copies = [*pool.map(lambda path: str(stack.enter_context(local_copy(path))), remote)]
+        yield dict(zip(remote, copies))
+
+
+def names_in(folder: Path) -> list[str]:
+    """Sorted names of what a folder holds; none if it doesn't exist."""
+    folder = epath.Path(folder)
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def files_below(folder: Path) -> list[epath.Path]:
+    """All files in a folder and its subfolders, sorted."""
+    return sorted(parent / name for parent, _, names in epath.Path(folder).walk() for name in names)
 
 
 def read_bytes(path: Path, expected: str = "a file") -> bytes:

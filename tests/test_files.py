@@ -10,11 +10,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from etils.epath import gpath
-from etils.epath import testing as epath_testing
 
 from speechgpt_jax import files, manifests
 from speechgpt_jax.errors import UserError
+from tests import local_bucket
 
 ROOT = Path(__file__).parent.parent
 
@@ -141,16 +140,8 @@ def test_names_as_long_as_the_file_system_allows(tmp_path):
     assert files.read_json(path) == {}
 
 
-def test_a_bucket(tmp_path, monkeypatch):
-    """Writes to gs://, which a local folder replaces."""
-    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
-
-    def forward(original, *arguments, **kwargs):
-        local = (str(x).replace("gs:/", str(tmp_path)) for x in arguments)
-        return original(*local, **kwargs)
-
-    names = ("exists", "isdir", "listdir", "makedirs", "mkdir", "open", "remove", "rename")
-    with epath_testing.mock_epath(**dict.fromkeys((*names, "replace", "rmtree"), forward)):
+def test_a_bucket(tmp_path):
+    with local_bucket.below(tmp_path):
         manifests.write_jsonl("gs://bucket/new/rows.jsonl", [{"path": "a.wav"}])
         assert manifests.read_manifest("gs://bucket/new/rows.jsonl") == [
             {"path": "gs://bucket/new/a.wav"}
@@ -159,5 +150,15 @@ def test_a_bucket(tmp_path, monkeypatch):
             (unfinished / "config.json").write_text("{}")
         with pytest.raises(UserError, match=r"gs://bucket/model/config\.json exists"):
             files.refuse_existing("gs://bucket/model", "config.json")
+        assert files.names_in("gs://bucket") == ["model", "new"]
+        assert files.names_in("gs://bucket/nothing") == []
+        found = [path.name for path in files.files_below("gs://bucket")]
+        assert found == ["config.json", "rows.jsonl"]
+        with files.local_copy("gs://bucket/model") as copy:
+            assert json.loads((copy / "config.json").read_text()) == {}
+        (tmp_path / "bucket" / "new" / "gone").symlink_to("nowhere")
+        failed = pytest.raises(UserError, match=r"gs://bucket/new can't be copied to .*TMPDIR")
+        with failed, files.local_copy("gs://bucket/new"):
+            pytest.fail("The block was run.")
     assert json.loads((tmp_path / "bucket/model/config.json").read_text()) == {}
     assert sorted(os.listdir(tmp_path / "bucket")) == ["model", "new"]

@@ -7,6 +7,8 @@
         ATTRIBUTION.md beside the shipped ones names their authors); and DIR/units.jsonl, the
         manifest with units and durations
 
+DIR is on this machine, as the commands of --tts write to it; other paths may be on gs://.
+
 `--tts` is a template of any text-to-speech command, with {speaker}, {text} and {wav}. It is split
 into arguments before the text is inserted, and runs without a shell.
 
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "--work_dir",
             type=arguments.local_output_folder,
             required=True,
-            help="folder of the clips",
+            help="folder of the clips, on this machine",
         )
     add = synthesize.add_argument
     add("--tts", type=arguments.nonempty, default=text_to_speech.FLITE, help="default: %(default)s")
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         number = arguments.at_least(0, at_most=MOST_FURTHER)
         add(f"--{name}_sentences", type=number, default=0, help=help)
-    add("--human_prompts", type=arguments.existing_local_folder, help="folder of the packages")
+    add("--human_prompts", type=arguments.existing_folder, help="folder of the packages")
     add(
         "--processes",
         type=arguments.positive_int,
@@ -63,23 +65,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_hubert(encode)
     add(
         "--voices",
-        type=arguments.existing_local_folder,
+        type=arguments.existing_folder,
         help="further recordings for training, by tools.record_voices",
     )
     add(
         "--output",
-        type=arguments.local_output_folder,
+        type=arguments.output_folder,
         default=str(build.SHIPPED_CORPUS),
         help="folder of the records; default: the shipped corpus, which is overwritten",
     )
     args = parser.parse_args(argv)
     work_dir = Path(args.work_dir)
     if args.step == "synthesize":
-        human = Path(args.human_prompts) if args.human_prompts else None
         clips = build.synthesize(
             work_dir,
             args.tts,
-            human,
+            args.human_prompts,
             args.processes,
             args.more_sentences,
             args.short_sentences,
@@ -87,9 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         build.print_hours(clips)
     else:
-        voices = Path(args.voices) if args.voices else None
         speech2unit = Speech2Unit.from_pretrained(args.hubert)
-        build.encode(work_dir, speech2unit, Path(args.output), voices)
+        build.encode(work_dir, speech2unit, args.output, args.voices)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,7 @@ from speechgpt_jax.arguments import (
     at_least,
     existing_file,
     existing_folder,
-    existing_local_folder,
-    local_output_folder,
+    output_folder,
     positive_float,
     positive_int,
     seed,
@@ -45,7 +44,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--manifest", required=True, type=existing_file, help="rows with `path` and `split`"
     )
-    parser.add_argument("--output", required=True, type=local_output_folder, metavar="FOLDER")
+    parser.add_argument("--output", required=True, type=output_folder, metavar="FOLDER")
     parser.add_argument(
         "--teacher", type=teacher, default="whisper", help="whisper, mfcc or a HuBERT's folder"
     )
@@ -61,7 +60,7 @@ def main(argv: list[str]) -> None:
         "--hours", type=positive_float, default=4.0, help="hours of the manifest to use"
     )
     parser.add_argument(
-        "--people", type=existing_local_folder, help="folder of .g722 files, added to the clips"
+        "--people", type=existing_folder, help="folder of .g722 files, added to the clips"
     )
     parser.add_argument("--seed", type=seed, default=0)
     args = parser.parse_args(argv)

@@ -20,8 +20,8 @@ WordNet (package wordnet-base of Debian).
 from speechgpt_jax import arguments
 from speechgpt_jax.arguments import (
     at_least,
-    existing_local_folder,
-    local_output_folder,
+    existing_folder,
+    output_folder,
     positive_int,
     seed,
 )
@@ -33,12 +33,12 @@ KOKORO_CLIPS = 600
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
-    parser.add_argument("--output", required=True, type=local_output_folder)
+    parser.add_argument("--output", required=True, type=output_folder)
     parser.add_argument(
-        "--wordnet", type=existing_local_folder, help="folder of data.noun, data.verb, ..."
+        "--wordnet", type=existing_folder, help="folder of data.noun, data.verb, ..."
     )
     parser.add_argument(
-        "--kokoro", type=existing_local_folder, help="folder of Kokoro's model and voices"
+        "--kokoro", type=existing_folder, help="folder of Kokoro's model and voices"
     )
     parser.add_argument(
         "--kokoro_voice", help="this voice of Kokoro's, such as jm_kumo, instead of mixtures"

@@ -7,19 +7,20 @@
     python -m tools.train_kmeans --hubert=runs/hubert_from_whisper/hubert --manifest=... \\
         --num_clusters=200
 
-An interrupted run resumes when the same command is given again. The HuBERT without its heads is
+An interrupted run resumes when the same command is given again. Targets on gs:// are copied to the
+folder for temporary files (TMPDIR) while it runs. The HuBERT without its heads is
 written to OUTPUT_DIR/hubert in float16.
 """
 
 from absl import flags
 
 from speechgpt_jax import arguments, compilation_cache, gin_utils
-from speechgpt_jax.arguments import existing_local_folder, output_folder
+from speechgpt_jax.arguments import existing_folder, output_folder
 
 flags.adopt_module_key_flags(compilation_cache)
 TARGETS = arguments.define(
     "targets",
-    existing_local_folder,
+    existing_folder,
     None,
     "Folder that tools.hubert_targets wrote.",
     required=True,

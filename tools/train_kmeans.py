@@ -3,7 +3,8 @@
     python -m tools.train_kmeans --hubert=FOLDER --manifest=corpus/manifest.jsonl --num_clusters=200
     ... --clips=1000000 --batch_frames=100000 --steps=2000      # any amount of audio, flat memory
 
-Features are kept in files, so memory does not grow with the audio. Without --batch_frames every
+Features are kept in files, so memory does not grow with the audio; those on gs:// are copied to the
+folder for temporary files (TMPDIR) while they are used. Without --batch_frames every
 step uses all frames (Lloyd's algorithm); with it, each step draws that many (mini-batch k-means),
 split over all devices. An interrupted run resumes when the same command is given again; for other
 settings than a larger --steps give another --work_dir. Writes FOLDER/kmeans.safetensors
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--work_dir",
         type=arguments.output_folder,
-        help="local folder of features and checkpoints; default: FOLDER/kmeans",
+        help="folder of features and checkpoints; default: FOLDER/kmeans",
     )
     args = parser.parse_args(argv)
     work_dir = args.work_dir or f"{args.hubert}/kmeans"
@@ -45,7 +46,6 @@ def main(argv: list[str]) -> None:
     from speechgpt_jax.speech.encoder.speech2unit import save_centroids
     from speechgpt_jax.training import train_kmeans
 
-    train_kmeans.check_work_dir(work_dir)
     files.refuse_existing(args.hubert, "kmeans.safetensors")
     keep_freed_memory()
     hush_libraries()

@@ -4,8 +4,9 @@
         --manifest=corpus/units.jsonl --split=train --output_dir=runs/vocoder
 
 Each row of the manifest is a recording {path, units, durations, speaker}, `durations` in codes of
-20 ms. An interrupted run resumes when the same command is given again. The trained vocoder is
-written to OUTPUT_DIR/vocoder in float16.
+20 ms. An interrupted run resumes when the same command is given again. Recordings on gs:// are
+copied to the folder for temporary files (TMPDIR) while it runs. The trained vocoder is written to
+OUTPUT_DIR/vocoder in float16.
 """
 
 from absl import flags

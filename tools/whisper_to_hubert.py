@@ -10,7 +10,7 @@ fitted by least squares.
 """
 
 from speechgpt_jax import arguments
-from speechgpt_jax.arguments import existing_local_folder, output_folder
+from speechgpt_jax.arguments import existing_folder, output_folder
 
 
 def main(argv: list[str]) -> None:
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--targets",
         required=True,
-        type=existing_local_folder,
+        type=existing_folder,
         help="written by tools.hubert_targets",
     )
     args = parser.parse_args(argv)

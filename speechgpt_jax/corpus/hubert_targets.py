@@ -6,7 +6,6 @@ same text, aligned in time. A student that learns them gives all speakers the re
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -15,6 +14,7 @@ from rich.progress import track
 from speechgpt_jax.corpus.alignment import warp
 from speechgpt_jax.corpus.g722 import G722_BYTES_PER_SECOND, decode_g722
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import files_below
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.encoder import kmeans, whisper
@@ -167,13 +167,13 @@ def load_clips(
 
 def load_people(folder: str | os.PathLike) -> list[Clip]:
     """The .g722 recordings of 0.5 to 20 s below `folder`."""
-    paths = sorted(pathlib.Path(folder).rglob("*.g722"))
+    paths = [path for path in files_below(folder) if path.suffix == ".g722"]
     if not paths:
         raise UserError(
             f"no .g722 file below {folder}; unpack Debian's asterisk-core-sounds-*-g722 there with"
             " `dpkg-deb -x`."
         )
-    seconds = [path.stat().st_size / G722_BYTES_PER_SECOND for path in paths]
+    seconds = [path.stat().length / G722_BYTES_PER_SECOND for path in paths]
     return [
         Clip(decode_g722(p)) for p, length in zip(paths, seconds) if SHORTEST <= length <= LONGEST
     ]

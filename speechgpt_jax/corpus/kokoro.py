@@ -9,12 +9,12 @@ Their five voices speak English too, with the phonemes of `espeak-ng`.
 import hashlib
 import io
 import os
-import pathlib
 import re
 import subprocess
 
 import numpy as np
 import soxr
+from etils import epath
 
 from speechgpt_jax import files
 from speechgpt_jax.errors import UserError
@@ -78,7 +78,7 @@ class Kokoro:
             import onnxruntime
         except ImportError as error:
             raise UserError("Kokoro needs onnxruntime; pip install onnxruntime.") from error
-        folder = pathlib.Path(folder)
+        folder = epath.Path(folder)
         expected = f"the folder of `{INSTALL}`"
         model = b"".join(files.read_bytes(folder / part, expected) for part in MODEL_PARTS)
         styles = files.read_bytes(folder / STYLES, expected)

@@ -8,17 +8,18 @@ in a voice of flite whose units are to stay as they are. `hubert_targets` takes 
 import dataclasses
 import hashlib
 import os
-import pathlib
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from etils import epath
 from rich.progress import track
 
 from speechgpt_jax import manifests
 from speechgpt_jax.corpus import text_to_speech
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import names_in
 from speechgpt_jax.speech.audio import save_audio
 
 FLITE_VOICES = ("slt", "rms", "kal16")
@@ -156,10 +157,12 @@ def record(
       UserError: a text-to-speech program is missing or fails, or the folder has a manifest of other
         recordings.
     """
-    output = pathlib.Path(output)
+    output = epath.Path(output)
     _refuse_foreign(output / MANIFEST)
     paths = {recording.name: output / f"{recording.name}.wav" for recording in recordings}
-    missing = [recording for recording in recordings if not paths[recording.name].exists()]
+    # One look at the folder: on a bucket, every question takes a request.
+    found = set(names_in(output))
+    missing = [recording for recording in recordings if paths[recording.name].name not in found]
     for template in {recording.template for recording in missing if recording.template}:
         text_to_speech.check_command(template)
     with ThreadPoolExecutor(processes) as pool:
@@ -190,7 +193,7 @@ def record(
     return rows
 
 
-def _refuse_foreign(manifest: pathlib.Path) -> None:
+def _refuse_foreign(manifest: epath.Path) -> None:
     """Raises a UserError if the manifest exists and isn't one of `record`."""
     rows = manifests.read_rows(manifest) if manifest.exists() else []
     if not all(_FILE.fullmatch(str(row.fields.get("path"))) for row in rows):

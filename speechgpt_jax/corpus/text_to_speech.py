@@ -4,15 +4,13 @@ The template is split into arguments before the text is put in, and no shell run
 """
 
 import errno
-import os
 import re
 import shlex
 import shutil
 import subprocess
-from pathlib import Path
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import whole_file
+from speechgpt_jax.files import Path, whole_file, written_locally
 
 FLITE = "flite -voice {speaker} -t {text} -o {wav}"
 
@@ -56,10 +54,10 @@ def synthesize(template: str, speaker: str, text: str, wav: Path) -> None:
       SynthesisError: the command failed.
       UserError: there is no such command, or the wav can't be written.
     """
-    with whole_file(wav) as unfinished:
-        command = speech_command(template, speaker, text, str(unfinished))
+    with whole_file(wav) as unfinished, written_locally(unfinished) as local:
+        command = speech_command(template, speaker, text, str(local))
         reason = _failure(command)
-        if not reason and not os.path.getsize(unfinished):
+        if not reason and not (local.exists() and local.stat().st_size):
             reason = "no sound written"
         if reason:
             raise SynthesisError(

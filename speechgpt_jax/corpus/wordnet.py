@@ -1,8 +1,9 @@
 """Sentences that WordNet quotes as examples, in the files of Debian's package wordnet-base."""
 
 import os
-import pathlib
 import re
+
+from etils import epath
 
 from speechgpt_jax import files
 from speechgpt_jax.errors import UserError
@@ -16,7 +17,7 @@ def quoted_sentences(folder: str | os.PathLike) -> list[str]:
     """
     texts = set()
     for part in ("noun", "verb", "adj", "adv"):
-        data = files.read_bytes(pathlib.Path(folder) / f"data.{part}", "a file of WordNet")
+        data = files.read_bytes(epath.Path(folder) / f"data.{part}", "a file of WordNet")
         for quoted in re.findall(r'"([A-Za-z ,.\'?!]+)"', data.decode("utf-8", "replace")):
             if 4 <= len(quoted.split()) <= 14:
                 texts.add(quoted)

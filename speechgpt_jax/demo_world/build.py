@@ -5,6 +5,7 @@ The command is tools.build_demo_corpus.
 
 import dataclasses
 import json
+import os
 import random
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from etils import epath
 from rich.progress import track
 
 from speechgpt_jax import files, manifests, shipped
@@ -96,7 +98,7 @@ def synthesize_clip(clip: Clip, template: str, work_dir: Path) -> Clip:
 def synthesize(
     work_dir: Path,
     tts: str,
-    human: Path | None,
+    human: files.Path | None,
     processes: int,
     more_sentences: int = 0,
     short_sentences: int = 0,
@@ -105,7 +107,7 @@ def synthesize(
     """Writes the wavs of all clips and WORK_DIR/manifest.jsonl, and returns the clips.
 
     Args:
-      work_dir: folder for the output.
+      work_dir: folder for the output, on this machine.
       tts: template of a text-to-speech command.
       human: folder of a human's prompts, see `human_prompts`; None leaves them out.
       processes: number of commands that run at once.
@@ -148,12 +150,17 @@ def print_hours(clips: Iterable[Clip]) -> None:
 # ---- encode ------------------------------------------------------------------------------------
 
 
+def wav_path(clip: Clip, work_dir: Path) -> str:
+    """Full path of a clip's recording; those of further voices may be on a bucket."""
+    return manifests.resolve(clip.path, work_dir / "manifest.jsonl")
+
+
 def encode_clips(clips: list[Clip], work_dir: Path, speech2unit: Speech2Unit) -> dict[str, Units]:
     """Encodes the clips: clip id -> reduced units and durations."""
     encoded = {}
     for start in track(range(0, len(clips), ENCODE_BATCH), "units"):
         batch = clips[start : start + ENCODE_BATCH]
-        wavs = [audio.load_audio(work_dir / clip.path) for clip in batch]
+        wavs = [audio.load_audio(wav_path(clip, work_dir)) for clip in batch]
         for clip, cluster_ids in zip(batch, speech2unit.cluster_ids(wavs)):
             encoded[clip.id] = reduce_units(cluster_ids)
     return encoded
@@ -204,7 +211,7 @@ def serialize(fields: Fields) -> bytes:
     return tf.train.Example(features={"feature": features}).SerializeToString()
 
 
-def write_records(path: Path, rows: list[Fields]) -> None:
+def write_records(path: epath.Path, rows: list[Fields]) -> None:
     """Writes the records in random order, so that the first ones are a fair sample."""
     import tensorflow as tf
 
@@ -214,10 +221,10 @@ def write_records(path: Path, rows: list[Fields]) -> None:
     ):
         for fields in random.Random(demo_world.SEED).sample(rows, len(rows)):
             writer.write(serialize(fields))
-    print(f"{path.name:38} {len(rows):6} records {path.stat().st_size / 1e6:6.2f} MB")
+    print(f"{path.name:38} {len(rows):6} records {path.stat().length / 1e6:6.2f} MB")
 
 
-def copy_clips(clips: list[Clip], work_dir: Path, folder: Path) -> None:
+def copy_clips(clips: list[Clip], work_dir: Path, folder: epath.Path) -> None:
     """Writes SHIPPED_CLIPS as FLAC, in place of those of an earlier call, and clips.json."""
     old = copied_clips(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -236,16 +243,17 @@ def copy_clips(clips: list[Clip], work_dir: Path, folder: Path) -> None:
     # Before the recordings: after a kill they are known to be ours.
     files.write_text(folder / "clips.json", json.dumps(rows, indent=1) + "\n")
     for clip, row in zip(chosen, rows):
-        audio.save_audio(folder / row["file"], audio.load_audio(work_dir / clip.path))
+        audio.save_audio(folder / row["file"], audio.load_audio(wav_path(clip, work_dir)))
 
 
-def copied_clips(folder: Path) -> list[Path]:
+def copied_clips(folder: epath.Path) -> list[epath.Path]:
     """Recordings that an earlier call of `copy_clips` wrote: those that clips.json names.
 
     Raises:
       UserError: the folder has other FLAC files or another clips.json, which might be replaced.
     """
-    table, recordings = folder / "clips.json", sorted(folder.glob("*.flac"))
+    table = folder / "clips.json"
+    recordings = [folder / name for name in files.names_in(folder) if name.endswith(".flac")]
     named = set()
     if table.exists():
         try:
@@ -262,14 +270,14 @@ def copied_clips(folder: Path) -> list[Path]:
     return recordings
 
 
-def voices_clips(folder: Path) -> list[Clip]:
+def voices_clips(folder: files.Path) -> list[Clip]:
     """Clips of the recordings that tools.record_voices wrote to `folder`, for training.
 
     Raises:
       UserError: there are none, or a row lacks something.
     """
     topics = {sentence.text: sentence.topic for sentence in demo_world.all_sentences()}
-    manifest = folder / many_voices.MANIFEST
+    manifest = epath.Path(folder) / many_voices.MANIFEST
     clips = []
     rows = manifests.read_rows(manifest, ("path", "text", "speaker"))
     if not rows:
@@ -279,18 +287,19 @@ def voices_clips(folder: Path) -> list[Clip]:
         topic = topics.get(text)
         if topic is None:  # A further sentence of the world, or a quotation of WordNet.
             topic = demo_world.FREE_ORDER if demo_world.is_free_order(text) else QUOTATIONS
-        path = str((folder / name).absolute())
+        path = manifests.resolve(name, manifest)
+        path = path if files.is_remote(path) else os.path.abspath(path)
         clips.append(Clip(name, path, text, speaker, "train", "plain", topic))
     return clips
 
 
 def encode(
-    work_dir: Path, speech2unit: Speech2Unit, output: Path, voices: Path | None = None
+    work_dir: Path, speech2unit: Speech2Unit, output: files.Path, voices: files.Path | None = None
 ) -> None:
     """Writes records of all splits and the shipped clips to `output`, and WORK_DIR/units.jsonl.
 
     Args:
-      work_dir: folder that `synthesize` filled.
+      work_dir: folder that `synthesize` filled, on this machine.
       speech2unit: the encoder.
       output: folder of the records.
       voices: folder of further recordings for training, see `voices_clips`.
@@ -300,13 +309,14 @@ def encode(
         would be in the training data, or a file that is not of an earlier run would be replaced;
         raised before anything is encoded.
     """
+    output = epath.Path(output)
     clips = read_clips(work_dir / "manifest.jsonl")
     more = voices_clips(voices) if voices else []
     check_no_leakage(clips + more)
     by_id = {clip.id: clip for clip in clips}
     if len(by_id.keys() | {clip.id for clip in more}) < len(clips + more):
         raise UserError("two recordings have the same name; name each once in the manifests.")
-    manifests.check_recordings({"path": str(work_dir / clip.path)} for clip in clips + more)
+    manifests.check_recordings({"path": wav_path(clip, work_dir)} for clip in clips + more)
     files.refuse_foreign(work_dir, SETTINGS, "units.jsonl")
     copied_clips(output / "clips")
     encoded = encode_clips(clips + more, work_dir, speech2unit)

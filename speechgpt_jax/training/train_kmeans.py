@@ -8,7 +8,6 @@ import functools
 import hashlib
 import math
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -26,18 +25,10 @@ from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.encoder import kmeans
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, load_hubert
+from speechgpt_jax.speech.mapped_arrays import map_array, save_array
 from speechgpt_jax.training.loop import fit
 
 CLIPS_PER_FILE = 512
-
-
-def check_work_dir(work_dir: str | os.PathLike) -> None:
-    """Raises a UserError if the folder is not on this machine."""
-    if files.is_remote(work_dir):
-        raise UserError(
-            f"{work_dir} is not on this machine, and features are read from it at random: give"
-            " --work_dir a local folder."
-        )
 
 
 def choose_recordings(rows: Sequence[Mapping], count: int, seed: int) -> list[str]:
@@ -64,7 +55,7 @@ def extract_features(
     """
     weights = files.read_bytes(epath.Path(hubert_folder) / "model.safetensors", "a HuBERT")
     files.keep_settings(
-        pathlib.Path(work_dir) / "inputs.json",
+        epath.Path(work_dir) / "inputs.json",
         {
             "hubert": hashlib.sha256(weights).hexdigest(),
             "recordings": hashlib.sha256(
@@ -75,15 +66,14 @@ def extract_features(
     speech2unit = Speech2Unit(for_inference(load_hubert(hubert_folder)), None)
     feature_files = []
     for number in track(range(math.ceil(len(paths) / CLIPS_PER_FILE)), description="features"):
-        file = pathlib.Path(work_dir) / f"features-{number:05d}.npy"
+        file = epath.Path(work_dir) / f"features-{number:05d}.npy"
         feature_files.append(file)
-        if file.is_file():
+        if file.exists():
             continue
         clips = paths[number * CLIPS_PER_FILE :][:CLIPS_PER_FILE]
         features = speech2unit.features([*map(load_audio, clips)])
-        with files.whole_file(file) as unfinished:
-            np.save(unfinished, np.concatenate(features).astype(np.float16))
-    return [np.load(file, mmap_mode="r") for file in feature_files]
+        save_array(file, np.concatenate(features).astype(np.float16))
+    return [map_array(file) for file in feature_files]
 
 
 def train(
@@ -122,7 +112,7 @@ def train(
         "tries": tries,
         "seed": seed,
     }
-    files.keep_settings(pathlib.Path(work_dir) / "settings.json", settings)
+    files.keep_settings(epath.Path(work_dir) / "settings.json", settings)
     mesh = sharding.create_mesh(MeshConfig())
     frames = min(batch_frames or total, total) // mesh.size * mesh.size
     if frames == 0:

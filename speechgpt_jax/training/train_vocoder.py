@@ -12,15 +12,18 @@ import numpy as np
 import optax
 from flax import nnx
 
+from speechgpt_jax import files
 from speechgpt_jax.checkpoints import Checkpoints
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_memory, check_number
+from speechgpt_jax.manifests import check_fields
 from speechgpt_jax.speech.vocoder.discriminators import (
     DiscriminatorConfig,
     Discriminators,
     discriminator_loss,
 )
 from speechgpt_jax.speech.vocoder.training import (
+    FIELDS,
     MEL_HOP,
     VocoderBatches,
     VocoderObjective,
@@ -57,7 +60,8 @@ def train(
     Resumes from the newest checkpoint of `output_dir` if there is one.
 
     Args:
-      rows: recordings, {path, units, durations, speaker}; see `prepare_rows`.
+      rows: recordings, {path, units, durations, speaker}; see `prepare_rows`. Those on gs:// are
+        copied to the folder for temporary files while it trains.
       output_dir: gets checkpoints/, metrics.jsonl and vocoder/.
       model: sizes of the vocoder.
       objective: weights of the losses.
@@ -96,42 +100,48 @@ def train(
     factor = 1.0 if duration_factor is None else duration_factor
     check_number("duration_factor", factor, at_least=0.5, at_most=2)
     check_number("seed", seed, at_least=0, below=2**32)
-    prepared = prepare_rows(rows, model)
-    if left_out := len(rows) - len(prepared):
-        print_once(f"{left_out} of {len(rows)} rows are left out: the model lacks their speakers.")
-    batches = VocoderBatches(
-        prepared,
-        model,
-        batch_size=batch_size,
-        segment_codes=segment_codes,
-        seed=seed,
-    )
-    vocoder = load_vocoder(start_from) if start_from else UnitVocoder(model, rngs=nnx.Rngs(seed))
-    if vocoder.config != model:
-        raise UserError(
-            f"start_from {start_from} holds {vocoder.config}, but the run's model is {model}; "
-            "give a vocoder of the same sizes."
+    check_fields(rows, FIELDS)
+    with files.local_copies(row["path"] for row in rows) as copies:
+        prepared = prepare_rows(rows, model, copies)
+        if left_out := len(rows) - len(prepared):
+            print_once(
+                f"{left_out} of {len(rows)} rows are left out: the model lacks their speakers."
+            )
+        batches = VocoderBatches(
+            prepared,
+            model,
+            batch_size=batch_size,
+            segment_codes=segment_codes,
+            seed=seed,
         )
-    models = {"vocoder": vocoder}
-    if discriminators:
-        models["discriminators"] = Discriminators(discriminators, rngs=nnx.Rngs(seed))
-    tx = make_optimizer(optimizer, steps)
-    train_step = make_train_step(**models, optimizer=tx, objective=objective, seed=seed)
-    state = fit(
-        create_state(models, tx),
-        jax.jit(train_step, donate_argnums=0),
-        batches,
-        steps=steps,
-        checkpoints=Checkpoints(output_dir),
-        output_dir=output_dir,
-        save_every=save_every,
-        rate="seconds",
-        name="vocoder",
-    )
-    nnx.update(vocoder, state.params["vocoder"])
-    if duration_factor is not None:
-        calibrate_durations(vocoder, prepared, duration_factor)
-    vocoder.save_pretrained(f"{output_dir}/vocoder", np.float16)
+        vocoder = (
+            load_vocoder(start_from) if start_from else UnitVocoder(model, rngs=nnx.Rngs(seed))
+        )
+        if vocoder.config != model:
+            raise UserError(
+                f"start_from {start_from} holds {vocoder.config}, but the run's model is {model}; "
+                "give a vocoder of the same sizes."
+            )
+        models = {"vocoder": vocoder}
+        if discriminators:
+            models["discriminators"] = Discriminators(discriminators, rngs=nnx.Rngs(seed))
+        tx = make_optimizer(optimizer, steps)
+        train_step = make_train_step(**models, optimizer=tx, objective=objective, seed=seed)
+        state = fit(
+            create_state(models, tx),
+            jax.jit(train_step, donate_argnums=0),
+            batches,
+            steps=steps,
+            checkpoints=Checkpoints(output_dir),
+            output_dir=output_dir,
+            save_every=save_every,
+            rate="seconds",
+            name="vocoder",
+        )
+        nnx.update(vocoder, state.params["vocoder"])
+        if duration_factor is not None:
+            calibrate_durations(vocoder, prepared, duration_factor)
+        vocoder.save_pretrained(f"{output_dir}/vocoder", np.float16)
     return vocoder
 
 

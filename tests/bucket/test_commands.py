@@ -1,7 +1,9 @@
 """The way from recordings to an exported model, with every path on a bucket that fails at times."""
 
 import dataclasses
+import gzip
 import json
+import os
 import random
 import re
 
@@ -10,7 +12,9 @@ import pytest
 import safetensors.numpy
 
 from speechgpt_jax import prompts
+from speechgpt_jax.demo_world.clips import Clip, write_clips
 from speechgpt_jax.shipped import ASSETS
+from speechgpt_jax.speech.audio import save_audio
 from tests.bucket import stand_in
 from tests.bucket.commands import (
     STAGE_2,
@@ -148,6 +152,74 @@ def test_centroids_go_to_fairseq_and_back(bucket, shell):
     assert bucket.objects["centroids/kmeans.safetensors"].data == (
         bucket.objects["hubert/kmeans.safetensors"].data
     )
+
+
+RECIPE = """
+from __gin__ import dynamic_registration
+from speechgpt_jax.speech.encoder import config
+from speechgpt_jax.training import train_hubert
+
+include 'gin/runs/hubert_base.gin'
+include 'sizes.gin'
+train_hubert.train.model = @config.HubertConfig()
+train_hubert.train.steps = 1
+train_hubert.train.batch_size = 2
+train_hubert.train.crop_seconds = 0.5
+"""
+SIZES = """
+from __gin__ import dynamic_registration
+from speechgpt_jax.speech.encoder import config
+
+config.HubertConfig.conv_dim = (8, 16, 16)
+config.HubertConfig.conv_kernel = (10, 8, 8)
+config.HubertConfig.conv_stride = (5, 8, 8)
+config.HubertConfig.hidden_size = 16
+config.HubertConfig.num_layers = 1
+config.HubertConfig.num_heads = 2
+config.HubertConfig.intermediate_size = 16
+config.HubertConfig.position_kernel = 8
+config.HubertConfig.position_groups = 4
+config.HubertConfig.feature_layer = 1
+"""
+
+
+def test_recorded_voices_become_a_hubert_and_a_corpus(bucket, shell, tmp_path, monkeypatch):
+    noise = 0.1 * np.random.default_rng(0).standard_normal(16_000)
+    save_audio(tmp_path / "noise.wav", noise.astype(np.float32))
+    # Called as: flite -voice slt -t TEXT -o WAV
+    (tmp_path / "flite").write_text(f'#!/bin/sh\ncp {tmp_path}/noise.wav "$6"\n')
+    (tmp_path / "flite").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    monkeypatch.setitem(bucket.environment, "PATH", path)
+    voices = ("--plain_clips=2", "--pitched_clips=1", "--espeak_clips=0")
+    shell.run("tools.record_voices", "--output=gs://bucket/voices", *voices)
+    wavs = [name for name in bucket.names("voices/") if name.endswith(".wav")]
+    spoken = [name for name in wavs if not name.endswith("-slt.wav")]
+    assert (len(wavs), len(spoken)) == (4, 3) and bucket.objects[wavs[0]].data.startswith(b"RIFF")
+
+    manifest, targets = "--manifest=gs://bucket/voices/manifest.jsonl", "gs://bucket/targets"
+    teacher = ("--teacher=mfcc", "--num_clusters=5")
+    shell.run("tools.hubert_targets", manifest, f"--output={targets}", *teacher)
+    bucket.put("recipes/hubert.gin", RECIPE.encode())
+    bucket.put("recipes/sizes.gin", SIZES.encode())
+    shell.run(
+        "tools.train_hubert", "--gin_file=gs://bucket/recipes/hubert.gin",
+        "--gin_search_paths=gs://bucket/recipes", f"--targets={targets}",
+        "--output_dir=gs://bucket/runs/hubert",
+    )  # fmt: skip
+    assert "front_end.conv_layers.0.kernel" in tensors(bucket, "runs/hubert/hubert")
+
+    clip = Clip("a", "noise.wav", "one cat.", "slt", "test", "plain", "animals", seconds=1.0)
+    write_clips([clip], tmp_path / "manifest.jsonl")
+    (tmp_path / "settings.json").write_text("{}")
+    shell.run(
+        "tools.build_demo_corpus", "encode", f"--work_dir={tmp_path}",
+        "--hubert=gs://bucket/hubert", "--voices=gs://bucket/voices", "--output=gs://bucket/corpus",
+    )  # fmt: skip
+    for split, ids in (("test", [b"a"]), ("train", [name[7:].encode() for name in spoken])):
+        records = bucket.objects[f"corpus/utterances-{split}.tfrecord.gz"].data
+        assert all(name in gzip.decompress(records) for name in ids)
+    assert bucket.objects["corpus/clips/a.flac"].data.startswith(b"fLaC")
 
 
 def test_nothing_is_left_half_written(bucket):

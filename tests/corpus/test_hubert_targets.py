@@ -12,7 +12,7 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import save_audio
 from speechgpt_jax.speech.encoder import whisper
 from speechgpt_jax.speech.encoder.targets import load_targets, save_targets
-from tests import flite
+from tests import flite, local_bucket
 from tools import hubert_targets
 
 
@@ -95,6 +95,9 @@ def test_recordings_of_people_are_added(tmp_path):
     for seconds, name in ((1.0, "a"), (0.3, "too_short")):
         write_g722(tmp_path / f"{name}.g722", wav[: int(seconds * 16_000)])
     (clip,) = corpus_targets.load_people(tmp_path)
+    with local_bucket.below(tmp_path.parent):
+        (same,) = corpus_targets.load_people(f"gs://{tmp_path.name}")
+    np.testing.assert_array_equal(same.wav, clip.wav)
     # The codec delays by 22 samples.
     assert np.corrcoef(clip.wav[200:8_000], wav[178:7_978])[0, 1] > 0.999
     (tmp_path / "a.g722").write_bytes(b"")

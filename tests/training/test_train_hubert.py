@@ -13,15 +13,17 @@ import gin
 from speechgpt_jax import gin_utils
 from speechgpt_jax.corpus.hubert_targets import make_teacher
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.manifests import read_manifest
 from speechgpt_jax.speech.audio import save_audio
 from speechgpt_jax.speech.encoder.config import HubertConfig
 from speechgpt_jax.speech.encoder.hubert import Hubert
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, save_hubert
-from speechgpt_jax.speech.encoder.targets import save_targets
+from speechgpt_jax.speech.encoder.targets import load_targets, save_targets
 from speechgpt_jax.speech.encoder.training import Distillation, MaskedPrediction
 from speechgpt_jax.training import train_hubert
 from speechgpt_jax.training.optimizer import AdamW
-from tests import processes
+from speechgpt_jax.training.train_kmeans import extract_features
+from tests import local_bucket, processes
 from tools import hubert_targets, train_kmeans
 
 pytestmark = pytest.mark.slow
@@ -115,14 +117,28 @@ def test_a_unit_space_from_scratch(manifest, tmp_path):
     )
     with pytest.raises(UserError, match=r"/k was begun with different hubert"):
         train_kmeans.main([f"--hubert={other}", *fit[1:], f"--work_dir={tmp_path}/k"])
-    with pytest.raises(UserError, match="gs://bucket/k is not on this machine"):
-        train_kmeans.main([*fit, "--work_dir=gs://bucket/k"])
     # A name of bytes that are not UTF-8 is a name too.
     (tmp_path / "odd.jsonl").write_text(r'{"path": "\udce9.wav", "split": "train"}')
     odd = ["--work_dir=" + str(tmp_path / "odd"), f"--manifest={tmp_path}/odd.jsonl"]
     with pytest.raises(UserError, match="wav of the manifest isn't there"):
         train_kmeans.main([f"--hubert={other}", *fit[1:], *odd])
     assert not (tmp_path / "odd").exists()
+
+    # The folder of the features may be on a bucket.
+    paths = [row["path"] for row in read_manifest(manifest)]
+    with local_bucket.below(tmp_path):
+        given, kept = (extract_features(folder, paths, f"gs://{name}") for name in ("f", "f"))
+        clips, _ = load_targets("gs://targets")
+    [local] = extract_features(folder, paths, tmp_path / "g")
+    for features in (*given, *kept):
+        np.testing.assert_array_equal(features, local)
+    assert len(clips) == len(paths)
+    # A copy that fails is not taken for damage.
+    (tmp_path / "uncopied" / "sound.npy").mkdir(parents=True)
+    (tmp_path / "uncopied" / "sound.npy" / "gone").symlink_to("nowhere")
+    failed = pytest.raises(UserError, match=r"^gs://uncopied/sound\.npy can't be copied to")
+    with local_bucket.below(tmp_path), failed:
+        load_targets("gs://uncopied")
 
     # This HuBERT is the teacher of the next iteration.
     (features,) = make_teacher(folder)([np.zeros(8_000, np.float32)])

@@ -1,6 +1,6 @@
 """Training data of a HuBERT: clips and a target for every frame, in files that are memory-mapped.
 
-A folder holds all clips, and all their targets, one after the other:
+A folder, local or on gs://, holds all clips, and all their targets, one after the other:
 
     sound.npy        int16 [samples]
     clip_ends.npy    [clips]: where each clip ends in sound.npy
@@ -9,19 +9,18 @@ A folder holds all clips, and all their targets, one after the other:
 """
 
 import os
-import pathlib
 
 import numpy as np
+from etils import epath
 
-from speechgpt_jax import files
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.speech.mapped_arrays import map_array, save_array
 
 
 def save_targets(
     folder: str | os.PathLike, wavs: list[np.ndarray], targets: list[np.ndarray]
 ) -> None:
     """Writes clips, float [S] each, and their targets, [T] or [T, D] each."""
-    folder = pathlib.Path(folder)
     arrays = {
         "sound": np.concatenate([(np.clip(wav, -1, 1) * 32767).astype(np.int16) for wav in wavs]),
         "clip_ends": np.cumsum([len(wav) for wav in wavs]),
@@ -29,8 +28,7 @@ def save_targets(
         "target_ends": np.cumsum([len(rows) for rows in targets]),
     }
     for name, array in arrays.items():
-        with files.whole_file(folder / f"{name}.npy") as unfinished:
-            np.save(unfinished, array)
+        save_array(epath.Path(folder) / f"{name}.npy", array)
 
 
 def load_targets(folder: str | os.PathLike) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -59,7 +57,7 @@ def retimed(targets: np.ndarray, num_frames: int) -> np.ndarray:
 
 
 def _split(folder, name: str, ends_name: str) -> list[np.ndarray]:
-    array, ends = (_load(pathlib.Path(folder) / f"{n}.npy") for n in (name, ends_name))
+    array, ends = (_load(epath.Path(folder) / f"{n}.npy") for n in (name, ends_name))
     if ends.ndim != 1 or len(ends) == 0 or ends[-1] != len(array):
         raise UserError(
             f"{folder}: {name}.npy and {ends_name}.npy do not belong together; make the folder"
@@ -68,9 +66,11 @@ def _split(folder, name: str, ends_name: str) -> list[np.ndarray]:
     return np.split(array, ends[:-1])
 
 
-def _load(path: pathlib.Path) -> np.ndarray:
+def _load(path: epath.Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r")
+        return map_array(path)
+    except UserError:
+        raise
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"{path} is missing or damaged ({error}); expected a folder that tools.hubert_targets"

@@ -35,6 +35,8 @@ MEL_HOP = 256
 CALIBRATION_ROWS = 500
 # Seconds of a recording without units at its end: a frame of units needs 25 ms.
 LONGEST_REST = 0.5
+# Fields of a recording's row.
+FIELDS = ("path", "units", "durations", "speaker")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +211,7 @@ class VocoderBatches(NumberedBatches):
         codes = np.repeat(row["units"], row["durations"])
         start = int(rng.integers(max(len(codes) - size, 0) + 1))
         codes = codes[start : start + size]
-        wav = _read(row["path"], start * hop, len(codes) * hop)
+        wav = _read(row, start * hop, len(codes) * hop)
         hz, voiced = track_pitch(wav, self._config.sampling_rate, hop)
         # The duration predictor gets up to `segment_codes` reduced units from anywhere.
         first = rng.integers(max(len(row["units"]) - size, 0) + 1)
@@ -225,10 +227,11 @@ class VocoderBatches(NumberedBatches):
         }
 
 
-def _read(path: str, start: int, samples: int) -> np.ndarray:
+def _read(row: Mapping, start: int, samples: int) -> np.ndarray:
     """The samples of a recording from `start` on, fewer at its end."""
+    path = row["path"]
     try:
-        wav, _ = soundfile.read(os.fsencode(path), samples, start, dtype="float32")
+        wav, _ = soundfile.read(os.fsencode(row["file"]), samples, start, dtype="float32")
     except soundfile.LibsndfileError as error:
         raise UserError(f"{path} is damaged or cut off ({error.error_string}).") from error
     check_samples(wav, path)
@@ -241,38 +244,41 @@ def _padded(values, size: int, dtype) -> np.ndarray:
     return out
 
 
-def prepare_rows(rows: Sequence[Mapping], config: VocoderConfig) -> list[dict]:
-    """Rows {path, units, durations, speaker: name} -> the same with the speaker's index.
+def prepare_rows(
+    rows: Sequence[Mapping], config: VocoderConfig, copies: Mapping[str, str] | None = None
+) -> list[dict]:
+    """Rows {path, units, durations, speaker: name} -> the same with `file` and the speaker's index.
 
-    Rows of speakers that the vocoder doesn't have are left out.
+    Rows of speakers that the vocoder doesn't have are left out. `file` is the local file of a
+    recording: its copy in `copies`, or else `path`.
 
     Raises:
       UserError: a recording can't be read, or has another sampling rate, units that the vocoder
         doesn't have or durations that don't fit its length; or no row is left.
     """
-    check_fields(rows, ("path", "units", "durations", "speaker"))
+    check_fields(rows, FIELDS)
     if config.speakers:
         rows = [row for row in rows if row["speaker"] in config.speakers]
     if not rows:
         names = ", ".join(config.speakers) or "the vocoder's one speaker"
         raise UserError(f"no row is left to train on; expected recordings of {names}.")
     names = config.speakers
+    rows = [{**row, "file": (copies or {}).get(row["path"], row["path"])} for row in rows]
     return [
         {
             **row,
-            "durations": _checked_durations(row["path"], row["units"], row["durations"], config),
+            "durations": _checked_durations(row, config),
             "speaker": names.index(row["speaker"]) if names else 0,
         }
         for row in rows
     ]
 
 
-def _checked_durations(
-    path: str, units: list[int], durations: list[float], config: VocoderConfig
-) -> list[int]:
+def _checked_durations(row: Mapping, config: VocoderConfig) -> list[int]:
     """The durations of a row, all of which is checked."""
+    path, units = row["path"], row["units"]
     try:
-        info = soundfile.info(os.fsencode(path))  # Names need not be UTF-8.
+        info = soundfile.info(os.fsencode(row["file"]))  # Names need not be UTF-8.
     except (soundfile.LibsndfileError, OSError, ValueError) as error:
         reason = getattr(error, "error_string", error)
         raise UserError(
@@ -287,7 +293,7 @@ def _checked_durations(
         raise UserError(f"{path} has {info.channels} channels; expected mono.")
     with naming(path):
         config.check_units(units)
-        whole = whole_durations(durations, len(units))
+        whole = whole_durations(row["durations"], len(units))
     missing = sum(whole) * config.code_hop_size - info.frames
     if missing >= config.code_hop_size:
         raise UserError(

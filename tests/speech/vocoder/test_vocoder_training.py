@@ -1,7 +1,9 @@
 """Losses, batches and discriminators of a tiny vocoder on synthetic recordings."""
 
 import dataclasses
+import os
 import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import soundfile
 import torch
 from flax import nnx
 
+from speechgpt_jax import files
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.vocoder.discriminators import (
     Discriminators,
@@ -26,6 +29,7 @@ from speechgpt_jax.speech.vocoder.training import (
     stft_loss,
 )
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder
+from tests import local_bucket
 from tests.speech.vocoder.tones import CONFIG, DISCRIMINATORS, write_tones
 
 pytestmark = pytest.mark.slow
@@ -150,6 +154,23 @@ def test_damage_is_named_when_it_is_read(tmp_path, rows, damage):
         )
     with pytest.raises(UserError, match=f"^{path} (is damaged or cut off|holds NaN, infinite or)"):
         next(batches([rows[0] | {"path": path}]))
+
+
+def test_recordings_on_a_bucket_are_read_from_their_copies(rows, tmp_path):
+    folder = Path(rows[0]["path"]).parent
+    remote = [row | {"path": f"gs://{Path(row['path']).name}"} for row in rows]
+    absent = remote[0] | {"path": "gs://absent.wav"}
+    paths = [row["path"] for row in [*remote, *remote, absent]]
+    with local_bucket.below(folder), files.local_copies(paths) as copies:
+        assert copies.keys() == set(paths)
+        prepared = prepare_rows(remote, CONFIG, copies)
+        found = next(VocoderBatches(prepared, CONFIG, batch_size=4, segment_codes=32, seed=0))
+        with pytest.raises(UserError, match=r"gs://absent.wav can't be read"):
+            prepare_rows([absent], CONFIG, copies)
+    expected = next(batches(rows))
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name])
+    assert not any(map(os.path.exists, copies.values()))
 
 
 def test_names_that_are_no_utf_8(tmp_path, rows):
