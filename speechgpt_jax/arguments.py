@@ -152,9 +152,9 @@ def existing_folder(text: str) -> str:
     return path
 
 
-def existing_local_folder(text: str) -> str:
-    """Type of folders that exist on this machine."""
-    return existing_folder(checked(nonempty(text), files.check_local))
+def existing_local_file(text: str) -> str:
+    """Type of files that exist on this machine."""
+    return existing_file(checked(nonempty(text), files.check_local))
 
 
 def output_folder(text: str) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from absl import flags
 
 from speechgpt_jax import arguments, compilation_cache
-from speechgpt_jax.arguments import define, local_output_file, local_output_folder
+from speechgpt_jax.arguments import define, local_output_file, output_folder
 from speechgpt_jax.decoding import flags as talk
 from speechgpt_jax.gin_utils import hush_libraries
 
@@ -27,10 +27,10 @@ HISTORY_TOKENS = talk.define_history_tokens()
 MESH = talk.define_mesh()
 flags.adopt_module_key_flags(talk)
 flags.adopt_module_key_flags(compilation_cache)
-OUTPUT_DIR = define(
-    "output_dir", local_output_folder, None, "Save sound here instead of playing it."
+OUTPUT_DIR = define("output_dir", output_folder, None, "Save sound here instead of playing it.")
+LOG = define(
+    "log", local_output_file, None, "JSONL file on this machine to which every turn is added."
 )
-LOG = define("log", local_output_file, None, "JSONL file to which every turn is added.")
 WRITTEN = flags.DEFINE_bool("written", False, "Answer in text only.")
 # Longer recordings compile their programs when they come.
 QUESTION_SECONDS = 10

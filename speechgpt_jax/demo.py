@@ -8,13 +8,13 @@ stops the training; called again, it resumes.
 """
 
 import json
-import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
 
 import rich
 import rich.markup
+from etils import epath
 from rich.table import Table
 
 from speechgpt_jax import arguments, gin_utils
@@ -51,12 +51,12 @@ CLIPS = DEMO_CORPUS / "clips"
 QUESTION = "question-06291-rms.flac"
 
 
-def run_folder(output_dir: pathlib.Path, stage: int) -> str:
+def run_folder(output_dir: epath.Path, stage: int) -> str:
     """Folder of a stage's run."""
     return str(output_dir / f"stage{stage}")
 
 
-def train_stage(output_dir: pathlib.Path, stage: int) -> None:
+def train_stage(output_dir: epath.Path, stage: int) -> None:
     """Trains one stage, starting from the previous one's run, or resumes it."""
     bindings = []
     if stage > 1:
@@ -67,7 +67,7 @@ def train_stage(output_dir: pathlib.Path, stage: int) -> None:
     )
 
 
-def losses(output_dir: pathlib.Path) -> Table:
+def losses(output_dir: epath.Path) -> Table:
     """Table of each stage's first and last losses, from its metrics."""
     table = Table(title="Loss in nats per token: mean of the first and of the last 10 steps")
     table.add_column("stage", no_wrap=True)
@@ -85,7 +85,7 @@ def losses(output_dir: pathlib.Path) -> Table:
     return table
 
 
-def evaluation(output_dir: pathlib.Path) -> Table:
+def evaluation(output_dir: epath.Path) -> Table:
     """Evaluates the runs on held-out examples; returns their metrics beside the shipped model's."""
     trained: dict[str, dict] = {}
     for stage, tasks, split, num_examples in EVALUATIONS:
@@ -94,7 +94,7 @@ def evaluation(output_dir: pathlib.Path) -> Table:
             run, tasks=tasks, split=split, num_examples=num_examples, output_dir=run
         )
         trained.setdefault(split, {}).update(metrics)
-    return comparison(trained, read_json(pathlib.Path(SHIPPED_MODEL) / "evaluation.json"))
+    return comparison(trained, read_json(epath.Path(SHIPPED_MODEL) / "evaluation.json"))
 
 
 def comparison(trained: Mapping[str, Mapping], shipped: Mapping[str, Mapping]) -> Table:
@@ -126,7 +126,7 @@ def print_line(label: str, text: object) -> None:
     rich.get_console().print(line, soft_wrap=True, highlight=False)
 
 
-def ask(run: str, path: pathlib.Path, output: pathlib.Path) -> Reply:
+def ask(run: str, path: epath.Path, output: epath.Path) -> Reply:
     """Asks a run a recorded question, prints the reply and writes its sound."""
     model = SpeechModel.from_run(run, num_slots=1)
     conversation = Conversation(model, speaker=SHIPPED_VOICE)
@@ -169,12 +169,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--output_dir",
-        type=arguments.local_output_folder,
+        type=arguments.output_folder,
         default="runs/demo",
         help="folder of the three runs, loss.png and answer.wav (default: runs/demo)",
     )
     args = parser.parse_args(argv)
-    output_dir = pathlib.Path(args.output_dir)
+    output_dir = epath.Path(args.output_dir)
     check_output(output_dir / ANSWER)
     if args.question:
         load_recording(args.question)  # Reports an unreadable file before the training.
@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     gin_utils.hush_libraries()
     start = time.monotonic()
     clip = recorded_question()
-    question = pathlib.Path(args.question or CLIPS / clip["file"])
+    question = epath.Path(args.question or CLIPS / clip["file"])
     rich.print("\n[bold]The shipped model[/]")
     ask(SHIPPED_MODEL, question, output_dir / SHIPPED_ANSWER)
     for stage, name in enumerate(STAGES, 1):

@@ -19,7 +19,7 @@ from speechgpt_jax import arguments, compilation_cache
 from speechgpt_jax.arguments import (
     at_least,
     define,
-    existing_file,
+    existing_local_file,
     finite_float,
     nonempty,
     positive_float,
@@ -71,8 +71,10 @@ MAX_SESSION_MINUTES = define(
 CORS_ORIGINS = flags.DEFINE_list(
     "cors_origins", [], "Origins of other pages that may call the API, with commas; *: all."
 )
-SSL_CERTFILE = define("ssl_certfile", existing_file, None, "Certificate; then it serves https.")
-SSL_KEYFILE = define("ssl_keyfile", existing_file, None, "Key of the certificate.")
+SSL_CERTFILE = define(
+    "ssl_certfile", existing_local_file, None, "Certificate; then it serves https."
+)
+SSL_KEYFILE = define("ssl_keyfile", existing_local_file, None, "Key of the certificate.")
 LOG_WORDS = flags.DEFINE_bool("log_words", False, "Log what is said, not only when and how long.")
 
 

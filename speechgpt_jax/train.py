@@ -19,7 +19,7 @@ from speechgpt_jax.arguments import (
     IllegalValue,
     at_least,
     define,
-    output_file,
+    local_output_file,
     output_folder,
     positive_int,
 )
@@ -67,9 +67,10 @@ PROFILE_STEPS = define(
 )
 PROMETHEUS_FILE = define(
     "prometheus_file",
-    output_file,
+    local_output_file,
     None,
-    "File with the newest metrics for Prometheus's node exporter; its name ends in .prom.",
+    "File on this machine with the newest metrics for Prometheus's node exporter; its name ends in"
+    " .prom.",
 )
 WANDB = define(
     "wandb",

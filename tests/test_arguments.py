@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
         (arguments.host_and_port, "[::1]:1", "[::1]:1"),
         (arguments.existing_file, __file__, __file__),
         (arguments.existing_folder, str(ROOT), str(ROOT)),
-        (arguments.existing_local_folder, str(ROOT), str(ROOT)),
+        (arguments.existing_local_file, __file__, __file__),
     ],
 )
 def test_values(parse, text, value):
@@ -53,7 +53,7 @@ def test_values(parse, text, value):
         (arguments.location, ["", "\udcff", "zz://bucket/run"]),
         (arguments.existing_file, ["", "/no/such/file", str(ROOT)]),
         (arguments.existing_folder, ["", "/no/such/folder", __file__]),
-        (arguments.existing_local_folder, ["", "/no/such/folder", __file__, "gs://bucket/folder"]),
+        (arguments.existing_local_file, ["", "/no/such/file", str(ROOT), "gs://bucket/file"]),
         (arguments.seed, ["-1", "4294967296", "0.5"]),
         (
             arguments.output_folder,

@@ -3,16 +3,19 @@
 import datetime
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from speechgpt_jax import arguments, prompts
 from speechgpt_jax.decoding.conversation import Conversation, Question, Reply
 from speechgpt_jax.decoding.events import Event, Sound, Text, Transcript
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import names_in
 from speechgpt_jax.speech.audio import SAMPLE_RATE, check_output, save_audio
 from speechgpt_jax.speech.recordings import load_recording
 from speechgpt_jax.speech.sound_devices import Player, open_player, record
@@ -34,12 +37,11 @@ WITH_FILE = ("/transcribe", "/save")
 LABELS = {"transcript": "question: ", "text": "answer:   "}
 
 
-def _last_number(folder: Path | None) -> int:
+def _last_number(folder: epath.Path | None) -> int:
     """Number of the newest reply that was saved in a folder; 0 without any."""
-    numbers = (
-        [path.stem.removeprefix("reply-") for path in folder.glob("reply-*.wav")] if folder else []
-    )
-    return max((int(number) for number in numbers if number.isdecimal()), default=0)
+    names = names_in(folder) if folder else []
+    found = [re.fullmatch(r"reply-(\d+)\.wav", name) for name in names]
+    return max((int(match[1]) for match in found if match), default=0)
 
 
 class _Loudspeaker:
@@ -89,11 +91,11 @@ class Chat:
           conversation: answers the lines.
           aloud: answer aloud as well.
           output_dir: folder for the sound of every reply; None: it is played.
-          log: JSONL file to which every turn is added.
+          log: JSONL file on this machine to which every turn is added.
           show: writes text, like `print(text, end="", flush=True)`.
         """
         self.conversation, self.aloud = conversation, aloud
-        self._output_dir = None if output_dir is None else Path(output_dir)
+        self._output_dir = None if output_dir is None else epath.Path(output_dir)
         self._log = None if log is None else Path(log)
         self._show = show
         self._sound = np.zeros(0, np.float32)  # Of the last reply.
@@ -167,7 +169,7 @@ class Chat:
         task = prompts.split_request(line)
         file = os.path.expanduser(task[1] if task else line)
         # Unlike Path.is_file, this takes texts that are too long for a name.
-        if not os.path.isfile(file):
+        if not (os.path.isfile(file) or file.startswith("gs://")):
             self._ask(line, line)
         elif task:
             description = task[0] or prompts.TRANSCRIBE

@@ -21,6 +21,7 @@ from speechgpt_jax.decoding.chat import COMMANDS, Chat
 from speechgpt_jax.decoding.conversation import Conversation
 from speechgpt_jax.decoding.line_editor import LineCompleter, start_session
 from speechgpt_jax.speech.audio import load_audio
+from tests import local_bucket
 from tests.decoding.conftest import CLIPS
 
 pytestmark = pytest.mark.slow
@@ -56,13 +57,23 @@ def test_a_recorded_question_is_answered_saved_and_logged(chat, question, tmp_pa
     np.testing.assert_allclose(load_audio(tmp_path / "again.flac"), sound, atol=1e-4)
 
 
-def test_a_second_chat_keeps_the_replies_of_the_first(model, tmp_path):
+@pytest.mark.parametrize("output_dir", ["{folder}/a [b]", "gs://a [b]"])
+def test_a_second_chat_keeps_the_replies_of_the_first(model, tmp_path, output_dir):
     log = tmp_path / "new" / "chat.jsonl"
-    for _ in range(2):
-        chat = Chat(Conversation(model), output_dir=tmp_path, log=log, show=str)
-        chat.run(["/say good day"])
-    assert sorted(p.name for p in tmp_path.glob("*.wav")) == ["reply-001.wav", "reply-002.wav"]
+    folder = output_dir.format(folder=tmp_path)
+    with local_bucket.below(tmp_path):
+        for _ in range(2):
+            chat = Chat(Conversation(model), output_dir=folder, log=log, show=str)
+            chat.run(["/say good day"])
+    assert sorted(os.listdir(tmp_path / "a [b]")) == ["reply-001.wav", "reply-002.wav"]
     assert len(log.read_text().splitlines()) == 2
+
+
+def test_a_recording_on_a_bucket_is_a_question(chat, question):
+    with local_bucket.below(CLIPS):
+        shown = run(chat, f"gs://{question['file']}")
+        assert shown.startswith(f"question: {question['text']}\n")
+        assert "Error: gs://none.wav can't be read" in run(chat, "gs://none.wav")
 
 
 def test_commands(chat, question, tmp_path):
