@@ -14,12 +14,10 @@ import operator
 import os
 import pathlib
 import re
-import shutil
 import sys
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
@@ -28,9 +26,6 @@ from speechgpt_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 Path = str | os.PathLike
-
-# Files that are copied from a bucket at a time.
-COPIES_AT_ONCE = 16
 
 
 def is_remote(path: Path) -> bool:
@@ -152,30 +147,6 @@ def best_effort(path: Path) -> Iterator[None]:
         if not isinstance(error, (UserError, *io_errors())):
             raise
         logger.warning("%s can't be written: %s", path, error)
-
-
-@contextlib.contextmanager
-def written_locally(path: Path) -> Iterator[pathlib.Path]:
-    """A local path for a file or folder whose writer knows no gs://; it is then copied to `path`.
-
-    If `path` is local, it is that path itself.
-    """
-    if not is_remote(path):
-        yield pathlib.Path(path)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        written = pathlib.Path(folder) / epath.Path(path).name
-        yield written
-        if written.is_dir():
-            for file in written.rglob("*"):
-                if file.is_file():
-                    copy = epath.Path(path) / file.relative_to(written)
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    with file.open("rb") as source, copy.open("wb") as target:
-                        shutil.copyfileobj(source, target, 8 << 20)
-        elif written.exists():
-            epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
-            epath.Path(written).copy(path, overwrite=True)
 
 
 def _move_files(folder: epath.Path, target: epath.Path) -> None:
@@ -303,42 +274,6 @@ def write_text(path: Path, text: str) -> None:
 
 
 # ---- reading -------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def local_copy(path: Path) -> Iterator[pathlib.Path]:
-    """A local copy of a file or a folder, for readers that know no gs://; deleted after the block.
-
-    If `path` is local, it is that path itself, whether or not it exists. Subfolders of a folder are
-    not copied.
-    """
-    if not is_remote(path):
-        yield pathlib.Path(path)
-        return
-    remote = epath.Path(path)
-    with tempfile.TemporaryDirectory() as folder:
-        local = pathlib.Path(folder) / remote.name
-        try:
-            if remote.is_dir():
-                local.mkdir()
-                for file in remote.iterdir():
-                    if not file.is_dir():
-                        file.copy(local / file.name)
-            elif remote.exists():
-                remote.copy(local)
-        except io_errors() as error:
-            raise UserError(f"{path} can't be copied to {folder} (TMPDIR): {error}.") from error
-        yield local
-
-
-@contextlib.contextmanager
-def local_copies(paths: Iterable[str]) -> Iterator[dict[str, str]]:
-    """{path: path of its local copy} of all files on gs://; several are copied at a time."""
-    remote = sorted({path for path in paths if is_remote(path)})
-    with contextlib.ExitStack() as stack:
-        with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
-            copies = [*pool.map(lambda path: str(stack.enter_context(local_copy(path))), remote)]
-        yield dict(zip(remote, copies))
 
 
 def names_in(folder: Path) -> list[str]:

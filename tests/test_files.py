@@ -13,6 +13,7 @@ import pytest
 
 from speechgpt_jax import files, manifests
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.local_copies import local_copy
 from tests import local_bucket
 
 ROOT = Path(__file__).parent.parent
@@ -154,11 +155,11 @@ def test_a_bucket(tmp_path):
         assert files.names_in("gs://bucket/nothing") == []
         found = [path.name for path in files.files_below("gs://bucket")]
         assert found == ["config.json", "rows.jsonl"]
-        with files.local_copy("gs://bucket/model") as copy:
+        with local_copy("gs://bucket/model") as copy:
             assert json.loads((copy / "config.json").read_text()) == {}
         (tmp_path / "bucket" / "new" / "gone").symlink_to("nowhere")
         failed = pytest.raises(UserError, match=r"gs://bucket/new can't be copied to .*TMPDIR")
-        with failed, files.local_copy("gs://bucket/new"):
+        with failed, local_copy("gs://bucket/new"):
             pytest.fail("The block was run.")
     assert json.loads((tmp_path / "bucket/model/config.json").read_text()) == {}
     assert sorted(os.listdir(tmp_path / "bucket")) == ["model", "new"]

@@ -9,8 +9,9 @@ fine-tuning (CTC, classification) are left out. If the model was trained on norm
 input. fairseq is not needed, and no code from the pickle is run.
 """
 
-from speechgpt_jax import arguments, files
+from speechgpt_jax import arguments
 from speechgpt_jax.arguments import existing_path, output_folder, positive_int
+from speechgpt_jax.local_copies import local_copy
 
 
 def main(argv: list[str]) -> None:
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> None:
 
     from speechgpt_jax.conversion import hubert, weights
 
-    with files.local_copy(args.checkpoint) as checkpoint:
+    with local_copy(args.checkpoint) as checkpoint:
         if not checkpoint.is_dir():
             print(weights.describe_sha256(checkpoint, hubert.PUBLISHED))
         converted = hubert.convert(checkpoint, args.out, args.layer)

@@ -6,8 +6,9 @@ FILE is a MiniBatchKMeans or KMeans written by joblib, compressed or not. Only `
 read, and no code from the pickle is run.
 """
 
-from speechgpt_jax import arguments, files
+from speechgpt_jax import arguments
 from speechgpt_jax.arguments import existing_file, output_folder
+from speechgpt_jax.local_copies import local_copy
 
 
 def main(argv: list[str]) -> None:
@@ -18,7 +19,7 @@ def main(argv: list[str]) -> None:
     # Imported after the arguments are checked, because it takes seconds.
     from speechgpt_jax.conversion import kmeans, weights
 
-    with files.local_copy(args.file) as file:
+    with local_copy(args.file) as file:
         print(weights.describe_sha256(file, kmeans.PUBLISHED))
         centroids = kmeans.convert(file, args.out)
     print(f"{args.out}: {len(centroids)} centroids of {centroids.shape[1]} features.")

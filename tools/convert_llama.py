@@ -15,10 +15,11 @@ import argparse
 
 from absl import logging
 
-from speechgpt_jax import arguments, checkpoints, files
+from speechgpt_jax import arguments, checkpoints
 from speechgpt_jax.conversion import adapters, gguf, llama
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.gin_utils import hush_libraries
+from speechgpt_jax.local_copies import local_copy
 from speechgpt_jax.models.llama_config import LlamaConfig
 
 
@@ -68,7 +69,7 @@ def _from_hf(args: argparse.Namespace) -> None:
             f"{args.folder} is an adapter, which keeps its dtype and has its base's compute_dtype:"
             " leave out --dtype and --compute_dtype."
         )
-    with files.local_copy(args.folder) as folder:
+    with local_copy(args.folder) as folder:
         if is_adapter:
             adapters.from_peft(folder, args.out, args.base)
         else:

@@ -9,6 +9,7 @@ FOLDER is what --hubert or --vocoder takes.
 
 from speechgpt_jax import arguments, files
 from speechgpt_jax.arguments import existing_folder, output_folder
+from speechgpt_jax.local_copies import written_locally
 
 
 def main(argv: list[str]) -> None:
@@ -20,7 +21,7 @@ def main(argv: list[str]) -> None:
     # Imported after the arguments are checked, because it takes seconds.
     from speechgpt_jax.conversion import fairseq
 
-    with files.whole_folder(args.out) as out, files.written_locally(out) as local:
+    with files.whole_folder(args.out) as out, written_locally(out) as local:
         local.mkdir(exist_ok=True)
         fairseq.WRITERS[args.what](args.folder, local)
     print(f"The {args.what} of {args.folder} is in {args.out}.")

@@ -5,8 +5,9 @@
 It may have one speaker or several. No code from the pickle is run.
 """
 
-from speechgpt_jax import arguments, files
+from speechgpt_jax import arguments
 from speechgpt_jax.arguments import existing_file, output_folder
+from speechgpt_jax.local_copies import local_copy
 
 
 def main(argv: list[str]) -> None:
@@ -21,7 +22,7 @@ def main(argv: list[str]) -> None:
 
     from speechgpt_jax.conversion import vocoder, weights
 
-    with files.local_copy(args.checkpoint) as checkpoint:
+    with local_copy(args.checkpoint) as checkpoint:
         print(weights.describe_sha256(checkpoint, {}))
         converted = vocoder.convert(checkpoint, args.config, args.out)
     config = converted.config

@@ -18,7 +18,8 @@ from speechgpt_jax.checkpoints.folders import FOLDER, absolute, mark_complete
 from speechgpt_jax.checkpoints.problems import writing
 from speechgpt_jax.checkpoints.steps import Step, latest, pointer, resolved
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import is_remote, written_locally
+from speechgpt_jax.files import is_remote
+from speechgpt_jax.local_copies import written_locally
 
 PARAMS = "params."
 

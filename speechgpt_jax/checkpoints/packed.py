@@ -21,6 +21,7 @@ from speechgpt_jax import files
 from speechgpt_jax.checkpoints.arrays import checksums
 from speechgpt_jax.checkpoints.problems import Damaged, reading
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.local_copies import local_copy
 
 NAME = "parameters.safetensors"
 _SCALE = "/scale"
@@ -116,7 +117,7 @@ def read(folder: epath.Path, names: Collection[str]) -> dict[str, np.ndarray]:
 @contextlib.contextmanager
 def _opened(folder: epath.Path) -> Iterator[Any]:
     with (
-        files.local_copy(folder / NAME) as local,
+        local_copy(folder / NAME) as local,
         reading(folder),
         safetensors.safe_open(local, framework="numpy") as file,
     ):

@@ -8,7 +8,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from speechgpt_jax import files
+from speechgpt_jax.local_copies import written_locally
 
 # A shard is written as soon as it has this size.
 SHARD_BYTES = 2**29
@@ -40,7 +40,7 @@ def write(folder: epath.Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None
 def write_file(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes one safetensors file; raises OSError where it can't be written."""
     try:
-        with files.written_locally(path) as local:
+        with written_locally(path) as local:
             safetensors.numpy.save_file(dict(tensors), local, metadata={"format": "pt"})
     except safetensors.SafetensorError as error:
         raise OSError(str(error)) from error

@@ -10,7 +10,8 @@ import shutil
 import subprocess
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import Path, whole_file, written_locally
+from speechgpt_jax.files import Path, whole_file
+from speechgpt_jax.local_copies import written_locally
 
 FLITE = "flite -voice {speaker} -t {text} -o {wav}"
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from speechgpt_jax import files
+from speechgpt_jax.local_copies import local_copy
 
 
 def save_array(path: files.Path, array: np.ndarray) -> None:
@@ -21,5 +22,5 @@ def map_array(path: files.Path) -> np.ndarray:
       UserError: it can't be copied.
       OSError, ValueError or EOFError: it is missing or damaged.
     """
-    with files.local_copy(path) as local:
+    with local_copy(path) as local:
         return np.load(local, mmap_mode="r")

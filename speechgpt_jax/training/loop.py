@@ -25,7 +25,7 @@ from jax.experimental.multihost_utils import (
 
 from speechgpt_jax.checkpoints import Checkpoints
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import written_locally
+from speechgpt_jax.local_copies import written_locally
 from speechgpt_jax.training.phases import COMPILE, EVALUATE, INPUT, RESTORE, SAVE, STEP, Phases
 from speechgpt_jax.training.progress import MetricsLog, Progress, duration_text, print_once
 from speechgpt_jax.training.reporter import Reporter

@@ -12,10 +12,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-from speechgpt_jax import files
 from speechgpt_jax.checkpoints import Checkpoints
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.limits import check_memory, check_number
+from speechgpt_jax.local_copies import local_copies
 from speechgpt_jax.manifests import check_fields
 from speechgpt_jax.speech.vocoder.discriminators import (
     DiscriminatorConfig,
@@ -101,7 +101,7 @@ def train(
     check_number("duration_factor", factor, at_least=0.5, at_most=2)
     check_number("seed", seed, at_least=0, below=2**32)
     check_fields(rows, FIELDS)
-    with files.local_copies(row["path"] for row in rows) as copies:
+    with local_copies(row["path"] for row in rows) as copies:
         prepared = prepare_rows(rows, model, copies)
         if left_out := len(rows) - len(prepared):
             print_once(

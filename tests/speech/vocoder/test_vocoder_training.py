@@ -12,8 +12,8 @@ import soundfile
 import torch
 from flax import nnx
 
-from speechgpt_jax import files
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.local_copies import local_copies
 from speechgpt_jax.speech.vocoder.discriminators import (
     Discriminators,
     adversarial_loss,
@@ -161,7 +161,7 @@ def test_recordings_on_a_bucket_are_read_from_their_copies(rows, tmp_path):
     remote = [row | {"path": f"gs://{Path(row['path']).name}"} for row in rows]
     absent = remote[0] | {"path": "gs://absent.wav"}
     paths = [row["path"] for row in [*remote, *remote, absent]]
-    with local_bucket.below(folder), files.local_copies(paths) as copies:
+    with local_bucket.below(folder), local_copies(paths) as copies:
         assert copies.keys() == set(paths)
         prepared = prepare_rows(remote, CONFIG, copies)
         found = next(VocoderBatches(prepared, CONFIG, batch_size=4, segment_codes=32, seed=0))
