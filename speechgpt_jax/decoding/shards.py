@@ -18,7 +18,7 @@ from typing import Any
 from etils import epath
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import keep_settings
+from speechgpt_jax.files import keep_settings, names_in
 from speechgpt_jax.manifests import read_rows, write_jsonl
 
 SETTINGS = "settings.json"
@@ -75,17 +75,17 @@ def read_answers(folder: str | os.PathLike) -> list[dict]:
       UserError: there are none, or some are missing.
     """
     folder = epath.Path(folder)
-    files = sorted(folder.glob("answers-*-of-*.jsonl"))
-    if not files:
+    names = [name for name in names_in(folder) if re.fullmatch(r"answers-.*-of-.*\.jsonl", name)]
+    if not names:
         raise UserError(f"{folder} has no answers; expected the folder of `infer --answers`.")
-    for file in files:
-        if not re.fullmatch(r"answers-\d+-of-\d+\.jsonl", file.name):
-            raise UserError(f"{file} is no shard of answers; remove it.")
-    count = int(files[0].stem.rpartition("-")[2])
-    missing = {_SHARD.format(i, count) for i in range(count)} - {file.name for file in files}
+    for name in names:
+        if not re.fullmatch(r"answers-\d+-of-\d+\.jsonl", name):
+            raise UserError(f"{folder / name} is no shard of answers; remove it.")
+    count = int(names[0].removesuffix(".jsonl").rpartition("-")[2])
+    missing = {_SHARD.format(i, count) for i in range(count)} - set(names)
     if missing:
         raise UserError(
             f"{folder} lacks {len(missing)} of {count} shards, such as {min(missing)}; give the"
             " same infer command again."
         )
-    return [row.fields for file in files for row in read_rows(file)]
+    return [row.fields for name in names for row in read_rows(folder / name)]
