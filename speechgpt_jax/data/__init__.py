@@ -22,7 +22,8 @@ def _silent_stderr():
         os.close(nowhere)
 
 
-with _silent_stderr():
+# Packing needs no TensorFlow; modules that need it say so.
+with _silent_stderr(), contextlib.suppress(ModuleNotFoundError):
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")

@@ -1,12 +1,23 @@
 """The script for an accelerator runs here at tiny sizes."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from tests.benchmarks import measure_accelerator
 
 pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_it_needs_no_tensorflow():
+    without = "import sys; sys.modules['tensorflow'] = None"
+    program = f"{without}; import tests.benchmarks.measure_accelerator"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 def test_every_part_has_results(tmp_path):
