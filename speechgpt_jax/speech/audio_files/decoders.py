@@ -47,9 +47,17 @@ class Recording:
         self.data = _without_tags(data) if self.is_mp3 else data
         self._path = None if self.is_mp3 else path
 
-    def open(self) -> bytes | io.BytesIO:
-        # Names need not be UTF-8.
-        return os.fsencode(self._path) if self._path else io.BytesIO(self.data)
+    def open(self) -> int | io.BytesIO:
+        return open_unnamed(self._path) if self._path else io.BytesIO(self.data)
+
+
+def open_unnamed(path: str | os.PathLike) -> int:
+    """Descriptor of a file for soundfile, which closes it.
+
+    With the file's name, libsndfile would take anything called .au, .snd, .gsm or .vox for sound
+    without a header, and soundfile would ask for the sampling rate of a .raw.
+    """
+    return os.open(path, os.O_RDONLY)
 
 
 class Mixer:

@@ -4,7 +4,6 @@ Shapes: B batch, T codes after repeating, N reduced units, S = T * code_hop_size
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -19,6 +18,7 @@ from speechgpt_jax.limits import check_number, check_sizes
 from speechgpt_jax.manifests import check_fields
 from speechgpt_jax.speech import mel
 from speechgpt_jax.speech.audio import check_samples
+from speechgpt_jax.speech.audio_files.decoders import open_unnamed
 from speechgpt_jax.speech.batches import NumberedBatches
 from speechgpt_jax.speech.pitch import track_pitch
 from speechgpt_jax.speech.vocoder.config import VocoderConfig, whole_durations
@@ -231,9 +231,10 @@ def _read(row: Mapping, start: int, samples: int) -> np.ndarray:
     """The samples of a recording from `start` on, fewer at its end."""
     path = row["path"]
     try:
-        wav, _ = soundfile.read(os.fsencode(row["file"]), samples, start, dtype="float32")
-    except soundfile.LibsndfileError as error:
-        raise UserError(f"{path} is damaged or cut off ({error.error_string}).") from error
+        wav, _ = soundfile.read(open_unnamed(row["file"]), samples, start, dtype="float32")
+    except (soundfile.LibsndfileError, OSError) as error:
+        reason = getattr(error, "error_string", error)
+        raise UserError(f"{path} is damaged or cut off ({reason}).") from error
     check_samples(wav, path)
     return wav
 
@@ -278,7 +279,7 @@ def _checked_durations(row: Mapping, config: VocoderConfig) -> list[int]:
     """The durations of a row, all of which is checked."""
     path, units = row["path"], row["units"]
     try:
-        info = soundfile.info(os.fsencode(row["file"]))  # Names need not be UTF-8.
+        info = soundfile.info(open_unnamed(row["file"]))
     except (soundfile.LibsndfileError, OSError, ValueError) as error:
         reason = getattr(error, "error_string", error)
         raise UserError(

@@ -44,6 +44,17 @@ def test_a_name_that_is_no_utf_8(tmp_path, suffix):
     assert abs(len(load_audio(path)) - 2 * SAMPLE_RATE) < 0.1 * SAMPLE_RATE
 
 
+@pytest.mark.parametrize("suffix", ["raw", "au", "snd", "gsm", "vox"])
+def test_a_suffix_is_not_believed(tmp_path, suffix):
+    """libsndfile takes everything of these names for sound without a header."""
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(recording(tmp_path, "wav").read_bytes())
+    assert len(load_audio(path)) == 2 * SAMPLE_RATE
+    path.write_bytes(100 * b"<!DOCTYPE html><title>404 Not Found</title>")
+    with pytest.raises(UserError, match="not readable as sound"):
+        load_audio(path)
+
+
 def test_a_voc_of_several_blocks_has_no_clicks(tmp_path):
     wav = stereo_noise()[:1]
     path = write_ffmpeg(tmp_path / "a.voc", "voc", "pcm_s16le", 16_000, wav)

@@ -125,6 +125,17 @@ def test_refuses_another_sampling_rate(tmp_path, rows):
         prepare_rows([rows[0] | {"path": str(tmp_path / "a.wav")}], CONFIG)
 
 
+@pytest.mark.parametrize("suffix", ["raw", "snd"])
+def test_a_suffix_is_not_believed(tmp_path, rows, suffix):
+    path = tmp_path / f"a.{suffix}"
+    shutil.copy(rows[0]["path"], path)
+    row = rows[0] | {"path": str(path)}
+    assert np.isfinite(next(batches([row]))["wav"]).all()
+    path.write_bytes(9000 * b"text ")
+    with pytest.raises(UserError, match=r"can't be read .*expected a wav"):
+        prepare_rows([row], CONFIG)
+
+
 def test_refuses_two_channels(tmp_path, rows):
     soundfile.write(tmp_path / "a.wav", np.zeros((8000, 2)), 16000)
     with pytest.raises(ValueError, match="has 2 channels; expected mono"):
