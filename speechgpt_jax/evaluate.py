@@ -77,7 +77,7 @@ DTYPE = flags.DEFINE_enum(
 
 # Of a model that answers; without effect on --answers.
 MODEL_FLAGS = (RUN, SPLIT, NUM_EXAMPLES, FORCED, MESH, DTYPE)
-MODEL_FLAGS += (process_flags.MULTIHOST, process_flags.NUM_PROCESSES)
+MODEL_FLAGS += process_flags.ALL
 
 
 def main() -> None:

@@ -51,6 +51,7 @@ from speechgpt_jax.training import process_flags
 if TYPE_CHECKING:
     from speechgpt_jax.decoding.conversation import Conversation, Reply
 
+MESH = talk.define_mesh()
 flags.adopt_module_key_flags(talk)
 flags.adopt_module_key_flags(compilation_cache)
 flags.adopt_module_key_flags(process_flags)
@@ -85,7 +86,6 @@ NUM_EXAMPLES = define(
 ANSWERS = define("answers", output_folder, None, "Folder for the answers to all prompts.")
 ROWS_PER_SHARD = define("rows_per_shard", positive_int, 256, "Rows of a shard of --answers.")
 AT_ONCE = define("at_once", positive_int, 32, "Prompts that are answered at once.")
-MESH = talk.define_mesh()
 
 
 def main() -> None:
@@ -116,8 +116,7 @@ def check_flags() -> None:
             raise UserError("All prompts are answered into a folder; give --answers.")
         refuse([OUTPUT, PLAY], "is for one question; tools.synthesize makes sound of --answers.")
     else:
-        table_flags = [ANSWERS, ROWS_PER_SHARD, AT_ONCE]
-        table_flags += [process_flags.MULTIHOST, process_flags.NUM_PROCESSES]
+        table_flags = [ANSWERS, ROWS_PER_SHARD, AT_ONCE, *process_flags.ALL]
         refuse(table_flags, "goes with --prompts or --prompts_task.")
     if PROMPTS_TASK.value:
         refuse([TASK, WRITTEN, talk.PREFIX], "is part of the prompts of --prompts_task.")

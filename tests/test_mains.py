@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,7 @@ FILE = "pyproject.toml"
             "--prometheus_file=gs://b/a.prom: expected a path on this machine",
         ),
         ("infer", ["--text=a", "--num_processes=2"], "--num_processes goes with --prompts"),
+        ("infer", ["--text=a", "--process_id=0"], "--process_id goes with --prompts"),
         ("infer", ["--text=a", "--top_k=2147483648"], "--top_k=2147483648: expected"),
         ("infer", ["--text=a", "--prefix=a\udcff"], "expected a text in UTF-8"),
         ("serve", ["--max_body_mb=1e308"], "--max_body_mb=1e308: expected a number, at least"),
@@ -188,6 +190,10 @@ def test_help(main):
     assert process.stderr == ""
     has_gin = "--gin_file: A gin file" in process.stdout and "--gin.NAME=VALUE" in process.stdout
     assert has_gin == (main in ("train", "evaluate", "precompile"))
+    usage, _, listed = process.stdout.partition("\nflags:\n")
+    flags = {"gin", *re.findall(r"^  --(?:\[no\])?(\w+):", listed, re.MULTILINE)}
+    examples = "".join(re.findall(r"^    .*\n", usage, re.MULTILINE))
+    assert {*re.findall(r"--(\w+)", examples)} <= flags
 
 
 def test_a_mistake_of_one_of_several_processes_is_one_line(tmp_path):

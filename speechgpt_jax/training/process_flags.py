@@ -21,6 +21,7 @@ NUM_PROCESSES = define(
 PROCESS_ID = define(
     "process_id", at_least(0), None, "Index of this process, from 0, with --coordinator_address."
 )
+ALL = (MULTIHOST, COORDINATOR_ADDRESS, NUM_PROCESSES, PROCESS_ID)
 
 
 def connected(*, independent: bool = False) -> contextlib.AbstractContextManager[None]:
