@@ -121,6 +121,7 @@ def _check_exported_fields(
         for name in ("generation_config", "tokenizer_config")
     )
     llama_format.check_token_ids(generation, vocab_size)
+    llama_format.check_generation(generation)
     # transformers writes 1e30 where there is no limit.
     tokenizer.get("model_max_length", float | None, at_least=1, at_most=LARGEST_FLOAT)
 

@@ -122,7 +122,26 @@ def check_token_ids(fields: Fields, vocab_size: int) -> None:
     for name in ("bos_token_id", "eos_token_id"):
         fields.get(name, int | list[int] | None, at_least=0, below=vocab_size)
     # Padding often has no row in the embedding, or is -1.
-    fields.get("pad_token_id", int | None)
+    fields.get("pad_token_id", int | None, at_least=-1)
+
+
+# Settings of generation_config.json -> type and limits as in transformers; a top_k of -1 is vLLM's.
+_GENERATION: dict[str, tuple[Any, dict[str, float]]] = {
+    "do_sample": (bool | None, {}),
+    "temperature": (float | None, {"at_least": 0}),
+    "top_k": (int | None, {"at_least": -1}),
+    "top_p": (float | None, {"at_least": 0, "at_most": 1}),
+    "min_p": (float | None, {"at_least": 0, "at_most": 1}),
+    "repetition_penalty": (float | None, {"above": 0}),
+    "max_length": (int | None, {"at_least": 1}),
+    "max_new_tokens": (int | None, {"at_least": 1}),
+}
+
+
+def check_generation(fields: Fields) -> None:
+    """Raises a UserError if a setting of generation_config.json can't be used."""
+    for name, (kind, limits) in _GENERATION.items():
+        fields.get(name, kind, **limits)
 
 
 def config_to(

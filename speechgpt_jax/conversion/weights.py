@@ -124,14 +124,16 @@ def from_folder(folder: pathlib.Path, names: Iterable[str]) -> Weights:
         if index.is_file():
             fields = Fields.read(index, "an index of shards")
             weight_map = fields.require("weight_map", Mapping[str, str])
-            shards = [_open(folder / shard) for shard in sorted(set(weight_map.values()))]
-            weights = _together(folder, shards)
-            if lost := sorted(weight_map.keys() - weights.shapes.keys()):
-                raise UserError(
-                    f"{index} names {lost[0]}, but {folder / weight_map[lost[0]]} lacks it: index"
-                    " and shards don't belong together."
-                )
-            return weights
+            shards = {name: _open(folder / name) for name in sorted(set(weight_map.values()))}
+            for name, shard in sorted(weight_map.items()):
+                if name not in shards[shard].shapes:
+                    raise UserError(
+                        f"{index} names {name}, but {folder / shard} lacks it: index and shards"
+                        " don't belong together."
+                    )
+            # A shard may hold tensors that the index takes from another one.
+            named = {name: shards[shard] for name, shard in weight_map.items()}
+            return _together(folder, [*shards.values()], named)
     raise UserError(f"{folder} has no weights; expected one of {', '.join(names)}.")
 
 
@@ -219,8 +221,11 @@ def _safe_open(path: pathlib.Path) -> Iterator[safetensors.safe_open]:
         raise UserError(f"{path} is damaged ({error}); get it again.") from error
 
 
-def _together(folder: pathlib.Path, parts: list[Weights]) -> Weights:
-    owner = {name: part for part in parts for name in part.shapes}
+def _together(
+    folder: pathlib.Path, parts: list[Weights], named: Mapping[str, Weights] | None = None
+) -> Weights:
+    """The tensors of all parts; `named` says whose is taken of those that several have."""
+    owner = {name: part for part in parts for name in part.shapes} | dict(named or {})
     shapes = {name: part.shapes[name] for name, part in owner.items()}
     dtypes = {name: part.dtypes[name] for name, part in owner.items()}
     return Weights(str(folder), shapes, dtypes, lambda name: owner[name].fetch(name))

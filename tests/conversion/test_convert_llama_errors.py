@@ -6,11 +6,12 @@ import resource
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from speechgpt_jax.conversion import llama, llama_format
+from speechgpt_jax.conversion import llama, llama_format, weights
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.fields import Fields
 from tests.conversion.released import LLAMA3_ROPE, change_json
@@ -149,6 +150,20 @@ BAD = [
         )
         for id_ in ("x", 10**9, [2, -1])
     ),
+    *(
+        (
+            lambda f, c=changes: change_json(f / "generation_config.json", **c),
+            rf"generation_config.json.*{next(iter(changes))}",
+        )
+        for changes in (
+            {"temperature": math.nan},
+            {"top_p": 7},
+            {"top_k": "50"},
+            {"repetition_penalty": 0},
+            {"max_length": -5},
+            {"max_new_tokens": 0},
+        )
+    ),
     (
         lambda f: change_json(f / "tokenizer_config.json", model_max_length="x"),
         r"tokenizer_config.json has model_max_length .x.; expected a finite number or null",
@@ -249,6 +264,16 @@ def test_bad_folders_give_one_line_and_no_output(released, tmp_path, damage, mes
     assert "\n" not in str(caught.value)
     assert not [path for path in tmp_path.iterdir() if path.name != "in"]
     assert not Path("/tmp/speechgpt_jax_was_here").exists()
+
+
+def test_a_tensor_in_two_shards_is_that_of_the_index(released, tmp_path):
+    folder = shutil.copytree(released, tmp_path / "in")
+    first, second = sorted(folder.glob("*.bin"))
+    tensors = torch.load(first, weights_only=True)
+    name = "model.embed_tokens.weight"
+    torch.save(torch.load(second, weights_only=True) | {name: 5 * tensors[name]}, second)
+    read = weights.from_folder(folder, ["pytorch_model.bin"]).read(name)
+    np.testing.assert_array_equal(read, tensors[name].numpy())
 
 
 @pytest.mark.parametrize(
