@@ -29,13 +29,17 @@ def annotations(function: Callable) -> dict[str, Any]:
     }
 
 
-def fits(value: Any, annotation: Any, accepts: Callable[[Any], bool] = lambda value: False) -> bool:
+def fits(
+    value: Any,
+    annotation: Any,
+    accepts: Callable[[Any, Any], bool] = lambda value, annotation: False,
+) -> bool:
     """Whether `value` is of the type `annotation`.
 
-    Values, and items within them, for which `accepts` returns True fit any annotation.
+    Values, and items within them, for which `accepts(value, annotation)` returns True fit too.
     """
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if annotation is Any or isinstance(annotation, typing.TypeVar) or accepts(value):
+    if annotation is Any or isinstance(annotation, typing.TypeVar) or accepts(value, annotation):
         return True
     if isinstance(value, float) and not math.isfinite(value):
         return False
@@ -66,6 +70,37 @@ def _items_fit(value, origin, args, accepts) -> bool:
     if origin is tuple and args[-1] is not Ellipsis:
         return len(value) == len(args) and all(map(lambda x, a: fits(x, a, accepts), value, args))
     return all(fits(item, args[0], accepts) for item in value)
+
+
+def may_return(function: Callable, annotation: Any) -> bool:
+    """Whether a function or a class may return a value of the type `annotation`.
+
+    True also where the function's own annotation doesn't say.
+    """
+    if inspect.isclass(function):
+        return _may_be(function, annotation)
+    try:
+        returned = inspect.signature(function, eval_str=True).return_annotation
+    except NameError:  # Only imported for type checkers.
+        return True
+    return _may_be(returned, annotation)
+
+
+def _may_be(kind: Any, annotation: Any) -> bool:
+    """Whether an instance of the class `kind` fits; True where one of both is no class."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(_may_be(kind, arg) for arg in args)
+    expected = origin or annotation
+    for unknown in (Any, inspect.Signature.empty):  # Both are classes.
+        if unknown in (kind, annotation):
+            return True
+    is_known = inspect.isclass(kind) and inspect.isclass(expected) and not typing.get_origin(kind)
+    if not is_known or getattr(expected, "_is_protocol", False):
+        return True
+    if expected in SEQUENCES:
+        return issubclass(kind, (tuple, list))
+    return issubclass(kind, (int, float) if expected is float else expected)
 
 
 def describe(annotation: Any) -> str:

@@ -31,7 +31,7 @@ from absl import logging as absl_logging
 
 import gin
 from speechgpt_jax import arguments as command_line
-from speechgpt_jax.annotations import annotations, describe, fits
+from speechgpt_jax.annotations import annotations, describe, fits, may_return
 from speechgpt_jax.errors import UserError, one_line_errors
 from speechgpt_jax.files import read_bytes
 
@@ -218,18 +218,19 @@ def operative_config() -> str:
 
 
 def _check_types() -> None:
-    """Raises a ConfigError if a literal value does not fit its parameter's annotation."""
+    """Raises a ConfigError if a value does not fit its parameter's annotation."""
     for (scope, selector), bound in gin.config._CONFIG.items():
         configurable = gin.config.ConfigurableReference(selector, False).configurable
         expected = annotations(configurable.wrapped)
         for name, value in bound.items():
             literal = _without_macro(value)
-            if name in expected and not fits(literal, expected[name], accepts=_is_evaluated_later):
+            if name in expected and not fits(literal, expected[name], accepts=_may_fit_later):
                 place = f"{scope}/{selector}" if scope else selector
                 macro = f" (from {value})" if value is not literal else ""
+                is_uncalled = _may_fit_later(literal, expected[name], called=True)
                 raise ConfigError(
                     f"{place.removeprefix('speechgpt_jax.')}.{name} = {literal!r}{macro}: expected"
-                    f" {describe(expected[name])}."
+                    f" {describe(expected[name])}{f'; write {literal}()' if is_uncalled else ''}."
                 )
 
 
@@ -246,8 +247,21 @@ def _is_macro(value: Any) -> bool:
     )
 
 
-def _is_evaluated_later(value: Any) -> bool:
-    return isinstance(value, gin.config.ConfigurableReference) or value is gin.REQUIRED
+def _may_fit_later(value: Any, annotation: Any, called: bool = False) -> bool:
+    """Whether a reference may have a value of the type `annotation`: @f itself, @f() its result.
+
+    With `called`, @f is taken for @f().
+    """
+    if value is gin.REQUIRED:
+        return True
+    if not isinstance(value, gin.config.ConfigurableReference):
+        return False
+    function = value.configurable.wrapped
+    if function in (gin.config.macro, gin.config._retrieve_constant):
+        return True
+    if value.evaluate or called:
+        return may_return(function, annotation)
+    return fits(function, annotation)
 
 
 def _require_arguments(

@@ -5,7 +5,7 @@ from typing import Any, Literal, Protocol
 
 import pytest
 
-from speechgpt_jax.annotations import annotations, describe, fits
+from speechgpt_jax.annotations import annotations, describe, fits, may_return
 
 
 class Readable(Protocol):
@@ -39,8 +39,46 @@ def test_fits(annotation, fitting, others):
         assert not fits(value, annotation), value
 
 
-def test_items_that_are_accepted_fit_anywhere():
-    assert fits([1, "later"], Sequence[int], accepts=lambda value: value == "later")
+def test_items_that_are_accepted_fit():
+    def accepts(value, annotation):
+        return value == "later" and annotation is int
+
+    assert fits([1, "later"], Sequence[int], accepts)
+    assert fits({"a": "later"}, Mapping[str, int] | None, accepts)
+    assert not fits(["later"], Sequence[bool], accepts)
+
+
+def number() -> int: ...
+
+
+def names() -> list: ...
+
+
+def maybe() -> "int | None": ...
+
+
+def of_unknown_type(): ...
+
+
+@pytest.mark.parametrize(
+    ("function", "fitting", "others"),
+    [
+        (
+            number,
+            [int, float, int | None, Any, Literal[1], Readable],
+            [str, Sequence[int], Callable],
+        ),
+        (names, [tuple[str, ...], Sequence[str]], [str, Mapping[str, str]]),
+        (ValueError, [ValueError, Exception, ValueError | None], [KeyError, int]),
+        (maybe, [int, str], []),
+        (of_unknown_type, [int, ValueError], []),
+    ],
+)
+def test_results_of_functions(function, fitting, others):
+    for annotation in fitting:
+        assert may_return(function, annotation), annotation
+    for annotation in others:
+        assert not may_return(function, annotation), annotation
 
 
 def test_descriptions():

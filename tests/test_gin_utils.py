@@ -22,6 +22,8 @@ optimizer.AdamW.learning_rate = %RATE
 optimizer.AdamW.schedule = 'linear'
 """
 
+GUARDED = f"{FILE}optimizer.guarded.guard = @optimizer.Guard()\n"
+
 AMBIGUOUS = """
 from __gin__ import dynamic_registration
 import json
@@ -95,6 +97,10 @@ def test_search_paths(tmp_path):
             [],
             "patience = 2.0: expected a whole",
         ),
+        (FILE, ["AdamW.b2 = @AdamW()"], r"AdamW.b2 = @AdamW\(\): expected a finite number\.$"),
+        (GUARDED, ["guarded.guard = @Guard"], r"= @Guard: expected a Guard; write @Guard\(\)"),
+        (GUARDED, ["guarded.guard = @AdamW()"], r"= @AdamW\(\): expected a Guard\.$"),
+        (GUARDED, ["guarded.guard = [@Guard()]"], r"= \[@Guard\(\)\]: expected a Guard\.$"),
         (FILE + "from speechgpt_jax import gone", [], "gone"),
         (AMBIGUOUS, ["load.cls = 1"], "Ambiguous selector 'load', matches"),
         (FILE.replace("optimizer.AdamW.learning_rate = %RATE", ""), [], "learning_rate"),
