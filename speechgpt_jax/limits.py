@@ -90,10 +90,15 @@ def check_memory(name: str, size: int, num_bytes: int) -> None:
     """Raises a UserError if `size` items of a batch, `num_bytes` in all, don't fit in memory."""
     memory = host_memory()
     if num_bytes > memory:
+        largest = size * memory // num_bytes
         raise UserError(
             f"{name} {size}: the data of one batch would take {num_bytes / 2**30:,.0f} GiB, and"
-            f" this computer has {memory / 2**30:,.0f}; take at most {size * memory // num_bytes},"
-            " and far less with the model beside it."
+            f" this computer has {memory / 2**30:,.0f}; take at most {largest}, and far less with"
+            " the model beside it."
+            if largest
+            else f"{name} {size}: even one example of a batch would take"
+            f" {num_bytes / size / 2**30:,.0f} GiB, and this computer has {memory / 2**30:,.0f};"
+            " take a shorter one."
         )
 
 

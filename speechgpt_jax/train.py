@@ -41,6 +41,13 @@ def two_steps(text: str) -> tuple[int, int]:
     return first, last
 
 
+def prometheus_file(text: str) -> str:
+    """Type of files for the node exporter of this machine, which reads only those called .prom."""
+    if not text.endswith(".prom"):
+        raise IllegalValue(f"expected a file whose name ends in .prom, got {text!r}")
+    return local_output_file(text)
+
+
 def wandb_project(text: str) -> str:
     """Type of names of projects of Weights & Biases, whose library must be installed."""
     if not re.fullmatch(r"[^/\\#?%:\s]{1,128}", text):
@@ -67,7 +74,7 @@ PROFILE_STEPS = define(
 )
 PROMETHEUS_FILE = define(
     "prometheus_file",
-    local_output_file,
+    prometheus_file,
     None,
     "File on this machine with the newest metrics for Prometheus's node exporter; its name ends in"
     " .prom.",

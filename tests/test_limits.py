@@ -8,7 +8,7 @@ import pytest
 from speechgpt_jax.checkpoints import Keep
 from speechgpt_jax.decoding.sampling import Sampling
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.limits import check_choice, check_number, is_within
+from speechgpt_jax.limits import check_choice, check_memory, check_number, is_within
 from speechgpt_jax.models.layers import LinearRopeScaling, Llama3RopeScaling, LoraConfig
 from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.training.inputs import load_host_batches, load_host_held_out
@@ -117,6 +117,11 @@ def test_a_batch_beyond_the_memory_is_refused_before_the_data_is_read(load):
     largest = int(str(error.value).partition("at most ")[2].partition(",")[0])
     with pytest.raises(UserError, match="none"):  # It fits.
         load("none", batch_size=largest // 8 * 8, sequence_length=2**11)
+
+
+def test_a_single_example_beyond_the_memory():
+    with pytest.raises(UserError, match=r"^batch_size 8: even one example .* 1,024 GiB, .*shorter"):
+        check_memory("batch_size", 8, 8 * 2**40)
 
 
 def test_limits():

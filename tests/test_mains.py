@@ -55,6 +55,7 @@ FILE = "pyproject.toml"
         ("train", ["--output_dir=runs/x", "--process_id=-1"], "--process_id=-1: expected"),
         ("train", ["--output_dir=runs/x", "--num_processes=0"], "--num_processes=0: expected"),
         ("train", ["--output_dir=runs/x", "--stopped_exit_code=256"], "at most 255"),
+        ("train", ["--output_dir=runs/x", "--prometheus_file=a.txt"], "ends in .prom, got 'a.txt'"),
         ("train", ["--output_dir=runs/x", "--wandb=a/b"], "--wandb=a/b: expected at most 128"),
         ("train", ["--output_dir=runs/x", "--stepz=3"], "Unknown command line flag 'stepz'"),
         ("evaluate", ["--run=runs/none", "--tasks=a"], "expected a path that exists"),

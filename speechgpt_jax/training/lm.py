@@ -41,7 +41,7 @@ from speechgpt_jax.training.loop import LOG_EVERY, Batches, check_profile_steps,
 from speechgpt_jax.training.memory import check_activations, out_of_memory
 from speechgpt_jax.training.optimizer import AdamW, Guard
 from speechgpt_jax.training.phases import Phases
-from speechgpt_jax.training.progress import draw_losses, print_once
+from speechgpt_jax.training.progress import check_run_folder, draw_losses, print_once
 from speechgpt_jax.training.stage import (
     Stage,
     jit_evaluation_step,
@@ -213,6 +213,7 @@ def check(
 
     It is fast; `train` does it too.
     """
+    check_run_folder(output_dir)
     if start_from is not None:
         checkpoints.latest(start_from)
         _check_other_run(start_from, output_dir)

@@ -27,7 +27,13 @@ from speechgpt_jax.checkpoints import Checkpoints
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.local_copies import written_locally
 from speechgpt_jax.training.phases import COMPILE, EVALUATE, INPUT, RESTORE, SAVE, STEP, Phases
-from speechgpt_jax.training.progress import MetricsLog, Progress, duration_text, print_once
+from speechgpt_jax.training.progress import (
+    MetricsLog,
+    Progress,
+    check_run_folder,
+    duration_text,
+    print_once,
+)
 from speechgpt_jax.training.reporter import Reporter
 from speechgpt_jax.training.review import Review
 from speechgpt_jax.training.signals import leave, stop_signals
@@ -113,6 +119,7 @@ def fit(
     Returns:
       The state after the last step.
     """
+    check_run_folder(output_dir)
     check_profile_steps(profile_steps, checkpoints.latest_step(), steps)
     phases = phases or Phases()
     phases.enter(RESTORE)

@@ -13,12 +13,28 @@ import jax
 import rich.progress
 from etils import epath
 
+from speechgpt_jax.checkpoints.folders import FOLDER
+from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import best_effort, is_remote, write_bytes, write_text
 from speechgpt_jax.training.weights_and_biases import WandbRun
 
 METRICS_FILE = "metrics.jsonl"
 # An object of a bucket can't be extended: it is written anew at most this often, and at each save.
 BUCKET_SECONDS = 60
+
+
+def check_run_folder(output_dir: str | os.PathLike) -> None:
+    """Raises a UserError if something else is where a run would write checkpoints or metrics."""
+    checkpoints, metrics = (epath.Path(output_dir) / name for name in (FOLDER, METRICS_FILE))
+    for path, expected, is_wrong in (
+        (checkpoints, "folder", checkpoints.exists() and not checkpoints.is_dir()),
+        (metrics, "file", metrics.is_dir()),
+    ):
+        if is_wrong:
+            raise UserError(
+                f"{path} is not a {expected}, and a run writes a {expected} there: remove it, or"
+                " name another output folder."
+            )
 
 
 def print_once(text: str) -> None:

@@ -341,5 +341,13 @@ def test_metrics_that_cannot_be_written_end_no_run(tmp_path, caplog):
         assert f"{file} can't be written: " in caplog.text
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints"])
+def test_what_is_in_the_way_of_a_run_is_named(tmp_path, name):
+    path = tmp_path / name
+    path.mkdir() if name.endswith(".jsonl") else path.write_text("")
+    with pytest.raises(UserError, match=rf"{name} is not a f.*: remove it, or name another output"):
+        run(tmp_path, 1)
+
+
 def test_duration_text():
     assert [duration_text(s) for s in (0.4, 75.2, 3675)] == ["0:00", "1:15", "1:01:15"]
