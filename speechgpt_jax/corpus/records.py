@@ -23,8 +23,11 @@ def rejected(row: dict, reason: str) -> str:
 
 def reason_against(text: object) -> str:
     """Reason why a text can't be in a record; "" if it can."""
-    if not isinstance(text, str) or not text.strip():
+    # Format characters, such as zero-width spaces, and control characters are not printable.
+    if not isinstance(text, str) or not any(c.isprintable() for c in text.replace(" ", "")):
         return "there is no text"
+    if "\0" in text:
+        return "the text has a NUL character in it, as texts of another encoding do"
     if re.search("[\ud800-\udfff]", text):
         return "the text has a lone surrogate in it, half of a UTF-16 pair"
     marker = _MARKERS.search(text)

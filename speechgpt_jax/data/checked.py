@@ -34,7 +34,7 @@ BLANK = b"blank"
 FindProblems = Callable[[list[bytes]], np.ndarray]
 
 # Increase it when records are checked differently or cut into other blocks.
-_VERSION = 1
+_VERSION = 2
 _FILES_AT_ONCE = 8
 
 

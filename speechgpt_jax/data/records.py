@@ -20,6 +20,8 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.tokenizer import any_of
 
 _BYTE_ORDER_MARK = "^\ufeff"
+# Characters of blank lines; RE2's \s is ASCII only.
+_SPACE = r"\t-\r\x{1c}-\x{20}\x{85}\p{Z}"
 
 Texts = dict[str, tf.Tensor]  # field -> [B]
 
@@ -140,7 +142,7 @@ def _text(record: dict, field: str) -> bytes:
 def skip_blank(lines: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Lines without byte order marks, and the problem BLANK for blank lines."""
     lines = tf.strings.regex_replace(lines, _BYTE_ORDER_MARK, "", replace_global=False)
-    blank = tf.strings.regex_full_match(lines, r"[\t-\r\x{1c}-\x{20}\x{85}\p{Z}]*")
+    blank = tf.strings.regex_full_match(lines, f"[{_SPACE}]*")
     return lines, tf.where(blank, BLANK, b"")
 
 
@@ -168,11 +170,15 @@ def check_unit_text(num_units: int) -> Check:
 
 
 def check_texts() -> Check:
-    """A check of written instructions: no field may be blank."""
+    """A check of written instructions: no field may be blank, or of invisible characters only."""
 
     def check(texts: Texts) -> tf.Tensor:
         problems = [
-            tf.where(tf.strings.regex_full_match(text, r"\s*"), f"`{field}` is blank", "")
+            tf.where(
+                tf.strings.regex_full_match(text, rf"[{_SPACE}\p{{Cc}}\p{{Cf}}]*"),
+                f"`{field}` is blank",
+                "",
+            )
             for field, text in texts.items()
         ]
         return first_problem(problems)
@@ -186,9 +192,11 @@ def speech_problems(text: tf.Tensor, num_units: int) -> tf.Tensor:
     rest = tf.strings.regex_replace(text, rf"<sosp>(?:\s*{unit})*\s*<eosp>", "")
     unknown = tf.strings.regex_full_match(rest, r"(?s).*<sosp>(?:\s*<\d+>)+\s*<eosp>.*")
     broken = tf.strings.regex_full_match(rest, r"(?s).*<(?:sosp|eosp)>.*")
+    empty = tf.strings.regex_full_match(text, r"(?s).*<sosp>\s*<eosp>.*")
     units = f"none of <0> to <{num_units - 1}>" if num_units else "no token of the tokenizer"
     return first_problem(
         [
+            tf.where(empty, "speech without units", ""),
             tf.where(unknown, f"a unit that is {units}", ""),
             tf.where(broken, "<sosp> unclosed, or followed by something that is no unit", ""),
         ]

@@ -13,7 +13,7 @@ _RESERVED = re.compile("[\0\u2585]")
 # The trainer ends the process at a word, between spaces, of more than 2^16 characters.
 _LONGEST_WORD = 65_000
 # Part of the trainer's message that names the limit of the vocabulary's size.
-_SIZE = re.compile(r"Vocabulary size.* (?:<= \d+|\d+ vs \d+)\.")
+_SIZE = re.compile(r"Vocabulary size.* (?:<= (?P<most>\d+)|\d+ vs (?P<least>\d+))\.")
 
 
 def train_sentencepiece(sentences: Iterable[str], vocab_size: int) -> bytes:
@@ -61,8 +61,11 @@ def train_sentencepiece(sentences: Iterable[str], vocab_size: int) -> bytes:
         )
     except RuntimeError as error:
         if problem := _SIZE.search(str(error)):
+            bound = (
+                f"at most {problem['most']}" if problem["most"] else f"at least {problem['least']}"
+            )
             raise UserError(
-                f"vocab_size {vocab_size} does not suit this text: {problem.group()}"
+                f"vocab_size {vocab_size} does not suit this text, which needs one of {bound}."
             ) from error
         raise
     return model.getvalue()

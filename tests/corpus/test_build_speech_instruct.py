@@ -12,6 +12,7 @@ import pytest
 from speechgpt_jax import prompts
 from speechgpt_jax.corpus import text_to_speech
 from speechgpt_jax.corpus.dialogues import CHAIN_FORMS, ModelSynthesizer
+from speechgpt_jax.corpus.records import reason_against
 from speechgpt_jax.corpus.sound import load
 from speechgpt_jax.data import descriptions
 from speechgpt_jax.data.sources import DEMO_CORPUS
@@ -132,6 +133,22 @@ def test_stage_2_has_both_directions_of_rows_with_a_text(units, pairs):
             assert record["prefix"] == prompts.DEFAULT_PREFIX
     reasons = [row["reason"] for row in rows_of(pairs, "rejects")]
     assert reasons == ["there is no text", "the text has <7> in it, which is a token"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, "there is no text"),
+        ("\u3000\n", "there is no text"),
+        ("\u200b \ufeff", "there is no text"),
+        ("a\0c", "the text has a NUL character in it"),
+        ("\u200b\u0928\u092e", ""),
+        ("a \ud800", "the text has a lone surrogate in it"),
+        ("[Human]", r"the text has [Human] in it"),
+    ],
+)
+def test_texts_that_cannot_be_in_a_record(text, reason):
+    assert reason_against(text).startswith(reason) and bool(reason_against(text)) == bool(reason)
 
 
 def test_stage_3_has_units_of_questions_and_answers(chain, small_hubert, voice, tmp_path):

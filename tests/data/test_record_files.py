@@ -142,6 +142,7 @@ BAD = {
     "out of range": (rows("[Human] <sosp><5><1000><eosp>"), "a unit that is none of <0> to <999>"),
     "unclosed": (rows("[Human] <sosp><5><eoh>"), "<sosp> unclosed"),
     "text in speech": (rows("[Human] <sosp><5> a<eosp>"), "<sosp> unclosed, or followed by"),
+    "no units": (rows("[Human] <sosp> <eosp>"), "speech without units"),
     "a long integer": ("9" * 5000 + "\n", "not JSON: Exceeds the limit"),
 }
 
@@ -202,9 +203,18 @@ def test_records_of_another_kind(tmp_path):
     (tmp_path / "u.txt").write_text("<sosp><1><eosp>\nhello\n")
     with pytest.raises(ValueError, match="line 2: not <sosp>, units and <eosp>"):
         read(unit_text(tmp_path / "u.txt"))
-    (tmp_path / "q.jsonl").write_text('{"question": " ", "answer": "a"}\n')
-    with pytest.raises(ValueError, match="line 1: `question` is blank"):
-        read(RecordFiles({"train": str(tmp_path / "q*")}, ("question", "answer"), check_texts()))
+    (tmp_path / "u.jsonl").write_text('{"units": [1]}\n{"units": []}\n')
+    with pytest.raises(ValueError, match="line 2: speech without units"):
+        read(unit_text(tmp_path / "u.jsonl"))
+
+
+def test_blank_texts(tmp_path):
+    blank = [" ", "\xa0\n", "\u3000", "\u200b\ufeff", "\0"]
+    lines = [json.dumps({"question": text, "answer": "a"}) for text in (*blank, "\u200ba")]
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    source = RecordFiles({"train": str(tmp_path / "q*")}, ("question", "answer"), check_texts())
+    with pytest.raises(ValueError, match=r"line 1: `question` is blank\. 5 of 6 records are bad"):
+        read(source)
 
 
 def test_mistakes_are_named(tmp_path):
