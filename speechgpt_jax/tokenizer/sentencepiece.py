@@ -39,8 +39,8 @@ class SentencePieceTokenizer(Tokenizer):
           added_tokens: token -> id; it may be the id of a piece only if the token is that piece.
 
         Raises:
-          UserError: two tokens have the same id, one has the id of another piece, or the model has
-            no eos.
+          UserError: two tokens have the same id, one has the id of another piece, no token has an
+            id between others, or the model has no eos.
         """
         self.model = model
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -190,6 +190,14 @@ class SentencePieceTokenizer(Tokenizer):
                 )
         if len(self._strings) < len(self.added_tokens):
             raise UserError("Two added tokens have the same id; give each an id of its own.")
+        first = self._pieces.vocab_size()
+        for next_id, id_ in enumerate(sorted(i for i in self._strings if i >= first), first):
+            if id_ > next_id:
+                raise UserError(
+                    f"No token has id {next_id}: the SentencePiece model has the ids below {first},"
+                    f" and {self._strings[id_]!r} is {id_}: take both files from the same"
+                    " checkpoint."
+                )
 
     def _check_id(self, id_: int) -> None:
         if not (0 <= id_ < self._pieces.vocab_size() or id_ in self._strings):
@@ -216,7 +224,7 @@ def _read_model(path: str | os.PathLike) -> bytes:
 def read_added_tokens(folder: epath.Path) -> dict[str, int]:
     """Added tokens of `added_tokens.json` and of `tokenizer_config.json`: token -> id."""
     added_tokens = _read_json(folder / "added_tokens.json")
-    if not all(isinstance(id_, int) and id_ >= 0 for id_ in added_tokens.values()):
+    if not all(type(id_) is int and id_ >= 0 for id_ in added_tokens.values()):
         raise UserError(f"{folder}/added_tokens.json must give each token a whole number.")
     path = folder / "tokenizer_config.json"
     config = Fields(_read_json(path), str(path))

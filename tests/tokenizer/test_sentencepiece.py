@@ -163,7 +163,10 @@ def test_mistakes_are_named(tmp_path, tokenizer):
     for text, message in {
         '{"<0>": 5}': "'<0>' has id 5, which is another piece",
         '{"<0>": 2000, "<1>": 2000}': "have the same id",
+        '{"<0>": 2000, "<1>": 2002}': "id 2001: .* below 2000, and '<1>' is 2002: take",
+        '{"<0>": 1000000000000}': "No token has id 2000",
         '{"<0>": "5"}': "must give each token a whole number",
+        '{"<0>": true}': "must give each token a whole number",
         "{": "is not JSON",
         "[]": "expected an object",
     }.items():
