@@ -8,7 +8,8 @@
         --run=gs://BUCKET/stage3 --prompts=gs://BUCKET/questions.jsonl \\
         --answers=gs://BUCKET/answers --mesh=4 --dtype=bfloat16
 
---dry_run prints the manifest instead of applying it. The cluster needs the JobSet controller. When
+--dry_run prints the manifest instead of applying it. The cluster needs the JobSet controller, and
+the output a bucket. When
 a node is preempted all pods save a checkpoint if the state can be written in the time that they
 have (15 seconds on spot nodes, 5 minutes elsewhere), and the JobSet restarts all of them; only
 crashes count towards --max_restarts. A state of 7B is too large for 15 seconds: what a preemption
@@ -78,6 +79,7 @@ def variable(text: str) -> tuple[str, str]:
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     command = chosen(args)
+    command.check_outputs()
     if note := check_mesh(args.slices, command):
         print(note, file=sys.stderr)
     nodes = gke.Nodes(

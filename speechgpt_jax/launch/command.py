@@ -3,8 +3,12 @@
 import argparse
 import dataclasses
 import hashlib
+import re
 import signal
 from collections.abc import Sequence
+
+from speechgpt_jax.errors import UserError
+from speechgpt_jax.files import is_remote
 
 # Time from SIGTERM to SIGKILL, to finish the current step and to write a checkpoint.
 GRACE_SECONDS = 300
@@ -55,6 +59,17 @@ class Command:
         main = MAINS[self.module]
         multihost = ["--multihost"] if joins else []
         return [python, "-m", self.module, *main.flags, *multihost, *self.arguments]
+
+    def check_outputs(self) -> None:
+        """Raises a UserError if the output is on the disk of a pod, which ends with the job."""
+        # A value may be a word of its own.
+        words = " ".join(self.arguments)
+        for flag, path in re.findall(r"(?:^| )--?(output_dir|answers)[= ](\S+)", words):
+            if not is_remote(path):
+                raise UserError(
+                    f"--{flag}={path} is on the disk of a pod, which is lost with it; give a folder"
+                    " on gs://."
+                )
 
     @property
     def name(self) -> str:

@@ -370,14 +370,21 @@ def test_each_main_gets_flags_that_it_has(module, capsys):
         return {re.fullmatch(r"--(\w+)=?.*", word)[1] for word in given}
 
     for start in (on_a_pod, on_gke, on_slurm):
-        python, m, started, *words = start(module, ["--output_dir=a b", "--v=1"], capsys)
+        python, m, started, *words = start(module, ["--output_dir=gs://a b", "--v=1"], capsys)
         assert m == "-m" and started == module and python.endswith("python")
-        assert words[-2:] == ["--output_dir=a b", "--v=1"]
+        assert words[-2:] == ["--output_dir=gs://a b", "--v=1"]
         given = names(words) - {"output_dir"}
         assert given <= known
         assert ("stopped_exit_code" in given) == ("stopped_exit_code" in known)
         # On a pod a main is told to look for the other processes; elsewhere it does so by itself.
         assert ("multihost" in given) == (start is on_a_pod)
+
+
+@pytest.mark.parametrize("output", [["--output_dir=runs/a"], ["--answers", "/tmp/a"]])
+def test_an_output_on_the_disk_of_a_pod_is_refused(output):
+    message = "--(output_dir=runs|answers=/tmp)/a is on the disk of a pod, .* give a folder on gs:"
+    with pytest.raises(UserError, match=message):
+        launch_gke.main([*GKE, "--topology=16x16", "--", *TRAIN, *output])
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
