@@ -9,12 +9,11 @@
         --answers=gs://BUCKET/answers --mesh=4 --dtype=bfloat16
 
 --dry_run prints the manifest instead of applying it. The cluster needs the JobSet controller, and
-the output a bucket. When
-a node is preempted all pods save a checkpoint if the state can be written in the time that they
-have (15 seconds on spot nodes, 5 minutes elsewhere), and the JobSet restarts all of them; only
-crashes count towards --max_restarts. A state of 7B is too large for 15 seconds: what a preemption
-costs at most is the time between two saves, --gin.train.save_minutes=10. Two slices need a mesh for
-them: --slices=2 -- --gin_file=RECIPE --gin_file=gin/meshes/two_slices.gin.
+the output a bucket. When a node is preempted all pods save a checkpoint if the state can be written
+in the time that they have (15 seconds on spot nodes, 5 minutes elsewhere), and the JobSet restarts
+all of them; only crashes count towards --max_restarts. A state of 7B is too large for 15 seconds:
+what a preemption costs at most is the time between two saves, --gin.train.save_minutes=10. Two
+slices need a mesh for them: --slices=2 -- --gin_file=RECIPE --gin_file=gin/meshes/two_slices.gin.
 """
 
 import re
