@@ -120,9 +120,10 @@ class Chat:
         """Handles one line.
 
         Raises:
-          UserError: the command is unknown, or what it names doesn't exist.
+          UserError: the command is unknown, what it names doesn't exist, or the line holds bytes
+            that are no UTF-8, as a terminal of another encoding sends.
         """
-        command, _, argument = line.partition(" ")
+        command, _, argument = arguments.utf8(line).partition(" ")
         argument = argument.strip()
         if command in WITH_FILE:
             argument = os.path.expanduser(argument)

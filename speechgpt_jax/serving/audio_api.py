@@ -49,7 +49,7 @@ async def parse_form(headers: Headers, body: bytes) -> tuple[TranscriptionReques
     try:
         form = await MultiPartParser(headers, chunks(), max_files=1, max_fields=30).parse()
     except (MultiPartException, KeyError, ValueError) as error:
-        raise invalid(f"The form can't be read: {error}.") from error
+        raise invalid(f"The form can't be read: {str(error).rstrip('.')}.") from error
     try:
         file = form.get("file")
         if not isinstance(file, UploadFile):

@@ -151,7 +151,9 @@ def _explained(error: pydantic.ValidationError, name: str) -> ApiError:
     elif kind in ("model_type", "model_attributes_type", "dict_type"):
         expected = "a JSON object"
     expected = expected.removeprefix("Value error, ")
-    return invalid(f"{path or 'The body'}: expected {expected}, got {excerpt(given)}.", path)
+    return invalid(
+        f"{path or 'The body'}: expected {expected}, got {excerpt(given)}.", path or None
+    )
 
 
 def _progress(problem: Any) -> tuple[int, bool]:
@@ -359,6 +361,8 @@ class SpeechRequest(Strict):
 
 class TranscriptionRequest(BaseModel):
     """Fields of the form of POST /v1/audio/transcriptions, which are all texts."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     model: str
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"

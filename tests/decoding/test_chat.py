@@ -181,6 +181,8 @@ def test_a_slash_begins_a_command_or_a_path(tmp_path):
         ("/save x.wav", "there is no sound yet"),
         ("/listen long", "expected a number"),
         ("/listen 7200", "7200.0 must be above 0 and at most 600"),
+        ("caf\udce9?", r"expected a text in UTF-8, got 'caf\udce9?'"),
+        ("/say caf\udce9", "expected a text in UTF-8"),
     ],
 )
 def test_mistakes_are_shown_and_the_chat_goes_on(chat, line, message):

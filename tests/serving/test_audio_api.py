@@ -114,6 +114,7 @@ def test_log_probabilities_of_a_transcript(client):
             "include",
         ),
         (QUESTION, {"temperature": 9}, "temperature: expected less", "temperature"),
+        (QUESTION, {"temperature": "nan"}, "temperature: expected a finite number", "temperature"),
         (
             QUESTION,
             {"timestamp_granularities": ["letter"]},
@@ -141,6 +142,15 @@ def test_a_form_without_a_file(address):
     assert reply.status_code == 400 and "file is required" in reply.text
     reply = httpx2.post(url, json={"model": "tiny"})
     assert reply.status_code == 400 and "expected" in reply.text.lower()
+    reply = httpx2.post(url, content=b"--", headers={"Content-Type": "multipart/form-data"})
+    message = "The form can't be read: Missing boundary in multipart."
+    assert reply.status_code == 400 and reply.json()["error"]["message"] == message
+
+
+def test_a_body_that_is_no_object(address):
+    error = httpx2.post(f"{address}/v1/audio/speech", content=b"null").json()["error"]
+    assert error["message"] == "The body: expected a JSON object, got None."
+    assert error["param"] is None
 
 
 # ---- speech --------------------------------------------------------------------------------------
