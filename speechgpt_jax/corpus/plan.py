@@ -17,6 +17,7 @@ import numpy as np
 from speechgpt_jax.corpus.beam_files import FileSystems, whole_file
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.files import keep_settings, refuse_foreign
+from speechgpt_jax.manifests import parse_rows
 
 # The first file that a run writes.
 PLAN = "plan.json"
@@ -31,7 +32,7 @@ class Shard:
       index: number of the shard, from 0.
       count: number of all shards.
       offset: byte of `file` where the rows begin.
-      num_rows: all to the end of `file` if None.
+      num_rows: None: all rows of `file`.
     """
 
     file: str
@@ -46,11 +47,11 @@ class Shard:
         return f"{self.index:05d}-of-{self.count:05d}"
 
     def read(self) -> list[dict]:
-        """The shard's rows."""
+        """The shard's rows; a UserError if a line of a whole file is no JSON object."""
         with FileSystems.open(self.file) as file:
-            file.seek(self.offset)
             if self.num_rows is None:
-                return [json.loads(line) for line in file]
+                return [row.fields for row in parse_rows(file, self.file)]
+            file.seek(self.offset)
             return [json.loads(file.readline()) for _ in range(self.num_rows)]
 
 

@@ -109,13 +109,23 @@ class MakeShard(beam.DoFn):
     def _totals(self, shard: Shard) -> Totals:
         totals = Totals()
         for kind in self._job.kinds:
-            for line in read_lines(self._file(kind, shard)):
-                for measure, value in self._job.measure(line).items():
+            file = self._file(kind, shard)
+            for line in read_lines(file):
+                for measure, value in self._measured(line, file).items():
                     totals[kind, measure, value] += 1
         rejects = self._file(REJECTS, shard)
         if FileSystems.exists(rejects):
             totals[REJECTS, "", 0] = len(read_lines(rejects))
         return totals
+
+    def _measured(self, line: str, file: str) -> dict[str, int]:
+        try:
+            return self._job.measure(line)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file} has a line that {self._job.name} doesn't write, {line[:60]!r}: remove the"
+                " file, and the same command makes it again."
+            ) from error
 
 
 def write_summary(totals: Totals, path: str) -> None:

@@ -35,6 +35,7 @@ from speechgpt_jax.corpus.records import one_line, reason_against, record, rejec
 from speechgpt_jax.corpus.summary import REJECTS, print_summary
 from speechgpt_jax.data import descriptions
 from speechgpt_jax.errors import UserError
+from speechgpt_jax.manifests import check_fields
 from speechgpt_jax.unit_text import units_in, units_to_text
 
 
@@ -176,7 +177,7 @@ def _made_with(folder: str) -> dict[str, str]:
 
 def write_units(rows: list[dict]) -> dict[str, list[str]]:
     """Rows with `units` -> a line of unit text for each."""
-    return {"units": [units_to_text(row["units"]) for row in rows], REJECTS: []}
+    return {"units": [units_to_text(_units(row)) for row in rows], REJECTS: []}
 
 
 def write_pairs(rows: list[dict], prefix: str) -> dict[str, list[str]]:
@@ -187,8 +188,9 @@ def write_pairs(rows: list[dict], prefix: str) -> dict[str, list[str]]:
         if reason:
             lines[REJECTS].append(rejected(row, reason))
             continue
-        text, units = one_line(row["text"]), units_to_text(row["units"])
+        text, units = one_line(row["text"]), units_to_text(_units(row))
         # The same description for the same recording in every run.
+        check_fields([row], ("path",))
         rng = random.Random(row["path"])
         for kind, options, source, target in (
             ("asr", descriptions.ASR, units, text),
@@ -197,6 +199,18 @@ def write_pairs(rows: list[dict], prefix: str) -> dict[str, list[str]]:
             values = {"description": rng.choice(options), "source": source, "target": target}
             lines[kind].append(record(prefix, prompts.CROSS_MODAL, values))
     return lines
+
+
+def _units(row: dict) -> list[int]:
+    """The units of a row; a UserError unless they are as `extract_units` writes them."""
+    check_fields([row], ("units",))
+    units = row["units"]
+    if not units or not all(type(unit) is int and unit >= 0 for unit in units):
+        raise UserError(
+            f"{row.get('path', 'a row')}: expected units, whole numbers of at least 0, got"
+            f" {str(units)[:60]}; leave the row out, or extract its units again."
+        )
+    return units
 
 
 def count_units(line: str) -> dict[str, int]:

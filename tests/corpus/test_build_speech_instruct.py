@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from speechgpt_jax import prompts
-from speechgpt_jax.corpus import text_to_speech
+from speechgpt_jax.corpus import plan, text_to_speech
+from speechgpt_jax.corpus import speech_instruct as speech_instruct_data
 from speechgpt_jax.corpus.dialogues import CHAIN_FORMS, ModelSynthesizer
 from speechgpt_jax.corpus.records import reason_against
 from speechgpt_jax.corpus.sound import load
@@ -116,6 +117,26 @@ def test_an_output_is_not_resumed_with_units_that_were_made_again(units, tmp_pat
     (again / "plan.json").write_text(json.dumps(plan | {"hubert": "/another"}))
     with pytest.raises(UserError, match="stage1 was begun with different units; name another"):
         run(build_speech_instruct, "modality_adaptation", units=again, output=tmp_path / "stage1")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("oops", r"units-00000-of-00001\.jsonl:2: 'oops' is not a JSON object"),
+        ('{"path": "b.wav", "text": "b", "units": "<5>"}', "b.wav: expected units to be a list"),
+        (
+            '{"path": "b.wav", "text": "b", "units": []}',
+            r"b.wav: expected units, .* got \[\]; leave",
+        ),
+        ('{"path": "b.wav", "text": "b", "units": [-1]}', r"b.wav: expected units, .* got \[-1\];"),
+        ('{"text": "b", "units": [5]}', "a row has no path"),
+    ],
+)
+def test_rows_of_units_that_were_changed_are_named(tmp_path, line, message):
+    file = tmp_path / "units-00000-of-00001.jsonl"
+    file.write_text(f'{{"path": "a.wav", "text": "a", "units": [5]}}\n{line}\n')
+    with pytest.raises(UserError, match=message):
+        speech_instruct_data.write_pairs(plan.Shard(str(file), 0, 1).read(), prefix="")
 
 
 def test_stage_2_has_both_directions_of_rows_with_a_text(units, pairs):

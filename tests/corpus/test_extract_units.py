@@ -14,6 +14,7 @@ import soundfile
 
 from speechgpt_jax.corpus import plan, shards, summary
 from speechgpt_jax.corpus.extract_units import find_recordings, in_batches
+from speechgpt_jax.corpus.extract_units import measure as measure_row
 from speechgpt_jax.corpus.sound import load
 from speechgpt_jax.data.sources import DEMO_CORPUS
 from speechgpt_jax.errors import UserError
@@ -94,6 +95,21 @@ def test_two_workers_write_the_same(extracted, recordings, small_hubert, tmp_pat
 
 
 @pytest.mark.slow
+def test_a_foreign_shard_is_named(tmp_path):
+    for line in ("oops", '{"path": "a.wav"}', "5"):
+        (tmp_path / "units-00000-of-00001.jsonl").write_text(f"{line}\n")
+        job = shards.Job("extract_units", ("units",), lambda: None, measure_row)
+        with pytest.raises(shards.UserErrorInWorker) as raised:
+            list(shards.MakeShard(job, str(tmp_path)).process(plan.Shard("a.jsonl", 0, 1)))
+        with (
+            pytest.raises(
+                UserError, match=r"units-00000-of-00001\.jsonl has a line that extract_un"
+            ),
+            shards.unmarked_user_errors(),
+        ):
+            raise raised.value
+
+
 def test_a_killed_run_resumes(extracted, recordings, small_hubert, tmp_path):
     source = tmp_path / "recordings"
     shutil.copytree(recordings, source)
