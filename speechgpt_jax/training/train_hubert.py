@@ -26,6 +26,7 @@ from speechgpt_jax.speech.encoder.targets import load_targets
 from speechgpt_jax.speech.encoder.training import Distillation, HubertBatches, MaskedPrediction
 from speechgpt_jax.training.loop import fit
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
+from speechgpt_jax.training.progress import check_run_folder
 from speechgpt_jax.training.train_step import TrainState
 
 
@@ -81,6 +82,7 @@ def train(
     check_number("train_hubert.train.save_every", save_every, at_least=1)
     check_number("train_hubert.train.start_share", start_share, at_least=0, at_most=1)
     check_number("train_hubert.train.seed", seed, at_least=0, below=2**32)
+    check_run_folder(output_dir)
     if start_share and not start_from:
         raise UserError(f"start_share {start_share} needs start_from, a HuBERT to average with.")
     if not model.num_frames(round(crop_seconds * SAMPLE_RATE)):

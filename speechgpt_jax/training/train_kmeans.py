@@ -27,6 +27,7 @@ from speechgpt_jax.speech.encoder import kmeans
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, load_hubert
 from speechgpt_jax.speech.mapped_arrays import map_array, save_array
 from speechgpt_jax.training.loop import fit
+from speechgpt_jax.training.progress import check_run_folder
 
 CLIPS_PER_FILE = 512
 
@@ -53,6 +54,7 @@ def extract_features(
       UserError: a recording can't be read, or `work_dir` holds features of another HuBERT or of
         other recordings.
     """
+    check_run_folder(work_dir)
     weights = files.read_bytes(epath.Path(hubert_folder) / "model.safetensors", "a HuBERT")
     files.keep_settings(
         epath.Path(work_dir) / "inputs.json",

@@ -35,7 +35,7 @@ from speechgpt_jax.speech.vocoder.training import (
 from speechgpt_jax.speech.vocoder.vocoder import UnitVocoder, VocoderConfig, load_vocoder
 from speechgpt_jax.training.loop import fit
 from speechgpt_jax.training.optimizer import AdamW, make_optimizer
-from speechgpt_jax.training.progress import print_once
+from speechgpt_jax.training.progress import check_run_folder, print_once
 from speechgpt_jax.training.train_step import TrainState
 
 
@@ -89,6 +89,7 @@ def train(
     }
     for name, size in sizes.items():
         check_number(name, size, at_least=1)
+    check_run_folder(output_dir)
     samples = segment_codes * model.code_hop_size
     check_memory("batch_size", batch_size, batch_size * samples * np.dtype(np.float32).itemsize)
     for hop in (MEL_HOP, *(size // 4 for size in objective.stft_sizes)):

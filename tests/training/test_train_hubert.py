@@ -117,6 +117,9 @@ def test_a_unit_space_from_scratch(manifest, tmp_path):
     )
     with pytest.raises(UserError, match=r"/k was begun with different hubert"):
         train_kmeans.main([f"--hubert={other}", *fit[1:], f"--work_dir={tmp_path}/k"])
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"metrics\.jsonl is not a file, and a run writes a file"):
+        train_kmeans.main([f"--hubert={other}", *fit[1:], f"--work_dir={tmp_path}"])
     # A name of bytes that are not UTF-8 is a name too.
     (tmp_path / "odd.jsonl").write_text(r'{"path": "\udce9.wav", "split": "train"}')
     odd = ["--work_dir=" + str(tmp_path / "odd"), f"--manifest={tmp_path}/odd.jsonl"]
@@ -194,6 +197,12 @@ def test_values_that_make_no_sense_are_one_clear_line(clusters, tmp_path, change
     with pytest.raises(UserError, match=message):
         train(clusters, tmp_path / "run", **{"steps": 1} | changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_something_else_in_it(clusters, tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(UserError, match="checkpoints is not a folder, and a run writes a folder"):
+        train(clusters, tmp_path, steps=1)
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,12 @@ def test_refuses_batches_beyond_the_memory(rows, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_refuses_a_folder_with_something_else_in_it(rows, tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(UserError, match="checkpoints is not a folder, and a run writes a folder"):
+        train(rows=rows, output_dir=tmp_path, steps=1, **SETTINGS)
+
+
 def test_refuses_segments_that_do_not_fit_the_losses(rows, tmp_path):
     with pytest.raises(
         UserError, match=r"50 are 16000 samples, no multiple of 256.* multiple of 4"
