@@ -203,6 +203,16 @@ def _illegal(text: str, expected: str) -> IllegalValue:
 # ---- argparse ------------------------------------------------------------------------------------
 
 
+class _Help(argparse.RawTextHelpFormatter):
+    """Keeps line breaks, and names the default of an argument whose help doesn't."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_named = action.default in (None, False, argparse.SUPPRESS) or action.default == []
+        if not action.help or is_named or "default" in action.help:
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
 class Parser(argparse.ArgumentParser):
     """argparse's parser without abbreviated flags, whose errors are UserErrors.
 
@@ -213,7 +223,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None = None, **kwargs):
         kwargs = {
-            "formatter_class": argparse.RawTextHelpFormatter,
+            "formatter_class": _Help,
             "allow_abbrev": False,
             **kwargs,
         }

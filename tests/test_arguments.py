@@ -1,5 +1,6 @@
 """Argument types accept and reject the right texts; every mistake is one line."""
 
+import ast
 import math
 import os
 import subprocess
@@ -112,6 +113,27 @@ def test_argparse(given, message):
     assert parser().parse_args(["--steps=3"]).rate == math.pi
     with pytest.raises(UserError, match=message):
         parser().parse_args(given)
+
+
+def test_help_names_defaults():
+    tool = arguments.Parser("A tool.")
+    tool.add_argument("--steps", default=3, help="optimizer steps")
+    tool.add_argument("--rate", default=0.1, help="default: that of the run")
+    tool.add_argument("--name", help="name of the run")
+    tool.add_argument("--dry_run", action="store_true", help="only print")
+    lines = [" ".join(line.split()) for line in tool.format_help().splitlines()]
+    assert "--steps STEPS optimizer steps (default: 3)" in lines
+    assert "--rate RATE default: that of the run" in lines
+    assert "--name NAME name of the run" in lines and "--dry_run only print" in lines
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "tools").glob("*.py")), ids=lambda file: file.stem)
+def test_every_argument_has_a_help(file):
+    for call in ast.walk(ast.parse(file.read_text())):
+        if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant):
+            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            if name == "add_argument" or (name == "add" and str(call.args[0].value)[:2] == "--"):
+                assert "help" in [keyword.arg for keyword in call.keywords], call.args[0].value
 
 
 def test_subcommands_too():

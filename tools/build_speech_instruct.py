@@ -76,7 +76,10 @@ def make_parser() -> arguments.Parser:
         )
     for step in (instruction, chain):
         step.add_argument(
-            "--prefix", type=utf8, default=prompts.DEFAULT_PREFIX, help="the system prompt"
+            "--prefix",
+            type=utf8,
+            default=prompts.DEFAULT_PREFIX,
+            help="the system prompt; default: the demo's",
         )
     add = chain.add_argument
     add(
@@ -98,7 +101,7 @@ def make_parser() -> arguments.Parser:
         "--question_voices",
         type=voices,
         default=["slt"],
-        help="values of {speaker} for questions, comma-separated",
+        help="values of {speaker} for questions, comma-separated; default: slt",
     )
     add("--answer_voice", type=nonempty, default="slt", help="value of {speaker} for every answer")
     add("--max_answer_words", type=at_least(0), default=35, help="longer answers are rejected")

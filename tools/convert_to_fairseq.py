@@ -14,7 +14,7 @@ from speechgpt_jax.local_copies import written_locally
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
-    parser.add_argument("what", choices=("hubert", "kmeans", "vocoder"))
+    parser.add_argument("what", choices=("hubert", "kmeans", "vocoder"), help="kind of model")
     parser.add_argument("folder", type=existing_folder, help="HuBERT, centroids or vocoder")
     parser.add_argument("out", type=output_folder, help="new folder")
     args = parser.parse_args(argv)

@@ -17,7 +17,7 @@ from speechgpt_jax.speech import flags
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
-    parser.add_argument("--manifest", required=True, type=existing_file)
+    parser.add_argument("--manifest", required=True, type=existing_file, help="table of recordings")
     flags.add_hubert(parser)
     flags.add_vocoder(parser)
     parser.add_argument(

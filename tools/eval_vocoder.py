@@ -14,7 +14,7 @@ from speechgpt_jax.arguments import existing_file, existing_folder, positive_int
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
-    parser.add_argument("--vocoder", required=True, type=existing_folder)
+    parser.add_argument("--vocoder", required=True, type=existing_folder, help="its folder")
     parser.add_argument(
         "--manifest", required=True, type=existing_file, help="JSONL of held-out sentences"
     )

@@ -44,7 +44,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--manifest", required=True, type=existing_file, help="rows with `path` and `split`"
     )
-    parser.add_argument("--output", required=True, type=output_folder, metavar="FOLDER")
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=output_folder,
+        metavar="FOLDER",
+        help="gets sound, targets and their ends",
+    )
     parser.add_argument(
         "--teacher", type=teacher, default="whisper", help="whisper, mfcc or a HuBERT's folder"
     )
@@ -62,7 +68,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--people", type=existing_folder, help="folder of .g722 files, added to the clips"
     )
-    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--seed", type=seed, default=0, help="of all that is drawn")
     args = parser.parse_args(argv)
     # Imported now that the arguments are right: it takes seconds.
     from speechgpt_jax.corpus import hubert_targets

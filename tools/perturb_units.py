@@ -16,9 +16,9 @@ from speechgpt_jax.speech import flags
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
-    parser.add_argument("--manifest", required=True, type=existing_file)
+    parser.add_argument("--manifest", required=True, type=existing_file, help="rows of units")
     parser.add_argument("--split", help="only the manifest's rows of this split")
-    parser.add_argument("--output", required=True, type=output_file)
+    parser.add_argument("--output", required=True, type=output_file, help="JSONL")
     flags.add_hubert(parser)
     parser.add_argument(
         "--max_speed",
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
         default=1.22,
         help="speeds are in [1/MAX_SPEED, MAX_SPEED]",
     )
-    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--seed", type=seed, default=0, help="of all that is drawn")
     args = parser.parse_args(argv)
     files.check_other_file(args.output, args.manifest)
 

@@ -15,8 +15,8 @@ from speechgpt_jax.speech import flags
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
-    parser.add_argument("--manifest", required=True, type=existing_file)
-    parser.add_argument("--output", required=True, type=output_file)
+    parser.add_argument("--manifest", required=True, type=existing_file, help="table of recordings")
+    parser.add_argument("--output", required=True, type=output_file, help="JSONL")
     flags.add_hubert(parser)
     args = parser.parse_args(argv)
     files.check_other_file(args.output, args.manifest)

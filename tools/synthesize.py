@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
     parser.add_argument("--units", required=True, type=existing_file, help="JSONL")
     flags.add_vocoder(parser)
-    parser.add_argument("--output", required=True, type=output_folder)
+    parser.add_argument("--output", required=True, type=output_folder, help="folder of the wavs")
     parser.add_argument(
         "--duration_scale", type=positive_float, default=1.0, help="2: half the speed"
     )

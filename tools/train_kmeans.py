@@ -17,11 +17,13 @@ from speechgpt_jax.arguments import existing_file, existing_folder, positive_int
 
 def main(argv: list[str]) -> None:
     parser = arguments.Parser(__doc__)
-    parser.add_argument("--hubert", required=True, type=existing_folder, metavar="FOLDER")
+    parser.add_argument(
+        "--hubert", required=True, type=existing_folder, metavar="FOLDER", help="gets the centroids"
+    )
     parser.add_argument(
         "--manifest", required=True, type=existing_file, help="rows with `path` and `split`"
     )
-    parser.add_argument("--num_clusters", type=positive_int, default=200)
+    parser.add_argument("--num_clusters", type=positive_int, default=200, help="units")
     parser.add_argument(
         "--clips", type=positive_int, default=2500, help="clips drawn from the train split"
     )
@@ -32,7 +34,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--tries", type=positive_int, default=1, help="initialisations; the best one is taken"
     )
-    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--seed", type=seed, default=0, help="of all that is drawn")
     parser.add_argument(
         "--work_dir",
         type=arguments.output_folder,
