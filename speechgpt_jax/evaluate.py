@@ -9,8 +9,9 @@ The figures are printed and, if a run is named, added to its evaluation.json. Wi
 each answers its share of the examples, on its own devices. The answers of `infer --prompts_task`,
 which resumes where it was killed, are scored without a model; evaluation.json is then beside them.
 
-Gin binds other arguments of `evaluate_run`: --gin_file=... --gin.evaluate_run.batch_size=32. It can
-also bind the tasks, as gin/stages/evaluation.gin does for files of your own.
+A gin file that imports `speechgpt_jax.evaluation.evaluate` can bind the tasks, as
+gin/stages/evaluation.gin does for files of your own. With one, --gin.evaluate_run.batch_size=32 and
+the like bind other arguments of `evaluate_run`.
 """
 
 from absl import flags
