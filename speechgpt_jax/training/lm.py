@@ -50,7 +50,12 @@ from speechgpt_jax.training.stage import (
     prepare_parameters,
     split,
 )
-from speechgpt_jax.training.start import initial_parameters, number_of_tokens
+from speechgpt_jax.training.start import (
+    check_heads,
+    compare_numerics,
+    initial_parameters,
+    number_of_tokens,
+)
 from speechgpt_jax.training.train_step import TrainState
 from speechgpt_jax.training.watchdog import Watchdog, watched
 from speechgpt_jax.training.weights_and_biases import WandbRun, config_values
@@ -144,6 +149,7 @@ def train(
     check_writable_folder(output_dir)
     check_profile_steps(profile_steps, checkpoints.latest_step(output_dir), steps)
     check(model, tokenizer, start_from, trainable, answered, output_dir)
+    _check_resumed(compare_numerics, model, output_dir)
     answers = answered.prepare(tokenizer) if answered else None
     evaluation.check(held_out, answers, evaluate_every, save_every, keep.best)
     is_watched = phases is not None
@@ -214,6 +220,7 @@ def check(
     It is fast; `train` does it too.
     """
     check_run_folder(output_dir)
+    _check_resumed(check_heads, model, output_dir)
     if start_from is not None:
         checkpoints.latest(start_from)
         _check_other_run(start_from, output_dir)
@@ -233,6 +240,15 @@ def check(
         _check_base(model, start_from)
     if answered:
         answered.check(tokenizer, model)
+
+
+def _check_resumed(
+    compare: Callable[[LlamaConfig, str], None], model: LlamaConfig, output_dir: str
+) -> None:
+    """Calls `compare(model, output_dir)` if a run is resumed whose newest checkpoint is whole."""
+    if checkpoints.latest_step(output_dir) is not None:
+        with contextlib.suppress(checkpoints.Damaged):  # An older one is resumed then.
+            compare(model, output_dir)
 
 
 def _check_other_run(start_from: str, output_dir: str) -> None:

@@ -45,7 +45,8 @@ def initial_parameters(
     saved = parameters.shapes
     adapter = {name for name in targets if name not in saved and name.endswith(ADAPTER)}
     _check_names(saved.keys(), targets.keys() - adapter, start_from)
-    _check_numerics(config, start_from)
+    check_heads(config, start_from)
+    compare_numerics(config, start_from)
     stored = {name: _stored(name, saved[name], targets[name], start_from) for name in saved}
     arrays = parameters.restore(stored)
     low_rank = adapter - NEW_ROWS.keys()
@@ -82,25 +83,30 @@ def _check_names(saved, expected, start_from):
         raise UserError(f"checkpoint {start_from} {problem}.")
 
 
-def _check_numerics(config: LlamaConfig, start_from: str) -> None:
-    """Compares the fields that the shapes of the parameters don't show."""
-    saved = LlamaConfig.from_metadata(checkpoints.read_metadata(start_from), start_from)
+def check_heads(config: LlamaConfig, checkpoint: str) -> None:
+    """Raises a UserError if a checkpoint has other heads, which shapes of parameters don't show."""
+    saved = LlamaConfig.from_metadata(checkpoints.read_metadata(checkpoint), checkpoint)
     for name in ("num_heads", "num_kv_heads", "head_dim"):
         if getattr(config, name) != getattr(saved, name):
             raise UserError(
-                f"checkpoint {start_from} has {name} {getattr(saved, name)}, this model"
+                f"checkpoint {checkpoint} has {name} {getattr(saved, name)}, this model"
                 f" {getattr(config, name)}: use the sizes of the checkpoint."
             )
+
+
+def compare_numerics(config: LlamaConfig, checkpoint: str) -> None:
+    """Prints the values of RoPE, norms and adapters in which a checkpoint differs."""
+    saved = LlamaConfig.from_metadata(checkpoints.read_metadata(checkpoint), checkpoint)
     for name in ("rope_theta", "rope_scaling", "rms_norm_eps"):
         if getattr(config, name) != getattr(saved, name):
             print_once(
                 f"{name} is {getattr(config, name)} in this run and {getattr(saved, name)} in"
-                f" {start_from}; is that meant?"
+                f" {checkpoint}; is that meant?"
             )
     if saved.lora and config.lora and saved.lora.scale != config.lora.scale:
         print_once(
             f"The adapter's output is multiplied by {config.lora.scale:g} in this run and by"
-            f" {saved.lora.scale:g} in {start_from} (alpha and rank_stabilized of LoraConfig); is"
+            f" {saved.lora.scale:g} in {checkpoint} (alpha and rank_stabilized of LoraConfig); is"
             " that meant?"
         )
 

@@ -262,6 +262,17 @@ def test_illegal_numbers(message, kwargs, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+def test_a_run_is_not_resumed_with_other_heads(stage1, tmp_path, capsys):
+    """Shapes of parameters show neither heads nor RoPE."""
+    folder = shutil.copytree(stage1[0], tmp_path / "run")
+    other = dataclasses.replace(CONFIG, num_heads=2, num_kv_heads=1, head_dim=16)
+    with pytest.raises(UserError, match=r"run has num_heads 4, this model 2: use the sizes of the"):
+        run(folder, model=other)
+    run(folder, model=dataclasses.replace(CONFIG, rope_theta=5e5))
+    assert "rope_theta is 500000.0 in this run and 10000.0 in" in capsys.readouterr().out
+
+
 def test_a_batch_beyond_the_devices_memory_is_refused_before_it_is_read(tmp_path):
     rows = host_memory() // (20 * 64) // 64 * 64  # The data itself would fit.
     batches = load_host_batches("demo_asr", batch_size=rows, sequence_length=64)
