@@ -182,6 +182,7 @@ def parse(
             with _config_errors():
                 gin.finalize()  # Every %gin.REQUIRED must be set.
     _check_types()
+    _check_scopes()
 
 
 def call(function: Callable, **kwargs) -> Any:
@@ -217,6 +218,20 @@ def operative_config() -> str:
 # ---- checks --------------------------------------------------------------------------------------
 
 
+def _check_scopes() -> None:
+    """Raises a ConfigError if a binding is for a scope in which no reference calls anything."""
+    references = gin.config.iterate_references(gin.config._CONFIG)
+    used = {scope for reference in references for scope in reference.scopes}
+    for scope, selector in gin.config._CONFIG:
+        is_macro = gin.config.ConfigurableReference(selector, False).configurable.wrapped in _MACROS
+        unused = set(scope.split("/")) - used if scope and not is_macro else ()
+        if unused:
+            raise ConfigError(
+                f"{scope}/{selector.removeprefix('speechgpt_jax.')} is bound, but no reference such"
+                f" as @{scope}/NAME() uses the scope {min(unused)}: leave the scope out."
+            )
+
+
 def _check_types() -> None:
     """Raises a ConfigError if a value does not fit its parameter's annotation."""
     for (scope, selector), bound in gin.config._CONFIG.items():
@@ -241,6 +256,10 @@ def _without_macro(value: Any) -> Any:
     return value
 
 
+# What %NAME refers to.
+_MACROS = gin.config.macro, gin.config._retrieve_constant
+
+
 def _is_macro(value: Any) -> bool:
     return isinstance(value, gin.config.ConfigurableReference) and (
         value.configurable.wrapped is gin.config.macro
@@ -257,7 +276,7 @@ def _may_fit_later(value: Any, annotation: Any, called: bool = False) -> bool:
     if not isinstance(value, gin.config.ConfigurableReference):
         return False
     function = value.configurable.wrapped
-    if function in (gin.config.macro, gin.config._retrieve_constant):
+    if function in _MACROS:
         return True
     if value.evaluate or called:
         return may_return(function, annotation)

@@ -92,6 +92,7 @@ def test_search_paths(tmp_path):
             r"'fast' \(from %RATE\): expected a finite number",
         ),
         (FILE + "here/optimizer.AdamW.b2 = 'a'", [], "here/.*AdamW.b2 = 'a': expected a finite"),
+        (FILE, ["here/AdamW.b2 = 0.5"], "here/.*AdamW is bound, but .* the scope here: leave"),
         (
             FILE + "optimizer.Guard.patience = 2.0",
             [],
