@@ -2,9 +2,13 @@
 
 import argparse
 import dataclasses
+import difflib
+import functools
 import hashlib
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 
 from speechgpt_jax.errors import UserError
@@ -23,16 +27,18 @@ class Main:
 
     Attributes:
       flags: flags that every launcher gives it.
+      reads_gin: it has gin's flags.
       stopped_exit_code: its exit code after SIGTERM, which doesn't count as a crash.
     """
 
     flags: tuple[str, ...] = ()
+    reads_gin: bool = True
     stopped_exit_code: int = 128 + signal.SIGTERM
 
 
 MAINS = {
     TRAIN: Main((f"--stopped_exit_code={SAVED_EXIT_CODE}",), stopped_exit_code=SAVED_EXIT_CODE),
-    "speechgpt_jax.infer": Main(),
+    "speechgpt_jax.infer": Main(reads_gin=False),
     "speechgpt_jax.evaluate": Main(),
 }
 
@@ -59,6 +65,18 @@ class Command:
         main = MAINS[self.module]
         multihost = ["--multihost"] if joins else []
         return [python, "-m", self.module, *main.flags, *multihost, *self.arguments]
+
+    def check_flags(self) -> None:
+        """Raises a UserError if the main has no flag of such a name; values aren't checked."""
+        known = flag_names(self.module)
+        for word in self.arguments:
+            name = re.match(r"--?([A-Za-z]\w*)(\.?)", word)
+            if not name or (name[2] and name[1] == "gin" and MAINS[self.module].reads_gin):
+                continue
+            if known and not {name[1], name[1].removeprefix("no")} & known:
+                meant = difflib.get_close_matches(name[1], known, 1, cutoff=0.75)
+                hint = f"; did you mean --{meant[0]}?" if meant else "; see its --help."
+                raise UserError(f"{self.module} has no flag --{name[1]}{hint}")
 
     def check_outputs(self) -> None:
         """Raises a UserError if the output is on the disk of a pod, which ends with the job."""
@@ -88,6 +106,18 @@ class Command:
         return hashlib.sha256(words.encode()).hexdigest()[:12]
 
 
+@functools.cache
+def flag_names(module: str) -> frozenset[str]:
+    """Names of a main's flags; none if it can't be imported here.
+
+    A process of its own imports it, because mains have flags of the same names.
+    """
+    program = f"import {module}; from absl import flags; print(*flags.FLAGS)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    of_gin = ("gin_file", "gin_search_paths") if MAINS[module].reads_gin else ()
+    return frozenset() if done.returncode else frozenset((*done.stdout.split(), *of_gin))
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds --module and, after `--`, the main's arguments."""
     parser.add_argument(
@@ -100,5 +130,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen(args: argparse.Namespace) -> Command:
-    """The command in the arguments that `add_arguments` has added."""
-    return Command(args.main_arguments, args.module)
+    """The command in the arguments that `add_arguments` has added.
+
+    Raises:
+      UserError: the main has no such flag.
+    """
+    command = Command(args.main_arguments, args.module)
+    command.check_flags()
+    return command

@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from launch_flags import GKE, NEW, SLURM, TPU, TRAIN, WATCH
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.launch import gke
-from speechgpt_jax.launch.command import GRACE_SECONDS, MAINS, SAVED_EXIT_CODE, Command
+from speechgpt_jax.launch.command import GRACE_SECONDS, MAINS, SAVED_EXIT_CODE, Command, flag_names
 from tools import launch_gke, launch_slurm, launch_tpu_vm
 
 # JobSet's own schema, from its CustomResourceDefinition of August 2026 (Apache-2.0), without its
@@ -267,7 +266,8 @@ def test_the_slurm_script_requeues(main, code, crashes, requeued, tmp_path, caps
         (tmp_path / name).chmod(0o755)
     flags = [*SLURM, "--max_restarts=2", "--image=me/image", "--mounts=/scratch:/scratch"]
     flags += [f"--module=speechgpt_jax.{main}"]
-    script = dry_run(launch_slurm, [*flags, "--", *TRAIN], capsys)
+    arguments = ["--prompts=gs://bucket/a-*.jsonl"] if main == "infer" else TRAIN
+    script = dry_run(launch_slurm, [*flags, "--", *arguments], capsys)
     variables = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "CODE": str(code),
@@ -284,7 +284,7 @@ def test_the_slurm_script_requeues(main, code, crashes, requeued, tmp_path, caps
         "srun, 12 cores: --kill-on-bad-exit=1 --container-image=me/image"
         f" --container-mounts=/scratch:/scratch python -m speechgpt_jax.{main}"
     )
-    assert lines[0].endswith(" ".join(TRAIN)), "the shell must not expand the pattern"
+    assert lines[0].endswith(" ".join(arguments)), "the shell must not expand the pattern"
     assert lines[1:] == (["scontrol requeue 7"] if requeued else [])
 
 
@@ -347,44 +347,49 @@ def in_the_help(module):
 
 
 LAUNCHERS = [launch_gke, launch_slurm, launch_tpu_vm]
-# Prints the flags of a main.
-FLAGS = """
-import importlib, sys
-from absl import flags
-from speechgpt_jax import gin_utils
-importlib.import_module(sys.argv[1])
-gin_utils.define_flags()
-print(*flags.FLAGS)
-"""
 
 
 @pytest.mark.parametrize("module", [*MAINS])
 def test_each_main_gets_flags_that_it_has(module, capsys):
-    done = subprocess.run(
-        [sys.executable, "-c", FLAGS, module], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    known = {*done.stdout.split()}
+    known = flag_names(module)
 
     def names(words):
         given = [word for word in words if not word.startswith("--gin.")]
         return {re.fullmatch(r"--(\w+)=?.*", word)[1] for word in given}
 
     for start in (on_a_pod, on_gke, on_slurm):
-        python, m, started, *words = start(module, ["--output_dir=gs://a b", "--v=1"], capsys)
+        python, m, started, *words = start(module, ["--log_dir=gs://a b", "--v=1"], capsys)
         assert m == "-m" and started == module and python.endswith("python")
-        assert words[-2:] == ["--output_dir=gs://a b", "--v=1"]
-        given = names(words) - {"output_dir"}
+        assert words[-2:] == ["--log_dir=gs://a b", "--v=1"]
+        given = names(words)
         assert given <= known
         assert ("stopped_exit_code" in given) == ("stopped_exit_code" in known)
         # On a pod a main is told to look for the other processes; elsewhere it does so by itself.
         assert ("multihost" in given) == (start is on_a_pod)
 
 
-@pytest.mark.parametrize("output", [["--output_dir=runs/a"], ["--answers", "/tmp/a"]])
-def test_an_output_on_the_disk_of_a_pod_is_refused(output):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output_dri=gs://a"], r"train has no flag --output_dri; did you mean --output_dir\?"),
+        (["--module=speechgpt_jax.infer", "--", "--gin.x=1"], "infer has no flag --gin; see its"),
+        (["--module=speechgpt_jax.infer", "--", "--noplai"], "no flag --noplai"),
+    ],
+)
+def test_flags_that_a_main_lacks_are_refused(arguments, message):
+    arguments = arguments if "--" in arguments else ["--", *arguments]
+    with pytest.raises(UserError, match=message):
+        launch_slurm.main([*SLURM, *arguments])
+
+
+@pytest.mark.parametrize(
+    ("main", "output"), [("train", ["--output_dir=runs/a"]), ("infer", ["--answers", "/tmp/a"])]
+)
+def test_an_output_on_the_disk_of_a_pod_is_refused(main, output):
     message = "--(output_dir=runs|answers=/tmp)/a is on the disk of a pod, .* give a folder on gs:"
     with pytest.raises(UserError, match=message):
-        launch_gke.main([*GKE, "--topology=16x16", "--", *TRAIN, *output])
+        module = f"--module=speechgpt_jax.{main}"
+        launch_gke.main([*GKE, "--topology=16x16", module, "--", *output])
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
