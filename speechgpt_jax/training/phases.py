@@ -40,9 +40,11 @@ class Phases:
         self._recent: dict[str, collections.deque] = {}
 
     def enter(self, name: str) -> None:
-        """Ends the current phase and begins another."""
+        """Ends the current phase and begins another; the same one goes on."""
         now = time.monotonic()
         ended, since = self.current
+        if name == ended:
+            return
         self._totals[ended] = self._totals.get(ended, 0.0) + now - since
         recent = self._recent.setdefault(ended, collections.deque(maxlen=RECENT))
         recent.append(now - since)

@@ -27,6 +27,8 @@ from speechgpt_jax.training.phases import Phases
 HUNG_EXIT_CODE = 76
 # Silence after which a line says where the run is, doubled after each line.
 QUIET_SECONDS = 60
+# Time between two looks of the watchdog from which on it doesn't count: the process was stopped.
+STOPPED_SECONDS = 30
 # How long the traces may take on their way to the output folder, which may be what hangs.
 WRITE_SECONDS = 20
 
@@ -60,7 +62,8 @@ class Watchdog:
 def watched(phases: Phases, watchdog: Watchdog, output_dir: str | os.PathLike) -> Iterator[None]:
     """Watches the phases of the block in a thread.
 
-    If one takes longer than its limit, the stack traces of all threads are written to stderr and to
+    If one takes longer than its limit, not counting the time in which the whole process was stopped
+    (SIGSTOP, a computer that sleeps), the stack traces of all threads are written to stderr and to
     OUTPUT_DIR/hung/process_<N>.txt, and the process exits at once with HUNG_EXIT_CODE.
     """
     ended = threading.Event()
@@ -77,12 +80,19 @@ def watched(phases: Phases, watchdog: Watchdog, output_dir: str | os.PathLike) -
 def _watch(phases: Phases, watchdog: Watchdog, folder: epath.Path, ended: threading.Event) -> None:
     interval = min(1.0, watchdog.at_least / 4, watchdog.first / 4)
     quiet, step_ended = float(QUIET_SECONDS), phases.step_ended
+    current, looked, stopped = phases.current, time.monotonic(), 0.0
     while not ended.wait(interval):
-        name, since = phases.current
+        now = time.monotonic()
+        if phases.current != current:
+            current, stopped = phases.current, 0.0
+        if now - looked > STOPPED_SECONDS:
+            stopped += now - max(looked, current[1])
+        looked = now
+        name, since = current
         median = phases.median(name)
-        seconds = time.monotonic() - since
-        if seconds > watchdog.limit(median) and (name, since) == phases.current:
-            usual = "" if median is None else f", usually {median:.1f} s"
+        seconds = now - since - stopped
+        if seconds > watchdog.limit(median) and current == phases.current:
+            usual = "" if median is None else f", usually {median:.2g} s"
             _end(f"{name} after step {phases.step} takes {seconds:.0f} s{usual}", folder)
         if phases.step_ended != step_ended:
             quiet, step_ended = float(QUIET_SECONDS), phases.step_ended

@@ -1,5 +1,7 @@
 """A process whose phase takes too long leaves stack traces and ends."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.training import watchdog as watchdog_module
 from speechgpt_jax.training.phases import INPUT, SAVE, STEP, Phases
 from speechgpt_jax.training.watchdog import HUNG_EXIT_CODE, Watchdog, watched
+from tests import processes
 
 HANGS = """
 import sys, threading, time
@@ -24,6 +27,8 @@ with watched(phases, Watchdog(factor=2, at_least=0.2), sys.argv[1]):
     for step in range(1, 6):
         phases.enter(INPUT)
         phases.enter(STEP)
+        time.sleep(0.05)
+        phases.enter(STEP)
         phases.finish_step(step)
     wait_forever()
 """
@@ -36,8 +41,31 @@ def test_traces_and_an_exit_code(tmp_path):
     )
     assert done.returncode == HUNG_EXIT_CODE
     assert "wait_forever" in done.stderr
-    assert "Error: process 0 of 1 hangs: step after step 5 takes 0 s, usually 0.0 s" in done.stderr
+    assert "Error: process 0 of 1 hangs: step after step 5 takes 0 s, usually 0.05" in done.stderr
     assert "wait_forever" in (tmp_path / "hung" / "process_0.txt").read_text()
+
+
+def work(folder):
+    """Works for half a second in one phase, under a limit of two."""
+    watchdog_module.STOPPED_SECONDS = 1
+    phases = Phases()
+    with watched(phases, Watchdog(at_least=2, first=2), folder):
+        phases.enter(STEP)
+        (folder / "started").touch()
+        while time.process_time() < 0.5:
+            pass
+
+
+@pytest.mark.slow
+def test_the_time_in_which_a_process_is_stopped_does_not_count(tmp_path):
+    process = processes.start(work, tmp_path, output=tmp_path)
+    while not (tmp_path / "started").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(2.5)
+    os.kill(process.pid, signal.SIGCONT)
+    process.join()
+    assert process.exitcode == 0 and not (tmp_path / "hung").exists()
 
 
 def test_limits_follow_the_median():
