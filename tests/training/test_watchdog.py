@@ -1,6 +1,7 @@
 """A process whose phase takes too long leaves stack traces and ends."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,7 +42,8 @@ def test_traces_and_an_exit_code(tmp_path):
     )
     assert done.returncode == HUNG_EXIT_CODE
     assert "wait_forever" in done.stderr
-    assert "Error: process 0 of 1 hangs: step after step 5 takes 0 s, usually 0.05" in done.stderr
+    said = re.search(r"Error: process 0 of 1 hangs: step after .*, usually (\S+) s", done.stderr)
+    assert float(said[1]) >= 0.05, "the parts of a step were taken for steps"
     assert "wait_forever" in (tmp_path / "hung" / "process_0.txt").read_text()
 
 
