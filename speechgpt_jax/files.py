@@ -38,7 +38,7 @@ def check_url(path: Path) -> None:
     try:
         found = epath.Path(path)
         # epath knows s3:// and others, and the libraries that it reads them by may not.
-        if is_remote(path) and not _is_in_bucket(path):
+        if is_remote(path) and not is_in_bucket(path):
             found.exists()
     except KeyError as error:
         raise UserError(
@@ -298,7 +298,7 @@ def read_bytes(path: Path, expected: str = "a file") -> bytes:
 
 def read_part(path: Path, start: int, end: int) -> bytes:
     """Bytes `start` to `end` of a file; fewer if it ends before."""
-    if _is_in_bucket(path):  # TensorFlow would fetch the 64 MB that follow.
+    if is_in_bucket(path):  # TensorFlow would fetch the 64 MB that follow.
         return _object(path).download_as_bytes(start=start, end=end - 1, checksum=None)
     with epath.Path(path).open("rb") as file:
         file.seek(start)
@@ -310,7 +310,7 @@ def version(path: Path) -> list[int | str]:
 
     Of an object on gs:// they are size, generation and check sum (CRC32C, in base64).
     """
-    if _is_in_bucket(path):
+    if is_in_bucket(path):
         described = _object(path)
         described.reload()
         return [described.size, described.generation, described.crc32c]
@@ -321,7 +321,8 @@ def version(path: Path) -> list[int | str]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _is_in_bucket(path: Path) -> bool:
+def is_in_bucket(path: Path) -> bool:
+    """Whether `path` is on gs://."""
     return os.fspath(path).startswith("gs://")
 
 

@@ -33,7 +33,7 @@ import gin
 from speechgpt_jax import arguments as command_line
 from speechgpt_jax.annotations import annotations, describe, fits, may_return
 from speechgpt_jax.errors import UserError, one_line_errors
-from speechgpt_jax.files import read_bytes
+from speechgpt_jax.files import is_in_bucket, read_bytes
 
 # Exceptions that gin raises for a mistake in a file or a binding.
 CONFIG_ERRORS = (
@@ -60,7 +60,7 @@ _ENCODING = "utf-8-sig"
 
 
 def _is_on_bucket(path: str) -> bool:
-    return path.startswith("gs://") and command_line.exists(path)
+    return is_in_bucket(path) and command_line.exists(path)
 
 
 def _open_on_bucket(path: str) -> io.TextIOWrapper:
@@ -223,8 +223,8 @@ def _check_scopes() -> None:
     references = gin.config.iterate_references(gin.config._CONFIG)
     used = {scope for reference in references for scope in reference.scopes}
     for scope, selector in gin.config._CONFIG:
-        is_macro = gin.config.ConfigurableReference(selector, False).configurable.wrapped in _MACROS
-        unused = set(scope.split("/")) - used if scope and not is_macro else ()
+        # What a file sets by NAME = ... is bound in a scope of that name.
+        unused = set(scope.split("/")) - used if scope and selector != "gin.macro" else ()
         if unused:
             raise ConfigError(
                 f"{scope}/{selector.removeprefix('speechgpt_jax.')} is bound, but no reference such"

@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--people", type=existing_folder, help="folder of .g722 files, added to the clips"
     )
-    parser.add_argument("--seed", type=seed, default=0, help="of all that is drawn")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the random numbers")
     args = parser.parse_args(argv)
     # Imported now that the arguments are right: it takes seconds.
     from speechgpt_jax.corpus import hubert_targets

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
         default=1.22,
         help="speeds are in [1/MAX_SPEED, MAX_SPEED]",
     )
-    parser.add_argument("--seed", type=seed, default=0, help="of all that is drawn")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the random numbers")
     args = parser.parse_args(argv)
     files.check_other_file(args.output, args.manifest)
 

@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--processes", type=positive_int, default=2, help="recordings made in parallel"
     )
-    parser.add_argument("--seed", type=seed, default=0, help="of all that is drawn")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the random numbers")
     args = parser.parse_args(argv)
     if not args.kokoro and (args.kokoro_clips or args.kokoro_voice):
         raise UserError("--kokoro_clips and --kokoro_voice need --kokoro, the folder of its model.")

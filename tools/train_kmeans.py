@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--tries", type=positive_int, default=1, help="initialisations; the best one is taken"
     )
-    parser.add_argument("--seed", type=seed, default=0, help="of all that is drawn")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the random numbers")
     parser.add_argument(
         "--work_dir",
         type=arguments.output_folder,

@@ -15,7 +15,7 @@ from speechgpt_jax import arguments, prompts
 from speechgpt_jax.decoding.conversation import Conversation, Question, Reply
 from speechgpt_jax.decoding.events import Event, Sound, Text, Transcript
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import names_in
+from speechgpt_jax.files import is_in_bucket, names_in
 from speechgpt_jax.speech.audio import SAMPLE_RATE, check_output, save_audio
 from speechgpt_jax.speech.recordings import load_recording
 from speechgpt_jax.speech.sound_devices import Player, open_player, record
@@ -170,7 +170,7 @@ class Chat:
         task = prompts.split_request(line)
         file = os.path.expanduser(task[1] if task else line)
         # Unlike Path.is_file, this takes texts that are too long for a name.
-        if not (os.path.isfile(file) or file.startswith("gs://")):
+        if not (os.path.isfile(file) or is_in_bucket(file)):
             self._ask(line, line)
         elif task:
             description = task[0] or prompts.TRANSCRIBE

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import itertools
 import re
 import signal
 import subprocess
@@ -80,14 +81,22 @@ class Command:
 
     def check_outputs(self) -> None:
         """Raises a UserError if the output is on the disk of a pod, which ends with the job."""
-        # A value may be a word of its own.
-        words = " ".join(self.arguments)
-        for flag, path in re.findall(r"(?:^| )--?(output_dir|answers)[= ](\S+)", words):
-            if not is_remote(path):
-                raise UserError(
-                    f"--{flag}={path} is on the disk of a pod, which is lost with it; give a folder"
-                    " on gs://."
-                )
+        for flag in ("output_dir", "answers"):
+            for path in self.values(flag):
+                if not is_remote(path):
+                    raise UserError(
+                        f"--{flag}={path} is on the disk of a pod, which is lost with it; give a"
+                        " folder on gs://."
+                    )
+
+    def values(self, flag: str) -> list[str]:
+        """Values of a flag, --FLAG=VALUE or in two words, in their order."""
+        found = []
+        for word, following in itertools.zip_longest(self.arguments, self.arguments[1:]):
+            name, equals, value = word.partition("=")
+            if name in (f"--{flag}", f"-{flag}") and (equals or following is not None):
+                found.append(value if equals else following)
+        return found
 
     @property
     def name(self) -> str:

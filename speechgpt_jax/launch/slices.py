@@ -1,7 +1,7 @@
 """Whether a run's mesh is for as many TPU slices as are requested."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from speechgpt_jax.errors import UserError
@@ -26,7 +26,7 @@ def check_mesh(slices: int, command: Command) -> str | None:
     """
     if command.module != TRAIN:
         return None
-    values = [*_in_arguments(command.arguments)]
+    values = [*_in_arguments(command)]
     known = [value for value in values if value is not None]
     value = known[-1] if known else "1"
     is_readable = len(known) == len(values) and value.isdecimal()
@@ -50,18 +50,14 @@ def _needed(slices: int) -> str:
     return " ".join(["--gin_file=gin/meshes/two_slices.gin", *(flags if slices != 2 else [])])
 
 
-def _in_arguments(arguments: Sequence[str]) -> Iterator[str | None]:
+def _in_arguments(command: Command) -> Iterator[str | None]:
     """Values of MeshConfig.slices, the last of which wins; None for a file that isn't here."""
-    flags = []
-    for i, argument in enumerate(arguments):
-        if argument.startswith("--gin_file="):
-            yield from _in_file(argument.partition("=")[2])
-        elif argument == "--gin_file" and i + 1 < len(arguments):
-            yield from _in_file(arguments[i + 1])
-        elif argument.startswith("--gin."):
-            flags.append(argument.removeprefix("--gin."))
-    for flag in flags:  # They win over files.
-        if found := _BINDING.match(flag):
+    for file in command.values("gin_file"):
+        yield from _in_file(file)
+    for argument in command.arguments:  # Bindings win over files.
+        if argument.startswith("--gin.") and (
+            found := _BINDING.match(argument.removeprefix("--gin."))
+        ):
             yield found["value"]
 
 

@@ -243,12 +243,13 @@ def check(
 
 
 def _check_resumed(
-    compare: Callable[[LlamaConfig, str], None], model: LlamaConfig, output_dir: str
+    compare: Callable[[LlamaConfig, LlamaConfig, str], None], model: LlamaConfig, output_dir: str
 ) -> None:
-    """Calls `compare(model, output_dir)` if a run is resumed whose newest checkpoint is whole."""
+    """Calls `compare` if a run is resumed whose newest checkpoint is whole."""
     if checkpoints.latest_step(output_dir) is not None:
         with contextlib.suppress(checkpoints.Damaged):  # An older one is resumed then.
-            compare(model, output_dir)
+            saved = LlamaConfig.from_metadata(checkpoints.read_metadata(output_dir), output_dir)
+            compare(model, saved, output_dir)
 
 
 def _check_other_run(start_from: str, output_dir: str) -> None:

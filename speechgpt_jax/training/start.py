@@ -45,8 +45,9 @@ def initial_parameters(
     saved = parameters.shapes
     adapter = {name for name in targets if name not in saved and name.endswith(ADAPTER)}
     _check_names(saved.keys(), targets.keys() - adapter, start_from)
-    check_heads(config, start_from)
-    compare_numerics(config, start_from)
+    source = LlamaConfig.from_metadata(parameters.metadata, start_from)
+    check_heads(config, source, start_from)
+    compare_numerics(config, source, start_from)
     stored = {name: _stored(name, saved[name], targets[name], start_from) for name in saved}
     arrays = parameters.restore(stored)
     low_rank = adapter - NEW_ROWS.keys()
@@ -83,9 +84,8 @@ def _check_names(saved, expected, start_from):
         raise UserError(f"checkpoint {start_from} {problem}.")
 
 
-def check_heads(config: LlamaConfig, checkpoint: str) -> None:
+def check_heads(config: LlamaConfig, saved: LlamaConfig, checkpoint: str) -> None:
     """Raises a UserError if a checkpoint has other heads, which shapes of parameters don't show."""
-    saved = LlamaConfig.from_metadata(checkpoints.read_metadata(checkpoint), checkpoint)
     for name in ("num_heads", "num_kv_heads", "head_dim"):
         if getattr(config, name) != getattr(saved, name):
             raise UserError(
@@ -94,9 +94,8 @@ def check_heads(config: LlamaConfig, checkpoint: str) -> None:
             )
 
 
-def compare_numerics(config: LlamaConfig, checkpoint: str) -> None:
+def compare_numerics(config: LlamaConfig, saved: LlamaConfig, checkpoint: str) -> None:
     """Prints the values of RoPE, norms and adapters in which a checkpoint differs."""
-    saved = LlamaConfig.from_metadata(checkpoints.read_metadata(checkpoint), checkpoint)
     for name in ("rope_theta", "rope_scaling", "rms_norm_eps"):
         if getattr(config, name) != getattr(saved, name):
             print_once(

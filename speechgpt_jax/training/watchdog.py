@@ -96,9 +96,9 @@ def _watch(phases: Phases, watchdog: Watchdog, folder: epath.Path, ended: thread
             _end(f"{name} after step {phases.step} takes {seconds:.0f} s{usual}", folder)
         if phases.step_ended != step_ended:
             quiet, step_ended = float(QUIET_SECONDS), phases.step_ended
-        elif time.monotonic() - step_ended > quiet:
+        elif now - step_ended > quiet:
             print(
-                f"Process {jax.process_index()}: {time.monotonic() - step_ended:.0f} s since step"
+                f"Process {jax.process_index()}: {now - step_ended:.0f} s since step"
                 f" {phases.step}, now in: {name}.",
                 file=sys.stderr,
                 flush=True,
