@@ -17,6 +17,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     # A bucket that refuses a request is asked again at once, instead of after a second or two.
     os.environ.setdefault("GCS_RETRY_CONFIG_INIT_DELAY_TIME_US", "0")
+    # The threads of torch wait for each other with the core that another worker needs.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Looking for plugins of hypothesis in all installed packages takes it two seconds.
     os.environ.setdefault("HYPOTHESIS_NO_PLUGINS", "1")
 
@@ -26,6 +28,11 @@ gc.set_threshold(100_000)
 
 # Files with tests of half a minute. Begun last, one would keep the other workers waiting.
 LONG = ("test_commands.py", "test_hosts.py", "test_measure_accelerator.py", "test_precompile.py")
+
+
+def pytest_sessionfinish():
+    """Leaves the objects of a whole run, which Python would look through for seconds at the end."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):
