@@ -1,12 +1,16 @@
 """Pitch tracked in synthetic vowels, and pulse trains of a given pitch."""
 
+import jax
 import numpy as np
 import pytest
 import scipy.signal
 
-from speechgpt_jax.speech.pitch import pulse_train, track_pitch
+from speechgpt_jax.speech import pitch
+from speechgpt_jax.speech.pitch import track_pitch
 
 RATE, HOP = 16_000, 320
+
+pulse_train = jax.jit(pitch.pulse_train, static_argnums=(2, 3))
 
 
 def vowel(hz: np.ndarray) -> np.ndarray:

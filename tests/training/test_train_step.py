@@ -67,12 +67,11 @@ def test_loss_is_the_weighted_mean_cross_entropy():
     graphdef, params, frozen = model_and_params()
     metrics = evaluate(graphdef, params, frozen, batch)
     model = nnx.merge(graphdef, params, frozen)
-    logits = model.unembed(
-        model(
-            batch["decoder_input_tokens"],
-            batch["decoder_positions"],
-            batch["decoder_segment_ids"],
-        )
+    logits = nnx.jit(lambda model, *inputs: model.unembed(model(*inputs)))(
+        model,
+        batch["decoder_input_tokens"],
+        batch["decoder_positions"],
+        batch["decoder_segment_ids"],
     )
     log_probs = jax.nn.log_softmax(logits)
     targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
@@ -172,6 +171,7 @@ def test_a_small_batch_is_overfitted():
 def test_gradient_norm_is_that_of_the_mean_loss():
     batch = random_batch([9, 5])
     graphdef, params, frozen = model_and_params()
-    grads = jax.grad(lambda p: mean(evaluate(graphdef, p, frozen, batch)["loss"]))(params)
+    grad = jax.grad(lambda p: mean(evaluate(graphdef, p, frozen, batch)["loss"]))
+    grads = jax.jit(grad)(params)
     _, _, _, metrics = train([batch])
     np.testing.assert_allclose(metrics["grad_norm"], optax.global_norm(grads), rtol=1e-5)

@@ -179,8 +179,8 @@ def test_attention_to_nearby_frames_is_masked_attention(steps, reach):
     at = np.arange(steps)
     mask = segments[:, :, None] == segments[:, None]
     mask &= abs(at[:, None] - at) <= reach
-    theirs = jax.nn.dot_product_attention(q, k, v, mask=jnp.asarray(mask[:, None]))
-    ours = attend_nearby(q, k, v, segments, reach)
+    theirs = jax.jit(jax.nn.dot_product_attention)(q, k, v, mask=jnp.asarray(mask[:, None]))
+    ours = jax.jit(attend_nearby, static_argnums=4)(q, k, v, segments, reach)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 

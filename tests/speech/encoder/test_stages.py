@@ -63,15 +63,16 @@ def alone(request):
     return hubert, wavs, [encode(hubert, wav[None], np.array([len(wav)]))[0] for wav in wavs]
 
 
-@pytest.fixture(params=["plain", "for_inference", "accelerator"])
-def form(request, monkeypatch):
+@pytest.fixture(scope="module", params=["plain", "for_inference", "accelerator"])
+def form(request):
     """Form of the model. An accelerator's programs, with several rows each, also run on a CPU."""
     if request.param != "accelerator":
         yield request.param
         return
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    forget_programs()
-    yield request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: "gpu")
+        forget_programs()
+        yield request.param
     forget_programs()
 
 
@@ -120,7 +121,7 @@ def test_a_normalising_encoder_ignores_level_and_offset(config):
     np.testing.assert_allclose(changed, ours, atol=2e-2)
     padded = np.zeros((2, 50_000), np.float32)
     padded[:, : len(wav)] = wav, quiet_and_off
-    for row in hubert(padded, np.array([len(wav)] * 2)):
+    for row in nnx.jit(Hubert.__call__)(hubert, padded, np.array([len(wav)] * 2)):
         np.testing.assert_allclose(row[: len(ours)], ours, atol=2e-2)
 
 
