@@ -283,10 +283,7 @@ def test_the_model_is_sharded_over_two_devices(untrained_run, tmp_path):
             [sys.executable, "-m", "speechgpt_jax.chat", *flags, *mesh],
             input=b"what is it?\n",
             cwd=ROOT,
-            env={
-                **os.environ,
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-            },
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": "2"},
             capture_output=True,
             check=False,
         )

@@ -79,7 +79,7 @@ def test_a_server_whose_model_is_sharded_over_two_devices(run, tmp_path):
     flags = [f"--run={run}", f"--port={port}", "--mesh=2", "--num_slots=1", "--context=128"]
     flags += ["--max_new_tokens=32", "--max_audio_seconds=1"]
     command = [processes.run_module, "speechgpt_jax.serve", *flags]
-    devices = "--xla_force_host_platform_device_count=2"
+    devices = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     process = processes.start(*command, output=tmp_path, XLA_FLAGS=devices)
     address = f"http://127.0.0.1:{port}"
 
