@@ -241,7 +241,12 @@ def _write(
         jnp.zeros((num_slots, most_tokens)),
         jnp.zeros(num_slots, jnp.int32),
     )
+    is_merged = target_platform() == "cpu" and jax.sharding.get_abstract_mesh().empty
+    if is_merged:
+        slots = dataclasses.replace(slots, cache=slots.cache.merged())
     _, slots, written = jax.lax.while_loop(goes_on, write_next, (0, slots, written))
+    if is_merged:
+        slots = dataclasses.replace(slots, cache=slots.cache.split())
     return _placed(slots), written
 
 
