@@ -17,7 +17,7 @@ from speechgpt_jax import xla_options
 from speechgpt_jax.decoding.sampling import GREEDY, SamplingArrays, penalize, sample
 from speechgpt_jax.models.collectives import logical_spec, target_platform
 from speechgpt_jax.models.decoder import Decoder
-from speechgpt_jax.models.kv_cache import CACHE_AXES, KVCache
+from speechgpt_jax.models.kv_cache import CACHE_AXES, CPU_BLOCK, KVCache
 
 
 @jax.tree_util.register_dataclass
@@ -241,7 +241,9 @@ def _write(
         jnp.zeros((num_slots, most_tokens)),
         jnp.zeros(num_slots, jnp.int32),
     )
-    is_merged = target_platform() == "cpu" and jax.sharding.get_abstract_mesh().empty
+    # Larger caches, of which attention reads a part, are written in place as they are.
+    is_merged = slots.cache.size <= CPU_BLOCK and target_platform() == "cpu"
+    is_merged &= jax.sharding.get_abstract_mesh().empty
     if is_merged:
         slots = dataclasses.replace(slots, cache=slots.cache.merged())
     _, slots, written = jax.lax.while_loop(goes_on, write_next, (0, slots, written))
