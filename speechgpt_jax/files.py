@@ -4,6 +4,7 @@ Only "\\n" ends a line: U+2028 and similar characters are part of the text. A by
 start is skipped. Reading errors are UserErrors that name the file.
 """
 
+import collections
 import contextlib
 import errno
 import functools
@@ -17,7 +18,9 @@ import re
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from etils import epath
 
@@ -26,6 +29,10 @@ from speechgpt_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 Path = str | os.PathLike
+AnyPath = TypeVar("AnyPath", bound=os.PathLike)
+
+# Files that are sent to or fetched from a bucket at a time.
+FILES_AT_ONCE = 16
 
 
 def is_remote(path: Path) -> bool:
@@ -155,14 +162,28 @@ def _move_files(folder: epath.Path, target: epath.Path) -> None:
     If a bucket refuses TensorFlow's first request, TensorFlow mistakes a folder for a file and
     can't rename it. So the files are renamed one by one.
     """
-    children = list(folder.iterdir())
-    # Subfolders first: Orbax's file that marks a step as complete is beside them.
-    for child in sorted(children, key=lambda child: not child.is_dir()):
-        if child.is_dir():
-            _move_files(child, target / child.name)
-        else:
-            target.mkdir(parents=True, exist_ok=True)
-            child.rename(target / child.name)
+    targets = {file: target / file.relative_to(folder) for file in files_below(folder)}
+    transfer(targets, lambda file: file.rename(targets[file]))
+
+
+def transfer(targets: Mapping[AnyPath, epath.Path], send: Callable[[AnyPath], object]) -> None:
+    """Moves or copies files to a bucket, several at a time, after their folders are made.
+
+    Files in the deepest folders come first: Orbax's file that marks a step as complete is above
+    those that it speaks of.
+
+    Args:
+      targets: {file: its new path}.
+      send: moves or copies one of the files.
+    """
+    by_depth = collections.defaultdict(list)
+    for file, path in targets.items():
+        by_depth[len(path.parts)].append(file)
+    folders = {path.parent for path in targets.values()}
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        list(pool.map(lambda folder: folder.mkdir(parents=True, exist_ok=True), folders))
+        for depth in sorted(by_depth, reverse=True):
+            list(pool.map(send, by_depth[depth]))
 
 
 def _unfinished(name: str) -> str:

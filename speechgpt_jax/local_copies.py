@@ -10,10 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from etils import epath
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import Path, io_errors, is_remote
-
-# Files that are copied from a bucket at a time.
-COPIES_AT_ONCE = 16
+from speechgpt_jax.files import FILES_AT_ONCE, Path, io_errors, is_remote, transfer
 
 
 @contextlib.contextmanager
@@ -47,7 +44,7 @@ def local_copies(paths: Iterable[str]) -> Iterator[dict[str, str]]:
     """{path: path of its local copy} of all files on gs://; several are copied at a time."""
     remote = sorted({path for path in paths if is_remote(path)})
     with contextlib.ExitStack() as stack:
-        with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
             copies = [*pool.map(lambda path: str(stack.enter_context(local_copy(path))), remote)]
         yield dict(zip(remote, copies))
 
@@ -64,13 +61,11 @@ def written_locally(path: Path) -> Iterator[pathlib.Path]:
     with tempfile.TemporaryDirectory() as folder:
         written = pathlib.Path(folder) / epath.Path(path).name
         yield written
-        if written.is_dir():
-            for file in written.rglob("*"):
-                if file.is_file():
-                    copy = epath.Path(path) / file.relative_to(written)
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    with file.open("rb") as source, copy.open("wb") as target:
-                        shutil.copyfileobj(source, target, 8 << 20)
-        elif written.exists():
-            epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
-            epath.Path(written).copy(path, overwrite=True)
+        files = [file for file in [written, *written.rglob("*")] if file.is_file()]
+        targets = {file: epath.Path(path) / file.relative_to(written) for file in files}
+        transfer(targets, lambda file: _copy(file, targets[file]))
+
+
+def _copy(file: pathlib.Path, target: epath.Path) -> None:
+    with file.open("rb") as source, target.open("wb") as copy:
+        shutil.copyfileobj(source, copy, 8 << 20)

@@ -8,7 +8,7 @@ from unittest import mock
 from etils.epath import gpath, testing
 
 NAMES = ("copy", "exists", "glob", "isdir", "listdir", "makedirs", "mkdir", "open", "remove")
-NAMES += ("rename", "replace", "rmtree", "stat", "walk")
+NAMES += ("rename", "replace", "rmtree", "stat")
 
 
 @contextlib.contextmanager
@@ -19,8 +19,12 @@ def below(folder: Path) -> Iterator[None]:
         local = (str(x).replace("gs:/", str(folder)) for x in arguments)
         return original(*local, **kwargs)
 
+    def walk(original, top, **kwargs):
+        for parent, *children in forward(original, top, **kwargs):
+            yield str(parent).replace(str(folder), "gs:/"), *children
+
     with (
         mock.patch.object(gpath, "_is_tf_installed", lambda: False),
-        testing.mock_epath(**dict.fromkeys(NAMES, forward)),
+        testing.mock_epath(**dict.fromkeys(NAMES, forward), walk=walk),
     ):
         yield

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from speechgpt_jax import files, manifests
 from speechgpt_jax.errors import UserError
@@ -139,6 +141,35 @@ def test_names_as_long_as_the_file_system_allows(tmp_path):
     path = tmp_path / ("é" * 120 + ".json")
     files.write_text(path, "{}")
     assert files.read_json(path) == {}
+
+
+def test_files_in_the_deepest_folders_are_sent_first(tmp_path):
+    new = epath.Path(tmp_path / "new")
+    names = ["done", "a/done", "b/1", "b/2", "b/c/1", "b/c/2"]
+    sent = []
+
+    def send(file):
+        (new / file).write_text("sent")
+        sent.append(len(file.parts))
+
+    files.transfer({pathlib.PurePath(name): new / name for name in names}, send)
+    assert sent == [3, 3, 2, 2, 2, 1]
+    assert all((new / name).read_text() == "sent" for name in names)
+
+
+def test_nothing_is_sent_after_a_failure_below(tmp_path):
+    new = epath.Path(tmp_path / "new")
+    targets = {pathlib.PurePath(name): new / name for name in ["done", "a/1", "a/2"]}
+    sent = []
+
+    def send(file):
+        sent.append(file.name)
+        if file.name == "1":
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        files.transfer(targets, send)
+    assert sorted(sent) == ["1", "2"]
 
 
 def test_a_bucket(tmp_path):
