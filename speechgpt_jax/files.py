@@ -86,8 +86,8 @@ def user_cache() -> pathlib.Path | None:
 def whole_file(path: Path) -> Iterator[epath.Path]:
     """A temporary path to write to: renamed to `path` after the block, deleted if the block fails.
 
-    It has the suffix of `path`. Missing folders are made. An existing file is replaced only by the
-    finished one.
+    It has the suffix of `path`. Missing folders are made, and stay if the block succeeds. An
+    existing file is replaced only by the finished one.
 
     Raises:
       UserError: the file can't be written: `path` is a folder, no permission, a full disk. The
@@ -97,16 +97,35 @@ def whole_file(path: Path) -> Iterator[epath.Path]:
     path = epath.Path(path)
     unfinished = path.parent / f"{_unfinished(path.stem)}{path.suffix}"
     with _write_errors(path, unfinished):
-        try:
-            if path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "it is a folder")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(b"")
-            yield unfinished
-            unfinished.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                unfinished.unlink(missing_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with made_folder(path.parent):
+            try:
+                unfinished.write_bytes(b"")
+                yield unfinished
+                unfinished.replace(path)
+            finally:
+                with contextlib.suppress(OSError):
+                    unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def made_folder(path: Path) -> Iterator[None]:
+    """Makes a folder and its missing parents; if the block fails, removes those it has made.
+
+    Folders that hold files by then stay.
+    """
+    folder = epath.Path(path)
+    # A bucket has no folders.
+    missing = [] if is_remote(path) else [x for x in (folder, *folder.parents) if not x.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for made in missing:
+                made.rmdir()
+        raise
 
 
 @contextlib.contextmanager
@@ -124,25 +143,26 @@ def whole_folder(path: Path) -> Iterator[epath.Path]:
     path = epath.Path(path)
     unfinished = path.parent / _unfinished(path.name)
     with _write_errors(path, unfinished):
-        try:
-            if path.exists() and not path.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, "it is a file")
-            unfinished.mkdir(parents=True)
-            yield unfinished
-            children = list(unfinished.iterdir())
-            if path.exists():
-                refuse_existing(path, *(child.name for child in children))
-            if is_remote(path):
-                _move_files(unfinished, path)
-            elif path.exists():
-                for child in children:
-                    child.rename(path / child.name)
-            else:
-                unfinished.rename(path)
-        finally:
-            with contextlib.suppress(OSError):
-                if unfinished.exists():
-                    unfinished.rmtree()
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file")
+        with made_folder(path.parent):
+            try:
+                unfinished.mkdir()
+                yield unfinished
+                children = list(unfinished.iterdir())
+                if path.exists():
+                    refuse_existing(path, *(child.name for child in children))
+                if is_remote(path):
+                    _move_files(unfinished, path)
+                elif path.exists():
+                    for child in children:
+                        child.rename(path / child.name)
+                else:
+                    unfinished.rename(path)
+            finally:
+                with contextlib.suppress(OSError):
+                    if unfinished.exists():
+                        unfinished.rmtree()
 
 
 @contextlib.contextmanager

@@ -56,6 +56,15 @@ def test_a_file_appears_only_if_its_block_succeeds(tmp_path):
     assert path.read_text() == "one" and os.listdir(path.parent) == ["a.txt"]
 
 
+@pytest.mark.parametrize("writer", [files.whole_file, files.whole_folder])
+def test_a_failure_leaves_no_new_folders(writer, tmp_path):
+    (tmp_path / "old").mkdir()
+    for name in ("old/a", "old/new/a", "one/two/a"):
+        with pytest.raises(ZeroDivisionError), writer(str(tmp_path / name)):
+            raise ZeroDivisionError
+    assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+
+
 def test_a_folder_appears_only_if_its_block_succeeds(tmp_path):
     path = tmp_path / "new" / "model"
     with files.whole_folder(path) as unfinished:

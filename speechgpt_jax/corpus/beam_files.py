@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.files import is_remote
+from speechgpt_jax.files import is_remote, made_folder
 from speechgpt_jax.manifests import Row, parse_rows
 
 # Beam warns about cloud libraries that are not installed: on import and later.
@@ -33,16 +33,19 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
       UserError: the file can't be written.
     """
     unfinished = f"{path}.{uuid.uuid4().hex}.part"
+    folder = contextlib.nullcontext() if is_remote(path) else made_folder(os.path.dirname(path))
     try:
-        with FileSystems.create(unfinished) as file:
-            yield file
-        FileSystems.rename([unfinished], [path])
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            delete([unfinished])
-        if isinstance(error, OSError):
-            raise UserError(f"{path} can't be written: {error}.") from error
-        raise
+        with folder:
+            try:
+                with FileSystems.create(unfinished) as file:
+                    yield file
+                FileSystems.rename([unfinished], [path])
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    delete([unfinished])
+                raise
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error}.") from error
 
 
 def delete_unfinished(folder: str) -> None:
