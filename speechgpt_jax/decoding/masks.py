@@ -2,15 +2,19 @@
 
 A form is a sequence of parts. Between `<sosp>` and `<eosp>` there are units only, elsewhere there
 are none, and a part of text ends where the marker of the next part is complete, however the
-tokenizer cuts it. All forms are one table of states, which the engine reads on the device:
+tokenizer cuts it. No other marker can be completed in a text. All forms are one table of states, which the engine reads on the device:
 
     masks = Masks(tokenizer)
     engine = Engine(model, masks=masks.table)
     request = Request(prompt, ..., state=masks.start("speech_to_speech"))
 """
 
+import collections
 import contextlib
 import enum
+import itertools
+import re
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -41,8 +45,11 @@ FORMS: dict[str, Parts] = {
     "text": (Part.TEXT,),
     "units": (Part.UNITS,),
 }
-# Text and units, in any order and number.
+# Text and units, in any order and number, and the markers of all parts.
 ANY = "any"
+
+# Markers that only stand between parts, even where ordinary tokens spell them.
+MARKERS = (prompts.TEXT_ANSWER, prompts.UNIT_ANSWER, prompts.END_OF_ANSWER, START, END)
 
 
 def marker_after(parts: Parts) -> str:
@@ -61,6 +68,9 @@ class Masks:
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._texts = _texts(tokenizer)
+        self._starting = collections.defaultdict[str, list[int]](list)  # By first character.
+        for id_, text in self._texts.items():
+            self._starting[text[:1]].append(id_)
         self._rows: list[np.ndarray] = []
         self._parts: list[Part | None] = []
         self._starts: dict[Parts | str, int] = {}
@@ -121,40 +131,62 @@ class Masks:
         self._rows[some][end] = after
 
     def _add_text(self, parts: Parts) -> None:
-        """A state for each number of the marker's characters that the text ends with."""
         marker, following = marker_after(parts), self._state_of(parts[1:])
-        states = [self._add_state(parts[0]) for _ in marker]
-        self._starts[parts] = states[0]
         # Text after the marker belongs to the next part, which is no text if it begins with a tag.
         text_may_follow = parts[1:2] != (Part.UNITS,)
-        for matched, state in enumerate(states):
-            self._rows[state][list(self._texts)] = states[0]
-            for id_, text in self._texts.items():
-                if marker[0] not in text and not text.startswith(marker[matched]):
-                    continue
-                number, rest = _match(marker, matched, text)
-                if number < len(marker):
-                    self._rows[state][id_] = states[number]
-                elif text_may_follow or not rest.strip():
-                    self._rows[state][id_] = following
-            if len(parts) == 1:
-                self._rows[state][list(self._tokenizer.stop_ids)] = self._state_of(())
+        states = self._add_text_states(parts[0], MARKERS, marker, following, text_may_follow)
+        self._starts[parts] = states[0]
+        if len(parts) == 1:
+            for state in states:
+                self._rows[state][list(self._tokenizer.stop_ids)] = following
+
+    def _add_text_states(
+        self,
+        part: Part,
+        markers: Sequence[str],
+        last: str,
+        following: int,
+        text_may_follow: bool = True,
+    ) -> list[int]:
+        """A state for each beginning of a marker with which a text may end; the first is for "".
+
+        Args:
+          part: the part to which the text belongs.
+          markers: what can't be completed in the text.
+          last: one of them, which ends the text.
+          following: the state after it.
+          text_may_follow: whether the token that completes it may hold more than white space then.
+        """
+        starts = sorted({marker[:i] for marker in markers for i in range(len(marker))}, key=len)
+        states = {start: self._add_state(part) for start in starts}
+        begun = re.compile("|".join(re.escape(marker[0]) for marker in markers))
+        beginning = [id_ for id_, text in self._texts.items() if begun.search(text)]
+        for start, state in states.items():
+            row = self._rows[state]
+            row[list(self._texts)] = states[""]
+            next_characters = {m[len(start)] for m in markers if m.startswith(start)}
+            going_on = (id_ for character in next_characters for id_ in self._starting[character])
+            for id_ in itertools.chain(beginning, going_on):
+                end, rest = _read(start, self._texts[id_], starts, markers)
+                if end in states:
+                    row[id_] = states[end]
+                elif end == last and (text_may_follow or not rest.strip()):
+                    row[id_] = following
+                else:
+                    row[id_] = FORBIDDEN
+        return list(states.values())
 
     def _add_any(self) -> None:
-        self._starts[ANY] = start = self._state_of((Part.TEXT,))
+        end = prompts.END_OF_ANSWER
+        states = self._add_text_states(Part.TEXT, (end,), end, self._state_of(()))
+        self._starts[ANY] = states[0]
+        for state in states:
+            self._rows[state][list(self._tokenizer.stop_ids)] = self._state_of(())
         if self._tokenizer.unit_ids:
-            # The states of a text, each with `<sosp>` in addition.
-            first = len(self._rows)
-            texts = range(start, start + len(prompts.END_OF_ANSWER))
-            for state in texts:
-                self._add_state(Part.TEXT)
-                row = self._rows[state]
-                self._rows[-1][:] = np.where(np.isin(row, texts), row + first - start, row)
-            self._starts[ANY] = first
-            self._add_units(first, first)
+            self._add_units(states[0], states[0])
             sosp = self._tokenizer.token_to_id(START)
-            for state in range(first, first + len(texts)):
-                self._rows[state][sosp] = self._rows[first][sosp]
+            for state in states:
+                self._rows[state][sosp] = self._rows[states[0]][sosp]
 
 
 def forms(tokenizer: Tokenizer) -> list[str]:
@@ -182,9 +214,12 @@ def grammar(form: str, tokenizer: Tokenizer) -> str:
         lines += [f"start: {either}", "text: /(.|\\n)+/"]
     for index, part in enumerate(parts):
         if part is not Part.UNITS:
-            is_last = index + 1 == len(parts)
-            suffix = "" if is_last else f'[suffix="{marker_after(parts[index:])}"]'
-            lines.append(f"{part.value}{suffix}: /(.|\\n)*/")
+            last = marker_after(parts[index:])
+            suffix = f'[suffix="{last}"]' if index + 1 < len(parts) else ""
+            others = "|".join(re.escape(marker) for marker in MARKERS if marker != last)
+            name = part.name
+            lines.append(f"{part.value}{suffix}: {name}")
+            lines.append(f"{name}: /(.|\\n)*/ & ~/(.|\\n)*({others})(.|\\n)*/")
     if Part.UNITS in parts or (form == ANY and tokenizer.unit_ids):
         start, end = map(tokenizer.token_to_id, (START, END))
         units = tokenizer.unit_ids
@@ -204,19 +239,19 @@ def _texts(tokenizer: Tokenizer) -> dict[int, str]:
     return texts
 
 
-def _match(marker: str, matched: int, text: str) -> tuple[int, str]:
-    """Reads `text` after `matched` characters of `marker`.
+def _read(
+    seen: str, text: str, starts: Collection[str], markers: Collection[str]
+) -> tuple[str, str]:
+    """Reads `text` after `seen`, one of the markers' `starts`.
 
     Returns:
-      The number of the marker's characters with which the text ends, or all of them if the marker
-      was completed, and the rest of the text after it: `("[ta]", 2, "a]b")` -> `(4, "b")`.
+      The longest of the starts with which it then ends, or the first marker that was completed, and
+      the rest of the text after it: `("[t", "a]b")` -> `("[ta]", "b")`.
     """
     for position, character in enumerate(text):
-        while matched and marker[matched] != character:
-            # The longest shorter beginning of the marker with which the text ends.
-            seen = marker[:matched]
-            matched = next(n for n in range(matched - 1, -1, -1) if seen.endswith(marker[:n]))
-        matched += marker[matched] == character
-        if matched == len(marker):
-            return matched, text[position + 1 :]
-    return matched, ""
+        seen += character
+        while seen not in starts and seen not in markers:
+            seen = seen[1:]
+        if seen in markers:
+            return seen, text[position + 1 :]
+    return seen, ""

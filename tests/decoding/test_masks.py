@@ -20,6 +20,8 @@ GOOD = {
     "units": " <sosp><5><6><7><eosp>",
     ANY: " it is <sosp><5><eosp> a cat.",
 }
+# No <eoa>, behind which a grammar allows more text.
+WRONG = ("[ta]", "[ua]")
 
 
 def end(form, ids):
@@ -45,6 +47,12 @@ def test_the_trained_form_is_allowed_and_then_ends(form):
         ("speech_to_speech", "what is it?<eoa>"),
         ("speech_to_speech", "what is it? <sosp>"),
         ("speech_to_speech", "what is it?; [ua]"),
+        ("speech_to_speech", "what is [ua] it?; [ta] it is.; [ua] <sosp><5><eosp>"),
+        ("speech_to_speech", "what is it?; [ta] [ta] it is.; [ua] <sosp><5><eosp>"),
+        ("text_to_speech", "it is.<eoa>. [ua] <sosp><5><eosp>"),
+        ("text_to_speech", "it is [ta]; [ua] <sosp><5><eosp>"),
+        ("text", "it is.; [ua] no<eoa>"),
+        ("text", "[ta] it is<eoa>"),
         ("text_to_speech", "it is.; [ua] it"),
         ("text_to_speech", "it is.; [ua] <sosp><eosp>"),
         ("text", "it is <sosp>"),
@@ -87,6 +95,14 @@ def test_a_marker_is_found_however_it_is_cut(ids):
         assert MASKS.part(state) is part
 
 
+@pytest.mark.parametrize("form", ["text", "text_to_speech"])
+@pytest.mark.parametrize("marker", ["<sosp>", "<eosp>", "[ta]"])
+def test_a_marker_that_is_spelled_can_not_be_completed(form, marker):
+    ids = [TOKENIZER.token_to_id(character) for character in "a" + marker[0] + marker]
+    assert end(form, ids[:-1]) != FORBIDDEN and end(form, ids) == FORBIDDEN
+    assert end(ANY, ids) != FORBIDDEN
+
+
 def test_a_marker_of_single_characters():
     ids = [TOKENIZER.token_to_id(character) for character in "a[[ta]"]
     assert MASKS.part(end("speech_to_text", ids[:-1])) is Part.TRANSCRIPT
@@ -119,7 +135,8 @@ def test_llguidance_accepts_and_refuses_the_same(form):
             ids += Bytes()(TOKENIZER.decode([id_])) if is_text else [id_]
         return matcher.consume_tokens(ids) and matcher.is_accepting()
 
-    for text in GOOD.values():
+    bad = (text.replace("it is", f"it {marker} is") for text in GOOD.values() for marker in WRONG)
+    for text in (*GOOD.values(), *bad):
         state = end(form, TOKENIZER.encode(text))
         is_whole = state != FORBIDDEN and MASKS.table[state, TOKENIZER.eos_id] != FORBIDDEN
         assert accepts(text) == is_whole, text
