@@ -62,7 +62,7 @@ TEXT_TO_TEXT = TEXT_TO_TEXT_PROMPT + " [ta] {answer}<eoa>."
 
 
 # What a request says before the input of a task; a recording without it is a question.
-INPUT_FOLLOWS = re.compile(r"[.,:;]?\s*this is (?:the )?input:\s*", re.IGNORECASE)
+INPUT_FOLLOWS = re.compile(r"this is (?:the )?input:", re.IGNORECASE)
 
 
 def added_tokens(num_units: int) -> list[str]:
@@ -73,7 +73,11 @@ def added_tokens(num_units: int) -> list[str]:
 def split_request(text: str) -> tuple[str, str] | None:
     """`"Say it aloud. This is input: hi"` -> `("Say it aloud", "hi")`; None for a question."""
     match = INPUT_FOLLOWS.search(text)
-    return (text[: match.start()].strip(), text[match.end() :].strip()) if match else None
+    if not match:
+        return None
+    task = text[: match.start()].rstrip()
+    task = task[:-1] if task.endswith((".", ",", ":", ";")) else task
+    return task.strip(), text[match.end() :].strip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +168,7 @@ class Template:
         if not self.rewrites:
             return prefix + dialogue
         for pattern, replacement in self.rewrites:
-            dialogue = re.sub(pattern, replacement, dialogue)
+            dialogue = re.sub(_from_first_space(pattern), replacement, dialogue)
         prefix = prefix.strip()
         return (self.system.start + prefix + self.system.end if prefix else "") + dialogue
 
@@ -206,6 +210,17 @@ class Template:
             + "{% if add_generation_prompt %}"
             + f"{{{{ {json.dumps(self.answer_mark + self.colon)} }}}}{{% endif %}}"
         )
+
+
+def _from_first_space(pattern: str) -> str:
+    """A pattern that begins with spaces, so that Python tries each run of spaces only once.
+
+    TensorFlow does so anyway, and knows neither what precedes nor possessive quantifiers.
+    """
+    if pattern.startswith(_SPACE):
+        rest = pattern.removeprefix(_SPACE)
+        return rf"(?<![ \t\r\n]){_SPACE}+{rest}|{rest}"
+    return rf"(?<! ){pattern}" if pattern.startswith(" ") else pattern
 
 
 def _mark(text: str) -> str:

@@ -1,5 +1,9 @@
 """Forms as published, and the parser of responses."""
 
+import re
+
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 from speechgpt_jax import prompts
@@ -104,6 +108,26 @@ def test_dialogues_in_chatml():
         "the released prompt"
     )
     assert chatml.render("", "<sosp><1><eosp> a cat.") == "<sosp><1><eosp> a cat."
+
+
+PIECES = ["<eoa>", "<eoh>", "[SpeechGPT]:", "[Human]", ".", "a", " ", "  ", "\n"]
+
+
+@hypothesis.given(st.lists(st.sampled_from(PIECES), max_size=20).map("".join))
+@pytest.mark.parametrize("name", ["chatml", "llama3"])
+def test_python_reads_the_patterns_as_tensorflow_does(name, dialogue):
+    expected = dialogue
+    for pattern, replacement in TEMPLATES[name].rewrites:
+        expected = re.sub(pattern, replacement, expected)
+    assert TEMPLATES[name].render("", dialogue) == expected
+
+
+def test_long_runs_of_spaces_are_read_once():
+    spaces = " " * 1_000_000
+    for template in TEMPLATES.values():
+        assert len(template.render("", f"a{spaces}b")) >= len(spaces)
+    assert prompts.split_request(f"a{spaces}b") is None
+    assert prompts.split_request(f"a,{spaces}This is input:{spaces}b") == ("a", "b")
 
 
 def test_the_template_of_speechgpt_changes_nothing():

@@ -126,6 +126,25 @@ class SpeechModel:
         for _ in stream(self.vocoder, [range(2 * READY)]):
             pass
 
+    def encode(self, prefix: str, dialogue: str) -> list[int]:
+        """Token ids of a system prompt and a dialogue, or its beginning.
+
+        Raises:
+          UserError: they have more characters than the longest tokens can hold in the context.
+            Tokenizing a text of megabytes takes seconds and stops all other threads.
+        """
+        self.check_size(prefix, dialogue)
+        return self.tokenizer.encode_dialogue(prefix, dialogue)
+
+    def check_size(self, *texts: str) -> None:
+        """Raises a UserError if texts have more characters than the context can hold."""
+        characters, context = sum(map(len, texts)), self.engine.context
+        if characters > context * self.masks.longest_token:
+            raise UserError(
+                f"the text, {characters:,} characters, is longer than the context, {context:,}"
+                " tokens: give a shorter one."
+            )
+
     def unit_text(self, wav: np.ndarray) -> str:
         """Unit text of a recording, float32 [samples] at 16 kHz.
 
@@ -197,7 +216,8 @@ class Conversation:
       speaker: name or index of the vocoder's speaker.
       prefix: system prompt before the dialogue.
       sampling: how tokens are drawn.
-      seed: the same seed gives the same replies; None: new ones every time.
+      seed: the same seed gives the same words and units; None: new ones every time. Samples of the
+        sound also depend on when the units arrive.
       max_new_tokens: longest reply, in tokens.
       history_tokens: most tokens of earlier turns that the model reads; the oldest are dropped
         first. Models that were trained on single questions, as those of all our recipes, answer
@@ -293,9 +313,12 @@ class Conversation:
 
     def speaking(self, text: str, description: str = prompts.SPEAK) -> Generator[Event]:
         """Events of reading a text aloud; the turn is not remembered."""
+        return self._events(self._reading_prompt(text, description), "units", [])
+
+    def _reading_prompt(self, text: str, description: str = prompts.SPEAK) -> list[int]:
         prompt = prompts.CROSS_MODAL_PROMPT.format(description=description, source=text)
         # White space before <sosp> has no tokens.
-        return self._events(self._encode(prompt + START)[:-1], "units", [])
+        return self._encode(prompt + START)[:-1]
 
     def reading(self, text: str) -> Generator[Event]:
         """Events of reading a text of any length aloud, one sentence after the other.
@@ -303,7 +326,10 @@ class Conversation:
         Models learn to read sentences, and an answer has at most `max_new_tokens`.
         """
         earlier: list[Answer] = []
-        for sentence in sentences(text):
+        pieces = sentences(text)
+        for sentence in pieces:  # Before the first one sounds.
+            self.model.engine.check(self._request(self._reading_prompt(sentence), "units"))
+        for sentence in pieces:
             events = self.speaking(sentence)
             self.answers = earlier = [*earlier, *self.answers]
             yield from events
@@ -341,7 +367,7 @@ class Conversation:
         self.history.clear()
 
     def _encode(self, text: str) -> list[int]:
-        return self.model.tokenizer.encode_dialogue(self.prefix, text)
+        return self.model.encode(self.prefix, text)
 
     def _with_history(self, prompt: str) -> list[int]:
         """Token ids of the prompt after as many of the last turns as `history_tokens` allow."""
@@ -350,11 +376,17 @@ class Conversation:
             return alone
         room = self.model.engine.context - self.max_new_tokens - len(alone)
         room = len(alone) + min(self.history_tokens, room)
-        for first in range(len(self.history)):
-            ids = self._encode("".join(self.history[first:]) + prompt)
-            if len(ids) <= room:
-                return ids
-        return alone
+        longest = alone
+        for first in reversed(range(len(self.history))):
+            text = "".join(self.history[first:]) + prompt
+            # More characters than tokens can hold are not worth the time.
+            if len(text) > room * self.model.masks.longest_token:
+                break
+            ids = self._encode(text)
+            if len(ids) > room:
+                break
+            longest = ids
+        return longest
 
     def continue_prompt(self, prompt: list[int]) -> str:
         """Text and units, in any order, after the token ids of a whole prompt."""
@@ -378,20 +410,19 @@ class Conversation:
 
     def _submit(self, prompt: list[int], form: str) -> Answer:
         """The answer to a prompt, while it is written."""
-        model = self.model
-        seed = None if self.seed is None else (self.seed + len(self.history)) % 2**32
-        answer = model.engine.submit(
-            Request(
-                prompt,
-                self.max_new_tokens,
-                stop_ids=model.tokenizer.stop_ids,
-                sampling=self.sampling,
-                seed=seed,
-                state=model.masks.start(form),
-            )
-        )
+        answer = self.model.engine.submit(self._request(prompt, form))
         self.answers = [answer]
         return answer
+
+    def _request(self, prompt: list[int], form: str) -> Request:
+        return Request(
+            prompt,
+            self.max_new_tokens,
+            stop_ids=self.model.tokenizer.stop_ids,
+            sampling=self.sampling,
+            seed=None if self.seed is None else (self.seed + len(self.history)) % 2**32,
+            state=self.model.masks.start(form),
+        )
 
 
 def _collected(answer: Answer, tokens: list[int]) -> Iterator[list]:

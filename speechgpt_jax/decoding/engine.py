@@ -141,10 +141,9 @@ class Engine:
         """Begins to answer a request as soon as a slot is free; returns at once.
 
         Raises:
-          UserError: a token id is outside of the vocabulary, the request is longer than `context`,
-            or the masks don't have its state.
+          UserError: see `check`.
         """
-        self._check(request)
+        self.check(request)
         # Here, so that what is wrong with a request reaches nobody else.
         job = Job(request, self._padded_vocab_size)
         with self._lock:
@@ -174,7 +173,12 @@ class Engine:
         for worker in self._workers:
             worker.warm_up()
 
-    def _check(self, request: Request):
+    def check(self, request: Request) -> None:
+        """Raises a UserError if a request can't be answered.
+
+        A token id is outside of the vocabulary, the request is longer than `context`, or the masks
+        don't have its state.
+        """
         for ids in (request.prompt, request.stop_ids):
             ids = np.asarray(ids)
             if ids.size and not (ids.min() >= 0 and ids.max() < self.vocab_size):

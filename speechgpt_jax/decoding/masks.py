@@ -2,7 +2,8 @@
 
 A form is a sequence of parts. Between `<sosp>` and `<eosp>` there are units only, elsewhere there
 are none, and a part of text ends where the marker of the next part is complete, however the
-tokenizer cuts it. No other marker can be completed in a text. All forms are one table of states, which the engine reads on the device:
+tokenizer cuts it. No other marker can be completed in a text. All forms are one table of states,
+which the engine reads on the device:
 
     masks = Masks(tokenizer)
     engine = Engine(model, masks=masks.table)
@@ -63,11 +64,13 @@ class Masks:
 
     Attributes:
       table: int8 [states, vocabulary], the state after each token, or FORBIDDEN.
+      longest_token: most characters of a token.
     """
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._texts = _texts(tokenizer)
+        self.longest_token = max(map(len, [*self._texts.values(), *tokenizer.added_tokens]))
         self._starting = collections.defaultdict[str, list[int]](list)  # By first character.
         for id_, text in self._texts.items():
             self._starting[text[:1]].append(id_)

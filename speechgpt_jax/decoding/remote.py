@@ -88,12 +88,16 @@ class RemoteEngine:
         Raises:
           UserError: the request is longer than `context`.
         """
-        length = len(request.prompt) + request.max_new_tokens
-        check_number("tokens of prompt and answer", length, at_most=self.context)
+        self.check(request)
         answer = _RemoteAnswer(request)
         self._count(waiting=1)
         threading.Thread(target=self._run, args=(answer,), name="remote", daemon=True).start()
         return answer
+
+    def check(self, request: Request) -> None:
+        """Raises a UserError if a request is longer than `context`."""
+        length = len(request.prompt) + request.max_new_tokens
+        check_number("tokens of prompt and answer", length, at_most=self.context)
 
     def warm_up(self) -> None:
         """Nothing to do: the server is warm."""

@@ -41,7 +41,7 @@ async def parse_form(headers: Headers, body: bytes) -> tuple[TranscriptionReques
         yield body
         yield b""
 
-    if not headers.get("content-type", "").startswith("multipart/form-data"):
+    if not headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise invalid(
             f"Expected a body of type multipart/form-data, got "
             f"{protocol.excerpt(headers.get('content-type', ''))}.",

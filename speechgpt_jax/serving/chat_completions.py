@@ -21,6 +21,7 @@ from speechgpt_jax.serving import protocol
 from speechgpt_jax.serving.http import sse
 from speechgpt_jax.serving.logprobs import described
 from speechgpt_jax.serving.protocol import (
+    TINY_SHARE,
     AudioPart,
     ChatRequest,
     SystemMessage,
@@ -68,12 +69,15 @@ class Completion:
         self._turns: list[tuple[Question, str, list[int]]] = []  # Arguments of `remember`.
         self._parts: dict[type, list] = {Transcript: [], Text: [], Units: [], Sound: []}
         self._tokens: list[TextToken] = []
+        self._has_stopped = False  # At a stop text.
 
     def _configured(self) -> Conversation:
         request, settings = self._request, self._talker.settings
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         given = {name: getattr(request, name) for name in names}
         given = {name: value for name, value in given.items() if value is not None}
+        if given.get("top_p") == 0:
+            given["top_p"] = TINY_SHARE
         fields: dict[str, Any] = {"sampling": dataclasses.replace(settings.sampling, **given)}
         if request.seed is not None:
             fields["seed"] = request.seed % 2**32
@@ -95,17 +99,18 @@ class Completion:
         if not turns or not isinstance(turns[-1], UserMessage):
             raise invalid("messages: expected a user's message at the end.", "messages")
         self._asked = turns[-1]
-        self._question = await self._read(self._asked)
+        asked = await self._read(self._asked)
         question: Question | None = None
         for message in turns[:-1]:
             if isinstance(message, UserMessage):
-                question = await self._read(message)
+                question = _joined(question, await self._read(message))
                 continue
             answer = self._talker.remembered(message.audio.id) if message.audio else None
             text = _text_of(message.content) or (answer.text if answer else "")
             if question is not None and self._conversation.history_tokens:
                 self._turns.append((question, text, answer.units if answer else []))
             question = None
+        self._question = _joined(question, asked)
 
     async def _read(self, message: UserMessage) -> Question:
         """The recording of a message, or else its text."""
@@ -133,9 +138,7 @@ class Completion:
         return self._conversation.ask(self._question, aloud=self._request.is_aloud)
 
     async def _events(self) -> AsyncGenerator[Event, None]:
-        events = _until_stop(
-            self._talker.reply(self._conversation, self._begin), self._request.stop_texts
-        )
+        events = self._until_stop(self._talker.reply(self._conversation, self._begin))
         async with contextlib.aclosing(events):
             async for event in events:
                 match event:
@@ -150,13 +153,42 @@ class Completion:
                         self._parts[Sound].append(wav)
                 yield event
 
+    async def _until_stop(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+        """The events of a reply until a stop text, which may be cut by the borders of events."""
+        stop_texts = self._request.stop_texts
+        longest, held = max(map(len, stop_texts), default=1), ""
+        tokens: list[TextToken] = []  # That were not given yet.
+        size = 0  # Bytes that were given of the first of them.
+        async with contextlib.aclosing(events):
+            async for event in events:
+                if not isinstance(event, Text):
+                    yield event
+                    continue
+                held += event.text
+                tokens += event.tokens
+                found = [position for stop in stop_texts if (position := held.find(stop)) >= 0]
+                # What is not the beginning of a stop text can go out.
+                end = min(found) if found else max(0, len(held) - longest + 1)
+                size += len(held[:end].encode())
+                ready = cut(tokens, 0, size) if found else _ended(tokens, size)
+                size -= sum(len(token.bytes) for token in ready)
+                if end or ready:
+                    yield Text(held[:end], ready)
+                held, tokens = held[end:], tokens[len(ready) :]
+                if found:
+                    self._has_stopped = True
+                    return
+        if held or tokens:
+            yield Text(held, tokens)
+
     @property
     def _text(self) -> str:
         return "".join(self._parts[Text])
 
     @property
     def _finish_reason(self) -> str:
-        answer = self._conversation.in_progress
+        # The engine may be far ahead of a stop text.
+        answer = None if self._has_stopped else self._conversation.in_progress
         return "length" if answer and answer.finish_reason == "length" else "stop"
 
     # ---- at once ---------------------------------------------------------------------------------
@@ -254,33 +286,10 @@ class Completion:
         return {"question": "".join(question), "answer": self._text}
 
 
-async def _until_stop(
-    events: AsyncGenerator[Event, None], stop_texts: list[str]
-) -> AsyncGenerator[Event, None]:
-    """The events of a reply until one of some texts, which may be cut by the borders of events."""
-    longest, held = max(map(len, stop_texts), default=1), ""
-    tokens: list[TextToken] = []  # That were not given yet.
-    size = 0  # Bytes that were given of the first of them.
-    async with contextlib.aclosing(events):
-        async for event in events:
-            if not isinstance(event, Text):
-                yield event
-                continue
-            held += event.text
-            tokens += event.tokens
-            found = [position for stop in stop_texts if (position := held.find(stop)) >= 0]
-            # What is not the beginning of a stop text can go out.
-            end = min(found) if found else max(0, len(held) - longest + 1)
-            size += len(held[:end].encode())
-            ready = cut(tokens, 0, size) if found else _ended(tokens, size)
-            size -= sum(len(token.bytes) for token in ready)
-            if end or ready:
-                yield Text(held[:end], ready)
-            held, tokens = held[end:], tokens[len(ready) :]
-            if found:
-                return
-    if held or tokens:
-        yield Text(held, tokens)
+def _joined(before: Question | None, question: Question) -> Question:
+    """Two messages of the user without a reply in between: of texts both, else the later one."""
+    both_texts = isinstance(before, str) and isinstance(question, str)
+    return f"{before} {question}" if both_texts else question
 
 
 def _ended(tokens: Sequence[TextToken], size: int) -> list[TextToken]:

@@ -18,6 +18,9 @@ from speechgpt_jax.serving import protocol
 from speechgpt_jax.serving.http import sse
 from speechgpt_jax.serving.logprobs import checked
 from speechgpt_jax.serving.protocol import (
+    MOST_PARTS,
+    MOST_TOKENS,
+    TINY_SHARE,
     NoOthers,
     StreamOptions,
     Strict,
@@ -28,7 +31,7 @@ from speechgpt_jax.serving.protocol import (
 from speechgpt_jax.serving.talker import Talker, num_tokens
 from speechgpt_jax.tokenizer import TextStream
 
-Ids = list[Annotated[int, Field(ge=0)]]
+Id = Annotated[int, Field(ge=0)]
 
 
 class StructuredOutputs(Strict):
@@ -41,16 +44,19 @@ class CompletionRequest(Unsupported):
     """Body of POST /v1/completions."""
 
     model: str
-    prompt: Annotated[str, Field(min_length=1)] | Annotated[Ids, Field(min_length=1)]
+    prompt: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[Id], Field(min_length=1, max_length=MOST_TOKENS)]
+    )
     max_tokens: Annotated[int, Field(ge=1)] = 16
     min_tokens: Annotated[int, Field(ge=0)] = 0
     best_of: Literal[1] | None = None
     echo: Literal[False] | None = None
     suffix: Literal[""] | None = None
     stop: Annotated[list, Field(max_length=0)] | None = None
-    stop_token_ids: Ids | None = None
+    stop_token_ids: Annotated[list[Id], Field(max_length=MOST_PARTS)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
     top_k: TopK = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
@@ -88,6 +94,8 @@ class TokenCompletion:
         self._length = 0  # Characters that were written so far.
         self._is_begun = False  # Whether the last token's text is not complete.
         self._id, self._created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
+        if isinstance(request.prompt, str):
+            talker.model.check_size(request.prompt)
         self._stop_ids = request.stop_token_ids or list(self._tokenizer.stop_ids)
         self._state = self._state_of_form()
 
@@ -101,7 +109,7 @@ class TokenCompletion:
             Sampling(
                 request.temperature,
                 request.top_k,
-                request.top_p,
+                request.top_p or TINY_SHARE,
                 request.min_p,
                 request.repetition_penalty,
             ),

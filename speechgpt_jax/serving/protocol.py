@@ -1,9 +1,10 @@
 """Requests, replies and errors of the API: those that OpenAI's clients send and expect.
 
 Fields that would change the answer and that the server lacks are refused unless they have their
-default: `Unsupported`, for chat completions also `top_logprobs`, `response_format`, `tools` and
-`functions`, for completions `best_of`, `echo`, `suffix` and `stop`, for Realtime `tools`, and
-`input` and `conversation` of a response. Other fields that the server doesn't know are ignored.
+default: `Unsupported`, for chat completions also `top_logprobs`, `response_format`, `tools`,
+`functions`, `tool_choice` and `web_search_options`, for completions `best_of`, `echo`, `suffix` and
+`stop`, for Realtime `tools`, and `input` and `conversation` of a response. Other fields that the
+server doesn't know are ignored.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,39 @@ from starlette.responses import JSONResponse
 
 from speechgpt_jax.decoding.defaults import LARGEST_TOP_K
 
+# Most parts of a message, and most of whatever else has no number of its own: a problem is looked
+# for in each.
+MOST_PARTS = 256
+# Turns of a dialogue; those that the model has no room for are left out.
+MOST_MESSAGES = 4096
+# top_p of requests for 0: of the likeliest token alone.
+TINY_SHARE = 1e-6
+# Token ids of a prompt.
+MOST_TOKENS = 2**20
+
 # ---- errors --------------------------------------------------------------------------------------
+
+# What was expected, by pydantic's name of the problem, where its own words say more or less.
+_OBJECT = "a JSON object"
+_EXPECTED = {
+    "model_type": _OBJECT,
+    "model_attributes_type": _OBJECT,
+    "dict_type": _OBJECT,
+    "too_long": "at most {max_length} elements",
+    "too_short": "at least {min_length} elements",
+    "string_too_long": "at most {max_length} characters",
+    "string_too_short": "at least {min_length} characters",
+    "none_required": "null",
+}
+# Values of the field that says which kind of message or part an element is.
+_KINDS = ("text", "input_audio", "user", "system", "developer", "assistant")
+# Other names of alternatives in the path of a problem.
+_ALTERNATIVES = (
+    *("str", "UserMessage", "SystemMessage", "AssistantMessage"),
+    "list[tagged-union[TextPart,AudioPart]]",
+    *("list[TextPart]", "constrained-str", "list[constrained-str]"),
+    *("constrained-int", "list[constrained-int]", "literal['inf']"),
+)
 
 _TYPES = {
     401: "authentication_error",
@@ -138,8 +171,7 @@ def _explained(error: pydantic.ValidationError, name: str) -> ApiError:
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "json_invalid":
         return invalid(f"The body is not JSON: {context['error']}.", code="invalid_json")
-    # Names of alternatives of a union are no fields.
-    parts = [name, *(str(part) for part in problem["loc"] if part not in _ALTERNATIVES)]
+    parts = [name, *map(str, _fields(problem["loc"]))]
     if kind == "union_tag_invalid":
         parts.append(context["discriminator"].strip("'"))
     path = ".".join(filter(None, parts))
@@ -148,12 +180,25 @@ def _explained(error: pydantic.ValidationError, name: str) -> ApiError:
     given, expected = problem["input"], problem["msg"].removeprefix("Input should be ")
     if kind == "union_tag_invalid":
         given, expected = context["tag"], f"one of {context['expected_tags']}"
-    elif kind in ("model_type", "model_attributes_type", "dict_type"):
-        expected = "a JSON object"
+    elif kind == "too_long" and not context["max_length"]:
+        expected = "{}" if context["field_type"] == "Dictionary" else "[]"
+    elif kind in _EXPECTED:
+        expected = _EXPECTED[kind].format_map(context)
     expected = expected.removeprefix("Value error, ")
     return invalid(
         f"{path or 'The body'}: expected {expected}, got {excerpt(given)}.", path or None
     )
+
+
+def _fields(path: Sequence[str | int]) -> list[str | int]:
+    """The fields in the path of a problem, without the names of alternatives of a union."""
+    # Behind an index is the alternative by which the element was read.
+    is_kind = [isinstance(before, int) for before in (None, *path[:-1])]
+    return [
+        part
+        for part, may_be_kind in zip(path, is_kind)
+        if not ((part in _KINDS and may_be_kind) or part in _ALTERNATIVES)
+    ]
 
 
 def _progress(problem: Any) -> tuple[int, bool]:
@@ -188,9 +233,9 @@ def _is_zero(value: float) -> float:
     return value
 
 
-def _is_empty(value: dict) -> dict:
-    if value:
-        raise ValueError("{}")
+def _is_one(value: int) -> int:
+    if value != 1:
+        raise ValueError("1")
     return value
 
 
@@ -210,10 +255,10 @@ NoOthers = Annotated[int, AfterValidator(_has_no_others)]
 class Unsupported(Strict):
     """Fields of OpenAI's API that would change the answer, with the values that don't."""
 
-    n: Literal[1] | None = None
+    n: Annotated[int, AfterValidator(_is_one)] | None = None
     frequency_penalty: _Zero | None = None
     presence_penalty: _Zero | None = None
-    logit_bias: Annotated[dict, AfterValidator(_is_empty)] | None = None
+    logit_bias: Annotated[dict, Field(max_length=0)] | None = None
 
 
 class _TextFormat(Strict):
@@ -225,6 +270,8 @@ class _UnsupportedInChat(Unsupported):
     response_format: _TextFormat | None = None
     tools: Annotated[list, Field(max_length=0)] | None = None
     functions: Annotated[list, Field(max_length=0)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    web_search_options: None = None
 
 
 class TextPart(Strict):
@@ -254,21 +301,18 @@ class AudioOfReply(Strict):
     id: str
 
 
-Parts = list[Annotated[TextPart | AudioPart, Field(discriminator="type")]]
-_ALTERNATIVES = (
-    *("str", "text", "input_audio", "UserMessage", "SystemMessage", "AssistantMessage"),
-    *("user", "system", "developer", "assistant"),
-    "list[tagged-union[TextPart,AudioPart]]",
-    *("list[TextPart]", "constrained-str", "list[constrained-str]"),
-    *("constrained-int", "list[constrained-int]", "literal['inf']"),
-)
+Texts = Annotated[list[TextPart], Field(max_length=MOST_PARTS)]
+Parts = Annotated[
+    list[Annotated[TextPart | AudioPart, Field(discriminator="type")]],
+    Field(max_length=MOST_PARTS),
+]
 
 
 class SystemMessage(Strict):
     """The system prompt before the dialogue."""
 
     role: Literal["system", "developer"]
-    content: str | list[TextPart]
+    content: str | Texts
 
 
 class UserMessage(Strict):
@@ -282,7 +326,7 @@ class AssistantMessage(Strict):
     """A turn of the model: a text, an earlier reply with sound, or both."""
 
     role: Literal["assistant"]
-    content: str | list[TextPart] | None = None
+    content: str | Texts | None = None
     audio: AudioOfReply | None = None
 
 
@@ -315,13 +359,15 @@ class ChatRequest(_UnsupportedInChat):
     """Body of POST /v1/chat/completions."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1, max_length=200)]
-    modalities: Annotated[list[Literal["text", "audio"]], Field(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
+    modalities: (
+        Annotated[list[Literal["text", "audio"]], Field(min_length=1, max_length=2)] | None
+    ) = None
     audio: AudioOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: TopK | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None

@@ -124,6 +124,19 @@ def test_a_question_longer_than_the_context(conversation):
         conversation.answer("why? " * 400)
 
 
+def test_a_text_of_megabytes_is_refused_before_it_is_tokenized(conversation, monkeypatch):
+    monkeypatch.setattr(type(conversation.model.tokenizer), "encode", lambda *_: pytest.fail())
+    for task in (conversation.answer, conversation.speak, conversation.instruct):
+        with pytest.raises(UserError, match=r"the text, 4,000,\d+ characters, is longer than"):
+            task("may " * 1_000_000)
+
+
+def test_nothing_is_read_aloud_if_one_sentence_is_too_long(conversation):
+    events = conversation.reading("good morning. " + "a" * 3000)
+    with pytest.raises(UserError, match="longer than the context"):
+        next(events)
+
+
 def test_the_number_of_units_is_checked_before_the_model_is_loaded(model, tmp_path):
     """The folder has a tokenizer, but no checkpoint."""
     tokens = prompts.added_tokens(300)

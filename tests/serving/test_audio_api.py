@@ -170,6 +170,14 @@ def test_speech(client, format):
     assert tiny.is_sound(wav, (0.1, 4))
 
 
+def test_a_sentence_that_is_too_long_is_refused_before_the_first_byte(address):
+    body = {"model": "tiny", "voice": "slt", "input": "good morning. " + "a" * 3000}
+    for stream_format in ("audio", "sse"):
+        url = f"{address}/v1/audio/speech"
+        reply = httpx2.post(url, json=body | {"stream_format": stream_format})
+        assert reply.status_code == 400 and "longer than the context" in reply.text
+
+
 def test_speech_is_streamed_as_bytes(client):
     with client.audio.speech.with_streaming_response.create(
         model="tiny", voice="slt", input=tiny.GREETING, response_format="wav"

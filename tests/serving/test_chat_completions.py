@@ -168,6 +168,25 @@ def test_many_clients_get_their_own_answers(address):
     assert asyncio.run(talk()) == [tiny.SUM_ANSWER, CLIP["answer"]] * 6
 
 
+@pytest.mark.parametrize("most", range(1, 7))
+def test_a_reply_that_ends_before_a_stop_text_was_not_too_long(client, most):
+    """The engine may have reached the limit when the stop text is found."""
+    stop = " five"
+    whole = ask(client, max_tokens=most).choices[0]
+    has_stop = stop in whole.message.content
+    for _ in range(3):
+        choice = ask(client, max_tokens=most, stop=stop).choices[0]
+        assert choice.finish_reason == ("stop" if has_stop else whole.finish_reason)
+
+
+def test_messages_without_a_reply_in_between_are_one(client):
+    both = [{"role": "user", "content": text} for text in ("what is", "two plus three?")]
+    joined = [{"role": "user", "content": "what is two plus three?"}]
+    replies = [ask(client, messages) for messages in (both, joined, [*both[:1], *SPOKEN], SPOKEN)]
+    (a, b, c, d) = ((r.choices[0].message.content, r.usage.prompt_tokens) for r in replies)
+    assert a == b and c == d
+
+
 def test_history_may_name_earlier_replies(client):
     first = ask(client, **ALOUD).choices[0].message
     turns = [*TEXT, {"role": "assistant", "audio": {"id": first.audio.id}}, *SPOKEN]
@@ -228,6 +247,7 @@ def test_length_and_seed(client):
     assert reply.usage.completion_tokens == 3
     drawn = {"seed": 7, "temperature": 2.0, "top_p": 1.0, "extra_body": {"top_k": 0}}
     first, again = (ask(client, **drawn).choices[0].message.content for _ in range(2))
+    assert ask(client, temperature=2.0, top_p=0).choices[0].message.content == tiny.SUM_ANSWER
     assert first == again != ask(client, **{**drawn, "seed": 8}).choices[0].message.content
 
 
@@ -247,9 +267,16 @@ def test_length_and_seed(client):
         ({"messages": [{"role": "assistant", "content": "a"}]}, "user's message", "messages"),
         ({"temperature": 3}, "temperature: expected less than or equal to 2, got 3", "temperature"),
         ({"temperature": "hot"}, "temperature: expected a valid number, got 'hot'", "temperature"),
-        ({"top_p": 0}, "top_p: expected greater than 0", "top_p"),
+        ({"top_p": -1}, "top_p: expected greater than or equal to 0", "top_p"),
         ({"n": 2}, "n: expected 1, got 2", "n"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools: ", "tools"),
+        ({"n": True}, "n: expected a valid integer, got True", "n"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f"}}]},
+            "tools: expected [], got [{'type': 'function'",
+            "tools",
+        ),
+        ({"tool_choice": "required"}, "tool_choice: expected 'none' or 'auto'", "tool_choice"),
+        ({"web_search_options": {}}, "web_search_options: expected null", "web_search_options"),
         ({"frequency_penalty": 2}, "frequency_penalty: expected 0, got 2", "frequency_penalty"),
         ({"presence_penalty": 0.5}, "presence_penalty: expected 0, got 0.5", "presence_penalty"),
         ({"logit_bias": {"5": 100}}, "logit_bias: expected {}, got {'5': 100}", "logit_bias"),
@@ -263,8 +290,30 @@ def test_length_and_seed(client):
             "response_format.type: expected 'text', got 'json_object'",
             "response_format.type",
         ),
-        ({"stop": [""]}, "stop.0: ", "stop.0"),
-        ({"stop": ["a"] * 5}, "stop: ", "stop"),
+        ({"stop": [""]}, "stop.0: expected at least 1 characters, got ''", "stop.0"),
+        ({"stop": ["a"] * 5}, "stop: expected at most 4 elements, got ['a', 'a'", "stop"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "messages.0.content.0.text is required",
+            "messages.0.content.0.text",
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{**PART, "input_audio": {"data": 5, "format": "wav"}}],
+                    }
+                ]
+            },
+            "messages.0.content.0.input_audio.data: expected a valid string, got 5",
+            "messages.0.content.0.input_audio.data",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 257}]},
+            "messages.0.content: expected at most 256 elements",
+            "messages.0.content",
+        ),
         ({**ALOUD, "stop": "a"}, "stop is only allowed for replies without audio", "stop"),
         ({"max_tokens": 0}, "max_tokens: expected greater", "max_tokens"),
         ({"max_tokens": 97}, "max_tokens: expected at most 96, got 97", "max_tokens"),

@@ -53,6 +53,10 @@ JUNK = [
     b'{"model": "tiny", "messages": [{"role": "user", "content": "a"}], "temperature": 1e999}',
     b'{"model": "tiny", "messages": [{"role": "user", "content": "a"}], "seed": 1e30}',
     b'{"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 10000000}',
+    b'{"model": "tiny", "input": "a", "messages": [{"role": "user", "content": "a%s"}]}'
+    % (b" " * 150_000),
+    b'{"model": "tiny", "input": "a", "messages": [{"role": "user", "content": [%s{}]}]}'
+    % (b'{"type": "x"}, ' * 10_000),
     b"[" * 100_000,
     b'{"messages": ' * 10_000,
 ]
