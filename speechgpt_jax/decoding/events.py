@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from speechgpt_jax.decoding.masks import FORMS, Masks, Part, marker_after
+from speechgpt_jax.decoding.masks import FORMS, Masks, Part, markers_after
 from speechgpt_jax.decoding.requests import Token
 from speechgpt_jax.decoding.text_tokens import TextToken, TextTokens
 from speechgpt_jax.prompts import END_OF_ANSWER, TRANSCRIPT
@@ -76,7 +76,7 @@ def text_and_unit_events(
       was_cut: called at the end: whether the answer may have ended within a marker.
     """
     state, part = masks.start(form), masks.part(masks.start(form))
-    text = _TextPart(tokenizer, _marker(form, part))
+    text = _TextPart(tokenizer, _markers(form, part))
     first_unit, tags = tokenizer.unit_ids.start, frozenset(tokenizer.added_tokens.values())
     for burst in bursts:
         events: list[Event] = []
@@ -85,7 +85,7 @@ def text_and_unit_events(
             if masks.part(state) is not part:
                 events += _text_events(part, *text.finished())
                 part = masks.part(state)
-                text = _TextPart(tokenizer, _marker(form, part))
+                text = _TextPart(tokenizer, _markers(form, part))
             if token.id in tokenizer.unit_ids:
                 units.append(token.id - first_unit)
             elif part in (Part.TRANSCRIPT, Part.TEXT) and token.id not in tags:
@@ -138,8 +138,8 @@ def with_sound(
 class _TextPart:
     """A part of text, which grows token by token."""
 
-    def __init__(self, tokenizer: Tokenizer, marker: str):
-        self._tokens, self._marker = TextTokens(tokenizer), marker
+    def __init__(self, tokenizer: Tokenizer, markers: Sequence[str]):
+        self._tokens, self._markers = TextTokens(tokenizer), markers
         self._returned = 0
 
     def write(self, token: Token) -> None:
@@ -147,22 +147,28 @@ class _TextPart:
         self._tokens.write(token)
 
     def settled(self) -> tuple[str, list[TextToken]]:
-        """New text that is final, and its tokens; an end that may begin the marker is held back."""
-        text, _, _ = self._tokens.text.partition(self._marker)
+        """New text that is final, and its tokens; an end that may begin a marker is held back."""
+        text = self._without_markers()
         if TRANSCRIPT.startswith(text.strip()):
             return "", []
         return self._new(self._without_begun_marker(text))
 
     def finished(self, *, is_cut: bool = False) -> tuple[str, list[TextToken]]:
-        """New text at the end of the part; an answer that `is_cut` may end within the marker."""
+        """New text at the end of the part; an answer that `is_cut` may end within a marker."""
         self._tokens.finish()
-        text, _, _ = self._tokens.text.partition(self._marker)
+        text = self._without_markers()
         return self._new(self._without_begun_marker(text) if is_cut else text, is_last=True)
 
+    def _without_markers(self) -> str:
+        text = self._tokens.text
+        for marker in self._markers:
+            text, _, _ = text.partition(marker)
+        return text
+
     def _without_begun_marker(self, text: str) -> str:
-        lengths = range(len(self._marker) - 1, 0, -1)
-        begun = next((n for n in lengths if text.endswith(self._marker[:n])), 0)
-        return text[: len(text) - begun]
+        begun = (m[:n] for m in self._markers for n in range(len(m) - 1, 0, -1))
+        longest = max((len(start) for start in begun if text.endswith(start)), default=0)
+        return text[: len(text) - longest]
 
     def _new(self, text: str, *, is_last: bool = False) -> tuple[str, list[TextToken]]:
         shown = text.lstrip().removeprefix(TRANSCRIPT).lstrip()
@@ -184,9 +190,9 @@ def _units(events: list[Event]) -> list[int]:
     return [unit for event in events if isinstance(event, Units) for unit in event.units]
 
 
-def _marker(form: str, part: Part | None) -> str:
-    """Marker that ends a part of text in a form."""
+def _markers(form: str, part: Part | None) -> tuple[str, ...]:
+    """Markers that end a part of text in a form."""
     parts = FORMS.get(form, ())
     if part in parts and part is not Part.UNITS:
-        return marker_after(parts[parts.index(part) :])
-    return END_OF_ANSWER
+        return markers_after(parts[parts.index(part) :])
+    return (END_OF_ANSWER,)

@@ -53,10 +53,17 @@ ANY = "any"
 MARKERS = (prompts.TEXT_ANSWER, prompts.UNIT_ANSWER, prompts.END_OF_ANSWER, START, END)
 
 
-def marker_after(parts: Parts) -> str:
-    """Marker that ends the text `parts[0]`: start of the next part, or end of the answer."""
-    markers = {Part.TEXT: prompts.TEXT_ANSWER, Part.UNITS: prompts.UNIT_ANSWER}
-    return markers[parts[1]] if len(parts) > 1 else prompts.END_OF_ANSWER
+def markers_after(parts: Parts) -> tuple[str, ...]:
+    """Markers that end the text `parts[0]`; the first one is that of the training data.
+
+    A model that is unsure may end an answer to be spoken after its text, or go on to units in an
+    answer without. The other marker is then read as if it were the right one: else the model would
+    write on until its tokens are used up.
+    """
+    if parts[1:2] == (Part.TEXT,):
+        return (prompts.TEXT_ANSWER,)
+    ends = prompts.UNIT_ANSWER, prompts.END_OF_ANSWER
+    return ends if len(parts) > 1 else ends[::-1]
 
 
 class Masks:
@@ -134,10 +141,11 @@ class Masks:
         self._rows[some][end] = after
 
     def _add_text(self, parts: Parts) -> None:
-        marker, following = marker_after(parts), self._state_of(parts[1:])
+        following = self._state_of(parts[1:])
         # Text after the marker belongs to the next part, which is no text if it begins with a tag.
         text_may_follow = parts[1:2] != (Part.UNITS,)
-        states = self._add_text_states(parts[0], MARKERS, marker, following, text_may_follow)
+        last = markers_after(parts)
+        states = self._add_text_states(parts[0], MARKERS, last, following, text_may_follow)
         self._starts[parts] = states[0]
         if len(parts) == 1:
             for state in states:
@@ -147,7 +155,7 @@ class Masks:
         self,
         part: Part,
         markers: Sequence[str],
-        last: str,
+        last: Collection[str],
         following: int,
         text_may_follow: bool = True,
     ) -> list[int]:
@@ -156,8 +164,8 @@ class Masks:
         Args:
           part: the part to which the text belongs.
           markers: what can't be completed in the text.
-          last: one of them, which ends the text.
-          following: the state after it.
+          last: those of them that end the text instead.
+          following: the state after one of these.
           text_may_follow: whether the token that completes it may hold more than white space then.
         """
         starts = sorted({marker[:i] for marker in markers for i in range(len(marker))}, key=len)
@@ -173,7 +181,7 @@ class Masks:
                 end, rest = _read(start, self._texts[id_], starts, markers)
                 if end in states:
                     row[id_] = states[end]
-                elif end == last and (text_may_follow or not rest.strip()):
+                elif end in last and (text_may_follow or not rest.strip()):
                     row[id_] = following
                 else:
                     row[id_] = FORBIDDEN
@@ -181,7 +189,7 @@ class Masks:
 
     def _add_any(self) -> None:
         end = prompts.END_OF_ANSWER
-        states = self._add_text_states(Part.TEXT, (end,), end, self._state_of(()))
+        states = self._add_text_states(Part.TEXT, (end,), (end,), self._state_of(()))
         self._starts[ANY] = states[0]
         for state in states:
             self._rows[state][list(self._tokenizer.stop_ids)] = self._state_of(())
@@ -217,9 +225,10 @@ def grammar(form: str, tokenizer: Tokenizer) -> str:
         lines += [f"start: {either}", "text: /(.|\\n)+/"]
     for index, part in enumerate(parts):
         if part is not Part.UNITS:
-            last = marker_after(parts[index:])
-            suffix = f'[suffix="{last}"]' if index + 1 < len(parts) else ""
-            others = "|".join(re.escape(marker) for marker in MARKERS if marker != last)
+            last = markers_after(parts[index:])
+            others = "|".join(re.escape(marker) for marker in MARKERS if marker not in last)
+            end = "|".join(map(re.escape, last))
+            suffix = f"[suffix=/{end}/]" if index + 1 < len(parts) else ""
             name = part.name
             lines.append(f"{part.value}{suffix}: {name}")
             lines.append(f"{name}: /(.|\\n)*/ & ~/(.|\\n)*({others})(.|\\n)*/")

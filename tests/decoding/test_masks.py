@@ -20,8 +20,8 @@ GOOD = {
     "units": " <sosp><5><6><7><eosp>",
     ANY: " it is <sosp><5><eosp> a cat.",
 }
-# No <eoa>, behind which a grammar allows more text.
-WRONG = ("[ta]", "[ua]")
+# Those behind which a grammar, unlike the masks, allows more text are left out.
+WRONG = ("[ta]", "<sosp>")
 
 
 def end(form, ids):
@@ -49,9 +49,10 @@ def test_the_trained_form_is_allowed_and_then_ends(form):
         ("speech_to_speech", "what is it?; [ua]"),
         ("speech_to_speech", "what is [ua] it?; [ta] it is.; [ua] <sosp><5><eosp>"),
         ("speech_to_speech", "what is it?; [ta] [ta] it is.; [ua] <sosp><5><eosp>"),
+        ("speech_to_speech", "what is it?<eoa> [ta] it is.; [ua] <sosp><5><eosp>"),
         ("text_to_speech", "it is.<eoa>. [ua] <sosp><5><eosp>"),
         ("text_to_speech", "it is [ta]; [ua] <sosp><5><eosp>"),
-        ("text", "it is.; [ua] no<eoa>"),
+        ("text", "it is.; [ua] no"),
         ("text", "[ta] it is<eoa>"),
         ("text_to_speech", "it is.; [ua] it"),
         ("text_to_speech", "it is.; [ua] <sosp><eosp>"),
@@ -68,6 +69,18 @@ def test_the_trained_form_is_allowed_and_then_ends(form):
 def test_what_is_not_of_the_form_can_not_be_completed(form, text):
     ids = TOKENIZER.encode(text)
     assert end(form, [*ids, TOKENIZER.eos_id]) == FORBIDDEN
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ("speech_to_speech", " what is it?; [ta] it is a cat.<eoa><sosp><5><eosp>"),
+        ("text_to_speech", " it is a cat.<eoa> <sosp><5><eosp>"),
+        ("text", " it is a cat.; [ua]"),
+    ],
+)
+def test_the_other_end_of_a_text_is_read_as_the_right_one(form, text):
+    assert end(form, [*TOKENIZER.encode(text), TOKENIZER.eos_id]) != FORBIDDEN
 
 
 def test_units_are_exactly_between_their_tags():
