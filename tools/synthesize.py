@@ -8,7 +8,7 @@ tools.extract_units, is named like its recording.
 """
 
 from speechgpt_jax import arguments
-from speechgpt_jax.arguments import existing_file, output_folder, positive_float
+from speechgpt_jax.arguments import existing_file, finite_float, output_folder
 from speechgpt_jax.speech import flags
 
 
@@ -18,7 +18,10 @@ def main(argv: list[str]) -> None:
     flags.add_vocoder(parser)
     parser.add_argument("--output", required=True, type=output_folder, help="folder of the wavs")
     parser.add_argument(
-        "--duration_scale", type=positive_float, default=1.0, help="2: half the speed"
+        "--duration_scale",
+        type=finite_float(at_least=0.01, at_most=100),
+        default=1.0,
+        help="2: half the speed",
     )
     args = parser.parse_args(argv)
 

@@ -40,8 +40,8 @@ class Keep:
     best: str | None = None
 
     def __post_init__(self):
-        check_number("last", self.last, at_least=1)
-        check_number("every", 1 if self.every is None else self.every, at_least=1)
+        check_number("Keep.last", self.last, at_least=1)
+        check_number("Keep.every", 1 if self.every is None else self.every, at_least=1)
 
     def policy(self) -> preservation.PreservationPolicy:
         """Orbax's policy that keeps these checkpoints."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from speechgpt_jax import files, prompts
+from speechgpt_jax import checkpoints, files, prompts
 from speechgpt_jax.corpus import plan, shards, text_to_speech
 from speechgpt_jax.corpus.beam_files import (
     FileSystems,
@@ -36,6 +36,7 @@ from speechgpt_jax.corpus.summary import REJECTS, print_summary
 from speechgpt_jax.data import descriptions
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.manifests import check_fields
+from speechgpt_jax.tokenizer import Tokenizer
 from speechgpt_jax.unit_text import units_in, units_to_text
 
 
@@ -133,13 +134,22 @@ def chain_of_modality(
     if settings.tts:
         text_to_speech.check_command(settings.tts)
         check_hubert(settings.hubert)
-    elif not epath.Path(settings.text_to_unit).is_dir():
-        raise UserError(f"--text_to_unit={settings.text_to_unit}: there is no such folder.")
+    elif settings.text_to_unit:
+        _check_text_to_unit(settings.text_to_unit)
     dialogues = absolute(dialogues)
     rows = (row.fields for row in read_table(dialogues, ("question", "answer")))
     work = plan.write_plan(rows, dialogues, output, shard_size, dataclasses.asdict(settings))
     job = shards.Job("chain_of_modality", tuple(CHAIN_FORMS), settings.make_writer, count_units)
     print_summary(shards.run(job, work, output, options), output)
+
+
+def _check_text_to_unit(run: str) -> None:
+    """Raises a UserError if a folder is no run of a model that writes units."""
+    if not epath.Path(run).is_dir():
+        raise UserError(f"--text_to_unit={run}: there is no such folder.")
+    checkpoints.latest(run)
+    if not Tokenizer.from_pretrained(f"{run}/tokenizer").unit_ids:
+        raise UserError(f"--text_to_unit={run}: its tokenizer has no units; name another run.")
 
 
 def _run_on_units(

@@ -39,7 +39,7 @@ def synthesize(
     Raises:
       UserError: a row doesn't fit the vocoder; all rows are checked before any is synthesized.
     """
-    check_number("duration_scale", duration_scale, above=0, at_most=100)
+    check_number("duration_scale", duration_scale, at_least=0.01, at_most=100)
     rows = read_units(units, output, load_config(vocoder), duration_scale)
     model = UnitVocoder.from_pretrained(vocoder)
     samples = 0

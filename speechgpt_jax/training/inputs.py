@@ -44,7 +44,7 @@ def load_host_batches(
         not a multiple of the number of processes.
     """
     check_number("batch_size", batch_size, at_least=1)
-    check_number("sequence_length", sequence_length, at_least=1)
+    check_number("sequence_length", sequence_length, at_least=2)
     check_number("num_readers", 1 if num_readers is None else num_readers, at_least=1)
     devices = sharding.create_mesh(mesh)
     sharding.check_batch((batch_size, sequence_length), devices)
@@ -116,7 +116,7 @@ def load_host_held_out(
         divide over the mesh, or the split is unknown, or has no example that fits into a row.
     """
     check_number("batch_size", batch_size, at_least=1)
-    check_number("sequence_length", sequence_length, at_least=1)
+    check_number("sequence_length", sequence_length, at_least=2)
     check_number("num_batches", 1 if num_batches is None else num_batches, at_least=1)
     devices = sharding.create_mesh(mesh)
     sharding.check_batch((batch_size, sequence_length), devices)

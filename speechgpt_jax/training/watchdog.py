@@ -49,9 +49,9 @@ class Watchdog:
     first: float = 3600.0
 
     def __post_init__(self):
-        check_number("factor", self.factor, above=1)
-        check_number("at_least", self.at_least, above=0)
-        check_number("first", self.first, above=0)
+        check_number("Watchdog.factor", self.factor, above=1)
+        check_number("Watchdog.at_least", self.at_least, above=0)
+        check_number("Watchdog.first", self.first, above=0)
 
     def limit(self, median: float | None) -> float:
         """Seconds that a phase of this median may take."""

@@ -281,6 +281,10 @@ def test_a_text_to_unit_model_writes_units(table):
             ["chain_of_modality", "--output=x", "--dialogues=d", "--text_to_unit=nope"],
             "--text_to_unit=.*nope: there is no such folder",
         ),
+        (
+            ["chain_of_modality", "--output=x", "--dialogues=d", "--text_to_unit=tests"],
+            "no checkpoint in .*tests",
+        ),
         (["chain_of_modality", "--output=x", "--shard_size=0"], "shard_size: expected a whole"),
         (
             ["chain_of_modality", "--output=x", "--question_voices=a,,b"],

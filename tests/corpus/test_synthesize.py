@@ -122,7 +122,7 @@ def test_names_the_bad_row_before_anything_is_written(run, tmp_path, row, messag
     assert not (tmp_path / "wavs").exists()
 
 
-@pytest.mark.parametrize("value", ["0", "nan", "-1", "inf", "fast", ""])
+@pytest.mark.parametrize("value", ["0", "1e-9", "nan", "-1", "inf", "fast", ""])
 def test_refuses_a_scale_of_durations(run, value):
     with pytest.raises(SystemExit, match=r"^Error: argument --duration_scale: expected"):
         run([{"id": "a", "units": [1]}], f"--duration_scale={value}")

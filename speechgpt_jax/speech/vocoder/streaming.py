@@ -93,7 +93,7 @@ def stream(
       UserError: the vocoder doesn't have the speaker or a unit (then at that unit), or a number is
         out of its range.
     """
-    check_number("duration_scale", duration_scale, above=0, at_most=100)
+    check_number("duration_scale", duration_scale, at_least=0.01, at_most=100)
     check_number("chunk_codes", chunk_codes, at_least=1)
     if lookahead is not None:
         check_number("lookahead", lookahead, at_least=0)

@@ -97,7 +97,7 @@ class UnitVocoder(nnx.Module):
             durations, the speakers or the scale don't fit, or the speech is too long.
         """
         config = self.config
-        check_number("duration_scale", duration_scale, above=0, at_most=100)
+        check_number("duration_scale", duration_scale, at_least=0.01, at_most=100)
         for name, values in (("durations", durations), ("speakers", speakers)):
             if values is not None and len(values) != len(units):
                 raise UserError(
