@@ -26,6 +26,7 @@ from speechgpt_jax.serving.realtime_response import Response
 from speechgpt_jax.serving.realtime_spoken import SpokenAnswers
 from speechgpt_jax.serving.realtime_types import (
     Audio,
+    Cancellation,
     Item,
     Output,
     ResponseOptions,
@@ -295,23 +296,16 @@ class Session:
 
     async def _create_item(self, event: dict) -> None:
         item = protocol.parse(Item, event.get("item"), "item")
-        part = item.content[0]
         item_id = item.id or new_id("item")
+        if self._channel.has_item(item_id):
+            raise invalid(f"item.id: there is an item {item_id!r} already.", "item.id")
         if item.role == "user":
-            if len(item.content) > 1:
-                raise invalid(
-                    f"item.content: expected one text or one recording, got {len(item.content)}"
-                    " parts.",
-                    "item.content",
-                )
-            if part.type == "input_audio":
-                data = decode_base64(part.audio or "", "item.content.audio")
-                self._asked = await self._talker.decode(data, "pcm16"), item_id
-            elif part.text and part.text.strip():
-                self._asked = part.text, item_id
+            question = item.question()
+            if isinstance(question, bytes):
+                self._asked = await self._talker.decode(question, "pcm16"), item_id
             else:
-                raise invalid("item.content: expected a text or sound.", "item.content")
-        shown = part.model_dump(exclude_none=True, exclude={"audio"})
+                self._asked = question, item_id
+        shown = item.content[0].model_dump(exclude_none=True, exclude={"audio"})
         await self._channel.add_item(message(item_id, item.role, shown))
 
     async def _truncate(self, event: dict) -> None:
@@ -348,8 +342,9 @@ class Session:
                 await self._channel.send("error", error={**fields, "event_id": None})
 
     async def _create_response(self, event: dict) -> None:
+        options = event.get("response")
         await self._begin_response(
-            protocol.parse(ResponseOptions, event.get("response") or {}, "response")
+            protocol.parse(ResponseOptions, {} if options is None else options, "response")
         )
 
     async def _begin_response(
@@ -362,9 +357,9 @@ class Session:
                 code="conversation_already_has_active_response",
             )
         modalities = options.output_modalities or self._settings.output_modalities
-        output = self._settings.audio.output
+        output, voice = self._settings.audio.output, options.audio.output.voice
         conversation = self._talker.conversation(
-            voice=options.audio.output.voice or output.voice,
+            voice=output.voice if voice is None else voice,
             speed=output.speed,
             **self._length(options.max_output_tokens or self._settings.max_output_tokens),
         )
@@ -379,6 +374,7 @@ class Session:
             question,
             item_id,
             self._spoken,
+            options.metadata,
         )
         await self._response.begin()
 
@@ -398,8 +394,16 @@ class Session:
         return {"max_new_tokens": most}
 
     async def _cancel_response(self, event: dict) -> None:
+        code, wanted = "response_cancel_not_active", protocol.parse(Cancellation, event).response_id
         if not self._response or not self._response.is_in_progress:
-            raise invalid("There is no response in progress.", code="response_cancel_not_active")
+            raise invalid("There is no response in progress.", code=code)
+        if wanted not in (None, self._response.id):
+            raise invalid(
+                f"response_id: expected {self._response.id!r}, the response in progress, got "
+                f"{protocol.excerpt(wanted)}.",
+                "response_id",
+                code,
+            )
         await self._cancel("client_cancelled")
 
     async def _cancel(self, reason: str) -> None:

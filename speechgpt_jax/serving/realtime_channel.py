@@ -6,6 +6,9 @@ from typing import Any
 
 from starlette.websockets import WebSocket
 
+# Items whose ids are kept: a client that adds them for an hour must not fill the memory.
+_MOST_ITEMS = 10_000
+
 
 class Channel:
     """The way to one client.
@@ -21,11 +24,16 @@ class Channel:
         """
         self._socket = socket
         self.last_item: str | None = None
+        self._items: dict[str, None] = {}  # Ids of the newest items.
 
     async def send(self, kind: str, **fields: Any) -> None:
         """Sends an event of a kind, such as "response.created"."""
         event = {"type": kind, "event_id": new_id("event"), **fields}
         await self._socket.send_text(json.dumps(event))
+
+    def has_item(self, id: str) -> bool:
+        """Whether one of the newest items has this id."""
+        return id in self._items
 
     async def add_item(self, item: dict[str, Any]) -> None:
         """Sends an item that is whole from the start."""
@@ -35,6 +43,9 @@ class Channel:
     async def begin_item(self, item: dict[str, Any]) -> str | None:
         """Sends an item that has no content yet; returns the id of the item before it."""
         previous, self.last_item = self.last_item, item["id"]
+        self._items[item["id"]] = None
+        if len(self._items) > _MOST_ITEMS:
+            del self._items[next(iter(self._items))]
         await self.send("conversation.item.added", item=item, previous_item_id=previous)
         return previous
 

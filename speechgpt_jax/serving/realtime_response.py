@@ -23,6 +23,7 @@ class Response:
     Attributes:
       question: what is answered.
       asked: id of its item.
+      id: its own id.
       status: how it ended, one of OpenAI's; "in_progress" before.
       has_failed: it ended by an error, and the question can be asked again.
     """
@@ -36,6 +37,7 @@ class Response:
         question: Question,
         asked: str,
         spoken: SpokenAnswers,
+        metadata: dict[str, str] | None,
     ):
         """
         Args:
@@ -45,17 +47,24 @@ class Response:
           modality: "audio" or "text".
           question, asked: see above.
           spoken: the session's answers aloud.
+          metadata: notes of the client, which the response's events repeat.
         """
         self._talker, self._channel, self._conversation = talker, channel, conversation
         self._modality = modality
         self.question, self.asked, self.has_failed = question, asked, False
         self.status, self._heard = "in_progress", ""
-        self._id, self._item_id = new_id("resp"), new_id("item")
+        self.id, self._item_id, self._metadata = new_id("resp"), new_id("item"), metadata
+        is_aloud = modality == "audio"
+        # Name of the field and of the events that hold the answer's words.
+        self._name = "transcript" if is_aloud else "text"
+        self._words = f"response.output_{'audio_transcript' if is_aloud else 'text'}"
+        self._place = {"response_id": self.id, "output_index": 0}
+        self._inside = {**self._place, "item_id": self._item_id, "content_index": 0}
         # What was sent of an answer aloud; None if it is written.
-        self._spoken = spoken.begin(self._item_id) if modality == "audio" else None
+        self._spoken = spoken.begin(self._item_id) if is_aloud else None
         self._transcript = self._text = ""
         self._task: asyncio.Task | None = None
-        self._is_begun = False
+        self._is_begun = self._has_part = False  # Whether the item, and its content, were begun.
         self._previous: str | None = None  # Id of the item before it.
         self._reason = ""  # Why it was cancelled.
 
@@ -104,25 +113,34 @@ class Response:
         self.status = status
         if self._spoken:
             self._spoken.is_over = True
+        details = {"type": status, **(details or {})}
+        with contextlib.suppress(WebSocketDisconnect):
+            await self._send_end(status)
+            await self._channel.send("response.done", response=self._described(status, details))
+
+    async def _send_end(self, status: str) -> None:
+        """Ends all that was begun, also where the reply was cut off."""
+        if self._has_part:
+            if self._modality == "audio":
+                await self._channel.send("response.output_audio.done", **self._inside)
+            await self._channel.send(
+                f"{self._words}.done", **{self._name: self._text}, **self._inside
+            )
+            part = {"type": self._modality, self._name: self._text}
+            await self._channel.send("response.content_part.done", part=part, **self._inside)
         if self._is_begun:
             item = self._item(status)
-            await self._channel.send(
-                "response.output_item.done", item=item, response_id=self._id, output_index=0
-            )
+            await self._channel.send("response.output_item.done", item=item, **self._place)
             await self._channel.end_item(item, self._previous)
-        details = {"type": status, **(details or {})}
-        await self._channel.send("response.done", response=self._described(status, details))
 
     async def _send_reply(self) -> None:
-        is_aloud = self._modality == "audio"
+        is_aloud, inside = self._modality == "audio", self._inside
         item = message(self._item_id, "assistant", None, "in_progress")
-        part = {"type": self._modality, **({"transcript": ""} if is_aloud else {"text": ""})}
-        place = {"response_id": self._id, "output_index": 0}
-        inside = {**place, "item_id": self._item_id, "content_index": 0}
-        words = "response.output_audio_transcript" if is_aloud else "response.output_text"
-        await self._channel.send("response.output_item.added", item=item, **place)
+        await self._channel.send("response.output_item.added", item=item, **self._place)
         self._is_begun, self._previous = True, await self._channel.begin_item(item)
+        part = {"type": self._modality, self._name: ""}
         await self._channel.send("response.content_part.added", part=part, **inside)
+        self._has_part = True
 
         encoder = Encoder("pcm16")
         conversation, question = self._conversation, self.question
@@ -140,7 +158,7 @@ class Response:
                         self._heard += text
                     case Text(text):
                         self._text += text
-                        await self._channel.send(f"{words}.delta", delta=text, **inside)
+                        await self._channel.send(f"{self._words}.delta", delta=text, **inside)
                     case Sound(wav) if is_aloud:
                         await self._send_sound(encoder.encode(wav), inside)
                 if self._spoken:
@@ -150,10 +168,6 @@ class Response:
         await self._send_transcript()
         if is_aloud:
             await self._send_sound(encoder.finish(), inside)
-            await self._channel.send("response.output_audio.done", **inside)
-        done = {"transcript" if is_aloud else "text": self._text}
-        await self._channel.send(f"{words}.done", **done, **inside)
-        await self._channel.send("response.content_part.done", part={**part, **done}, **inside)
 
     async def _send_sound(self, data: bytes, inside: dict[str, Any]) -> None:
         delta = base64.b64encode(data).decode()
@@ -178,8 +192,7 @@ class Response:
 
     def _item(self, status: str) -> dict[str, Any]:
         """The item of the answer; `status` is the response's."""
-        name = "transcript" if self._modality == "audio" else "text"
-        content = {"type": f"output_{self._modality}", name: self._text}
+        content = {"type": f"output_{self._modality}", self._name: self._text}
         is_whole = status == "completed"
         return message(
             self._item_id, "assistant", content, "completed" if is_whole else "incomplete"
@@ -191,11 +204,12 @@ class Response:
         usage = {**protocol.audio_usage(prompt, reply), **details_of_input}
         is_over = status != "in_progress"
         return {
-            "id": self._id,
+            "id": self.id,
             "object": "realtime.response",
             "status": status,
             "status_details": details,
             "output_modalities": [self._modality],
             "output": [self._item(status)] if is_over else [],
+            "metadata": self._metadata,
             "usage": usage if is_over else None,
         }

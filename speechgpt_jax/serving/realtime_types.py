@@ -2,11 +2,21 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
-from speechgpt_jax.serving.protocol import Strict, VoiceName
+from speechgpt_jax.serving.chat_completions import decode_base64
+from speechgpt_jax.serving.protocol import Strict, VoiceName, invalid
 
 Modalities = Annotated[list[Literal["text", "audio"]], Field(min_length=1, max_length=1)]
+
+# Notes of the client, which the events of its response repeat.
+Metadata = Annotated[
+    dict[
+        Annotated[str, StringConstraints(max_length=64)],
+        Annotated[str, StringConstraints(max_length=512)],
+    ],
+    Field(max_length=16),
+]
 
 
 class ServerVad(Strict):
@@ -77,6 +87,29 @@ class Item(Strict):
     content: Annotated[list[ContentPart], Field(min_length=1, max_length=10)]
     id: Annotated[str, Field(max_length=64)] | None = None
 
+    def question(self) -> str | bytes:
+        """The text or the 16-bit samples of a message of the user.
+
+        Raises:
+          ApiError: it has several parts, or none of these.
+        """
+        if len(self.content) > 1:
+            raise invalid(
+                f"item.content: expected one text or one recording, got {len(self.content)} parts.",
+                "item.content",
+            )
+        (part,) = self.content
+        if part.type == "input_audio":
+            if not part.audio:
+                raise invalid(
+                    "item.content.audio is required: base64 of 16-bit samples at 24 kHz.",
+                    "item.content.audio",
+                )
+            return decode_base64(part.audio, "item.content.audio")
+        if part.text and part.text.strip():
+            return part.text
+        raise invalid("item.content: expected a text or sound.", "item.content")
+
 
 class Truncation(Strict):
     """What the user has heard of an answer: its first `audio_end_ms`."""
@@ -84,6 +117,12 @@ class Truncation(Strict):
     item_id: str
     content_index: Literal[0]
     audio_end_ms: Annotated[int, Field(ge=0)]
+
+
+class Cancellation(Strict):
+    """Which response is cancelled; None: the one in progress."""
+
+    response_id: str | None = None
 
 
 class ResponseOutput(Strict):
@@ -111,6 +150,7 @@ class ResponseOptions(Strict):
     audio: ResponseAudio = ResponseAudio()
     output_modalities: Modalities | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | Literal["inf"] | None = None
+    metadata: Metadata | None = None
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -300,15 +300,44 @@ def test_an_answer_in_progress_is_not_shortened(connection, held):
     assert connection.recv().type == "conversation.item.truncated"
 
 
-def test_cancel(address, connection):
+def test_cancel(address, connection, held):
+    """Of the response that is named; all that was begun is ended."""
     by_hand(connection)
     append(connection, pcm(load_audio(QUESTION)))
     connection.input_audio_buffer.commit()
     connection.response.create()
-    connection.response.cancel()
-    response = until(connection, DONE)[-1].response
+    id_ = until(connection, "response.content_part.added")[-1].response_id
+    connection.response.cancel(response_id="resp_other")
+    error = until(connection, "error")[-1].error
+    assert f"response_id: expected '{id_}'" in error.message and "'resp_other'" in error.message
+    assert error.code == "response_cancel_not_active"
+    connection.response.cancel(response_id=id_)
+    *events, done = until(connection, DONE)
+    assert [event.type for event in events if "delta" not in event.type][-5:] == [
+        "response.output_audio.done",
+        "response.output_audio_transcript.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "conversation.item.done",
+    ]
+    response = done.response
     assert (response.status, response.status_details.reason) == ("cancelled", "client_cancelled")
+    assert response.output[0].content[0].transcript == events[-3].part.transcript
     tiny.wait_for(lambda: tiny.metric(address, "speechgpt_busy_slots") == 0, seconds=1)
+
+
+def test_the_clients_own_ids_and_notes(connection):
+    content = [{"type": "input_text", "text": tiny.SUM}]
+    item = {"type": "message", "role": "user", "content": content, "id": "mine"}
+    connection.conversation.item.create(item=item)
+    assert until(connection, "conversation.item.done")[-1].item.id == "mine"
+    connection.conversation.item.create(item=item)
+    assert "there is an item 'mine' already" in until(connection, "error")[-1].error.message
+    options = {"metadata": {"topic": "sums"}, "output_modalities": ["text"]}
+    connection.response.create(response=options)
+    events = until(connection, DONE)
+    for event in (events[0], events[-1]):
+        assert event.response.metadata == {"topic": "sums"}
 
 
 def test_length(connection):
@@ -335,6 +364,12 @@ def test_a_refused_response_leaves_the_question(connection):
     assert until(connection, DONE)[-1].response.status == "completed"
 
 
+def sound_item(**fields):
+    part = {"type": "input_audio", **fields}
+    item = {"type": "message", "role": "user", "content": [part]}
+    return {"type": "conversation.item.create", "item": item}
+
+
 @pytest.mark.parametrize(
     ("event", "message"),
     [
@@ -350,6 +385,13 @@ def test_a_refused_response_leaves_the_question(connection):
             {"type": "response.create", "response": {"audio": {"output": {"voice": "x"}}}},
             "voice: expected one of slt, rms",
         ),
+        ({"type": "response.create", "response": []}, "response: expected a JSON object, got []"),
+        ({"type": "response.create", "response": {"metadata": {"a": 1}}}, "metadata.a: expected"),
+        (
+            {"type": "response.create", "response": {"audio": {"output": {"voice": ""}}}},
+            "voice: expected one of slt, rms",
+        ),
+        ({"type": "response.cancel", "response_id": 5}, "response_id: expected a valid string"),
         ({"type": "session.update"}, "session is required"),
         ({"type": "session.update", "session": {"audio": {"output": {"voice": "x"}}}}, "slt, rms"),
         ({"type": "session.update", "session": {"type": "transcription"}}, "expected 'realtime'"),
@@ -371,6 +413,8 @@ def test_a_refused_response_leaves_the_question(connection):
             },
             "item.content: expected one text or one recording, got 2 parts",
         ),
+        (sound_item(), "item.content.audio is required"),
+        (sound_item(audio=""), "item.content.audio is required"),
         ({"type": "conversation.item.create"}, "item: expected a JSON object, got None"),
         ({"type": ["session.update"]}, "type: expected one of"),
     ],
