@@ -51,7 +51,7 @@ MAX_BODY_MB = define(
     "max_body_mb",
     finite_float(at_least=1 / 1024, at_most=2**20),
     Limits.body_bytes / 2**20,
-    "Largest request, in MiB.",
+    "Largest request or Realtime event, in MiB.",
 )
 MAX_AUDIO_SECONDS = define(
     "max_audio_seconds",

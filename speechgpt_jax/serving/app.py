@@ -77,7 +77,8 @@ class Options:
 def create_app(settings: Conversation, options: Options) -> Starlette:
     """The application that answers with one model.
 
-    Its `state.failure` is a UserError if the warm-up has failed, else None.
+    Its `state.failure` is a UserError if the warm-up has failed, else None; `state.event_bytes` is
+    the largest event of a Realtime session.
 
     Args:
       settings: a conversation whose fields all replies start from.
@@ -127,6 +128,7 @@ class _Server:
             lifespan=self._lifespan,
         )
         self.app.state.failure = None
+        self.app.state.event_bytes = options.limits.body_bytes
 
     def _call(self, path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
         """A route whose requests are admitted before anything of them is read."""

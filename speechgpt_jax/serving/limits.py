@@ -8,6 +8,8 @@ from speechgpt_jax.limits import check_number
 LONGEST_AUDIO = 3600
 # Time for a body to arrive: meanwhile its request has a place among the replies.
 BODY_SECONDS = 20
+# Code with which a Realtime session ends when the server stops, registered as "Service Restart".
+STOP_CODE = 1012
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +17,7 @@ class Limits:
     """Limits of a request, and of the queue.
 
     Attributes:
-      body_bytes: size of its body.
+      body_bytes: size of its body, or of an event of a Realtime session.
       audio_seconds: length of a recording.
       waiting: replies that may wait for a slot; further requests are refused until one has ended.
       seconds: time for the request, its reply included.

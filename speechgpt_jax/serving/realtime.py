@@ -20,6 +20,7 @@ from speechgpt_jax.errors import UserError
 from speechgpt_jax.serving import protocol
 from speechgpt_jax.serving.chat_completions import decode_base64
 from speechgpt_jax.serving.http import explain
+from speechgpt_jax.serving.limits import STOP_CODE
 from speechgpt_jax.serving.protocol import ApiError, invalid
 from speechgpt_jax.serving.realtime_channel import Channel, message, new_id
 from speechgpt_jax.serving.realtime_response import Response
@@ -90,6 +91,8 @@ class Session:
         try:
             while (frame := await self._next_frame())["type"] == "websocket.receive":
                 await self._receive(frame.get("text"))
+            if frame.get("code") == STOP_CODE:
+                await self._finish()
         except _TooLong as error:
             await self._expire(str(error))
         except WebSocketDisconnect:
@@ -134,6 +137,15 @@ class Session:
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
             await self._channel.send("error", error={**error.body()["error"], "event_id": None})
             await self._socket.close(TIMEOUT_CODE, text)
+
+    async def _finish(self) -> None:
+        """Ends the session after the response in progress, since the server stops."""
+        if self._answering:
+            self._answering.cancel()
+        if self._response:
+            await self._response.wait()
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            await self._socket.close(STOP_CODE, "The server stops.")
 
     async def _receive(self, text: str | None) -> None:
         event_id = None
@@ -213,15 +225,15 @@ class Session:
             wav = pcm16_samples(decode_base64(audio, "audio"))
         except UserError as error:
             raise invalid(f"audio: {error}", "audio") from error
-        wav = self._resampler.resample_chunk(wav)
-        most = int(self._talker.limits.audio_seconds * SAMPLE_RATE)
-        if len(self._buffer) + len(wav) > most:
+        most = self._talker.limits.audio_seconds
+        if len(self._buffer) / SAMPLE_RATE + len(wav) / API_RATE > most:
             await self._clear({})
             raise invalid(
-                f"audio: the buffer has more than {self._talker.limits.audio_seconds:g} s; it was "
-                "cleared. Commit or clear it in time.",
+                f"audio: the buffer has more than {most:g} s; it was cleared. Commit or clear it in"
+                " time.",
                 "audio",
             )
+        wav = self._resampler.resample_chunk(wav)
         self._buffer = np.concatenate([self._buffer, wav])
         self._received += len(wav)
         for change in self._vad.add(wav) if self._vad else ():

@@ -7,11 +7,12 @@ import sys
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.serving.limits import BODY_SECONDS
+from speechgpt_jax.serving.limits import BODY_SECONDS, STOP_CODE
 from speechgpt_jax.serving.protocol import ApiError, error_response
 
 # Time for a connection to send the head of a request.
@@ -20,8 +21,8 @@ HEAD_SECONDS = 10
 MOST_CONNECTIONS = 1000
 # Time for replies in progress after SIGTERM or Ctrl-C.
 STOP_SECONDS = 30
-# Largest event of a Realtime session in bytes: about a minute of sound as base64.
-MAX_EVENT_BYTES = 4 * 2**20
+# Time for a client to confirm the end of its session meanwhile.
+_CLOSE_SECONDS = 1.0
 
 
 class Protocol(H11Protocol):
@@ -75,6 +76,27 @@ class Protocol(H11Protocol):
             self.transport.abort()
 
 
+class SocketProtocol(WebSocketsSansIOProtocol):
+    """WebSockets that are told when the server stops, and close themselves.
+
+    uvicorn closes them at once, in the middle of a reply.
+    """
+
+    def shutdown(self) -> None:
+        if self.close_sent or not self.handshake_complete:
+            super().shutdown()
+            return
+        self.close_timeout = _CLOSE_SECONDS
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": STOP_CODE})
+
+    async def send(self, message: Message) -> None:  # type: ignore[override]
+        await super().send(message)  # type: ignore[arg-type]
+        is_body = message["type"] == "websocket.http.response.body"
+        if is_body and not message.get("more_body", False):
+            # The connection was refused by a whole reply; uvicorn logs that as an error.
+            self.handshake_complete = True
+
+
 class Server(uvicorn.Server):
     """uvicorn with our settings; it ends if the warm-up of the application fails."""
 
@@ -93,8 +115,8 @@ class Server(uvicorn.Server):
             host,
             port,
             http=Protocol,
-            ws="websockets-sansio",
-            ws_max_size=MAX_EVENT_BYTES,
+            ws=SocketProtocol,
+            ws_max_size=app.state.event_bytes,
             ssl_certfile=certificate,
             ssl_keyfile=key,
             log_config=None,  # `logs` writes what uvicorn logs.

@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import contextlib
 import json
+import logging
 import threading
 import time
 
@@ -473,6 +475,45 @@ def test_the_buffer_is_bounded(connection):
     assert "more than 5 s" in connection.recv().error.message
 
 
+def test_large_events(connection):
+    """They may be as large as a request, 1 MiB here; larger ones end the session."""
+    by_hand(connection)
+    append(connection, silence(15), 720_000)
+    assert connection.recv().type == "input_audio_buffer.cleared"
+    assert "more than 5 s" in connection.recv().error.message
+    append(connection, silence(20), 960_000)
+    with pytest.raises(websockets.exceptions.ConnectionClosedError) as closed:
+        connection.recv()
+    assert closed.value.rcvd.code == 1009
+
+
+def test_a_response_is_finished_when_the_server_stops(held):
+    """A session without one ends at once."""
+    with contextlib.ExitStack() as clients, contextlib.ExitStack() as stack:
+        held.set()
+        address = stack.enter_context(tiny.serving())
+        held.clear()
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        busy, idle = (
+            clients.enter_context(client.realtime.connect(model="tiny")) for _ in range(2)
+        )
+        content = [{"type": "input_text", "text": tiny.SUM}]
+        busy.conversation.item.create(item={"type": "message", "role": "user", "content": content})
+        busy.response.create()
+        until(busy, "response.output_audio_transcript.delta")
+        stopping = threading.Thread(target=stack.close)
+        stopping.start()
+        for connection in (idle, busy):
+            with pytest.raises(websockets.exceptions.ConnectionClosedError) as closed:
+                for event in iter(connection.recv, None):
+                    last = event
+            assert closed.value.rcvd.code == 1012
+            held.set()
+        stopping.join(10)
+    assert last.type == DONE and last.response.status == "completed"
+    assert last.response.output[0].content[0].transcript == tiny.SUM_ANSWER
+
+
 def test_the_asynchronous_client(address):
     async def talk():
         url = f"{address}/v1"
@@ -492,10 +533,15 @@ def test_the_asynchronous_client(address):
     assert asyncio.run(talk()) == tiny.SUM_ANSWER
 
 
-def test_another_model_is_refused(address):
+def test_another_model_is_refused(address, monkeypatch, caplog):
+    """Which is no error of the server."""
+    log = logging.getLogger("uvicorn.error")
+    monkeypatch.setattr(log, "handlers", [*log.handlers, caplog.handler])
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
     with pytest.raises(Exception, match="404"), client.realtime.connect(model="gpt"):
         pass
+    assert tiny.is_ready(address)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 @pytest.mark.parametrize(
