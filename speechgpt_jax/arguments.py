@@ -15,6 +15,7 @@ IllegalValue; the same types serve argparse and absl. No type accepts NaN or inf
 
 import argparse
 import math
+import os
 import pathlib
 import re
 import sys
@@ -96,6 +97,21 @@ def utf8(text: str) -> str:
     if not is_text(text):
         raise _illegal(text, "a text in UTF-8")
     return text
+
+
+def key_in(variable: str) -> str | None:
+    """The API key in an environment variable; None: it is unset or empty.
+
+    Raises:
+      UserError: it can't be sent in a header. The message does not show it.
+    """
+    key = os.environ.get(variable) or None
+    if key and not re.fullmatch(r"[!-~]+", key):
+        raise UserError(
+            f"{variable}: expected a key of ASCII letters, digits and signs without spaces; HTTP"
+            " sends no others."
+        )
+    return key
 
 
 def host_and_port(text: str) -> str:

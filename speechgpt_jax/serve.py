@@ -9,7 +9,6 @@ The environment variable SPEECHGPT_API_KEY, if set, is the key that clients must
 
 from __future__ import annotations
 
-import os
 import pathlib
 import sys
 
@@ -21,6 +20,7 @@ from speechgpt_jax.arguments import (
     define,
     existing_local_file,
     finite_float,
+    key_in,
     nonempty,
     positive_float,
     positive_int,
@@ -82,6 +82,7 @@ def main() -> None:
     hush_libraries()
     if bool(SSL_CERTFILE.value) != bool(SSL_KEYFILE.value):
         raise UserError("Give both --ssl_certfile and --ssl_keyfile, or neither.")
+    api_key = key_in("SPEECHGPT_API_KEY")
     logs.write_to_stderr()
 
     from speechgpt_jax.serving.server import check_certificate, check_port, run
@@ -104,7 +105,7 @@ def main() -> None:
     )
     options = Options(
         MODEL_NAME.value or pathlib.Path(talk.RUN.value).resolve().name,
-        api_key=os.environ.get("SPEECHGPT_API_KEY") or None,
+        api_key=api_key,
         cors_origins=CORS_ORIGINS.value,
         log_words=LOG_WORDS.value,
         limits=limits,

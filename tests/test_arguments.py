@@ -209,3 +209,15 @@ def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch):
         with pytest.raises(SystemExit) as raised:
             run()
         assert raised.value.code == 130
+
+
+def test_keys_that_no_header_can_hold(monkeypatch):
+    """They are refused without showing them."""
+    for key, expected in [("", None), ("s3cret!~", "s3cret!~")]:
+        monkeypatch.setenv("A_KEY", key)
+        assert arguments.key_in("A_KEY") == expected
+    for key in ("schlüssel", "a b", "a\n", "\udcff"):
+        monkeypatch.setenv("A_KEY", key)
+        with pytest.raises(UserError, match="A_KEY: expected a key of ASCII") as raised:
+            arguments.key_in("A_KEY")
+        assert key not in str(raised.value)

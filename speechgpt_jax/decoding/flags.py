@@ -6,7 +6,6 @@ that its --help lists them. JAX is imported after the flags are checked.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -17,6 +16,7 @@ from speechgpt_jax.arguments import (
     define,
     existing_folder,
     finite_float,
+    key_in,
     nonempty,
     positive_int,
     seed,
@@ -161,7 +161,7 @@ def load_speech_model(**kwargs: Any) -> SpeechModel:
     # A wrong speaker is reported before the model is loaded, which may take minutes.
     load_config(VOCODER_FOLDER.value).speaker_index(_speaker())
     if ENGINE.value:
-        kwargs["api_key"] = os.environ.get("SPEECHGPT_ENGINE_KEY") or None
+        kwargs["api_key"] = key_in("SPEECHGPT_ENGINE_KEY")
     else:
         kwargs |= {
             "dtype": DTYPE.value,

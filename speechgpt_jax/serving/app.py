@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import dataclasses
 import mimetypes
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -53,6 +54,8 @@ from speechgpt_jax.serving.sound import MEDIA_TYPES
 from speechgpt_jax.serving.talker import Talker
 
 PAGE = Path(__file__).parent / "page"
+# Time for a warm-up to end when the server stops.
+_WARM_UP_END_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +80,8 @@ class Options:
 def create_app(settings: Conversation, options: Options) -> Starlette:
     """The application that answers with one model.
 
-    Its `state.failure` is a UserError if the warm-up has failed, else None; `state.event_bytes` is
-    the largest event of a Realtime session.
+    Its `state.warm_up` is the thread of the warm-up, None before; `state.failure` is a UserError if
+    that has failed, else None; `state.event_bytes` is the largest event of a Realtime session.
 
     Args:
       settings: a conversation whose fields all replies start from.
@@ -114,10 +117,12 @@ class _Server:
                 self._call("/v1/audio/transcriptions", self._transcribe),
                 self._call("/v1/audio/speech", self._speech),
                 WebSocketRoute("/v1/realtime", self._realtime),
+                WebSocketRoute("/{path:path}", self._no_session),
             ],
             middleware=[
-                Middleware(Watch, seconds=options.limits.seconds, finished=self._finished),
+                # Outside of all others: pages may read the errors of every one.
                 *([cors] if options.cors_origins else []),
+                Middleware(Watch, seconds=options.limits.seconds, finished=self._finished),
                 Middleware(Keyed, api_key=options.api_key),
             ],
             exception_handlers={
@@ -127,7 +132,7 @@ class _Server:
             },
             lifespan=self._lifespan,
         )
-        self.app.state.failure = None
+        self.app.state.failure = self.app.state.warm_up = None
         self.app.state.event_bytes = options.limits.body_bytes
 
     def _call(self, path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
@@ -138,12 +143,15 @@ class _Server:
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Warms up while /healthz is answered already."""
-        warm_up = asyncio.create_task(asyncio.to_thread(self._warm_up))
+        # Nothing interrupts the compiler, and the end of the process need not wait for it.
+        warm_up = threading.Thread(target=self._warm_up, name="warm-up", daemon=True)
+        warm_up.start()
+        self.app.state.warm_up = warm_up
         yield
-        while not warm_up.done():
+        end = time.monotonic() + _WARM_UP_END_SECONDS
+        while warm_up.is_alive() and time.monotonic() < end:
             self._talker.stop()
-            await asyncio.wait([warm_up], timeout=0.05)
-        await warm_up
+            await asyncio.sleep(0.05)
 
     def _warm_up(self) -> None:
         start = time.monotonic()
@@ -200,7 +208,13 @@ class _Server:
     async def _no_route(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         given = f"{request.method} {request.url.path[:100]}"
-        return error_response(ApiError(error.status_code, f"{given}: {error.detail}."))
+        response = error_response(ApiError(error.status_code, f"{given}: {error.detail}."))
+        response.headers.update(error.headers or {})
+        return response
+
+    async def _no_session(self, socket: WebSocket) -> None:
+        given = f"WebSocket {socket.url.path[:100]}"
+        await socket.send_denial_response(error_response(ApiError(404, f"{given}: Not Found.")))
 
     async def _explained(self, request: Request, error: Exception) -> Response:
         return error_response(explain(error))

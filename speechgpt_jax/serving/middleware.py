@@ -57,6 +57,10 @@ class Watch:
 
         try:
             async with asyncio.timeout(self._seconds):
+                if scope.get("state", {}).get("is_crowded"):
+                    raise ApiError(
+                        503, "The server has too many connections; try again.", retry_after=5
+                    )
                 await self._app(scope, receive, send_with_id)
         except ClientGone:
             status = 499  # nginx' status for a client that closed the connection.
@@ -122,7 +126,8 @@ class Keyed:
         if self._api_key is None or not scope.get("path", "").startswith("/v1/"):
             await self._app(scope, receive, send)
             return
-        given = HTTPConnection(scope).headers.get("authorization", "").removeprefix("Bearer ")
+        scheme, _, given = HTTPConnection(scope).headers.get("authorization", "").partition(" ")
+        given = given.strip() if scheme.lower() == "bearer" else ""
         for name in scope.get("subprotocols") or ():
             given = (
                 name.removeprefix(_KEY_IN_PROTOCOL) if name.startswith(_KEY_IN_PROTOCOL) else given

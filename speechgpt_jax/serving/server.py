@@ -1,6 +1,7 @@
 """Server: runs the application with uvicorn, against slow clients and for a graceful stop."""
 
 import asyncio
+import os
 import socket
 import ssl
 import sys
@@ -13,7 +14,6 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.serving.limits import BODY_SECONDS, STOP_CODE
-from speechgpt_jax.serving.protocol import ApiError, error_response
 
 # Time for a connection to send the head of a request.
 HEAD_SECONDS = 10
@@ -37,13 +37,15 @@ class Protocol(H11Protocol):
         self._deadline: asyncio.TimerHandle | None = None
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if len(self.connections) < MOST_CONNECTIONS:
-            await self._whole_app(scope, receive, send)
-            return
-        busy = ApiError(503, "The server has too many connections; try again.", retry_after=5)
-        response = error_response(busy)
-        response.headers["Connection"] = "close"
-        await response(scope, receive, send)
+        async def send_and_close(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        # The application refuses it, with the headers and the line of the log of all replies.
+        is_crowded = len(self.connections) >= MOST_CONNECTIONS
+        scope.setdefault("state", {})["is_crowded"] = is_crowded
+        await self._whole_app(scope, receive, send_and_close if is_crowded else send)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -133,6 +135,12 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter) or self._app.state.failure is not None
 
 
+def url(host: str, port: int, *, is_secure: bool) -> str:
+    """ "::1", 8000 -> "http://[::1]:8000/"."""
+    name = f"[{host}]" if ":" in host else host
+    return f"{'https' if is_secure else 'http'}://{name}:{port}/"
+
+
 def run(app: Starlette, *, host: str, port: int, certificate: str | None, key: str | None) -> None:
     """Serves until SIGTERM or Ctrl-C, then finishes the replies in progress.
 
@@ -144,9 +152,14 @@ def run(app: Starlette, *, host: str, port: int, certificate: str | None, key: s
     Raises:
       UserError: the warm-up of the application has failed.
     """
-    scheme = "https" if certificate else "http"
-    print(f"Serving at {scheme}://{host}:{port}/ while it warms up.", file=sys.stderr, flush=True)
-    Server(app, host, port, certificate, key).run()
+    address = url(host, port, is_secure=certificate is not None)
+    print(f"Serving at {address} while it warms up.", file=sys.stderr, flush=True)
+    try:
+        Server(app, host, port, certificate, key).run()
+    except KeyboardInterrupt:
+        if app.state.warm_up is not None and app.state.warm_up.is_alive():
+            os._exit(130)  # Python would abort: the thread is inside the compiler.
+        raise
     if app.state.failure is not None:
         raise app.state.failure
 
@@ -154,8 +167,17 @@ def run(app: Starlette, *, host: str, port: int, certificate: str | None, key: s
 def check_certificate(certificate: str | None, key: str | None) -> None:
     """Raises a UserError if there is a certificate and it can't be used with the key."""
     if certificate:
+
+        def refuse() -> str:
+            # Else it would be asked for, again after the model is loaded.
+            raise UserError(
+                f"--ssl_keyfile={key} is encrypted by a pass phrase; expected one without: openssl"
+                f" pkey -in {key} -out plain.pem"
+            )
+
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
-            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+            context.load_cert_chain(certificate, key, refuse)
         except OSError as error:
             raise UserError(
                 f"--ssl_certfile, --ssl_keyfile: {error}; expected PEM files."

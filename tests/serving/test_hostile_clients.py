@@ -21,7 +21,7 @@ from speechgpt_jax.serving import server, sound
 from speechgpt_jax.serving.limits import Limits
 from tests.serving import guarded, tiny
 from tests.serving.clips import QUESTION, input_audio
-from tests.serving.guarded import BODY, KEY, answer, post
+from tests.serving.guarded import BODY, KEY, ORIGIN, answer, post
 
 pytestmark = pytest.mark.slow
 
@@ -190,9 +190,10 @@ def test_too_many_connections(address, monkeypatch):
     with contextlib.ExitStack() as stack:
         for _ in range(3):
             stack.enter_context(socket.create_connection((place.hostname, place.port)))
-        reply = post(address, json=BODY)
+        reply = httpx2.post(f"{address}/v1/chat/completions", json=BODY, headers={"Origin": ORIGIN})
     assert reply.status_code == 503 and reply.headers["retry-after"] == "5"
     assert reply.headers["connection"] == "close"
+    assert reply.headers["access-control-allow-origin"] == ORIGIN
     error = reply.json()["error"]
     assert error["type"] == "server_error" and "too many connections" in error["message"]
     tiny.wait_for(lambda: tiny.status(address, "/healthz") == 200)
@@ -237,10 +238,11 @@ def test_a_client_that_breaks_off_its_body_is_no_bug(address, caplog):
 
 
 def test_a_reply_that_takes_too_long():
+    """Pages of friends may read the error."""
     limits = Limits(audio_seconds=5, seconds=0.001)
-    with tiny.serving(limits=limits) as address:
-        reply = post(address, json=BODY)
-    assert reply.status_code == 408
+    with tiny.serving(limits=limits, cors_origins=[ORIGIN]) as address:
+        reply = httpx2.post(f"{address}/v1/chat/completions", json=BODY, headers={"Origin": ORIGIN})
+    assert reply.status_code == 408 and reply.headers["access-control-allow-origin"] == ORIGIN
     assert reply.json()["error"]["message"] == "The request took longer than 0.001 s."
 
 

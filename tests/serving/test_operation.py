@@ -7,6 +7,7 @@ import json
 import logging
 import socket
 import subprocess
+import threading
 import time
 from urllib.parse import urlsplit
 
@@ -14,11 +15,12 @@ import httpx2
 import openai
 import pytest
 import websockets.exceptions
+import websockets.sync.client
 
 from speechgpt_jax.decoding.conversation import Conversation
 from speechgpt_jax.decoding.remote import EngineFailed
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.serving import audio_api, chat_completions, realtime, server, sound
+from speechgpt_jax.serving import app, audio_api, chat_completions, realtime, server, sound
 from speechgpt_jax.serving.app import Options, create_app
 from tests.compilations import compiled_programs
 from tests.processes import free_port
@@ -46,6 +48,8 @@ def client(address):
 
 def test_the_key_is_asked_for(address, client):
     assert answer(client) == tiny.SUM_ANSWER
+    headers = {"Authorization": f"bearer  {KEY}"}  # The scheme has no case.
+    assert httpx2.get(f"{address}/v1/models", headers=headers).status_code == 200
     for key in ("wrong", "secret2", "Secret"):
         other = client.with_options(api_key=key)
         with pytest.raises(openai.AuthenticationError, match="API key is wrong") as raised:
@@ -152,7 +156,19 @@ def test_unknown_paths_and_methods(address):
             method, f"{address}{path}", headers={"Authorization": "Bearer secret"}
         )
         assert reply.status_code == status
+        assert reply.headers.get("allow") == ("POST" if status == 405 else None)
         assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_sessions_at_unknown_paths(address):
+    for path in ("/v1/nothing", "/v1/models", "/nothing"):
+        with pytest.raises(websockets.exceptions.InvalidStatus) as refused:
+            websockets.sync.client.connect(
+                f"{address.replace('http', 'ws')}{path}",
+                additional_headers={"Authorization": "Bearer secret"},
+            )
+        assert refused.value.response.status_code == 404
+        assert path in json.loads(refused.value.response.body)["error"]["message"]
 
 
 # ---- health, metrics, logs -----------------------------------------------------------------------
@@ -276,6 +292,26 @@ def test_readiness_follows_the_warm_up():
         assert post(address, json=BODY).status_code == 200
 
 
+def test_the_address_that_is_printed():
+    assert server.url("127.0.0.1", 80, is_secure=False) == "http://127.0.0.1:80/"
+    assert server.url("::1", 8000, is_secure=True) == "https://[::1]:8000/"
+
+
+def test_the_end_does_not_wait_for_the_compiler(monkeypatch):
+    compiled = threading.Event()
+    monkeypatch.setattr(app, "_WARM_UP_END_SECONDS", 0.1)
+    monkeypatch.setattr(tiny.speech_model(), "warm_up", lambda seconds: compiled.wait())
+    try:
+        with tiny.serving(wait=False) as address:
+            tiny.wait_for(lambda: tiny.status(address, "/readyz") == 503)
+            start = time.monotonic()
+        assert time.monotonic() - start < 2
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "warm-up")
+        assert thread.daemon
+    finally:
+        compiled.set()
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -292,9 +328,9 @@ def test_a_failed_warm_up_ends_the_server(error, message, monkeypatch, caplog):
 
     model = tiny.speech_model()
     monkeypatch.setattr(model, "warm_up", fail)
-    app = create_app(Conversation(model), Options("tiny"))
+    served = create_app(Conversation(model), Options("tiny"))
     with pytest.raises(UserError, match=message):
-        server.run(app, host="127.0.0.1", port=free_port(), certificate=None, key=None)
+        server.run(served, host="127.0.0.1", port=free_port(), certificate=None, key=None)
     has_traceback = [record for record in caplog.records if record.exc_info]
     assert bool(has_traceback) == isinstance(error, ZeroDivisionError)
 

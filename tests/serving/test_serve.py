@@ -96,8 +96,8 @@ def test_a_server_whose_model_is_sharded_over_two_devices(run, tmp_path):
     process.join(30)
 
 
-def errors_of(*flags):
-    done = processes.run(processes.run_module, "speechgpt_jax.serve", *flags)
+def errors_of(*flags, **variables):
+    done = processes.run(processes.run_module, "speechgpt_jax.serve", *flags, **variables)
     assert done.returncode == 1
     return done.stderr
 
@@ -114,3 +114,13 @@ def test_mistakes_are_one_line(run, certificate):
     files = [f"--ssl_{name}file={certificate}/cert.pem" for name in ("cert", "key")]
     errors = errors_of(f"--run={run}", f"--port={processes.free_port()}", *files)
     assert "Error: --ssl_certfile, --ssl_keyfile: " in errors.splitlines()[-1]
+    encrypted = certificate / "encrypted.pem"
+    command = ["openssl", "pkey", "-aes256", "-passout", "pass:a", "-out", encrypted, "-in"]
+    subprocess.run([*command, certificate / "key.pem"], check=True, capture_output=True)
+    files[1] = f"--ssl_keyfile={encrypted}"
+    errors = errors_of(f"--run={run}", f"--port={processes.free_port()}", *files)
+    assert errors.startswith(f"Error: --ssl_keyfile={encrypted} is encrypted by a pass phrase")
+    assert len(errors.splitlines()) == 1
+    errors = errors_of(f"--run={run}", SPEECHGPT_API_KEY="schlüssel")
+    assert errors.startswith("Error: SPEECHGPT_API_KEY: expected a key of ASCII letters")
+    assert len(errors.splitlines()) == 1 and "schl" not in errors
