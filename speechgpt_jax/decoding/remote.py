@@ -23,6 +23,7 @@ from speechgpt_jax.tokenizer import Tokenizer
 
 # Longest silence of the server.
 _SECONDS = 60
+_CHECK_SECONDS = 2  # The same for `check`.
 _EXPECTED = "expected a server with OpenAI's API, such as http://127.0.0.1:8001/v1."
 
 
@@ -81,6 +82,10 @@ class RemoteEngine:
             raise
         except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
             raise UserError(f"{url} lists no models ({error!r}); {_EXPECTED}") from error
+
+    def check(self) -> None:
+        """Raises EngineFailed unless the server answers at once."""
+        self._open("models", seconds=_CHECK_SECONDS).close()
 
     def submit(self, request: Request) -> Answer:
         """Begins to answer a request; returns at once.
@@ -170,8 +175,14 @@ class RemoteEngine:
         path: str,
         body: dict | None = None,
         use: Callable[[socket.socket], None] = lambda connection: None,
+        seconds: float = _SECONDS,
     ) -> http.client.HTTPResponse:
-        """The reply to a request; `use` gets its connection before the request is sent."""
+        """The reply to a request; `use` gets its connection before the request is sent.
+
+        Raises:
+          EngineFailed: the server fails, or says nothing for `seconds`.
+          UserError: it refuses the body; the message is for clients and doesn't name the server.
+        """
         key = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
         url = f"{self._url}/{path}"
         try:
@@ -181,11 +192,12 @@ class RemoteEngine:
                 headers={"Content-Type": "application/json", **key},
             )
             request.use = use
-            return self._opener.open(request, timeout=_SECONDS)
+            return self._opener.open(request, timeout=seconds)
         except urllib.error.HTTPError as error:
             message = error.read(500).decode(errors="replace")
-            kind = UserError if error.code == 400 else EngineFailed
-            raise kind(f"{url} answers {error.code}: {message}") from error
+            if body is not None and error.code == 400:
+                raise UserError(f"The engine's server refuses the request: {message}") from error
+            raise EngineFailed(f"{url} answers {error.code}: {message}") from error
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise EngineFailed(f"{url} can't be reached ({error}); {_EXPECTED}") from error
 

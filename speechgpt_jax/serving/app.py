@@ -25,6 +25,7 @@ from starlette.types import Scope
 from starlette.websockets import WebSocket
 
 from speechgpt_jax.decoding.conversation import Conversation
+from speechgpt_jax.decoding.remote import EngineFailed
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.serving import protocol
 from speechgpt_jax.serving.audio_api import Speech, Transcription, parse_form
@@ -186,9 +187,14 @@ class _Server:
         return PlainTextResponse("ok\n")
 
     async def _readyz(self, request: Request) -> Response:
+        reason = "warming up"
         if self._talker.is_ready:
-            return PlainTextResponse("ready\n")
-        return PlainTextResponse("warming up\n", 503, {"Retry-After": "5"})
+            try:
+                await self._talker.check_engine()
+                return PlainTextResponse("ready\n")
+            except EngineFailed:
+                reason = "the server that writes the tokens can't be reached"
+        return PlainTextResponse(f"{reason}\n", 503, {"Retry-After": "5"})
 
     async def _show_metrics(self, request: Request) -> Response:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")

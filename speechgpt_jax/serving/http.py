@@ -78,7 +78,8 @@ def explain(error: Exception) -> ApiError:
         return error
     if isinstance(error, EngineFailed):
         log("engine_failed", level=logging.ERROR, message=str(error))
-        return ApiError(503, str(error), retry_after=5)
+        # The message has the address of a server that is none of the clients' business.
+        return ApiError(503, "The server that writes the tokens failed; try again.", retry_after=5)
     if isinstance(error, UserError):
         return ApiError(400, str(error))
     log_bug(error)

@@ -24,7 +24,7 @@ import numpy as np
 
 from speechgpt_jax.decoding.conversation import Conversation, SpeechModel
 from speechgpt_jax.decoding.events import Sound
-from speechgpt_jax.decoding.remote import EngineFailed
+from speechgpt_jax.decoding.remote import EngineFailed, RemoteEngine
 from speechgpt_jax.decoding.requests import Answer
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.serving import sound
@@ -81,6 +81,7 @@ class Talker:
         self.is_ready = False
         self._is_stopped = threading.Event()
         self._warming_up: Conversation | None = None
+        self._checking = asyncio.Lock()
         engine = self.model.engine
         most = engine.num_slots + limits.waiting
         self._threads = ThreadPoolExecutor(most, "reply")
@@ -131,6 +132,13 @@ class Talker:
                 pass  # The context is too small: every client is told so.
             self.is_ready = not self._is_stopped.is_set()
             return
+
+    async def check_engine(self) -> None:
+        """Raises EngineFailed if another server writes the tokens and can't be reached."""
+        engine = self.model.engine
+        if isinstance(engine, RemoteEngine):
+            async with self._checking:  # One at a time, however many ask.
+                await asyncio.to_thread(engine.check)
 
     def stop(self) -> None:
         """Ends a warm-up that waits for another server; call it until the warm-up has ended."""

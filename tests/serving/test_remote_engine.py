@@ -13,7 +13,7 @@ import pytest
 
 from speechgpt_jax.decoding.conversation import Conversation, SpeechModel
 from speechgpt_jax.decoding.masks import Masks, grammar
-from speechgpt_jax.decoding.remote import RemoteEngine
+from speechgpt_jax.decoding.remote import EngineFailed, RemoteEngine
 from speechgpt_jax.decoding.requests import Request
 from speechgpt_jax.decoding.sampling import GREEDY, Sampling
 from speechgpt_jax.errors import UserError
@@ -72,6 +72,14 @@ def test_a_cancelled_answer_frees_the_slot_there(address, engine):
     tiny.wait_for(lambda: engine.num_busy == 0)
     assert answer.finish_reason == "cancelled"
     tiny.wait_for(lambda: tiny.metric(address, "speechgpt_busy_slots") == 0)
+
+
+def test_a_request_that_the_engine_refuses(engine):
+    """Clients get its reason, and not its address."""
+    answer = engine.submit(Request(PROMPT, 97, state=MASKS.start("any")))
+    with pytest.raises(UserError, match="max_tokens: expected at most 96") as raised:
+        list(answer)
+    assert not isinstance(raised.value, EngineFailed) and "127.0.0.1" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +224,7 @@ def test_a_server_that_runs_another_model():
             list(answer)
 
 
-def test_clients_may_try_again_if_the_engine_fails():
+def test_clients_may_try_again_if_the_engine_fails(caplog):
     """Its failure is not theirs: OpenAI's clients repeat what is answered by 503.
 
     That it gives no log-probabilities is no failure.
@@ -225,17 +233,25 @@ def test_clients_may_try_again_if_the_engine_fails():
     body = {"model": "tiny", "messages": [{"role": "user", "content": tiny.SUM}]}
     is_good = True
     choice = {"token_ids": tiny.TOKENIZER.encode("hello"), "finish_reason": "stop"}
-    with foreign_server(choice, is_good=lambda: is_good) as url:
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(foreign_server(choice, is_good=lambda: is_good))
         there = SpeechModel(url, here.tokenizer, here.speech2unit, here.vocoder, context=256)
         with tiny.serving(model=there) as address:
             refusal = httpx2.post(f"{address}/v1/chat/completions", json=body | {"logprobs": True})
             is_good = False
             reply = httpx2.post(f"{address}/v1/chat/completions", json=body, timeout=30)
+            assert "broke off after 0 tokens" in caplog.text and tiny.is_ready(address)
+            stack.close()
+            gone = httpx2.post(f"{address}/v1/chat/completions", json=body, timeout=30)
+            assert f"{url}/completions can't be reached" in caplog.text
+            assert tiny.status(address, "/readyz") == 503
+    assert gone.status_code == 503 and gone.json() == reply.json()
     assert refusal.status_code == 400
     assert "logprobs: the server that writes the tokens gives none" in refusal.text
     assert reply.status_code == 503 and reply.headers["retry-after"] == "5"
     error = reply.json()["error"]
-    assert error["type"] == "server_error" and "broke off after 0 tokens" in error["message"]
+    assert error["type"] == "server_error"
+    assert error["message"] == "The server that writes the tokens failed; try again."
 
 
 @pytest.mark.parametrize("silent", ["head", "reply"])
