@@ -18,6 +18,7 @@ from speechgpt_jax.files import files_below
 from speechgpt_jax.speech.audio import SAMPLE_RATE
 from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.encoder import kmeans, whisper
+from speechgpt_jax.speech.encoder.float16 import to_float16
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, load_hubert
 from speechgpt_jax.speech.encoder.targets import save_targets
 from speechgpt_jax.speech.mfcc import mfcc
@@ -83,7 +84,8 @@ def prepare(
 
     Raises:
       UserError: an input is missing or can't be read, a recording is too long for the teacher, or
-        there are fewer frames than clusters; raised before the teacher encodes anything.
+        there are fewer frames than clusters; raised before the teacher encodes anything. Or its
+        features are too large for float16.
     """
     if directions:
         # Imported here: it takes seconds, and other targets do without scikit-learn.
@@ -105,7 +107,7 @@ def prepare(
         phones = phone_directions.sample_phones(
             [clip.row for clip in clips], all_wavs, directions, rng
         )
-    features = teach_all(all_wavs, teach)
+    features = teach_all(all_wavs, teach, teacher)
     if directions:
         features = phone_directions.project(features, phones, directions)
     by_path = dict(zip(references, features[len(clips) :]))
@@ -119,8 +121,12 @@ def prepare(
     return len(clips), sum(len(clip.wav) for clip in clips) / SAMPLE_RATE / 3600
 
 
-def teach_all(wavs: list[np.ndarray], teach: Teacher) -> list[np.ndarray]:
-    """The teacher's features of all recordings, float16 [T, D] each."""
+def teach_all(wavs: list[np.ndarray], teach: Teacher, name: str | os.PathLike) -> list[np.ndarray]:
+    """The features of all recordings by the teacher called `name`, float16 [T, D] each.
+
+    Raises:
+      UserError: they are not finite, or too large for float16.
+    """
     features = [np.zeros(0)] * len(wavs)
     # Recordings of similar length share a batch.
     by_length = sorted(range(len(wavs)), key=lambda i: len(wavs[i]))
@@ -128,7 +134,7 @@ def teach_all(wavs: list[np.ndarray], teach: Teacher) -> list[np.ndarray]:
     for start in track(starts, description="teacher features"):
         batch = by_length[start : start + TEACHER_BATCH]
         for i, x in zip(batch, teach([wavs[i] for i in batch])):
-            features[i] = x.astype(np.float16)
+            features[i] = to_float16(x, name)
     return features
 
 

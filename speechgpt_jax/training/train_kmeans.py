@@ -24,6 +24,7 @@ from speechgpt_jax.sharding import MeshConfig
 from speechgpt_jax.speech.audio import load_audio
 from speechgpt_jax.speech.cpu.inference import for_inference
 from speechgpt_jax.speech.encoder import kmeans
+from speechgpt_jax.speech.encoder.float16 import to_float16
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit, load_hubert
 from speechgpt_jax.speech.mapped_arrays import map_array, save_array
 from speechgpt_jax.training.loop import fit
@@ -51,8 +52,8 @@ def extract_features(
     They are written to `work_dir`. Files of an interrupted run are not computed again.
 
     Raises:
-      UserError: a recording can't be read, or `work_dir` holds features of another HuBERT or of
-        other recordings.
+      UserError: a recording can't be read, its features are too large for float16, or `work_dir`
+        holds features of another HuBERT or of other recordings.
     """
     check_run_folder(work_dir)
     weights = files.read_bytes(epath.Path(hubert_folder) / "model.safetensors", "a HuBERT")
@@ -74,7 +75,7 @@ def extract_features(
             continue
         clips = paths[number * CLIPS_PER_FILE :][:CLIPS_PER_FILE]
         features = speech2unit.features([*map(load_audio, clips)])
-        save_array(file, np.concatenate(features).astype(np.float16))
+        save_array(file, to_float16(np.concatenate(features), hubert_folder))
     return [map_array(file) for file in feature_files]
 
 

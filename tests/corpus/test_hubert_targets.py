@@ -1,19 +1,22 @@
 """Targets of a HuBERT: directions of features that separate phones for all speakers."""
 
 import json
+import shutil
 
 import av
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from speechgpt_jax.corpus import hubert_targets as corpus_targets
 from speechgpt_jax.corpus.phone_directions import phone_directions, with_context
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.audio import save_audio
 from speechgpt_jax.speech.encoder import whisper
+from speechgpt_jax.speech.encoder.float16 import to_float16
 from speechgpt_jax.speech.encoder.targets import load_targets, save_targets
 from tests import flite, local_bucket
-from tools import hubert_targets
+from tools import hubert_targets, train_kmeans
 
 
 def test_directions_separate_phones_and_leave_speakers_out():
@@ -172,3 +175,26 @@ def test_mistakes_are_found_before_the_teacher_encodes(
     if "directions" in options and "reference" not in row:
         with pytest.raises(UserError, match="flite is not installed"):
             corpus_targets.prepare([row], tmp_path / "targets", **options)
+
+
+def test_features_that_float16_does_not_hold_are_refused(tmp_path, small_hubert):
+    hubert = shutil.copytree(small_hubert, tmp_path / "hubert")
+    (hubert / "kmeans.safetensors").unlink()
+    tensors = safetensors.numpy.load_file(hubert / "model.safetensors")
+    tensors["layers.0.final_layer_norm.scale"] *= 1e6
+    safetensors.numpy.save_file(tensors, hubert / "model.safetensors")
+    save_audio(tmp_path / "a.wav", np.random.default_rng(0).uniform(-1, 1, 8_000).astype("f4"))
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text(json.dumps({"path": "a.wav", "split": "train"}) + "\n")
+    message = rf"^{hubert} gives features of up to .*; expected finite ones, at most 65504\."
+    with pytest.raises(UserError, match=message):
+        hubert_targets.main(
+            [f"--manifest={manifest}", f"--output={tmp_path}/targets", f"--teacher={hubert}"]
+        )
+    fit = [f"--hubert={hubert}", f"--manifest={manifest}", "--num_clusters=2", "--steps=1"]
+    for _ in range(2):  # Nothing is kept that a second run would take for features.
+        with pytest.raises(UserError, match=message):
+            train_kmeans.main(fit)
+    assert not [*tmp_path.rglob("*.npy")]
+    with pytest.raises(UserError, match=r"of up to nan; expected finite ones"):
+        to_float16(np.array([[0, np.nan]], np.float32), hubert)
