@@ -3,6 +3,7 @@
 libsndfile and FFmpeg stop, or go on, without an error where a file is cut off or damaged.
 """
 
+import math
 import re
 import zlib
 
@@ -37,15 +38,38 @@ def check_size(stated: int, present: int, unit: str) -> None:
         )
 
 
-def check_stated_size(sound: soundfile.SoundFile, data: Data) -> None:
-    """Refuses a file that ends before the size that its header states."""
+def check_stated_size(sound: soundfile.SoundFile, data: Data) -> int:
+    """Refuses a file that ends before the size that its header states.
+
+    Returns:
+      samples per channel, without bytes behind them that libsndfile takes for sound.
+    """
     # libsndfile corrects sizes without an error; its log has both.
     log = sound.extra_info
     found = re.findall(
         r"^ *(?:data|SSND|BODY|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", log, re.M
     )
     sizes = [(int(stated), int(present), "bytes") for stated, present in found]
+    samples = _stated_samples(sound, data)
+    sizes.append((samples, sound.frames, "samples"))
+    for stated, present, unit in sizes:
+        check_size(stated, present, unit)
+    return min(samples, sound.frames) if is_size(samples) else sound.frames
+
+
+def _stated_samples(sound: soundfile.SoundFile, data: Data) -> int:
+    """Samples per channel by the header of a format that libsndfile reads to the file's end; or 0.
+
+    Other bytes behind the samples, such as a tag, are then sound for libsndfile.
+    """
+    log = sound.extra_info
     counts: list[str] | list[bytes] = []
+    if sound.format == "W64":
+        return _stated_by_w64(sound, data)
+    if sound.format == "SVX":
+        width = 1 if sound.subtype == "PCM_S8" else 2
+        counts = re.findall(r"^ *BODY : (\d+)", log, re.M)
+        return int(counts[0]) // (width * sound.channels) if counts else 0
     if sound.format == "NIST":
         counts = re.findall(rb"sample_count -i (\d+)", data[:1024])
     elif sound.format in ("AVR", "MPC2K"):
@@ -55,9 +79,19 @@ def check_stated_size(sound: soundfile.SoundFile, data: Data) -> None:
         counts = re.findall(matrices, log, re.M)[-1:]
     elif sound.format == "WVE":
         counts = re.findall(r"^Data length (\d+) should be", log, re.M)
-    sizes += [(int(count), sound.frames, "samples") for count in counts]
-    for stated, present, unit in sizes:
-        check_size(stated, present, unit)
+    return int(counts[0]) if counts else 0
+
+
+def _stated_by_w64(sound: soundfile.SoundFile, data: Data) -> int:
+    start = data.find(_W64_DATA, 0, 2**16) + 24
+    stated = int.from_bytes(data[start - 8 : start], "little") - 24
+    block = re.search(r"^ *Block Align +: ([1-9]\d*)$", sound.extra_info, re.M)
+    # A writer to a pipe knows no size.
+    if start < 24 or not block or not 0 < stated < 2**48:
+        return 0
+    # Of ADPCM and GSM; other blocks are one sample of all channels.
+    samples = re.search(r"^ *Samples/Block +: (\d+)$", sound.extra_info, re.M)
+    return math.ceil(stated / int(block[1])) * (int(samples[1]) if samples else 1)
 
 
 def check_container_size(data: Data) -> None:
@@ -79,6 +113,8 @@ def check_container_size(data: Data) -> None:
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _NUT_INDEX = bytes.fromhex("4e58dd672f23e64e")
+# Identifier of the samples of a W64, before their size of 8 bytes.
+_W64_DATA = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")
 
 
 def _check_asf(data: Data) -> None:

@@ -150,19 +150,20 @@ def _libsndfile_blocks(sound: soundfile.SoundFile, recording: Recording) -> Bloc
     frames, mixer = 0, Mixer()
     with sound:
         _check_channels(sound.channels)
-        check_stated_size(sound, recording.data)
+        samples = check_stated_size(sound, recording.data)
         most = max(1, BLOCK // sound.channels)
         while True:
             recording.checkpoint()
             try:
-                wav = sound.read(most, dtype="float32", always_2d=True)  # [samples, channels]
+                # [samples, channels]
+                wav = sound.read(min(most, samples - frames), dtype="float32", always_2d=True)
             except soundfile.LibsndfileError as error:
                 raise Unreadable(f"is damaged or cut off: {error.error_string}") from error
             frames += len(wav)
             if not len(wav):
                 break
             yield mixer.mix(wav.T), sound.samplerate
-        check_length(frames / sound.samplerate, sound.frames / sound.samplerate)
+        check_length(frames / sound.samplerate, samples / sound.samplerate)
     mixer.check()
 
 

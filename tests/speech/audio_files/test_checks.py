@@ -77,6 +77,24 @@ def test_rarer_formats_that_are_cut_off_are_refused(name):
 
 
 @pytest.mark.parametrize(
+    ("name", "subtype"),
+    [
+        *((name, None) for name in ("W64", "NIST", "AVR", "SVX", "MAT5", "MPC2K", "WVE")),
+        *((name, None) for name in ("WAV", "RF64", "AIFF", "AU", "CAF")),
+        *(("W64", subtype) for subtype in ("PCM_24", "IMA_ADPCM", "GSM610")),
+        ("NIST", "ULAW"),
+    ],
+)
+def test_bytes_behind_the_samples_are_no_sound(name, subtype):
+    file = io.BytesIO()
+    rate = {"WVE": 8_000, "MPC2K": 44_100}.get(name, 16_000)
+    soundfile.write(file, tone(1, rate), rate, subtype, format=name)
+    wav = load_audio(io.BytesIO(file.getvalue()))
+    for more in (bytes(7), b"TAG" * 999, bytes(64_000)):
+        np.testing.assert_array_equal(load_audio(io.BytesIO(file.getvalue() + more)), wav)
+
+
+@pytest.mark.parametrize(
     ("container", "codec"),
     [("matroska", "flac"), ("matroska", "pcm_s16le"), ("asf", "ac3"), ("asf", "aac")],
 )
