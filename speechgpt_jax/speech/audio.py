@@ -26,13 +26,17 @@ from speechgpt_jax.speech.audio_files.decoders import Blocks, Recording, decoded
 
 SAMPLE_RATE = 16_000
 
-# Suffixes of recordings, for searches of folders; `load_audio` goes by the content.
+# Suffixes of recordings and of videos, for searches of folders; `load_audio` goes by the content.
+# A `.ts` may also be a program, which is then refused like any file that is no sound.
 SUFFIXES = (
-    *(".wav", ".wave", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc"),
-    *(".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".nist", ".voc", ".ircam", ".paf", ".pvf"),
-    *(".avr", ".svx", ".mp1", ".mp2", ".mpga", ".m4a", ".m4b", ".mp4", ".mov", ".3gp", ".3g2"),
-    *(".aac", ".webm", ".weba", ".mka", ".mkv", ".wma", ".asf", ".amr", ".ac3", ".eac3", ".dts"),
-    *(".ape", ".wv", ".tta", ".spx"),
+    *(".wav", ".wave", ".wavex", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".spx", ".w64", ".rf64"),
+    *(".aif", ".aiff", ".aifc", ".afc", ".au", ".snd", ".caf", ".sph", ".nist", ".voc", ".ircam"),
+    *(".sf", ".paf", ".pvf", ".avr", ".svx", ".sds", ".htk", ".mat4", ".mat5", ".mpc2k", ".sox"),
+    *(".mp1", ".mp2", ".mpga", ".mpa", ".m2a", ".m4a", ".m4b", ".aac", ".adts", ".latm", ".loas"),
+    *(".weba", ".mka", ".wma", ".amr", ".ac3", ".eac3", ".ec3", ".dts", ".ape", ".wv", ".tta"),
+    *(".mpc", ".mmf", ".ra", ".rm", ".isma", ".ismv", ".mp4", ".m4v", ".f4v", ".mov", ".3gp"),
+    *(".3g2", ".webm", ".mkv", ".avi", ".asf", ".wmv", ".flv", ".ogv", ".nut", ".mpg", ".mpeg"),
+    *(".vob", ".dvd", ".ts", ".m2t", ".m2ts", ".mts", ".mxf", ".swf", ".wtv"),
 )
 
 # Full scale of 32-bit integers, which some programs store as floats. HuBERT's products overflow

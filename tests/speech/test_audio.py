@@ -131,6 +131,7 @@ def test_a_url_that_cannot_be_read_is_refused(url):
 
 @pytest.mark.parametrize("suffix", sorted(audio._output_formats()))
 def test_every_format_is_written(tmp_path, suffix):
+    assert suffix in audio.SUFFIXES
     path = tmp_path / "missing" / f"tone{suffix.upper()}"
     save_audio(path, tone(2, 16_000))
     assert [file.name for file in path.parent.iterdir()] == [path.name]

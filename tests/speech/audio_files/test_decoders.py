@@ -23,18 +23,50 @@ from tests.speech.audio_files.recordings import (
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_every_format_is_read(tmp_path, suffix):
     path = recording(tmp_path, suffix)
-    assert path.suffix in (
-        *SUFFIXES,
-        ".avi",
-        ".flv",
-        ".nut",
-    )  # Videos are read, but not searched for.
+    assert path.suffix in SUFFIXES
     wav, from_open_file = load_audio(path), load_audio(io.BytesIO(path.read_bytes()))
     assert wav.dtype == np.float32 and wav.ndim == 1
     # Encoders add a little at both ends.
     assert abs(len(wav) - 2 * SAMPLE_RATE) < 0.1 * SAMPLE_RATE
     assert np.abs(np.fft.rfft(wav[:SAMPLE_RATE])).argmax() == 440
     np.testing.assert_allclose(from_open_file, wav, atol=1e-6)
+
+
+# FFmpeg's format, codec, rate in Hz and suffixes.
+OTHERS = (
+    ("adts", "aac", 44_100, ".adts"),
+    ("aiff", "pcm_s16be", 16_000, ".afc"),
+    ("asf", "wmav2", 44_100, ".asf .wmv"),
+    ("dvd", "mp2", 48_000, ".dvd"),
+    ("eac3", "eac3", 48_000, ".eac3 .ec3"),
+    ("f4v", "aac", 44_100, ".f4v"),
+    ("ipod", "aac", 44_100, ".m4b .m4v"),
+    ("ircam", "pcm_s16le", 16_000, ".ircam .sf"),
+    ("ismv", "aac", 44_100, ".isma .ismv"),
+    ("latm", "aac", 44_100, ".latm .loas"),
+    ("matroska", "flac", 16_000, ".mkv"),
+    ("mmf", "adpcm_yamaha", 8_000, ".mmf"),
+    ("mp2", "mp2", 16_000, ".mp2 .m2a .mpa .mpga"),
+    ("mpeg", "mp2", 48_000, ".mpg .mpeg"),
+    ("mpegts", "aac", 44_100, ".ts .m2t .m2ts .mts"),
+    ("mxf_opatom", "pcm_s16le", 48_000, ".mxf"),
+    ("ogv", "flac", 16_000, ".ogv"),
+    ("rm", "ac3", 48_000, ".ra .rm"),
+    ("sox", "pcm_s32le", 16_000, ".sox"),
+    ("spx", "libopus", 48_000, ".spx"),
+    ("swf", "libmp3lame", 44_100, ".swf"),
+    ("vob", "mp2", 48_000, ".vob"),
+    ("wtv", "ac3", 48_000, ".wtv"),
+)
+
+
+@pytest.mark.parametrize(("container", "codec", "rate", "suffixes"), OTHERS)
+def test_other_formats_are_read_and_found(tmp_path, container, codec, rate, suffixes):
+    path = write_ffmpeg(tmp_path / "a", container, codec, rate, tone(2, rate)[None])
+    wav = load_audio(path)
+    assert abs(len(wav) - 2 * SAMPLE_RATE) < 0.1 * SAMPLE_RATE
+    assert np.abs(np.fft.rfft(wav[:SAMPLE_RATE])).argmax() == 440
+    assert {*suffixes.split()} <= {*SUFFIXES}
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "m4a"])
