@@ -95,7 +95,7 @@ def _stated_by_w64(sound: soundfile.SoundFile, data: Data) -> int:
 
 
 def check_container_size(data: Data) -> None:
-    """Refuses an AVI, ASF, VOC or NUT that ends before the size or the end that it states."""
+    """Refuses an AVI, ASF, VOC, NUT or MPEG-TS that ends before a size or an end that it states."""
     if data[:4] == b"RIFF":  # AVI, whose stated duration may be an estimate.
         check_size(int.from_bytes(data[4:8], "little"), len(data) - 8, "bytes")
     elif data[:16] == _ASF:
@@ -107,6 +107,11 @@ def check_container_size(data: Data) -> None:
         start = len(data) - int.from_bytes(data[-12:-4])
         if start < 0 or data[start : start + 8] != _NUT_INDEX:
             raise Unreadable("is cut off: the index at its end is missing. Copy it again.")
+    for mark, size in ((0, 188), (4, 192)):  # MPEG-TS, without and with time stamps.
+        if data[mark : mark + 3 * size + 1 : size] == b"GGGG" and len(data) % size:
+            raise Unreadable(
+                f"is cut off: its last packet of {size} bytes is not complete. Copy it again."
+            )
 
 
 # Identifiers of an ASF file and of its object of properties; the mark of a NUT's index.

@@ -20,7 +20,7 @@ from speechgpt_jax.speech.audio_files.checks import (
     check_stated_size,
     xing_header,
 )
-from speechgpt_jax.speech.audio_files.frames import Data, id3_size
+from speechgpt_jax.speech.audio_files.frames import Data, id3_size, is_cut_off
 from speechgpt_jax.speech.audio_files.joined import starts
 
 # Samples, of all channels together, that are decoded at a time: memory grows with a file's content,
@@ -115,6 +115,8 @@ _MALFORMED = 3
 
 def _decoded_one(recording: Recording) -> Blocks:
     check_ogg_pages(recording.data)
+    if is_cut_off(recording.data):
+        raise Unreadable("is cut off: its last frame is not complete. Copy it again.")
     # libsndfile takes the heads of a VOC's further blocks for sound.
     if recording.data[:19] == b"Creative Voice File":
         return _ffmpeg_blocks(recording)
@@ -173,6 +175,8 @@ def _libsndfile_blocks(sound: soundfile.SoundFile, recording: Recording) -> Bloc
 _STATE_DURATION = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "asf", "tta", "caf", "aiff", "flv"}
 # Of these, containers with one duration for all streams: with video it may be the video's.
 _ONE_DURATION = {"matroska,webm", "asf", "flv"}
+# Containers whose packets need not be whole frames.
+_PARSED = {"mpegts", "mpeg", "swf"}
 
 
 @contextlib.contextmanager
@@ -187,14 +191,26 @@ def _ffmpeg_errors() -> Iterator[None]:
         ) from error
 
 
-def _opened_by_ffmpeg(recording: Recording) -> av.container.InputContainer:
+def _opened_by_ffmpeg(recording: Recording, **options: str) -> av.container.InputContainer:
     return av.open(
         io.BytesIO(recording.data),
         # Without protocols a playlist can't open other files.
-        options={"protocol_whitelist": "none"},
+        options={"protocol_whitelist": "none"} | options,
         # Titles and other tags need not be UTF-8.
         metadata_errors="replace",
     )
+
+
+def _check_last_packet(recording: Recording, index: int) -> None:
+    """Refuses a container whose last packet of sound, of the stream `index`, is not complete."""
+    # FFmpeg's parsers join packets into frames, and drop a frame that is not complete.
+    with _opened_by_ffmpeg(recording, fflags="noparse") as container:
+        is_corrupt = False
+        for packet in container.demux(container.streams[index]):
+            recording.checkpoint()
+            is_corrupt = packet.is_corrupt if packet.size else is_corrupt
+    if is_corrupt:
+        raise Unreadable("is cut off: its last packet is not complete. Copy it again.")
 
 
 def _ffmpeg_blocks(recording: Recording) -> Blocks:
@@ -204,6 +220,8 @@ def _ffmpeg_blocks(recording: Recording) -> Blocks:
     with container:
         with _ffmpeg_errors():
             stream = container.streams.audio[0]
+            if container.format.name in _PARSED:
+                _check_last_packet(recording, stream.index)
         if stream.codec_context is None:
             raise Unreadable("holds sound of a codec that FFmpeg doesn't know; convert it to wav.")
         if stream.codec_context.name in ("wavpack", "tta"):  # Damage would be decoded as noise.

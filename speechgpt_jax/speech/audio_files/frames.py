@@ -15,8 +15,8 @@ Data = bytes | mmap.mmap
 # Frames of the shortest stream that is found, 0.2 to 0.4 s of sound: fewer may be there by chance.
 _FEWEST = 10
 
-# Bytes of a header that are read.
-_HEADER = 10
+# Bytes of a header that are read, and of the smallest frame.
+_HEADER, _SMALLEST = 10, 7
 
 # Bit rates in kbit/s by their index from 1, for MPEG-1's layers and for those of MPEG-2.
 _MPEG_1 = {
@@ -134,6 +134,30 @@ def begins_stream(data: Data, start: int, end: int) -> bool:
             count += 1
             if count == kind.fewest:
                 return True
+    return False
+
+
+def is_cut_off(data: Data) -> bool:
+    """Whether a stream of frames that begins at 0 ends within a frame, tags at its end aside.
+
+    False also if it isn't whole frames one after the other: damage is the decoder's to find.
+    """
+    kind = next((kind for kind in _KINDS.values() if kind.mark.match(data, 0)), None)
+    frame = kind.at(data, 0) if kind else None
+    if not kind or not frame:
+        return False
+    place, end, stream = frame.size, _before_tags(data, 0, len(data)), frame.stream
+    while place < end:
+        head = data[place : min(place + _HEADER, end)]
+        if len(head) < _SMALLEST:  # Too few bytes for a header.
+            return data[:2].startswith(head[:2])
+        frame = kind.read(head.ljust(_HEADER, b"\0")) if kind.mark.match(head) else None
+        if not frame:
+            return False
+        if place + frame.size > end:
+            return frame.stream == stream
+        # The next recording of a file of several may have another rate.
+        place, stream = place + frame.size, frame.stream
     return False
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import struct
 
 import av
 import numpy as np
@@ -51,6 +52,9 @@ def test_damage_is_not_decoded_as_noise(tmp_path, suffix):
         load_audio(io.BytesIO(data))
 
 
+# Tags at the end of an MP3; APE's is 32 bytes of content, and its footer.
+ID3 = b"TAG" + bytes(125)
+APE = bytes(32) + b"APETAGEX" + struct.pack("<4I8x", 2_000, 64, 1, 0)
 CUT = sorted({*FORMATS} - {"wv", "tta", "ac3", "aac", "amr"})
 
 
@@ -126,6 +130,54 @@ def test_a_stream_that_is_cut_within_a_packet_is_refused(tmp_path, suffix):
     data = recording(tmp_path, suffix, seconds=6.0).read_bytes()
     with pytest.raises(UserError, match="cut off"):
         load_audio(io.BytesIO(data[: len(data) * 2 // 3 - 7]))
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "rate"),
+    [
+        ("mp3", "libmp3lame", 16_000),
+        ("mp3", "libmp3lame", 44_100),  # Some of its frames have a byte of padding.
+        ("mp2", "mp2", 44_100),
+        ("ac3", "ac3", 44_100),
+        ("eac3", "eac3", 48_000),
+        ("adts", "aac", 44_100),
+    ],
+)
+def test_frames_are_read_whole_or_refused(tmp_path, container, codec, rate):
+    """They state no length; only their last frame shows that they were cut off."""
+    options = {"write_xing": "0"} if container == "mp3" else None
+    path = write_ffmpeg(tmp_path / "a", container, codec, rate, tone(2, rate)[None], options)
+    data = path.read_bytes()
+    # AC-3 has no tags.
+    endings = (b"",) if "ac3" in codec else (b"", ID3, APE, APE + ID3)
+    for ending in endings:
+        assert len(load_audio(io.BytesIO(data + ending))) >= 2 * SAMPLE_RATE
+        for cut in (1, 2, 50, 100, len(data) // 2 + 5):
+            with pytest.raises(UserError, match="is cut off: its last frame is not complete"):
+                load_audio(io.BytesIO(data[:-cut] + ending))
+    if codec in ("libmp3lame", "mp2"):
+        load_audio(io.BytesIO(data + bytes(500)))  # Padding.
+        other = write_ffmpeg(tmp_path / "b", container, codec, 48_000, tone(2, 48_000)[None])
+        with pytest.raises(UserError, match="is cut off: its last frame is not complete"):
+            load_audio(io.BytesIO(other.read_bytes() + data[:-50]))
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "cuts"),
+    [
+        ("mpegts", "mp2", (1, 100, 188, 5 * 188)),
+        ("mpegts", "aac", (1, 100, 376)),
+        ("mpegts", "libopus", (1, 188)),
+        ("mpeg", "mp2", (4_000, 30_000)),
+        ("swf", "libmp3lame", (5, 37)),
+    ],
+)
+def test_a_packet_that_is_cut_off_is_refused(tmp_path, container, codec, cuts):
+    rate = 44_100 if codec in ("aac", "libmp3lame") else 48_000
+    path = write_ffmpeg(tmp_path / "a", container, codec, rate, tone(2, rate)[None])
+    for cut in cuts:
+        with pytest.raises(UserError, match="is cut off: its last packet"):
+            load_audio(io.BytesIO(path.read_bytes()[:-cut]))
 
 
 @pytest.mark.parametrize("options", [{"movflags": "faststart"}, {"movflags": "frag_keyframe"}])
