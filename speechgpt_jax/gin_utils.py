@@ -12,6 +12,7 @@ the library is decorated. Every mistake of a user ends as one line on the termin
 import ast
 import contextlib
 import copy
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -23,9 +24,10 @@ import sys
 import tokenize
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import gin.config
+import gin.config_parser
 from absl import flags
 from absl import logging as absl_logging
 
@@ -183,6 +185,68 @@ def parse(
                 gin.finalize()  # Every %gin.REQUIRED must be set.
     _check_types()
     _check_scopes()
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """The text of gin files: no module is imported, and no reference is resolved.
+
+    Attributes:
+      bindings: such as [("sharding.MeshConfig.slices", 2), ("RATE", "%PEAK")], with those of
+        included files, in their order; later ones win.
+      missing: files that are not on this machine.
+    """
+
+    bindings: list[tuple[str, Any]] = dataclasses.field(default_factory=list)
+    missing: list[str] = dataclasses.field(default_factory=list)
+
+
+def read(
+    files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()
+) -> Written:
+    """Reads local files and bindings like `parse`, without JAX and what else the files import.
+
+    Raises:
+      ConfigError: a file is no gin file in UTF-8, or includes itself.
+    """
+    written = Written()
+    folders = [*gin.config._LOCATION_PREFIXES, *search_paths]
+    for file in files:
+        with _config_errors(file):
+            _read_file(file, folders, written)
+    for binding in bindings:
+        with _config_errors(f"--gin.{binding}"):
+            _read_statements(binding, folders, written)
+    return written
+
+
+def _read_file(file: str, folders: Sequence[str], written: Written) -> None:
+    paths = [os.path.join(folder, file) for folder in folders]
+    if path := next(filter(os.path.isfile, paths), None):
+        with open(path, encoding=_ENCODING) as opened:
+            _read_statements(opened, folders, written)
+    else:
+        written.missing.append(file)
+
+
+def _read_statements(source: str | IO[str], folders: Sequence[str], written: Written) -> None:
+    for statement in gin.config_parser.ConfigParser(source, _AsWritten()):
+        if isinstance(statement, gin.config_parser.IncludeStatement):
+            _read_file(statement.filename, folders, written)
+        elif isinstance(statement, gin.config_parser.BindingStatement):
+            scope = f"{statement.scope}/" if statement.scope else ""
+            argument = f".{statement.arg_name}" if statement.arg_name else ""
+            written.bindings.append((scope + statement.selector + argument, statement.value))
+
+
+class _AsWritten(gin.config_parser.ParserDelegate):
+    """Leaves references and macros as their text."""
+
+    def configurable_reference(self, scoped_name: str, evaluate: bool) -> str:
+        return f"@{scoped_name}{'()' if evaluate else ''}"
+
+    def macro(self, scoped_name: str) -> str:
+        return f"%{scoped_name}"
 
 
 def call(function: Callable, **kwargs) -> Any:

@@ -96,6 +96,7 @@ def main(argv: list[str]) -> int:
         slices=args.slices,
         max_restarts=args.max_restarts,
     )
+    command.check_values()
     text = yaml.safe_dump(manifest, sort_keys=False)
     if args.dry_run:
         print(text, end="")

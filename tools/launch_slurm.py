@@ -26,18 +26,21 @@ def sbatch_option(text: str) -> str:
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
+    command = chosen(args)
     script = batch_script(
         args.name,
         args.nodes,
         args.gpus_per_node,
         args.cpus_per_gpu,
         args.hours,
-        chosen(args),
+        command,
         options=args.sbatch,
         image=args.image,
         mounts=args.mounts,
         max_restarts=args.max_restarts,
     )
+    # A container has its own files.
+    command.check_values(runs_here=args.image is None)
     if args.dry_run:
         print(script, end="")
         return 0

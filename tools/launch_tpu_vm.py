@@ -56,7 +56,9 @@ def command(args: argparse.Namespace, pod: tpu_vm.Pod) -> list[str]:
     if args.step == "setup":
         return tpu_vm.setup(pod, args.source)
     if args.step == "train":
-        return tpu_vm.train(pod, chosen(args))
+        run = chosen(args)
+        run.check_values()
+        return tpu_vm.train(pod, run)
     if args.step == "logs":
         return tpu_vm.logs(pod, args.lines)
     return {"status": tpu_vm.status, "stop": tpu_vm.stop, "delete": tpu_vm.delete}[args.step](pod)
@@ -66,13 +68,15 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     pod = tpu_vm.Pod(args.name, args.zone, args.project)
     if args.step == "watch":
-        if note := check_mesh(args.slices, chosen(args)):
+        slices, run = request(args), chosen(args)
+        if note := check_mesh(args.slices, run):
             print(note, file=sys.stderr)
+        run.check_values()
         watch(
             pod,
-            request(args),
+            slices,
             args.source,
-            chosen(args),
+            run,
             max_restarts=args.max_restarts,
             max_failures=args.max_failures,
             seconds=args.seconds,

@@ -21,6 +21,19 @@ PID, CODE, LOG, COMMAND, STOP = (
 )
 
 
+_FLAT = (1, 4, 8, 16, 32, 64, 128, 256)
+# Type of slices of two dimensions -> the numbers after its dash.
+# https://cloud.google.com/tpu/docs/regions-zones
+SIZES = {
+    "v2": (8, 32, 128, 256, 512),
+    "v3": (8, 32, 64, 128, 256, 512, 1024, 2048),
+    "v5litepod": _FLAT,
+    "v6e": _FLAT,
+}
+# Type of slices of three dimensions, numbered by cores, of which a chip has two -> largest number.
+CORES = {"v4": 8192, "v5p": 12288}
+
+
 @dataclasses.dataclass(frozen=True)
 class Pod:
     """A queued resource: one or several TPU slices.
@@ -59,7 +72,7 @@ class Request:
       labels: such as "team=speech,run=stage1".
 
     Raises:
-      UserError: this TPU type is on GKE only.
+      UserError: there is no such TPU type, or it is on GKE only.
     """
 
     accelerator_type: str
@@ -77,6 +90,16 @@ class Request:
             raise UserError(
                 f"accelerator_type {self.accelerator_type} can't be had as a queued resource, only"
                 " on GKE: use tools.launch_gke --accelerator=tpu7x."
+            )
+        kind, _, number = self.accelerator_type.partition("-")
+        size = int(number) if re.fullmatch(r"[1-9]\d{0,5}", number) else 0
+        is_solid = size in (8, 16, 32, 64) or (size > 0 and size % 128 == 0)
+        if size not in SIZES.get(kind, ()) and not (is_solid and size <= CORES.get(kind, 0)):
+            sizes = [f"{kind}-{'|'.join(map(str, SIZES[kind]))}" for kind in SIZES]
+            sizes += [f"{kind}-8|16|32|64|multiples of 128 to {CORES[kind]}" for kind in CORES]
+            near = [text for text in sizes if text.startswith(f"{kind}-")] or sizes
+            raise UserError(
+                f"there is no accelerator_type {self.accelerator_type}; expected {', '.join(near)}."
             )
 
 

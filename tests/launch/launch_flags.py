@@ -1,6 +1,14 @@
 """Flags that the launchers accept, and arguments of a run."""
 
-TRAIN = ["--gin_file=gin/runs/llama_7b_stage1.gin", "--gin.UNITS=gs://bucket/units-*.txt"]
+from pathlib import Path
+
+OUTPUT = "--output_dir=gs://bucket/stage1"
+# Checking the values of a recipe takes seconds, because it imports TensorFlow; this file doesn't.
+UNITS_GIN = Path(__file__).parent.parent / "testdata" / "units.gin"
+TRAIN = [f"--gin_file={UNITS_GIN}", OUTPUT, "--gin.UNITS=gs://bucket/units-*.txt"]
+# Files of the image aren't read.
+IN_IMAGE = ["--gin_file=/image/run.gin", OUTPUT]
+RECIPE = ["--gin_file=gin/runs/llama_7b_stage1.gin", OUTPUT]
 GKE = [
     "--name=stage1",
     "--image=registry/speechgpt_jax",

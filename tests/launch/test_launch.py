@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from launch_flags import GKE, NEW, SLURM, TPU, TRAIN, WATCH
+from launch_flags import GKE, IN_IMAGE, NEW, SLURM, TPU, TRAIN, UNITS_GIN, WATCH
 
 from speechgpt_jax.errors import UserError
-from speechgpt_jax.launch import gke
+from speechgpt_jax.launch import gke, tpu_vm
 from speechgpt_jax.launch.command import GRACE_SECONDS, MAINS, SAVED_EXIT_CODE, Command, flag_names
+from speechgpt_jax.launch.command import TRAIN as TRAIN_MAIN
 from tools import launch_gke, launch_slurm, launch_tpu_vm
 
 # JobSet's own schema, from its CustomResourceDefinition of August 2026 (Apache-2.0), without its
@@ -62,7 +63,7 @@ def check(value, schema, path="manifest"):
 def test_jobset(accelerator, topology, more, slices, hosts, chips, capsys):
     shape = [f"--accelerator={accelerator}", f"--topology={topology}", f"--slices={slices}"]
     mesh = [f"--gin.sharding.MeshConfig.slices={slices}"]
-    arguments = [*GKE, *shape, *more, "--", *mesh, *TRAIN]
+    arguments = [*GKE, *shape, *more, "--", *mesh, *IN_IMAGE]
     manifest = yaml.safe_load(dry_run(launch_gke, arguments, capsys))
     check(manifest, json.loads(SCHEMA.read_text()))
     [group] = manifest["spec"]["replicatedJobs"]
@@ -70,7 +71,7 @@ def test_jobset(accelerator, topology, more, slices, hosts, chips, capsys):
     [container] = job["template"]["spec"]["containers"]
     assert (group["replicas"], job["parallelism"], job["completions"]) == (slices, hosts, hosts)
     assert container["resources"]["limits"] == {"google.com/tpu": chips}
-    assert container["command"][-2:] == TRAIN
+    assert container["command"][-2:] == IN_IMAGE
     # JobSet before 0.11 requires the status, too.
     [condition] = job["podFailurePolicy"]["rules"][1]["onPodConditions"]
     assert condition == {"type": "DisruptionTarget", "status": "True"}
@@ -232,7 +233,7 @@ def test_slurm(capsys):
     assert options["signal"] == f"TERM@{GRACE_SECONDS}"
     assert re.fullmatch(r"\d+:\d\d:\d\d", options["time"])
     [srun] = [shlex.split(line) for line in lines if line.startswith("srun")]
-    assert srun[-2:] == TRAIN, "the shell must not expand the pattern"
+    assert srun[-3:] == TRAIN, "the shell must not expand the pattern"
 
 
 # Plays srun, whose tasks end with $CODE, and scontrol.
@@ -266,7 +267,8 @@ def test_the_slurm_script_requeues(main, code, crashes, requeued, tmp_path, caps
         (tmp_path / name).chmod(0o755)
     flags = [*SLURM, "--max_restarts=2", "--image=me/image", "--mounts=/scratch:/scratch"]
     flags += [f"--module=speechgpt_jax.{main}"]
-    arguments = ["--prompts=gs://bucket/a-*.jsonl"] if main == "infer" else TRAIN
+    infer = ["--prompts=gs://bucket/a-*.jsonl", "--answers=gs://bucket/b"]
+    arguments = infer if main == "infer" else TRAIN
     script = dry_run(launch_slurm, [*flags, "--", *arguments], capsys)
     variables = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
@@ -303,6 +305,25 @@ def test_tpu_vm(arguments, flags, capsys):
     assert command[:4] == ["gcloud", "compute", "tpus", "queued-resources"]
     assert command[5:7] == ["pod", "--zone=us-west4-a"]
     assert flags <= set(command[7:])
+
+
+@pytest.mark.parametrize(
+    ("accelerator_type", "expected"),
+    [
+        ("nope", "v2-8.*v5p-8"),
+        ("v5litepod-7", r"expected v5litepod-1\|4\|8\|16\|32\|64\|128\|256[.]$"),
+        ("v6e-512", "v6e-1"),
+        ("v4-24", "v4-8.*multiples of 128 to 8192"),
+        ("v5p-12416", "to 12288"),
+        ("v5p", "v5p-8"),
+        ("v3-0", "v3-8"),
+    ],
+)
+def test_tpu_types_that_there_are_not(accelerator_type, expected):
+    with pytest.raises(UserError, match=f"no accelerator_type {accelerator_type}; .*{expected}"):
+        launch_tpu_vm.main(["create", *TPU, *NEW, f"--accelerator_type={accelerator_type}"])
+    for known in ("v2-8", "v3-32", "v4-8", "v4-4096", "v5p-384", "v5litepod-1", "v6e-256"):
+        tpu_vm.Request(known, "image")
 
 
 @pytest.mark.parametrize("accelerator_type", ["tpu7x-128", "v7x-8"])
@@ -358,7 +379,12 @@ def test_each_main_gets_flags_that_it_has(module, capsys):
         return {re.fullmatch(r"--(\w+)=?.*", word)[1] for word in given}
 
     for start in (on_a_pod, on_gke, on_slurm):
-        python, m, started, *words = start(module, ["--log_dir=gs://a b", "--v=1"], capsys)
+        needed = list(TRAIN[:2]) if module == TRAIN_MAIN else []
+        if module == "speechgpt_jax.infer":
+            folder = "answers" if start is on_slurm else "gs://a"
+            needed = [f"--prompts={UNITS_GIN}", f"--answers={folder}"]
+        arguments = [*needed, "--log_dir=gs://a b", "--v=1"]
+        python, m, started, *words = start(module, arguments, capsys)
         assert m == "-m" and started == module and python.endswith("python")
         assert words[-2:] == ["--log_dir=gs://a b", "--v=1"]
         given = names(words)
@@ -366,30 +392,6 @@ def test_each_main_gets_flags_that_it_has(module, capsys):
         assert ("stopped_exit_code" in given) == ("stopped_exit_code" in known)
         # On a pod a main is told to look for the other processes; elsewhere it does so by itself.
         assert ("multihost" in given) == (start is on_a_pod)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--output_dri=gs://a"], r"train has no flag --output_dri; did you mean --output_dir\?"),
-        (["--module=speechgpt_jax.infer", "--", "--gin.x=1"], "infer has no flag --gin; see its"),
-        (["--module=speechgpt_jax.infer", "--", "--noplai"], "no flag --noplai"),
-    ],
-)
-def test_flags_that_a_main_lacks_are_refused(arguments, message):
-    arguments = arguments if "--" in arguments else ["--", *arguments]
-    with pytest.raises(UserError, match=message):
-        launch_slurm.main([*SLURM, *arguments])
-
-
-@pytest.mark.parametrize(
-    ("main", "output"), [("train", ["--output_dir=runs/a"]), ("infer", ["--answers", "/tmp/a"])]
-)
-def test_an_output_on_the_disk_of_a_pod_is_refused(main, output):
-    message = "--(output_dir=runs|answers=/tmp)/a is on the disk of a pod, .* give a folder on gs:"
-    with pytest.raises(UserError, match=message):
-        module = f"--module=speechgpt_jax.{main}"
-        launch_gke.main([*GKE, "--topology=16x16", module, "--", *output])
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
