@@ -122,14 +122,14 @@ def test_sigterm_saves_and_the_same_command_resumes(start, tmp_path):
     assert words[:4] == ["--kill-on-bad-exit=1", ".venv/bin/python", "-m", "speechgpt_jax.train"]
     main = start(*words[4:])
     wait_for(main.process, lambda: "step 1/" in main.printed())
+    done = main.printed().count("step ")
     os.kill(main.process.pid, signal.SIGTERM)
-    sent = time.monotonic()
     code, out, err = main.result()
     assert code == 75, err
-    assert time.monotonic() - sent < 30, "the time of a step and of a save"
     assert out.startswith("step 1/")
     assert "The same command resumes from there." in out
     step = int(checkpoints.latest(tmp_path / "run").name)
+    assert step < done + 1000, "it ends at once, not after all of its million steps"
     (tmp_path / "code").write_text(str(code))
     assert job.communicate()[0] == "scontrol requeue 7\n"
     assert job.returncode == 75

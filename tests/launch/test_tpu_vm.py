@@ -268,8 +268,6 @@ def test_watch_gives_up_a_request_that_fails_each_time(cloud):
 
 def test_a_gcloud_that_hangs_has_failed(cloud, capfd):
     (cloud.folder / "hanging").write_text("list")
-    start = time.monotonic()
     with pytest.raises(UserError, match="gcloud's list failed, 2 of 2 times"):
         watch(cloud, "--max_failures=2", "--call_minutes=0.02")
-    assert time.monotonic() - start < 20
     assert "gcloud did not end within 1.2 seconds." in capfd.readouterr().err

@@ -11,6 +11,7 @@ import threading
 import time
 from urllib.parse import urlsplit
 
+import av
 import httpx2
 import numpy as np
 import openai
@@ -85,18 +86,23 @@ def test_random_bytes_as_recordings(address, client):
     assert answer(client) == tiny.SUM_ANSWER
 
 
-def test_recordings_that_are_much_work_are_refused_at_once(address, client):
+def test_recordings_that_are_much_work_are_refused_undecoded(address, client, monkeypatch):
     """Thousands of recordings in one file, and silence in hundreds of channels."""
+
+    def decode(*_, **__):
+        pytest.fail("it is decoded")
+
     silence = io.BytesIO()
     soundfile.write(silence, np.zeros((48_000, 255)), 48_000, "VORBIS", format="OGG")
+    monkeypatch.setattr(soundfile.SoundFile, "read", decode)
+    monkeypatch.setattr(av, "open", decode)
     for data, message in [
         (b"#!AMR\n" * 30_000, "holds more than 64 recordings"),
         (silence.getvalue(), "has 255 channels; expected at most 32"),
     ]:
-        start = time.monotonic()
         with pytest.raises(openai.BadRequestError, match=message):
             client.audio.transcriptions.create(model="tiny", file=data)
-        assert time.monotonic() - start < 2
+    monkeypatch.undo()
     assert answer(client) == tiny.SUM_ANSWER
 
 
@@ -160,12 +166,10 @@ def test_the_time_for_a_head_begins_with_every_request(address, monkeypatch):
             assert b"200 OK" in connection.recv(4096)
         time.sleep(1.2)  # Nothing at all may take longer.
         connection.sendall(whole[:-2])
-        start = time.monotonic()
-        with contextlib.suppress(OSError):
-            while time.monotonic() - start < 5:
+        with pytest.raises(OSError):  # Closed before the last of these lines.
+            for _ in range(60):
                 connection.sendall(b"A: b\r\n")
                 time.sleep(0.05)
-        assert time.monotonic() - start < 3
 
 
 def test_the_rest_of_a_refused_body_has_its_time(address, monkeypatch):
