@@ -28,6 +28,8 @@ def load(path: str) -> SoundOrReason:
     if not files.is_remote(path) and os.path.exists(path) and not os.path.isfile(path):
         # A pipe or a device could be read without end.
         return f"{path} is a folder, a pipe or a device; expected a file"
+    if not files.is_remote(path) and not os.path.exists(absolute(path)):
+        return f"No audio file at {path}; expected a recording"
     try:
         with FileSystems.open(absolute(path)) as file:
             source = io.BytesIO(file.read())

@@ -166,7 +166,7 @@ def test_recordings_that_cannot_be_read_are_listed(recordings, small_hubert, tmp
     names.remove(str(good))
     assert [row["path"] for row in rejects] == [str(tmp_path / name) for name in names]
     reasons = ["empty.wav is empty", "text.flac", "too large samples", "cut.wav", "300 samples"]
-    reasons.append("No such file")
+    reasons.append("No audio file at")
     for row, reason in zip(rejects, reasons):
         assert reason in row["reason"] and "\n" not in row["reason"]
     assert "Rejected rows: 6" in capsys.readouterr().out
