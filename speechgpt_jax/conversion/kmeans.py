@@ -23,6 +23,11 @@ def convert(file: str | pathlib.Path, out: str | pathlib.Path) -> np.ndarray:
       UserError: the file is damaged or unsafe to read, or holds no centroids.
     """
     files.refuse_existing(out, "kmeans.safetensors")
+    if pathlib.Path(file).suffix == ".npy":
+        raise UserError(
+            f"{file} is an array of NumPy; expected scikit-learn's KMeans or MiniBatchKMeans, "
+            "fitted and written by joblib.dump. Set its cluster_centers_ to the array."
+        )
     state = getattr(pickles.load_joblib(file), "state", None)
     centroids = state.get("cluster_centers_") if isinstance(state, dict) else None
     if not (

@@ -489,3 +489,9 @@ def test_unreadable_compression_is_named_with_a_remedy(tmp_path, monkeypatch):
     data.write_bytes(data.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"cut.bin is damaged or no joblib file .*get it again"):
         pickles.load_joblib(data)
+
+
+def test_an_array_of_numpy_is_no_k_means(tmp_path):
+    np.save(tmp_path / "km.npy", np.ones((3, 5), np.float32))
+    with pytest.raises(UserError, match=r"km.npy is an array of NumPy; expected scikit-learn's"):
+        kmeans.convert(tmp_path / "km.npy", tmp_path / "out")
