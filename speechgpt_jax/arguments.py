@@ -52,9 +52,11 @@ def _number(kind: Callable[[str], float], noun: str, **limits: float) -> Type:
         try:
             value = kind(text)
         except ValueError:
-            value = math.nan
+            raise _illegal(text, f"{noun}, {limits_text(**limits)}") from None
         if not is_within(value, **limits):
-            raise _illegal(text, f"{noun}, {limits_text(value, **limits)}")
+            is_infinite = isinstance(value, float) and not math.isfinite(value) and limits
+            kind_of = noun.replace("a ", "a finite ") if is_infinite else noun
+            raise _illegal(text, f"{kind_of}, {limits_text(value, **limits)}")
         return value
 
     return parse

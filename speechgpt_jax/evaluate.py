@@ -76,7 +76,7 @@ DTYPE = flags.DEFINE_enum(
 )
 
 
-# Of a model that answers; without effect on --answers.
+# Flags of a model that answers, without effect on --answers.
 MODEL_FLAGS = (RUN, SPLIT, NUM_EXAMPLES, FORCED, MESH, DTYPE)
 MODEL_FLAGS += process_flags.ALL
 

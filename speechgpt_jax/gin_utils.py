@@ -287,7 +287,7 @@ def _check_scopes() -> None:
     references = gin.config.iterate_references(gin.config._CONFIG)
     used = {scope for reference in references for scope in reference.scopes}
     for scope, selector in gin.config._CONFIG:
-        # What a file sets by NAME = ... is bound in a scope of that name.
+        # Gin binds a macro, NAME = ..., in a scope of that name.
         unused = set(scope.split("/")) - used if scope and selector != "gin.macro" else ()
         if unused:
             raise ConfigError(
@@ -320,7 +320,7 @@ def _without_macro(value: Any) -> Any:
     return value
 
 
-# What %NAME refers to.
+# Functions to which a reference %NAME refers.
 _MACROS = gin.config.macro, gin.config._retrieve_constant
 
 

@@ -171,10 +171,11 @@ def check_question(row: dict, place: str) -> dict:
         raise UserError(f"{place}: expected a text or the path of a recording, got {question!r}.")
     if "audio" in row and not is_remote(path := audio_path(row)) and not os.path.isfile(path):
         raise UserError(f"{place}: there is no recording {path}.")
+    form, end = ("`", "`") if PROMPTS.value else ("--", "")  # A field of the row, or a flag.
     if TASK.value == "transcribe" and "audio" not in row:
-        raise UserError(f"{place}: --task=transcribe needs a recording: give audio.")
+        raise UserError(f"{place}: --task=transcribe needs a recording; give {form}audio{end}.")
     if TASK.value in ("speak", "instruct") and "text" not in row:
-        raise UserError(f"{place}: --task={TASK.value} needs a text.")
+        raise UserError(f"{place}: --task={TASK.value} needs a text; give {form}text{end}.")
     return row
 
 

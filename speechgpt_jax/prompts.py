@@ -22,7 +22,7 @@ from speechgpt_jax.unit_text import END, START, units_in
 
 HUMAN, SPEECHGPT, END_OF_HUMAN, END_OF_ANSWER = "[Human]", "[SpeechGPT]", "<eoh>", "<eoa>"
 
-# What precedes the answer in text and the answer in units in chain of modality.
+# Markers before the answer in text and the answer in units in chain of modality.
 TEXT_ANSWER, UNIT_ANSWER = "[ta]", "[ua]"
 # The released models may write this before a transcript.
 TRANSCRIPT = "[tq]"
@@ -61,7 +61,7 @@ TEXT_TO_TEXT_PROMPT = "[Human]: {question}<eoh>. [SpeechGPT]:"
 TEXT_TO_TEXT = TEXT_TO_TEXT_PROMPT + " [ta] {answer}<eoa>."
 
 
-# What a request says before the input of a task; a recording without it is a question.
+# Words between the description of a task and its input; a recording without them is a question.
 INPUT_FOLLOWS = re.compile(r"this is (?:the )?input:", re.IGNORECASE)
 
 

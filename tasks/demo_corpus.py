@@ -65,7 +65,7 @@ _VARY_QUESTION = preprocessors.vary_units(_VARIED, "question_units")
 _ASR, _TTS = preprocessors.speech_recognition, preprocessors.speech_synthesis
 _REPEAT = preprocessors.repetition
 _ANSWER = preprocessors.question_and_answer
-# What chain of modality is worth: an answer without the texts in between.
+# An answer without the texts of chain of modality, to measure their benefit.
 _DIRECT_SPEECH = prompts.SPEECH_TO_SPEECH_PROMPT + " [ua] {answer_units}<eoa>."
 
 _WER, _UNITS_WRONG = (metrics.word_error_rate,), (metrics.unit_error_rate,)

@@ -80,7 +80,9 @@ def test_urls_of_file_systems_that_are_known_but_not_installed(url):
 def test_messages_say_what_was_expected_and_what_was_given():
     with pytest.raises(IllegalValue, match="expected a whole number, at least 1, got 'ten'"):
         arguments.positive_int("ten")
-    with pytest.raises(IllegalValue, match=r"expected a number, above 0 and at most 2, got 'nan'"):
+    with pytest.raises(
+        IllegalValue, match=r"expected a finite number, above 0 and at most 2, got 'nan'"
+    ):
         arguments.finite_float(above=0, at_most=2)("nan")
 
 
@@ -102,7 +104,10 @@ def parser():
     ("given", "message"),
     [
         (["--steps=ten"], "argument --steps: expected a whole number, at least 1, got 'ten'"),
-        (["--steps=1", "--rate=nan"], "argument --rate: expected a number, at least 0, got 'nan'"),
+        (
+            ["--steps=1", "--rate=nan"],
+            "argument --rate: expected a finite number, at least 0, got 'nan'",
+        ),
         ([], "arguments are required: --steps"),
         (["--step=1"], "arguments are required: --steps"),
         (["--steps=1", "--stepz=2"], "unrecognized arguments: --stepz=2"),

@@ -110,7 +110,12 @@ FILE = "pyproject.toml"
         (
             "infer",
             ["--task=instruct", "--audio=speechgpt_jax/assets/corpus/clips/clips.json"],
-            "--task=instruct needs a text",
+            "--task=instruct needs a text; give --text.",
+        ),
+        (
+            "infer",
+            ["--task=transcribe", "--text=a"],
+            "--task=transcribe needs a recording; give --audio.",
         ),
         ("infer", ["--run=tests", "--text=a", "--min_p=2"], "--min_p=2: expected a number, at"),
         ("infer", ["--run=tests", "--text=a", "--dtype=int4"], "--dtype=int4"),

@@ -28,7 +28,7 @@ class InputPositionsHandler(ocp.AsyncCheckpointHandler):
         asyncio.run(_write(directory, args.positions))
 
     def restore(self, directory: epath.Path, args: "InputPositionsRestore") -> dict[str, bytes]:
-        """Reads those of the positions that were saved."""
+        """Reads the named positions; those that were not saved are left out."""
         files = {name: directory / f"{name}.gz" for name in args.names}
         return {n: gzip.decompress(file.read_bytes()) for n, file in files.items() if file.exists()}
 

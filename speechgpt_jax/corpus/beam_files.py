@@ -21,7 +21,7 @@ from apache_beam.io.filesystems import FileSystems  # noqa: E402
 logging.disable(logging.NOTSET)
 logging.getLogger("apache_beam").setLevel(logging.ERROR)
 
-# What a file system raises; Beam asserts that the library of a cloud is installed.
+# Errors of Beam's file systems; it asserts that the library of a cloud is installed.
 FAILURES = (OSError, AssertionError)
 
 

@@ -1,4 +1,4 @@
-"""Files of records, read in blocks: in any order, and shuffled without holding what was shuffled.
+"""Files of records, read block by block: in any order, and shuffled with few blocks in memory.
 
     format_ = file_format(["a.jsonl", "b.jsonl"])
     for end, records in scan("a.jsonl", format_): ...     # the blocks of a file, in their order

@@ -33,7 +33,7 @@ Type a question, or the name of a recording of one. Commands:
 COMMANDS = [line.split()[0] for line in HELP.splitlines() if line.startswith("  /")]
 # Commands whose argument is a file.
 WITH_FILE = ("/transcribe", "/save")
-# What is shown before the first text of a kind.
+# Labels before the first text of a kind.
 LABELS = {"transcript": "question: ", "text": "answer:   "}
 
 
@@ -103,7 +103,7 @@ class Chat:
         self._number = _last_number(self._output_dir)
 
     def run(self, lines: Iterable[str]) -> None:
-        """Handles lines until they end or one is /quit; mistakes are shown and the chat goes on."""
+        """Handles lines until they end or one is /quit; shows mistakes and continues."""
         for line in lines:
             line = line.strip()
             if line == "/quit":

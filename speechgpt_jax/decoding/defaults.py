@@ -6,7 +6,7 @@ from speechgpt_jax.limits import LARGEST_INT
 CONTEXT = 2048
 # Longest reply, in tokens.
 MAX_NEW_TOKENS = 384
-# Those of the released SpeechGPT.
+# The values of the released SpeechGPT.
 TOP_K, TOP_P = 50, 0.8
 LARGEST_TOP_K = LARGEST_INT
 # MiB of keys and values of earlier prompts that an engine keeps.

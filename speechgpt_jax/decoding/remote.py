@@ -225,7 +225,7 @@ class _RemoteAnswer(Answer):
     def _cut(self) -> None:
         if self._connection:
             with contextlib.suppress(OSError):  # It has ended.
-                # That of an SSLSocket would change how the reading thread reads.
+                # The `shutdown` of an SSLSocket would change how the reading thread reads.
                 socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
 
 

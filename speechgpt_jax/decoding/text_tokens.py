@@ -71,7 +71,7 @@ class TextTokens:
     def take(self, start: int, end: int, *, is_last: bool = False) -> list[TextToken]:
         """Tokens within `text[start:end]` that were not taken yet; those before it are dropped.
 
-        A token that goes on after `end` waits for the next call, or is cut if this `is_last`.
+        A token that ends after `end` waits for the next call, or is cut if this `is_last`.
         """
         taken: list[TextToken] = []
         while self._groups:

@@ -107,7 +107,7 @@ class Answered:
             mesh=mesh,
         )
         metrics: Metrics = {}
-        with sharding.without_mesh():  # That of the run; the copy has its own.
+        with sharding.without_mesh():  # Without the run's mesh; the copy has its own.
             for scorer in self._scorers:
                 metrics |= scorer.score(generate)
         return {

@@ -105,7 +105,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class HostRun:
-    """What `status` prints about the run of a host.
+    """State of the run on a host, as `status` prints it.
 
     Attributes:
       state: "run in progress", "run ended with N" or "no run".

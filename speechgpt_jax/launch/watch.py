@@ -39,7 +39,7 @@ def watch(
       max_restarts: restarts after crashes; those after preemptions don't count.
       max_failures: failures in a row of one gcloud command, or of the request, that end it.
       seconds: seconds between two looks.
-      straggler_seconds: how long hosts may go on after the run has ended on others.
+      straggler_seconds: how long the run may last on some hosts after it has ended on others.
       call_seconds: after this time a gcloud command has failed.
       log: called with a line at each change and failure.
 
@@ -92,7 +92,7 @@ class _Gcloud:
         return not code
 
     def output(self, step: str, words: Sequence[str]) -> str | None:
-        """What the command prints; None if it fails."""
+        """Output of the command; None if it fails."""
         printed = processes.output(words, timeout=self._seconds)
         if printed is None:
             self.failed(step, f"gcloud's {step} failed")
@@ -109,8 +109,8 @@ class _Gcloud:
         self._log(f"{self._pod.name}: {what} ({count})")
         if self._failures[step] >= self._max_failures:
             raise UserError(
-                f"{what}, {count}: the reason is above. A run that is in progress goes on; the same"
-                " command watches it again."
+                f"{what}, {count}: the reason is above. A run that is in progress continues; the"
+                " same command watches it again."
             )
 
 
@@ -132,7 +132,7 @@ class _Run:
         self._gcloud, self._log = gcloud, log
         self._crashes = 0
         self._is_counted = False  # The last crash, whose exit codes stay until the next start.
-        # Who starts `watch` after `stop` wants the run to go on: None until the first look.
+        # False after `watch` was started on a stopped run, to resume it; None until the first look.
         self._heeds_stop: bool | None = None
         self._first_ended: float | None = None
 
@@ -162,14 +162,14 @@ class _Run:
         elif is_stopped:
             raise UserError(
                 f"{self._pod.name}: the run was stopped by `launch_tpu_vm stop`; the same command"
-                " goes on with it."
+                " resumes it."
             )
         else:
             self._start(len(runs))
         return False
 
     def _of_this_command(self, runs: Sequence[HostRun]) -> list[HostRun]:
-        """What earlier commands left on the hosts doesn't count."""
+        """Runs of this command; a run that an earlier command left on a host counts as none."""
         for run in runs:
             if run.is_in_progress and run.command != self._command.digest:
                 raise UserError(
@@ -190,7 +190,7 @@ class _Run:
             )
 
     def _end_stragglers(self, runs: Sequence[HostRun], codes: Sequence[int]) -> None:
-        """Kills the run where it goes on long after it has ended elsewhere: it can't finish."""
+        """Kills a run that has long ended on other hosts and so can't finish on the rest."""
         running = sum(run.is_in_progress for run in runs)
         if running == len(runs):
             self._first_ended = None

@@ -27,7 +27,7 @@ from speechgpt_jax.models.kv_cache import cached_attention, write_cache
 from speechgpt_jax.models.layers import Dense, RMSNorm
 from speechgpt_jax.models.llama_config import LlamaConfig, padded
 
-# What the backward pass finds in memory, by the value of `LlamaConfig.remat`.
+# `LlamaConfig.remat` -> activations that are kept in memory for the backward pass.
 REMAT_POLICIES = {
     "none": None,
     "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,

@@ -1,4 +1,4 @@
-"""Check that a speech encoder and a vocoder, and whatever joins them, have the same units."""
+"""Check that a speech encoder, a vocoder and the tokenizer between them have the same units."""
 
 from speechgpt_jax.errors import UserError
 from speechgpt_jax.speech.encoder.speech2unit import Speech2Unit

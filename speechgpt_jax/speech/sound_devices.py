@@ -87,7 +87,7 @@ class _DevicePlayer:
         self._stream = device.OutputStream(samplerate=SAMPLE_RATE, channels=1, dtype="float32")
         self._stream.start()
 
-    def write(self, wav: np.ndarray) -> None:
+    def write(self, wav: np.ndarray) -> None:  # float32 [samples]
         with self._errors():
             self._stream.write(np.ascontiguousarray(wav, np.float32)[:, None])
 
@@ -113,7 +113,7 @@ class _ProgramPlayer:
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
 
-    def write(self, wav: np.ndarray) -> None:
+    def write(self, wav: np.ndarray) -> None:  # float32 [samples]
         assert self._process.stdin
         samples = np.rint(np.clip(wav, -1, 1) * 32767).astype("<i2").tobytes()
         try:

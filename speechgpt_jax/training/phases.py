@@ -40,7 +40,7 @@ class Phases:
         self._recent: dict[str, collections.deque] = {}
 
     def enter(self, name: str) -> None:
-        """Ends the current phase and begins another; the same one goes on."""
+        """Ends the current phase and begins the phase `name`, unless it is the current one."""
         now = time.monotonic()
         ended, since = self.current
         if name == ended:

@@ -48,7 +48,7 @@ class MetricsLog:
 
     Lines of steps after `first_step` are removed: they come from a run that was killed between
     logging and saving, and those steps are repeated. What can't be written is reported and left
-    out: the run goes on.
+    out: the run continues.
 
     Args:
       output_dir: the run's folder.

@@ -26,7 +26,7 @@ class WandbRun:
     """A run of a project; to be made on the first process only.
 
     WANDB_MODE=offline, WANDB_ENTITY and wandb's other variables act as usual. What fails is
-    reported and left out: training goes on.
+    reported and left out: training continues.
 
     Args:
       project: name of the project.

@@ -115,7 +115,7 @@ def test_unusable_inputs_are_refused_in_one_line(tmp_path):
     manifest.write_text(json.dumps({"path": "a.wav", "split": "train"}) + "\n")
     command = [f"--manifest={manifest}", f"--output={tmp_path}/targets"]
     for flags, message in (
-        (["--hours=nan"], r"--hours: expected a number, above 0, got 'nan'"),
+        (["--hours=nan"], r"--hours: expected a finite number, above 0, got 'nan'"),
         (["--directions=0"], r"--directions: expected a whole number, at least 1, got '0'"),
         (["--teacher=nowhere"], r"--teacher: expected a path that exists, got 'nowhere'"),
         (["--directions=3"], r"a.wav has no speaker, text; expected text, speaker"),

@@ -100,7 +100,7 @@ def test_step_by_step(cloud, capfd):
     assert run("setup", f"--source={cloud.folder / 'source'}") == 0
     assert run("setup", f"--source={cloud.folder / 'source'}") == 0, "it can be repeated"
 
-    # `train` returns while the run goes on; a second one is refused.
+    # `train` returns while the run is in progress; a second one is refused.
     assert run("train", "--", *RUN[:1], "--output_dir=a b", str(cloud.code)) == 0
     assert status(capfd) == ["run in progress"] * 2
     assert run("train", "--", *RUN, str(cloud.code)) == 1
@@ -223,7 +223,7 @@ def test_a_host_that_never_ends_is_ended(cloud, capfd):
     )
 
 
-def test_stop_ends_watch_and_watch_goes_on_later(cloud):
+def test_stop_ends_watch_and_watch_resumes_later(cloud):
     with watching(cloud, "--seconds=0.2", "--", *RUN, str(cloud.code)) as watched:
         wait_for(cloud.has_started)
         assert run("stop") == 0

@@ -1,6 +1,6 @@
 """Checks that a file of sound is whole.
 
-libsndfile and FFmpeg stop, or go on, without an error where a file is cut off or damaged.
+libsndfile and FFmpeg stop, or continue, without an error where a file is cut off or damaged.
 """
 
 import math

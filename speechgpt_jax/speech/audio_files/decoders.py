@@ -173,7 +173,7 @@ def _libsndfile_blocks(sound: soundfile.SoundFile, recording: Recording) -> Bloc
 
 # Containers whose duration is stated, not estimated from the size of the file.
 _STATE_DURATION = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "asf", "tta", "caf", "aiff", "flv"}
-# Of these, containers with one duration for all streams: with video it may be the video's.
+# Those among them with one duration for all streams: with video it may be the video's.
 _ONE_DURATION = {"matroska,webm", "asf", "flv"}
 # Containers whose packets need not be whole frames.
 _PARSED = {"mpegts", "mpeg", "swf"}

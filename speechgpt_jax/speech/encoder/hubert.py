@@ -28,7 +28,7 @@ class PositionalConv(nnx.Module):
         self.groups = config.position_groups
         kernel, width = config.position_kernel, config.hidden_size
         shape = (kernel, width // self.groups, width)
-        # As in wav2vec 2.0: variance 4 / (kernel * width).
+        # The initial variance of wav2vec 2.0: 4 / (kernel * width).
         scale = math.sqrt(4 / (kernel * width))
         kernel = jax.random.normal(rngs.params(), shape) * scale
         self.kernel = nnx.Param(kernel, **axis_names((None, None, "embed")))

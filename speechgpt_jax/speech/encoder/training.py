@@ -137,7 +137,8 @@ class MaskedHubert(nnx.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross entropy of the clusters, of masked and, by `unmasked_weight`, of unmasked frames.
 
-        `batch` is one of `HubertBatches`.
+        `batch` is one of `HubertBatches`: wav float32 [B, S], lengths int32 [B] in samples, and
+        targets, cluster ids int32 [B, T].
         """
         targets, weight = batch["targets"], self.objective.unmasked_weight
         mask_key, position_key = jax.random.split(key)
@@ -165,7 +166,11 @@ class HubertStudent(nnx.Module):
     def loss(
         self, batch: dict[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Mean squared error over the frames; `batch` is one of `HubertBatches`."""
+        """Mean squared error over the frames.
+
+        `batch` is one of `HubertBatches`: wav float32 [B, S], lengths int32 [B] in samples, and
+        targets, features float32 [B, T, D].
+        """
         config, frames = self.hubert.config, self.hubert.config.num_frames(batch["lengths"])
         first = _random_position(key, config)
         x = self.hubert.project(batch["wav"], batch["lengths"])

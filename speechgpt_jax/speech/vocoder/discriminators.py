@@ -147,20 +147,26 @@ def discriminator_loss(
 ) -> jax.Array:
     """Least-squares GAN loss (Mao et al. 2017): target 1 for recordings, 0 for synthesized sound.
 
-    real, synthesized: outputs of `Discriminators` for both.
+    real, synthesized: outputs of `Discriminators`, [..., T, C] of each layer.
     """
     pairs = zip(real, synthesized)
     return sum(((1 - r[-1]) ** 2).mean() + (s[-1] ** 2).mean() for r, s in pairs)
 
 
 def adversarial_loss(synthesized: Sequence[Sequence[jax.Array]]) -> jax.Array:
-    """Least-squares GAN loss of the generator: target 1 for synthesized sound."""
+    """Least-squares GAN loss of the generator: target 1 for synthesized sound.
+
+    synthesized: outputs of `Discriminators`, [..., T, C] of each layer.
+    """
     return sum(((1 - s[-1]) ** 2).mean() for s in synthesized)
 
 
 def feature_loss(
     real: Sequence[Sequence[jax.Array]], synthesized: Sequence[Sequence[jax.Array]]
 ) -> jax.Array:
-    """Feature matching (Larsen et al. 2016): L1 distance of the layers' outputs."""
+    """Feature matching (Larsen et al. 2016): L1 distance of the layers' outputs.
+
+    real, synthesized: outputs of `Discriminators`, [..., T, C] of each layer.
+    """
     pairs = zip(real, synthesized)
     return sum(jnp.abs(a - b).mean() for r, s in pairs for a, b in zip(r[:-1], s[:-1]))

@@ -82,7 +82,10 @@ def stft_loss(wav: jax.Array, target: jax.Array, sizes: Sequence[int]) -> jax.Ar
 
 
 def mel_loss(wav: jax.Array, target: jax.Array, sampling_rate: int) -> jax.Array:
-    """L1 of log mel spectrograms (HiFi-GAN, equation 5): 80 mels up to 8 kHz, hop MEL_HOP."""
+    """L1 of log mel spectrograms (HiFi-GAN, equation 5): 80 mels up to 8 kHz, hop MEL_HOP.
+
+    wav, target: sound [B, S] of `sampling_rate` Hz.
+    """
 
     def log_mel(x):
         return mel.log_mel(x, sampling_rate, n_fft=1024, hop=MEL_HOP, num_mels=80, fmax=8000.0)
@@ -93,7 +96,10 @@ def mel_loss(wav: jax.Array, target: jax.Array, sampling_rate: int) -> jax.Array
 def duration_loss(
     vocoder: UnitVocoder, batch: Mapping[str, jax.Array], rngs: nnx.Rngs
 ) -> jax.Array:
-    """Mean squared error of log(duration + 1); a duration of 0 marks padding."""
+    """Mean squared error of log(duration + 1); a duration of 0 marks padding.
+
+    batch: `units`, int32, and `durations`, float32 frames, both [B, T]; `speakers`, int32 [B].
+    """
     real = batch["durations"] > 0
     mask = real.astype(jnp.float32)
     predicted = vocoder.log_durations(batch["units"], batch["speakers"], mask, rngs)
@@ -302,7 +308,7 @@ def _checked_durations(row: Mapping, config: VocoderConfig) -> list[int]:
         )
     if -missing > LONGEST_REST * config.sampling_rate:
         raise UserError(
-            f"{path} goes on for {-missing / config.sampling_rate:.2f} s after the end of its"
+            f"{path} lasts {-missing / config.sampling_rate:.2f} s longer than its"
             " durations; extract its units again."
         )
     return whole

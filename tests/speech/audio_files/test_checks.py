@@ -23,7 +23,7 @@ from tests.speech.audio_files.recordings import (
 
 @pytest.mark.parametrize("codec", ["flac", "libopus"])
 def test_a_page_that_is_missing_from_an_ogg_is_noticed(tmp_path, codec):
-    """FLAC goes on after the gap, and Opus fills it with sound of its own."""
+    """FLAC continues after the gap, and Opus fills it with sound of its own."""
     rate = {"flac": 16_000, "libopus": 48_000}[codec]
     options = {"page_duration": "500000"}
     wav = np.random.default_rng(0).uniform(-1, 1, (1, 6 * rate)).astype(np.float32)

@@ -147,7 +147,7 @@ def test_refuses_recordings_much_longer_than_their_durations(tmp_path, rows):
     for seconds in (0.3, 0.7):
         soundfile.write(tmp_path / f"{seconds}.wav", np.pad(wav, (0, round(seconds * rate))), rate)
     prepare_rows([rows[0] | {"path": str(tmp_path / "0.3.wav")}], CONFIG)
-    with pytest.raises(UserError, match=r"0\.7\.wav goes on for 0\.70 s after the end of its dura"):
+    with pytest.raises(UserError, match=r"0\.7\.wav lasts 0\.70 s longer than its dura"):
         prepare_rows([rows[0] | {"path": str(tmp_path / "0.7.wav")}], CONFIG)
 
 
