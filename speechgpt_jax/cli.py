@@ -26,11 +26,11 @@ def main() -> None:
     """Entry point of the console command `speechgpt`."""
     programs = find_programs()
     arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(usage(programs))
-        return
-    name = arguments[0].replace("_", "-")
     with one_line_errors():
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(usage(programs))
+            return
+        name = arguments[0].replace("_", "-")
         if name not in programs:
             raise UserError(f"speechgpt {name}: no such command; see speechgpt --help.")
     run(programs[name], arguments[1:])

@@ -1,6 +1,8 @@
 """Mistakes that a user can fix: they are shown as one line, without a traceback."""
 
 import contextlib
+import os
+import select
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +38,8 @@ EXTRAS = {
     "pocketsphinx": "recognisers",
     "speechmos": "recognisers",
 }
+# Exit code of a program whose output nobody reads, as in shells: 128 + SIGPIPE.
+NO_READER = 141
 
 
 class UserError(ValueError):
@@ -49,11 +53,48 @@ class UserError(ValueError):
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the program with `Error: MESSAGE` on stderr and exit code 1 at a UserError."""
+    """Ends the program with `Error: MESSAGE` on stderr and exit code 1 at a UserError.
+
+    It ends quietly, with exit code NO_READER, if whoever reads its output has gone, as
+    `... | head -1` does.
+    """
+    end = None
     try:
         yield
     except UserError as error:
-        sys.exit(f"Error: {' '.join(str(error).split())}")
+        end = SystemExit(f"Error: {' '.join(str(error).split())}")
+    except SystemExit as error:
+        end = error
+    except BrokenPipeError:
+        if not _reader_has_gone():  # It was another pipe.
+            raise
+        end = SystemExit(NO_READER)
+    if not _flush_output() and not (end and end.code):
+        end = SystemExit(NO_READER)
+    if end:
+        raise end
+
+
+def _flush_output() -> bool:
+    """Writes out what is still buffered; False, with the rest dropped, if nobody reads it."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+def _reader_has_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads any more."""
+    poller = select.poll()
+    try:
+        poller.register(sys.stdout, 0)
+    except (OSError, TypeError, ValueError):  # It is no file of the system, or closed.
+        return False
+    return bool(poller.poll(0))
 
 
 @contextlib.contextmanager
