@@ -31,6 +31,7 @@ Type a question, or the name of a recording of one. Commands:
   /help                show this
   /quit                leave (or Ctrl-D); Ctrl-C stops a reply"""
 COMMANDS = [line.split()[0] for line in HELP.splitlines() if line.startswith("  /")]
+WITHOUT_ARGUMENT = ("/reset", "/help", "/quit")
 # Commands whose argument is a file.
 WITH_FILE = ("/transcribe", "/save")
 # Labels before the first text of a kind.
@@ -42,6 +43,11 @@ def _last_number(folder: epath.Path | None) -> int:
     names = names_in(folder) if folder else []
     found = [re.fullmatch(r"reply-(\d+)\.wav", name) for name in names]
     return max((int(match[1]) for match in found if match), default=0)
+
+
+def _is_folder(line: str) -> bool:
+    """Whether a line is the path of a folder; a single word is taken for a question."""
+    return "/" in line and os.path.isdir(os.path.expanduser(line))
 
 
 class _Loudspeaker:
@@ -120,32 +126,34 @@ class Chat:
         """Handles one line.
 
         Raises:
-          UserError: the command is unknown, what it names doesn't exist, or the line holds bytes
-            that are no UTF-8, as a terminal of another encoding sends.
+          UserError: the command is unknown or takes no argument, what it names doesn't exist, the
+            line is a folder, or it holds bytes that are no UTF-8, as a terminal of another encoding
+            sends.
         """
         command, _, argument = arguments.utf8(line).partition(" ")
         argument = argument.strip()
         if command in WITH_FILE:
             argument = os.path.expanduser(argument)
-        if not command.startswith("/") or os.path.exists(line):
+        if os.path.isfile(line) or not (line.startswith("/") or _is_folder(line)):
             self._talk(line)
+        elif command not in COMMANDS:
+            problem = f"{line} is a folder" if _is_folder(line) else f"{command} is unknown"
+            choices = ", ".join(COMMANDS)
+            raise UserError(f"{problem}; choose from {choices}, or name the file of a recording.")
+        elif command in WITHOUT_ARGUMENT and argument:
+            raise UserError(f"{command} takes no argument, got {argument!r}.")
         elif command == "/help":
             self._show(HELP + "\n")
         elif command == "/reset":
             self.conversation.reset()
         elif line == "/voice":
             self._show_voices()
-        elif command not in COMMANDS:
-            raise UserError(f"{command} is unknown; choose from {', '.join(COMMANDS)}.")
         elif not argument:
             raise UserError(f"{command} needs an argument; /help shows which.")
         elif command == "/say":
-            self._reply(line, self.conversation.reading(argument))
-            for sentence in self.conversation.cut_sentences(argument):
-                most = self.conversation.max_new_tokens
-                self._show(f"(cut off after --max_new_tokens={most}: {sentence})\n")
+            self._reply(line, self.conversation.reading(argument), read=argument)
         elif command == "/transcribe":
-            self._reply(line, self.conversation.transcribing(load_recording(argument)))
+            self._transcribe(line, argument)
         elif command == "/listen":
             seconds = arguments.positive_float(argument)
             say = f"Speak now, {seconds:g} seconds ...\n"
@@ -153,11 +161,8 @@ class Chat:
         elif command == "/voice":
             self.conversation.model.vocoder.config.speaker_index(argument)
             self.conversation.speaker = argument
-        elif not len(self._sound):
-            raise UserError("there is no sound yet; ask something first.")
-        else:
-            check_output(argument)
-            save_audio(argument, self._sound)
+        elif command == "/save":
+            self._save_last(argument)
 
     def _show_voices(self) -> None:
         config = self.conversation.model.vocoder.config
@@ -173,16 +178,29 @@ class Chat:
         if not (os.path.isfile(file) or is_in_bucket(file)):
             self._ask(line, line)
         elif task:
-            description = task[0] or prompts.TRANSCRIBE
-            self._reply(line, self.conversation.transcribing(load_recording(file), description))
+            self._transcribe(line, file, task[0] or prompts.TRANSCRIBE)
         else:
             self._ask(line, load_recording(file))
 
-    def _ask(self, line: str, question: Question) -> None:
-        self._reply(line, self.conversation.ask(question, aloud=self.aloud))
+    def _transcribe(self, line: str, file: str, description: str = prompts.TRANSCRIBE) -> None:
+        events = self.conversation.transcribing(load_recording(file), description)
+        self._reply(line, events, aloud=False)
 
-    def _reply(self, line: str, events: Generator[Event]) -> None:
-        """Shows, plays or saves, and logs a reply while it is written."""
+    def _ask(self, line: str, question: Question) -> None:
+        events = self.conversation.ask(question, aloud=self.aloud)
+        self._reply(line, events, aloud=self.aloud)
+
+    def _reply(
+        self, line: str, events: Generator[Event], *, aloud: bool = True, read: str | None = None
+    ) -> None:
+        """Shows, plays or saves, and logs a reply while it is written.
+
+        Args:
+          line: what was typed.
+          events: the reply.
+          aloud: whether sound is expected.
+          read: the text that is read aloud, if that was asked.
+        """
         self._number += 1
         start, first_times, received = time.monotonic(), {}, []
         loudspeaker, is_stopped = _Loudspeaker(), False
@@ -208,10 +226,34 @@ class Chat:
         if reply.units:
             self._sound = reply.wav
             self._save(is_played=loudspeaker.player is not None)
+        if not is_stopped:
+            self._show_what_is_missing(read)
+            if aloud and not reply.units:
+                self._show("(no sound was made)\n")
         if self._log:
             self._write_log(self._log, line, reply, first_times)
         if loudspeaker.problem and not is_stopped:
             raise UserError(f"{loudspeaker.problem} /save FILE keeps it.")
+
+    def _show_what_is_missing(self, read: str | None) -> None:
+        """Says that the reply was cut off; of a text that is read aloud, which sentences were."""
+        most = f"(cut off after --max_new_tokens={self.conversation.max_new_tokens}"
+        if read is not None:
+            for sentence in self.conversation.cut_sentences(read):
+                self._show(f"{most}: {sentence})\n")
+        elif self.conversation.answers[-1].finish_reason == "length":
+            self._show(f"{most})\n")
+
+    def _save_last(self, file: str) -> None:
+        """Saves the sound of the last reply."""
+        if not len(self._sound):
+            raise UserError("there is no sound yet; ask something first.")
+        check_output(file)
+        folder = os.path.dirname(file)
+        is_new = bool(folder) and not is_in_bucket(file) and not os.path.isdir(folder)
+        save_audio(file, self._sound)
+        seconds = f"{len(self._sound) / SAMPLE_RATE:.1f} s of sound"
+        self._show(f"({seconds}, in {file}{f'; {folder} is a new folder' if is_new else ''})\n")
 
     def _save(self, *, is_played: bool) -> None:
         seconds = f"{len(self._sound) / SAMPLE_RATE:.1f} s of sound"

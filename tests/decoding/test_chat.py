@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -53,8 +54,11 @@ def test_a_recorded_question_is_answered_saved_and_logged(chat, question, tmp_pa
     assert row["text"] == question["answer"] and row["transcript"] == question["text"]
     assert row["sound_seconds"] == pytest.approx(len(sound) / 16_000) and row["units"]
     assert row["first_after_seconds"].keys() == {"transcript", "text", "units", "sound"}
-    run(chat, f"/save {tmp_path}/again.flac")
-    np.testing.assert_allclose(load_audio(tmp_path / "again.flac"), sound, atol=1e-4)
+    assert re.fullmatch(
+        rf"\([\d.]+ s of sound, in {tmp_path}/new/again.flac; {tmp_path}/new is a new folder\)\n",
+        run(chat, f"/save {tmp_path}/new/again.flac"),
+    )
+    np.testing.assert_allclose(load_audio(tmp_path / "new" / "again.flac"), sound, atol=1e-4)
 
 
 @pytest.mark.parametrize("output_dir", ["{folder}/a [b]", "gs://a [b]"])
@@ -97,6 +101,11 @@ def test_a_long_text_is_read_and_what_is_cut_is_shown(chat):
     shown = run(chat, "/say good day! good night")
     assert "(cut off after --max_new_tokens=2: good day!)\n" in shown
     assert "(cut off after --max_new_tokens=2: good night)\n" in shown
+    assert "no sound" not in shown
+    note = "(cut off after --max_new_tokens=2)\n"
+    assert run(chat, "what is it?").endswith(f"\n{note}(no sound was made)\n")
+    chat.aloud = False
+    assert run(chat, "what is it?").endswith(f"\n{note}")
 
 
 def test_the_voices_are_listed(chat):
@@ -175,6 +184,13 @@ def test_a_slash_begins_a_command_or_a_path(tmp_path):
     "line, message",
     [
         ("/sing hello", "/sing is unknown; choose from /say, /transcribe, "),
+        ("/nope.wav", "/nope.wav is unknown; choose from /say, "),
+        ("/", "/ is a folder; choose from /say, "),
+        ("/etc", "/etc is a folder; choose from /say, "),
+        ("~/", "~/ is a folder; choose from /say, "),
+        ("/quit now", "/quit takes no argument, got 'now'."),
+        ("/reset all", "/reset takes no argument, got 'all'."),
+        ("/help me", "/help takes no argument, got 'me'."),
         ("/say", "/say needs an argument"),
         ("/transcribe none.wav", "none.wav"),
         ("/voice eve", "no speaker 'eve'"),
@@ -188,7 +204,7 @@ def test_a_slash_begins_a_command_or_a_path(tmp_path):
 def test_mistakes_are_shown_and_the_chat_goes_on(chat, line, message):
     shown = run(chat, line, "/help")
     assert shown.startswith("Error: ") and message in shown
-    assert "/transcribe FILE" in shown
+    assert shown.count("Error: ") == 1 and "/transcribe FILE" in shown
 
 
 def test_a_long_line_is_no_name_of_a_file(chat):
