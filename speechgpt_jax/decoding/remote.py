@@ -83,7 +83,7 @@ class RemoteEngine:
         except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
             raise UserError(f"{url} lists no models ({error!r}); {_EXPECTED}") from error
 
-    def check(self) -> None:
+    def check_server(self) -> None:
         """Raises EngineFailed unless the server answers at once."""
         self._open("models", seconds=_CHECK_SECONDS).close()
 

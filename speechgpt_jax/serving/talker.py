@@ -138,7 +138,7 @@ class Talker:
         engine = self.model.engine
         if isinstance(engine, RemoteEngine):
             async with self._checking:  # One at a time, however many ask.
-                await asyncio.to_thread(engine.check)
+                await asyncio.to_thread(engine.check_server)
 
     def stop(self) -> None:
         """Ends a warm-up that waits for another server; call it until the warm-up has ended."""
