@@ -229,6 +229,25 @@ def test_a_second_click_starts_no_second_recording(page):
     assert not page.execute_script(IS_ON)
 
 
+@pytest.mark.parametrize("way", ["escape", "stop", "new", "text"])
+def test_a_recording_can_be_discarded(page, way):
+    page.execute_script(MICROPHONES)
+    button = find(page, "microphone")
+    button.click()
+    tiny.wait_for(lambda: button.get_attribute("aria-pressed") == "true")
+    if way == "text":
+        find(page, "text").send_keys(tiny.SUM, Keys.ENTER)
+        assert part(turn(page), "answer").text == tiny.SUM_ANSWER
+    elif way == "escape":
+        find(page, "text").send_keys(Keys.ESCAPE)
+    else:
+        find(page, way).click()
+    assert button.text == "Record" and not page.execute_script(IS_ON)
+    if way != "text":
+        assert find(page, "status").text == "The recording was discarded."
+        assert not page.find_elements(By.CLASS_NAME, "turn")
+
+
 def test_a_recording_that_cannot_start_leaves_no_microphone_on(page):
     page.execute_script(
         MICROPHONES + "window.AudioContext.prototype.createMediaStreamSource = () => {"
@@ -314,6 +333,7 @@ def test_errors_are_shown(page):
     Select(find(page, "task")).select_by_value("transcribe")
     find(page, "text").send_keys("a", Keys.ENTER)
     assert find(page, "status").text == "Transcribing needs a recording."
+    assert find(page, "text").get_property("value") == "a"
     find(page, "file").send_keys(__file__)
     assert "not readable as sound" in part(turn(page), "error").text
     # The browser reports a status of 400 as an error too.
@@ -343,8 +363,57 @@ def test_a_second_question_stops_the_first(page):
         find(page, "text").send_keys(text, Keys.ENTER)
     time.sleep(0.3)
     assert find(page, "status").text == "Answering …"
-    find(page, "stop").click()
+    find(page, "stop").send_keys(Keys.ENTER)
     tiny.wait_for(lambda: find(page, "status").text == "Stopped.")
+    assert page.switch_to.active_element == find(page, "text")
+    notes = [part(element, "error").text for element in page.find_elements(By.CLASS_NAME, "turn")]
+    assert notes == ["Stopped.", "Stopped."]
+
+
+def test_what_was_heard_of_a_stopped_answer_can_be_replayed(page):
+    """The stream goes silent after its first sound."""
+    page.execute_script(
+        "const ask = window.fetch; window.fetch = async (path, options) => {"
+        "  const reply = await ask(path, options);"
+        "  if (!path.endsWith('completions')) return reply;"
+        "  const reader = reply.body.getReader();"
+        "  return new Response(new ReadableStream({ async pull(out) {"
+        "    const { value, done } = await reader.read();"
+        "    if (done) await new Promise((_, reject) => options.signal.addEventListener('abort',"
+        "      () => reject(new DOMException('', 'AbortError'))));"
+        "    out.enqueue(value);"
+        "  } }));"
+        "};"
+    )
+    find(page, "text").send_keys(tiny.SUM, Keys.ENTER)
+    tiny.wait_for(lambda: part(page, "turn").get_attribute("data-first-sound"), 20)
+    find(page, "text").send_keys(Keys.ESCAPE)
+    element = turn(page)
+    assert part(element, "error").text == "Stopped."
+    replay = part(element, "replay")
+    assert replay.is_displayed() and replay.accessible_name == "The answer once more"
+
+
+def test_a_cut_answer_and_one_without_sound_say_so(browser):
+    with tiny.serving(max_new_tokens=3) as address:
+        browser.get(address)
+        tiny.wait_for(lambda: find(browser, "status").text == "Model tiny")
+        find(browser, "text").send_keys(tiny.SUM, Keys.ENTER)
+        message = part(turn(browser), "error").text
+    assert message == "Cut off at the longest reply. No sound was made."
+
+
+def test_enter_that_ends_the_choice_of_a_character_does_not_send(page):
+    find(page, "text").send_keys("a")
+    for key in ("Enter", "Escape"):
+        page.execute_script(
+            "arguments[0].dispatchEvent(new KeyboardEvent('keydown', { key: arguments[1],"
+            " isComposing: true, bubbles: true, cancelable: true }))",
+            find(page, "text"),
+            key,
+        )
+    assert find(page, "text").get_property("value") == "a"
+    assert find(page, "status").text == "Model tiny"
 
 
 def test_keyboard_and_names(page):

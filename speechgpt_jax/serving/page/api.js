@@ -1,4 +1,4 @@
-// Calls of the API as streams of {question, answer, units, unitSeconds, samples, cut}.
+// Calls of the API as streams of {question, answer, units, unitSeconds, samples, cut, isLong}.
 
 import { decodePcm16 } from "./sound.js";
 
@@ -30,6 +30,7 @@ export async function* answer({ model, voice, text, recording, history, aloud, k
       question: delta.question, answer: delta.content, units: delta.units,
       unitSeconds: delta.unit_seconds,
       samples: delta.audio?.data && decodePcm16(delta.audio.data),
+      isLong: event.choices[0]?.finish_reason === "length",
     };
   }
 }

@@ -28,15 +28,21 @@ async function connect() {
 
 const setStatus = (text) => { find("status").textContent = text; };
 
+// Whether the task can be done with a text, or else with a recording; says so if not.
+function isFor(task, hasText) {
+  if (task === "speak" && !hasText) setStatus("Reading aloud needs a text.");
+  else if (task === "transcribe" && hasText) setStatus("Transcribing needs a recording.");
+  else return true;
+  return false;
+}
+
 async function ask({ text, file }) {
   const [task, label] = [find("task").value, text ?? file?.name ?? "a recording"];
-  if (task === "speak" && !text) return setStatus("Reading aloud needs a text.");
-  if (task === "transcribe" && !file) return setStatus("Transcribing needs a recording.");
-  stopping?.abort();
-  sound.clearPlaying();
-  const turn = new Turn(label);
-  const signal = (stopping = new AbortController()).signal;
-  find("stop").disabled = false;
+  if (!isFor(task, Boolean(text))) return;
+  stop();
+  const turn = new Turn(label, task !== "transcribe" && find("aloud").checked);
+  const { signal } = (stopping = new AbortController());
+  showStop();
   setStatus("Answering …");
   try {
     await sound.openSound();
@@ -52,12 +58,14 @@ async function ask({ text, file }) {
     setStatus(`Model ${model}`);
   } catch (error) {
     if (error.name === "AbortError") {
+      turn.finish("Stopped.");
       // A newer question has a status of its own.
-      if (stopping.signal === signal) setStatus("Stopped.");
+      if (stopping?.signal === signal) setStatus("Stopped.");
     } else turn.fail(error.message), setStatus("The request failed.");
     if (error.status === 401) find("key-field").hidden = false;
   } finally {
-    if (stopping?.signal === signal) find("stop").disabled = true;
+    if (stopping?.signal === signal) stopping = undefined;
+    showStop();
   }
 }
 
@@ -75,7 +83,8 @@ function beginAnew() {
 }
 
 class Turn {
-  constructor(asked) {
+  constructor(asked, isAloud) {
+    this.isAloud = isAloud;
     this.start = performance.now();
     this.units = [];
     this.unitSeconds = []; // Lengths of the first units; those of the last ones come with their sound.
@@ -88,7 +97,7 @@ class Turn {
 
   part(name) { return this.element.querySelector(`.${name}`); }
 
-  add({ question, answer, units, unitSeconds, samples, cut }) {
+  add({ question, answer, units, unitSeconds, samples, cut, isLong }) {
     if (question) {
       this.question = (this.question ?? "") + question;
       this.part("asked").textContent = this.question;
@@ -101,7 +110,8 @@ class Turn {
       sound.play(samples);
     }
     if (samples) this.draw();
-    if (cut) this.showProblem(`Cut off at the longest reply: ${cut.join(" ")}`);
+    if (cut) this.problem = `Cut off at the longest reply: ${cut.join(" ")}`;
+    if (isLong) this.problem = "Cut off at the longest reply.";
   }
 
   showTime() {
@@ -131,7 +141,14 @@ class Turn {
 
   end() {
     sound.endPlaying();
+    const isSilent = this.isAloud && !this.chunks.length;
+    this.finish([this.problem, isSilent && "No sound was made."].filter(Boolean).join(" "));
+  }
+
+  // Shows what was heard, and a problem if there is one; other sound may be playing by now.
+  finish(problem) {
     this.element.dataset.done = "true";
+    if (problem) this.showProblem(problem);
     if (!this.chunks.length) return void (this.part("picture").hidden = true);
     const replay = this.part("replay");
     replay.src = URL.createObjectURL(sound.encodeWav(sound.concatenate(this.chunks)));
@@ -143,21 +160,35 @@ class Turn {
     this.part("error").hidden = false;
   }
 
-  fail(message) {
-    this.showProblem(message);
-    this.part("picture").hidden = true;
-    this.element.dataset.done = "true";
-  }
+  fail(message) { this.finish(message); }
 }
 
 function stop() {
+  if (recording) endRecording(), setStatus("The recording was discarded.");
   stopping?.abort();
   sound.clearPlaying();
 }
 
+// Can be stopped: an answer, or a recording, which is then discarded.
+function showStop() {
+  const hadFocus = document.activeElement === find("stop");
+  find("stop").disabled = !stopping && !recording;
+  if (hadFocus && find("stop").disabled) find("text").focus();
+}
+
+// The recording in progress as a file.
+function endRecording() {
+  const file = recording.stop();
+  recording = undefined;
+  find("microphone").textContent = "Record";
+  find("microphone").setAttribute("aria-pressed", "false");
+  showStop();
+  return file;
+}
+
 async function toggleMicrophone() {
   const button = find("microphone");
-  if (isAskingForMicrophone) return;
+  if (isAskingForMicrophone || !isFor(find("task").value, false)) return;
   if (!recording) {
     stop();
     isAskingForMicrophone = true;
@@ -171,25 +202,25 @@ async function toggleMicrophone() {
     }
     button.textContent = "Stop and send";
     button.setAttribute("aria-pressed", "true");
+    showStop();
     return setStatus("Recording …");
   }
-  const file = recording.stop();
-  recording = undefined;
-  button.textContent = "Record";
-  button.setAttribute("aria-pressed", "false");
-  await ask({ file });
+  await ask({ file: endRecording() });
 }
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   const text = find("text").value.trim();
-  if (text) find("text").value = "", ask({ text });
-  else find("text").focus();
+  if (!text) find("text").focus();
+  else if (isFor(find("task").value, true)) find("text").value = "", ask({ text });
 });
 find("text").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey) event.preventDefault(), form.requestSubmit();
+  // Enter may also end the choice of a character.
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) event.preventDefault(), form.requestSubmit();
 });
-document.addEventListener("keydown", (event) => { if (event.key === "Escape") stop(); });
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !event.isComposing) stop();
+});
 find("stop").addEventListener("click", stop);
 find("new").addEventListener("click", beginAnew);
 find("microphone").addEventListener("click", toggleMicrophone);
