@@ -226,5 +226,6 @@ def test_gpus_have_the_memory_that_a_run_may_use(monkeypatch):
     assert usable_memory(tpu) is None
     for text in ("all", "nan", "0", "2"):
         monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", text)
-        with pytest.raises(UserError, match=f"XLA_CLIENT_MEM_FRACTION={text}: expected a number"):
+        number = "a finite number" if text == "nan" else "a number"
+        with pytest.raises(UserError, match=f"XLA_CLIENT_MEM_FRACTION={text}: expected {number}"):
             usable_memory(h100)
