@@ -24,23 +24,11 @@ from speechgpt_jax.serving import app, audio_api, chat_completions, realtime, se
 from speechgpt_jax.serving.app import Options, create_app
 from tests.compilations import compiled_programs
 from tests.processes import free_port
-from tests.serving import guarded, tiny
+from tests.serving import tiny
 from tests.serving.clips import CLIP, QUESTION, input_audio
-from tests.serving.guarded import BODY, KEY, ORIGIN, answer, post
+from tests.serving.guarded_server.guarded import BODY, KEY, ORIGIN, answer, post
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def address():
-    with guarded.serving() as address:
-        yield address
-
-
-@pytest.fixture
-def client(address):
-    with openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0) as client:
-        yield client
 
 
 # ---- who may call, and how much ------------------------------------------------------------------

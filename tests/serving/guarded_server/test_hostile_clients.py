@@ -20,23 +20,11 @@ import soundfile
 
 from speechgpt_jax.serving import server, sound
 from speechgpt_jax.serving.limits import Limits
-from tests.serving import guarded, tiny
+from tests.serving import tiny
 from tests.serving.clips import QUESTION, input_audio
-from tests.serving.guarded import BODY, KEY, ORIGIN, answer, post
+from tests.serving.guarded_server.guarded import BODY, ORIGIN, answer, post
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def address():
-    with guarded.serving() as address:
-        yield address
-
-
-@pytest.fixture
-def client(address):
-    with openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0) as client:
-        yield client
 
 
 JUNK = [
