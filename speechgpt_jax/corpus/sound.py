@@ -25,11 +25,11 @@ def load(path: str) -> SoundOrReason:
     Raises:
       UserError: a remote file system fails, which may pass; Beam tries again.
     """
-    if not files.is_remote(path) and os.path.exists(path) and not os.path.isfile(path):
+    if not files.is_remote(path) and not os.path.isfile(path):
+        if not os.path.exists(path):
+            return f"No audio file at {path}; expected a recording"
         # A pipe or a device could be read without end.
         return f"{path} is a folder, a pipe or a device; expected a file"
-    if not files.is_remote(path) and not os.path.exists(absolute(path)):
-        return f"No audio file at {path}; expected a recording"
     try:
         with FileSystems.open(absolute(path)) as file:
             source = io.BytesIO(file.read())

@@ -313,9 +313,9 @@ class Conversation:
 
     def speaking(self, text: str, description: str = prompts.SPEAK) -> Generator[Event]:
         """Events of reading a text aloud; the turn is not remembered."""
-        return self._events(self._reading_prompt(text, description), "units", [])
+        return self._events(self._speaking_prompt(text, description), "units", [])
 
-    def _reading_prompt(self, text: str, description: str = prompts.SPEAK) -> list[int]:
+    def _speaking_prompt(self, text: str, description: str = prompts.SPEAK) -> list[int]:
         prompt = prompts.CROSS_MODAL_PROMPT.format(description=description, source=text)
         # White space before <sosp> has no tokens.
         return self._encode(prompt + START)[:-1]
@@ -326,11 +326,11 @@ class Conversation:
         Models learn to read sentences, and an answer has at most `max_new_tokens`.
         """
         earlier: list[Answer] = []
-        pieces = sentences(text)
-        for sentence in pieces:  # Before the first one sounds.
-            self.model.engine.check(self._request(self._reading_prompt(sentence), "units"))
-        for sentence in pieces:
-            events = self.speaking(sentence)
+        all_prompts = [self._speaking_prompt(sentence) for sentence in sentences(text)]
+        for prompt in all_prompts:  # Before the first one sounds.
+            self.model.engine.check(self._request(prompt, "units"))
+        for prompt in all_prompts:
+            events = self._events(prompt, "units", [])
             self.answers = earlier = [*earlier, *self.answers]
             yield from events
             if self.answers[-1].finish_reason == "cancelled":

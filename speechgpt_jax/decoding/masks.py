@@ -78,7 +78,10 @@ class Masks:
         self._tokenizer = tokenizer
         self._texts = _texts(tokenizer)
         self.longest_token = max(map(len, [*self._texts.values(), *tokenizer.added_tokens]))
-        self._starting = collections.defaultdict[str, list[int]](list)  # By first character.
+        # Tokens in which a marker may begin, and all tokens by their first character.
+        first_characters = {marker[0] for marker in MARKERS}
+        self._opening = [i for i, text in self._texts.items() if first_characters & {*text}]
+        self._starting = collections.defaultdict[str, list[int]](list)
         for id_, text in self._texts.items():
             self._starting[text[:1]].append(id_)
         self._rows: list[np.ndarray] = []
@@ -170,14 +173,12 @@ class Masks:
         """
         starts = sorted({marker[:i] for marker in markers for i in range(len(marker))}, key=len)
         states = {start: self._add_state(part) for start in starts}
-        begun = re.compile("|".join(re.escape(marker[0]) for marker in markers))
-        beginning = [id_ for id_, text in self._texts.items() if begun.search(text)]
         for start, state in states.items():
             row = self._rows[state]
             row[list(self._texts)] = states[""]
             next_characters = {m[len(start)] for m in markers if m.startswith(start)}
             going_on = (id_ for character in next_characters for id_ in self._starting[character])
-            for id_ in itertools.chain(beginning, going_on):
+            for id_ in itertools.chain(self._opening, going_on):
                 end, rest = _read(start, self._texts[id_], starts, markers)
                 if end in states:
                     row[id_] = states[end]

@@ -23,7 +23,7 @@ from speechgpt_jax.tokenizer import Tokenizer
 
 # Longest silence of the server.
 _SECONDS = 60
-_CHECK_SECONDS = 2  # The same for `check`.
+_CHECK_SECONDS = 2  # The same for `check_server`.
 _EXPECTED = "expected a server with OpenAI's API, such as http://127.0.0.1:8001/v1."
 
 

@@ -110,21 +110,20 @@ class Command:
                 found.append(value if equals else following)
         return found
 
+    @functools.cached_property
     def gin(self) -> gin_utils.Written:
-        """Bindings of its gin files and flags, as written.
-
-        Raises:
-          UserError: a file can't be read, or its path is relative and it isn't there.
-        """
+        """Bindings of its gin files and flags, as written; a UserError if a file can't be read."""
         _, bindings = gin_utils.split_arguments(self.arguments)
-        written = gin_utils.read(self.values("gin_file"), bindings, self._search_paths)
-        for file in written.missing:
+        return gin_utils.read(self.values("gin_file"), bindings, self._search_paths)
+
+    def check_gin_files(self) -> None:
+        """Raises a UserError if a gin file can't be read, or its path is relative and not here."""
+        for file in self.gin.missing:
             if not (is_remote(file) or os.path.isabs(file) or self._search_paths):
                 raise UserError(
                     f"the gin file {file!r} is neither in this folder nor in the package; call the"
                     " launcher in the checkout that has it."
                 )
-        return written
 
     def check_values(self, *, runs_here: bool = False) -> None:
         """Lets the main's Python packages check gin's files and values, which takes seconds.
@@ -139,7 +138,7 @@ class Command:
             return
         if runs_here:
             message = _refusal(self.module, *self.words("")[3:])
-        elif MAINS[self.module].reads_gin and not self.gin().missing:
+        elif MAINS[self.module].reads_gin and not self.gin.missing:
             flags = ("gin_file", "gin_search_paths")
             given = [f"--{flag}={value}" for flag in flags for value in self.values(flag)]
             bindings = [word for word in self.arguments if word.startswith("--gin.")]
@@ -217,5 +216,5 @@ def chosen(args: argparse.Namespace) -> Command:
     """
     command = Command(args.main_arguments, args.module)
     command.check_flags()
-    command.gin()
+    command.check_gin_files()
     return command

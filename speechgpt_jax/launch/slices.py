@@ -17,7 +17,7 @@ def check_mesh(slices: int, command: Command) -> str | None:
     """
     if command.module != TRAIN:
         return None
-    written = command.gin()
+    written = command.gin
     values = [
         value
         for name, value in written.bindings

@@ -21,7 +21,6 @@ from speechgpt_jax.serving import protocol
 from speechgpt_jax.serving.http import sse
 from speechgpt_jax.serving.logprobs import described
 from speechgpt_jax.serving.protocol import (
-    TINY_SHARE,
     AudioPart,
     ChatRequest,
     SystemMessage,
@@ -76,8 +75,6 @@ class Completion:
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         given = {name: getattr(request, name) for name in names}
         given = {name: value for name, value in given.items() if value is not None}
-        if given.get("top_p") == 0:
-            given["top_p"] = TINY_SHARE
         fields: dict[str, Any] = {"sampling": dataclasses.replace(settings.sampling, **given)}
         if request.seed is not None:
             fields["seed"] = request.seed % 2**32

@@ -20,11 +20,11 @@ from speechgpt_jax.serving.logprobs import checked
 from speechgpt_jax.serving.protocol import (
     MOST_PARTS,
     MOST_TOKENS,
-    TINY_SHARE,
     NoOthers,
     StreamOptions,
     Strict,
     TopK,
+    TopP,
     Unsupported,
     invalid,
 )
@@ -56,7 +56,7 @@ class CompletionRequest(Unsupported):
     stop: Annotated[list, Field(max_length=0)] | None = None
     stop_token_ids: Annotated[list[Id], Field(max_length=MOST_PARTS)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
+    top_p: TopP = 1.0
     top_k: TopK = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
@@ -109,7 +109,7 @@ class TokenCompletion:
             Sampling(
                 request.temperature,
                 request.top_k,
-                request.top_p or TINY_SHARE,
+                request.top_p,
                 request.min_p,
                 request.repetition_penalty,
             ),

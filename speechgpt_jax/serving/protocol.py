@@ -29,8 +29,6 @@ from speechgpt_jax.decoding.defaults import LARGEST_TOP_K
 MOST_PARTS = 256
 # Turns of a dialogue; those that the model has no room for are left out.
 MOST_MESSAGES = 4096
-# top_p of requests for 0: of the likeliest token alone.
-TINY_SHARE = 1e-6
 # Token ids of a prompt.
 MOST_TOKENS = 2**20
 
@@ -225,6 +223,8 @@ VoiceName = Annotated[str, BeforeValidator(_name_of_voice), StringConstraints(ma
 
 
 TopK = Annotated[int, Field(ge=0, le=LARGEST_TOP_K)]
+# The sampler takes no 0; the likeliest token alone is what any tiny share leaves.
+TopP = Annotated[float, Field(ge=0, le=1), AfterValidator(lambda share: share or 1e-6)]
 
 
 def _is_zero(value: float) -> float:
@@ -367,7 +367,7 @@ class ChatRequest(_UnsupportedInChat):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_p: TopP | None = None
     top_k: TopK | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None

@@ -61,7 +61,7 @@ async function ask({ text, file }) {
       turn.finish("Stopped.");
       // A newer question has a status of its own.
       if (stopping?.signal === signal) setStatus("Stopped.");
-    } else turn.fail(error.message), setStatus("The request failed.");
+    } else turn.finish(error.message), setStatus("The request failed.");
     if (error.status === 401) find("key-field").hidden = false;
   } finally {
     if (stopping?.signal === signal) stopping = undefined;
@@ -159,8 +159,6 @@ class Turn {
     this.part("error").textContent = message;
     this.part("error").hidden = false;
   }
-
-  fail(message) { this.finish(message); }
 }
 
 function stop() {
